@@ -1,0 +1,1 @@
+"""Pulso ETL: five PostgreSQL tables kept equal to what BigQuery says, as a Dagster asset graph."""

@@ -1,0 +1,57 @@
+"""The errors that Pulso ETL raises, as a tree: catch at the level that you need.
+
+Every message is written for the person who reads it in a run's log: what failed, for which table and partitions, and
+what to do about it. `retryable` says whether the same attempt may go well later; the asset's step asks only this.
+"""
+
+from __future__ import annotations
+
+
+class PulsoError(Exception):
+    """Base of all errors of this package."""
+
+    retryable = False
+
+
+class SettingsError(PulsoError):
+    """A setting is missing or malformed."""
+
+
+class PlanError(PulsoError):
+    """A refresh was asked for that makes no sense (unknown table, empty range, a range outside the partitions)."""
+
+
+class SourceError(PulsoError):
+    """BigQuery did not give what was asked."""
+
+
+class SourceUnavailable(SourceError):
+    """BigQuery failed in a way that passes (429, 5xx, a broken stream)."""
+
+    retryable = True
+
+
+class CostCapExceeded(SourceError):
+    """The query would bill more bytes than the cap allows."""
+
+
+class DestinationError(PulsoError):
+    """PostgreSQL refused the load."""
+
+
+class DestinationUnavailable(DestinationError):
+    """PostgreSQL is away, restarting, or another writer holds the table."""
+
+    retryable = True
+
+
+class ContractError(DestinationError):
+    """The data do not fit the table's declaration: a missing column, a wrong type, a null key, NaN, NUL, ..."""
+
+
+class DuplicateKeyError(ContractError):
+    """The source holds several rows of one primary key."""
+
+
+class ShrinkRefused(DestinationError):
+    """The source holds so few rows that deleting the rest looks like an accident."""

@@ -1,0 +1,46 @@
+"""assignment_data: what was assigned each month, by the newest snapshot of that month."""
+
+from datetime import timedelta
+
+from pulso_etl.tables.columns import (
+    ARCHIVO,
+    CARTERA,
+    FECHA_FOTO,
+    FECHA_PROCESAMIENTO,
+    SERVICIO,
+    count,
+    money,
+    query,
+    text,
+)
+from pulso_etl.tables.spec import Column, ColumnType, TableSpec
+
+ASSIGNMENT_DATA = TableSpec(
+    name="assignment_data",
+    description="Monthly assignment by campaign file, portfolio and service, as its newest snapshot day tells it.",
+    primary_key=("periodo", "archivo", "cartera", "servicio"),
+    partition_column="fecha_foto",
+    columns=(
+        text("periodo", "Month of the assignment, YYYY-MM"),
+        ARCHIVO,
+        CARTERA,
+        SERVICIO,
+        FECHA_FOTO,
+        Column(name="fecha_vencimiento", type=ColumnType.DATE, description="Due date (the latest of the accounts)"),
+        count("clientes", "Customers assigned"),
+        count("cuentas", "Accounts assigned"),
+        money("deuda_asig", "Debt assigned"),
+        money("deuda_actual", "Debt today"),
+        money("ticket_promedio", "Debt assigned per account"),
+        FECHA_PROCESAMIENTO,
+    ),
+    query=query("assignment_data"),
+    source_view="asignaciones_clean",
+    group="assignment",
+    tags={"domain": "collections", "cadence": "24h"},
+    lookback_days=30,
+    refresh_every=timedelta(hours=24),
+    timeout=timedelta(minutes=30),
+    version_column="fecha_foto",
+    stamp_columns=("fecha_procesamiento",),
+)

@@ -1,0 +1,27 @@
+SELECT
+  fecha_foto,
+  archivo,
+  cartera,
+  servicio,
+  cuentas,
+  clientes,
+  cuentas_gestionadas,
+  cuentas_cd,
+  cuentas_ci,
+  cuentas_sc,
+  cuentas_sg,
+  cuentas_pdp,
+  deuda_asig,
+  deuda_act,
+  recupero,
+  pct_cober,
+  pct_contac,
+  pct_cd,
+  pct_ci,
+  pct_conversion,
+  pct_efectividad,
+  pct_cierre,
+  inten,
+  fecha_procesamiento
+FROM `{dashboard_cobranzas}`
+WHERE fecha_foto BETWEEN @start AND @end

@@ -1,0 +1,45 @@
+"""evolution_data: how the main indicators of each portfolio move from day to day."""
+
+from datetime import timedelta
+
+from pulso_etl.tables.columns import (
+    ARCHIVO,
+    CARTERA,
+    FECHA_FOTO,
+    FECHA_PROCESAMIENTO,
+    SERVICIO,
+    count,
+    money,
+    query,
+    ratio,
+)
+from pulso_etl.tables.spec import TableSpec
+
+EVOLUTION_DATA = TableSpec(
+    name="evolution_data",
+    description="Daily evolution of the main indicators by campaign file, portfolio and service.",
+    primary_key=("fecha_foto", "archivo", "cartera", "servicio"),
+    partition_column="fecha_foto",
+    columns=(
+        FECHA_FOTO,
+        ARCHIVO,
+        CARTERA,
+        SERVICIO,
+        ratio("pct_cober", "Coverage, percent"),
+        ratio("pct_contac", "Contact rate, percent"),
+        ratio("pct_efectividad", "Effectiveness, percent"),
+        ratio("pct_cierre", "Closing rate, percent"),
+        money("recupero", "Amount recovered"),
+        count("cuentas", "Accounts assigned"),
+        FECHA_PROCESAMIENTO,
+    ),
+    query=query("evolution_data"),
+    source_view="dashboard_cobranzas",
+    group="dashboard",
+    tags={"domain": "collections", "cadence": "6h"},
+    lookback_days=3,
+    refresh_every=timedelta(hours=6),
+    timeout=timedelta(minutes=30),
+    batch_rows=50_000,
+    stamp_columns=("fecha_procesamiento",),
+)

@@ -1,0 +1,41 @@
+"""operation_data: the contact attempts of each hour, by channel and campaign file."""
+
+from datetime import timedelta
+
+from pulso_etl.tables.columns import ARCHIVO, FECHA_FOTO, FECHA_PROCESAMIENTO, count, query, ratio, text
+from pulso_etl.tables.spec import Column, ColumnType, TableSpec
+
+OPERATION_DATA = TableSpec(
+    name="operation_data",
+    description="Contact attempts by day, hour of the day in America/Lima, channel and campaign file.",
+    primary_key=("fecha_foto", "hora", "canal", "archivo"),
+    partition_column="fecha_foto",
+    columns=(
+        FECHA_FOTO,
+        Column(
+            name="hora",
+            type=ColumnType.INTEGER,
+            description="Hour of the day in America/Lima, 0 to 23",
+            minimum=0,
+            maximum=23,
+        ),
+        text("canal", "Channel: BOT or HUMANO"),
+        ARCHIVO,
+        count("total_gestiones", "Contact attempts"),
+        count("contactos_efectivos", "Attempts that reached the customer"),
+        count("contactos_no_efectivos", "Attempts that did not reach the customer"),
+        count("total_pdp", "Promises to pay"),
+        ratio("tasa_contacto", "Effective contacts per attempt, percent"),
+        ratio("tasa_conversion", "Promises per effective contact, percent"),
+        FECHA_PROCESAMIENTO,
+    ),
+    query=query("operation_data"),
+    source_view="gestiones_unificadas",
+    group="operation",
+    tags={"domain": "operations", "cadence": "2h"},
+    lookback_days=2,
+    refresh_every=timedelta(hours=2),
+    timeout=timedelta(minutes=15),
+    batch_rows=5_000,
+    stamp_columns=("fecha_procesamiento",),
+)

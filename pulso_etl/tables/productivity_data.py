@@ -1,0 +1,36 @@
+"""productivity_data: what each agent did on each day, by campaign file."""
+
+from datetime import timedelta
+
+from pulso_etl.tables.columns import ARCHIVO, FECHA_FOTO, FECHA_PROCESAMIENTO, count, query, ratio, text
+from pulso_etl.tables.spec import TableSpec
+
+PRODUCTIVITY_DATA = TableSpec(
+    name="productivity_data",
+    description="Contact attempts and promises by day, agent and campaign file.",
+    primary_key=("fecha_foto", "correo_agente", "archivo"),
+    partition_column="fecha_foto",
+    columns=(
+        FECHA_FOTO,
+        text("correo_agente", "E-mail of the agent; SISTEMA where the attempt had no agent"),
+        ARCHIVO,
+        count("total_gestiones", "Contact attempts"),
+        count("contactos_efectivos", "Attempts that reached the customer"),
+        count("total_pdp", "Promises to pay"),
+        ratio("peso_total", "Sum of the weights of the attempts' outcomes"),
+        ratio("tasa_contacto", "Effective contacts per attempt, percent"),
+        ratio("tasa_conversion", "Promises per effective contact, percent"),
+        text("nombre_agente", "Name of the agent; SISTEMA where the agents' table does not know the e-mail"),
+        text("dni_agente", "Identity document of the agent"),
+        text("equipo", "Team; SISTEMA where the agents' table does not know the e-mail"),
+        FECHA_PROCESAMIENTO,
+    ),
+    query=query("productivity_data"),
+    source_view="gestiones_unificadas",
+    group="operation",
+    tags={"domain": "operations", "cadence": "8h"},
+    lookback_days=5,
+    refresh_every=timedelta(hours=8),
+    timeout=timedelta(minutes=30),
+    stamp_columns=("fecha_procesamiento",),
+)
