@@ -1,0 +1,1 @@
+"""PostgreSQL: schema, the load in one transaction, watermarks, and the IO manager that puts them together."""

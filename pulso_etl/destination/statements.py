@@ -1,0 +1,148 @@
+"""Every SQL statement of a load, built from the declaration with quoted names and bound values. Nothing runs here."""
+
+from __future__ import annotations
+
+from psycopg import sql
+
+from pulso_etl.tables.spec import ColumnType, TableSpec
+
+STAGE = sql.Identifier("pulso_stage")
+DIFF = sql.Identifier("pulso_diff")
+
+
+class Statements:
+    """The statements for one table in one schema."""
+
+    def __init__(self, spec: TableSpec, schema: str) -> None:
+        self.spec = spec
+        self.target = sql.Identifier(schema, spec.name)
+        self.partition = sql.Identifier(spec.partition_column)
+        self.columns = _list(spec.column_names)
+        self.keys = _list(spec.primary_key)
+        self.same_key = sql.SQL(" AND ").join(
+            sql.SQL("t.{0} = s.{0}").format(sql.Identifier(name)) for name in spec.primary_key
+        )
+
+    def create_table(self) -> list[sql.Composed]:
+        """The table with its primary key, checks, and an index on the partition column where the key does not lead with it."""
+        lines: list[sql.Composable] = []
+        for column in self.spec.columns:
+            line = sql.SQL("{} {}").format(sql.Identifier(column.name), sql.SQL(column.type.value))
+            if self.spec.required(column):
+                line += sql.SQL(" NOT NULL")
+            name = sql.Identifier(column.name)
+            for limit, operator in ((column.minimum, ">="), (column.maximum, "<=")):
+                if limit is not None:
+                    line += sql.SQL(" CHECK ({} {} {})").format(name, sql.SQL(operator), sql.Literal(limit))
+            lines.append(line)
+        lines += [
+            sql.SQL("created_at timestamp with time zone NOT NULL DEFAULT now()"),
+            sql.SQL("updated_at timestamp with time zone NOT NULL DEFAULT now()"),
+            sql.SQL("PRIMARY KEY ({})").format(self.keys),
+        ]
+        statements = [sql.SQL("CREATE TABLE IF NOT EXISTS {} ({})").format(self.target, sql.SQL(", ").join(lines))]
+        if self.spec.primary_key[0] != self.spec.partition_column:
+            statements.append(
+                sql.SQL("CREATE INDEX IF NOT EXISTS {} ON {} ({})").format(
+                    sql.Identifier(f"{self.spec.name}_{self.spec.partition_column}_idx"[:63]), self.target, self.partition
+                )
+            )
+        return statements
+
+    def lock_target(self) -> sql.Composed:
+        """Readers go on, every other writer waits: the load relies on row addresses that must not move."""
+        return sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(self.target)
+
+    def rows_by_day(self) -> sql.Composed:
+        return sql.SQL(
+            "SELECT {0}, count(*) FROM {1} WHERE {0} BETWEEN %(start)s AND %(end)s GROUP BY 1"
+        ).format(self.partition, self.target)
+
+    def copy(self, into: sql.Identifier) -> sql.Composed:
+        return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(into, self.columns)
+
+    def create_stage(self, text_columns: frozenset[str]) -> sql.Composed:
+        """`text_columns` are numeric columns whose values arrive as text."""
+        lines = [
+            sql.SQL("{} {}").format(
+                sql.Identifier(c.name), sql.SQL("text" if c.name in text_columns else c.type.value)
+            )
+            for c in self.spec.columns
+        ]
+        return sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DROP").format(STAGE, sql.SQL(", ").join(lines))
+
+    def read_text_as_numeric(self, text_columns: frozenset[str]) -> sql.Composed:
+        changes = [
+            sql.SQL("ALTER COLUMN {0} TYPE {1} USING {0}::{1}").format(
+                sql.Identifier(name), sql.SQL(ColumnType.NUMERIC.value)
+            )
+            for name in sorted(text_columns)
+        ]
+        return sql.SQL("ALTER TABLE {} {}").format(STAGE, sql.SQL(", ").join(changes))
+
+    def duplicates(self) -> sql.Composed:
+        """Keys that occur more than once (with a version: more than once at one version), and how many there are."""
+        version = self.spec.version_column
+        by = self.keys if version is None else sql.SQL("{}, {}").format(self.keys, sql.Identifier(version))
+        return sql.SQL(
+            "SELECT {keys}, count(*) AS copies, count(*) OVER () AS duplicated FROM {stage} "
+            "GROUP BY {by} HAVING count(*) > 1 LIMIT 1"
+        ).format(keys=self.keys, stage=STAGE, by=by)
+
+    def create_diff(self) -> sql.Composed:
+        """One pass over both sides: `sid` without `tid` is new, both is changed, `tid` without `sid` has vanished."""
+        changed = sql.SQL("({}) IS DISTINCT FROM ({})").format(
+            self._row("t", self.spec.compared_columns), self._row("s", self.spec.compared_columns)
+        ) if self.spec.compared_columns else sql.SQL("false")
+        stage: sql.Composable = sql.SQL("(SELECT ctid AS sid, * FROM {})").format(STAGE)
+        target: sql.Composable = sql.SQL("(SELECT ctid AS tid, * FROM {})").format(self.target)
+        join, day = sql.SQL("LEFT JOIN"), sql.SQL("s.{}").format(self.partition)
+        if self.spec.version_column is not None:
+            version = sql.Identifier(self.spec.version_column)
+            stage = sql.SQL("(SELECT DISTINCT ON ({0}) ctid AS sid, * FROM {1} ORDER BY {0}, {2} DESC)").format(
+                self.keys, STAGE, version
+            )
+            changed = sql.SQL("s.{0} >= t.{0} AND {1}").format(version, changed)
+        if self.spec.partition_in_key:
+            target = sql.SQL("(SELECT ctid AS tid, * FROM {} WHERE {} BETWEEN %(start)s AND %(end)s)").format(
+                self.target, self.partition
+            )
+            join, day = sql.SQL("FULL JOIN"), sql.SQL("coalesce(s.{0}, t.{0})").format(self.partition)
+        return sql.SQL(
+            "CREATE TEMP TABLE {diff} ON COMMIT DROP AS SELECT sid, tid, {day} AS day FROM {stage} s {join} {target} t "
+            "ON {same} WHERE sid IS NULL OR tid IS NULL OR ({changed})"
+        ).format(diff=DIFF, day=day, stage=stage, join=join, target=target, same=self.same_key, changed=changed)
+
+    def count_diff(self) -> sql.Composed:
+        return sql.SQL(
+            "SELECT day, count(*) FILTER (WHERE tid IS NULL), count(*) FILTER (WHERE sid IS NOT NULL AND tid IS NOT NULL), "
+            "count(*) FILTER (WHERE sid IS NULL) FROM {} GROUP BY day"
+        ).format(DIFF)
+
+    def delete_vanished(self) -> sql.Composed:
+        return sql.SQL("DELETE FROM {} t USING {} d WHERE t.ctid = d.tid AND d.sid IS NULL").format(self.target, DIFF)
+
+    def update_changed(self) -> sql.Composed:
+        pairs = [sql.SQL("{0} = s.{0}").format(sql.Identifier(name)) for name in self.spec.value_columns]
+        return sql.SQL(
+            "UPDATE {} t SET {}, updated_at = now() FROM {} d JOIN {} s ON s.ctid = d.sid WHERE t.ctid = d.tid"
+        ).format(self.target, sql.SQL(", ").join(pairs), DIFF, STAGE)
+
+    def insert_new(self) -> sql.Composed:
+        return sql.SQL(
+            "INSERT INTO {target} ({columns}) SELECT {values} FROM {stage} s JOIN {diff} d ON s.ctid = d.sid WHERE d.tid IS NULL"
+        ).format(
+            target=self.target, columns=self.columns, values=self._row("s", self.spec.column_names), stage=STAGE, diff=DIFF
+        )
+
+    def select(self) -> sql.Composed:
+        return sql.SQL("SELECT {} FROM {} WHERE {} BETWEEN %(start)s AND %(end)s ORDER BY {}").format(
+            self.columns, self.target, self.partition, self.keys
+        )
+
+    def _row(self, alias: str, names: tuple[str, ...]) -> sql.Composed:
+        return sql.SQL(", ").join(sql.SQL("{}.{}").format(sql.Identifier(alias), sql.Identifier(n)) for n in names)
+
+
+def _list(names: tuple[str, ...]) -> sql.Composed:
+    return sql.SQL(", ").join(sql.Identifier(name) for name in names)

@@ -1,0 +1,121 @@
+"""Which partitions to refresh: pure functions of the table, its watermark, the mode and the time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from enum import StrEnum
+from zoneinfo import ZoneInfo
+
+from pulso_etl.errors import PlanError
+from pulso_etl.tables.spec import TableSpec
+
+LIMA = ZoneInfo("America/Lima")
+
+
+class Mode(StrEnum):
+    """How the range of a refresh is found."""
+
+    INCREMENTAL = "incremental"
+    SLIDING_WINDOW = "sliding_window"
+    FULL_REFRESH = "full_refresh"
+
+
+@dataclass(frozen=True)
+class DayRange:
+    """Days of America/Lima, both ends included."""
+
+    start: date
+    end: date
+
+    def __post_init__(self) -> None:
+        if self.start > self.end:
+            raise PlanError(f"the range starts on {self.start}, after its end {self.end}")
+
+    @property
+    def days(self) -> int:
+        return (self.end - self.start).days + 1
+
+    def __contains__(self, day: date) -> bool:
+        return self.start <= day <= self.end
+
+    def __str__(self) -> str:
+        return str(self.start) if self.start == self.end else f"{self.start}..{self.end}"
+
+
+@dataclass(frozen=True)
+class Watermark:
+    """How far a table is loaded: the last refresh that reached its own today (instant with zone), and the newest day."""
+
+    last_extracted_at: datetime | None
+    last_partition: date | None
+
+
+@dataclass(frozen=True)
+class RefreshPlan:
+    """What to do about one table: `window` to refresh, or None where it is fresh; `reason` says why, for people."""
+
+    table: str
+    window: DayRange | None
+    reason: str
+
+
+def lima_day(now: datetime) -> date:
+    """The day in America/Lima of an instant. Raises PlanError for a time without zone."""
+    if now.tzinfo is None:
+        raise PlanError("the time now has no zone")
+    return now.astimezone(LIMA).date()
+
+
+def plan_refresh(
+    spec: TableSpec,
+    watermark: Watermark | None,
+    mode: Mode,
+    now: datetime,
+    *,
+    first_day: date,
+    initial_days: int,
+    days: int | None = None,
+    start: date | None = None,
+    end: date | None = None,
+    force: bool = False,
+) -> RefreshPlan:
+    """The partitions that a refresh of `spec` takes at the instant `now`.
+
+    An explicit `start` or `end` (a missing one is the first day, or today) wins over the mode. `days` goes with sliding_window;
+    without it that is the table's lookback. Freshness skips an incremental refresh only, and `force` overrules it.
+    No range leaves `first_day`..today. Raises PlanError for a range that can't be.
+    """
+    today = lima_day(now)
+    if first_day > today:
+        raise PlanError(f"{spec.name}: the first partition {first_day} lies after today {today}")
+    if days is not None and days < 1:
+        raise PlanError(f"{spec.name}: --days must be 1 or more, not {days}")
+    if days is not None and (start or end):
+        raise PlanError(f"{spec.name}: give either days or an explicit range, not both")
+    if days is not None and mode is not Mode.SLIDING_WINDOW:
+        raise PlanError(f"{spec.name}: days goes with the mode sliding_window, not with {mode}")
+    if start or end:
+        window = DayRange(start or first_day, end or today)
+        if window.start < first_day or window.end > today:
+            raise PlanError(f"{spec.name}: {window} leaves the partitions {first_day}..{today}")
+        return RefreshPlan(spec.name, window, "explicit range")
+
+    def trailing(last: date, count: int) -> DayRange:
+        return DayRange(max(first_day, min(last, today) - timedelta(days=count - 1)), today)
+
+    if mode is Mode.FULL_REFRESH:
+        return RefreshPlan(spec.name, DayRange(first_day, today), "every partition")
+    if mode is Mode.SLIDING_WINDOW:
+        count = days or spec.lookback_days
+        return RefreshPlan(spec.name, trailing(today, count), f"last {count} days")
+    if watermark is None or watermark.last_partition is None:
+        count = max(initial_days, spec.lookback_days)
+        return RefreshPlan(spec.name, trailing(today, count), f"first load, {count} days")
+    # A watermark of the future (a clock that was wrong) says nothing about freshness.
+    if not force and watermark.last_extracted_at is not None:
+        age = now - watermark.last_extracted_at
+        if timedelta(0) <= age < spec.refresh_every and watermark.last_partition == today:
+            return RefreshPlan(spec.name, None, f"fresh: loaded {age} ago, due every {spec.refresh_every}")
+    window = trailing(max(watermark.last_partition, first_day), spec.lookback_days)
+    return RefreshPlan(spec.name, window, f"lookback of {spec.lookback_days} days from {watermark.last_partition}")

@@ -1,0 +1,79 @@
+"""Every setting of Pulso ETL, read from the environment (and from a `.env` file) and checked at start."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Annotated
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pulso_etl.errors import SettingsError
+
+GIBIBYTE = 1024**3
+
+
+class Settings(BaseSettings):
+    """Settings of one deployment. Field `x_y` is read from the environment variable `X_Y`.
+
+    Bytes are bytes, days are days of America/Lima, prices are US dollars.
+    """
+
+    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True)
+
+    database_url: SecretStr
+    """`postgresql://user:password@host/database` of the dashboard's PostgreSQL (15 or newer)."""
+    database_schema: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]{0,62}$")] = "public"
+    """Schema of the five tables and of the watermarks."""
+    lock_timeout_seconds: Annotated[int, Field(ge=1)] = 900
+    """How long a load waits for another writer of its table."""
+    work_mem_mb: Annotated[int, Field(ge=4)] = 256
+    """PostgreSQL work_mem of a load's transaction, in MiB: large enough keeps its hash join in memory."""
+
+    bigquery_project_id: str = "mibot-222814"
+    bigquery_location: str | None = None
+    bigquery_dataset: str = "BI_USA"
+    bigquery_view_prefix: str = "bi_P3fV4dWNeMkN5RJMhV8e_vw"
+    bigquery_agents_table: str = "homologacion_P3fV4dWNeMkN5RJMhV8e_usuarios"
+    bigquery_maximum_bytes_billed: Annotated[int, Field(ge=1)] = 20 * GIBIBYTE
+    """Cap of one query; BigQuery refuses a query that would bill more, at no cost."""
+    bigquery_price_per_tib: Annotated[float, Field(ge=0)] = 6.25
+    """On-demand price, used for the estimate in a run's metadata."""
+    bigquery_use_storage_api: bool = True
+    bigquery_emulator_host: str | None = None
+    """REST address of an emulator; with it no credentials are needed."""
+    bigquery_emulator_storage: str | None = None
+    """`host:port` of the emulator's Storage Read API."""
+
+    partitions_start: date = date(2024, 1, 1)
+    """The first daily partition. Changing it later changes which partitions Dagster knows."""
+    initial_window_days: Annotated[int, Field(ge=1)] = 30
+    """How many trailing days a table's first incremental refresh loads."""
+
+    @field_validator("database_url")
+    @classmethod
+    def _postgresql(cls, value: SecretStr) -> SecretStr:
+        if not value.get_secret_value().startswith(("postgresql://", "postgres://")):
+            raise ValueError("must start with postgresql://")
+        return value
+
+    def sources(self) -> dict[str, str]:
+        """Full BigQuery names of the source tables, by the placeholder that the `.sql` files use."""
+        base = f"{self.bigquery_project_id}.{self.bigquery_dataset}"
+        views = ("dashboard_cobranzas", "asignaciones_clean", "gestiones_unificadas")
+        return {view: f"{base}.{self.bigquery_view_prefix}_{view}" for view in views} | {
+            "agentes": f"{base}.{self.bigquery_agents_table}"
+        }
+
+
+def load_settings() -> Settings:
+    """The settings of this process. Raises SettingsError, one line that names each setting at fault, never a value."""
+    try:
+        return Settings()  # type: ignore[call-arg]
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'_'.join(str(part) for part in fault['loc']).upper()}: "
+            + ("is not set" if fault["type"] == "missing" else fault["msg"])
+            for fault in error.errors(include_input=False)
+        )
+        raise SettingsError(f"settings: {faults} (see .env.example)") from None
