@@ -5,20 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
 import psycopg
 import pyarrow as pa
-from dagster import ConfigurableIOManager, InputContext, OutputContext
+from dagster import ConfigurableIOManager, Failure, InputContext, OutputContext
 from pydantic import PrivateAttr
 
 from pulso_etl.destination.conform import WIRE_TYPES
 from pulso_etl.destination.load import LoadResult, load, translated
 from pulso_etl.destination.statements import Statements
 from pulso_etl.destination.watermarks import Watermarks
-from pulso_etl.errors import ContractError
+from pulso_etl.errors import ContractError, PulsoError
 from pulso_etl.refresh import DayRange, lima_day
 from pulso_etl.tables.spec import Column, ColumnType, TableSpec
 
@@ -63,19 +63,22 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
             yield conn
 
     def handle_output(self, context: OutputContext, obj: Any) -> None:
-        """Loads what the asset yielded. Raises the errors of `pulso_etl.errors`; then the table is as it was before."""
+        """Loads what the asset yielded.
+
+        Raises the errors of `pulso_etl.errors` that a retry may mend, and dagster.Failure (not retried) for the others;
+        either way the table is as it was before.
+        """
         spec = _spec(context.definition_metadata, context.asset_key.to_user_string())
         window = _window(context.asset_partition_keys)
         step = context.step_context
         open_stream, metadata, repeatable = _stream(spec, obj)
         began = time.monotonic()
         marks = Watermarks(self.database_schema)
-        with translated(spec, window), self.connect(context.run_id) as conn:
-            with conn.transaction():
-                marks.create(conn)
-                for statement in Statements(spec, self.database_schema).create_table():
-                    conn.execute(statement)
-                extraction = marks.start(conn, spec.name, window, context.run_id, step.previous_attempt_count + 1)
+        with translated(spec, window), self.connect(context.run_id) as conn, conn.transaction():
+            marks.create(conn)
+            for statement in Statements(spec, self.database_schema).create_table():
+                conn.execute(statement)
+            extraction = marks.start(conn, spec.name, window, context.run_id, step.previous_attempt_count + 1)
         try:
             with translated(spec, window), self.connect(context.run_id) as conn, conn.transaction():
                 result = load(
@@ -85,7 +88,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
                     window,
                     open_stream,
                     repeatable=repeatable,
-                    allow_shrink=step.dagster_run.tags.get(ALLOW_SHRINK_TAG) == "true",
+                    allow_shrink=step.run_tags.get(ALLOW_SHRINK_TAG) == "true",
                     work_mem_mb=self.work_mem_mb,
                 )
                 details = _details(result, metadata)
@@ -102,6 +105,8 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         except BaseException as error:
             # Whatever went wrong, an interrupt included: the data are rolled back and the watermark says so.
             self._record_failure(context, marks, extraction, spec, error, time.monotonic() - began)
+            if isinstance(error, PulsoError) and not error.retryable:
+                raise Failure(description=str(error), allow_retries=False) from error
             raise
         if result.new_columns:
             context.log.warning(f"{spec.name}: new columns in the source, not loaded: {', '.join(result.new_columns)}")
@@ -161,7 +166,9 @@ def _window(keys: Any) -> DayRange:
     days = sorted(date.fromisoformat(key) for key in keys)
     window = DayRange(days[0], days[-1])
     if window.days != len(days):
-        raise ContractError(f"the partitions {days[0]}..{days[-1]} are not one contiguous range; launch each range alone")
+        raise ContractError(
+            f"the partitions {days[0]}..{days[-1]} are not one contiguous range; launch each range alone"
+        )
     return window
 
 

@@ -44,7 +44,9 @@ class Statements:
         if self.spec.primary_key[0] != self.spec.partition_column:
             statements.append(
                 sql.SQL("CREATE INDEX IF NOT EXISTS {} ON {} ({})").format(
-                    sql.Identifier(f"{self.spec.name}_{self.spec.partition_column}_idx"[:63]), self.target, self.partition
+                    sql.Identifier(f"{self.spec.name}_{self.spec.partition_column}_idx"[:63]),
+                    self.target,
+                    self.partition,
                 )
             )
         return statements
@@ -54,9 +56,9 @@ class Statements:
         return sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(self.target)
 
     def rows_by_day(self) -> sql.Composed:
-        return sql.SQL(
-            "SELECT {0}, count(*) FROM {1} WHERE {0} BETWEEN %(start)s AND %(end)s GROUP BY 1"
-        ).format(self.partition, self.target)
+        return sql.SQL("SELECT {0}, count(*) FROM {1} WHERE {0} BETWEEN %(start)s AND %(end)s GROUP BY 1").format(
+            self.partition, self.target
+        )
 
     def copy(self, into: sql.Identifier) -> sql.Composed:
         return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(into, self.columns)
@@ -64,9 +66,7 @@ class Statements:
     def create_stage(self, text_columns: frozenset[str]) -> sql.Composed:
         """`text_columns` are numeric columns whose values arrive as text."""
         lines = [
-            sql.SQL("{} {}").format(
-                sql.Identifier(c.name), sql.SQL("text" if c.name in text_columns else c.type.value)
-            )
+            sql.SQL("{} {}").format(sql.Identifier(c.name), sql.SQL("text" if c.name in text_columns else c.type.value))
             for c in self.spec.columns
         ]
         return sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DROP").format(STAGE, sql.SQL(", ").join(lines))
@@ -91,9 +91,13 @@ class Statements:
 
     def create_diff(self) -> sql.Composed:
         """One pass over both sides: `sid` without `tid` is new, both is changed, `tid` without `sid` has vanished."""
-        changed = sql.SQL("({}) IS DISTINCT FROM ({})").format(
-            self._row("t", self.spec.compared_columns), self._row("s", self.spec.compared_columns)
-        ) if self.spec.compared_columns else sql.SQL("false")
+        changed = (
+            sql.SQL("({}) IS DISTINCT FROM ({})").format(
+                self._row("t", self.spec.compared_columns), self._row("s", self.spec.compared_columns)
+            )
+            if self.spec.compared_columns
+            else sql.SQL("false")
+        )
         stage: sql.Composable = sql.SQL("(SELECT ctid AS sid, * FROM {})").format(STAGE)
         target: sql.Composable = sql.SQL("(SELECT ctid AS tid, * FROM {})").format(self.target)
         join, day = sql.SQL("LEFT JOIN"), sql.SQL("s.{}").format(self.partition)
@@ -132,7 +136,11 @@ class Statements:
         return sql.SQL(
             "INSERT INTO {target} ({columns}) SELECT {values} FROM {stage} s JOIN {diff} d ON s.ctid = d.sid WHERE d.tid IS NULL"
         ).format(
-            target=self.target, columns=self.columns, values=self._row("s", self.spec.column_names), stage=STAGE, diff=DIFF
+            target=self.target,
+            columns=self.columns,
+            values=self._row("s", self.spec.column_names),
+            stage=STAGE,
+            diff=DIFF,
         )
 
     def select(self) -> sql.Composed:

@@ -25,7 +25,13 @@ log = logging.getLogger(__name__)
 
 TIB = 1024**4
 TRANSIENT_REASONS = {"rateLimitExceeded", "backendError", "internalError", "badGateway", "jobRateLimitExceeded"}
-STORAGE_UNREACHABLE = (api.NotFound, api.Forbidden, api.ServiceUnavailable, api.MethodNotImplemented, api.DeadlineExceeded)
+STORAGE_UNREACHABLE = (
+    api.NotFound,
+    api.Forbidden,
+    api.ServiceUnavailable,
+    api.MethodNotImplemented,
+    api.DeadlineExceeded,
+)
 REQUEST_RETRY = DEFAULT_RETRY.with_timeout(120)
 """Exponential back-off on 429, 5xx and broken connections, within one request, in seconds."""
 

@@ -1,0 +1,32 @@
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+
+.PHONY: run dev test lock clean
+
+run: $(VENV)/.installed ## refresh all five tables on the embedded default
+	$(BIN)/pulso-etl run
+
+dev: $(VENV)/.installed ## the embedded default with Dagster's UI, until Ctrl-C
+	$(BIN)/pulso-etl dev
+
+test: $(VENV)/.installed ## lint, types and tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+lock: ## renew the lock file from pyproject.toml
+	$(PYTHON) -m venv $(VENV)/lock
+	$(VENV)/lock/bin/python -m pip install --quiet uv
+	$(VENV)/lock/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
+		--no-header --no-annotate --extra local --extra dev --python-version 3.11 build.in pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf $(VENV) .pulso

@@ -1,0 +1,197 @@
+"""The command line: `pulso-etl run | dev | refresh | status | doctor`."""
+
+from __future__ import annotations
+
+import signal
+import warnings
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Annotated
+
+import dagster as dg
+import psycopg
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pulso_etl import logs
+from pulso_etl.definitions import build_defs
+from pulso_etl.destination.watermarks import TableState, Watermarks
+from pulso_etl.doctor import diagnose
+from pulso_etl.errors import PlanError, PulsoError
+from pulso_etl.launch import Outcome, run_plan
+from pulso_etl.refresh import Mode, plan_refresh
+from pulso_etl.settings import Settings, load_settings
+from pulso_etl.tables import TABLES
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Keeps five PostgreSQL tables equal to BigQuery.")
+console = Console()
+COUNTS = ("read", "inserted", "updated", "unchanged", "deleted")
+
+
+def _states(settings: Settings) -> dict[str, TableState]:
+    with psycopg.connect(settings.database_url.get_secret_value(), connect_timeout=10) as conn:
+        return Watermarks(settings.database_schema).read(conn)
+
+
+def refresh_tables(
+    settings: Settings,
+    tables: Sequence[str],
+    mode: Mode,
+    *,
+    days: int | None = None,
+    start: date | None = None,
+    end: date | None = None,
+    force: bool = False,
+    allow_shrink: bool = False,
+) -> list[Outcome]:
+    """Plans and runs each table in turn; one that fails does not stop the others. Raises PlanError before any has run."""
+    if unknown := [name for name in tables if name not in TABLES]:
+        raise PlanError(f"unknown table {', '.join(unknown)}; known are {', '.join(TABLES)}")
+    states, now = _states(settings), datetime.now(UTC)
+    plans = [
+        plan_refresh(
+            TABLES[name],
+            states[name].watermark if name in states else None,
+            mode,
+            now,
+            first_day=settings.partitions_start,
+            initial_days=settings.initial_window_days,
+            days=days,
+            start=start,
+            end=end,
+            force=force,
+        )
+        for name in tables or TABLES
+    ]
+    outcomes = []
+    defs = build_defs(settings)
+    with dg.DagsterInstance.get() as instance:
+        for plan in plans:
+            console.print(f"{plan.table}: {plan.window or 'skipped'} ({plan.reason})", highlight=False)
+            outcomes.append(run_plan(defs, instance, plan, allow_shrink=allow_shrink))
+    return outcomes
+
+
+def _report(outcomes: Sequence[Outcome]) -> None:
+    table = Table("table", "partitions", *COUNTS, "seconds", "bytes billed", "cost USD", box=None)
+    for outcome in outcomes:
+        state = "failed" if outcome.error else str(outcome.window or "fresh")
+        counts = [str(outcome.counts.get(f"rows_{name}", "-")) for name in COUNTS]
+        cost = f"{outcome.cost:.4f}"
+        table.add_row(outcome.table, state, *counts, f"{outcome.seconds:.1f}", str(outcome.bytes_billed), cost)
+    # A pipe has no width; the table must not be cut for it.
+    Console(width=max(console.width, 150)).print(table)
+    failed = [outcome for outcome in outcomes if outcome.error]
+    for outcome in failed:
+        console.print(f"failed: {outcome.table}: {outcome.error}", highlight=False, markup=False, soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def refresh(
+    tables: Annotated[list[str] | None, typer.Argument(help="Tables; all of them if none is named.")] = None,
+    mode: Annotated[Mode, typer.Option(help="How the range is found.")] = Mode.INCREMENTAL,
+    days: Annotated[int | None, typer.Option(help="Trailing days, with --mode sliding_window.")] = None,
+    start: Annotated[datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="First day.")] = None,
+    end: Annotated[datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="Last day.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Refresh fresh tables too.")] = False,
+    allow_shrink: Annotated[bool, typer.Option("--allow-shrink", help="Let many rows be deleted.")] = False,
+) -> None:
+    """Refreshes tables through Dagster, in this process."""
+    outcomes = refresh_tables(
+        load_settings(),
+        tables or [],
+        mode,
+        days=days,
+        start=start.date() if start else None,
+        end=end.date() if end else None,
+        force=force,
+        allow_shrink=allow_shrink,
+    )
+    _report(outcomes)
+
+
+@app.command()
+def status() -> None:
+    """Shows how far and how fresh each table is."""
+    states, now = _states(load_settings()), datetime.now(UTC)
+    table = Table("table", "status", "fresh", "last partition", "age", "records", "seconds", "error", box=None)
+    for name, spec in TABLES.items():
+        state = states.get(name)
+        if state is None:
+            table.add_row(name, "never loaded")
+            continue
+        age = now - state.last_extracted_at if state.last_extracted_at else None
+        fresh = "-" if age is None else "yes" if age < spec.refresh_every else "no"
+        seconds = "-" if state.seconds is None else f"{state.seconds:.1f}"
+        row = (
+            state.status,
+            fresh,
+            state.last_partition,
+            str(age).split(".")[0],
+            state.records,
+            seconds,
+            state.error or "",
+        )
+        table.add_row(name, *(str(value) for value in row))
+    Console(width=max(console.width, 150)).print(table)
+
+
+@app.command()
+def doctor() -> None:
+    """Checks settings, BigQuery, PostgreSQL and Dagster, a line each."""
+    healthy = True
+    for finding in diagnose():
+        healthy = healthy and finding.ok
+        console.print(
+            f"{'ok  ' if finding.ok else 'FAIL'} {finding.part}: {finding.text}", highlight=False, markup=False
+        )
+    if not healthy:
+        raise typer.Exit(1)
+
+
+@app.command()
+def run(
+    home: Annotated[Path, typer.Option(help="Folder of the embedded servers' data.")] = Path(".pulso"),
+    revision: Annotated[int, typer.Option(help="Sample data with this many rounds of late corrections.")] = 0,
+) -> None:
+    """Refreshes all five tables on the embedded default: PostgreSQL, BigQuery emulator, sample data."""
+    from pulso_etl.local.stack import local_stack
+
+    console.print("starting PostgreSQL and the BigQuery emulator ...")
+    with local_stack(home, revision=revision):
+        outcomes = refresh_tables(load_settings(), [], Mode.INCREMENTAL, force=True)
+    _report(outcomes)
+
+
+@app.command()
+def dev(
+    home: Annotated[Path, typer.Option(help="Folder of the embedded servers' data.")] = Path(".pulso"),
+    port: Annotated[int, typer.Option(help="Port of Dagster's UI on 127.0.0.1.")] = 3000,
+) -> None:
+    """Keeps the embedded default up, with Dagster's UI and daemon, until Ctrl-C."""
+    from pulso_etl.local.stack import local_stack, serve
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with local_stack(home):
+        console.print(f"Dagster: http://127.0.0.1:{port}  (Ctrl-C stops everything)")
+        code = serve(port)
+    raise typer.Exit(code)
+
+
+def main() -> None:
+    """Entry point: errors of ours are one line and exit code 2, never a trace."""
+    # backfill_policy is marked beta by Dagster; the choice is made in the design, and needs no reminder at each start.
+    warnings.filterwarnings("ignore", category=dg.BetaWarning)
+    logs.configure()
+    try:
+        app()
+    except PulsoError as error:
+        typer.echo(f"pulso-etl: {error}", err=True)
+        raise SystemExit(2) from None
+    except psycopg.OperationalError as error:
+        typer.echo(f"pulso-etl: PostgreSQL is away: {str(error).splitlines()[0]}; check DATABASE_URL", err=True)
+        raise SystemExit(2) from None

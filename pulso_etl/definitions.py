@@ -1,0 +1,60 @@
+"""Where everything is put together. `defs` is what `workspace.yaml` names; nothing connects anywhere at import."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from pulso_etl.assets import build_asset, daily_partitions
+from pulso_etl.destination.io_manager import PostgresUpsertIOManager
+from pulso_etl.settings import Settings, load_settings
+from pulso_etl.source.bigquery import BigQuerySource
+from pulso_etl.tables import TABLES
+from pulso_etl.tables.spec import TableSpec
+
+
+def build_resources(settings: Settings) -> dict[str, Any]:
+    """The source and the destination that the settings describe."""
+    return {
+        "bigquery": BigQuerySource(
+            project=settings.bigquery_project_id,
+            location=settings.bigquery_location,
+            sources=settings.sources(),
+            maximum_bytes_billed=settings.bigquery_maximum_bytes_billed,
+            price_per_tib=settings.bigquery_price_per_tib,
+            use_storage_api=settings.bigquery_use_storage_api,
+            emulator_host=settings.bigquery_emulator_host,
+            emulator_storage=settings.bigquery_emulator_storage,
+        ),
+        "postgres": PostgresUpsertIOManager(
+            # By reference: Dagster shows a resource's configuration in its UI, and this one holds a password.
+            database_url=dg.EnvVar("DATABASE_URL"),
+            database_schema=settings.database_schema,
+            lock_timeout_seconds=settings.lock_timeout_seconds,
+            work_mem_mb=settings.work_mem_mb,
+        ),
+    }
+
+
+def build_defs(
+    settings: Settings,
+    *,
+    tables: Mapping[str, TableSpec] = TABLES,
+    resource_overrides: Mapping[str, Any] | None = None,
+) -> dg.Definitions:
+    """Fresh definitions; `resource_overrides` replaces resources by key."""
+    partitions = daily_partitions(settings.partitions_start)
+    return dg.Definitions(
+        assets=[build_asset(spec, partitions) for spec in tables.values()],
+        resources={**build_resources(settings), **(resource_overrides or {})},
+        # One process per run: Python's start-up is most of a small refresh's time.
+        executor=dg.in_process_executor,
+    )
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """The definitions of this deployment. Raises SettingsError."""
+    return build_defs(load_settings())

@@ -1,0 +1,234 @@
+"""Generated source data: what the call centre's BigQuery tables hold, made up, the same for the same seed.
+
+A day's rows depend on the seed and on that day only, so that tomorrow's run leaves older days alike. `revision` n > 0 adds what
+a live source does: late corrections of the last two days, rows that vanish, rows that are new.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from google.cloud import bigquery
+
+from pulso_etl.refresh import LIMA
+
+CARTERAS = ("TEMPRANA", "ALTAS NUEVAS", "CUOTA FRACCIONADA", "GESTIÓN ESPECIAL", "REINCIDENTE NIÑEZ")
+SERVICIOS = ("FIJA", "MOVIL")
+NOMBRES = ("María Peña", "José Núñez", "Lucía Ibáñez", "Ángel Quispe", "Rocío Muñoz", "Iván Cáceres", "Noemí Ríos")
+HOURS = np.array([0.02, 0.06, 0.1, 0.12, 0.12, 0.08, 0.05, 0.08, 0.1, 0.1, 0.08, 0.05, 0.03, 0.01])
+"""Share of the day's attempts in each hour from 7 to 20, America/Lima."""
+AGENTS = 14
+NUMERIC = pa.decimal128(38, 9)
+STAMP = pa.timestamp("us", "UTC")
+
+SCHEMAS: dict[str, pa.Schema] = {
+    "dashboard_cobranzas": pa.schema(
+        [("fecha_foto", pa.date32()), *((n, pa.string()) for n in ("archivo", "cartera", "servicio"))]
+        + [
+            (n, pa.int64())
+            for n in (
+                "cuentas",
+                "clientes",
+                "cuentas_gestionadas",
+                "cuentas_cd",
+                "cuentas_ci",
+                "cuentas_sc",
+                "cuentas_sg",
+            )
+        ]
+        + [("cuentas_pdp", pa.int64()), *((n, NUMERIC) for n in ("deuda_asig", "deuda_act", "recupero"))]
+        + [
+            (n, pa.float64())
+            for n in ("pct_cober", "pct_contac", "pct_cd", "pct_ci", "pct_conversion", "pct_efectividad", "pct_cierre")
+        ]
+        + [("inten", pa.float64()), ("fecha_procesamiento", STAMP)]
+    ),
+    "asignaciones_clean": pa.schema(
+        [("fecha_foto", pa.date32())]
+        + [(n, pa.string()) for n in ("periodo_mes", "archivo", "tipo_cartera", "servicio", "cuenta", "cliente")]
+        + [("deuda_inicial", NUMERIC), ("deuda_actual", NUMERIC), ("fecha_vencimiento", pa.date32())]
+        + [("fecha_procesamiento", STAMP)]
+    ),
+    "gestiones_unificadas": pa.schema(
+        [("fecha_gestion", pa.date32()), ("timestamp_gestion", STAMP)]
+        + [(n, pa.string()) for n in ("canal_origen", "archivo", "correo_agente")]
+        + [("es_contacto_efectivo", pa.bool_()), ("es_compromiso", pa.bool_()), ("peso", pa.float64())]
+        + [("fecha_procesamiento", STAMP)]
+    ),
+    "agentes": pa.schema([(n, pa.string()) for n in ("correo", "nombre", "dni", "equipo")]),
+}
+BIGQUERY_TYPES = {
+    pa.date32(): "DATE",
+    pa.string(): "STRING",
+    pa.int64(): "INT64",
+    pa.float64(): "FLOAT64",
+    pa.bool_(): "BOOL",
+    NUMERIC: "NUMERIC",
+    STAMP: "TIMESTAMP",
+}
+PARTITIONED = {
+    "dashboard_cobranzas": "fecha_foto",
+    "asignaciones_clean": "fecha_foto",
+    "gestiones_unificadas": "fecha_gestion",
+}
+
+
+@dataclass(frozen=True)
+class SampleData:
+    """The generator. `days` trailing days up to `today` (America/Lima); `names` maps placeholders to full table names."""
+
+    names: dict[str, str]
+    today: date
+    days: int = 30
+    dashboard_rows_per_day: int = 170
+    seed: int = 7
+    revision: int = 0
+
+    def tables(self) -> dict[str, pa.Table]:
+        """Every source table by its placeholder."""
+        window = [self.today - timedelta(days=back) for back in range(self.days - 1, -1, -1)]
+        rows: dict[str, list[dict[str, Any]]] = {
+            "dashboard_cobranzas": [row for day in window for row in self._dashboard(day)],
+            "asignaciones_clean": [row for day in window for row in self._assignments(day)],
+            "gestiones_unificadas": [row for day in window for row in self._attempts(day)],
+            "agentes": [
+                {
+                    "correo": _mail(n),
+                    "nombre": NOMBRES[n % 7],
+                    "dni": f"{40000000 + n * 7919}",
+                    "equipo": f"EQUIPO {n % 3}",
+                }
+                for n in range(AGENTS - 2)
+            ],
+        }
+        return {name: pa.Table.from_pylist(rows[name], schema=schema) for name, schema in SCHEMAS.items()}
+
+    def seed_into(self, client: bigquery.Client) -> None:
+        """Creates the dataset and the tables and fills them; what they held before is replaced."""
+        client.create_dataset(self.names["agentes"].rsplit(".", 1)[0], exists_ok=True)
+        for name, table in self.tables().items():
+            target = bigquery.Table(
+                self.names[name],
+                schema=[bigquery.SchemaField(f.name, BIGQUERY_TYPES[f.type]) for f in table.schema],
+            )
+            if name in PARTITIONED:
+                target.time_partitioning = bigquery.TimePartitioning(field=PARTITIONED[name])
+            client.create_table(target, exists_ok=True)
+            load_table(client, self.names[name], table)
+
+    def _rng(self, day: date, stream: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, day.toordinal(), stream])
+
+    def _revised(self, day: date) -> bool:
+        return self.revision > 0 and (self.today - day).days < 2
+
+    def _stamp(self, day: date) -> datetime:
+        return datetime(day.year, day.month, day.day, 23, 0, tzinfo=UTC) + timedelta(minutes=self.revision)
+
+    def _dashboard(self, day: date) -> Iterator[dict[str, Any]]:
+        rng = self._rng(day, 1)
+        change = np.random.default_rng([self.seed, day.toordinal(), 9, self.revision])
+        for n in range(self.dashboard_rows_per_day + (2 if self._revised(day) else 0)):
+            cuentas = int(rng.integers(20, 900))
+            worked = int(rng.integers(0, cuentas + 1))
+            direct = int(rng.integers(0, worked + 1))
+            indirect = int(rng.integers(0, worked - direct + 1))
+            promises = int(rng.integers(0, direct + 1))
+            cents = int(rng.integers(100_000, 90_000_000))
+            paid = int(rng.integers(0, cents // 3))
+            if self._revised(day):
+                if change.random() < 0.01:
+                    continue
+                if change.random() < 0.05:
+                    paid += int(change.integers(1, 5000))
+            contacts = direct + indirect
+            yield {
+                "fecha_foto": day,
+                "archivo": _archivo(day, n // 10),
+                "cartera": CARTERAS[n // 2 % 5],
+                "servicio": SERVICIOS[n % 2],
+                "cuentas": cuentas,
+                "clientes": max(1, cuentas - int(rng.integers(0, 15))),
+                "cuentas_gestionadas": worked,
+                "cuentas_cd": direct,
+                "cuentas_ci": indirect,
+                "cuentas_sc": worked - contacts,
+                "cuentas_sg": cuentas - worked,
+                "cuentas_pdp": promises,
+                "deuda_asig": Decimal(cents) / 100,
+                "deuda_act": Decimal(cents - paid) / 100,
+                "recupero": Decimal(paid) / 100,
+                "pct_cober": 100 * worked / cuentas,
+                "pct_contac": 100 * contacts / worked if worked else None,
+                "pct_cd": 100 * direct / worked if worked else None,
+                "pct_ci": 100 * indirect / worked if worked else None,
+                "pct_conversion": 100 * promises / direct if direct else None,
+                "pct_efectividad": 100 * direct / cuentas,
+                "pct_cierre": 100 * promises / cuentas,
+                "inten": float(rng.integers(4, 40)) / 4,
+                "fecha_procesamiento": self._stamp(day),
+            }
+
+    def _assignments(self, day: date) -> Iterator[dict[str, Any]]:
+        month = np.random.default_rng([self.seed, day.year * 12 + day.month, 2])
+        fallen = Decimal(100 - day.day) / 100
+        for n in range(400):
+            debt = Decimal(int(month.integers(2_000, 400_000))) / 100
+            yield {
+                "fecha_foto": day,
+                "periodo_mes": f"{day:%Y-%m}",
+                "archivo": _archivo(day.replace(day=1), n // 100),
+                "tipo_cartera": CARTERAS[n % 5],
+                "servicio": SERVICIOS[n // 5 % 2],
+                "cuenta": f"{day:%Y%m}{n:06d}",
+                "cliente": f"C{n * 7 // 8:06d}",
+                "deuda_inicial": debt,
+                "deuda_actual": (debt * fallen).quantize(Decimal("0.01")),
+                "fecha_vencimiento": day.replace(day=20 + n % 5),
+                "fecha_procesamiento": self._stamp(day),
+            }
+
+    def _attempts(self, day: date) -> Iterator[dict[str, Any]]:
+        rng = self._rng(day, 3)
+        count = (800 if day.weekday() < 5 else 150) + (5 if self._revised(day) else 0)
+        hours = rng.choice(np.arange(7, 21), size=count, p=HOURS / HOURS.sum())
+        for n, hour in enumerate(hours):
+            human = bool(rng.random() < 0.6)
+            contact = bool(rng.random() < (0.35 if human else 0.12))
+            at = datetime(day.year, day.month, day.day, int(hour), int(rng.integers(60)), tzinfo=LIMA)
+            yield {
+                "fecha_gestion": day,
+                "timestamp_gestion": at.astimezone(UTC),
+                "canal_origen": "HUMANO" if human else "BOT",
+                "archivo": _archivo(day.replace(day=1), n % 4),
+                "correo_agente": _mail(int(rng.integers(AGENTS))) if human else None,
+                "es_contacto_efectivo": contact,
+                "es_compromiso": contact and bool(rng.random() < 0.3),
+                "peso": float(rng.integers(0, 9)) / 4,
+                "fecha_procesamiento": self._stamp(day),
+            }
+
+
+def load_table(client: bigquery.Client, name: str, table: pa.Table) -> None:
+    """Replaces a BigQuery table's rows by those of the Arrow table."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    buffer.seek(0)
+    config = bigquery.LoadJobConfig(source_format="PARQUET", write_disposition="WRITE_TRUNCATE")
+    client.load_table_from_file(buffer, name, job_config=config).result()
+
+
+def _archivo(day: date, n: int) -> str:
+    return f"Cartera_Agencia_Cobranzas_Peru_{day:%Y%m}01_{n:02d}.txt"
+
+
+def _mail(n: int) -> str:
+    return f"agente{n:02d}@pulso.example"
