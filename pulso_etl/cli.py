@@ -25,7 +25,12 @@ from pulso_etl.refresh import Mode, plan_refresh
 from pulso_etl.settings import Settings, load_settings
 from pulso_etl.tables import TABLES
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Keeps five PostgreSQL tables equal to BigQuery.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Keeps five PostgreSQL tables equal to BigQuery.",
+)
 console = Console()
 COUNTS = ("read", "inserted", "updated", "unchanged", "deleted")
 

@@ -82,8 +82,8 @@ def plan_refresh(
 ) -> RefreshPlan:
     """The partitions that a refresh of `spec` takes at the instant `now`.
 
-    An explicit `start` or `end` (a missing one is the first day, or today) wins over the mode. `days` goes with sliding_window;
-    without it that is the table's lookback. Freshness skips an incremental refresh only, and `force` overrules it.
+    An explicit `start` or `end` (a missing one is the first day, or today) wins over the mode. `days` goes with
+    sliding_window; without it that is the table's lookback. Freshness skips an incremental refresh only, and `force` overrules it.
     No range leaves `first_day`..today. Raises PlanError for a range that can't be.
     """
     today = lima_day(now)

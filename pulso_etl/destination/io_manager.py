@@ -114,7 +114,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         context.add_output_metadata(details)
         for day, counts in result.by_day.items():
             # The range's output metadata are the same for all its partitions; these are each one's own.
-            step.add_asset_metadata(context.asset_key, counts.as_dict(), partition_key=day.isoformat())
+            step.add_asset_metadata(counts.as_dict(), context.asset_key, partition_key=day.isoformat())
 
     def _record_failure(
         self,

