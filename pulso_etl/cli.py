@@ -151,9 +151,7 @@ def doctor() -> None:
     healthy = True
     for finding in diagnose():
         healthy = healthy and finding.ok
-        console.print(
-            f"{'ok  ' if finding.ok else 'FAIL'} {finding.part}: {finding.text}", highlight=False, markup=False
-        )
+        console.print(f"{'ok  ' if finding.ok else 'FAIL'} {finding.part}: {finding.text}", highlight=False, markup=False)
     if not healthy:
         raise typer.Exit(1)
 

@@ -64,9 +64,7 @@ def _postgres(settings: Settings) -> str:
             {"schema": settings.database_schema},
         ).fetchone()
         if row != (True,):
-            raise RuntimeError(
-                f"the role may not create tables; GRANT CREATE ON SCHEMA {settings.database_schema} to it"
-            )
+            raise RuntimeError(f"the role may not create tables; GRANT CREATE ON SCHEMA {settings.database_schema} to it")
         return f"version {version}, may create tables in schema {settings.database_schema}"
 
 

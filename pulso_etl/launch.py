@@ -36,9 +36,7 @@ def range_tags(window: DayRange, *, allow_shrink: bool) -> dict[str, str]:
     return tags | ({ALLOW_SHRINK_TAG: "true"} if allow_shrink else {})
 
 
-def run_plan(
-    defs: dg.Definitions, instance: dg.DagsterInstance, plan: RefreshPlan, *, allow_shrink: bool = False
-) -> Outcome:
+def run_plan(defs: dg.Definitions, instance: dg.DagsterInstance, plan: RefreshPlan, *, allow_shrink: bool = False) -> Outcome:
     """Materializes the plan's window and waits. An error of the run is in the outcome, not raised."""
     if plan.window is None:
         return Outcome(plan.table, None, plan.reason)
@@ -48,6 +46,7 @@ def run_plan(
         asset_selection=[dg.AssetKey(plan.table)],
         tags={**range_tags(plan.window, allow_shrink=allow_shrink), "pulso_etl/table": plan.table},
         instance=instance,
+        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         raise_on_error=False,
     )
     seconds = time.perf_counter() - began

@@ -86,9 +86,7 @@ def conform(spec: TableSpec, batch: pa.RecordBatch, wire: pa.Schema, window: Day
             day = days[position].as_py()
             where = f"partition {day}" if day is not None else f"partition unknown, in {window}"
             what = f"{what} in {pc.sum(bad).as_py()} row(s)"
-        return ContractError(
-            f"{spec.name}, column {column.name}, {where}: {what}; correct the source, nothing was loaded"
-        )
+        return ContractError(f"{spec.name}, column {column.name}, {where}: {what}; correct the source, nothing was loaded")
 
     arrays: list[pa.Array] = []
     for column in spec.columns:

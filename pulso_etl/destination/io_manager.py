@@ -12,7 +12,6 @@ import pandas as pd
 import psycopg
 import pyarrow as pa
 from dagster import ConfigurableIOManager, Failure, InputContext, OutputContext
-from pydantic import PrivateAttr
 
 from pulso_etl.destination.conform import WIRE_TYPES
 from pulso_etl.destination.load import LoadResult, load, translated
@@ -50,7 +49,6 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
     database_schema: str = "public"
     lock_timeout_seconds: int = 900
     work_mem_mb: int = 256
-    _now: Callable[[], datetime] = PrivateAttr(default=lambda: datetime.now(UTC))
 
     @contextmanager
     def connect(self, run_id: str) -> Iterator[psycopg.Connection]:
@@ -99,7 +97,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
                     window,
                     records=result.total.read,
                     seconds=time.monotonic() - began,
-                    reached_today=window.end >= lima_day(self._now()),
+                    reached_today=window.end >= lima_day(datetime.now(UTC)),
                     metadata=details | {"partition_start": str(window.start), "partition_end": str(window.end)},
                 )
         except BaseException as error:
@@ -166,15 +164,11 @@ def _window(keys: Any) -> DayRange:
     days = sorted(date.fromisoformat(key) for key in keys)
     window = DayRange(days[0], days[-1])
     if window.days != len(days):
-        raise ContractError(
-            f"the partitions {days[0]}..{days[-1]} are not one contiguous range; launch each range alone"
-        )
+        raise ContractError(f"the partitions {days[0]}..{days[-1]} are not one contiguous range; launch each range alone")
     return window
 
 
-def _stream(
-    spec: TableSpec, obj: Any
-) -> tuple[Callable[[], AbstractContextManager[pa.RecordBatchReader]], dict[str, Any], bool]:
+def _stream(spec: TableSpec, obj: Any) -> tuple[Callable[[], AbstractContextManager[pa.RecordBatchReader]], dict[str, Any], bool]:
     """How to open what the asset yielded, the metadata it fills, and whether it can be opened twice."""
     if isinstance(obj, DeferredStream):
         return obj.open, obj.metadata, True

@@ -245,9 +245,7 @@ def _has_rows(conn: psycopg.Connection, statements: Statements) -> bool:
 
 
 def _text_columns(spec: TableSpec, wire: pa.Schema) -> frozenset[str]:
-    return frozenset(
-        c.name for c in spec.columns if c.type == "numeric" and pa.types.is_string(wire.field(c.name).type)
-    )
+    return frozenset(c.name for c in spec.columns if c.type == "numeric" and pa.types.is_string(wire.field(c.name).type))
 
 
 def _every_day(window: DayRange, counts: dict[date, Counts]) -> dict[date, Counts]:

@@ -19,9 +19,7 @@ class Statements:
         self.partition = sql.Identifier(spec.partition_column)
         self.columns = _list(spec.column_names)
         self.keys = _list(spec.primary_key)
-        self.same_key = sql.SQL(" AND ").join(
-            sql.SQL("t.{0} = s.{0}").format(sql.Identifier(name)) for name in spec.primary_key
-        )
+        self.same_key = sql.SQL(" AND ").join(sql.SQL("t.{0} = s.{0}").format(sql.Identifier(name)) for name in spec.primary_key)
 
     def create_table(self) -> list[sql.Composed]:
         """The table with its primary key, checks, and an index on the partition column where the key does not lead with it."""
@@ -73,9 +71,7 @@ class Statements:
 
     def read_text_as_numeric(self, text_columns: frozenset[str]) -> sql.Composed:
         changes = [
-            sql.SQL("ALTER COLUMN {0} TYPE {1} USING {0}::{1}").format(
-                sql.Identifier(name), sql.SQL(ColumnType.NUMERIC.value)
-            )
+            sql.SQL("ALTER COLUMN {0} TYPE {1} USING {0}::{1}").format(sql.Identifier(name), sql.SQL(ColumnType.NUMERIC.value))
             for name in sorted(text_columns)
         ]
         return sql.SQL("ALTER TABLE {} {}").format(STAGE, sql.SQL(", ").join(changes))
@@ -128,9 +124,9 @@ class Statements:
 
     def update_changed(self) -> sql.Composed:
         pairs = [sql.SQL("{0} = s.{0}").format(sql.Identifier(name)) for name in self.spec.value_columns]
-        return sql.SQL(
-            "UPDATE {} t SET {}, updated_at = now() FROM {} d JOIN {} s ON s.ctid = d.sid WHERE t.ctid = d.tid"
-        ).format(self.target, sql.SQL(", ").join(pairs), DIFF, STAGE)
+        return sql.SQL("UPDATE {} t SET {}, updated_at = now() FROM {} d JOIN {} s ON s.ctid = d.sid WHERE t.ctid = d.tid").format(
+            self.target, sql.SQL(", ").join(pairs), DIFF, STAGE
+        )
 
     def insert_new(self) -> sql.Composed:
         return sql.SQL(

@@ -72,9 +72,7 @@ class Watermarks:
             ).format(self.history, columns)
         )
         conn.execute(
-            sql.SQL("CREATE INDEX IF NOT EXISTS etl_extractions_table_idx ON {} (table_name, id DESC)").format(
-                self.history
-            )
+            sql.SQL("CREATE INDEX IF NOT EXISTS etl_extractions_table_idx ON {} (table_name, id DESC)").format(self.history)
         )
 
     def start(self, conn: psycopg.Connection, table: str, window: DayRange, run_id: str, attempt: int) -> int:

@@ -36,15 +36,17 @@ class BigQueryEmulator:
         self.rest_url = ""
         self.grpc_address = ""
 
-    def start(self, timeout: float = 60.0) -> BigQueryEmulator:
+    def start(self, timeout: float = 30.0) -> BigQueryEmulator:
         """Starts the emulator and waits until it answers, `timeout` seconds at most. Raises RuntimeError."""
         rest, grpc = _free_port(), _free_port()
         self.rest_url, self.grpc_address = f"http://127.0.0.1:{rest}", f"127.0.0.1:{grpc}"
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         with self.log_file.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", CHILD, "start", "--rest-port", str(rest), "--grpc-port", str(grpc)]
-                + ["--project", self.project, "--log-level", "warning"],
+                [
+                    *(sys.executable, "-c", CHILD, "start", "--rest-port", str(rest), "--grpc-port", str(grpc)),
+                    *("--project", self.project, "--log-level", "warning"),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -86,9 +88,7 @@ class BigQueryEmulator:
     def __enter__(self) -> BigQueryEmulator:
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
 
 

@@ -1,7 +1,8 @@
 """Generated source data: what the call centre's BigQuery tables hold, made up, the same for the same seed.
 
-A day's rows depend on the seed and on that day only, so that tomorrow's run leaves older days alike. `revision` n > 0 adds what
-a live source does: late corrections of the last two days, rows that vanish, rows that are new.
+A day's rows depend on the seed and on that day only, so that tomorrow's run leaves older days alike. `revision` n > 0
+adds what a live source does: late corrections of the last two days, rows that vanish, rows that are new. Its draws come
+from a stream of their own, so that every other row stays as it was.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ PARTITIONED = {
 
 @dataclass(frozen=True)
 class SampleData:
-    """The generator. `days` trailing days up to `today` (America/Lima); `names` maps placeholders to full table names."""
+    """The generator. `days` trailing days up to `today` (America/Lima); `names` maps placeholders to full names."""
 
     names: dict[str, str]
     today: date
@@ -130,12 +131,20 @@ class SampleData:
     def _revised(self, day: date) -> bool:
         return self.revision > 0 and (self.today - day).days < 2
 
+    def _change(self, day: date, stream: int, count: int) -> tuple[set[int], set[int], np.random.Generator]:
+        """What this revision does to the day's `count` rows: the vanished, the corrected (5%), and the draws to use."""
+        change = np.random.default_rng([self.seed, day.toordinal(), stream, self.revision])
+        if not self._revised(day):
+            return set(), set(), change
+        order = [int(n) for n in change.permutation(count)]
+        return set(order[:2]), set(order[2 : 2 + count // 20]), change
+
     def _stamp(self, day: date) -> datetime:
         return datetime(day.year, day.month, day.day, 23, 0, tzinfo=UTC) + timedelta(minutes=self.revision)
 
     def _dashboard(self, day: date) -> Iterator[dict[str, Any]]:
         rng = self._rng(day, 1)
-        change = np.random.default_rng([self.seed, day.toordinal(), 9, self.revision])
+        gone, corrected, change = self._change(day, 9, self.dashboard_rows_per_day)
         for n in range(self.dashboard_rows_per_day + (2 if self._revised(day) else 0)):
             cuentas = int(rng.integers(20, 900))
             worked = int(rng.integers(0, cuentas + 1))
@@ -144,11 +153,13 @@ class SampleData:
             promises = int(rng.integers(0, direct + 1))
             cents = int(rng.integers(100_000, 90_000_000))
             paid = int(rng.integers(0, cents // 3))
-            if self._revised(day):
-                if change.random() < 0.01:
-                    continue
-                if change.random() < 0.05:
-                    paid += int(change.integers(1, 5000))
+            clientes = max(1, cuentas - int(rng.integers(0, 15)))
+            inten = float(rng.integers(4, 40)) / 4
+            # Only after the row's last draw: leaving out a draw would change every later row of the day.
+            if n in gone:
+                continue
+            if n in corrected:
+                paid += int(change.integers(1, 5000))
             contacts = direct + indirect
             yield {
                 "fecha_foto": day,
@@ -156,7 +167,7 @@ class SampleData:
                 "cartera": CARTERAS[n // 2 % 5],
                 "servicio": SERVICIOS[n % 2],
                 "cuentas": cuentas,
-                "clientes": max(1, cuentas - int(rng.integers(0, 15))),
+                "clientes": clientes,
                 "cuentas_gestionadas": worked,
                 "cuentas_cd": direct,
                 "cuentas_ci": indirect,
@@ -173,7 +184,7 @@ class SampleData:
                 "pct_conversion": 100 * promises / direct if direct else None,
                 "pct_efectividad": 100 * direct / cuentas,
                 "pct_cierre": 100 * promises / cuentas,
-                "inten": float(rng.integers(4, 40)) / 4,
+                "inten": inten,
                 "fecha_procesamiento": self._stamp(day),
             }
 
@@ -198,23 +209,35 @@ class SampleData:
 
     def _attempts(self, day: date) -> Iterator[dict[str, Any]]:
         rng = self._rng(day, 3)
-        count = (800 if day.weekday() < 5 else 150) + (5 if self._revised(day) else 0)
-        hours = rng.choice(np.arange(7, 21), size=count, p=HOURS / HOURS.sum())
-        for n, hour in enumerate(hours):
-            human = bool(rng.random() < 0.6)
-            contact = bool(rng.random() < (0.35 if human else 0.12))
-            at = datetime(day.year, day.month, day.day, int(hour), int(rng.integers(60)), tzinfo=LIMA)
-            yield {
-                "fecha_gestion": day,
-                "timestamp_gestion": at.astimezone(UTC),
-                "canal_origen": "HUMANO" if human else "BOT",
-                "archivo": _archivo(day.replace(day=1), n % 4),
-                "correo_agente": _mail(int(rng.integers(AGENTS))) if human else None,
-                "es_contacto_efectivo": contact,
-                "es_compromiso": contact and bool(rng.random() < 0.3),
-                "peso": float(rng.integers(0, 9)) / 4,
-                "fecha_procesamiento": self._stamp(day),
-            }
+        count = 800 if day.weekday() < 5 else 150
+        gone, corrected, change = self._change(day, 10, count)
+        for n, hour in enumerate(_hours(rng, count)):
+            row = self._attempt(day, n, hour, rng)
+            if n in gone:
+                continue
+            if n in corrected:
+                row["es_contacto_efectivo"] = not row["es_contacto_efectivo"]
+                row["es_compromiso"] = False
+            yield row
+        if self._revised(day):
+            for n, hour in enumerate(_hours(change, 5)):
+                yield self._attempt(day, n, hour, change)
+
+    def _attempt(self, day: date, n: int, hour: int, rng: np.random.Generator) -> dict[str, Any]:
+        human = bool(rng.random() < 0.6)
+        contact = bool(rng.random() < (0.35 if human else 0.12))
+        at = datetime(day.year, day.month, day.day, hour, int(rng.integers(60)), tzinfo=LIMA)
+        return {
+            "fecha_gestion": day,
+            "timestamp_gestion": at.astimezone(UTC),
+            "canal_origen": "HUMANO" if human else "BOT",
+            "archivo": _archivo(day.replace(day=1), n % 4),
+            "correo_agente": _mail(int(rng.integers(AGENTS))) if human else None,
+            "es_contacto_efectivo": contact,
+            "es_compromiso": contact and bool(rng.random() < 0.3),
+            "peso": float(rng.integers(0, 9)) / 4,
+            "fecha_procesamiento": self._stamp(day),
+        }
 
 
 def load_table(client: bigquery.Client, name: str, table: pa.Table) -> None:
@@ -224,6 +247,10 @@ def load_table(client: bigquery.Client, name: str, table: pa.Table) -> None:
     buffer.seek(0)
     config = bigquery.LoadJobConfig(source_format="PARQUET", write_disposition="WRITE_TRUNCATE")
     client.load_table_from_file(buffer, name, job_config=config).result()
+
+
+def _hours(rng: np.random.Generator, count: int) -> list[int]:
+    return [int(hour) for hour in rng.choice(np.arange(7, 21), size=count, p=HOURS / HOURS.sum())]
 
 
 def _archivo(day: date, n: int) -> str:

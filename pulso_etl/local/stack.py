@@ -40,9 +40,7 @@ def local_stack(home: Path, *, revision: int = 0, days: int = 30) -> Iterator[di
         env["BIGQUERY_EMULATOR_HOST"] = emulator.rest_url
         dagster_home = home / "dagster"
         dagster_home.mkdir(exist_ok=True)
-        (dagster_home / "dagster.yaml").write_text(
-            (ROOT / "dagster.yaml").read_text(encoding="utf-8"), encoding="utf-8"
-        )
+        (dagster_home / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text(encoding="utf-8"), encoding="utf-8")
         env["DAGSTER_HOME"] = str(dagster_home)
         before = {name: os.environ.get(name) for name in env}
         os.environ.update(env)

@@ -184,9 +184,7 @@ def translated(spec: TableSpec, window: DayRange) -> Iterator[None]:
         if isinstance(error, api.NotFound):
             raise SourceError(f"{where} does not know the table; check dataset, prefix and location. {text}") from error
         if isinstance(error, (api.Forbidden, api.Unauthorized)):
-            raise SourceError(
-                f"{where} refuses access; give the account bigquery.jobUser and dataViewer. {text}"
-            ) from error
+            raise SourceError(f"{where} refuses access; give the account bigquery.jobUser and dataViewer. {text}") from error
         raise SourceError(f"{where} rejects the query in {spec.name}.sql. {text}") from error
 
 

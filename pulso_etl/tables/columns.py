@@ -33,6 +33,4 @@ FECHA_FOTO = Column(name="fecha_foto", type=ColumnType.DATE, description="Snapsh
 ARCHIVO = text("archivo", "Campaign file")
 CARTERA = text("cartera", "Portfolio")
 SERVICIO = text("servicio", "Service: FIJA or MOVIL")
-FECHA_PROCESAMIENTO = Column(
-    name="fecha_procesamiento", type=ColumnType.TIMESTAMP, description="When the source computed the row"
-)
+FECHA_PROCESAMIENTO = Column(name="fecha_procesamiento", type=ColumnType.TIMESTAMP, description="When the source computed the row")

@@ -1,0 +1,98 @@
+"""The BigQuery emulator with the sample data, read back through the client."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+
+import pytest
+from google.cloud import bigquery
+
+from pulso_etl.local.emulator import BigQueryEmulator
+from pulso_etl.local.sample_data import PARTITIONED, SCHEMAS, SampleData
+from pulso_etl.refresh import LIMA
+
+NAMES = {name: f"mibot-222814.BI_USA.{name}" for name in SCHEMAS}
+DATA = SampleData(NAMES, date(2026, 7, 15))
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[bigquery.Client]:
+    with BigQueryEmulator(tmp_path_factory.mktemp("emulator") / "log") as emulator:
+        client = emulator.client()
+        DATA.seed_into(client)
+        yield client
+
+
+def test_row_counts_read_back_even_when_seeded_twice(client: bigquery.Client) -> None:
+    DATA.seed_into(client)
+    for name, table in DATA.tables().items():
+        (row,) = client.query(f"SELECT COUNT(*) AS n FROM `{NAMES[name]}`").result()
+        assert row.n == table.num_rows, name
+
+
+def test_tables_are_partitioned_by_day(client: bigquery.Client) -> None:
+    for name, column in PARTITIONED.items():
+        partitioning = client.get_table(NAMES[name]).time_partitioning
+        assert (partitioning.type_, partitioning.field) == ("DAY", column)
+
+
+def test_lima_hours_and_sums_are_right(client: bigquery.Client) -> None:
+    found = client.query(
+        "SELECT EXTRACT(HOUR FROM DATETIME(timestamp_gestion, 'America/Lima')) AS hora, COUNT(*) AS n,"
+        f" SUM(peso) AS peso FROM `{NAMES['gestiones_unificadas']}`"
+        " WHERE fecha_gestion BETWEEN @start AND @end GROUP BY hora",
+        job_config=bigquery.QueryJobConfig(
+            query_parameters=[
+                bigquery.ScalarQueryParameter("start", "DATE", date(2026, 7, 10)),
+                bigquery.ScalarQueryParameter("end", "DATE", date(2026, 7, 12)),
+            ]
+        ),
+    ).result()
+    rows = {row.hora: (row.n, row.peso) for row in found}
+    counts: Counter[int] = Counter()
+    weights: Counter[int] = Counter()
+    for row in DATA.tables()["gestiones_unificadas"].to_pylist():
+        if date(2026, 7, 10) <= row["fecha_gestion"] <= date(2026, 7, 12):
+            hour = row["timestamp_gestion"].astimezone(LIMA).hour
+            counts[hour] += 1
+            weights[hour] += row["peso"]
+    assert rows == {hour: (n, weights[hour]) for hour, n in counts.items()}
+
+
+def test_failed_start_shows_the_log_and_leaves_no_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pulso_etl.local.emulator.CHILD", "raise SystemExit('no such thing')")
+    emulator = BigQueryEmulator(tmp_path / "log")
+    with pytest.raises(RuntimeError, match="no such thing"):
+        emulator.start()
+    assert emulator._process is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
+def test_child_ends_with_a_killed_parent(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, pathlib; from pulso_etl.local.emulator import BigQueryEmulator;"
+        "e = BigQueryEmulator(pathlib.Path(sys.argv[1])).start(); print(e._process.pid, flush=True);"
+        "os.kill(os.getpid(), 9)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path / "log")], capture_output=True, timeout=60)
+    assert ended.returncode == -9
+    pid = int(ended.stdout)
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline and _running(pid):
+        time.sleep(0.1)
+    assert not _running(pid)
+
+
+def _running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
