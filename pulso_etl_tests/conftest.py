@@ -1,0 +1,77 @@
+"""Real servers for the tests: one PostgreSQL and one BigQuery emulator a session, one schema a test."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psycopg
+import pytest
+from hypothesis import settings as hypothesis_settings
+from pydantic import SecretStr
+
+from pulso_etl.local.emulator import BigQueryEmulator
+from pulso_etl.local.postgres import EmbeddedPostgres
+from pulso_etl.local.sample_data import SampleData
+from pulso_etl.refresh import lima_day
+from pulso_etl.settings import Settings
+
+hypothesis_settings.register_profile("pulso", deadline=None, max_examples=40, derandomize=True)
+hypothesis_settings.load_profile("pulso")
+
+
+@pytest.fixture(scope="session")
+def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of the session's PostgreSQL: DATABASE_URL where it is set, an embedded server otherwise."""
+    given = os.environ.get("DATABASE_URL")
+    if given:
+        yield given
+        return
+    with EmbeddedPostgres(tmp_path_factory.mktemp("postgres") / "data") as server:
+        yield server.create_database("pulso")
+
+
+@pytest.fixture(scope="session")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BigQueryEmulator]:
+    with BigQueryEmulator(tmp_path_factory.mktemp("emulator") / "log") as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def schema(server_url: str) -> Iterator[str]:
+    """A schema of the test's own, dropped at its end."""
+    name = f"t_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(server_url, autocommit=True) as conn:
+        conn.execute(f"CREATE SCHEMA {name}")
+        yield name
+        conn.execute(f"DROP SCHEMA {name} CASCADE")
+
+
+@pytest.fixture
+def conn(server_url: str, schema: str) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(f"SET search_path = {schema}")
+        connection.execute("SET TIME ZONE 'UTC'")
+        yield connection
+
+
+@pytest.fixture
+def settings(server_url: str, schema: str, emulator: BigQueryEmulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Settings:
+    """Settings of a deployment on the session's servers, also in the environment; Dagster keeps its storage in `tmp_path`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATABASE_URL", server_url)
+    monkeypatch.setenv("DATABASE_SCHEMA", schema)
+    monkeypatch.setenv("BIGQUERY_EMULATOR_HOST", emulator.rest_url)
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    return Settings(database_url=SecretStr(server_url))
+
+
+def seed(settings: Settings, emulator: BigQueryEmulator, *, revision: int = 0) -> SampleData:
+    """Small sample data of the last 10 days in the emulator."""
+    today = lima_day(datetime.now(UTC))
+    data = SampleData(settings.sources(), today, days=10, dashboard_rows_per_day=40, revision=revision)
+    data.seed_into(emulator.client())
+    return data
