@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from datetime import date
 
 import dagster as dg
 
@@ -73,6 +72,7 @@ def _float(value: object) -> float:
 
 
 def _first_error(result: dg.ExecuteInProcessResult) -> str:
+    failure = "the run failed; see its log"
     for event in result.all_events:
         if event.is_step_failure:
             data = event.step_failure_data
@@ -85,9 +85,4 @@ def _first_error(result: dg.ExecuteInProcessResult) -> str:
                 return cause.message.strip()
         if event.is_run_failure and event.message:
             failure = event.message
-    return failure if "failure" in locals() else "the run failed; see its log"
-
-
-def parse_day(text: str | None) -> date | None:
-    """A day out of YYYY-MM-DD. Raises ValueError."""
-    return None if text is None else date.fromisoformat(text)
+    return failure
