@@ -20,15 +20,20 @@ def daily_partitions(first_day: date) -> dg.DailyPartitionsDefinition:
 
 
 def column_schema(spec: TableSpec) -> dg.TableSchema:
-    """The table's columns as Dagster's UI shows them, keys marked."""
+    """The table's columns as Dagster's UI shows them, keys and units as tags."""
     return dg.TableSchema(
         columns=[
             dg.TableColumn(
                 column.name,
                 type=column.type.value,
                 description=column.description,
-                constraints=dg.TableColumnConstraints(nullable=not spec.required(column)),
-                tags={"primary_key": ""} if column.name in spec.primary_key else {},
+                constraints=dg.TableColumnConstraints(
+                    nullable=not spec.required(column),
+                    other=[f"at least {column.minimum}"] * (column.minimum is not None)
+                    + [f"at most {column.maximum}"] * (column.maximum is not None),
+                ),
+                tags=({"primary_key": ""} if column.name in spec.primary_key else {})
+                | ({"unit": column.unit} if column.unit else {}),
             )
             for column in spec.columns
         ],
@@ -46,9 +51,11 @@ def build_asset(spec: TableSpec, partitions: dg.DailyPartitionsDefinition) -> dg
         backfill_policy=dg.BackfillPolicy.single_run(),
         retry_policy=RETRIES,
         io_manager_key="postgres",
+        # Dagster queues a second writer of the table instead of letting it wait for the table's lock in a run slot.
+        pool=f"writer_{spec.name}",
         group_name=spec.group,
         kinds={"bigquery", "postgres"},
-        owners=list(spec.owners) or None,
+        owners=list(spec.owners),
         tags=spec.tags,
         metadata={
             SPEC_KEY: spec.as_metadata(),
@@ -56,13 +63,12 @@ def build_asset(spec: TableSpec, partitions: dg.DailyPartitionsDefinition) -> dg
             "dagster/table_name": spec.name,
             "query": dg.MetadataValue.md(f"```sql\n{spec.query}\n```"),
         },
-        op_tags={"dagster/max_runtime": str(int(spec.timeout.total_seconds()))},
         code_version=_code_version(spec),
     )
     def table(context: dg.AssetExecutionContext, bigquery: BigQuerySource) -> BigQueryStream:
         keys = sorted(context.partition_keys)
         window = DayRange(date.fromisoformat(keys[0]), date.fromisoformat(keys[-1]))
-        return bigquery.stream(spec, window, context.run_id)
+        return bigquery.stream(spec, window, context.run.run_id)
 
     return table
 

@@ -7,37 +7,52 @@ import warnings
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import dagster as dg
 import psycopg
 import typer
+from dotenv import load_dotenv
 from rich.console import Console
 from rich.table import Table
 
 from pulso_etl import logs
 from pulso_etl.definitions import build_defs
+from pulso_etl.destination.statements import Statements
 from pulso_etl.destination.watermarks import TableState, Watermarks
 from pulso_etl.doctor import diagnose
 from pulso_etl.errors import PlanError, PulsoError
 from pulso_etl.launch import Outcome, run_plan
 from pulso_etl.refresh import Mode, plan_refresh
 from pulso_etl.settings import Settings, load_settings
-from pulso_etl.tables import TABLES
+from pulso_etl.tables import TABLES, TableSpec
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Keeps five PostgreSQL tables equal to BigQuery.",
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console()
+PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
 COUNTS = ("read", "inserted", "updated", "unchanged", "deleted")
+
+
+@app.callback(help="Keeps five PostgreSQL tables equal to BigQuery.")
+def options(
+    env_file: Annotated[
+        Path | None, typer.Option(help="File of NAME=value lines to take settings from.", exists=True, dir_okay=False)
+    ] = None,
+) -> None:
+    """Options of every command; what stands in the environment already wins over the file."""
+    if env_file is not None:
+        load_dotenv(env_file)
 
 
 def _states(settings: Settings) -> dict[str, TableState]:
     with psycopg.connect(settings.database_url.get_secret_value(), connect_timeout=10) as conn:
         return Watermarks(settings.database_schema).read(conn)
+
+
+def _spec(table: str) -> TableSpec:
+    if table not in TABLES:
+        raise PlanError(f"unknown table {table}; known are {', '.join(TABLES)}")
+    return TABLES[table]
 
 
 def refresh_tables(
@@ -52,13 +67,12 @@ def refresh_tables(
     allow_shrink: bool = False,
 ) -> list[Outcome]:
     """Plans and runs each table in turn; one that fails does not stop the others. Raises PlanError before any has run."""
-    if unknown := [name for name in tables if name not in TABLES]:
-        raise PlanError(f"unknown table {', '.join(unknown)}; known are {', '.join(TABLES)}")
+    specs = [_spec(name) for name in tables] or list(TABLES.values())
     states, now = _states(settings), datetime.now(UTC)
     plans = [
         plan_refresh(
-            TABLES[name],
-            states[name].watermark if name in states else None,
+            spec,
+            states[spec.name].watermark if spec.name in states else None,
             mode,
             now,
             first_day=settings.partitions_start,
@@ -68,14 +82,18 @@ def refresh_tables(
             end=end,
             force=force,
         )
-        for name in tables or TABLES
+        for spec in specs
     ]
     outcomes = []
     defs = build_defs(settings)
+    # The report at the end tells people what became of each run; a machine that reads the log wants every line.
+    logger = {"log_level": "INFO", "events": True} if logs.as_json() else {"log_level": "WARNING", "events": False}
     with dg.DagsterInstance.get() as instance:
         for plan in plans:
-            console.print(f"{plan.table}: {plan.window or 'skipped'} ({plan.reason})", highlight=False)
-            outcomes.append(run_plan(defs, instance, plan, allow_shrink=allow_shrink))
+            console.print(f"{plan.table}: {plan.window or 'skipped'} ({plan.reason})", **PLAIN)
+            with console.status(f"{plan.table} ..."):
+                outcome = run_plan(defs, instance, TABLES[plan.table], plan, allow_shrink=allow_shrink, logger=logger)
+            outcomes.append(outcome)
     return outcomes
 
 
@@ -83,14 +101,14 @@ def _report(outcomes: Sequence[Outcome]) -> None:
     table = Table("table", "partitions", *COUNTS, "seconds", "bytes billed", "cost USD", box=None)
     for outcome in outcomes:
         state = "failed" if outcome.error else str(outcome.window or "fresh")
-        counts = [str(outcome.counts.get(f"rows_{name}", "-")) for name in COUNTS]
+        counts = [str(outcome.counts.get(name, "-")) for name in COUNTS]
         cost = f"{outcome.cost:.4f}"
         table.add_row(outcome.table, state, *counts, f"{outcome.seconds:.1f}", str(outcome.bytes_billed), cost)
     # A pipe has no width; the table must not be cut for it.
     Console(width=max(console.width, 150)).print(table)
     failed = [outcome for outcome in outcomes if outcome.error]
     for outcome in failed:
-        console.print(f"failed: {outcome.table}: {outcome.error}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"failed: {outcome.table}: {outcome.error}", **PLAIN)
     if failed:
         raise typer.Exit(1)
 
@@ -145,13 +163,25 @@ def status() -> None:
     Console(width=max(console.width, 150)).print(table)
 
 
+@app.command("sql")
+def show_sql(
+    table: Annotated[str, typer.Argument(help="The table.")],
+) -> None:
+    """Prints the statements that a refresh of the table runs, on BigQuery and on PostgreSQL."""
+    settings = load_settings()
+    spec = _spec(table)
+    console.print(f"-- BigQuery\n{spec.query.format(**settings.sources())}\n-- PostgreSQL", **PLAIN)
+    for statement in Statements(spec, settings.database_schema).all():
+        console.print(f"{statement.as_string()};", **PLAIN)
+
+
 @app.command()
 def doctor() -> None:
     """Checks settings, BigQuery, PostgreSQL and Dagster, a line each."""
     healthy = True
     for finding in diagnose():
         healthy = healthy and finding.ok
-        console.print(f"{'ok  ' if finding.ok else 'FAIL'} {finding.part}: {finding.text}", highlight=False, markup=False)
+        console.print(f"{'ok  ' if finding.ok else 'FAIL'} {finding.part}: {finding.text}", **PLAIN)
     if not healthy:
         raise typer.Exit(1)
 

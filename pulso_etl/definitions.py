@@ -9,6 +9,7 @@ import dagster as dg
 
 from pulso_etl.assets import build_asset, daily_partitions
 from pulso_etl.destination.io_manager import PostgresUpsertIOManager
+from pulso_etl.logs import run_logger
 from pulso_etl.settings import Settings, load_settings
 from pulso_etl.source.bigquery import BigQuerySource
 from pulso_etl.tables import TABLES
@@ -51,6 +52,7 @@ def build_defs(
         resources={**build_resources(settings), **(resource_overrides or {})},
         # One process per run: Python's start-up is most of a small refresh's time.
         executor=dg.in_process_executor,
+        loggers={"console": run_logger},
     )
 
 

@@ -1,17 +1,25 @@
-"""Runs a refresh plan through Dagster in this process: one run per table, recorded in the instance like any other."""
+"""How a refresh plan becomes a Dagster run, and such a run in this process: one per table, recorded like any other."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import dagster as dg
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    MAX_RUNTIME_SECONDS_TAG,
+    PRIORITY_TAG,
+)
 
 from pulso_etl.destination.io_manager import ALLOW_SHRINK_TAG
 from pulso_etl.refresh import DayRange, RefreshPlan
+from pulso_etl.tables.spec import TableSpec
 
-RANGE_START_TAG = "dagster/asset_partition_range_start"
-RANGE_END_TAG = "dagster/asset_partition_range_end"
+TABLE_TAG = "pulso_etl/table"
 
 
 @dataclass(frozen=True)
@@ -29,60 +37,81 @@ class Outcome:
     cost: float = 0.0
 
 
-def range_tags(window: DayRange, *, allow_shrink: bool) -> dict[str, str]:
-    """The tags of a run that materializes a range of partitions."""
-    tags = {RANGE_START_TAG: str(window.start), RANGE_END_TAG: str(window.end)}
+def run_tags(spec: TableSpec, window: DayRange, *, allow_shrink: bool = False) -> dict[str, str]:
+    """The tags of a run that materializes the window of the table: range, time-out, place in the queue."""
+    tags = {
+        ASSET_PARTITION_RANGE_START_TAG: str(window.start),
+        ASSET_PARTITION_RANGE_END_TAG: str(window.end),
+        MAX_RUNTIME_SECONDS_TAG: str(int(spec.timeout.total_seconds())),
+        PRIORITY_TAG: str(spec.priority),
+        TABLE_TAG: spec.name,
+    }
     return tags | ({ALLOW_SHRINK_TAG: "true"} if allow_shrink else {})
 
 
-def run_plan(defs: dg.Definitions, instance: dg.DagsterInstance, plan: RefreshPlan, *, allow_shrink: bool = False) -> Outcome:
-    """Materializes the plan's window and waits. An error of the run is in the outcome, not raised."""
+def run_plan(
+    defs: dg.Definitions,
+    instance: dg.DagsterInstance,
+    spec: TableSpec,
+    plan: RefreshPlan,
+    *,
+    allow_shrink: bool = False,
+    logger: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Materializes the plan's window and waits. An error of the run is in the outcome, not raised.
+
+    `logger` is the configuration of `logs.run_logger`.
+    """
     if plan.window is None:
         return Outcome(plan.table, None, plan.reason)
     began = time.perf_counter()
-    job = defs.resolve_implicit_global_asset_job_def()
-    result = job.execute_in_process(
+    result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
         asset_selection=[dg.AssetKey(plan.table)],
-        tags={**range_tags(plan.window, allow_shrink=allow_shrink), "pulso_etl/table": plan.table},
+        tags=run_tags(spec, plan.window, allow_shrink=allow_shrink),
         instance=instance,
-        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        run_config={"loggers": {"console": {"config": logger or {}}}},
         raise_on_error=False,
     )
     seconds = time.perf_counter() - began
     if not result.success:
-        return Outcome(plan.table, plan.window, plan.reason, result.run_id, _first_error(result), seconds)
-    counts: dict[str, int] = {}
-    billed, cost = 0, 0.0
-    for event in result.get_asset_materialization_events():
-        metadata = {key: value.value for key, value in event.materialization.metadata.items()}
-        for key, value in metadata.items():
-            if key.startswith("rows_") and isinstance(value, int):
-                counts[key] = counts.get(key, 0) + value
+        return Outcome(plan.table, plan.window, plan.reason, result.run_id, failure_reason(result), seconds)
+    metadata: list[dict[str, Any]] = [
+        {key: value.value for key, value in event.materialization.metadata.items()}
+        for event in result.get_asset_materialization_events()
+    ]
+    return Outcome(
+        plan.table,
+        plan.window,
+        plan.reason,
+        result.run_id,
+        None,
+        seconds,
+        _sums(metadata),
         # One query served all partitions: its bytes stand with each of them.
-        billed, cost = _int(metadata.get("bytes_billed")), _float(metadata.get("estimated_cost_usd"))
-    return Outcome(plan.table, plan.window, plan.reason, result.run_id, None, seconds, counts, billed, cost)
+        max((int(m.get("bytes_billed") or 0) for m in metadata), default=0),
+        max((float(m.get("estimated_cost_usd") or 0) for m in metadata), default=0.0),
+    )
 
 
-def _int(value: object) -> int:
-    return value if isinstance(value, int) else 0
+def _sums(metadata: list[dict[str, Any]]) -> dict[str, int]:
+    names = {name for entry in metadata for name in entry if name.startswith("rows_")}
+    return {name.removeprefix("rows_"): sum(entry.get(name, 0) for entry in metadata) for name in names}
 
 
-def _float(value: object) -> float:
-    return float(value) if isinstance(value, (int, float)) else 0.0
-
-
-def _first_error(result: dg.ExecuteInProcessResult) -> str:
-    failure = "the run failed; see its log"
+def failure_reason(result: dg.ExecuteInProcessResult) -> str:
+    """The error that ended the run, as its author wrote it for people."""
+    reason = "the run failed; see its log"
     for event in result.all_events:
         if event.is_step_failure:
             data = event.step_failure_data
             if data.user_failure_data is not None and data.user_failure_data.description:
                 return data.user_failure_data.description
-            if data.error is not None:
-                cause = data.error
-                while cause.cause is not None:
-                    cause = cause.cause
-                return cause.message.strip()
+            cause = data.error
+            # Dagster wraps what a step raised; what lies under our own error is for the log.
+            while cause is not None and cause.cause is not None and (cause.cls_name or "").startswith("Dagster"):
+                cause = cause.cause
+            if cause is not None:
+                return cause.message.strip().partition(f"{cause.cls_name}: ")[2] or cause.message.strip()
         if event.is_run_failure and event.message:
-            failure = event.message
-    return failure
+            reason = event.message
+    return reason

@@ -1,4 +1,4 @@
-"""Structured logs for the command line: each line carries run id, table and partition range where it has them."""
+"""Structured logs: each line of a run carries its id, its table and its range of partitions, as text or as JSON."""
 
 from __future__ import annotations
 
@@ -6,6 +6,37 @@ import json
 import logging
 import os
 from datetime import UTC, datetime
+
+import dagster as dg
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+
+FORMAT_VARIABLE = "PULSO_LOG_FORMAT"
+"""Environment variable; "json" asks for one JSON object a line."""
+
+
+def run_fields(record: logging.LogRecord) -> dict[str, str]:
+    """Run id, table and partitions of a line that a Dagster run wrote; nothing for other lines."""
+    meta = getattr(record, "dagster_meta", None)
+    if not meta:
+        return {}
+    tags = meta["job_tags"]
+    start, end = tags.get(ASSET_PARTITION_RANGE_START_TAG), tags.get(ASSET_PARTITION_RANGE_END_TAG)
+    fields = {
+        "run_id": meta["run_id"],
+        "table": meta["step_key"] or tags.get("pulso_etl/table"),
+        "partitions": f"{start}..{end}" if start else tags.get("dagster/partition"),
+    }
+    return {key: value for key, value in fields.items() if value}
+
+
+class TextFormatter(logging.Formatter):
+    """One line for people, the run's fields at its end. Times are UTC."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = "".join(f" {key}={value}" for key, value in run_fields(record).items())
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        text = f"{at} {record.levelname} {record.name}: {_message(record)}{fields}"
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 
 class JsonFormatter(logging.Formatter):
@@ -16,25 +47,52 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _message(record),
+            **run_fields(record),
         }
-        meta = getattr(record, "dagster_meta", None) or {}
-        for key in ("run_id", "step_key"):
-            if meta.get(key):
-                line[key] = meta[key]
-        for key in ("table", "partitions"):
-            if value := getattr(record, key, None):
-                line[key] = value
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)
 
 
-def configure(level: str = "WARNING") -> None:
-    """Sets the root handler up; `PULSO_LOG_FORMAT=json` asks for JSON."""
+def _message(record: logging.LogRecord) -> str:
+    # Dagster writes job, run and step into its message as well; here they are fields.
+    meta = getattr(record, "dagster_meta", None)
+    return meta["orig_message"] if meta else record.getMessage()
+
+
+def as_json() -> bool:
+    """Whether the environment asks for JSON."""
+    return os.environ.get(FORMAT_VARIABLE) == "json"
+
+
+def _handler(level: str) -> logging.Handler:
     handler = logging.StreamHandler()
-    if os.environ.get("PULSO_LOG_FORMAT") == "json":
-        handler.setFormatter(JsonFormatter())
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    handler.setLevel(level)
+    handler.setFormatter(JsonFormatter() if as_json() else TextFormatter())
+    return handler
+
+
+def configure(level: str = "WARNING") -> None:
+    """Sets the root logger of this process up: lines from outside of runs, to standard error."""
+    lines = _handler(level)
+    lines.addFilter(lambda record: not hasattr(record, "dagster_meta"))
+    logging.basicConfig(level=level, handlers=[lines], force=True)
+
+
+@dg.logger(
+    config_schema={
+        "log_level": dg.Field(str, is_required=False, default_value="INFO"),
+        "events": dg.Field(bool, is_required=False, default_value=True, description="Dagster's own events too."),
+    },
+    description="The lines of a run to standard error, as text or as JSON.",
+)
+def run_logger(context: dg.InitLoggerContext) -> logging.Logger:
+    """Dagster's `console` logger of every run."""
+    # The level stands at the handler: Dagster passes the lines of managed Python loggers by the logger's own.
+    lines = _handler(context.logger_config["log_level"].upper())
+    if not context.logger_config["events"]:
+        lines.addFilter(lambda record: record.__dict__["dagster_meta"]["dagster_event"] is None)
+    logger = logging.Logger("pulso_etl.run")
+    logger.addHandler(lines)
+    return logger

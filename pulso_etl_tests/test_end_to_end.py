@@ -29,7 +29,7 @@ def refresh_all(settings: Settings, instance: dg.DagsterInstance) -> dict[str, O
     outcomes = {}
     for spec in TABLES.values():
         plan = plan_refresh(spec, None, Mode.SLIDING_WINDOW, now, first_day=settings.partitions_start, initial_days=10, days=10)
-        outcomes[spec.name] = run_plan(defs, instance, plan)
+        outcomes[spec.name] = run_plan(defs, instance, spec, plan)
         assert outcomes[spec.name].error is None
     return outcomes
 
@@ -63,17 +63,17 @@ def test_postgresql_equals_bigquery_and_a_second_refresh_rewrites_nothing(
             assert outcome.window is not None
             rows = target_rows(conn, name)
             assert rows == source_rows(configured, name, outcome.window)
-            assert len(rows) == outcome.counts["rows_inserted"] > 0
+            assert len(rows) == outcome.counts["inserted"] > 0
         before = {name: set(conn.execute(f"SELECT xmin::text, ctid::text FROM {name}").fetchall()) for name in TABLES}
         for outcome in refresh_all(configured, instance).values():
-            assert outcome.counts["rows_unchanged"] == outcome.counts["rows_read"]
+            assert outcome.counts["unchanged"] == outcome.counts["read"]
         after = {name: set(conn.execute(f"SELECT xmin::text, ctid::text FROM {name}").fetchall()) for name in TABLES}
         assert after == before
 
         seed(configured, emulator, revision=1)
         third = refresh_all(configured, instance)
-        assert third["dashboard_data"].counts["rows_updated"] > 0
-        assert third["dashboard_data"].counts["rows_deleted"] > 0
+        assert third["dashboard_data"].counts["updated"] > 0
+        assert third["dashboard_data"].counts["deleted"] > 0
         for name, outcome in third.items():
             assert outcome.window is not None
             assert target_rows(conn, name) == source_rows(configured, name, outcome.window)
@@ -91,9 +91,9 @@ def test_a_source_that_is_missing_fails_the_run_says_so_and_leaves_the_table(
         TABLES["dashboard_data"], None, Mode.INCREMENTAL, datetime.now(UTC), first_day=configured.partitions_start, initial_days=10
     )
     with dg.DagsterInstance.ephemeral() as instance:
-        assert run_plan(build_defs(configured), instance, plan).error is None
+        assert run_plan(build_defs(configured), instance, TABLES["dashboard_data"], plan).error is None
         before = target_rows(conn, "dashboard_data")
-        outcome = run_plan(build_defs(broken), instance, plan)
+        outcome = run_plan(build_defs(broken), instance, TABLES["dashboard_data"], plan)
     assert outcome.error is not None
     assert "dashboard_data" in outcome.error
     assert "does not know the table" in outcome.error

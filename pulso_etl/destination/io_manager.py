@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any, Protocol, runtime_checkable
 
-import pandas as pd
 import psycopg
 import pyarrow as pa
 from dagster import ConfigurableIOManager, Failure, InputContext, OutputContext
 
 from pulso_etl.destination.conform import WIRE_TYPES
-from pulso_etl.destination.load import LoadResult, load, translated
+from pulso_etl.destination.load import LoadResult, Open, load, table_lock, translated
 from pulso_etl.destination.statements import Statements
-from pulso_etl.destination.watermarks import Watermarks
+from pulso_etl.destination.watermarks import Extraction, Watermarks
 from pulso_etl.errors import ContractError, PulsoError
 from pulso_etl.refresh import DayRange, lima_day
 from pulso_etl.tables.spec import Column, ColumnType, TableSpec
@@ -36,6 +36,15 @@ class DeferredStream(Protocol):
     def open(self) -> AbstractContextManager[pa.RecordBatchReader]: ...
 
 
+@dataclass(frozen=True)
+class Stream:
+    """How to open what the asset yielded, the metadata that opening fills, and whether it can be opened twice."""
+
+    open: Open
+    metadata: dict[str, Any]
+    repeatable: bool
+
+
 class PostgresUpsertIOManager(ConfigurableIOManager):
     """Upserts an asset's partitions into PostgreSQL.
 
@@ -51,13 +60,15 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
     work_mem_mb: int = 256
 
     @contextmanager
-    def connect(self, run_id: str) -> Iterator[psycopg.Connection]:
-        """A connection in autocommit mode, named after the run so that its server session can be found."""
+    def connect(self, purpose: str) -> Iterator[psycopg.Connection]:
+        """A connection in autocommit mode, named after its purpose (a run's id) so that its server session can be found."""
         with psycopg.connect(
-            self.database_url, autocommit=True, application_name=f"pulso-etl {run_id}"[:63], connect_timeout=10
+            self.database_url, autocommit=True, application_name=f"pulso-etl {purpose}"[:63], connect_timeout=10
         ) as conn:
             conn.execute("SELECT set_config('lock_timeout', %s, false)", (f"{self.lock_timeout_seconds}s",))
             conn.execute("SET TIME ZONE 'UTC'")
+            # A killed process must not leave its statement running on the server, with the table's lock held.
+            conn.execute("SET client_connection_check_interval = '2s'")
             yield conn
 
     def handle_output(self, context: OutputContext, obj: Any) -> None:
@@ -66,45 +77,47 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         Raises the errors of `pulso_etl.errors` that a retry may mend, and dagster.Failure (not retried) for the others;
         either way the table is as it was before.
         """
+        with _permanent_errors_end_the_step():
+            self._load(context, obj)
+
+    def _load(self, context: OutputContext, obj: Any) -> None:
         spec = _spec(context.definition_metadata, context.asset_key.to_user_string())
         window = _window(context.asset_partition_keys)
         step = context.step_context
-        open_stream, metadata, repeatable = _stream(spec, obj)
         began = time.monotonic()
+        extraction = Extraction(spec.name, window, context.run_id, step.previous_attempt_count + 1, datetime.now(UTC))
+        stream = _stream(spec, obj)
         marks = Watermarks(self.database_schema)
-        with translated(spec, window), self.connect(context.run_id) as conn, conn.transaction():
-            marks.create(conn)
-            for statement in Statements(spec, self.database_schema).create_table():
-                conn.execute(statement)
-            extraction = marks.start(conn, spec.name, window, context.run_id, step.previous_attempt_count + 1)
         try:
-            with translated(spec, window), self.connect(context.run_id) as conn, conn.transaction():
-                result = load(
-                    conn,
-                    spec,
-                    self.database_schema,
-                    window,
-                    open_stream,
-                    repeatable=repeatable,
-                    allow_shrink=step.run_tags.get(ALLOW_SHRINK_TAG) == "true",
-                    work_mem_mb=self.work_mem_mb,
-                )
-                details = _details(result, metadata)
-                marks.succeed(
-                    conn,
-                    extraction,
-                    spec.name,
-                    window,
-                    records=result.total.read,
-                    seconds=time.monotonic() - began,
-                    reached_today=window.end >= lima_day(datetime.now(UTC)),
-                    metadata=details | {"partition_start": str(window.start), "partition_end": str(window.end)},
-                )
+            with translated(spec, window), self.connect(context.run_id) as conn:
+                # Held by the session from before `running` is committed until the end: one writer of the table at a time.
+                conn.execute("SELECT pg_advisory_lock(%s)", (table_lock(self.database_schema, spec.name),))
+                with conn.transaction():
+                    marks.create(conn)
+                    marks.start(conn, extraction)
+                with conn.transaction():
+                    result = load(
+                        conn,
+                        spec,
+                        self.database_schema,
+                        window,
+                        stream.open,
+                        repeatable=stream.repeatable,
+                        allow_shrink=step.run_tags.get(ALLOW_SHRINK_TAG) == "true",
+                        work_mem_mb=self.work_mem_mb,
+                    )
+                    details = _details(result, stream.metadata)
+                    marks.succeed(
+                        conn,
+                        extraction,
+                        records=result.total.read,
+                        seconds=time.monotonic() - began,
+                        reached_today=window.end >= lima_day(extraction.started_at),
+                        metadata=details,
+                    )
         except BaseException as error:
             # Whatever went wrong, an interrupt included: the data are rolled back and the watermark says so.
-            self._record_failure(context, marks, extraction, spec, error, time.monotonic() - began)
-            if isinstance(error, PulsoError) and not error.retryable:
-                raise Failure(description=str(error), allow_retries=False) from error
+            self._record_failure(context, marks, extraction, error, time.monotonic() - began, stream.metadata)
             raise
         if result.new_columns:
             context.log.warning(f"{spec.name}: new columns in the source, not loaded: {', '.join(result.new_columns)}")
@@ -118,17 +131,17 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         self,
         context: OutputContext,
         marks: Watermarks,
-        extraction: int,
-        spec: TableSpec,
+        extraction: Extraction,
         error: BaseException,
         seconds: float,
+        metadata: dict[str, Any],
     ) -> None:
         message = str(error) or type(error).__name__
         try:
             with self.connect(context.run_id) as conn, conn.transaction():
-                marks.fail(conn, extraction, spec.name, error=message, seconds=seconds)
+                marks.fail(conn, extraction, error=message, seconds=seconds, metadata=metadata)
         except psycopg.Error:
-            context.log.warning(f"{spec.name}: the failure could not be recorded, PostgreSQL is away")
+            context.log.warning(f"{extraction.table}: the failure could not be recorded, PostgreSQL is away")
 
     def load_input(self, context: InputContext) -> Any:
         """The upstream asset's partition or range, as pyarrow.Table, or pandas.DataFrame where the input is annotated so."""
@@ -137,20 +150,37 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
             raise ContractError("an input needs an upstream asset that this IO manager wrote")
         spec = _spec(upstream.definition_metadata, context.asset_key.to_user_string())
         window = _window(context.asset_partition_keys)
-        with translated(spec, window), self.connect("load_input") as conn:
-            query = Statements(spec, self.database_schema).select()
-            rows = conn.execute(query, {"start": window.start, "end": window.end}).fetchall()
-        columns = list(zip(*rows, strict=True)) if rows else [()] * len(spec.columns)
-        table = pa.table(
-            [pa.array(list(values), _read_type(column)) for column, values in zip(spec.columns, columns, strict=True)],
-            names=list(spec.column_names),
-        )
-        return table.to_pandas() if context.dagster_type.typing_type is pd.DataFrame else table
+        schema = pa.schema([(column.name, _read_type(column)) for column in spec.columns])
+        batches = []
+        with (
+            translated(spec, window),
+            self.connect("load_input") as conn,
+            conn.transaction(),
+            conn.cursor("pulso_load_input") as cursor,
+        ):
+            cursor.execute(Statements(spec, self.database_schema).select(), {"start": window.start, "end": window.end})
+            while rows := cursor.fetchmany(spec.batch_rows):
+                values = zip(schema.types, zip(*rows, strict=True), strict=True)
+                batches.append(pa.RecordBatch.from_arrays([pa.array(column, kind) for kind, column in values], schema=schema))
+        table = pa.Table.from_batches(batches, schema)
+        wanted = context.dagster_type.typing_type
+        return table.to_pandas() if getattr(wanted, "__module__", "").partition(".")[0] == "pandas" else table
 
 
-def _read_type(column: Column) -> pa.DataType | None:
-    # Numeric has no one scale: Arrow infers it from the values, exactly.
-    return None if column.type is ColumnType.NUMERIC else WIRE_TYPES[column.type]
+@contextmanager
+def _permanent_errors_end_the_step() -> Iterator[None]:
+    """Dagster retries whatever a step raises, except a Failure that forbids it."""
+    try:
+        yield
+    except PulsoError as error:
+        if error.retryable:
+            raise
+        raise Failure(description=str(error), allow_retries=False) from error
+
+
+def _read_type(column: Column) -> pa.DataType:
+    # The widest decimal that Arrow has takes every NUMERIC and BIGNUMERIC of BigQuery as it is.
+    return pa.decimal256(76, 38) if column.type is ColumnType.NUMERIC else WIRE_TYPES[column.type]
 
 
 def _spec(metadata: Any, asset: str) -> TableSpec:
@@ -168,16 +198,15 @@ def _window(keys: Any) -> DayRange:
     return window
 
 
-def _stream(spec: TableSpec, obj: Any) -> tuple[Callable[[], AbstractContextManager[pa.RecordBatchReader]], dict[str, Any], bool]:
-    """How to open what the asset yielded, the metadata it fills, and whether it can be opened twice."""
+def _stream(spec: TableSpec, obj: Any) -> Stream:
     if isinstance(obj, DeferredStream):
-        return obj.open, obj.metadata, True
+        return Stream(obj.open, obj.metadata, repeatable=True)
     if isinstance(obj, pa.RecordBatchReader):
-        return lambda: nullcontext(obj), {}, False
-    if isinstance(obj, pd.DataFrame):
-        obj = pa.Table.from_pandas(obj, preserve_index=False)
-    if isinstance(obj, pa.Table):
-        return lambda: nullcontext(obj.to_reader(max_chunksize=spec.batch_rows)), {}, True
+        return Stream(lambda: nullcontext(obj), {}, repeatable=False)
+    # pyarrow.Table and pandas.DataFrame, and whatever else speaks Arrow; pandas itself need not be imported for that.
+    if hasattr(obj, "__arrow_c_stream__"):
+        table = pa.table(obj)
+        return Stream(lambda: nullcontext(table.to_reader(max_chunksize=spec.batch_rows)), {}, repeatable=True)
     raise ContractError(
         f"{spec.name}: the asset yielded {type(obj).__name__}; expected a RecordBatchReader, Table, DataFrame or stream"
     )

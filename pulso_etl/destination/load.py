@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -104,7 +105,9 @@ def load(
     clock = _Clock()
     with clock("lock"):
         # The name is locked as well as the table, so that first loads which create the table queue up too.
-        conn.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"pulso_etl:{schema}.{spec.name}",))
+        conn.execute("SELECT pg_advisory_xact_lock(%s)", (table_lock(schema, spec.name),))
+        for statement in statements.create_table():
+            conn.execute(statement)
         conn.execute(statements.lock_target())
         conn.execute("SELECT set_config('work_mem', %s, true)", (f"{work_mem_mb}MB",))
         existing: dict[date, int] = dict(conn.execute(statements.rows_by_day(), bounds).fetchall())
@@ -158,6 +161,11 @@ def load(
         if total.inserted:
             conn.execute(statements.insert_new())
     return result
+
+
+def table_lock(schema: str, table: str) -> int:
+    """The key of the table's advisory lock, a signed 64-bit integer. A session may take it again inside its transaction."""
+    return int.from_bytes(hashlib.sha256(f"pulso_etl:{schema}.{table}".encode()).digest()[:8], "big", signed=True)
 
 
 def refuse_shrink(spec: TableSpec, window: DayRange, existing: dict[date, int], read: dict[date, int]) -> None:

@@ -49,6 +49,22 @@ class Statements:
             )
         return statements
 
+    def all(self) -> list[sql.Composed]:
+        """Every statement of a load that finds rows in its range, in order, for people to read."""
+        return [
+            *self.create_table(),
+            self.lock_target(),
+            self.rows_by_day(),
+            self.create_stage(frozenset()),
+            self.copy(STAGE),
+            self.duplicates(),
+            self.create_diff(),
+            self.count_diff(),
+            self.delete_vanished(),
+            self.update_changed(),
+            self.insert_new(),
+        ]
+
     def lock_target(self) -> sql.Composed:
         """Readers go on, every other writer waits: the load relies on row addresses that must not move."""
         return sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(self.target)

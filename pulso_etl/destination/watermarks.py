@@ -1,4 +1,8 @@
-"""Watermarks (how far each table is loaded) and the append-only history of extractions, both in PostgreSQL."""
+"""Watermarks (how far each table is loaded) and the append-only history of extractions, both in PostgreSQL.
+
+`etl_watermarks` holds one row a table, its state now. `etl_extractions` gains one row an attempt, when that ends; no row
+of it is ever changed.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +16,58 @@ from psycopg.types.json import Jsonb
 
 from pulso_etl.refresh import DayRange, Watermark
 
-COLUMNS = """
-    last_extraction_status text CHECK (last_extraction_status IN ('running', 'success', 'failed')),
+CREATE = """
+CREATE TABLE IF NOT EXISTS {watermarks} (
+    table_name text PRIMARY KEY,
+    last_extracted_at timestamptz,
+    last_partition date,
+    last_extraction_status text NOT NULL CHECK (last_extraction_status IN ('running', 'success', 'failed')),
     records_extracted bigint,
     extraction_duration_seconds double precision,
     error_message text,
     extraction_id text,
+    recovery_attempts integer NOT NULL DEFAULT 0,
     metadata jsonb NOT NULL DEFAULT '{{}}',
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE TABLE IF NOT EXISTS {history} (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    table_name text NOT NULL,
+    extraction_id text NOT NULL,
+    attempt integer NOT NULL,
+    partition_start date NOT NULL,
+    partition_end date NOT NULL,
+    status text NOT NULL CHECK (status IN ('success', 'failed')),
+    records_extracted bigint,
+    extraction_duration_seconds double precision,
+    error_message text,
+    metadata jsonb NOT NULL DEFAULT '{{}}',
+    started_at timestamptz NOT NULL,
+    finished_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX IF NOT EXISTS etl_extractions_table_idx ON {history} (table_name, id DESC);
 """
+ABANDONED = "the attempt ended without a word: its process or its server session was killed"
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """One attempt to load one range: which run (Dagster's id), which try of it (from 1), since when (with zone)."""
+
+    table: str
+    window: DayRange
+    run_id: str
+    attempt: int
+    started_at: datetime
+
+    def as_metadata(self) -> dict[str, Any]:
+        return {
+            "attempt": self.attempt,
+            "partition_start": str(self.window.start),
+            "partition_end": str(self.window.end),
+            "started_at": self.started_at.isoformat(),
+        }
 
 
 @dataclass(frozen=True)
@@ -31,11 +77,13 @@ class TableState:
     table_name: str
     last_extracted_at: datetime | None
     last_partition: date | None
-    status: str | None
+    status: str
     records: int | None
     seconds: float | None
     error: str | None
     extraction_id: str | None
+    recovery_attempts: int
+    updated_at: datetime
 
     @property
     def watermark(self) -> Watermark:
@@ -52,116 +100,126 @@ class Watermarks:
 
     def create(self, conn: psycopg.Connection) -> None:
         """Creates schema and tables where they are missing, one process at a time."""
-        conn.execute("SELECT pg_advisory_xact_lock(hashtextextended('pulso_etl:ddl', 0))")
-        if conn.execute("SELECT to_regclass(%s)", (f'"{self.schema}".etl_extractions',)).fetchone() != (None,):
+        if self._exists(conn, "etl_extractions"):
             return
-        if conn.execute("SELECT to_regnamespace(%s)", (f'"{self.schema}"',)).fetchone() == (None,):
+        conn.execute("SELECT pg_advisory_xact_lock(hashtextextended('pulso_etl:ddl', 0))")
+        # Not CREATE SCHEMA IF NOT EXISTS: that asks for the right to create one even where it exists.
+        if conn.execute("SELECT FROM pg_namespace WHERE nspname = %s", (self.schema,)).fetchone() is None:
             conn.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(self.schema)))
-        columns = sql.SQL(COLUMNS.replace("{{}}", "{}"))
-        conn.execute(
-            sql.SQL(
-                "CREATE TABLE IF NOT EXISTS {} (table_name text PRIMARY KEY, last_extracted_at timestamptz, "
-                "last_partition date, recovery_attempts integer NOT NULL DEFAULT 0, {})"
-            ).format(self.table, columns)
-        )
-        conn.execute(
-            sql.SQL(
-                "CREATE TABLE IF NOT EXISTS {} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, table_name text NOT NULL, "
-                "attempt integer NOT NULL, partition_start date NOT NULL, partition_end date NOT NULL, "
-                "finished_at timestamptz, {})"
-            ).format(self.history, columns)
-        )
-        conn.execute(
-            sql.SQL("CREATE INDEX IF NOT EXISTS etl_extractions_table_idx ON {} (table_name, id DESC)").format(self.history)
-        )
+        conn.execute(sql.SQL(CREATE).format(watermarks=self.table, history=self.history))
 
-    def start(self, conn: psycopg.Connection, table: str, window: DayRange, run_id: str, attempt: int) -> int:
-        """Marks the table as running and opens a row of the history; returns that row's id."""
+    def start(self, conn: psycopg.Connection, extraction: Extraction) -> None:
+        """Marks the table as running. The caller holds the table's lock.
+
+        So an attempt that is still marked as running is dead: it enters the history as failed, and counts as a recovery.
+        """
+        values = {
+            "table": extraction.table,
+            "run": extraction.run_id,
+            "metadata": Jsonb(extraction.as_metadata()),
+            "abandoned": ABANDONED,
+        }
+        abandoned = conn.execute(
+            sql.SQL(
+                "INSERT INTO {} (table_name, extraction_id, attempt, partition_start, partition_end, status, error_message, "
+                "metadata, started_at) SELECT table_name, extraction_id, (metadata->>'attempt')::int, "
+                "(metadata->>'partition_start')::date, (metadata->>'partition_end')::date, 'failed', %(abandoned)s, metadata, "
+                "(metadata->>'started_at')::timestamptz FROM {} WHERE table_name = %(table)s AND last_extraction_status = 'running'"
+            ).format(self.history, self.table),
+            values,
+        ).rowcount
         conn.execute(
             sql.SQL(
-                "INSERT INTO {} (table_name, last_extraction_status, extraction_id) VALUES (%(table)s, 'running', %(run)s) "
+                "INSERT INTO {} AS w (table_name, last_extraction_status, extraction_id, metadata) "
+                "VALUES (%(table)s, 'running', %(run)s, %(metadata)s) "
                 "ON CONFLICT (table_name) DO UPDATE SET last_extraction_status = 'running', extraction_id = %(run)s, "
-                "error_message = NULL, updated_at = now()"
+                "metadata = %(metadata)s, error_message = NULL, recovery_attempts = w.recovery_attempts + %(abandoned)s, "
+                "updated_at = clock_timestamp()"
             ).format(self.table),
-            {"table": table, "run": run_id},
+            values | {"abandoned": abandoned},
         )
-        row = conn.execute(
-            sql.SQL(
-                "INSERT INTO {} (table_name, attempt, partition_start, partition_end, last_extraction_status, extraction_id) "
-                "VALUES (%s, %s, %s, %s, 'running', %s) RETURNING id"
-            ).format(self.history),
-            (table, attempt, window.start, window.end, run_id),
-        ).fetchone()
-        assert row is not None
-        return int(row[0])
 
     def succeed(
         self,
         conn: psycopg.Connection,
-        extraction: int,
-        table: str,
-        window: DayRange,
+        extraction: Extraction,
         *,
         records: int,
         seconds: float,
         reached_today: bool,
         metadata: dict[str, Any],
     ) -> None:
-        """Success, in the transaction that holds the data. Only a load that reached today moves the watermark."""
-        values = {
-            "id": extraction,
-            "table": table,
+        """Success, in the transaction that holds the data. Only a load that reached today moves the watermark.
+
+        `last_extracted_at` is when the extraction began: what the source gained while it ran may be missing.
+        """
+        values = self._values(extraction, seconds, metadata) | {
             "records": records,
-            "seconds": seconds,
-            "metadata": Jsonb(metadata),
             "moved": reached_today,
-            "end": window.end,
+            "end": extraction.window.end,
         }
         conn.execute(
             sql.SQL(
                 "UPDATE {} SET last_extraction_status = 'success', records_extracted = %(records)s, "
                 "extraction_duration_seconds = %(seconds)s, error_message = NULL, metadata = %(metadata)s, "
-                "recovery_attempts = 0, updated_at = now(), "
-                "last_extracted_at = CASE WHEN %(moved)s THEN clock_timestamp() ELSE last_extracted_at END, "
+                "recovery_attempts = 0, updated_at = clock_timestamp(), "
+                "last_extracted_at = CASE WHEN %(moved)s THEN %(started)s ELSE last_extracted_at END, "
                 "last_partition = CASE WHEN %(moved)s THEN %(end)s ELSE last_partition END WHERE table_name = %(table)s"
             ).format(self.table),
             values,
         )
-        conn.execute(
-            sql.SQL(
-                "UPDATE {} SET last_extraction_status = 'success', records_extracted = %(records)s, "
-                "extraction_duration_seconds = %(seconds)s, metadata = %(metadata)s, finished_at = clock_timestamp(), "
-                "updated_at = now() WHERE id = %(id)s"
-            ).format(self.history),
-            values,
-        )
+        self._append(conn, values | {"status": "success", "error": None})
 
-    def fail(self, conn: psycopg.Connection, extraction: int, table: str, *, error: str, seconds: float) -> None:
-        """Failure with its reason, after the data were rolled back."""
-        values = {"id": extraction, "table": table, "error": error[:4000].replace("\0", ""), "seconds": seconds}
-        conn.execute(
+    def fail(
+        self, conn: psycopg.Connection, extraction: Extraction, *, error: str, seconds: float, metadata: dict[str, Any]
+    ) -> None:
+        """Failure with its reason, after the data were rolled back. Does nothing where the attempt is no longer the running one."""
+        values = self._values(extraction, seconds, metadata) | {"error": error[:4000].replace("\0", ""), "records": None}
+        ours = conn.execute(
             sql.SQL(
-                "UPDATE {} SET last_extraction_status = 'failed', error_message = %(error)s, "
-                "extraction_duration_seconds = %(seconds)s, updated_at = now() WHERE table_name = %(table)s"
+                "UPDATE {} SET last_extraction_status = 'failed', error_message = %(error)s, metadata = %(metadata)s, "
+                "extraction_duration_seconds = %(seconds)s, updated_at = clock_timestamp() WHERE table_name = %(table)s "
+                "AND last_extraction_status = 'running' AND extraction_id = %(run)s AND (metadata->>'attempt')::int = %(attempt)s"
             ).format(self.table),
             values,
-        )
-        conn.execute(
-            sql.SQL(
-                "UPDATE {} SET last_extraction_status = 'failed', error_message = %(error)s, finished_at = clock_timestamp(), "
-                "extraction_duration_seconds = %(seconds)s, updated_at = now() WHERE id = %(id)s"
-            ).format(self.history),
-            values,
-        )
+        ).rowcount
+        if ours:
+            self._append(conn, values | {"status": "failed"})
 
     def read(self, conn: psycopg.Connection) -> dict[str, TableState]:
         """The state of every table that was ever refreshed, by name."""
-        if conn.execute("SELECT to_regclass(%s)", (f'"{self.schema}".etl_watermarks',)).fetchone() == (None,):
+        if not self._exists(conn, "etl_watermarks"):
             return {}
         rows = conn.execute(
             sql.SQL(
                 "SELECT table_name, last_extracted_at, last_partition, last_extraction_status, records_extracted, "
-                "extraction_duration_seconds, error_message, extraction_id FROM {}"
+                "extraction_duration_seconds, error_message, extraction_id, recovery_attempts, updated_at FROM {}"
             ).format(self.table)
         )
         return {row[0]: TableState(*row) for row in rows}
+
+    def _exists(self, conn: psycopg.Connection, table: str) -> bool:
+        found = conn.execute("SELECT FROM pg_tables WHERE schemaname = %s AND tablename = %s", (self.schema, table))
+        return found.fetchone() is not None
+
+    def _values(self, extraction: Extraction, seconds: float, metadata: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "table": extraction.table,
+            "run": extraction.run_id,
+            "attempt": extraction.attempt,
+            "start": extraction.window.start,
+            "end": extraction.window.end,
+            "started": extraction.started_at,
+            "seconds": seconds,
+            "metadata": Jsonb(extraction.as_metadata() | metadata),
+        }
+
+    def _append(self, conn: psycopg.Connection, values: dict[str, Any]) -> None:
+        conn.execute(
+            sql.SQL(
+                "INSERT INTO {} (table_name, extraction_id, attempt, partition_start, partition_end, status, records_extracted, "
+                "extraction_duration_seconds, error_message, metadata, started_at) VALUES (%(table)s, %(run)s, %(attempt)s, "
+                "%(start)s, %(end)s, %(status)s, %(records)s, %(seconds)s, %(error)s, %(metadata)s, %(started)s)"
+            ).format(self.history),
+            values,
+        )

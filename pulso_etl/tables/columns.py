@@ -22,11 +22,11 @@ def count(name: str, description: str) -> Column:
 
 def money(name: str, description: str) -> Column:
     """An amount in soles: exact, never a float."""
-    return Column(name=name, type=ColumnType.NUMERIC, description=f"{description} (PEN)")
+    return Column(name=name, type=ColumnType.NUMERIC, description=description, unit="PEN")
 
 
-def ratio(name: str, description: str) -> Column:
-    return Column(name=name, type=ColumnType.DOUBLE, description=description)
+def ratio(name: str, description: str, unit: str = "percent") -> Column:
+    return Column(name=name, type=ColumnType.DOUBLE, description=description, unit=unit)
 
 
 FECHA_FOTO = Column(name="fecha_foto", type=ColumnType.DATE, description="Snapshot date (a day of America/Lima)")

@@ -30,7 +30,7 @@ class ColumnType(StrEnum):
 class Column(BaseModel):
     """One column of a table.
 
-    `minimum` and `maximum` are inclusive and become a CHECK constraint. `required` columns are NOT NULL.
+    `minimum` and `maximum` are inclusive and become a CHECK constraint. `required` columns are NOT NULL. `unit` is for people.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -38,6 +38,7 @@ class Column(BaseModel):
     name: str = Field(pattern=IDENTIFIER)
     type: ColumnType
     description: str = ""
+    unit: str = ""
     required: bool = False
     minimum: int | None = None
     maximum: int | None = None
@@ -51,7 +52,7 @@ class TableSpec(BaseModel):
     `version_column`: where one key appears in several partitions, the row with the greatest version is kept.
     `stamp_columns` say when the source computed a row; a change in them alone is no change of the row.
     `minimum_kept_share`: a load that would leave less than this share (0..1) of a partition range's rows is refused.
-    `batch_rows`: rows per batch read from the source.
+    `batch_rows`: rows per batch read from the source. `priority`: runs of a greater one leave the queue first.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -64,12 +65,13 @@ class TableSpec(BaseModel):
     query: str = ""
     source_view: str = ""
     group: str = "pulso"
-    owners: tuple[str, ...] = ()
+    owners: tuple[str, ...] = ("team:data-engineering",)
     tags: dict[str, str] = Field(default_factory=dict)
     lookback_days: int = Field(default=1, ge=1)
     refresh_every: timedelta = timedelta(hours=24)
     timeout: timedelta = timedelta(minutes=30)
     batch_rows: int = Field(default=10_000, ge=1)
+    priority: int = 0
     version_column: str | None = None
     stamp_columns: tuple[str, ...] = ()
     minimum_kept_share: float = Field(default=0.5, ge=0, le=1)
