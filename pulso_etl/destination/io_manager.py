@@ -88,14 +88,14 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         extraction = Extraction(spec.name, window, context.run_id, step.previous_attempt_count + 1, datetime.now(UTC))
         stream = _stream(spec, obj)
         marks = Watermarks(self.database_schema)
-        try:
-            with translated(spec, window), self.connect(context.run_id) as conn:
-                # Held by the session from before `running` is committed until the end: one writer of the table at a time.
-                conn.execute("SELECT pg_advisory_lock(%s)", (table_lock(self.database_schema, spec.name),))
-                with conn.transaction():
-                    marks.create(conn)
-                    marks.start(conn, extraction)
-                with conn.transaction():
+        with translated(spec, window), self.connect(context.run_id) as conn:
+            # Held by the session from before `running` is committed until the end: one writer of the table at a time.
+            conn.execute("SELECT pg_advisory_lock(%s)", (table_lock(self.database_schema, spec.name),))
+            with conn.transaction():
+                marks.create(conn)
+                marks.start(conn, extraction)
+            try:
+                with translated(spec, window), conn.transaction():
                     result = load(
                         conn,
                         spec,
@@ -115,10 +115,10 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
                         reached_today=window.end >= lima_day(extraction.started_at),
                         metadata=details,
                     )
-        except BaseException as error:
-            # Whatever went wrong, an interrupt included: the data are rolled back and the watermark says so.
-            self._record_failure(context, marks, extraction, error, time.monotonic() - began, stream.metadata)
-            raise
+            except BaseException as error:
+                # Whatever went wrong, an interrupt included: the data are rolled back and the watermark says so.
+                self._record_failure(context, conn, marks, extraction, error, time.monotonic() - began, stream.metadata)
+                raise
         if result.new_columns:
             context.log.warning(f"{spec.name}: new columns in the source, not loaded: {', '.join(result.new_columns)}")
         context.log.info(f"{spec.name} {window}: {result.plan}, {result.total.as_dict()}, seconds {result.seconds}")
@@ -130,6 +130,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
     def _record_failure(
         self,
         context: OutputContext,
+        conn: psycopg.Connection,
         marks: Watermarks,
         extraction: Extraction,
         error: BaseException,
@@ -138,8 +139,9 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
     ) -> None:
         message = str(error) or type(error).__name__
         try:
-            with self.connect(context.run_id) as conn, conn.transaction():
-                marks.fail(conn, extraction, error=message, seconds=seconds, metadata=metadata)
+            # A session that lives still holds the table's lock; where it died, a new one tells.
+            with self.connect(context.run_id) if conn.closed else nullcontext(conn) as session, session.transaction():
+                marks.fail(session, extraction, error=message, seconds=seconds, metadata=metadata)
         except psycopg.Error:
             context.log.warning(f"{extraction.table}: the failure could not be recorded, PostgreSQL is away")
 
