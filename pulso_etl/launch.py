@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,16 +37,19 @@ class Outcome:
     cost: float = 0.0
 
 
-def run_tags(spec: TableSpec, window: DayRange, *, allow_shrink: bool = False) -> dict[str, str]:
-    """The tags of a run that materializes the window of the table: range, time-out, place in the queue."""
+def job_tags(specs: Sequence[TableSpec]) -> dict[str, str]:
+    """The tags of a run of these tables, whatever its range: time-out (seconds), place in the queue, and the table if it is one."""
     tags = {
-        ASSET_PARTITION_RANGE_START_TAG: str(window.start),
-        ASSET_PARTITION_RANGE_END_TAG: str(window.end),
-        MAX_RUNTIME_SECONDS_TAG: str(int(spec.timeout.total_seconds())),
-        PRIORITY_TAG: str(spec.priority),
-        TABLE_TAG: spec.name,
+        MAX_RUNTIME_SECONDS_TAG: str(sum(int(spec.timeout.total_seconds()) for spec in specs)),
+        PRIORITY_TAG: str(max(spec.priority for spec in specs)),
     }
-    return tags | ({ALLOW_SHRINK_TAG: "true"} if allow_shrink else {})
+    return tags | ({TABLE_TAG: specs[0].name} if len(specs) == 1 else {})
+
+
+def run_tags(spec: TableSpec, window: DayRange, *, allow_shrink: bool = False) -> dict[str, str]:
+    """The tags of a run that materializes the window of the table."""
+    tags = {ASSET_PARTITION_RANGE_START_TAG: str(window.start), ASSET_PARTITION_RANGE_END_TAG: str(window.end)}
+    return job_tags([spec]) | tags | ({ALLOW_SHRINK_TAG: "true"} if allow_shrink else {})
 
 
 def run_plan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from enum import StrEnum
@@ -38,6 +39,9 @@ class DayRange:
 
     def __contains__(self, day: date) -> bool:
         return self.start <= day <= self.end
+
+    def __iter__(self) -> Iterator[date]:
+        return (self.start + timedelta(days=n) for n in range(self.days))
 
     def __str__(self) -> str:
         return str(self.start) if self.start == self.end else f"{self.start}..{self.end}"
@@ -115,7 +119,7 @@ def plan_refresh(
     # A watermark of the future (a clock that was wrong) says nothing about freshness.
     if not force and watermark.last_extracted_at is not None:
         age = now - watermark.last_extracted_at
-        if timedelta(0) <= age < spec.refresh_every and watermark.last_partition == today:
-            return RefreshPlan(spec.name, None, f"fresh: loaded {age} ago, due every {spec.refresh_every}")
+        if timedelta(0) <= age < spec.refresh_every:
+            return RefreshPlan(spec.name, None, f"fresh: loaded {str(age).split('.')[0]} ago, due every {spec.refresh_every}")
     window = trailing(max(watermark.last_partition, first_day), spec.lookback_days)
     return RefreshPlan(spec.name, window, f"lookback of {spec.lookback_days} days from {watermark.last_partition}")

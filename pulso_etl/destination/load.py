@@ -257,8 +257,7 @@ def _text_columns(spec: TableSpec, wire: pa.Schema) -> frozenset[str]:
 
 
 def _every_day(window: DayRange, counts: dict[date, Counts]) -> dict[date, Counts]:
-    days = (date.fromordinal(n) for n in range(window.start.toordinal(), window.end.toordinal() + 1))
-    return {day: counts.get(day, Counts()) for day in days}
+    return {day: counts.get(day, Counts()) for day in window}
 
 
 class _Clock:

@@ -7,7 +7,8 @@ of it is ever changed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import UTC, date, datetime
+from itertools import groupby
 from typing import Any
 
 import psycopg
@@ -69,6 +70,23 @@ class Extraction:
             "started_at": self.started_at.isoformat(),
         }
 
+    @classmethod
+    def from_metadata(cls, table: str, run_id: str, metadata: dict[str, Any]) -> Extraction:
+        """The attempt out of the `metadata` of the table's row of `etl_watermarks`."""
+        window = DayRange(date.fromisoformat(metadata["partition_start"]), date.fromisoformat(metadata["partition_end"]))
+        return cls(table, window, run_id, metadata["attempt"], datetime.fromisoformat(metadata["started_at"]))
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """An attempt that is over: what it loaded, whether that went well, and when (with zone) it began and ended."""
+
+    run_id: str
+    window: DayRange
+    succeeded: bool
+    started_at: datetime
+    finished_at: datetime
+
 
 @dataclass(frozen=True)
 class TableState:
@@ -83,7 +101,9 @@ class TableState:
     error: str | None
     extraction_id: str | None
     recovery_attempts: int
+    metadata: dict[str, Any]
     updated_at: datetime
+    attempts: tuple[Attempt, ...] = ()
 
     @property
     def watermark(self) -> Watermark:
@@ -108,35 +128,38 @@ class Watermarks:
             conn.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(self.schema)))
         conn.execute(sql.SQL(CREATE).format(watermarks=self.table, history=self.history))
 
-    def start(self, conn: psycopg.Connection, extraction: Extraction) -> None:
-        """Marks the table as running. The caller holds the table's lock.
+    def abandon(self, conn: psycopg.Connection, table: str, reason: str) -> Extraction | None:
+        """Ends an attempt that is marked as running and is dead: it enters the history as failed, and counts as a recovery.
 
-        So an attempt that is still marked as running is dead: it enters the history as failed, and counts as a recovery.
+        The caller holds the table's lock, which no living attempt would have let go. Returns the attempt, or None where none
+        was running.
         """
-        values = {
-            "table": extraction.table,
-            "run": extraction.run_id,
-            "metadata": Jsonb(extraction.as_metadata()),
-            "abandoned": ABANDONED,
-        }
-        abandoned = conn.execute(
+        row = conn.execute(
             sql.SQL(
-                "INSERT INTO {} (table_name, extraction_id, attempt, partition_start, partition_end, status, error_message, "
-                "metadata, started_at) SELECT table_name, extraction_id, (metadata->>'attempt')::int, "
-                "(metadata->>'partition_start')::date, (metadata->>'partition_end')::date, 'failed', %(abandoned)s, metadata, "
-                "(metadata->>'started_at')::timestamptz FROM {} WHERE table_name = %(table)s AND last_extraction_status = 'running'"
-            ).format(self.history, self.table),
-            values,
-        ).rowcount
+                "UPDATE {} SET last_extraction_status = 'failed', error_message = %s, recovery_attempts = recovery_attempts + 1, "
+                "updated_at = clock_timestamp() WHERE table_name = %s AND last_extraction_status = 'running' "
+                "RETURNING extraction_id, metadata"
+            ).format(self.table),
+            (reason, table),
+        ).fetchone()
+        if row is None:
+            return None
+        extraction = Extraction.from_metadata(table, *row)
+        values = self._values(extraction, (datetime.now(UTC) - extraction.started_at).total_seconds(), {})
+        self._append(conn, values | {"status": "failed", "error": reason, "records": None})
+        return extraction
+
+    def start(self, conn: psycopg.Connection, extraction: Extraction) -> None:
+        """Marks the table as running, after ending an attempt that died without a word. The caller holds the table's lock."""
+        self.abandon(conn, extraction.table, ABANDONED)
         conn.execute(
             sql.SQL(
-                "INSERT INTO {} AS w (table_name, last_extraction_status, extraction_id, metadata) "
+                "INSERT INTO {} (table_name, last_extraction_status, extraction_id, metadata) "
                 "VALUES (%(table)s, 'running', %(run)s, %(metadata)s) "
                 "ON CONFLICT (table_name) DO UPDATE SET last_extraction_status = 'running', extraction_id = %(run)s, "
-                "metadata = %(metadata)s, error_message = NULL, recovery_attempts = w.recovery_attempts + %(abandoned)s, "
-                "updated_at = clock_timestamp()"
+                "metadata = %(metadata)s, error_message = NULL, updated_at = clock_timestamp()"
             ).format(self.table),
-            values | {"abandoned": abandoned},
+            {"table": extraction.table, "run": extraction.run_id, "metadata": Jsonb(extraction.as_metadata())},
         )
 
     def succeed(
@@ -186,17 +209,44 @@ class Watermarks:
         if ours:
             self._append(conn, values | {"status": "failed"})
 
-    def read(self, conn: psycopg.Connection) -> dict[str, TableState]:
-        """The state of every table that was ever refreshed, by name."""
-        if not self._exists(conn, "etl_watermarks"):
+    def verify(self, conn: psycopg.Connection, table: str, as_of: datetime, last_partition: date, partitions: int) -> None:
+        """Moves the watermark without a load: at the instant `as_of` the source had not changed since the rows were loaded.
+
+        `partitions` is how many were found so. Does nothing while an attempt is running.
+        """
+        conn.execute(
+            sql.SQL(
+                "UPDATE {} SET last_extracted_at = greatest(last_extracted_at, %(as_of)s), last_partition = %(last)s, "
+                "metadata = metadata || %(metadata)s, updated_at = clock_timestamp() "
+                "WHERE table_name = %(table)s AND last_extraction_status <> 'running'"
+            ).format(self.table),
+            {
+                "table": table,
+                "as_of": as_of,
+                "last": last_partition,
+                "metadata": Jsonb({"partitions_verified": partitions, "verified_at": as_of.isoformat()}),
+            },
+        )
+
+    def read(self, conn: psycopg.Connection, since: datetime | None = None) -> dict[str, TableState]:
+        """The state of every table that was ever refreshed, by name, with its attempts that ended after `since`; one query."""
+        if not self._exists(conn, "etl_extractions"):
             return {}
         rows = conn.execute(
             sql.SQL(
-                "SELECT table_name, last_extracted_at, last_partition, last_extraction_status, records_extracted, "
-                "extraction_duration_seconds, error_message, extraction_id, recovery_attempts, updated_at FROM {}"
-            ).format(self.table)
-        )
-        return {row[0]: TableState(*row) for row in rows}
+                "SELECT w.table_name, last_extracted_at, last_partition, last_extraction_status, w.records_extracted, "
+                "w.extraction_duration_seconds, w.error_message, w.extraction_id, recovery_attempts, w.metadata, w.updated_at, "
+                "e.extraction_id, partition_start, partition_end, status = 'success', started_at, finished_at "
+                "FROM {} w LEFT JOIN {} e ON e.table_name = w.table_name AND e.finished_at > %s ORDER BY w.table_name, e.id"
+            ).format(self.table, self.history),
+            (since or datetime.max.replace(tzinfo=UTC),),
+        ).fetchall()
+        states: dict[str, TableState] = {}
+        for table, entries in groupby(rows, key=lambda row: row[0]):
+            found = list(entries)
+            attempts = tuple(Attempt(row[11], DayRange(row[12], row[13]), *row[14:]) for row in found if row[11] is not None)
+            states[table] = TableState(*found[0][:11], attempts=attempts)
+        return states
 
     def _exists(self, conn: psycopg.Connection, table: str) -> bool:
         found = conn.execute("SELECT FROM pg_tables WHERE schemaname = %s AND tablename = %s", (self.schema, table))

@@ -1,0 +1,129 @@
+"""Which tables are due for a refresh, and over which days: pure functions of what is known at one instant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+
+from pulso_etl.destination.watermarks import Attempt
+from pulso_etl.refresh import DayRange, Mode, Watermark, plan_refresh
+from pulso_etl.tables.spec import TableSpec
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What is known of one table: its watermark, the attempts of the last two days, the run that is under way, if any."""
+
+    watermark: Watermark | None = None
+    attempts: Sequence[Attempt] = ()
+    in_flight: str | None = None
+
+
+@dataclass(frozen=True)
+class BackOff:
+    """How long after its n-th failed run in a row a table waits: `base` doubled n-1 times, at most `cap`.
+
+    From `limit` failed runs on the table is retried at its ordinary rhythm only.
+    """
+
+    base: timedelta = timedelta(minutes=2)
+    cap: timedelta = timedelta(hours=1)
+    limit: int = 5
+
+    def wait(self, failures: int, refresh_every: timedelta) -> timedelta:
+        if failures >= self.limit:
+            return max(self.cap, refresh_every)
+        # Past twenty doublings no cap in use is the greater, and the number stays small.
+        return min(self.cap, self.base * (1 << min(failures - 1, 20)))
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do about a table: `window` to refresh, or None; `reason` for people.
+
+    `slot` names the due refresh: it changes when, and only when, a run of the table has ended.
+    """
+
+    table: str
+    window: DayRange | None
+    reason: str
+    slot: str = ""
+
+
+def failed_runs(attempts: Iterable[Attempt], window: DayRange) -> list[Attempt]:
+    """The last attempt of each run, oldest first, that failed on days of the window which no later attempt has loaded."""
+    loaded: set[date] = set()
+    failures: dict[str, Attempt] = {}
+    for attempt in sorted(attempts, key=lambda attempt: attempt.finished_at, reverse=True):
+        days = {day for day in attempt.window if day in window}
+        if attempt.succeeded:
+            loaded |= days
+        elif days - loaded:
+            failures.setdefault(attempt.run_id, attempt)
+    return list(reversed(failures.values()))
+
+
+def decide(
+    spec: TableSpec, standing: Standing, now: datetime, *, first_day: date, initial_days: int, back_off: BackOff
+) -> Decision:
+    """Whether the table is due at `now`: its last success is too old, or days of its trailing range failed; and nothing speaks
+    against it: a run under way, or the wait after failures."""
+    if standing.in_flight is not None:
+        return Decision(spec.name, None, f"run {standing.in_flight} is under way")
+
+    plan, trailing = (
+        plan_refresh(spec, standing.watermark, Mode.INCREMENTAL, now, first_day=first_day, initial_days=initial_days, force=force)
+        for force in (False, True)
+    )
+    assert trailing.window is not None
+    failures = failed_runs(standing.attempts, trailing.window)
+    if plan.window is None and not failures:
+        return Decision(spec.name, None, plan.reason)
+    reason = trailing.reason
+    if failures:
+        until = failures[-1].finished_at + back_off.wait(len(failures), spec.refresh_every)
+        if now < until:
+            return Decision(spec.name, None, f"waits until {until:%Y-%m-%d %H:%M:%S %Z} after {len(failures)} failed run(s)")
+        reason = f"{reason}; retry after {len(failures)} failed run(s)"
+    since = standing.watermark.last_extracted_at if standing.watermark else None
+    last = max(standing.attempts, key=lambda attempt: attempt.finished_at, default=None)
+    slot = f"{since.isoformat() if since else 'never'}/{last.run_id if last else 'none'}"
+    return Decision(spec.name, trailing.window, reason, slot)
+
+
+def changed_days(
+    window: DayRange,
+    modified: Mapping[date, datetime],
+    attempts: Iterable[Attempt],
+    now: datetime,
+    *,
+    margin: timedelta = timedelta(minutes=5),
+    recheck_every: timedelta = timedelta(hours=24),
+) -> list[date]:
+    """The days of the window that must be read again.
+
+    `modified` tells when the source last changed each day; a day that it does not name holds nothing there now. A day stays out
+    if it was loaded within `recheck_every` and has not changed since, with `margin` for clocks and late commits.
+    """
+    loaded: dict[date, datetime] = {}
+    for attempt in attempts:
+        if attempt.succeeded:
+            for day in attempt.window:
+                loaded[day] = max(attempt.started_at, loaded.get(day, attempt.started_at))
+    return [
+        day
+        for day in window
+        if day not in loaded or now - loaded[day] >= recheck_every or (day in modified and modified[day] >= loaded[day] - margin)
+    ]
+
+
+def contiguous(days: Iterable[date]) -> list[DayRange]:
+    """The days as ranges without gaps, oldest first."""
+    ranges: list[DayRange] = []
+    for day in sorted(set(days)):
+        if ranges and day - ranges[-1].end == timedelta(days=1):
+            ranges[-1] = DayRange(ranges[-1].start, day)
+        else:
+            ranges.append(DayRange(day, day))
+    return ranges

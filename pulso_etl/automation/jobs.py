@@ -1,0 +1,41 @@
+"""The jobs that people and programs launch by name: one per table, one per group, one for all.
+
+What a job refreshes is said at launch, by the range tags of `launch.run_tags`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import dagster as dg
+
+from pulso_etl.launch import job_tags
+from pulso_etl.tables.spec import TableSpec
+
+
+def table_job(table: str) -> str:
+    """The name of the table's job."""
+    return f"refresh_{table}"
+
+
+def job_tables(tables: Mapping[str, TableSpec]) -> dict[str, tuple[str, ...]]:
+    """Every job's name with the tables that it refreshes."""
+    jobs: dict[str, tuple[str, ...]] = {table_job(name): (name,) for name in tables}
+    for group in dict.fromkeys(spec.group for spec in tables.values()):
+        jobs[f"refresh_{group}"] = tuple(name for name, spec in tables.items() if spec.group == group)
+    return jobs | {"refresh_all": tuple(tables)}
+
+
+def build_jobs(tables: Mapping[str, TableSpec], partitions: dg.PartitionsDefinition) -> list[dg.UnresolvedAssetJobDefinition]:
+    """The jobs of `job_tables`, with each one's time-out and place in the queue."""
+    return [_job(name, [tables[table] for table in members], partitions) for name, members in job_tables(tables).items()]
+
+
+def _job(name: str, specs: Sequence[TableSpec], partitions: dg.PartitionsDefinition) -> dg.UnresolvedAssetJobDefinition:
+    return dg.define_asset_job(
+        name,
+        selection=dg.AssetSelection.assets(*(spec.name for spec in specs)),
+        description=f"Refreshes {', '.join(spec.name for spec in specs)} over the range of partitions given at launch.",
+        tags=job_tags(specs),
+        partitions_def=partitions,
+    )
