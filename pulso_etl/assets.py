@@ -54,6 +54,7 @@ def build_asset(spec: TableSpec, partitions: dg.DailyPartitionsDefinition) -> dg
         # Dagster queues a second writer of the table instead of letting it wait for the table's lock in a run slot.
         pool=f"writer_{spec.name}",
         group_name=spec.group,
+        freshness_policy=dg.FreshnessPolicy.time_window(fail_window=2 * spec.refresh_every, warn_window=spec.refresh_every),
         kinds={"bigquery", "postgres"},
         owners=list(spec.owners),
         tags=spec.tags,

@@ -8,6 +8,9 @@ from typing import Any
 import dagster as dg
 
 from pulso_etl.assets import build_asset, daily_partitions
+from pulso_etl.automation.jobs import build_jobs
+from pulso_etl.automation.schedules import build_schedules
+from pulso_etl.automation.sensors import Automation
 from pulso_etl.destination.io_manager import PostgresUpsertIOManager
 from pulso_etl.logs import run_logger
 from pulso_etl.settings import Settings, load_settings
@@ -47,8 +50,12 @@ def build_defs(
 ) -> dg.Definitions:
     """Fresh definitions; `resource_overrides` replaces resources by key."""
     partitions = daily_partitions(settings.partitions_start)
+    jobs = build_jobs(tables, partitions)
     return dg.Definitions(
         assets=[build_asset(spec, partitions) for spec in tables.values()],
+        jobs=jobs,
+        schedules=build_schedules(tables, settings.partitions_start),
+        sensors=Automation(settings, tables, jobs[: len(tables)]).sensors(),
         resources={**build_resources(settings), **(resource_overrides or {})},
         # One process per run: Python's start-up is most of a small refresh's time.
         executor=dg.in_process_executor,

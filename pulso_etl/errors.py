@@ -35,6 +35,10 @@ class CostCapExceeded(SourceError):
     """The query would bill more bytes than the cap allows."""
 
 
+class BudgetExceeded(SourceError):
+    """The day's budget of bytes billed is spent."""
+
+
 class DestinationError(PulsoError):
     """PostgreSQL refused the load."""
 

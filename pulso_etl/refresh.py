@@ -33,6 +33,11 @@ class DayRange:
         if self.start > self.end:
             raise PlanError(f"the range starts on {self.start}, after its end {self.end}")
 
+    @classmethod
+    def parse(cls, start: str, end: str) -> DayRange:
+        """The range of two ISO dates. Raises ValueError."""
+        return cls(date.fromisoformat(start), date.fromisoformat(end))
+
     @property
     def days(self) -> int:
         return (self.end - self.start).days + 1

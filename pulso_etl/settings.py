@@ -37,6 +37,8 @@ class Settings(BaseSettings):
     bigquery_agents_table: str = "homologacion_P3fV4dWNeMkN5RJMhV8e_usuarios"
     bigquery_maximum_bytes_billed: Annotated[int, Field(ge=1)] = 20 * GIBIBYTE
     """Cap of one query; BigQuery refuses a query that would bill more, at no cost."""
+    bigquery_daily_budget_bytes: Annotated[int, Field(ge=1)] | None = None
+    """What all queries of a day of America/Lima may bill together; past it only forced refreshes run."""
     bigquery_price_per_tib: Annotated[float, Field(ge=0)] = 6.25
     """On-demand price, used for the estimate in a run's metadata."""
     bigquery_use_storage_api: bool = True
@@ -49,6 +51,17 @@ class Settings(BaseSettings):
     """The first daily partition. Changing it later changes which partitions Dagster knows."""
     initial_window_days: Annotated[int, Field(ge=1)] = 30
     """How many trailing days a table's first incremental refresh loads."""
+
+    sensor_interval_seconds: Annotated[int, Field(ge=1)] = 60
+    """How often the daemon looks for tables that are due, for attempts that died, and for alerts to send."""
+    retry_wait_seconds: Annotated[int, Field(ge=1)] = 120
+    """How long the refresh sensor waits after a table's first failed run; the wait doubles with each further one."""
+    retry_wait_maximum_seconds: Annotated[int, Field(ge=1)] = 3600
+    """The longest such wait."""
+    retry_limit: Annotated[int, Field(ge=1)] = 5
+    """Failed runs in a row from which a table raises an alert and is retried at its ordinary rhythm only."""
+    change_aware: bool = True
+    """Whether the refresh sensor leaves out partitions that the source says have not changed since they were loaded."""
 
     @field_validator("database_url")
     @classmethod

@@ -92,30 +92,25 @@ def decide(
     return Decision(spec.name, trailing.window, reason, slot)
 
 
-def changed_days(
-    window: DayRange,
-    modified: Mapping[date, datetime],
-    attempts: Iterable[Attempt],
-    now: datetime,
-    *,
-    margin: timedelta = timedelta(minutes=5),
-    recheck_every: timedelta = timedelta(hours=24),
-) -> list[date]:
-    """The days of the window that must be read again.
-
-    `modified` tells when the source last changed each day; a day that it does not name holds nothing there now. A day stays out
-    if it was loaded within `recheck_every` and has not changed since, with `margin` for clocks and late commits.
-    """
+def loaded_days(window: DayRange, attempts: Iterable[Attempt], now: datetime, recheck_every: timedelta) -> dict[date, datetime]:
+    """The days of the window that were loaded within `recheck_every`, each with when the last such load began."""
     loaded: dict[date, datetime] = {}
     for attempt in attempts:
-        if attempt.succeeded:
+        if attempt.succeeded and now - attempt.started_at < recheck_every:
             for day in attempt.window:
-                loaded[day] = max(attempt.started_at, loaded.get(day, attempt.started_at))
-    return [
-        day
-        for day in window
-        if day not in loaded or now - loaded[day] >= recheck_every or (day in modified and modified[day] >= loaded[day] - margin)
-    ]
+                if day in window:
+                    loaded[day] = max(attempt.started_at, loaded.get(day, attempt.started_at))
+    return loaded
+
+
+def changed_days(
+    window: DayRange, loaded: Mapping[date, datetime], modified: Mapping[date, datetime], margin: timedelta
+) -> list[date]:
+    """The days of the window that must be read again: not in `loaded`, or changed since by what `modified` tells.
+
+    `margin` allows for clocks that differ and for commits that come late. A day that `modified` does not name has not changed.
+    """
+    return [day for day in window if day not in loaded or (day in modified and modified[day] >= loaded[day] - margin)]
 
 
 def contiguous(days: Iterable[date]) -> list[DayRange]:

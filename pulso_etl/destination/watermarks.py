@@ -73,7 +73,7 @@ class Extraction:
     @classmethod
     def from_metadata(cls, table: str, run_id: str, metadata: dict[str, Any]) -> Extraction:
         """The attempt out of the `metadata` of the table's row of `etl_watermarks`."""
-        window = DayRange(date.fromisoformat(metadata["partition_start"]), date.fromisoformat(metadata["partition_end"]))
+        window = DayRange.parse(metadata["partition_start"], metadata["partition_end"])
         return cls(table, window, run_id, metadata["attempt"], datetime.fromisoformat(metadata["started_at"]))
 
 
@@ -245,7 +245,7 @@ class Watermarks:
         for table, entries in groupby(rows, key=lambda row: row[0]):
             found = list(entries)
             attempts = tuple(Attempt(row[11], DayRange(row[12], row[13]), *row[14:]) for row in found if row[11] is not None)
-            states[table] = TableState(*found[0][:11], attempts=attempts)
+            states[table] = TableState(*(*found[0][:11], attempts))
         return states
 
     def _exists(self, conn: psycopg.Connection, table: str) -> bool:

@@ -1,0 +1,124 @@
+"""Recovery: attempts that died or hang are ended, marked as failed, and so become due again.
+
+An attempt holds its table's advisory lock for as long as it lives. So one that is marked as running while nobody holds the lock
+is dead, whatever Dagster still thinks of its run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from time import monotonic, sleep
+
+import dagster as dg
+import psycopg
+
+from pulso_etl.destination.load import table_lock
+from pulso_etl.destination.watermarks import Extraction, Watermarks
+from pulso_etl.refresh import DayRange
+from pulso_etl.tables.spec import TableSpec
+
+SESSION_END_SECONDS = 10.0
+
+
+class Action(StrEnum):
+    """What is to be done about an attempt that is marked as running."""
+
+    LEAVE = "leave"
+    MARK_FAILED = "mark as failed"
+    END_SESSION = "end its server session"
+    TERMINATE_RUN = "terminate its run"
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """An attempt that was ended, and why."""
+
+    table: str
+    window: DayRange
+    run_id: str
+    reason: str
+    recovery_attempts: int
+
+
+def decide(*, lock_held: bool, run_alive: bool | None, age: timedelta, timeout: timedelta) -> Action:
+    """`run_alive` is None where this Dagster instance does not know the run; `age` is since the attempt began."""
+    if not lock_held:
+        return Action.MARK_FAILED
+    if run_alive is False:
+        return Action.END_SESSION
+    if age > timeout:
+        return Action.TERMINATE_RUN if run_alive else Action.END_SESSION
+    return Action.LEAVE
+
+
+def recover(
+    conn: psycopg.Connection,
+    schema: str,
+    instance: dg.DagsterInstance,
+    tables: Mapping[str, TableSpec],
+    now: datetime,
+) -> Iterator[Recovered]:
+    """Ends every attempt that is dead, or past its table's time-out, and tells of each.
+
+    `conn` is in autocommit mode; its role must be that of the loads, or may end their sessions.
+    """
+    marks = Watermarks(schema)
+    for state in marks.read(conn).values():
+        if state.status != "running" or state.extraction_id is None:
+            continue
+        extraction = Extraction.from_metadata(state.table_name, state.extraction_id, state.metadata)
+        timeout = tables[state.table_name].timeout if state.table_name in tables else timedelta(minutes=30)
+        key = table_lock(schema, state.table_name)
+        run = instance.get_run_by_id(extraction.run_id)
+        holder = lock_holder(conn, key)
+        action = decide(
+            lock_held=holder is not None,
+            run_alive=None if run is None else not run.is_finished,
+            age=now - extraction.started_at,
+            timeout=timeout,
+        )
+        if action is Action.LEAVE:
+            continue
+        reason = "its process or its server session was killed"
+        if action in (Action.TERMINATE_RUN, Action.END_SESSION):
+            reason = f"it ran for {str(now - extraction.started_at).split('.')[0]}, its time-out is {timeout}"
+            if run is not None and run.is_finished:
+                reason = f"its run had ended ({run.status.value}) and its server session had not"
+        if action is Action.TERMINATE_RUN and instance.run_launcher.terminate(extraction.run_id):
+            holder = lock_holder(conn, key)
+        if holder is not None:
+            conn.execute("SELECT pg_terminate_backend(%s, %s)", (holder, int(SESSION_END_SECONDS * 1000)))
+        if ended := _mark_failed(conn, marks, extraction, key, f"stale: {reason}"):
+            run = instance.get_run_by_id(extraction.run_id)
+            if run is not None and not run.is_finished and now - extraction.started_at > timeout:
+                instance.report_run_failed(run, f"{extraction.table} {extraction.window}: {reason}")
+            yield Recovered(ended.table, ended.window, ended.run_id, reason, state.recovery_attempts + 1)
+
+
+def lock_holder(conn: psycopg.Connection, key: int) -> int | None:
+    """The server process whose session holds the advisory lock, if one does."""
+    row = conn.execute(
+        "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1 "
+        "AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
+        "AND ((classid::bigint << 32) | objid::bigint) = %s",
+        (key,),
+    ).fetchone()
+    return None if row is None else int(row[0])
+
+
+def _mark_failed(conn: psycopg.Connection, marks: Watermarks, extraction: Extraction, key: int, reason: str) -> Extraction | None:
+    """Marks the attempt as failed, under the table's lock; None where it ended by itself, or another writer took over."""
+    deadline = monotonic() + SESSION_END_SECONDS
+    while conn.execute("SELECT pg_try_advisory_lock(%s)", (key,)).fetchone() == (False,):
+        if monotonic() > deadline:
+            return None
+        sleep(0.1)
+    try:
+        with conn.transaction():
+            ended = marks.abandon(conn, extraction.table, reason)
+            return ended if ended and ended.run_id == extraction.run_id else None
+    finally:
+        conn.execute("SELECT pg_advisory_unlock(%s)", (key,))

@@ -1,0 +1,40 @@
+"""Schedules, in America/Lima time: what runs at an hour of its own, whatever the sensors have found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import date
+
+import dagster as dg
+
+from pulso_etl.launch import run_tags
+from pulso_etl.refresh import LIMA, Mode, lima_day, plan_refresh
+from pulso_etl.tables.spec import TableSpec
+
+NIGHTLY = "30 2 * * *"
+"""Off-peak: the call centre is closed, and the source's own nightly jobs are over."""
+
+
+def build_schedules(tables: Mapping[str, TableSpec], first_day: date) -> list[dg.ScheduleDefinition]:
+    """The nightly re-check of each table's whole lookback window."""
+
+    @dg.schedule(
+        name="nightly_recheck",
+        cron_schedule=NIGHTLY,
+        execution_timezone=LIMA.key,
+        job_name="refresh_all",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Re-materializes the whole lookback window of every table, whatever the source says has changed.",
+    )
+    def nightly(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
+        now = context.scheduled_execution_time
+        for spec in tables.values():
+            plan = plan_refresh(spec, None, Mode.SLIDING_WINDOW, now, first_day=first_day, initial_days=1)
+            assert plan.window is not None
+            yield dg.RunRequest(
+                run_key=f"nightly/{lima_day(now)}/{spec.name}",
+                asset_selection=[dg.AssetKey(spec.name)],
+                tags=run_tags(spec, plan.window),
+            )
+
+    return [nightly]

@@ -1,0 +1,196 @@
+"""Sensors: they read the state, let the pure functions decide, and ask Dagster for runs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+import psycopg
+from dagster._core.storage.dagster_run import FINISHED_STATUSES, IN_PROGRESS_RUN_STATUSES, RunRecord
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+
+from pulso_etl.automation.due import BackOff, Decision, Standing, changed_days, contiguous, decide, loaded_days
+from pulso_etl.automation.jobs import job_tables, table_job
+from pulso_etl.automation.recovery import recover
+from pulso_etl.destination.watermarks import Attempt, TableState, Watermarks
+from pulso_etl.errors import PulsoError
+from pulso_etl.launch import TABLE_TAG, run_tags
+from pulso_etl.refresh import DayRange
+from pulso_etl.settings import Settings
+from pulso_etl.source.bigquery import BigQuerySource
+from pulso_etl.source.changes import MARGIN, changes
+from pulso_etl.tables.spec import TableSpec
+
+MEMORY = timedelta(days=2)
+"""How far back attempts matter: longer than the daily re-check, and than any back-off."""
+RECHECK_EVERY = timedelta(hours=24)
+"""How old a load may be for the source's word that nothing changed to stand for a new one."""
+
+
+def standings(
+    instance: dg.DagsterInstance, states: Mapping[str, TableState], tables: Mapping[str, TableSpec], now: datetime
+) -> dict[str, Standing]:
+    """What is known of each table: by the watermarks, and by Dagster's own runs, which may have died before they could write."""
+    jobs = job_tables(tables)
+    in_flight: dict[str, str] = {}
+    for run in instance.get_runs(dg.RunsFilter(statuses=IN_PROGRESS_RUN_STATUSES)):
+        members = [key.to_user_string() for key in run.asset_selection or ()] or jobs.get(run.job_name, ())
+        for table in members or tables:
+            in_flight.setdefault(table, run.run_id)
+    over: dict[str, list[Attempt]] = defaultdict(list)
+    filters = dg.RunsFilter(statuses=FINISHED_STATUSES, tags={TABLE_TAG: list(tables)}, created_after=now - MEMORY)
+    for record in instance.get_run_records(filters, limit=500):
+        over[record.dagster_run.tags[TABLE_TAG]] += _attempt(record)
+    found = {}
+    for table in tables:
+        state = states.get(table)
+        written = state.attempts if state else ()
+        known = {attempt.run_id for attempt in written}
+        attempts = (*written, *(attempt for attempt in over[table] if attempt.run_id not in known))
+        found[table] = Standing(state.watermark if state else None, attempts, in_flight.get(table))
+    return found
+
+
+def _attempt(record: RunRecord) -> Iterator[Attempt]:
+    """A run that ended and left nothing in the history of extractions: it loaded nothing."""
+    tags = record.dagster_run.tags
+    if ASSET_PARTITION_RANGE_START_TAG in tags and record.end_time is not None:
+        window = DayRange.parse(tags[ASSET_PARTITION_RANGE_START_TAG], tags[ASSET_PARTITION_RANGE_END_TAG])
+        ended = datetime.fromtimestamp(record.end_time, UTC)
+        yield Attempt(record.dagster_run.run_id, window, False, record.create_timestamp, ended)
+
+
+class Automation:
+    """The sensors of one deployment."""
+
+    def __init__(
+        self, settings: Settings, tables: Mapping[str, TableSpec], jobs: Sequence[dg.UnresolvedAssetJobDefinition]
+    ) -> None:
+        self.settings = settings
+        self.tables = tables
+        self.jobs = jobs
+        self.marks = Watermarks(settings.database_schema)
+        self.back_off = BackOff(
+            base=timedelta(seconds=settings.retry_wait_seconds),
+            cap=timedelta(seconds=settings.retry_wait_maximum_seconds),
+            limit=settings.retry_limit,
+        )
+
+    @contextmanager
+    def connect(self) -> Iterator[psycopg.Connection]:
+        with psycopg.connect(
+            self.settings.database_url.get_secret_value(),
+            autocommit=True,
+            application_name="pulso-etl automation",
+            connect_timeout=10,
+        ) as conn:
+            yield conn
+
+    def sensors(self) -> list[dg.SensorDefinition]:
+        """Every sensor, on by default."""
+        return [self.refresh_sensor(), self.recovery_sensor()]
+
+    def refresh_sensor(self) -> dg.SensorDefinition:
+        """Asks for a run of each table that is due."""
+
+        @dg.sensor(
+            name="refresh_sensor",
+            jobs=self.jobs,
+            minimum_interval_seconds=self.settings.sensor_interval_seconds,
+            default_status=dg.DefaultSensorStatus.RUNNING,
+            description="Refreshes the trailing range of each table whose last success is older than its refresh frequency.",
+        )
+        def refresh(context: dg.SensorEvaluationContext, bigquery: BigQuerySource) -> dg.SensorResult:
+            now = datetime.now(UTC)
+            requests, reasons = self.tick(context.instance, bigquery, now)
+            for line in reasons:
+                context.log.info(line)
+            return dg.SensorResult(requests, skip_reason=None if requests else dg.SkipReason("; ".join(reasons)))
+
+        return refresh
+
+    def tick(self, instance: dg.DagsterInstance, source: BigQuerySource, now: datetime) -> tuple[list[dg.RunRequest], list[str]]:
+        """The runs to ask for at the instant `now`, and a line for each table that says why, or why not."""
+        requests: list[dg.RunRequest] = []
+        reasons: list[str] = []
+        with self.connect() as conn:
+            found = standings(instance, self.marks.read(conn, now - MEMORY), self.tables, now)
+            for table, standing in found.items():
+                spec = self.tables[table]
+                decision = decide(
+                    spec,
+                    standing,
+                    now,
+                    first_day=self.settings.partitions_start,
+                    initial_days=self.settings.initial_window_days,
+                    back_off=self.back_off,
+                )
+                if decision.window is None:
+                    reasons.append(f"{table}: {decision.reason}")
+                    continue
+                ranges, note = self._ranges(source, spec, standing, decision, now)
+                reasons.append(f"{table}: {decision.reason}; {note}")
+                if not ranges:
+                    self._verified(instance, conn, spec, decision.window, now)
+                requests += [
+                    dg.RunRequest(
+                        run_key=f"{table}/{window}/{decision.slot}", job_name=table_job(table), tags=run_tags(spec, window)
+                    )
+                    for window in ranges
+                ]
+        return requests, reasons
+
+    def _ranges(
+        self, source: BigQuerySource, spec: TableSpec, standing: Standing, decision: Decision, now: datetime
+    ) -> tuple[list[DayRange], str]:
+        """The ranges of the window to read again, and a note for people."""
+        window = decision.window
+        assert window is not None
+        if not self.settings.change_aware:
+            return [window], "the whole window: the look at changes is turned off"
+        loaded = loaded_days(window, standing.attempts, now, RECHECK_EVERY)
+        if not loaded:
+            return [window], "the whole window: nothing of it was loaded in the last day"
+        try:
+            modified = changes(source, spec, window, min(loaded.values()))
+        except PulsoError as error:
+            # The look at changes only saves work; the run itself will tell what is wrong with the source.
+            return [window], f"the whole window: the source does not tell its changes ({error})"
+        if modified is None:
+            return [window], "the whole window: the source gives no signal of changes"
+        days = changed_days(window, loaded, modified, MARGIN)
+        return contiguous(days), f"{len(days)} of {window.days} partitions to read, {window.days - len(days)} verified"
+
+    def _verified(
+        self, instance: dg.DagsterInstance, conn: psycopg.Connection, spec: TableSpec, window: DayRange, now: datetime
+    ) -> None:
+        """Nothing has changed: the table is as fresh as if it had been loaded now, and Dagster is told so."""
+        self.marks.verify(conn, spec.name, now, window.end, window.days)
+        instance.report_runless_asset_event(
+            dg.AssetMaterialization(
+                spec.name,
+                partition=str(window.end),
+                description="The source has not changed since this range was loaded; nothing was read.",
+                metadata={"partitions_verified": window.days, "range": str(window)},
+            )
+        )
+
+    def recovery_sensor(self) -> dg.SensorDefinition:
+        """Ends attempts that died or hang, so that the refresh sensor takes their tables up again."""
+
+        @dg.sensor(
+            name="recovery_sensor",
+            minimum_interval_seconds=self.settings.sensor_interval_seconds,
+            default_status=dg.DefaultSensorStatus.RUNNING,
+            description="Marks attempts as failed whose process died, and ends those that run past their table's time-out.",
+        )
+        def recovery(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+            with self.connect() as conn:
+                ended = list(recover(conn, self.settings.database_schema, context.instance, self.tables, datetime.now(UTC)))
+            told = [f"{one.table} {one.window}: run {one.run_id} ended: {one.reason}" for one in ended]
+            return dg.SkipReason("; ".join(told) or "no attempt is stale")
+
+        return recovery

@@ -1,0 +1,123 @@
+"""Attempts that died or hang are ended; those that live are left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+
+import dagster as dg
+import psycopg
+import pytest
+
+from pulso_etl.automation.recovery import Action, Recovered, decide, lock_holder, recover
+from pulso_etl.destination.load import table_lock
+from pulso_etl.destination.watermarks import Extraction, Watermarks
+from pulso_etl.refresh import DayRange
+from pulso_etl.tables import TABLES
+
+TABLE = "dashboard_data"
+NOW = datetime.now(UTC)
+WINDOW = DayRange(date(2026, 3, 1), date(2026, 3, 7))
+TIMEOUT = TABLES[TABLE].timeout
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+@pytest.fixture
+def writer(server_url: str) -> Iterator[psycopg.Connection]:
+    """Another session, as a load has it."""
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        yield connection
+
+
+def begin(conn: psycopg.Connection, schema: str, age: timedelta, run_id: str = "run-1") -> None:
+    marks = Watermarks(schema)
+    marks.create(conn)
+    with conn.transaction():
+        marks.start(conn, Extraction(TABLE, WINDOW, run_id, 1, NOW - age))
+
+
+def run(conn: psycopg.Connection, schema: str, instance: dg.DagsterInstance) -> list[Recovered]:
+    return list(recover(conn, schema, instance, TABLES, NOW))
+
+
+@pytest.mark.parametrize(
+    ("lock_held", "run_alive", "late", "action"),
+    [
+        (False, True, False, Action.MARK_FAILED),
+        (False, None, True, Action.MARK_FAILED),
+        (True, True, False, Action.LEAVE),
+        (True, None, False, Action.LEAVE),
+        (True, False, False, Action.END_SESSION),
+        (True, None, True, Action.END_SESSION),
+        (True, True, True, Action.TERMINATE_RUN),
+    ],
+)
+def test_what_is_done(lock_held: bool, run_alive: bool | None, late: bool, action: Action) -> None:
+    age = TIMEOUT + timedelta(seconds=1) if late else TIMEOUT
+    assert decide(lock_held=lock_held, run_alive=run_alive, age=age, timeout=TIMEOUT) is action
+
+
+def test_a_dead_attempt_is_marked_once_and_enters_the_history(
+    conn: psycopg.Connection, schema: str, instance: dg.DagsterInstance
+) -> None:
+    begin(conn, schema, timedelta(minutes=1))
+    assert [(one.run_id, one.window, one.recovery_attempts) for one in run(conn, schema, instance)] == [("run-1", WINDOW, 1)]
+    assert run(conn, schema, instance) == []
+    state = Watermarks(schema).read(conn, NOW - timedelta(days=1))[TABLE]
+    assert (state.status, state.recovery_attempts) == ("failed", 1)
+    assert state.error is not None
+    assert "stale" in state.error
+    assert [(a.run_id, a.window, a.succeeded) for a in state.attempts] == [("run-1", WINDOW, False)]
+
+
+def test_a_living_attempt_is_left_alone(
+    conn: psycopg.Connection, schema: str, instance: dg.DagsterInstance, writer: psycopg.Connection
+) -> None:
+    writer.execute("SELECT pg_advisory_lock(%s)", (table_lock(schema, TABLE),))
+    begin(conn, schema, TIMEOUT - timedelta(seconds=5))
+    assert lock_holder(conn, table_lock(schema, TABLE)) == writer.info.backend_pid
+    assert run(conn, schema, instance) == []
+    assert Watermarks(schema).read(conn)[TABLE].status == "running"
+
+
+def test_a_hung_attempt_loses_its_server_session(
+    conn: psycopg.Connection, schema: str, instance: dg.DagsterInstance, writer: psycopg.Connection
+) -> None:
+    writer.execute("SELECT pg_advisory_lock(%s)", (table_lock(schema, TABLE),))
+    begin(conn, schema, TIMEOUT + timedelta(minutes=1))
+    (ended,) = run(conn, schema, instance)
+    assert "0:31:00" in ended.reason
+    with pytest.raises(psycopg.OperationalError):
+        writer.execute("SELECT 1")
+    assert lock_holder(conn, table_lock(schema, TABLE)) is None
+    assert Watermarks(schema).read(conn)[TABLE].status == "failed"
+
+
+def test_a_session_that_outlives_its_run_is_ended(
+    conn: psycopg.Connection, schema: str, instance: dg.DagsterInstance, writer: psycopg.Connection
+) -> None:
+    job = dg.GraphDefinition(name="empty").to_job()
+    run_id = job.execute_in_process(instance=instance).run_id
+    writer.execute("SELECT pg_advisory_lock(%s)", (table_lock(schema, TABLE),))
+    begin(conn, schema, timedelta(minutes=1), run_id)
+    (ended,) = run(conn, schema, instance)
+    assert "its run had ended (SUCCESS)" in ended.reason
+
+
+def test_a_recovered_table_starts_again_and_success_clears_the_count(
+    conn: psycopg.Connection, schema: str, instance: dg.DagsterInstance
+) -> None:
+    marks = Watermarks(schema)
+    for n in (1, 2):
+        begin(conn, schema, timedelta(minutes=1), f"run-{n}")
+        assert [one.recovery_attempts for one in run(conn, schema, instance)] == [n]
+    begin(conn, schema, timedelta(0), "run-3")
+    extraction = Extraction(TABLE, WINDOW, "run-3", 1, NOW)
+    with conn.transaction():
+        marks.succeed(conn, extraction, records=1, seconds=1.0, reached_today=True, metadata={})
+    assert marks.read(conn)[TABLE].recovery_attempts == 0
