@@ -18,6 +18,7 @@ from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl.local.sample_data import SampleData
 from pulso_etl.refresh import lima_day
 from pulso_etl.settings import Settings
+from pulso_etl_tests.faulty_proxy import FaultyProxy
 
 hypothesis_settings.register_profile("pulso", deadline=None, max_examples=40, derandomize=True)
 hypothesis_settings.load_profile("pulso")
@@ -38,6 +39,13 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BigQueryEmulator]:
     with BigQueryEmulator(tmp_path_factory.mktemp("emulator") / "log") as emulator:
         yield emulator
+
+
+@pytest.fixture
+def bigquery_proxy(emulator: BigQueryEmulator) -> Iterator[FaultyProxy]:
+    """A proxy in front of the emulator's REST end point that injects faults (see `pulso_etl_tests.faulty_proxy`)."""
+    with FaultyProxy(emulator.rest_url) as proxy:
+        yield proxy
 
 
 @pytest.fixture

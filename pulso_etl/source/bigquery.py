@@ -1,45 +1,73 @@
-"""BigQuery as a source of Arrow record batches, through dagster-gcp's resource and the google-cloud-bigquery client."""
+"""BigQuery as a source of Arrow record batches, through dagster-gcp's resource and the google-cloud-bigquery client.
+
+In short: one parameterised, labelled, cost-capped query job over a range of days, whose result streams as Arrow batches over the
+Storage Read API, or over REST where that is not reachable or the result fits one page.
+"""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import chain, islice
+from math import ceil
+from string import Formatter
+from typing import Any, Literal
 
 import pyarrow as pa
+from dagster import DagsterInvalidDefinitionError
 from dagster_gcp import BigQueryResource
 from google.api_core import exceptions as api
+from google.api_core.retry import Retry
 from google.auth.credentials import AnonymousCredentials
-from google.auth.exceptions import GoogleAuthError
+from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, TransportError
 from google.cloud import bigquery
-from google.cloud.bigquery.retry import DEFAULT_RETRY
+from google.cloud.bigquery.retry import DEFAULT_JOB_RETRY, DEFAULT_RETRY
+from requests import RequestException
 
 from pulso_etl.errors import CostCapExceeded, SourceError, SourceUnavailable
 from pulso_etl.refresh import DayRange
+from pulso_etl.source.storage_read import ReadClient, plaintext_transport
 from pulso_etl.tables.spec import TableSpec
 
 log = logging.getLogger(__name__)
 
+Transport = Literal["storage", "rest"]
+
 TIB = 1024**4
-TRANSIENT_REASONS = {"rateLimitExceeded", "backendError", "internalError", "badGateway", "jobRateLimitExceeded"}
-STORAGE_UNREACHABLE = (
-    api.NotFound,
-    api.Forbidden,
-    api.ServiceUnavailable,
-    api.MethodNotImplemented,
-    api.DeadlineExceeded,
-)
-REQUEST_RETRY = DEFAULT_RETRY.with_timeout(120)
-"""Exponential back-off on 429, 5xx and broken connections, within one request, in seconds."""
+REQUEST_SECONDS = 120.0
+"""How long one request may take; the client takes no less for those that wait for results."""
+READ_STREAMS = 2
+QUEUED_BATCHES = 4
+"""Batches read ahead of the load, at most; one is 10 MiB at most as BigQuery sends it."""
+
+TRANSIENT_REASONS = {
+    "rateLimitExceeded",
+    "backendError",
+    "internalError",
+    "badGateway",
+    "jobBackendError",
+    "jobInternalError",
+    "jobRateLimitExceeded",
+}
+ADVICE = {
+    "notFound": "does not know the table; check dataset, prefix and location",
+    "accessDenied": "refuses access; grant the account roles/bigquery.jobUser on the project and roles/bigquery.dataViewer "
+    "on the dataset",
+    "quotaExceeded": "has no quota left; raise the quota, or wait until it is renewed",
+    "resourcesExceeded": "needs more resources than a query may have; narrow the range",
+}
+"""What to do about an error that no retry mends, by BigQuery's reason."""
 
 
 class BigQuerySource(BigQueryResource):
     """dagster-gcp's BigQuery resource, which also knows an emulator, a cost cap, and where the source tables are.
 
-    `price_per_tib` is US dollars per TiB billed; `maximum_bytes_billed` caps one query.
+    `sources` are full table names by the placeholder that the `.sql` files use. `price_per_tib` is US dollars per TiB billed,
+    on demand; `maximum_bytes_billed` caps one query. A request that fails for a passing reason is sent again with exponential
+    back-off from `retry_initial_seconds`, for `retry_timeout_seconds` in all.
     """
 
     sources: dict[str, str] = {}
@@ -48,144 +76,240 @@ class BigQuerySource(BigQueryResource):
     use_storage_api: bool = True
     emulator_host: str | None = None
     emulator_storage: str | None = None
+    retry_initial_seconds: float = 1.0
+    retry_timeout_seconds: float = 120.0
+
+    @property
+    def retry(self) -> Retry:
+        """The client's own retry of one request (429, 5xx, broken connections), with this resource's timing."""
+        return DEFAULT_RETRY.with_delay(initial=self.retry_initial_seconds).with_timeout(self.retry_timeout_seconds)
+
+    def job_retry(self, timeout: float) -> Retry:
+        """The client's own retry of a job that failed for a passing reason, as a new job, for `timeout` seconds."""
+        return DEFAULT_JOB_RETRY.with_delay(initial=self.retry_initial_seconds).with_timeout(timeout)
 
     @contextmanager
     def get_client(self) -> Iterator[bigquery.Client]:
-        """A client, closed at the end. Raises SourceError where no credentials are found."""
-        try:
-            if self.emulator_host:
-                client = bigquery.Client(
-                    project=self.project,
-                    location=self.location,
-                    credentials=AnonymousCredentials(),  # type: ignore[no-untyped-call]
-                    client_options={"api_endpoint": self.emulator_host},
-                )
-                try:
-                    yield client
-                finally:
-                    client.close()
-            else:
-                with super().get_client() as client:
-                    yield client
-        except GoogleAuthError as error:
+        """A client, closed at the end. Raises SourceError where no usable credentials are found."""
+        with ExitStack() as stack:
+            with naming_credentials():
+                if self.emulator_host:
+                    client = bigquery.Client(
+                        project=self.project,
+                        location=self.location,
+                        credentials=AnonymousCredentials(),  # type: ignore[no-untyped-call]
+                        client_options={"api_endpoint": self.emulator_host},
+                    )
+                else:
+                    client = stack.enter_context(super().get_client())
+            stack.callback(client.close)
+            yield client
+
+    def read_client(self, stream_seconds: float) -> ReadClient | None:
+        """A Storage Read client, its transport to be closed by the caller; None where it is turned off or the emulator has none.
+
+        Within `get_client`, it finds the same credentials.
+        """
+        if not self.use_storage_api or (self.emulator_host and not self.emulator_storage):
+            return None
+        return ReadClient(
+            stream_seconds=stream_seconds,
+            retry_seconds=self.retry_timeout_seconds,
+            retry_initial_seconds=self.retry_initial_seconds,
+            transport=plaintext_transport(self.emulator_storage) if self.emulator_storage else None,
+        )
+
+    def tables(self, spec: TableSpec) -> dict[str, str]:
+        """Full names of the source tables that the spec's query reads, by placeholder. Raises SourceError for an unknown one."""
+        placeholders = {name for _, name, _, _ in Formatter().parse(spec.query) if name is not None}
+        if unknown := placeholders - self.sources.keys():
             raise SourceError(
-                f"BigQuery: no usable credentials ({error}); set GOOGLE_APPLICATION_CREDENTIALS to a key file"
-            ) from error
+                f"{spec.name}.sql names the sources {sorted(unknown)}, which no setting describes; known are {sorted(self.sources)}"
+            )
+        return {name: self.sources[name] for name in sorted(placeholders)}
 
     def stream(self, spec: TableSpec, window: DayRange, run_id: str) -> BigQueryStream:
         """The table's rows of the window, not yet asked for: see `BigQueryStream.open`."""
         return BigQueryStream(self, spec, window, run_id)
 
-    def storage_client(self) -> Any | None:
-        """A Storage Read API client, or None where it is turned off or the emulator has none."""
-        if not self.use_storage_api:
-            return None
-        from google.cloud import bigquery_storage
-
-        if not self.emulator_host:
-            return bigquery_storage.BigQueryReadClient()
-        if not self.emulator_storage:
-            return None
-        import grpc
-        from google.cloud.bigquery_storage_v1.services.big_query_read.transports import BigQueryReadGrpcTransport
-
-        channel = grpc.insecure_channel(self.emulator_storage)
-        return bigquery_storage.BigQueryReadClient(transport=BigQueryReadGrpcTransport(channel=channel))
-
 
 @dataclass
 class BigQueryStream:
-    """A query that runs when it is opened. It may be opened again: BigQuery answers from its cache."""
+    """A query that runs when it is opened. Opened again, it reads the same result again, at no further cost."""
 
     source: BigQuerySource
     spec: TableSpec
     window: DayRange
     run_id: str
     metadata: dict[str, Any] = field(default_factory=dict)
-    """After `open`: job id, bytes processed and billed, cache hit, estimated cost in US dollars, transport."""
+    """After `open`: transport, job id, cache hit; bytes processed, bytes billed and their estimated on-demand price in US dollars
+    where the job's statistics tell them (an emulator's tell no bill)."""
+    _done: Any = field(default=None, repr=False)
 
     def sql(self) -> str:
         """The statement that runs, with the names of the source tables filled in."""
-        return self.spec.query.format(**self.source.sources)
+        return self.spec.query.format(**self.source.tables(self.spec))
 
     @contextmanager
     def open(self) -> Iterator[pa.RecordBatchReader]:
-        """Runs the query and streams its rows, a few batches in memory at a time.
+        """Runs the query and streams its rows, a few batches in memory at a time; they are valid inside the `with`.
 
-        Raises SourceUnavailable for faults that pass, CostCapExceeded past the cap, SourceError for the rest.
+        Raises SourceUnavailable for faults that pass, CostCapExceeded past the cap, SourceError for the rest; the reader does, too.
         """
-        with translated(self.spec, self.window), self.source.get_client() as client:
-            config = bigquery.QueryJobConfig(
-                query_parameters=[
-                    bigquery.ScalarQueryParameter("start", "DATE", self.window.start),
-                    bigquery.ScalarQueryParameter("end", "DATE", self.window.end),
-                ],
-                labels={"app": "pulso-etl", "table": self.spec.name, "run_id": label(self.run_id)},
-                maximum_bytes_billed=self.source.maximum_bytes_billed,
-            )
-            job = client.query(self.sql(), job_config=config, retry=REQUEST_RETRY)
-            rows = job.result(page_size=self.spec.batch_rows, retry=REQUEST_RETRY)
-            billed = job.total_bytes_billed or 0
-            self.metadata.update(
-                bigquery_job_id=job.job_id,
-                bytes_processed=job.total_bytes_processed or 0,
-                bytes_billed=billed,
-                cache_hit=bool(job.cache_hit),
-                estimated_cost_usd=round(billed / TIB * self.source.price_per_tib, 6),
-            )
-            first, rest, transport = self._batches(job, rows)
+        with ExitStack() as stack:
+            with raising_source_errors(self.spec, self.window):
+                client = stack.enter_context(self.source.get_client())
+                self._done = job = self._finished(client)
+                self.metadata.update(statistics(job, self.source.price_per_tib))
+                batches, transport = self._batches(job, stack)
             self.metadata["transport"] = transport
-            log.info("%s %s: reading over %s", self.spec.name, self.window, transport)
-            if first is None:
-                schema = pa.schema([pa.field(f.name, arrow_type(f.field_type)) for f in rows.schema])
-                yield pa.RecordBatchReader.from_batches(schema, [])
-                return
+            first = next(batches)
+            yield pa.RecordBatchReader.from_batches(first.schema, chain([first], batches))
 
-            def batches() -> Iterator[pa.RecordBatch]:
-                yield first
-                with translated(self.spec, self.window):
-                    yield from rest
-
-            yield pa.RecordBatchReader.from_batches(first.schema, batches())
-
-    def _batches(self, job: Any, rows: Any) -> tuple[pa.RecordBatch | None, Iterator[pa.RecordBatch], str]:
-        """The first batch, the others, and the transport: Storage Read where it answers, REST otherwise."""
+    def _finished(self, client: bigquery.Client) -> Any:
+        """The job with its result. One that does not get so far, whatever the reason, is cancelled."""
+        if self._done is not None:
+            return client.get_job(self._done.job_id, location=self._done.location, retry=self.source.retry)
+        timeout = self.spec.timeout.total_seconds()
+        config = bigquery.QueryJobConfig(
+            query_parameters=[
+                bigquery.ScalarQueryParameter("start", "DATE", self.window.start),
+                bigquery.ScalarQueryParameter("end", "DATE", self.window.end),
+            ],
+            labels={"app": "pulso-etl", "table": self.spec.name, "run_id": label(self.run_id)},
+            maximum_bytes_billed=self.source.maximum_bytes_billed,
+            job_timeout_ms=int(timeout * 1000),
+        )
+        # A failed job is retried below; here, a retry of jobs would only multiply that of requests.
+        job = client.query(self.sql(), job_config=config, retry=self.source.retry, job_retry=None, timeout=REQUEST_SECONDS)
         try:
-            storage = self.source.storage_client()
-        except GoogleAuthError:
-            storage = None
-        if storage is not None:
+            # One wait is no longer than a request may take, or a connection that died would be noticed at the very end.
+            for _ in range(ceil(timeout / REQUEST_SECONDS)):
+                with suppress(TimeoutError):
+                    job.result(
+                        retry=self.source.retry,
+                        job_retry=self.source.job_retry(timeout),
+                        timeout=min(timeout, REQUEST_SECONDS),
+                    )
+                    return job
+            raise TimeoutError(f"no result after {self.spec.timeout}")
+        except BaseException:
+            if job.state != "DONE":
+                with suppress(Exception):
+                    job.cancel(retry=None, timeout=10)
+            raise
+
+    def _batches(self, job: bigquery.QueryJob, stack: ExitStack) -> tuple[Iterator[pa.RecordBatch], Transport]:
+        """The result's batches, at least one; `stack` gets what must be closed after the last."""
+        # Without page_size, no first page is in memory, with which the client would choose the transport itself.
+        rows = job.result(retry=self.source.retry)
+        batches = self._storage_batches(rows, stack) if rows.total_rows > self.spec.batch_rows else None
+        transport: Transport = "rest" if batches is None else "storage"
+        if batches is None:
+            pages = job.result(page_size=self.spec.batch_rows, retry=self.source.retry, timeout=REQUEST_SECONDS)
+            batches = pages.to_arrow_iterable()
+        log.info("%s %s: %d rows over %s", self.spec.name, self.window, rows.total_rows, transport)
+        return self._counted(batches, rows.total_rows), transport
+
+    def _storage_batches(self, rows: Any, stack: ExitStack) -> Iterator[pa.RecordBatch] | None:
+        """The batches over the Storage Read API, the first one fetched; None where it is turned off or does not answer."""
+        with ExitStack() as attempt:
             try:
-                batches = rows.to_arrow_iterable(bqstorage_client=storage, max_queue_size=4, max_stream_count=2)
-                return next(batches, None), batches, "storage"
-            except STORAGE_UNREACHABLE as error:
-                log.warning("%s: the Storage Read API is not reachable (%s); using REST", self.spec.name, error.code)
-                rows = job.result(page_size=self.spec.batch_rows, retry=REQUEST_RETRY)
-        batches = iter(rows.to_arrow_iterable())
-        return next(batches, None), batches, "rest"
+                client = self.source.read_client(stream_seconds=self.spec.timeout.total_seconds())
+                if client is None:
+                    return None
+                batches = rows.to_arrow_iterable(client, max_queue_size=QUEUED_BATCHES, max_stream_count=READ_STREAMS)
+                attempt.callback(batches.close)
+                # Closed before the batches: it ends the calls that `close` would wait for, however long a server is silent.
+                attempt.callback(client.transport.close)
+                first = list(islice(batches, 1))
+            except (api.GoogleAPIError, GoogleAuthError) as error:
+                advice = (
+                    "grant the account roles/bigquery.readSessionUser on the project"
+                    if isinstance(error, api.Forbidden)
+                    else "open its way to bigquerystorage.googleapis.com:443, or set BIGQUERY_USE_STORAGE_API=false"
+                )
+                log.warning(
+                    "%s %s: the Storage Read API does not answer, reading over REST, which is slower; %s. %s",
+                    *(self.spec.name, self.window, advice, one_line(error)),
+                )
+                return None
+            stack.push(attempt.pop_all())
+        return chain(first, batches)
+
+    def _counted(self, batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+        """The same batches. Raises SourceUnavailable unless they hold just as many rows as the result."""
+        read = 0
+        with raising_source_errors(self.spec, self.window):
+            for batch in batches:
+                read += batch.num_rows
+                yield batch
+        if read != rows:
+            raise SourceUnavailable(
+                f"{self.spec.name} {self.window}: BigQuery gave {read} of the result's {rows} rows; a later attempt may pass"
+            )
 
 
 @contextmanager
-def translated(spec: TableSpec, window: DayRange) -> Iterator[None]:
-    """Errors of the client become errors of ours, which name the table and the range and say what to do."""
-    where = f"{spec.name} {window}: BigQuery"
+def raising_source_errors(spec: TableSpec, window: DayRange) -> Iterator[None]:
+    """Errors of the client become errors of ours: see `source_error`."""
     try:
         yield
-    except (api.GoogleAPICallError, api.RetryError, ConnectionError) as error:
-        reason = next((e.get("reason", "") for e in getattr(error, "errors", []) if isinstance(e, dict)), "")
-        text = " ".join(str(error).split())[:600]
-        if "bytesBilledLimitExceeded" in (reason, text) or "limit for bytes billed" in text.lower():
-            raise CostCapExceeded(
-                f"{where} would bill more than the cap; narrow the range or raise BIGQUERY_MAXIMUM_BYTES_BILLED. {text}"
-            ) from error
-        passing = api.TooManyRequests, api.ServerError, api.RetryError, ConnectionError
-        if reason in TRANSIENT_REASONS or isinstance(error, passing):
-            raise SourceUnavailable(f"{where} is failing for now, a later attempt may pass. {text}") from error
-        if isinstance(error, api.NotFound):
-            raise SourceError(f"{where} does not know the table; check dataset, prefix and location. {text}") from error
-        if isinstance(error, (api.Forbidden, api.Unauthorized)):
-            raise SourceError(f"{where} refuses access; give the account bigquery.jobUser and dataViewer. {text}") from error
-        raise SourceError(f"{where} rejects the query in {spec.name}.sql. {text}") from error
+    except (api.GoogleAPIError, GoogleAuthError, RequestException, ConnectionError, TimeoutError) as error:
+        raise source_error(spec, window, error) from error
+
+
+def source_error(spec: TableSpec, window: DayRange, error: Exception) -> SourceError:
+    """What an error of the client means: which table and range failed, whether that passes, and what to do about it."""
+    where, text = f"{spec.name} {window}: BigQuery", one_line(error)
+    reason = next((e.get("reason", "") for e in getattr(error, "errors", []) if isinstance(e, dict)), "")
+    if reason == "bytesBilledLimitExceeded":
+        return CostCapExceeded(
+            f"{where} would bill more than the cap; narrow the range or raise BIGQUERY_MAXIMUM_BYTES_BILLED. {text}"
+        )
+    if reason == "stopped" or isinstance(error, TimeoutError):
+        return SourceUnavailable(
+            f"{where} had its query stopped: it ran longer than {spec.timeout}, or someone cancelled it. A later attempt may pass; "
+            f"if none does, narrow the range or give the table a longer time-out. {text}"
+        )
+    if isinstance(error, GoogleAuthError) and not isinstance(error, TransportError):
+        return SourceError(f"{where} refuses the account's key; check that it is current. {text}")
+    passing = (
+        *(api.TooManyRequests, api.ServerError, api.RetryError, api.Cancelled, api.Aborted),
+        *(TransportError, RequestException, ConnectionError),
+    )
+    if reason in TRANSIENT_REASONS or (isinstance(error, passing) and reason not in ADVICE):
+        return SourceUnavailable(f"{where} is failing for now, a later attempt may pass. {text}")
+    implied = {404: "notFound", 403: "accessDenied", 401: "accessDenied"}.get(getattr(error, "code", None) or 0, "")
+    advice = ADVICE.get(reason) or ADVICE.get(implied) or f"rejects the query in {spec.name}.sql"
+    return SourceError(f"{where} {advice}. {text}")
+
+
+@contextmanager
+def naming_credentials() -> Iterator[None]:
+    """Errors about credentials become a SourceError that says what to set, and nothing of what a key file holds."""
+    fix = "set GOOGLE_APPLICATION_CREDENTIALS to the path of a service account's key file, or gcp_credentials to its base64"
+    try:
+        yield
+    except DefaultCredentialsError as error:
+        raise SourceError(f"BigQuery: no usable credentials; {fix}. {one_line(error)}") from None
+    except (ValueError, GoogleAuthError) as error:
+        raise SourceError(f"BigQuery: the credentials are malformed ({type(error).__name__}); {fix}") from None
+    except DagsterInvalidDefinitionError:
+        raise SourceError("BigQuery: both gcp_credentials and GOOGLE_APPLICATION_CREDENTIALS are set; keep one of them") from None
+
+
+def statistics(job: bigquery.QueryJob, price_per_tib: float) -> dict[str, Any]:
+    """A finished job's identity and cost, as far as its statistics tell; the price is US dollars."""
+    told: dict[str, Any] = {
+        "bigquery_job_id": job.job_id,
+        "cache_hit": job.cache_hit,
+        "bytes_processed": job.total_bytes_processed,
+        "bytes_billed": job.total_bytes_billed,
+    }
+    if job.total_bytes_billed is not None:
+        told["estimated_cost_usd"] = round(job.total_bytes_billed / TIB * price_per_tib, 6)
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def label(value: str) -> str:
@@ -193,21 +317,6 @@ def label(value: str) -> str:
     return re.sub(r"[^a-z0-9_-]", "_", value.lower())[:63]
 
 
-def arrow_type(bigquery_type: str) -> pa.DataType:
-    """The Arrow type of a BigQuery type, by its REST name. Raises KeyError for one that no table can hold."""
-    return {
-        "STRING": pa.string(),
-        "INTEGER": pa.int64(),
-        "INT64": pa.int64(),
-        "FLOAT": pa.float64(),
-        "FLOAT64": pa.float64(),
-        "NUMERIC": pa.decimal128(38, 9),
-        "BIGNUMERIC": pa.decimal256(76, 38),
-        "BOOLEAN": pa.bool_(),
-        "BOOL": pa.bool_(),
-        "DATE": pa.date32(),
-        "DATETIME": pa.timestamp("us"),
-        "TIMESTAMP": pa.timestamp("us", "UTC"),
-        "TIME": pa.time64("us"),
-        "BYTES": pa.binary(),
-    }[bigquery_type]
+def one_line(error: Exception) -> str:
+    """The error's own text, without line breaks, 600 characters at most."""
+    return " ".join(str(error).split())[:600]

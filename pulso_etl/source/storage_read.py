@@ -1,0 +1,49 @@
+"""The client of the Storage Read API, made so that none of its calls can hang."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+from google.api_core import exceptions as api
+from google.api_core.retry import Retry, if_exception_type
+from google.cloud.bigquery_storage import BigQueryReadClient
+from google.cloud.bigquery_storage_v1.services.big_query_read.transports import BigQueryReadGrpcTransport
+
+SESSION_SECONDS = 30.0
+"""How long BigQuery may take to open a read session before REST is used instead."""
+LONGEST_DELAY_SECONDS = 10.0
+
+
+class ReadClient(BigQueryReadClient):
+    """A Storage Read client whose calls end: google-cloud-bigquery, which makes them, sets no limit on them.
+
+    Without one, opening a session waits for ever, and a stream that broke is asked for again for a day. Here a session has
+    `SESSION_SECONDS`, a stream `stream_seconds` in all, and one that breaks is taken up again at the row where it broke,
+    for `retry_seconds`, with exponential back-off from `retry_initial_seconds`.
+    """
+
+    def __init__(self, *, stream_seconds: float, retry_seconds: float, retry_initial_seconds: float, **options: Any) -> None:
+        super().__init__(**options)  # type: ignore[no-untyped-call]
+        self._rows_limits = {
+            "timeout": stream_seconds,
+            "retry": Retry(
+                if_exception_type(api.ServiceUnavailable),
+                initial=retry_initial_seconds,
+                maximum=LONGEST_DELAY_SECONDS,
+                timeout=retry_seconds,
+            ),
+        }
+
+    def create_read_session(self, *args: Any, **options: Any) -> Any:
+        """Opens a read session, without a retry: REST is there. Raises google.api_core.exceptions.GoogleAPICallError."""
+        return super().create_read_session(*args, **options | {"timeout": SESSION_SECONDS, "retry": None})
+
+    def read_rows(self, name: str, *args: Any, **options: Any) -> Any:  # type: ignore[override]
+        """The stream's rows. Raises google.api_core.exceptions.GoogleAPICallError or RetryError."""
+        return super().read_rows(name, *args, **options | self._rows_limits)  # type: ignore[no-untyped-call]
+
+
+def plaintext_transport(address: str) -> BigQueryReadGrpcTransport:
+    """A transport to an emulator at `host:port`: no TLS, no credentials, no limit on a message, as BigQuery's own has none."""
+    return BigQueryReadGrpcTransport(channel=grpc.insecure_channel(address, [("grpc.max_receive_message_length", -1)]))
