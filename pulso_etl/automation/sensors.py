@@ -20,8 +20,8 @@ from pulso_etl.errors import PulsoError
 from pulso_etl.launch import TABLE_TAG, run_tags
 from pulso_etl.refresh import DayRange
 from pulso_etl.settings import Settings
+from pulso_etl.source import changes as source_changes
 from pulso_etl.source.bigquery import BigQuerySource
-from pulso_etl.source.changes import MARGIN, changes
 from pulso_etl.tables.spec import TableSpec
 
 MEMORY = timedelta(days=2)
@@ -155,13 +155,13 @@ class Automation:
         if not loaded:
             return [window], "the whole window: nothing of it was loaded in the last day"
         try:
-            modified = changes(source, spec, window, min(loaded.values()))
+            modified = source_changes.changed_days(source, spec, window, min(loaded.values()))
         except PulsoError as error:
             # The look at changes only saves work; the run itself will tell what is wrong with the source.
             return [window], f"the whole window: the source does not tell its changes ({error})"
         if modified is None:
             return [window], "the whole window: the source gives no signal of changes"
-        days = changed_days(window, loaded, modified, MARGIN)
+        days = changed_days(window, loaded, dict.fromkeys(modified, now), source_changes.MARGIN)
         return contiguous(days), f"{len(days)} of {window.days} partitions to read, {window.days - len(days)} verified"
 
     def _verified(
