@@ -5,9 +5,10 @@ from datetime import date
 
 import dagster as dg
 
-from pulso_etl.destination.io_manager import SPEC_KEY
+from pulso_etl.budget import FORCE_TAG, AdmittedStream, DailyBudget
+from pulso_etl.destination.io_manager import SPEC_KEY, DeferredStream
 from pulso_etl.refresh import LIMA, DayRange
-from pulso_etl.source.bigquery import BigQuerySource, BigQueryStream
+from pulso_etl.source.bigquery import BigQuerySource
 from pulso_etl.tables.spec import TableSpec
 
 RETRIES = dg.RetryPolicy(max_retries=2, delay=2, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
@@ -66,10 +67,11 @@ def build_asset(spec: TableSpec, partitions: dg.DailyPartitionsDefinition) -> dg
         },
         code_version=_code_version(spec),
     )
-    def table(context: dg.AssetExecutionContext, bigquery: BigQuerySource) -> BigQueryStream:
+    def table(context: dg.AssetExecutionContext, bigquery: BigQuerySource, budget: DailyBudget) -> DeferredStream:
         keys = sorted(context.partition_keys)
         window = DayRange(date.fromisoformat(keys[0]), date.fromisoformat(keys[-1]))
-        return bigquery.stream(spec, window, context.run.run_id)
+        stream = bigquery.stream(spec, window, context.run.run_id)
+        return stream if context.run.tags.get(FORCE_TAG) == "true" else AdmittedStream(stream, budget)
 
     return table
 

@@ -5,12 +5,17 @@ The cap of one query is the source's; this is the sum of all queries of a day of
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import datetime, time
+from datetime import UTC, datetime, time
+from typing import Any
 
+import dagster as dg
 import psycopg
+import pyarrow as pa
 from psycopg import sql
 
+from pulso_etl.destination.io_manager import DeferredStream
 from pulso_etl.errors import BudgetExceeded
 from pulso_etl.refresh import LIMA, lima_day
 
@@ -51,6 +56,39 @@ class Budget:
 
     def _amount(self, size: int) -> str:
         return f"{size / 1024**3:.2f} GiB ({size / TIB * self.price_per_tib:.2f} USD)"
+
+
+class DailyBudget(dg.ConfigurableResource[None]):
+    """The budget of a deployment: how many bytes a day of America/Lima may bill (None: no limit), US dollars per TiB."""
+
+    database_url: str
+    database_schema: str = "public"
+    limit: int | None = None
+    price_per_tib: float = 6.25
+
+    def today(self) -> Budget:
+        """The budget now. Raises psycopg.Error."""
+        if self.limit is None:
+            return Budget(None, 0, self.price_per_tib)
+        with psycopg.connect(self.database_url, autocommit=True, connect_timeout=10) as conn:
+            return read_budget(conn, self.database_schema, datetime.now(UTC), self.limit, self.price_per_tib)
+
+
+@dataclass(frozen=True)
+class AdmittedStream:
+    """A stream that is opened only where the budget admits it; a DeferredStream itself."""
+
+    stream: DeferredStream
+    budget: DailyBudget
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return self.stream.metadata
+
+    def open(self) -> AbstractContextManager[pa.RecordBatchReader]:
+        """Raises BudgetExceeded, or what the stream raises."""
+        self.budget.today().admit()
+        return self.stream.open()
 
 
 def read_budget(conn: psycopg.Connection, schema: str, now: datetime, limit: int | None, price_per_tib: float) -> Budget:

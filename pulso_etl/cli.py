@@ -17,9 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from pulso_etl import logs
+from pulso_etl.automation.recovery import recover
+from pulso_etl.budget import read_budget
 from pulso_etl.definitions import build_defs
 from pulso_etl.destination.statements import Statements
-from pulso_etl.destination.watermarks import TableState, Watermarks
+from pulso_etl.destination.watermarks import Watermarks
 from pulso_etl.doctor import diagnose
 from pulso_etl.errors import PlanError, PulsoError
 from pulso_etl.launch import Outcome, run_plan
@@ -44,9 +46,8 @@ def options(
         load_dotenv(env_file)
 
 
-def _states(settings: Settings) -> dict[str, TableState]:
-    with psycopg.connect(settings.database_url.get_secret_value(), connect_timeout=10) as conn:
-        return Watermarks(settings.database_schema).read(conn)
+def _connect(settings: Settings) -> psycopg.Connection:
+    return psycopg.connect(settings.database_url.get_secret_value(), autocommit=True, connect_timeout=10)
 
 
 def _spec(table: str) -> TableSpec:
@@ -66,9 +67,22 @@ def refresh_tables(
     force: bool = False,
     allow_shrink: bool = False,
 ) -> list[Outcome]:
-    """Plans and runs each table in turn; one that fails does not stop the others. Raises PlanError before any has run."""
+    """Plans and runs each table in turn; one that fails does not stop the others.
+
+    Before any has run, raises PlanError, or BudgetExceeded unless `force`.
+    """
     specs = [_spec(name) for name in tables] or list(TABLES.values())
-    states, now = _states(settings), datetime.now(UTC)
+    now = datetime.now(UTC)
+    with _connect(settings) as conn:
+        states = Watermarks(settings.database_schema).read(conn)
+        if not force:
+            read_budget(
+                conn,
+                settings.database_schema,
+                now,
+                settings.bigquery_daily_budget_bytes,
+                settings.bigquery_price_per_tib,
+            ).admit()
     plans = [
         plan_refresh(
             spec,
@@ -92,7 +106,7 @@ def refresh_tables(
         for plan in plans:
             console.print(f"{plan.table}: {plan.window or 'skipped'} ({plan.reason})", **PLAIN)
             with console.status(f"{plan.table} ..."):
-                outcome = run_plan(defs, instance, TABLES[plan.table], plan, allow_shrink=allow_shrink, logger=logger)
+                outcome = run_plan(defs, instance, TABLES[plan.table], plan, force=force, allow_shrink=allow_shrink, logger=logger)
             outcomes.append(outcome)
     return outcomes
 
@@ -140,7 +154,9 @@ def refresh(
 @app.command()
 def status() -> None:
     """Shows how far and how fresh each table is."""
-    states, now = _states(load_settings()), datetime.now(UTC)
+    settings, now = load_settings(), datetime.now(UTC)
+    with _connect(settings) as conn:
+        states = Watermarks(settings.database_schema).read(conn)
     table = Table("table", "status", "fresh", "last partition", "age", "records", "seconds", "error", box=None)
     for name, spec in TABLES.items():
         state = states.get(name)
@@ -161,6 +177,17 @@ def status() -> None:
         )
         table.add_row(name, *(str(value) for value in row))
     Console(width=max(console.width, 150)).print(table)
+
+
+@app.command()
+def cleanup() -> None:
+    """Ends attempts that died or run past their table's time-out, and says what it did."""
+    settings = load_settings()
+    with dg.DagsterInstance.get() as instance, _connect(settings) as conn:
+        ended = list(recover(conn, settings.database_schema, instance, TABLES, datetime.now(UTC)))
+    for one in ended:
+        console.print(f"{one.table} {one.window}: run {one.run_id} is marked as failed: {one.reason}", **PLAIN)
+    console.print(f"{len(ended)} attempt(s) ended", **PLAIN)
 
 
 @app.command("sql")

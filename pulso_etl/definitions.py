@@ -11,6 +11,7 @@ from pulso_etl.assets import build_asset, daily_partitions
 from pulso_etl.automation.jobs import build_jobs
 from pulso_etl.automation.schedules import build_schedules
 from pulso_etl.automation.sensors import Automation
+from pulso_etl.budget import DailyBudget
 from pulso_etl.destination.io_manager import PostgresUpsertIOManager
 from pulso_etl.logs import run_logger
 from pulso_etl.settings import Settings, load_settings
@@ -21,6 +22,8 @@ from pulso_etl.tables.spec import TableSpec
 
 def build_resources(settings: Settings) -> dict[str, Any]:
     """The source and the destination that the settings describe."""
+    # By reference: Dagster shows a resource's configuration in its UI, and this one holds a password.
+    database_url = dg.EnvVar("DATABASE_URL")
     return {
         "bigquery": BigQuerySource(
             project=settings.bigquery_project_id,
@@ -32,9 +35,14 @@ def build_resources(settings: Settings) -> dict[str, Any]:
             emulator_host=settings.bigquery_emulator_host,
             emulator_storage=settings.bigquery_emulator_storage,
         ),
+        "budget": DailyBudget(
+            database_url=database_url,
+            database_schema=settings.database_schema,
+            limit=settings.bigquery_daily_budget_bytes,
+            price_per_tib=settings.bigquery_price_per_tib,
+        ),
         "postgres": PostgresUpsertIOManager(
-            # By reference: Dagster shows a resource's configuration in its UI, and this one holds a password.
-            database_url=dg.EnvVar("DATABASE_URL"),
+            database_url=database_url,
             database_schema=settings.database_schema,
             lock_timeout_seconds=settings.lock_timeout_seconds,
             work_mem_mb=settings.work_mem_mb,
@@ -50,12 +58,13 @@ def build_defs(
 ) -> dg.Definitions:
     """Fresh definitions; `resource_overrides` replaces resources by key."""
     partitions = daily_partitions(settings.partitions_start)
-    jobs = build_jobs(tables, partitions)
+    jobs = build_jobs(tables)
+    automation = Automation(settings, tables, jobs[: len(tables)])
     return dg.Definitions(
         assets=[build_asset(spec, partitions) for spec in tables.values()],
         jobs=jobs,
-        schedules=build_schedules(tables, settings.partitions_start),
-        sensors=Automation(settings, tables, jobs[: len(tables)]).sensors(),
+        schedules=build_schedules(tables, settings.partitions_start, automation.budget),
+        sensors=automation.sensors(),
         resources={**build_resources(settings), **(resource_overrides or {})},
         # One process per run: Python's start-up is most of a small refresh's time.
         executor=dg.in_process_executor,

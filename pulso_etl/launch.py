@@ -15,6 +15,7 @@ from dagster._core.storage.tags import (
     PRIORITY_TAG,
 )
 
+from pulso_etl.budget import FORCE_TAG
 from pulso_etl.destination.io_manager import ALLOW_SHRINK_TAG
 from pulso_etl.refresh import DayRange, RefreshPlan
 from pulso_etl.tables.spec import TableSpec
@@ -46,10 +47,11 @@ def job_tags(specs: Sequence[TableSpec]) -> dict[str, str]:
     return tags | ({TABLE_TAG: specs[0].name} if len(specs) == 1 else {})
 
 
-def run_tags(spec: TableSpec, window: DayRange, *, allow_shrink: bool = False) -> dict[str, str]:
-    """The tags of a run that materializes the window of the table."""
+def run_tags(spec: TableSpec, window: DayRange, *, force: bool = False, allow_shrink: bool = False) -> dict[str, str]:
+    """The tags of a run that materializes the window of the table; `force` overrules the day's budget."""
     tags = {ASSET_PARTITION_RANGE_START_TAG: str(window.start), ASSET_PARTITION_RANGE_END_TAG: str(window.end)}
-    return job_tags([spec]) | tags | ({ALLOW_SHRINK_TAG: "true"} if allow_shrink else {})
+    granted = {FORCE_TAG: force, ALLOW_SHRINK_TAG: allow_shrink}
+    return job_tags([spec]) | tags | {tag: "true" for tag, given in granted.items() if given}
 
 
 def run_plan(
@@ -58,6 +60,7 @@ def run_plan(
     spec: TableSpec,
     plan: RefreshPlan,
     *,
+    force: bool = False,
     allow_shrink: bool = False,
     logger: Mapping[str, Any] | None = None,
 ) -> Outcome:
@@ -70,7 +73,7 @@ def run_plan(
     began = time.perf_counter()
     result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
         asset_selection=[dg.AssetKey(plan.table)],
-        tags=run_tags(spec, plan.window, allow_shrink=allow_shrink),
+        tags=run_tags(spec, plan.window, force=force, allow_shrink=allow_shrink),
         instance=instance,
         run_config={"loggers": {"console": {"config": logger or {}}}},
         raise_on_error=False,

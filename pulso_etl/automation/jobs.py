@@ -26,16 +26,15 @@ def job_tables(tables: Mapping[str, TableSpec]) -> dict[str, tuple[str, ...]]:
     return jobs | {"refresh_all": tuple(tables)}
 
 
-def build_jobs(tables: Mapping[str, TableSpec], partitions: dg.PartitionsDefinition) -> list[dg.UnresolvedAssetJobDefinition]:
+def build_jobs(tables: Mapping[str, TableSpec]) -> list[dg.UnresolvedAssetJobDefinition]:
     """The jobs of `job_tables`, with each one's time-out and place in the queue."""
-    return [_job(name, [tables[table] for table in members], partitions) for name, members in job_tables(tables).items()]
+    return [_job(name, [tables[table] for table in members]) for name, members in job_tables(tables).items()]
 
 
-def _job(name: str, specs: Sequence[TableSpec], partitions: dg.PartitionsDefinition) -> dg.UnresolvedAssetJobDefinition:
+def _job(name: str, specs: Sequence[TableSpec]) -> dg.UnresolvedAssetJobDefinition:
     return dg.define_asset_job(
         name,
         selection=dg.AssetSelection.assets(*(spec.name for spec in specs)),
         description=f"Refreshes {', '.join(spec.name for spec in specs)} over the range of partitions given at launch.",
         tags=job_tags(specs),
-        partitions_def=partitions,
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import date
 
 import dagster as dg
 
+from pulso_etl.budget import Budget
 from pulso_etl.launch import run_tags
 from pulso_etl.refresh import LIMA, Mode, lima_day, plan_refresh
 from pulso_etl.tables.spec import TableSpec
@@ -15,8 +16,8 @@ NIGHTLY = "30 2 * * *"
 """Off-peak: the call centre is closed, and the source's own nightly jobs are over."""
 
 
-def build_schedules(tables: Mapping[str, TableSpec], first_day: date) -> list[dg.ScheduleDefinition]:
-    """The nightly re-check of each table's whole lookback window."""
+def build_schedules(tables: Mapping[str, TableSpec], first_day: date, budget: Callable[[], Budget]) -> list[dg.ScheduleDefinition]:
+    """The nightly re-check of each table's whole lookback window, unless the day's `budget` is spent."""
 
     @dg.schedule(
         name="nightly_recheck",
@@ -26,8 +27,11 @@ def build_schedules(tables: Mapping[str, TableSpec], first_day: date) -> list[dg
         default_status=dg.DefaultScheduleStatus.RUNNING,
         description="Re-materializes the whole lookback window of every table, whatever the source says has changed.",
     )
-    def nightly(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
+    def nightly(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
         now = context.scheduled_execution_time
+        if (today := budget()).is_spent:
+            yield dg.SkipReason(f"the day's BigQuery budget is spent: {today}")
+            return
         for spec in tables.values():
             plan = plan_refresh(spec, None, Mode.SLIDING_WINDOW, now, first_day=first_day, initial_days=1)
             assert plan.window is not None

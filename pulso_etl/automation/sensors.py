@@ -15,6 +15,7 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 from pulso_etl.automation.due import BackOff, Decision, Standing, changed_days, contiguous, decide, loaded_days
 from pulso_etl.automation.jobs import job_tables, table_job
 from pulso_etl.automation.recovery import recover
+from pulso_etl.budget import Budget, read_budget
 from pulso_etl.destination.watermarks import Attempt, TableState, Watermarks
 from pulso_etl.errors import PulsoError
 from pulso_etl.launch import TABLE_TAG, run_tags
@@ -89,6 +90,13 @@ class Automation:
         ) as conn:
             yield conn
 
+    def budget(self) -> Budget:
+        """What may still be billed today."""
+        settings = self.settings
+        with self.connect() as conn:
+            limit, price = settings.bigquery_daily_budget_bytes, settings.bigquery_price_per_tib
+            return read_budget(conn, settings.database_schema, datetime.now(UTC), limit, price)
+
     def sensors(self) -> list[dg.SensorDefinition]:
         """Every sensor, on by default."""
         return [self.refresh_sensor(), self.recovery_sensor()]
@@ -116,6 +124,8 @@ class Automation:
         """The runs to ask for at the instant `now`, and a line for each table that says why, or why not."""
         requests: list[dg.RunRequest] = []
         reasons: list[str] = []
+        if (budget := self.budget()).is_spent:
+            return [], [f"the day's BigQuery budget is spent: {budget}"]
         with self.connect() as conn:
             found = standings(instance, self.marks.read(conn, now - MEMORY), self.tables, now)
             for table, standing in found.items():

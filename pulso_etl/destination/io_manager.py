@@ -31,7 +31,9 @@ ALLOW_SHRINK_TAG = "pulso_etl/allow_shrink"
 class DeferredStream(Protocol):
     """Rows that are asked for when the load is ready for them; may be opened again."""
 
-    metadata: dict[str, Any]
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What opening tells of itself, for the materialization."""
 
     def open(self) -> AbstractContextManager[pa.RecordBatchReader]: ...
 
