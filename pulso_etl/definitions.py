@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from pulso_etl.assets import build_asset, daily_partitions
+from pulso_etl.assets import RETRIES, build_asset, daily_partitions
 from pulso_etl.destination.io_manager import PostgresUpsertIOManager
 from pulso_etl.logs import run_logger
 from pulso_etl.settings import Settings, load_settings
@@ -44,11 +44,12 @@ def build_defs(
     *,
     tables: Mapping[str, TableSpec] = TABLES,
     resource_overrides: Mapping[str, Any] | None = None,
+    retries: dg.RetryPolicy = RETRIES,
 ) -> dg.Definitions:
     """Fresh definitions; `resource_overrides` replaces resources by key."""
     partitions = daily_partitions(settings.partitions_start)
     return dg.Definitions(
-        assets=[build_asset(spec, partitions) for spec in tables.values()],
+        assets=[build_asset(spec, partitions, retries) for spec in tables.values()],
         resources={**build_resources(settings), **(resource_overrides or {})},
         # One process per run: Python's start-up is most of a small refresh's time.
         executor=dg.in_process_executor,

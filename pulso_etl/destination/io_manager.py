@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import psycopg
 import pyarrow as pa
 from dagster import ConfigurableIOManager, Failure, InputContext, OutputContext
+from psycopg.pq import TransactionStatus
 
 from pulso_etl.destination.conform import WIRE_TYPES
 from pulso_etl.destination.load import LoadResult, Open, load, table_lock, translated
@@ -88,37 +89,38 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         extraction = Extraction(spec.name, window, context.run_id, step.previous_attempt_count + 1, datetime.now(UTC))
         stream = _stream(spec, obj)
         marks = Watermarks(self.database_schema)
-        try:
-            with translated(spec, window), self.connect(context.run_id) as conn:
-                # Held by the session from before `running` is committed until the end: one writer of the table at a time.
-                conn.execute("SELECT pg_advisory_lock(%s)", (table_lock(self.database_schema, spec.name),))
-                with conn.transaction():
-                    marks.create(conn)
-                    marks.start(conn, extraction)
-                with conn.transaction():
-                    result = load(
-                        conn,
-                        spec,
-                        self.database_schema,
-                        window,
-                        stream.open,
-                        repeatable=stream.repeatable,
-                        allow_shrink=step.run_tags.get(ALLOW_SHRINK_TAG) == "true",
-                        work_mem_mb=self.work_mem_mb,
-                    )
-                    details = _details(result, stream.metadata)
-                    marks.succeed(
-                        conn,
-                        extraction,
-                        records=result.total.read,
-                        seconds=time.monotonic() - began,
-                        reached_today=window.end >= lima_day(extraction.started_at),
-                        metadata=details,
-                    )
-        except BaseException as error:
-            # Whatever went wrong, an interrupt included: the data are rolled back and the watermark says so.
-            self._record_failure(context, marks, extraction, error, time.monotonic() - began, stream.metadata)
-            raise
+        with translated(spec, window), self.connect(context.run_id) as conn:
+            # Held by the session from before `running` is committed until the end: one writer of the table at a time.
+            conn.execute("SELECT pg_advisory_lock(%s)", (table_lock(self.database_schema, spec.name),))
+            try:
+                with translated(spec, window):
+                    with conn.transaction():
+                        marks.create(conn)
+                        marks.start(conn, extraction)
+                    with conn.transaction():
+                        result = load(
+                            conn,
+                            spec,
+                            self.database_schema,
+                            window,
+                            stream.open,
+                            repeatable=stream.repeatable,
+                            allow_shrink=step.run_tags.get(ALLOW_SHRINK_TAG) == "true",
+                            work_mem_mb=self.work_mem_mb,
+                        )
+                        details = _details(result, stream.metadata)
+                        marks.succeed(
+                            conn,
+                            extraction,
+                            records=result.total.read,
+                            seconds=time.monotonic() - began,
+                            reached_today=window.end >= lima_day(extraction.started_at),
+                            metadata=details,
+                        )
+            except BaseException as error:
+                # Whatever went wrong, an interrupt included: the data are rolled back and the watermark says so.
+                self._record_failure(context, conn, marks, extraction, error, time.monotonic() - began, stream.metadata)
+                raise
         if result.new_columns:
             context.log.warning(f"{spec.name}: new columns in the source, not loaded: {', '.join(result.new_columns)}")
         context.log.info(f"{spec.name} {window}: {result.plan}, {result.total.as_dict()}, seconds {result.seconds}")
@@ -130,16 +132,19 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
     def _record_failure(
         self,
         context: OutputContext,
+        conn: psycopg.Connection,
         marks: Watermarks,
         extraction: Extraction,
         error: BaseException,
         seconds: float,
         metadata: dict[str, Any],
     ) -> None:
-        message = str(error) or type(error).__name__
+        message = str(error) if isinstance(error, Exception) else "interrupted: the run or its process was told to end"
+        # The session that holds the lock, where it is still of use: the next writer would take the attempt for abandoned.
+        usable = conn.info.transaction_status is TransactionStatus.IDLE
         try:
-            with self.connect(context.run_id) as conn, conn.transaction():
-                marks.fail(conn, extraction, error=message, seconds=seconds, metadata=metadata)
+            with nullcontext(conn) if usable else self.connect(context.run_id) as recorder, recorder.transaction():
+                marks.fail(recorder, extraction, error=message or type(error).__name__, seconds=seconds, metadata=metadata)
         except psycopg.Error:
             context.log.warning(f"{extraction.table}: the failure could not be recorded, PostgreSQL is away")
 
