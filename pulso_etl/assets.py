@@ -1,6 +1,7 @@
 """The assets, one per table, built from the declarations. No table is special-cased here."""
 
 import hashlib
+import sys
 from datetime import date
 
 import dagster as dg
@@ -11,7 +12,21 @@ from pulso_etl.refresh import LIMA, DayRange
 from pulso_etl.source.bigquery import BigQuerySource
 from pulso_etl.tables.spec import TableSpec
 
-RETRIES = dg.RetryPolicy(max_retries=2, delay=2, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
+
+class RetryUnlessInterrupted(dg.RetryPolicy):
+    """A retry policy that lets an interrupt (Ctrl-C, SIGTERM, "Terminate" in the UI, a run's time-out) end the run.
+
+    Dagster asks the policy of a step for a delay after an interrupt too, and goes on with the next attempt.
+    """
+
+    def calculate_delay(self, attempt_num: int) -> float:
+        error = sys.exc_info()[1]
+        if error is not None and not isinstance(error, Exception):
+            raise error
+        return super().calculate_delay(attempt_num)
+
+
+RETRIES = RetryUnlessInterrupted(max_retries=2, delay=2, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 """Three attempts in all; delay in seconds."""
 
 
@@ -42,7 +57,9 @@ def column_schema(spec: TableSpec) -> dg.TableSchema:
     )
 
 
-def build_asset(spec: TableSpec, partitions: dg.DailyPartitionsDefinition) -> dg.AssetsDefinition:
+def build_asset(
+    spec: TableSpec, partitions: dg.DailyPartitionsDefinition, retries: dg.RetryPolicy = RETRIES
+) -> dg.AssetsDefinition:
     """The asset of a table: it yields the query's stream, and the IO manager loads it."""
 
     @dg.asset(
@@ -50,7 +67,7 @@ def build_asset(spec: TableSpec, partitions: dg.DailyPartitionsDefinition) -> dg
         description=spec.description,
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
-        retry_policy=RETRIES,
+        retry_policy=retries,
         io_manager_key="postgres",
         # Dagster queues a second writer of the table instead of letting it wait for the table's lock in a run slot.
         pool=f"writer_{spec.name}",

@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from pulso_etl.assets import build_asset, daily_partitions
+from pulso_etl.assets import RETRIES, build_asset, daily_partitions
 from pulso_etl.automation.jobs import build_jobs
 from pulso_etl.automation.schedules import build_schedules
 from pulso_etl.automation.sensors import Automation
@@ -55,13 +55,14 @@ def build_defs(
     *,
     tables: Mapping[str, TableSpec] = TABLES,
     resource_overrides: Mapping[str, Any] | None = None,
+    retries: dg.RetryPolicy = RETRIES,
 ) -> dg.Definitions:
     """Fresh definitions; `resource_overrides` replaces resources by key."""
     partitions = daily_partitions(settings.partitions_start)
     jobs = build_jobs(tables)
     automation = Automation(settings, tables, jobs[: len(tables)])
     return dg.Definitions(
-        assets=[build_asset(spec, partitions) for spec in tables.values()],
+        assets=[build_asset(spec, partitions, retries) for spec in tables.values()],
         jobs=jobs,
         schedules=build_schedules(tables, settings.partitions_start, automation.budget),
         sensors=automation.sensors(),

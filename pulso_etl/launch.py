@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
+from dagster._core.execution.plan.objects import ErrorSource
 from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
@@ -21,6 +22,8 @@ from pulso_etl.refresh import DayRange, RefreshPlan
 from pulso_etl.tables.spec import TableSpec
 
 TABLE_TAG = "pulso_etl/table"
+DAGSTERS_OWN = ("Dagster", "RetryRequested")
+"""How the names of the errors begin in which Dagster wraps what a step raised."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def run_plan(
 ) -> Outcome:
     """Materializes the plan's window and waits. An error of the run is in the outcome, not raised.
 
-    `logger` is the configuration of `logs.run_logger`.
+    `logger` is the configuration of `logs.run_logger`. Raises KeyboardInterrupt where an interrupt or SIGTERM ended the run.
     """
     if plan.window is None:
         return Outcome(plan.table, None, plan.reason)
@@ -79,6 +82,8 @@ def run_plan(
         raise_on_error=False,
     )
     seconds = time.perf_counter() - began
+    if any(event.is_step_failure and event.step_failure_data.error_source is ErrorSource.INTERRUPT for event in result.all_events):
+        raise KeyboardInterrupt
     if not result.success:
         return Outcome(plan.table, plan.window, plan.reason, result.run_id, failure_reason(result), seconds)
     metadata: list[dict[str, Any]] = [
@@ -113,8 +118,8 @@ def failure_reason(result: dg.ExecuteInProcessResult) -> str:
             if data.user_failure_data is not None and data.user_failure_data.description:
                 return data.user_failure_data.description
             cause = data.error
-            # Dagster wraps what a step raised; what lies under our own error is for the log.
-            while cause is not None and cause.cause is not None and (cause.cls_name or "").startswith("Dagster"):
+            # What lies under our own error is for the log.
+            while cause is not None and cause.cause is not None and (cause.cls_name or "").startswith(DAGSTERS_OWN):
                 cause = cause.cause
             if cause is not None:
                 return cause.message.strip().partition(f"{cause.cls_name}: ")[2] or cause.message.strip()

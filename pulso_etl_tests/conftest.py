@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -69,6 +70,7 @@ def conn(server_url: str, schema: str) -> Iterator[psycopg.Connection]:
 @pytest.fixture
 def settings(server_url: str, schema: str, emulator: BigQueryEmulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Settings:
     """Settings of a deployment on the session's servers, also in the environment; Dagster keeps its storage in `tmp_path`."""
+    (tmp_path / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABASE_URL", server_url)
     monkeypatch.setenv("DATABASE_SCHEMA", schema)
@@ -83,3 +85,11 @@ def seed(settings: Settings, emulator: BigQueryEmulator, *, revision: int = 0) -
     data = SampleData(settings.sources(), today, days=10, dashboard_rows_per_day=40, revision=revision)
     data.seed_into(emulator.client())
     return data
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    """Waits for the condition, `seconds` at most; fails the test after that."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.05)

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import psycopg
 import pyarrow as pa
 from dagster import ConfigurableIOManager, Failure, InputContext, OutputContext
+from psycopg.pq import TransactionStatus
 
 from pulso_etl.destination.conform import WIRE_TYPES
 from pulso_etl.destination.load import LoadResult, Open, load, table_lock, translated
@@ -93,30 +94,31 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         with translated(spec, window), self.connect(context.run_id) as conn:
             # Held by the session from before `running` is committed until the end: one writer of the table at a time.
             conn.execute("SELECT pg_advisory_lock(%s)", (table_lock(self.database_schema, spec.name),))
-            with conn.transaction():
-                marks.create(conn)
-                marks.start(conn, extraction)
             try:
-                with translated(spec, window), conn.transaction():
-                    result = load(
-                        conn,
-                        spec,
-                        self.database_schema,
-                        window,
-                        stream.open,
-                        repeatable=stream.repeatable,
-                        allow_shrink=step.run_tags.get(ALLOW_SHRINK_TAG) == "true",
-                        work_mem_mb=self.work_mem_mb,
-                    )
-                    details = _details(result, stream.metadata)
-                    marks.succeed(
-                        conn,
-                        extraction,
-                        records=result.total.read,
-                        seconds=time.monotonic() - began,
-                        reached_today=window.end >= lima_day(extraction.started_at),
-                        metadata=details,
-                    )
+                with translated(spec, window):
+                    with conn.transaction():
+                        marks.create(conn)
+                        marks.start(conn, extraction)
+                    with conn.transaction():
+                        result = load(
+                            conn,
+                            spec,
+                            self.database_schema,
+                            window,
+                            stream.open,
+                            repeatable=stream.repeatable,
+                            allow_shrink=step.run_tags.get(ALLOW_SHRINK_TAG) == "true",
+                            work_mem_mb=self.work_mem_mb,
+                        )
+                        details = _details(result, stream.metadata)
+                        marks.succeed(
+                            conn,
+                            extraction,
+                            records=result.total.read,
+                            seconds=time.monotonic() - began,
+                            reached_today=window.end >= lima_day(extraction.started_at),
+                            metadata=details,
+                        )
             except BaseException as error:
                 # Whatever went wrong, an interrupt included: the data are rolled back and the watermark says so.
                 self._record_failure(context, conn, marks, extraction, error, time.monotonic() - began, stream.metadata)
@@ -139,11 +141,12 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         seconds: float,
         metadata: dict[str, Any],
     ) -> None:
-        message = str(error) or type(error).__name__
+        message = str(error) if isinstance(error, Exception) else "interrupted: the run or its process was told to end"
+        # The session that holds the lock, where it is still of use: the next writer would take the attempt for abandoned.
+        usable = conn.info.transaction_status is TransactionStatus.IDLE
         try:
-            # A session that lives still holds the table's lock; where it died, a new one tells.
-            with self.connect(context.run_id) if conn.closed else nullcontext(conn) as session, session.transaction():
-                marks.fail(session, extraction, error=message, seconds=seconds, metadata=metadata)
+            with nullcontext(conn) if usable else self.connect(context.run_id) as recorder, recorder.transaction():
+                marks.fail(recorder, extraction, error=message or type(error).__name__, seconds=seconds, metadata=metadata)
         except psycopg.Error:
             context.log.warning(f"{extraction.table}: the failure could not be recorded, PostgreSQL is away")
 
