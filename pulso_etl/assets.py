@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from collections.abc import Iterable, Mapping
 from datetime import date
 
 import dagster as dg
@@ -57,6 +58,25 @@ def column_schema(spec: TableSpec) -> dg.TableSchema:
     )
 
 
+def source_key(name: str) -> dg.AssetKey:
+    """The key of a source table or view, by the placeholder that the `.sql` files use."""
+    return dg.AssetKey(["bigquery", name])
+
+
+def build_sources(tables: Iterable[TableSpec], full_names: Mapping[str, str]) -> list[dg.AssetSpec]:
+    """What the tables read in BigQuery, as external assets: the graph shows where the rows come from."""
+    return [
+        dg.AssetSpec(
+            source_key(name),
+            description=f"`{full_names[name]}` in BigQuery, kept by others.",
+            group_name="source",
+            kinds={"bigquery"},
+            metadata={"dagster/table_name": full_names[name]},
+        )
+        for name in sorted({name for spec in tables for name in spec.sources})
+    ]
+
+
 def build_asset(
     spec: TableSpec, partitions: dg.DailyPartitionsDefinition, retries: dg.RetryPolicy = RETRIES
 ) -> dg.AssetsDefinition:
@@ -69,6 +89,7 @@ def build_asset(
         backfill_policy=dg.BackfillPolicy.single_run(),
         retry_policy=retries,
         io_manager_key="postgres",
+        deps=[source_key(name) for name in spec.sources],
         # Dagster queues a second writer of the table instead of letting it wait for the table's lock in a run slot.
         pool=f"writer_{spec.name}",
         group_name=spec.group,

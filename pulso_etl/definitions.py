@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from pulso_etl.assets import RETRIES, build_asset, daily_partitions
+from pulso_etl.assets import RETRIES, build_asset, build_sources, daily_partitions
 from pulso_etl.automation.jobs import build_jobs
 from pulso_etl.automation.schedules import build_schedules
 from pulso_etl.automation.sensors import Automation
@@ -62,7 +62,10 @@ def build_defs(
     jobs = build_jobs(tables)
     automation = Automation(settings, tables, jobs[: len(tables)])
     return dg.Definitions(
-        assets=[build_asset(spec, partitions, retries) for spec in tables.values()],
+        assets=[
+            *build_sources(tables.values(), settings.sources()),
+            *(build_asset(spec, partitions, retries) for spec in tables.values()),
+        ],
         jobs=jobs,
         schedules=build_schedules(tables, settings.partitions_start, automation.budget),
         sensors=automation.sensors(),

@@ -35,7 +35,6 @@ ASSIGNMENT_DATA = TableSpec(
         FECHA_PROCESAMIENTO,
     ),
     query=query("assignment_data"),
-    source_view="asignaciones_clean",
     group="assignment",
     tags={"domain": "collections", "cadence": "24h"},
     lookback_days=30,

@@ -47,7 +47,6 @@ DASHBOARD_DATA = TableSpec(
         FECHA_PROCESAMIENTO,
     ),
     query=query("dashboard_data"),
-    source_view="dashboard_cobranzas",
     group="dashboard",
     priority=10,
     tags={"domain": "collections", "cadence": "6h"},

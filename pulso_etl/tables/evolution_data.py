@@ -34,7 +34,6 @@ EVOLUTION_DATA = TableSpec(
         FECHA_PROCESAMIENTO,
     ),
     query=query("evolution_data"),
-    source_view="dashboard_cobranzas",
     group="dashboard",
     priority=10,
     tags={"domain": "collections", "cadence": "6h"},

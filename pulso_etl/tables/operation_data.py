@@ -30,7 +30,6 @@ OPERATION_DATA = TableSpec(
         FECHA_PROCESAMIENTO,
     ),
     query=query("operation_data"),
-    source_view="gestiones_unificadas",
     group="operation",
     tags={"domain": "operations", "cadence": "2h"},
     lookback_days=2,

@@ -26,7 +26,6 @@ PRODUCTIVITY_DATA = TableSpec(
         FECHA_PROCESAMIENTO,
     ),
     query=query("productivity_data"),
-    source_view="gestiones_unificadas",
     group="operation",
     tags={"domain": "operations", "cadence": "8h"},
     lookback_days=5,

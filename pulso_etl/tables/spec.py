@@ -8,6 +8,7 @@ from __future__ import annotations
 from datetime import timedelta
 from enum import StrEnum
 from functools import cached_property
+from string import Formatter
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -63,7 +64,6 @@ class TableSpec(BaseModel):
     partition_column: str
     columns: tuple[Column, ...]
     query: str = ""
-    source_view: str = ""
     group: str = "pulso"
     owners: tuple[str, ...] = ("team:data-engineering",)
     tags: dict[str, str] = Field(default_factory=dict)
@@ -108,6 +108,11 @@ class TableSpec(BaseModel):
     @cached_property
     def column_names(self) -> tuple[str, ...]:
         return tuple(column.name for column in self.columns)
+
+    @cached_property
+    def sources(self) -> tuple[str, ...]:
+        """The source tables that the query reads, by placeholder."""
+        return tuple(sorted({name for _, name, _, _ in Formatter().parse(self.query) if name}))
 
     @cached_property
     def partition_in_key(self) -> bool:
