@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from pulso_etl.alerts.channels import parse_channels
 from pulso_etl.errors import SettingsError
 
 GIBIBYTE = 1024**3
@@ -49,6 +50,28 @@ class Settings(BaseSettings):
     """The first daily partition. Changing it later changes which partitions Dagster knows."""
     initial_window_days: Annotated[int, Field(ge=1)] = 30
     """How many trailing days a table's first incremental refresh loads."""
+
+    alert_urls: SecretStr = SecretStr("")
+    """Where alerts go: Apprise URLs with commas or white space between them; none, and alerts are kept in PostgreSQL only."""
+    alert_gather_seconds: Annotated[int, Field(ge=0)] = 60
+    """How long failures gather before they are told, as one message, and how long recoveries do."""
+    alert_reminder_hours: Annotated[float, Field(gt=0)] = 6
+    """A problem that stays is told again at most so often."""
+    alert_timeout_seconds: Annotated[int, Field(ge=1)] = 10
+    """How long an alert's channel may take to accept a message."""
+    dagster_ui_url: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")] = "http://127.0.0.1:3000"
+    """Where people reach Dagster's UI; alerts link to its runs."""
+
+    @field_validator("alert_urls")
+    @classmethod
+    def _known_channels(cls, value: SecretStr) -> SecretStr:
+        parse_channels(value.get_secret_value())
+        return value
+
+    @field_validator("dagster_ui_url")
+    @classmethod
+    def _no_slash_at_the_end(cls, value: str) -> str:
+        return value.rstrip("/")
 
     @field_validator("database_url")
     @classmethod
