@@ -20,7 +20,9 @@ class Settings(BaseSettings):
     Bytes are bytes, days are days of America/Lima, prices are US dollars.
     """
 
-    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
+    )
 
     database_url: SecretStr
     """`postgresql://user:password@host/database` of the dashboard's PostgreSQL (15 or newer)."""

@@ -31,12 +31,11 @@ def send(channels: Sequence[Channel], message: Message, *, timeout: float) -> li
 
 
 def _send(channels: Sequence[Channel], message: Message, timeout: float) -> list[Delivery]:
-    # Both log whole addresses, tokens included; what the reader needs is in the deliveries.
+    # Both log whole addresses, tokens included, in debug lines and where they can't read one; our lines come of the deliveries.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.INFO)
     logger = logging.getLogger("apprise")
     logger.propagate = False
-    if not logger.handlers:
-        logger.addHandler(logging.NullHandler())
+    logger.setLevel(logging.CRITICAL)
     import apprise
 
     # No image of a third party's server in the message.
@@ -48,6 +47,7 @@ def _send(channels: Sequence[Channel], message: Message, timeout: float) -> list
         if isinstance(plugin, apprise.NotifyBase):
             plugin.socket_connect_timeout = plugin.socket_read_timeout = timeout
             sender.add(plugin)
+    logger.setLevel(logging.WARNING)
     outcome = sender.notify(
         title=message.title,
         body=message.body,

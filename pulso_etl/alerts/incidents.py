@@ -237,7 +237,7 @@ def announce(incidents: Sequence[Incident], now: datetime, policy: Policy) -> tu
                 book[position] = replace(incident, closed_at=well_since)
                 if incident.notified_at is not None:
                     notices.append(Notice(position, book[position], Stage.RECOVERED))
-        elif _held(incident, book):
+        elif _held(incident, book, now - policy.gather):
             # Not before the next gathering either: what ends the outage most often ends this too, a little later.
             book[position] = replace(incident, held_until=now + policy.gather)
         elif now >= _due(incident, policy):
@@ -254,14 +254,16 @@ def _due(incident: Incident, policy: Policy) -> datetime:
     return max(due, incident.held_until or due)
 
 
-def _held(incident: Incident, book: Sequence[Incident]) -> bool:
-    covering = {
+def _held(incident: Incident, book: Sequence[Incident], well_before: datetime) -> bool:
+    """Whether what brings it about is open for all its tables, or was until after `well_before`."""
+    covered = {
         subject.table
         for other in book
         if other.open and other.cause in FOLLOWS_FROM.get(incident.cause, ())
-        for subject in other.failing
+        for subject in other.subjects
+        if subject.recovered_at is None or subject.recovered_at > well_before
     }
-    return all(subject.table in covering for subject in incident.failing)
+    return all(subject.table in covered for subject in incident.failing)
 
 
 def _follows(incident: Incident, origin: Incident) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Literal
 
-from pulso_etl.alerts.incidents import OUTAGES, Cause, Incident, Notice, Stage, Subject
+from pulso_etl.alerts.incidents import FAILURES, OUTAGES, Cause, Incident, Notice, Stage, Subject
 from pulso_etl.refresh import LIMA, DayRange
 
 SUBJECTS_SHOWN = 15
@@ -36,21 +36,21 @@ class Wording:
     severity: Severity = "failure"
 
 
-CALL_ENGINEER = "Avise al ingeniero de datos"
+CALL_ENGINEER = "avise al ingeniero de datos"
 
 WORDINGS: Mapping[Cause, Wording] = {
     Cause.SOURCE_UNAVAILABLE: Wording(
         "BigQuery no responde",
         "BigQuery volvió a responder",
         "BigQuery no respondió y los datos no se actualizaron. Lo que ya estaba cargado sigue ahí, pero puede estar atrasado.",
-        f"Por ahora nada: Pulso lo vuelve a intentar solo. Si en una hora no llega el aviso «Recuperado»: {CALL_ENGINEER.lower()}.",
+        f"por ahora nada; Pulso lo intenta de nuevo. Si en una hora no llega el aviso «Recuperado», {CALL_ENGINEER}.",
     ),
     Cause.DESTINATION_UNAVAILABLE: Wording(
         "PostgreSQL no está disponible",
         "PostgreSQL volvió a estar disponible",
         "La base de datos del tablero no aceptó la carga y los datos no se actualizaron. "
         "El tablero puede no abrir o estar atrasado.",
-        f"Si el tablero no abre o en media hora no llega el aviso «Recuperado»: {CALL_ENGINEER.lower()}.",
+        f"si el tablero no abre o en media hora no llega el aviso «Recuperado», {CALL_ENGINEER}.",
     ),
     Cause.CONTRACT: Wording(
         "Datos de origen inválidos",
@@ -75,19 +75,19 @@ WORDINGS: Mapping[Cause, Wording] = {
         "La carga tardó demasiado",
         "La carga volvió a terminar a tiempo",
         "La carga pasó su tiempo máximo y se detuvo. La tabla quedó como estaba.",
-        f"Por ahora nada: Pulso lo vuelve a intentar. Si se repite: {CALL_ENGINEER.lower()}.",
+        f"por ahora nada; Pulso lo intenta de nuevo. Si se repite, {CALL_ENGINEER}.",
     ),
     Cause.RUN_FAILURE: Wording(
         "Falló la actualización",
         "La actualización volvió a funcionar",
         "La carga terminó con un error. La tabla quedó como estaba.",
-        f"Abra la ejecución para ver el error. Si se repite: {CALL_ENGINEER.lower()}.",
+        f"abra la ejecución para ver el error. Si se repite, {CALL_ENGINEER}.",
     ),
     Cause.STALE: Wording(
         "Datos vencidos",
         "Datos al día otra vez",
         "La tabla lleva más tiempo sin actualizarse que el permitido: el tablero muestra datos atrasados.",
-        f"Vea en Dagster si hay cargas detenidas o fallidas y lance una. Si falla: {CALL_ENGINEER.lower()}.",
+        f"vea en Dagster si hay cargas detenidas o fallidas y lance una. Si falla, {CALL_ENGINEER}.",
         "warning",
     ),
     Cause.CHECK: Wording(
@@ -99,14 +99,14 @@ WORDINGS: Mapping[Cause, Wording] = {
     Cause.RECOVERY_LIMIT: Wording(
         "Se agotaron los reintentos",
         "La carga volvió a funcionar",
-        "Pulso intentó recuperar la tabla el máximo de veces permitido, sin éxito, y dejó de insistir.",
+        "Pulso intentó recuperar la tabla el máximo de veces permitido, sin éxito, y por ahora no insiste más.",
         f"{CALL_ENGINEER}: corrija la causa y lance la carga a mano.",
     ),
     Cause.BUDGET_80: Wording(
         "Presupuesto de BigQuery al 80 %",
         "Presupuesto de BigQuery bajo control",
         "Las consultas ya gastaron el 80 % del presupuesto del periodo.",
-        "Evite recargas largas hasta el próximo periodo, o pida que suban el presupuesto.",
+        "evite recargas largas hasta el próximo periodo, o pida que suban el presupuesto.",
         "warning",
     ),
     Cause.BUDGET_100: Wording(
@@ -119,7 +119,7 @@ WORDINGS: Mapping[Cause, Wording] = {
         "Cambio brusco en los datos",
         "Los datos vuelven a lo habitual",
         "Los datos cargados se alejan mucho de lo habitual.",
-        f"Compare las cifras con la operación. Si no las explica un hecho real: {CALL_ENGINEER.lower()}.",
+        f"compare las cifras con la operación. Si no las explica un hecho real, {CALL_ENGINEER}.",
         "warning",
     ),
     Cause.QUARANTINE: Wording(
@@ -139,9 +139,9 @@ def render(notice: Notice, dagster_ui_url: str) -> Message:
         return _recovered(incident, wording, dagster_ui_url)
     subjects = incident.failing
     prefix = "Sigue: " if notice.stage is Stage.REMINDER else ""
-    lines = [f"Qué pasó: {wording.what}", f"Desde: {_instant(incident.first_seen)}", f"Fallos hasta ahora: {incident.count}"]
+    lines = [f"Qué pasó: {wording.what}", f"Desde: {_instant(incident.first_seen)}", *_failures(incident)]
     lines += _subjects(incident, subjects, dagster_ui_url)
-    lines += [f"Además: {WORDINGS[other.cause].title.lower()} ({_names(other.failing)})" for other in notice.held]
+    lines += [f"Además: «{WORDINGS[other.cause].title}» ({_names(other.failing)})" for other in notice.held]
     lines.append(f"Qué hacer: {wording.to_do}")
     if incident.cause in OUTAGES and (detail := max(subjects, key=lambda subject: subject.last).detail):
         lines.append(f"Detalle técnico: {detail}")
@@ -151,11 +151,11 @@ def render(notice: Notice, dagster_ui_url: str) -> Message:
 def _recovered(incident: Incident, wording: Wording, dagster_ui_url: str) -> Message:
     ended = incident.recovered_at or incident.last_seen
     lines = [
-        f"Qué pasó: {wording.recovered}. El problema era: {wording.title.lower()}.",
+        f"Qué pasó: {wording.recovered}. El problema era «{wording.title}».",
         f"Desde: {_instant(incident.first_seen)}",
         f"Hasta: {_instant(ended)}",
         f"Duró: {duration(ended - incident.first_seen)}",
-        f"Fallos: {incident.count}",
+        *_failures(incident),
         *_subjects(incident, incident.subjects, None),
         "Qué hacer: nada.",
     ]
@@ -203,7 +203,12 @@ def _subjects(incident: Incident, subjects: Sequence[Subject], dagster_ui_url: s
 
 
 def _name(cause: Cause, subject: Subject) -> str:
-    return f"control {subject.name}" if cause is Cause.CHECK else subject.name
+    return f"control {subject.name}" if subject.name and cause is Cause.CHECK else subject.name
+
+
+def _failures(incident: Incident) -> list[str]:
+    """How many runs failed; of other causes the count says only how often somebody looked."""
+    return [f"Cargas fallidas: {incident.count}"] if incident.cause in FAILURES else []
 
 
 def _names(subjects: Iterable[Subject]) -> str:

@@ -49,7 +49,7 @@ class Alerts:
     """Alerts of one deployment. Keep one per process: while PostgreSQL is away, it remembers in memory.
 
     Events go in by `record` or with `flush`, in any number of processes. Giving one twice is harmless. A success that is given
-    before an older failure of its table does not end it: give both from one sensor where you can, with the times when they happened.
+    before an older failure of its table does not end it: give both from one sensor where you can, with the times they happened at.
     """
 
     def __init__(self, settings: Settings) -> None:
