@@ -59,11 +59,17 @@ ERRORS: Mapping[type[errors.PulsoError], Cause] = {
     errors.SourceUnavailable: Cause.SOURCE_UNAVAILABLE,
     errors.DestinationUnavailable: Cause.DESTINATION_UNAVAILABLE,
     errors.ContractError: Cause.CONTRACT,
-    errors.DuplicateKeyError: Cause.CONTRACT,
     errors.ShrinkRefused: Cause.SHRINK_REFUSED,
     errors.CostCapExceeded: Cause.COST_CAP,
 }
-CAUSE_OF_CLASS = {error.__name__: cause for error, cause in ERRORS.items()}
+CAUSE_OF_CLASS = {
+    name: ERRORS[base]
+    for name, error in vars(errors).items()
+    if isinstance(error, type)
+    for base in reversed(error.__mro__)
+    if base in ERRORS
+}
+"""By class name, as Dagster's events give errors; an error is of the cause of the class that it derives from."""
 
 
 def failure_cause(class_names: Iterable[str]) -> Cause:

@@ -136,7 +136,7 @@ def render(notice: Notice, dagster_ui_url: str) -> Message:
     """The message of a notice. Times are America/Lima; runs are linked at `dagster_ui_url`/runs/ID."""
     incident, wording = notice.incident, WORDINGS[notice.incident.cause]
     if notice.stage is Stage.RECOVERED:
-        return _recovered(incident, wording, dagster_ui_url)
+        return _recovered(incident, wording)
     subjects = incident.failing
     prefix = "Sigue: " if notice.stage is Stage.REMINDER else ""
     lines = [f"Qué pasó: {wording.what}", f"Desde: {_instant(incident.first_seen)}", *_failures(incident)]
@@ -148,7 +148,7 @@ def render(notice: Notice, dagster_ui_url: str) -> Message:
     return Message(_title(prefix + wording.title, subjects), "\n".join(lines), wording.severity)
 
 
-def _recovered(incident: Incident, wording: Wording, dagster_ui_url: str) -> Message:
+def _recovered(incident: Incident, wording: Wording) -> Message:
     ended = incident.recovered_at or incident.last_seen
     lines = [
         f"Qué pasó: {wording.recovered}. El problema era «{wording.title}».",

@@ -116,7 +116,7 @@ class Alerts:
     def _exclusive(self, conn: psycopg.Connection) -> Iterator[None]:
         """A transaction that is alone in changing incidents."""
         with conn.transaction():
-            conn.execute("SET LOCAL lock_timeout = '30s'")
+            conn.execute("SET LOCAL lock_timeout = '15s'")
             self._store.create(conn)
             self._store.lock(conn)
             yield

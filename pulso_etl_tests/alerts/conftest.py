@@ -103,7 +103,7 @@ def make_settings(server_url: str, schema: str) -> MakeSettings:
     """Settings on the session's PostgreSQL, with the given ALERT_URLS and whatever else is given."""
 
     def make(urls: str = "", **others: Any) -> Settings:
-        given = {"database_url": SecretStr(server_url), "database_schema": schema, "alert_urls": SecretStr(urls)}
+        given: dict[str, Any] = {"database_url": SecretStr(server_url), "database_schema": schema, "alert_urls": SecretStr(urls)}
         return Settings(**(given | others))
 
     return make

@@ -200,6 +200,10 @@ def test_the_database_being_away_is_told_from_memory_and_nothing_is_lost(
     with psycopg.connect(settings.database_url.get_secret_value()) as conn:
         rows = conn.execute(f"SELECT cause, state FROM {settings.database_schema}.etl_alerts ORDER BY cause").fetchall()
     assert rows == [("destination_unavailable", "closed"), ("source_unavailable", "open")]
+    server.stop()
+    for tick in range(3):
+        alerts.flush(back + 3 * HOUR + tick * MINUTE)
+    assert receiver.titles()[3:] == ["[Pulso] PostgreSQL no está disponible"]
 
 
 def test_a_short_absence_of_the_database_is_not_told(
