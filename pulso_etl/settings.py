@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from pulso_etl.alerts.channels import parse_channels
 from pulso_etl.errors import SettingsError
 
 GIBIBYTE = 1024**3
@@ -19,7 +20,9 @@ class Settings(BaseSettings):
     Bytes are bytes, days are days of America/Lima, prices are US dollars.
     """
 
-    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
+    )
 
     database_url: SecretStr
     """`postgresql://user:password@host/database` of the dashboard's PostgreSQL (15 or newer)."""
@@ -62,6 +65,27 @@ class Settings(BaseSettings):
     """Failed runs in a row from which a table raises an alert and is retried at its ordinary rhythm only."""
     change_aware: bool = True
     """Whether the refresh sensor leaves out partitions that the source says have not changed since they were loaded."""
+    alert_urls: SecretStr = SecretStr("")
+    """Where alerts go: Apprise URLs with commas or white space between them; none, and alerts are kept in PostgreSQL only."""
+    alert_gather_seconds: Annotated[int, Field(ge=0)] = 60
+    """How long failures gather before they are told, as one message, and how long recoveries do."""
+    alert_reminder_hours: Annotated[float, Field(gt=0)] = 6
+    """A problem that stays is told again at most so often."""
+    alert_timeout_seconds: Annotated[int, Field(ge=1)] = 10
+    """How long an alert's channel may take to accept a message."""
+    dagster_ui_url: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")] = "http://127.0.0.1:3000"
+    """Where people reach Dagster's UI; alerts link to its runs."""
+
+    @field_validator("alert_urls")
+    @classmethod
+    def _known_channels(cls, value: SecretStr) -> SecretStr:
+        parse_channels(value.get_secret_value())
+        return value
+
+    @field_validator("dagster_ui_url")
+    @classmethod
+    def _no_slash_at_the_end(cls, value: str) -> str:
+        return value.rstrip("/")
 
     @field_validator("database_url")
     @classmethod

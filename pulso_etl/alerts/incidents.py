@@ -1,0 +1,354 @@
+"""Which alerts to send: pure functions from incidents, what happened since and the time to messages and new incidents.
+
+An incident gathers the tables that one cause has hit. It is told once, reminded of at most every so often, and told once more when
+every table is well again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from pulso_etl import errors
+from pulso_etl.refresh import DayRange
+
+DETAIL_LENGTH = 400
+"""Characters of an error that an alert keeps."""
+
+
+class Cause(StrEnum):
+    """Why an alert is raised."""
+
+    SOURCE_UNAVAILABLE = "source_unavailable"
+    DESTINATION_UNAVAILABLE = "destination_unavailable"
+    CONTRACT = "contract"
+    SHRINK_REFUSED = "shrink_refused"
+    COST_CAP = "cost_cap"
+    TIMEOUT = "timeout"
+    RUN_FAILURE = "run_failure"
+    STALE = "stale"
+    CHECK = "check"
+    RECOVERY_LIMIT = "recovery_limit"
+    BUDGET_80 = "budget_80"
+    BUDGET_100 = "budget_100"
+    DRIFT = "drift"
+    QUARANTINE = "quarantine"
+
+
+OUTAGES = frozenset({Cause.SOURCE_UNAVAILABLE, Cause.DESTINATION_UNAVAILABLE})
+"""One outside system is down: every table that it hits, whenever, belongs to the same incident."""
+UNCLEAR = frozenset({Cause.TIMEOUT, Cause.RUN_FAILURE})
+"""Failures that name no cause of their own; of a table that an outage holds, they are that outage's."""
+FAILURES = OUTAGES | UNCLEAR | {Cause.CONTRACT, Cause.SHRINK_REFUSED, Cause.COST_CAP}
+"""A run failed; a successful run of the table ends them."""
+BUDGETS = frozenset({Cause.BUDGET_80, Cause.BUDGET_100})
+
+PROVES_WELL: Mapping[Cause, frozenset[Cause]] = {
+    Cause.CONTRACT: OUTAGES,
+    Cause.SHRINK_REFUSED: OUTAGES,
+    Cause.COST_CAP: frozenset({Cause.SOURCE_UNAVAILABLE}),
+}
+"""Failures that can only happen once the named outages are over for their table."""
+FOLLOWS_FROM: Mapping[Cause, frozenset[Cause]] = {Cause.STALE: FAILURES, Cause.RECOVERY_LIMIT: OUTAGES}
+"""Causes that are held back while one of those which bring them about is open for all their tables: it has been told already."""
+
+ERRORS: Mapping[type[errors.PulsoError], Cause] = {
+    errors.SourceUnavailable: Cause.SOURCE_UNAVAILABLE,
+    errors.DestinationUnavailable: Cause.DESTINATION_UNAVAILABLE,
+    errors.ContractError: Cause.CONTRACT,
+    errors.ShrinkRefused: Cause.SHRINK_REFUSED,
+    errors.CostCapExceeded: Cause.COST_CAP,
+}
+CAUSE_OF_CLASS = {
+    name: ERRORS[base]
+    for name, error in vars(errors).items()
+    if isinstance(error, type)
+    for base in reversed(error.__mro__)
+    if base in ERRORS
+}
+"""By class name, as Dagster's events give errors; an error is of the cause of the class that it derives from."""
+
+
+def failure_cause(class_names: Iterable[str]) -> Cause:
+    """The cause of a failed run, from the class names of its error and of that error's causes, outermost first."""
+    return next((CAUSE_OF_CLASS[name] for name in class_names if name in CAUSE_OF_CLASS), Cause.RUN_FAILURE)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Something went wrong with a table at the instant `at` (with zone).
+
+    `table` is empty where no single table is meant (a budget). `name` tells several subjects of one table apart (a check's name).
+    `window` is the partitions, `detail` the error's text; passwords in it are blanked.
+    """
+
+    cause: Cause
+    table: str
+    at: datetime
+    name: str = ""
+    window: DayRange | None = None
+    run_id: str | None = None
+    detail: str = ""
+
+    def __post_init__(self) -> None:
+        _require_zone(self.at)
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """What `causes` say of the table (and `name`) is over since the instant `at` (with zone)."""
+
+    causes: Collection[Cause]
+    table: str
+    at: datetime
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        _require_zone(self.at)
+
+
+Event = Failed | Recovered
+
+
+def succeeded(table: str, at: datetime) -> Recovered:
+    """A run of the table ended well at `at`: its failures are over, and so is the limit on its recoveries."""
+    return Recovered(FAILURES | {Cause.RECOVERY_LIMIT}, table, at)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A table (or a check of it) in an incident: when it failed first and last, and since when it is well (None: it is not)."""
+
+    table: str
+    name: str
+    first: datetime
+    last: datetime
+    count: int = 1
+    recovered_at: datetime | None = None
+    window: DayRange | None = None
+    run_id: str | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Incident:
+    """One cause and the subjects that it hit.
+
+    `id` is None until it is stored. `notified_at` is when it was last told, `held_until` before when it is not to be,
+    `closed_at` when its last subject became well.
+    """
+
+    cause: Cause
+    subjects: tuple[Subject, ...]
+    id: int | None = None
+    notified_at: datetime | None = None
+    held_until: datetime | None = None
+    closed_at: datetime | None = None
+
+    @property
+    def open(self) -> bool:
+        return self.closed_at is None
+
+    @property
+    def failing(self) -> tuple[Subject, ...]:
+        return tuple(subject for subject in self.subjects if subject.recovered_at is None)
+
+    @property
+    def first_seen(self) -> datetime:
+        return min(subject.first for subject in self.subjects)
+
+    @property
+    def last_seen(self) -> datetime:
+        return max(subject.last for subject in self.subjects)
+
+    @property
+    def recovered_at(self) -> datetime | None:
+        """When the last subject became well; None while one is not."""
+        instants = [subject.recovered_at for subject in self.subjects if subject.recovered_at is not None]
+        return max(instants) if len(instants) == len(self.subjects) else None
+
+    @property
+    def count(self) -> int:
+        return sum(subject.count for subject in self.subjects)
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(subject.table for subject in self.subjects if subject.table))
+
+    def subject(self, table: str, name: str) -> Subject | None:
+        return next((s for s in self.subjects if (s.table, s.name) == (table, name)), None)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How long events gather before an incident or its end is told, and how often an open one is told again."""
+
+    gather: timedelta = timedelta(seconds=60)
+    remind_every: timedelta = timedelta(hours=6)
+
+
+class Stage(StrEnum):
+    """Which message of an incident's life."""
+
+    OPENED = "opened"
+    REMINDER = "reminder"
+    RECOVERED = "recovered"
+
+
+@dataclass(frozen=True)
+class Notice:
+    """A message to send: about which incident, at which stage; `held` are open incidents that follow from it and stay untold.
+
+    `position` is the incident's place in the list that came with the notice.
+    """
+
+    position: int
+    incident: Incident
+    stage: Stage
+    held: tuple[Incident, ...] = ()
+
+
+def decide(
+    incidents: Sequence[Incident], events: Iterable[Event], now: datetime, policy: Policy
+) -> tuple[list[Incident], list[Notice]]:
+    """The incidents after `events` at the instant `now`, in the same order with new ones at the end, and what to send."""
+    return announce(absorb(incidents, events), now, policy)
+
+
+def absorb(incidents: Sequence[Incident], events: Iterable[Event]) -> list[Incident]:
+    """The incidents after `events`, in order of time. Giving an event twice changes nothing.
+
+    Closed incidents may be among `incidents`: a failure from before a recovery that they know of is not news.
+    """
+    book = list(incidents)
+    for event in sorted(events, key=lambda event: event.at):
+        if isinstance(event, Recovered):
+            _recover(book, event)
+        else:
+            _fail(book, event)
+    return book
+
+
+def announce(incidents: Sequence[Incident], now: datetime, policy: Policy) -> tuple[list[Incident], list[Notice]]:
+    """The messages that are due at the instant `now`, and the incidents once those are sent."""
+    book, notices = list(incidents), []
+    for position, incident in enumerate(book):
+        if not incident.open:
+            continue
+        if (well_since := incident.recovered_at) is not None:
+            if now >= well_since + policy.gather:
+                book[position] = replace(incident, closed_at=well_since)
+                if incident.notified_at is not None:
+                    notices.append(Notice(position, book[position], Stage.RECOVERED))
+        elif _held(incident, book, now - policy.gather):
+            # Not before the next gathering either: what ends the outage most often ends this too, a little later.
+            book[position] = replace(incident, held_until=now + policy.gather)
+        elif now >= _due(incident, policy):
+            stage = Stage.OPENED if incident.notified_at is None else Stage.REMINDER
+            book[position] = replace(incident, notified_at=now)
+            held = tuple(other for other in book if other.open and other.failing and _follows(other, incident))
+            notices.append(Notice(position, book[position], stage, held))
+    return book, notices
+
+
+def _due(incident: Incident, policy: Policy) -> datetime:
+    told = incident.notified_at
+    due = incident.first_seen + policy.gather if told is None else told + policy.remind_every
+    return max(due, incident.held_until or due)
+
+
+def _held(incident: Incident, book: Sequence[Incident], well_before: datetime) -> bool:
+    """Whether what brings it about is open for all its tables, or was until after `well_before`."""
+    covered = {
+        subject.table
+        for other in book
+        if other.open and other.cause in FOLLOWS_FROM.get(incident.cause, ())
+        for subject in other.subjects
+        if subject.recovered_at is None or subject.recovered_at > well_before
+    }
+    return all(subject.table in covered for subject in incident.failing)
+
+
+def _follows(incident: Incident, origin: Incident) -> bool:
+    tables = {subject.table for subject in origin.failing}
+    return origin.cause in FOLLOWS_FROM.get(incident.cause, ()) and any(s.table in tables for s in incident.failing)
+
+
+def _recover(book: list[Incident], event: Recovered) -> None:
+    for position, incident in enumerate(book):
+        subject = incident.subject(event.table, event.name)
+        if (
+            incident.open
+            and incident.cause in event.causes
+            and subject
+            and subject.recovered_at is None
+            and event.at >= subject.last
+        ):
+            _put(book, position, replace(subject, recovered_at=event.at))
+
+
+def _fail(book: list[Incident], event: Failed) -> None:
+    homes = {event.cause} | (OUTAGES if event.cause in UNCLEAR else set())
+    known = [incident.subject(event.table, event.name) for incident in book if incident.cause in homes]
+    if any(subject and (event.at <= subject.last or (subject.recovered_at or event.at) > event.at) for subject in known):
+        return
+    _recover(book, Recovered(PROVES_WELL.get(event.cause, ()), event.table, event.at))
+    position = _home(book, event)
+    if position is None:
+        book.append(Incident(event.cause, (_subject(event),)))
+    else:
+        _put(book, position, _subject(event, book[position].subject(event.table, event.name)))
+
+
+def _home(book: Sequence[Incident], event: Failed) -> int | None:
+    """The open incident that takes a failure: the one that has its subject, its table's outage, or one still untold."""
+    places = [(position, incident) for position, incident in enumerate(book) if incident.open]
+    alike = [(position, incident) for position, incident in places if incident.cause is event.cause]
+    own = [position for position, incident in alike if incident.subject(event.table, event.name)]
+    outage = [
+        position
+        for position, incident in places
+        if event.cause in UNCLEAR and incident.cause in OUTAGES and any(s.table == event.table for s in incident.failing)
+    ]
+    joined = [position for position, incident in alike if event.cause in OUTAGES or incident.notified_at is None]
+    return next(iter(own + outage + joined), None)
+
+
+def _subject(event: Failed, before: Subject | None = None) -> Subject:
+    window = event.window or (before.window if before else None)
+    if before and before.window and event.window:
+        window = DayRange(min(before.window.start, event.window.start), max(before.window.end, event.window.end))
+    return Subject(
+        event.table,
+        event.name,
+        first=before.first if before else event.at,
+        last=event.at,
+        count=before.count + 1 if before else 1,
+        window=window,
+        run_id=event.run_id or (before.run_id if before else None),
+        detail=clean(event.detail) or (before.detail if before else ""),
+    )
+
+
+def _put(book: list[Incident], position: int, subject: Subject) -> None:
+    """Adds the subject to the incident, or puts it in the place of the one it follows."""
+    incident = book[position]
+    subjects = {(s.table, s.name): s for s in incident.subjects} | {(subject.table, subject.name): subject}
+    book[position] = replace(incident, subjects=tuple(subjects.values()))
+
+
+def clean(text: str) -> str:
+    """An error's text on one line, shortened, with passwords and the parameters of URLs blanked."""
+    text = " ".join(text.replace("\0", "").split())
+    text = re.sub(r"(\w://)[^\s/@]+@", r"\1***@", text)
+    text = re.sub(r"(\w://[^\s?]+\?)[^\s'\")]+", r"\1***", text)
+    text = re.sub(r"(?i)\b(password|passwd|pwd|token|secret|api_?key)(\s*[=:]\s*)[^\s,;]+", r"\1\2***", text)
+    return text if len(text) <= DETAIL_LENGTH else text[: DETAIL_LENGTH - 1] + "…"
+
+
+def _require_zone(at: datetime) -> None:
+    if at.tzinfo is None:
+        raise ValueError("the time of an alert's event has no zone")

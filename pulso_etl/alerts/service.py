@@ -1,0 +1,214 @@
+"""What sensors call: events are recorded, and a flush tells what is due.
+
+Nothing here raises because a channel or the database is away.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+import psycopg
+
+from pulso_etl.alerts.channels import Channel, parse_channels
+from pulso_etl.alerts.delivery import Delivery, send
+from pulso_etl.alerts.incidents import Cause, Event, Failed, Incident, Policy, Recovered, absorb, announce, clean
+from pulso_etl.alerts.messages import Message, render, trial_message
+from pulso_etl.alerts.store import AlertStore
+from pulso_etl.settings import Settings
+
+log = logging.getLogger(__name__)
+
+GIVE_UP_AFTER = timedelta(hours=24)
+"""A message that a channel has not taken by then is dropped for it, with an error in the log."""
+RETRY_CAP = timedelta(minutes=30)
+FLUSH_SECONDS = 30
+"""A flush starts no further message after so long; the next flush goes on."""
+BACKLOG = 1000
+"""Events kept in memory while PostgreSQL is away."""
+DATABASE_AWAY = Cause.DESTINATION_UNAVAILABLE
+DATABASE = "base de datos"
+"""Names the database itself as a subject of that cause."""
+
+
+@dataclass(frozen=True)
+class Flushed:
+    """What a flush did: messages that became due, and each try to deliver one. `stored` is False while PostgreSQL is away."""
+
+    due: int
+    deliveries: tuple[Delivery, ...]
+    stored: bool
+
+
+class Alerts:
+    """Alerts of one deployment. Keep one per process: while PostgreSQL is away, it remembers in memory.
+
+    Events go in by `record` or with `flush`, in any number of processes. Giving one twice is harmless. A success that is given
+    before an older failure of its table does not end it: give both from one sensor where you can, with the times they happened at.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._database_url = settings.database_url
+        self._store = AlertStore(settings.database_schema)
+        self._channels = parse_channels(settings.alert_urls.get_secret_value())
+        self._policy = Policy(
+            gather=timedelta(seconds=settings.alert_gather_seconds), remind_every=timedelta(hours=settings.alert_reminder_hours)
+        )
+        self._timeout = settings.alert_timeout_seconds
+        self._dagster_ui_url = settings.dagster_ui_url
+        self._lock = threading.Lock()
+        self._backlog: list[Event] = []
+        self._outage: list[Incident] = []
+        self._away: Incident | None = None
+
+    def record(self, events: Iterable[Event]) -> bool:
+        """Takes events in; the next flush tells of them. False while PostgreSQL is away: they are kept in memory until then."""
+        given = self._take(events)
+        if not given:
+            return True
+        try:
+            with self._connect() as conn, self._exclusive(conn):
+                before = self._store.load(conn, max(event.at for event in given))
+                self._store.save(conn, before, absorb(before, given))
+        except psycopg.Error as error:
+            self._keep(given, error)
+            return False
+        return True
+
+    def flush(self, now: datetime, events: Iterable[Event] = ()) -> Flushed:
+        """Takes events in, decides what is to be told at the instant `now` (with zone), and sends it and what is still to be sent.
+
+        Any number of processes may flush at once: each message is sent by one of them. A process that dies between sending and
+        noting so sends that one message again. While PostgreSQL is away, that alone is told, from this process's memory.
+        """
+        given = self._take(events)
+        try:
+            with self._connect() as conn:
+                due = self._decide(conn, now, given)
+                self._away = None
+                return Flushed(due, tuple(self._deliver(conn, now)), stored=True)
+        except psycopg.Error as error:
+            self._keep(given, error)
+            return self._tell_away(now, error)
+
+    @contextmanager
+    def _connect(self) -> Iterator[psycopg.Connection]:
+        url = self._database_url.get_secret_value()
+        # The keep-alives find a server that vanished without a word, in seconds.
+        with psycopg.connect(
+            url,
+            autocommit=True,
+            application_name="pulso-etl alerts",
+            connect_timeout=10,
+            tcp_user_timeout=30_000,
+            keepalives_idle=10,
+            keepalives_interval=5,
+            keepalives_count=3,
+        ) as conn:
+            yield conn
+
+    @contextmanager
+    def _exclusive(self, conn: psycopg.Connection) -> Iterator[None]:
+        """A transaction that is alone in changing incidents."""
+        with conn.transaction():
+            conn.execute("SET LOCAL lock_timeout = '15s'")
+            self._store.create(conn)
+            self._store.lock(conn)
+            yield
+
+    def _decide(self, conn: psycopg.Connection, now: datetime, events: Sequence[Event]) -> int:
+        with self._exclusive(conn):
+            before = self._store.load(conn, now)
+            book, notices = announce(absorb(self._adopted(before, now), events), now, self._policy)
+            book = self._store.save(conn, before, book)
+            for notice in notices:
+                message = render(notice, self._dagster_ui_url)
+                names = [channel.name for channel in self._channels]
+                self._store.post(conn, book[notice.position], notice.stage, message, names, now)
+        self._outage = [incident for incident in book if incident.open and incident.cause is DATABASE_AWAY]
+        return len(notices)
+
+    def _adopted(self, incidents: list[Incident], now: datetime) -> list[Incident]:
+        """The incidents with what was told from memory while they could not be read, and which is over now."""
+        away = self._away
+        if away is None or away.notified_at is None:
+            return incidents
+        told, subject = away.notified_at, away.subject("", DATABASE)
+        assert subject is not None
+        gone = Failed(DATABASE_AWAY, "", subject.last, DATABASE, detail=subject.detail)
+        book = absorb(incidents, [gone, Recovered({DATABASE_AWAY}, "", now, DATABASE)])
+        return [
+            replace(incident, notified_at=max(told, incident.notified_at or told))
+            if incident.open and incident.cause is DATABASE_AWAY
+            else incident
+            for incident in book
+        ]
+
+    def _deliver(self, conn: psycopg.Connection, now: datetime) -> Iterator[Delivery]:
+        """Sends message by message, each in a transaction of its own; a channel that fails rests until the next flush."""
+        began, last = time.monotonic(), 0
+        resting: set[str] = set()
+        while time.monotonic() - began < FLUSH_SECONDS:
+            with conn.transaction():
+                # The transaction is idle while channels answer; its being cut off then would send the message again.
+                conn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+                message = self._store.claim(conn, now, last)
+                if message is None:
+                    return
+                last = message.id
+                pending = [channel for channel in self._channels if channel.name in message.pending]
+                deliveries = self._send([channel for channel in pending if channel.name not in resting], message.message)
+                failed = {delivery.channel for delivery in deliveries if not delivery.ok}
+                resting |= failed
+                left = [channel.name for channel in pending if channel.name in resting]
+                if left and now - message.created_at >= GIVE_UP_AFTER:
+                    log.error("alert %r: given up for %s after %s", message.message.title, ", ".join(left), GIVE_UP_AFTER)
+                    left = []
+                attempts = message.attempts + bool(failed)
+                self._store.delivered(conn, message, left, attempts, now + _retry_wait(attempts) if failed else now)
+            yield from deliveries
+
+    def _send(self, channels: Sequence[Channel], message: Message) -> list[Delivery]:
+        deliveries = send(channels, message, timeout=self._timeout)
+        for delivery in deliveries:
+            if not delivery.ok:
+                log.warning("alert not delivered to %s: %s", delivery.channel, delivery.text)
+        return deliveries
+
+    def _take(self, events: Iterable[Event]) -> list[Event]:
+        with self._lock:
+            given, self._backlog = [*self._backlog, *events], []
+        return given
+
+    def _keep(self, events: Sequence[Event], error: psycopg.Error) -> None:
+        with self._lock:
+            self._backlog = [*events, *self._backlog][-BACKLOG:]
+        log.error("alerts: PostgreSQL is away, %d events kept in memory: %s", len(self._backlog), clean(str(error)))
+
+    def _tell_away(self, now: datetime, error: psycopg.Error) -> Flushed:
+        """The life of one incident, in memory: the database that would keep it is the one that is away."""
+        if self._away is None:
+            (self._away,) = absorb(self._outage, [Failed(DATABASE_AWAY, "", now, DATABASE, detail=str(error))])
+        (told,), notices = announce([self._away], now, self._policy)
+        deliveries = [
+            delivery for notice in notices for delivery in self._send(self._channels, render(notice, self._dagster_ui_url))
+        ]
+        if any(delivery.ok for delivery in deliveries):
+            self._away = told
+        return Flushed(len(notices), tuple(deliveries), stored=False)
+
+
+def _retry_wait(attempts: int) -> timedelta:
+    """Nothing at first, so that the next flush tries again; then ever longer."""
+    return min(RETRY_CAP, timedelta(seconds=30 * (2 ** min(attempts - 1, 10) - 1)))
+
+
+def try_channels(settings: Settings, now: datetime) -> list[Delivery]:
+    """Sends a trial message to every channel and says of each how it went; empty where ALERT_URLS is not set."""
+    channels = parse_channels(settings.alert_urls.get_secret_value())
+    return send(channels, trial_message(now), timeout=settings.alert_timeout_seconds)

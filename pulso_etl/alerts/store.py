@@ -1,0 +1,169 @@
+"""Incidents (`etl_alerts`) and the messages about them (`etl_alert_messages`), in PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+import psycopg
+from psycopg import sql
+from pydantic import TypeAdapter
+
+from pulso_etl.alerts.incidents import Cause, Incident, Stage, Subject
+from pulso_etl.alerts.messages import Message
+
+REMEMBERED = timedelta(days=1)
+"""How long a closed incident is read, so that failures from before its end are known to be old."""
+
+_SUBJECTS = TypeAdapter(tuple[Subject, ...])
+
+
+@dataclass(frozen=True)
+class PendingMessage:
+    """A message that some channels, by name, have not had yet; `attempts` is how often they were tried."""
+
+    id: int
+    message: Message
+    pending: tuple[str, ...]
+    attempts: int
+    created_at: datetime
+
+
+class AlertStore:
+    """Reads and writes the two tables over the caller's connection; the caller owns the transaction."""
+
+    def __init__(self, schema: str) -> None:
+        self.schema = schema
+        self.incidents = sql.Identifier(schema, "etl_alerts")
+        self.messages = sql.Identifier(schema, "etl_alert_messages")
+
+    def lock(self, conn: psycopg.Connection) -> None:
+        """Waits for any other process that changes incidents; the lock ends with the transaction."""
+        conn.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"pulso_etl:{self.schema}.etl_alerts",))
+
+    def create(self, conn: psycopg.Connection) -> None:
+        """Creates schema and tables where they are missing, one process at a time."""
+        if self._exists(conn):
+            return
+        conn.execute("SELECT pg_advisory_xact_lock(hashtextextended('pulso_etl:ddl', 0))")
+        if conn.execute("SELECT to_regnamespace(%s)", (f'"{self.schema}"',)).fetchone() == (None,):
+            conn.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(self.schema)))
+        conn.execute(
+            sql.SQL(
+                "CREATE TABLE IF NOT EXISTS {} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, cause text NOT NULL, "
+                "state text NOT NULL CHECK (state IN ('open', 'closed')), first_seen timestamptz NOT NULL, "
+                "last_seen timestamptz NOT NULL, count integer NOT NULL, tables text[] NOT NULL, subjects jsonb NOT NULL, "
+                "notified_at timestamptz, held_until timestamptz, closed_at timestamptz)"
+            ).format(self.incidents)
+        )
+        conn.execute(
+            sql.SQL(
+                "CREATE TABLE IF NOT EXISTS {} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, "
+                "alert_id bigint NOT NULL REFERENCES {}, stage text NOT NULL, severity text NOT NULL, title text NOT NULL, "
+                "body text NOT NULL, created_at timestamptz NOT NULL, pending text[] NOT NULL, "
+                "attempts integer NOT NULL DEFAULT 0, retry_at timestamptz NOT NULL)"
+            ).format(self.messages, self.incidents)
+        )
+
+    def _exists(self, conn: psycopg.Connection) -> bool:
+        row = conn.execute("SELECT to_regclass(%s)", (f'"{self.schema}".etl_alert_messages',)).fetchone()
+        return row != (None,)
+
+    def load(self, conn: psycopg.Connection, now: datetime) -> list[Incident]:
+        """Open incidents and those closed not long before `now`, oldest first."""
+        rows = conn.execute(
+            sql.SQL(
+                "SELECT cause, subjects::text, id, notified_at, held_until, closed_at FROM {} "
+                "WHERE (state = 'open' OR closed_at > %s) AND cause = ANY(%s) ORDER BY id"
+            ).format(self.incidents),
+            (now - REMEMBERED, [*Cause]),
+        )
+        return [Incident(Cause(cause), _SUBJECTS.validate_json(subjects), *rest) for cause, subjects, *rest in rows]
+
+    def save(self, conn: psycopg.Connection, before: Iterable[Incident], after: Sequence[Incident]) -> list[Incident]:
+        """Writes the incidents that are new or not among `before`; returns them all, in order, each with its id."""
+        known = set(before)
+        return [incident if incident in known else self._put(conn, incident) for incident in after]
+
+    def _put(self, conn: psycopg.Connection, incident: Incident) -> Incident:
+        values = {
+            "id": incident.id,
+            "cause": incident.cause,
+            "state": "open" if incident.open else "closed",
+            "first": incident.first_seen,
+            "last": incident.last_seen,
+            "count": incident.count,
+            "tables": list(incident.tables),
+            "subjects": _SUBJECTS.dump_json(incident.subjects).decode(),
+            "notified": incident.notified_at,
+            "held": incident.held_until,
+            "closed": incident.closed_at,
+        }
+        if incident.id is not None:
+            conn.execute(
+                sql.SQL(
+                    "UPDATE {} SET state = %(state)s, first_seen = %(first)s, last_seen = %(last)s, count = %(count)s, "
+                    "tables = %(tables)s, subjects = %(subjects)s::jsonb, notified_at = %(notified)s, held_until = %(held)s, "
+                    "closed_at = %(closed)s WHERE id = %(id)s"
+                ).format(self.incidents),
+                values,
+            )
+            return incident
+        row = conn.execute(
+            sql.SQL(
+                "INSERT INTO {} (cause, state, first_seen, last_seen, count, tables, subjects, notified_at, held_until, closed_at) "
+                "VALUES (%(cause)s, %(state)s, %(first)s, %(last)s, %(count)s, %(tables)s, %(subjects)s::jsonb, %(notified)s, "
+                "%(held)s, %(closed)s) RETURNING id"
+            ).format(self.incidents),
+            values,
+        ).fetchone()
+        assert row is not None
+        return replace(incident, id=row[0])
+
+    def post(
+        self, conn: psycopg.Connection, incident: Incident, stage: Stage, message: Message, channels: Sequence[str], now: datetime
+    ) -> None:
+        """Puts a message up for delivery. It takes the place of what its incident's channels have not had yet."""
+        conn.execute(
+            sql.SQL("UPDATE {} SET pending = '{{}}' WHERE alert_id = %s AND pending <> '{{}}'").format(self.messages),
+            (incident.id,),
+        )
+        conn.execute(
+            sql.SQL(
+                "INSERT INTO {} (alert_id, stage, severity, title, body, created_at, pending, retry_at) "
+                "VALUES (%(alert)s, %(stage)s, %(severity)s, %(title)s, %(body)s, %(now)s, %(pending)s, %(now)s)"
+            ).format(self.messages),
+            {
+                "alert": incident.id,
+                "stage": stage,
+                "severity": message.severity,
+                "title": message.title,
+                "body": message.body,
+                "now": now,
+                "pending": list(channels),
+            },
+        )
+
+    def claim(self, conn: psycopg.Connection, now: datetime, after: int) -> PendingMessage | None:
+        """The next message past id `after` that is to be tried at `now`, locked until the transaction ends."""
+        row = conn.execute(
+            sql.SQL(
+                "SELECT id, title, body, severity, pending, attempts, created_at FROM {} "
+                "WHERE pending <> '{{}}' AND retry_at <= %s AND id > %s ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED"
+            ).format(self.messages),
+            (now, after),
+        ).fetchone()
+        if row is None:
+            return None
+        identity, title, body, severity, pending, attempts, created_at = row
+        return PendingMessage(identity, Message(title, body, severity), tuple(pending), attempts, created_at)
+
+    def delivered(
+        self, conn: psycopg.Connection, message: PendingMessage, pending: Sequence[str], attempts: int, retry_at: datetime
+    ) -> None:
+        """Notes which channels are still to have the message, and from when on they are tried again."""
+        conn.execute(
+            sql.SQL("UPDATE {} SET pending = %s, attempts = %s, retry_at = %s WHERE id = %s").format(self.messages),
+            (list(pending), attempts, retry_at, message.id),
+        )

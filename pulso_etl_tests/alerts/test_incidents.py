@@ -1,0 +1,314 @@
+"""The decision: which messages, and when, from what happened."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pulso_etl.alerts.incidents import (
+    FAILURES,
+    FOLLOWS_FROM,
+    OUTAGES,
+    PROVES_WELL,
+    UNCLEAR,
+    Cause,
+    Event,
+    Failed,
+    Incident,
+    Notice,
+    Policy,
+    Recovered,
+    Stage,
+    absorb,
+    clean,
+    decide,
+    failure_cause,
+    succeeded,
+)
+from pulso_etl.refresh import DayRange
+
+START = datetime(2026, 3, 2, 15, 0, tzinfo=UTC)
+MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
+TABLES = ("dashboard_data", "evolution_data", "assignment_data", "operation_data", "productivity_data")
+POLICY = Policy()
+
+
+class Book:
+    """Plays the store: keeps the incidents between decisions and gives them ids."""
+
+    def __init__(self) -> None:
+        self.incidents: list[Incident] = []
+        self.sent: list[tuple[datetime, Notice]] = []
+
+    def flush(self, now: datetime, *events: Event) -> list[str]:
+        """Decides, and gives what is told as "stage cause tables"."""
+        after, notices = decide(self.incidents, events, now, POLICY)
+        self.incidents = [replace(incident, id=position) for position, incident in enumerate(after)]
+        self.sent += [(now, notice) for notice in notices]
+        return [f"{notice.stage} {notice.incident.cause} {' '.join(notice.incident.tables)}" for notice in notices]
+
+
+def outage(at: datetime, table: str) -> Failed:
+    return Failed(Cause.SOURCE_UNAVAILABLE, table, at, window=DayRange(date(2026, 3, 1), date(2026, 3, 2)), run_id=f"run-{table}")
+
+
+def test_five_tables_failing_again_and_again_are_one_message_and_one_when_they_recover() -> None:
+    book, told = Book(), []
+    for tick in range(0, 350):
+        now = START + tick * MINUTE
+        told += book.flush(now, *([outage(now, TABLES[tick % 5])] if tick % 3 == 0 else []))
+    assert told == [f"opened source_unavailable {TABLES[0]}"]
+    assert {s.table for s in book.incidents[0].failing} == set(TABLES)
+    end = START + 350 * MINUTE
+    told = [line for n, table in enumerate(TABLES) for line in book.flush(end + n * MINUTE, succeeded(table, end + n * MINUTE))]
+    assert told == []
+    (line,) = book.flush(end + 5 * MINUTE)
+    assert line.startswith("recovered source_unavailable")
+    assert book.incidents[0].closed_at == end + 4 * MINUTE
+
+
+def test_failures_gather_for_a_minute_before_they_are_told() -> None:
+    book = Book()
+    for n, table in enumerate(TABLES):
+        now = START + n * timedelta(seconds=11)
+        assert book.flush(now, outage(now, table)) == []
+    assert book.flush(START + timedelta(seconds=59)) == []
+    assert book.flush(START + timedelta(seconds=60)) == ["opened source_unavailable " + " ".join(TABLES)]
+
+
+def test_a_problem_of_each_table_is_told_alone_unless_they_come_together() -> None:
+    book = Book()
+    book.flush(START, Failed(Cause.CONTRACT, "a", START), Failed(Cause.CONTRACT, "b", START))
+    assert book.flush(START + MINUTE) == ["opened contract a b"]
+    later = START + HOUR
+    book.flush(later, Failed(Cause.CONTRACT, "c", later))
+    assert book.flush(later + MINUTE) == ["opened contract c"]
+
+
+def test_what_is_over_within_the_minute_is_not_told() -> None:
+    book = Book()
+    book.flush(START, Failed(Cause.RUN_FAILURE, "a", START))
+    assert book.flush(START + MINUTE, succeeded("a", START + MINUTE / 2)) == []
+    assert book.flush(START + HOUR) == []
+    assert not book.incidents[0].open
+
+
+def test_a_problem_that_stays_is_told_again_every_six_hours_only() -> None:
+    book = Book()
+    book.flush(START, Failed(Cause.STALE, "a", START))
+    told = [(tick, line) for tick in range(1, 18 * 60) for line in book.flush(START + tick * MINUTE)]
+    assert told == [(1, "opened stale a"), (361, "reminder stale a"), (721, "reminder stale a")]
+
+
+def test_staleness_that_an_outage_brings_about_is_not_told_beside_it() -> None:
+    book = Book()
+    book.flush(START, outage(START, "a"), outage(START, "b"))
+    book.flush(START + MINUTE)
+    stale = START + 2 * HOUR
+    limit = Failed(Cause.RECOVERY_LIMIT, "a", stale)
+    told = book.flush(stale, Failed(Cause.STALE, "a", stale), Failed(Cause.STALE, "b", stale), limit)
+    told += [line for tick in range(1, 300) for line in book.flush(stale + tick * MINUTE)]
+    assert told == ["reminder source_unavailable a b"]
+    assert {incident.cause for incident in book.sent[-1][1].held} == {Cause.STALE, Cause.RECOVERY_LIMIT}
+    end = stale + 300 * MINUTE
+    told = book.flush(end, succeeded("a", end), succeeded("b", end))
+    fresh = end + MINUTE / 2
+    told += book.flush(fresh, Recovered({Cause.STALE}, "a", fresh), Recovered({Cause.STALE}, "b", fresh))
+    told += [line for tick in range(1, 60) for line in book.flush(fresh + tick * MINUTE)]
+    assert told == ["recovered source_unavailable a b"]
+
+
+def test_staleness_that_outlives_the_outage_is_told() -> None:
+    book = Book()
+    book.flush(START, outage(START, "a"), Failed(Cause.STALE, "a", START))
+    book.flush(START + MINUTE)
+    book.flush(START + HOUR, succeeded("a", START + HOUR))
+    told = [line for tick in range(1, 10) for line in book.flush(START + HOUR + tick * MINUTE)]
+    assert told == ["recovered source_unavailable a", "opened stale a"]
+
+
+def test_staleness_of_a_table_that_no_outage_holds_is_told() -> None:
+    book = Book()
+    book.flush(START, outage(START, "a"), Failed(Cause.STALE, "b", START))
+    assert book.flush(START + MINUTE) == ["opened source_unavailable a", "opened stale b"]
+
+
+def test_an_unclear_failure_during_an_outage_is_part_of_it_and_a_clear_one_is_not() -> None:
+    book = Book()
+    book.flush(START, outage(START, "a"), outage(START, "b"))
+    later = START + 2 * MINUTE
+    book.flush(later, Failed(Cause.TIMEOUT, "a", later), Failed(Cause.CONTRACT, "b", later))
+    assert [incident.cause for incident in book.incidents] == [Cause.SOURCE_UNAVAILABLE, Cause.CONTRACT]
+    assert [s.table for s in book.incidents[0].failing] == ["a"]
+
+
+def test_checks_of_one_table_are_told_apart() -> None:
+    book = Book()
+    book.flush(START, Failed(Cause.CHECK, "a", START, "nulls"), Failed(Cause.CHECK, "a", START, "volume"))
+    assert book.flush(START + MINUTE) == ["opened check a"]
+    one, two = START + 2 * MINUTE, START + 3 * MINUTE
+    assert book.flush(two, Recovered({Cause.CHECK}, "a", one, "nulls")) == []
+    assert book.flush(two + HOUR) == []
+    book.flush(two + HOUR, Recovered({Cause.CHECK}, "a", two + HOUR, "volume"))
+    assert book.flush(two + 2 * HOUR) == ["recovered check a"]
+
+
+def test_a_failure_from_before_the_recovery_is_not_news() -> None:
+    book = Book()
+    book.flush(START, outage(START, "a"))
+    book.flush(START + MINUTE)
+    book.flush(START + HOUR, succeeded("a", START + HOUR))
+    assert book.flush(START + HOUR + MINUTE) == ["recovered source_unavailable a"]
+    late = outage(START + 59 * MINUTE, "a")
+    assert book.flush(START + 2 * HOUR, late) == []
+    assert len(book.incidents) == 1
+
+
+def test_a_success_from_before_the_failure_ends_nothing() -> None:
+    book = Book()
+    book.flush(START, outage(START, "a"))
+    book.flush(START + MINUTE, succeeded("a", START - MINUTE))
+    assert book.incidents[0].failing
+
+
+def test_the_range_of_days_covers_all_that_failed() -> None:
+    first, second = DayRange(date(2026, 2, 1), date(2026, 2, 3)), DayRange(date(2026, 3, 1), date(2026, 3, 2))
+    (incident,) = absorb(
+        [], [Failed(Cause.CONTRACT, "a", START, window=second), Failed(Cause.CONTRACT, "a", START + MINUTE, window=first)]
+    )
+    assert incident.subjects[0].window == DayRange(date(2026, 2, 1), date(2026, 3, 2))
+    assert incident.count == 2
+
+
+tables = st.sampled_from(TABLES[:3])
+causes = st.sampled_from(
+    [Cause.SOURCE_UNAVAILABLE, Cause.DESTINATION_UNAVAILABLE, Cause.CONTRACT, Cause.RUN_FAILURE, Cause.STALE, Cause.RECOVERY_LIMIT]
+)
+happenings = st.tuples(st.sampled_from(["fail", "fail", "well", "fresh"]), causes, tables)
+steps = st.lists(st.tuples(st.integers(1, 300), st.lists(happenings, max_size=4)), max_size=25)
+History = list[tuple[datetime, list[Event]]]
+
+
+def history(given: list[tuple[int, list[tuple[str, Cause, str]]]]) -> History:
+    """Flush times and their events; each event has an instant of its own."""
+    now, result = START, []
+    for minutes_tenths, happened in given:
+        now += minutes_tenths * timedelta(seconds=6 * 7)
+        events: list[Event] = []
+        for n, (kind, cause, table) in enumerate(happened):
+            at = now - timedelta(seconds=20 - n)
+            if kind == "fail":
+                events.append(Failed(cause, table, at))
+            else:
+                events.append(succeeded(table, at) if kind == "well" else Recovered({Cause.STALE}, table, at))
+        result.append((now, events))
+    return result
+
+
+def played(past: History) -> Book:
+    """The book after the history and some quiet flushes."""
+    book = Book()
+    for now, events in past:
+        book.flush(now, *events)
+    end = past[-1][0] if past else START
+    for tick in range(1, 8):
+        book.flush(end + tick * MINUTE)
+    return book
+
+
+@given(steps)
+@settings(max_examples=200)
+def test_no_incident_is_told_twice_within_the_reminder_interval(
+    given_steps: list[tuple[int, list[tuple[str, Cause, str]]]],
+) -> None:
+    told = defaultdict(list)
+    for now, notice in played(history(given_steps)).sent:
+        if notice.stage is not Stage.RECOVERED:
+            told[notice.position].append(now)
+    for times in told.values():
+        assert all(after - before >= POLICY.remind_every for before, after in pairwise(times))
+
+
+@given(steps)
+@settings(max_examples=200)
+def test_every_told_incident_that_recovers_is_told_so_exactly_once_and_last(
+    given_steps: list[tuple[int, list[tuple[str, Cause, str]]]],
+) -> None:
+    book = played(history(given_steps))
+    stages = defaultdict(list)
+    for _, notice in book.sent:
+        stages[notice.position].append(notice.stage)
+    for position, incident in enumerate(book.incidents):
+        seen = stages[position]
+        assert (incident.notified_at is not None) == bool(seen)
+        assert seen[:1] in ([], [Stage.OPENED])
+        assert seen.count(Stage.OPENED) == bool(seen)
+        assert seen.count(Stage.RECOVERED) == (bool(seen) and not incident.open)
+        assert incident.open or not seen or seen[-1] is Stage.RECOVERED
+
+
+@given(steps)
+@settings(max_examples=200)
+def test_nothing_that_still_fails_is_untold(given_steps: list[tuple[int, list[tuple[str, Cause, str]]]]) -> None:
+    past = history(given_steps)
+    book = played(past)
+    failing: set[tuple[Cause, str]] = set()
+    for _, events in past:
+        for event in events:
+            if isinstance(event, Recovered):
+                failing -= {(cause, event.table) for cause in event.causes}
+            else:
+                failing -= {(cause, event.table) for cause in PROVES_WELL.get(event.cause, ())}
+                failing.add((event.cause, event.table))
+    told = {(i.cause, s.table) for i in book.incidents if i.open and i.notified_at for s in i.failing}
+    for cause, table in failing:
+        stand_ins = {cause} | (OUTAGES if cause in UNCLEAR else set()) | FOLLOWS_FROM.get(cause, frozenset())
+        # An outage of which an unclear failure was part may since be known to be over.
+        stand_ins |= set(PROVES_WELL) if cause in UNCLEAR else set()
+        assert told & {(other, table) for other in stand_ins}
+
+
+@given(steps)
+def test_events_given_twice_change_nothing(given_steps: list[tuple[int, list[tuple[str, Cause, str]]]]) -> None:
+    events = [event for _, events in history(given_steps) for event in events]
+    once = absorb([], events)
+    assert absorb(once, events) == once
+
+
+@pytest.mark.parametrize(
+    ("names", "cause"),
+    [
+        (["Failure", "DuplicateKeyError"], Cause.CONTRACT),
+        (["RetryRequestedFromPolicy", "SourceUnavailable", "ServiceUnavailable"], Cause.SOURCE_UNAVAILABLE),
+        (["DestinationUnavailable", "OperationalError"], Cause.DESTINATION_UNAVAILABLE),
+        (["Failure", "ContractError"], Cause.CONTRACT),
+        (["Failure", "ShrinkRefused"], Cause.SHRINK_REFUSED),
+        (["Failure", "CostCapExceeded"], Cause.COST_CAP),
+        (["ValueError"], Cause.RUN_FAILURE),
+        ([], Cause.RUN_FAILURE),
+    ],
+)
+def test_the_cause_of_a_failed_run_is_read_from_its_errors(names: list[str], cause: Cause) -> None:
+    assert failure_cause(names) is cause
+    assert cause in FAILURES
+
+
+def test_passwords_in_an_error_are_blanked() -> None:
+    text = clean(
+        "connect postgresql://etl:s3cr3t@db.example.com/x?sslpassword=abc failed\n password=hunter2 token: xyz" + "!" * 500
+    )
+    assert not any(secret in text for secret in ("s3cr3t", "abc", "hunter2", "xyz"))
+    assert "db.example.com/x" in text
+    assert "\n" not in text
+    assert len(text) <= 400
+
+
+def test_a_time_without_a_zone_is_refused() -> None:
+    with pytest.raises(ValueError, match="zone"):
+        Failed(Cause.STALE, "a", datetime(2026, 3, 2))

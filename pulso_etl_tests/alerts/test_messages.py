@@ -1,0 +1,110 @@
+"""What an alert says."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+
+import pytest
+
+from pulso_etl.alerts.incidents import Cause, Failed, Notice, Recovered, Stage, absorb
+from pulso_etl.alerts.messages import WORDINGS, Message, duration, render
+from pulso_etl.refresh import DayRange
+
+# 23:30 of 1 March in Lima.
+AT = datetime(2026, 3, 2, 4, 30, tzinfo=UTC)
+DAYS = DayRange(date(2026, 2, 27), date(2026, 3, 1))
+UI = "https://dagster.example.com"
+
+
+def message(*events: Failed | Recovered, stage: Stage = Stage.OPENED) -> Message:
+    (incident,) = absorb([], events)
+    return render(Notice(0, incident, stage), UI)
+
+
+def failed(cause: Cause, table: str = "operation_data", name: str = "") -> Failed:
+    return Failed(cause, table, AT, name, DAYS, "0a1b", "the source has no column hora")
+
+
+@pytest.mark.parametrize("cause", list(Cause))
+@pytest.mark.parametrize("stage", list(Stage))
+def test_every_alert_names_table_days_what_happened_and_what_to_do(cause: Cause, stage: Stage) -> None:
+    recovered = [Recovered({cause}, "operation_data", AT + timedelta(hours=2))] if stage is Stage.RECOVERED else []
+    told = message(failed(cause), *recovered, stage=stage)
+    assert "operation_data" in told.title
+    assert len(told.title) <= 90
+    assert "operation_data, del 27/02/2026 al 01/03/2026" in told.body
+    assert told.body.startswith("Qué pasó: ")
+    assert "\nQué hacer: " in told.body
+    assert "Desde: 01/03/2026 23:30 (hora de Lima)" in told.body
+    assert ("/runs/0a1b" in told.body) == (stage is not Stage.RECOVERED)
+
+
+def test_an_outage_reads_well() -> None:
+    assert message(failed(Cause.SOURCE_UNAVAILABLE), failed(Cause.SOURCE_UNAVAILABLE, "dashboard_data")) == Message(
+        "[Pulso] BigQuery no responde (2 tablas)",
+        """\
+Qué pasó: BigQuery no respondió y los datos no se actualizaron. Lo que ya estaba cargado sigue ahí, pero puede estar atrasado.
+Desde: 01/03/2026 23:30 (hora de Lima)
+Cargas fallidas: 2
+Tablas:
+- operation_data, del 27/02/2026 al 01/03/2026
+  Ejecución: https://dagster.example.com/runs/0a1b
+- dashboard_data, del 27/02/2026 al 01/03/2026
+  Ejecución: https://dagster.example.com/runs/0a1b
+Qué hacer: por ahora nada; Pulso lo intenta de nuevo. Si en una hora no llega el aviso «Recuperado», avise al ingeniero de datos.
+Detalle técnico: the source has no column hora""",
+        "failure",
+    )
+
+
+def test_a_recovery_says_how_long_it_lasted() -> None:
+    told = message(
+        failed(Cause.SOURCE_UNAVAILABLE),
+        Recovered({Cause.SOURCE_UNAVAILABLE}, "operation_data", AT + timedelta(hours=2, minutes=5)),
+        stage=Stage.RECOVERED,
+    )
+    assert told.title == "[Pulso] Recuperado: BigQuery volvió a responder (operation_data)"
+    assert "Hasta: 02/03/2026 01:35 (hora de Lima)\nDuró: 2 h 5 min\n" in told.body
+    assert told.body.startswith("Qué pasó: BigQuery volvió a responder. El problema era «BigQuery no responde».\n")
+    assert told.severity == "success"
+
+
+def test_what_follows_from_an_outage_is_told_with_it() -> None:
+    (outage, stale) = absorb([], [failed(Cause.SOURCE_UNAVAILABLE), failed(Cause.STALE)])
+    body = render(Notice(0, outage, Stage.REMINDER, (stale,)), UI).body
+    assert "\nAdemás: «Datos vencidos» (operation_data)\n" in body
+
+
+def test_a_failed_check_is_named_and_a_budget_has_no_table() -> None:
+    assert "- operation_data, control nulls, del" in message(failed(Cause.CHECK, name="nulls")).body
+    told = message(Failed(Cause.BUDGET_80, "", AT, detail="USD 41.20 de 50.00"))
+    assert told.title == "[Pulso] Presupuesto de BigQuery al 80 %"
+    assert "Detalle: USD 41.20 de 50.00" in told.body
+    assert "Tablas:" not in told.body
+    assert "/runs/" not in told.body
+
+
+def test_many_subjects_are_counted_rather_than_listed() -> None:
+    told = message(*(failed(Cause.CHECK, name=f"check{n}") for n in range(40)))
+    assert told.body.count("\n- ") == 16
+    assert "- y 25 más" in told.body
+
+
+def test_every_cause_has_words_of_its_own() -> None:
+    assert set(WORDINGS) == set(Cause)
+    assert len({wording.title for wording in WORDINGS.values()}) == len(Cause)
+
+
+@pytest.mark.parametrize(
+    ("span", "text"),
+    [
+        (timedelta(0), "0 s"),
+        (timedelta(seconds=45), "45 s"),
+        (timedelta(minutes=5, seconds=1), "5 min 1 s"),
+        (timedelta(hours=2), "2 h"),
+        (timedelta(days=3, minutes=59), "3 d"),
+        (timedelta(days=1, hours=1, minutes=59), "1 d 1 h"),
+    ],
+)
+def test_durations(span: timedelta, text: str) -> None:
+    assert duration(span) == text

@@ -1,0 +1,244 @@
+"""Alerts end to end: a real PostgreSQL, a real SMTP server, a real HTTP receiver."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psycopg
+import pytest
+from pydantic import SecretStr
+
+from pulso_etl.alerts.incidents import Cause, Failed, Recovered, succeeded
+from pulso_etl.alerts.service import Alerts
+from pulso_etl.local.postgres import EmbeddedPostgres
+from pulso_etl.refresh import DayRange
+from pulso_etl_tests.alerts.conftest import Inbox, MakeSettings, Receiver
+
+START = datetime(2026, 3, 2, 15, 0, tzinfo=UTC)
+MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
+TABLES = ("dashboard_data", "evolution_data", "assignment_data", "operation_data", "productivity_data")
+DAYS = DayRange(date(2026, 3, 1), date(2026, 3, 2))
+
+
+@pytest.fixture
+def server() -> Iterator[EmbeddedPostgres]:
+    """A server of the test's own, to be stopped. Not in pytest's folder: that is closed to the user whom the server runs as."""
+    with TemporaryDirectory() as folder, EmbeddedPostgres(Path(folder) / "data") as server:
+        yield server
+
+
+def outage(at: datetime, table: str = "operation_data") -> Failed:
+    return Failed(Cause.SOURCE_UNAVAILABLE, table, at, window=DAYS, run_id="0a1b", detail="503 añejo")
+
+
+def json_url(receiver: Receiver) -> str:
+    return f"json://127.0.0.1:{receiver.port}/hook"
+
+
+def test_an_outage_is_one_message_on_every_channel_and_one_when_it_is_over(
+    inbox: Inbox, receiver: Receiver, make_settings: MakeSettings, conn: psycopg.Connection
+) -> None:
+    alerts = Alerts(make_settings(f"mailto://127.0.0.1:{inbox.port}?from=a@example.com, {json_url(receiver)}"))
+    for tick in range(30):
+        now = START + tick * MINUTE
+        assert alerts.flush(now, [outage(now, table) for table in TABLES]).stored
+    assert receiver.titles() == ["[Pulso] BigQuery no responde (5 tablas)"]
+    assert [mail["Subject"] for mail in inbox.mails] == receiver.titles()
+    assert "http://127.0.0.1:3000/runs/0a1b" in inbox.mails[0].get_content()
+    row = conn.execute("SELECT cause, state, first_seen, last_seen, count, tables, notified_at FROM etl_alerts").fetchone()
+    assert row == ("source_unavailable", "open", START, START + 29 * MINUTE, 150, list(TABLES), START + MINUTE)
+    end = START + HOUR
+    alerts.flush(end, [succeeded(table, end) for table in TABLES[:4]])
+    alerts.flush(end + HOUR)
+    assert len(receiver.posts) == 1
+    alerts.flush(end + 2 * HOUR, [succeeded(TABLES[4], end + 2 * HOUR)])
+    alerts.flush(end + 3 * HOUR)
+    alerts.flush(end + 4 * HOUR)
+    assert receiver.titles()[1:] == ["[Pulso] Recuperado: BigQuery volvió a responder (5 tablas)"]
+    assert len(inbox.mails) == 2
+    assert "Duró: 3 h" in receiver.posts[1][1]["message"]
+    assert conn.execute("SELECT state, closed_at FROM etl_alerts").fetchall() == [("closed", end + 2 * HOUR)]
+
+
+def test_recorded_events_are_told_by_a_flush_of_another_process(receiver: Receiver, make_settings: MakeSettings) -> None:
+    settings = make_settings(json_url(receiver))
+    assert Alerts(settings).record([outage(START)])
+    assert receiver.posts == []
+    Alerts(settings).flush(START + MINUTE)
+    assert len(receiver.posts) == 1
+
+
+def test_alerts_are_kept_where_no_channel_is_set(make_settings: MakeSettings, conn: psycopg.Connection) -> None:
+    alerts = Alerts(make_settings())
+    alerts.flush(START, [outage(START)])
+    assert alerts.flush(START + MINUTE).deliveries == ()
+    assert conn.execute("SELECT title, pending FROM etl_alert_messages").fetchall() == [
+        ("[Pulso] BigQuery no responde (operation_data)", [])
+    ]
+
+
+def test_a_failing_channel_is_tried_again_and_the_others_are_not_told_twice(
+    inbox: Inbox, receiver: Receiver, make_settings: MakeSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    alerts = Alerts(make_settings(f"mailto://127.0.0.1:{inbox.port}?from=a@example.com {json_url(receiver)}/s3cret"))
+    receiver.status = 500
+    alerts.flush(START, [outage(START)])
+    flushed = alerts.flush(START + MINUTE)
+    assert [(delivery.channel, delivery.ok) for delivery in flushed.deliveries] == [
+        ("mailto://127.0.0.1", True),
+        ("json://127.0.0.1", False),
+    ]
+    assert "json://127.0.0.1: " in caplog.text
+    assert "s3cret" not in caplog.text
+    receiver.status = 200
+    assert [delivery.channel for delivery in alerts.flush(START + 2 * MINUTE).deliveries] == ["json://127.0.0.1"]
+    assert alerts.flush(START + 3 * MINUTE).deliveries == ()
+    assert (len(inbox.mails), len(receiver.posts)) == (1, 2)
+
+
+def test_a_channel_that_stays_away_is_tried_ever_less_often_and_given_up_after_a_day(
+    receiver: Receiver, make_settings: MakeSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    alerts = Alerts(make_settings(json_url(receiver), alert_reminder_hours=100))
+    receiver.status = 500
+    alerts.flush(START, [outage(START)])
+    ticks = [*range(1, 12), *range(30, 26 * 60, 15)]
+    tries = [tick for tick in ticks if alerts.flush(START + tick * MINUTE).deliveries]
+    assert tries[:5] == [1, 2, 3, 5, 9]
+    # From then on one every half hour, of the ticks that come twice as often.
+    assert 45 <= len(tries) <= 55
+    assert 24 * 60 < tries[-1] < 25 * 60
+    assert "given up for json://127.0.0.1" in caplog.text
+
+
+def test_a_channel_that_fails_costs_one_time_out_a_flush(receiver: Receiver, make_settings: MakeSettings) -> None:
+    alerts = Alerts(make_settings("json://127.0.0.1:1"))
+    failures = [Failed(Cause.CHECK, "a", START), Failed(Cause.STALE, "b", START), Failed(Cause.DRIFT, "c", START)]
+    alerts.flush(START, failures)
+    flushed = alerts.flush(START + MINUTE)
+    assert (flushed.due, len(flushed.deliveries)) == (3, 1)
+
+
+def test_what_a_channel_has_not_had_is_replaced_by_what_is_newer(receiver: Receiver, make_settings: MakeSettings) -> None:
+    alerts = Alerts(make_settings(json_url(receiver)))
+    receiver.status = 500
+    alerts.flush(START, [outage(START)])
+    alerts.flush(START + MINUTE)
+    alerts.flush(START + HOUR, [succeeded("operation_data", START + HOUR)])
+    receiver.status, posts = 200, len(receiver.posts)
+    alerts.flush(START + 2 * HOUR)
+    assert receiver.titles()[posts:] == ["[Pulso] Recuperado: BigQuery volvió a responder (operation_data)"]
+
+
+def test_two_flushes_at_once_send_once(receiver: Receiver, make_settings: MakeSettings) -> None:
+    settings = make_settings(json_url(receiver))
+    Alerts(settings).record([outage(START), Failed(Cause.STALE, "dashboard_data", START)])
+    receiver.delay = 0.3
+    barrier = threading.Barrier(4)
+
+    def flush() -> None:
+        alerts = Alerts(settings)
+        barrier.wait()
+        alerts.flush(START + MINUTE)
+
+    threads = [threading.Thread(target=flush) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(receiver.titles()) == ["[Pulso] BigQuery no responde (operation_data)", "[Pulso] Datos vencidos (dashboard_data)"]
+
+
+def test_a_session_lost_between_sending_and_noting_repeats_one_message(
+    receiver: Receiver, make_settings: MakeSettings, server_url: str
+) -> None:
+    alerts = Alerts(make_settings(json_url(receiver)))
+    alerts.record([outage(START), Failed(Cause.STALE, "dashboard_data", START)])
+
+    def kill_the_sender() -> None:
+        receiver.before_answer = lambda: None
+        with psycopg.connect(server_url, autocommit=True) as conn:
+            conn.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pulso-etl alerts'")
+
+    receiver.before_answer = kill_the_sender
+    assert not alerts.flush(START + MINUTE).stored
+    assert len(receiver.posts) == 1
+    alerts.flush(START + MINUTE + timedelta(seconds=30))
+    alerts.flush(START + 10 * MINUTE)
+    first = "[Pulso] BigQuery no responde (operation_data)"
+    assert receiver.titles() == [first, first, "[Pulso] Datos vencidos (dashboard_data)"]
+
+
+def test_the_database_being_away_is_told_from_memory_and_nothing_is_lost(
+    receiver: Receiver, make_settings: MakeSettings, server: EmbeddedPostgres
+) -> None:
+    settings = make_settings(json_url(receiver), database_url=SecretStr(server.create_database("pulso")))
+    alerts = Alerts(settings)
+    assert alerts.flush(START).stored
+    server.stop()
+    away = START + MINUTE
+    assert not alerts.record([outage(away)])
+    for tick in range(20):
+        now = away + tick * MINUTE
+        lost = Failed(Cause.DESTINATION_UNAVAILABLE, "dashboard_data", now)
+        assert not alerts.flush(now, [lost]).stored
+    assert receiver.titles() == ["[Pulso] PostgreSQL no está disponible"]
+    server.start()
+    back = away + 20 * MINUTE
+    for tick in range(10):
+        assert alerts.flush(back + tick * MINUTE).stored
+    # The source's failure was taken in; PostgreSQL's goes on until the table that it hit is well.
+    assert receiver.titles()[1:] == ["[Pulso] BigQuery no responde (operation_data)"]
+    alerts.flush(back + HOUR, [succeeded("dashboard_data", back + HOUR)])
+    alerts.flush(back + 2 * HOUR)
+    assert receiver.titles()[2:] == ["[Pulso] Recuperado: PostgreSQL volvió a estar disponible (dashboard_data)"]
+    with psycopg.connect(settings.database_url.get_secret_value()) as conn:
+        rows = conn.execute(f"SELECT cause, state FROM {settings.database_schema}.etl_alerts ORDER BY cause").fetchall()
+    assert rows == [("destination_unavailable", "closed"), ("source_unavailable", "open")]
+    server.stop()
+    for tick in range(3):
+        alerts.flush(back + 3 * HOUR + tick * MINUTE)
+    assert receiver.titles()[3:] == ["[Pulso] PostgreSQL no está disponible"]
+
+
+def test_a_short_absence_of_the_database_is_not_told(
+    receiver: Receiver, make_settings: MakeSettings, server: EmbeddedPostgres
+) -> None:
+    alerts = Alerts(make_settings(json_url(receiver), database_url=SecretStr(server.create_database("pulso"))))
+    server.stop()
+    alerts.flush(START)
+    server.start()
+    for tick in range(1, 10):
+        alerts.flush(START + tick * MINUTE / 2)
+    assert receiver.posts == []
+
+
+def test_an_outage_of_the_database_that_was_told_is_not_told_again_from_memory(
+    receiver: Receiver, make_settings: MakeSettings, server: EmbeddedPostgres
+) -> None:
+    alerts = Alerts(make_settings(json_url(receiver), database_url=SecretStr(server.create_database("pulso"))))
+    alerts.flush(START, [Failed(Cause.DESTINATION_UNAVAILABLE, "dashboard_data", START)])
+    alerts.flush(START + MINUTE)
+    server.stop()
+    for tick in range(2, 10):
+        alerts.flush(START + tick * MINUTE)
+    server.start()
+    for tick in range(10, 20):
+        alerts.flush(START + tick * MINUTE)
+    assert receiver.titles() == ["[Pulso] PostgreSQL no está disponible (dashboard_data)"]
+
+
+def test_an_alert_that_can_not_be_delivered_raises_nothing(make_settings: MakeSettings, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    url = SecretStr("postgresql://etl:s3cret@127.0.0.1:1/none")
+    alerts = Alerts(make_settings("json://127.0.0.1:1/s3cret slack://s3cret", database_url=url))
+    for tick in range(3):
+        flushed = alerts.flush(START + tick * MINUTE, [outage(START), Recovered({Cause.STALE}, "a", START)])
+    assert not flushed.stored
+    assert [delivery.ok for delivery in flushed.deliveries] == [False, False]
+    assert "s3cret" not in caplog.text
