@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated
@@ -32,6 +32,8 @@ app = typer.Typer(
     help="Keeps five PostgreSQL tables equal to BigQuery.",
 )
 console = Console()
+HomeOption = Annotated[Path, typer.Option(help="Folder of the embedded servers' data.")]
+RowsOption = Annotated[int, typer.Option(min=1, help="Dashboard rows of the sample data a day; the rest in proportion.")]
 COUNTS = ("read", "inserted", "updated", "unchanged", "deleted")
 
 
@@ -158,31 +160,39 @@ def doctor() -> None:
 
 @app.command()
 def run(
-    home: Annotated[Path, typer.Option(help="Folder of the embedded servers' data.")] = Path(".pulso"),
-    revision: Annotated[int, typer.Option(help="Sample data with this many rounds of late corrections.")] = 0,
+    home: HomeOption = Path(".pulso"),
+    rows_per_day: RowsOption = 170,
+    revision: Annotated[int, typer.Option(min=0, help="Sample data with this many rounds of late corrections.")] = 0,
 ) -> None:
     """Refreshes all five tables on the embedded default: PostgreSQL, BigQuery emulator, sample data."""
     from pulso_etl.local.stack import local_stack
 
-    console.print("starting PostgreSQL and the BigQuery emulator ...")
-    with local_stack(home, revision=revision):
-        outcomes = refresh_tables(load_settings(), [], Mode.INCREMENTAL, force=True)
+    try:
+        with local_stack(home, revision=revision, rows_per_day=rows_per_day, say=_say):
+            outcomes = refresh_tables(load_settings(), [], Mode.INCREMENTAL, force=True)
+    except KeyboardInterrupt:
+        _say("interrupted; everything is stopped")
+        raise typer.Exit(130) from None
     _report(outcomes)
 
 
 @app.command()
 def dev(
-    home: Annotated[Path, typer.Option(help="Folder of the embedded servers' data.")] = Path(".pulso"),
-    port: Annotated[int, typer.Option(help="Port of Dagster's UI on 127.0.0.1.")] = 3000,
+    home: HomeOption = Path(".pulso"),
+    rows_per_day: RowsOption = 170,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of Dagster's UI on 127.0.0.1.")] = 3000,
 ) -> None:
     """Keeps the embedded default up, with Dagster's UI and daemon, until Ctrl-C."""
-    from pulso_etl.local.stack import local_stack, serve
+    from pulso_etl.local.stack import check_port, local_stack, serve
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with local_stack(home):
-        console.print(f"Dagster: http://127.0.0.1:{port}  (Ctrl-C stops everything)")
-        code = serve(port)
-    raise typer.Exit(code)
+    check_port(port)
+    with suppress(KeyboardInterrupt), local_stack(home, rows_per_day=rows_per_day, say=_say) as stack:
+        serve(stack, port, _say)
+    _say("everything is stopped")
+
+
+def _say(text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def main() -> None:
