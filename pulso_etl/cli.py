@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import dagster as dg
 import psycopg
 import typer
-from dotenv import load_dotenv
 from rich.console import Console
 from rich.table import Table
 
@@ -26,24 +25,28 @@ from pulso_etl.doctor import diagnose
 from pulso_etl.errors import PlanError, PulsoError
 from pulso_etl.launch import Outcome, run_plan
 from pulso_etl.refresh import Mode, plan_refresh
-from pulso_etl.settings import Settings, load_settings
+from pulso_etl.settings import Settings, load_env_file, load_settings
 from pulso_etl.tables import TABLES, TableSpec
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console()
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
+HomeOption = Annotated[Path, typer.Option(help="Folder of the embedded servers' data.")]
+RowsOption = Annotated[int, typer.Option(min=1, help="Dashboard rows of the sample data a day; the rest in proportion.")]
 COUNTS = ("read", "inserted", "updated", "unchanged", "deleted")
 
 
 @app.callback(help="Keeps five PostgreSQL tables equal to BigQuery.")
 def options(
+    context: typer.Context,
     env_file: Annotated[
-        Path | None, typer.Option(help="File of NAME=value lines to take settings from.", exists=True, dir_okay=False)
+        Path | None, typer.Option(help="File of NAME=value lines that win over the environment; .env if not given.")
     ] = None,
 ) -> None:
-    """Options of every command; what stands in the environment already wins over the file."""
-    if env_file is not None:
-        load_dotenv(env_file)
+    """Options of every command."""
+    # The embedded default brings an environment of its own.
+    if env_file is not None or context.invoked_subcommand not in ("run", "dev"):
+        load_env_file(env_file)
 
 
 def _connect(settings: Settings) -> psycopg.Connection:
@@ -215,31 +218,39 @@ def doctor() -> None:
 
 @app.command()
 def run(
-    home: Annotated[Path, typer.Option(help="Folder of the embedded servers' data.")] = Path(".pulso"),
-    revision: Annotated[int, typer.Option(help="Sample data with this many rounds of late corrections.")] = 0,
+    home: HomeOption = Path(".pulso"),
+    rows_per_day: RowsOption = 170,
+    revision: Annotated[int, typer.Option(min=0, help="Sample data with this many rounds of late corrections.")] = 0,
 ) -> None:
     """Refreshes all five tables on the embedded default: PostgreSQL, BigQuery emulator, sample data."""
     from pulso_etl.local.stack import local_stack
 
-    console.print("starting PostgreSQL and the BigQuery emulator ...")
-    with local_stack(home, revision=revision):
-        outcomes = refresh_tables(load_settings(), [], Mode.INCREMENTAL, force=True)
+    try:
+        with local_stack(home, revision=revision, rows_per_day=rows_per_day, say=_say):
+            outcomes = refresh_tables(load_settings(), [], Mode.INCREMENTAL, force=True)
+    except KeyboardInterrupt:
+        _say("interrupted; everything is stopped")
+        raise typer.Exit(130) from None
     _report(outcomes)
 
 
 @app.command()
 def dev(
-    home: Annotated[Path, typer.Option(help="Folder of the embedded servers' data.")] = Path(".pulso"),
-    port: Annotated[int, typer.Option(help="Port of Dagster's UI on 127.0.0.1.")] = 3000,
+    home: HomeOption = Path(".pulso"),
+    rows_per_day: RowsOption = 170,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of Dagster's UI on 127.0.0.1.")] = 3000,
 ) -> None:
     """Keeps the embedded default up, with Dagster's UI and daemon, until Ctrl-C."""
-    from pulso_etl.local.stack import local_stack, serve
+    from pulso_etl.local.stack import check_port, local_stack, serve
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with local_stack(home):
-        console.print(f"Dagster: http://127.0.0.1:{port}  (Ctrl-C stops everything)")
-        code = serve(port)
-    raise typer.Exit(code)
+    check_port(port)
+    with suppress(KeyboardInterrupt), local_stack(home, rows_per_day=rows_per_day, say=_say) as stack:
+        serve(stack, port, _say)
+    _say("everything is stopped")
+
+
+def _say(text: str) -> None:
+    console.print(text, **PLAIN)
 
 
 def main() -> None:

@@ -1,21 +1,74 @@
-"""Checks every part of a deployment and says, a line each, what to do where one fails."""
+"""Checks every part of a deployment and says, a line each, what to do where one fails. Nothing is changed, no query billed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 import dagster as dg
+import google.auth
 import psycopg
+import pyarrow as pa
+from google.api_core import exceptions as api
+from google.api_core.retry import Retry, if_exception_type
+from google.auth.exceptions import GoogleAuthError
+from google.cloud import bigquery
 
 from pulso_etl.definitions import build_resources
+from pulso_etl.destination.conform import new_columns, wire_schema
 from pulso_etl.errors import PulsoError
 from pulso_etl.refresh import DayRange, lima_day
 from pulso_etl.settings import Settings, load_settings
-from pulso_etl.source.bigquery import BigQuerySource
+from pulso_etl.source.bigquery import BigQuerySource, raising_source_errors
 from pulso_etl.tables import TABLES
 from pulso_etl.tables.spec import TableSpec
+
+CREDENTIALS = {
+    "google.oauth2.service_account": "the key of a service account",
+    "google.oauth2.credentials": "a person's login",
+    "google.auth.compute_engine.credentials": "the service account of this machine",
+    "google.auth.impersonated_credentials": "an impersonated service account",
+    "google.auth.identity_pool": "workload identity",
+    "google.auth.aws": "workload identity",
+    "google.auth.pluggable": "workload identity",
+}
+"""Kinds of Google credentials, by the module of their class."""
+
+ARROW_TYPES = {
+    "STRING": pa.string(),
+    "INTEGER": pa.int64(),
+    "FLOAT": pa.float64(),
+    "NUMERIC": pa.decimal128(38, 9),
+    "BIGNUMERIC": pa.decimal256(76, 38),
+    "BOOLEAN": pa.bool_(),
+    "DATE": pa.date32(),
+    "DATETIME": pa.timestamp("us"),
+    "TIMESTAMP": pa.timestamp("us", "UTC"),
+}
+"""What BigQuery's types arrive as, by their names in a job's schema."""
+
+ONCE = Retry(predicate=if_exception_type())
+"""No second attempt: whoever asks is waiting."""
+RIGHTS = """
+    SELECT array_remove(ARRAY[
+        CASE WHEN current_setting('transaction_read_only')::boolean THEN 'connect to the primary, this server is read-only' END,
+        CASE WHEN NOT has_database_privilege(db, 'TEMPORARY') THEN format('GRANT TEMPORARY ON DATABASE %%I TO %%I', db, me) END,
+        CASE WHEN schema IS NULL AND NOT has_database_privilege(db, 'CREATE')
+            THEN format('CREATE SCHEMA %%I AUTHORIZATION %%I', %(schema)s, me) END,
+        CASE WHEN NOT has_schema_privilege(schema, 'USAGE') OR NOT has_schema_privilege(schema, 'CREATE')
+            THEN format('GRANT USAGE, CREATE ON SCHEMA %%I TO %%I', %(schema)s, me) END
+    ], NULL) || ARRAY(
+        SELECT format('ALTER TABLE %%I.%%I OWNER TO %%I', %(schema)s, relname, me)
+        FROM pg_class
+        WHERE relnamespace = schema AND relname = ANY(%(tables)s) AND NOT pg_has_role(me, relowner, 'USAGE')
+        ORDER BY relname
+    )
+    FROM (SELECT current_database() AS db, current_user AS me, to_regnamespace(quote_ident(%(schema)s))::oid AS schema) AS here
+"""
+"""What must be run so that the role has every right that a load needs."""
 
 
 @dataclass(frozen=True)
@@ -32,60 +85,138 @@ def diagnose() -> Iterator[Finding]:
     try:
         settings = load_settings()
     except PulsoError as error:
-        yield Finding("settings", False, str(error))
+        yield Finding("settings", False, str(error).removeprefix("settings: "))
         return
-    yield Finding("settings", True, f"schema {settings.database_schema}, dataset {settings.bigquery_dataset}")
-    yield _check("PostgreSQL", lambda: _postgres(settings))
+    yield Finding("settings", True, f"dataset {settings.bigquery_dataset}, PostgreSQL schema {settings.database_schema}")
     source: BigQuerySource = build_resources(settings)["bigquery"]
-    ping = _check("BigQuery", lambda: _ping(source))
-    yield ping
-    if ping.ok:
+    reached = yield from _in_turn({"credentials": partial(_credentials, settings), "BigQuery": partial(_bigquery, source)})
+    if reached:
         for spec in TABLES.values():
-            yield _check(f"source of {spec.name}", lambda spec=spec: _source(source, spec))  # type: ignore[misc]
-    yield _check("Dagster storage", _dagster)
+            yield _check(f"source of {spec.name}", partial(_source, source, spec))
+    yield _check("PostgreSQL", partial(_postgres, settings))
+    yield from _in_turn(
+        {
+            "Dagster home": partial(_dagster_home, settings),
+            "Dagster storage": partial(_dagster_storage, settings),
+            "Dagster daemon": _dagster_daemon,
+        }
+    )
+
+
+def _in_turn(parts: dict[str, Callable[[], str]]) -> Generator[Finding, None, bool]:
+    for part, probe in parts.items():
+        finding = _check(part, probe)
+        yield finding
+        if not finding.ok:
+            return False
+    return True
 
 
 def _check(part: str, probe: Callable[[], str]) -> Finding:
     try:
         return Finding(part, True, probe())
     except Exception as error:
-        return Finding(part, False, " ".join(str(error).split())[:300] or type(error).__name__)
+        return Finding(part, False, " ".join(str(error).split())[:500] or type(error).__name__)
 
 
-def _postgres(settings: Settings) -> str:
-    with psycopg.connect(settings.database_url.get_secret_value(), connect_timeout=10) as conn:
-        version = conn.info.server_version // 10_000
-        if version < 15:
-            raise RuntimeError(f"version {version} is too old; 15 or newer is needed")
-        row = conn.execute(
-            "SELECT CASE WHEN to_regnamespace(quote_ident(%(schema)s)) IS NULL "
-            "THEN has_database_privilege(current_database(), 'CREATE') "
-            "ELSE has_schema_privilege(%(schema)s, 'CREATE') END",
-            {"schema": settings.database_schema},
-        ).fetchone()
-        if row != (True,):
-            raise RuntimeError(f"the role may not create tables; GRANT CREATE ON SCHEMA {settings.database_schema} to it")
-        return f"version {version}, may create tables in schema {settings.database_schema}"
+def _credentials(settings: Settings) -> str:
+    if settings.bigquery_emulator_host:
+        return f"none needed, BIGQUERY_EMULATOR_HOST names an emulator: {settings.bigquery_emulator_host}"
+    try:
+        credentials, _ = google.auth.default()
+    except GoogleAuthError as error:
+        raise RuntimeError(f"none found; set GOOGLE_APPLICATION_CREDENTIALS to a service account's key file. {error}") from error
+    module = type(credentials).__module__
+    kind = CREDENTIALS.get(module, module)
+    if settings.google_application_credentials:
+        return f"{kind}, from GOOGLE_APPLICATION_CREDENTIALS: {settings.google_application_credentials}"
+    return f"{kind}, found by the Google client; GOOGLE_APPLICATION_CREDENTIALS is not set"
 
 
-def _ping(source: BigQuerySource) -> str:
-    with source.get_client() as client:
-        list(client.query_and_wait("SELECT 1"))
-        return f"project {client.project} answers"
+def _bigquery(source: BigQuerySource) -> str:
+    try:
+        with source.get_client() as client:
+            client.query_and_wait("SELECT 1", retry=ONCE, job_retry=ONCE, api_timeout=20, wait_timeout=30)
+            return f"project {client.project} answers"
+    except (api.Forbidden, api.Unauthorized) as error:
+        raise RuntimeError(f"refuses the account; give it the role bigquery.jobUser in the project that pays. {error}") from error
+    except (api.GoogleAPIError, OSError) as error:
+        raise RuntimeError(f"fails; check the network, BIGQUERY_PROJECT_ID and BIGQUERY_LOCATION. {error}") from error
 
 
 def _source(source: BigQuerySource, spec: TableSpec) -> str:
-    from pulso_etl.destination.conform import new_columns, wire_schema
-
+    """A dry run, which costs nothing, tells the columns that the query would return."""
     today = lima_day(datetime.now(UTC))
     window = DayRange(today, today)
-    with source.stream(spec, window, "doctor").open() as reader:
-        wire_schema(spec, reader.schema, window)
-        extra = new_columns(spec, reader.schema)
-    return "columns fit" + (f"; not loaded: {', '.join(extra)}" if extra else "")
+    parameters = [bigquery.ScalarQueryParameter(name, "DATE", today) for name in ("start", "end")]
+    config = bigquery.QueryJobConfig(query_parameters=parameters, dry_run=True, use_query_cache=False)
+    with raising_source_errors(spec, window), source.get_client() as client:
+        job = client.query(source.stream(spec, window, "doctor").sql(), job_config=config, retry=ONCE, timeout=30)
+    returned = pa.schema([pa.field(column.name, _arrow(column)) for column in job.schema or []])
+    wire_schema(spec, returned, window)
+    extra = new_columns(spec, returned)
+    size = f", today's partition reads {job.total_bytes_processed / 2**20:,.1f} MiB" if job.total_bytes_processed else ""
+    return f"columns fit{size}" + (f"; not loaded: {', '.join(extra)}" if extra else "")
 
 
-def _dagster() -> str:
+def _arrow(column: bigquery.SchemaField) -> pa.DataType:
+    given = ARROW_TYPES.get(column.field_type, pa.struct([]))  # a struct: no column of a table takes it
+    return pa.list_(given) if column.mode == "REPEATED" else given
+
+
+def _postgres(settings: Settings) -> str:
+    with _connect(settings.database_url.get_secret_value(), "DATABASE_URL") as conn:
+        version = conn.info.server_version // 10_000
+        if version < 15:
+            raise RuntimeError(f"version {version} is too old; 15 or newer is needed")
+        tables = [*TABLES, "etl_watermarks", "etl_extractions", "etl_alerts", "etl_alert_messages"]
+        (lacking,) = conn.execute(RIGHTS, {"schema": settings.database_schema, "tables": tables}).fetchone() or ([],)
+        if lacking:
+            raise RuntimeError(f"role {conn.info.user} lacks rights; run as an administrator: {'; '.join(lacking)}")
+        return f"version {version}, role {conn.info.user} may load into schema {settings.database_schema}"
+
+
+def _dagster_home(settings: Settings) -> str:
+    home = settings.dagster_home
+    if home is None:
+        raise RuntimeError("DAGSTER_HOME is not set; set it to a folder with this project's dagster.yaml")
+    if not home.is_absolute() or not home.is_dir():
+        raise RuntimeError(f"DAGSTER_HOME is {home}, which is no absolute path of a folder that exists")
+    if not os.access(home / "dagster.yaml", os.R_OK):
+        raise RuntimeError(f"{home / 'dagster.yaml'} is missing or not readable; copy this project's dagster.yaml there")
+    return str(home)
+
+
+def _dagster_storage(settings: Settings) -> str:
+    if settings.dagster_postgres_url is not None:
+        # Dagster itself would try for long, and say so in its own log.
+        _connect(settings.dagster_postgres_url.get_secret_value(), "DAGSTER_POSTGRES_URL").close()
     with dg.DagsterInstance.get() as instance:
+        storage = instance.run_storage
         instance.get_runs_count()
-        return type(instance.run_storage).__name__
+        revision = storage.alembic_version()
+        if revision is not None and revision[0] != revision[1]:
+            raise RuntimeError("was written by an older Dagster; run `dagster instance migrate` while nothing else runs")
+        if not instance.freshness_enabled:
+            raise RuntimeError("freshness policies are off; set `freshness: enabled: true` in dagster.yaml")
+        return f"{type(storage).__name__}, {instance.get_runs_count()} runs, freshness policies on"
+
+
+def _dagster_daemon() -> str:
+    with dg.DagsterInstance.get() as instance:
+        seen = {name: status for name, status in instance.get_daemon_statuses().items() if status.last_heartbeat is not None}
+        if not seen:
+            return "never seen; sensors and schedules need `dagster-daemon run`"
+        late = [name for name, status in seen.items() if not status.healthy]
+        if late:
+            last = max(status.last_heartbeat.timestamp for status in seen.values() if status.last_heartbeat)
+            when = datetime.fromtimestamp(last, UTC)
+            raise RuntimeError(f"no heartbeat of {', '.join(late)} since {when:%Y-%m-%d %H:%M} UTC; start `dagster-daemon run`")
+        return f"{len(seen)} healthy"
+
+
+def _connect(url: str, setting: str) -> psycopg.Connection:
+    try:
+        return psycopg.connect(url, connect_timeout=10, autocommit=True)
+    except psycopg.Error as error:
+        raise RuntimeError(f"{setting} leads to no server that lets us in. {error}") from error

@@ -59,3 +59,7 @@ class DuplicateKeyError(ContractError):
 
 class ShrinkRefused(DestinationError):
     """The source holds so few rows that deleting the rest looks like an accident."""
+
+
+class LocalStackError(PulsoError):
+    """A part of the embedded default could not start, or died."""

@@ -1,31 +1,41 @@
-"""Every setting of Pulso ETL, read from the environment (and from a `.env` file) and checked at start."""
+"""Every setting of Pulso ETL, read from the environment and checked at start.
+
+One rule for all processes: a file `.env` in the working directory is loaded into the environment at start, and wins over
+what stood there. Dagster's webserver, daemon, code servers and runs do that themselves; the command line does it with
+`load_env_file`. Nothing else reads the file, so that a setting has one value for Pulso ETL, for `dagster.yaml` and for the
+Google client alike. The embedded default (`pulso-etl run` and `dev`) reads no `.env`.
+"""
 
 from __future__ import annotations
 
 from datetime import date
-from typing import Annotated
+from io import StringIO
+from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+import psycopg
+from dotenv import load_dotenv
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pulso_etl.alerts.channels import parse_channels
 from pulso_etl.errors import SettingsError
 
 GIBIBYTE = 1024**3
+NAME = r"^[A-Za-z0-9_-]+$"
 
 
 class Settings(BaseSettings):
-    """Settings of one deployment. Field `x_y` is read from the environment variable `X_Y`.
+    """Settings of one deployment. Field `x_y` is read from the environment variable `X_Y`; an empty one counts as not set.
 
     Bytes are bytes, days are days of America/Lima, prices are US dollars.
     """
 
-    model_config = SettingsConfigDict(
-        env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
-    )
+    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True)
 
     database_url: SecretStr
-    """`postgresql://user:password@host/database` of the dashboard's PostgreSQL (15 or newer)."""
+    """`postgresql://user:password@host:port/database` of the dashboard's PostgreSQL (15 or newer)."""
     database_schema: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]{0,62}$")] = "public"
     """Schema of the five tables and of the watermarks."""
     lock_timeout_seconds: Annotated[int, Field(ge=1)] = 900
@@ -33,11 +43,16 @@ class Settings(BaseSettings):
     work_mem_mb: Annotated[int, Field(ge=4)] = 256
     """PostgreSQL work_mem of a load's transaction, in MiB: large enough keeps its hash join in memory."""
 
-    bigquery_project_id: str = "mibot-222814"
-    bigquery_location: str | None = None
-    bigquery_dataset: str = "BI_USA"
-    bigquery_view_prefix: str = "bi_P3fV4dWNeMkN5RJMhV8e_vw"
-    bigquery_agents_table: str = "homologacion_P3fV4dWNeMkN5RJMhV8e_usuarios"
+    bigquery_project_id: Annotated[str, Field(pattern=r"^[a-z0-9.:-]+$")] = "mibot-222814"
+    """Project of the source tables, which also pays for the queries."""
+    bigquery_location: Annotated[str, Field(pattern=NAME)] | None = None
+    """Location of the dataset, such as `US`; BigQuery finds it by itself where it is not set."""
+    bigquery_dataset: Annotated[str, Field(pattern=NAME)] = "BI_USA"
+    """Dataset of the source tables."""
+    bigquery_view_prefix: Annotated[str, Field(pattern=NAME)] = "bi_P3fV4dWNeMkN5RJMhV8e_vw"
+    """What the names of the source views begin with, up to the last underscore."""
+    bigquery_agents_table: Annotated[str, Field(pattern=NAME)] = "homologacion_P3fV4dWNeMkN5RJMhV8e_usuarios"
+    """Table of the agents' names and teams."""
     bigquery_maximum_bytes_billed: Annotated[int, Field(ge=1)] = 20 * GIBIBYTE
     """Cap of one query; BigQuery refuses a query that would bill more, at no cost."""
     bigquery_daily_budget_bytes: Annotated[int, Field(ge=1)] | None = None
@@ -45,10 +60,13 @@ class Settings(BaseSettings):
     bigquery_price_per_tib: Annotated[float, Field(ge=0)] = 6.25
     """On-demand price, used for the estimate in a run's metadata."""
     bigquery_use_storage_api: bool = True
-    bigquery_emulator_host: str | None = None
-    """REST address of an emulator; with it no credentials are needed."""
-    bigquery_emulator_storage: str | None = None
+    """Whether results come over the Storage Read API where it is reachable; REST otherwise."""
+    bigquery_emulator_host: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    """REST address of an emulator, such as `http://127.0.0.1:9050`; with it no credentials are needed."""
+    bigquery_emulator_storage: Annotated[str, Field(pattern=r"^[^/]+:\d+$")] | None = None
     """`host:port` of the emulator's Storage Read API."""
+    google_application_credentials: Path | None = None
+    """Key file of the service account. Read by the Google client; not set, it looks for the machine's own credentials."""
 
     partitions_start: date = date(2024, 1, 1)
     """The first daily partition. Changing it later changes which partitions Dagster knows."""
@@ -76,6 +94,13 @@ class Settings(BaseSettings):
     dagster_ui_url: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")] = "http://127.0.0.1:3000"
     """Where people reach Dagster's UI; alerts link to its runs."""
 
+    dagster_home: Path | None = None
+    """Absolute folder that holds `dagster.yaml` and the runs' logs. Read by Dagster."""
+    dagster_postgres_url: SecretStr | None = None
+    """`postgresql://…` of Dagster's own storage: a database or a schema of its own. Read by `dagster.yaml`."""
+    pulso_log_format: Literal["text", "json"] = "text"
+    """Form of the command line's log lines."""
+
     @field_validator("alert_urls")
     @classmethod
     def _known_channels(cls, value: SecretStr) -> SecretStr:
@@ -87,11 +112,26 @@ class Settings(BaseSettings):
     def _no_slash_at_the_end(cls, value: str) -> str:
         return value.rstrip("/")
 
-    @field_validator("database_url")
+    @field_validator("database_url", "dagster_postgres_url")
     @classmethod
-    def _postgresql(cls, value: SecretStr) -> SecretStr:
-        if not value.get_secret_value().startswith(("postgresql://", "postgres://")):
+    def _postgresql(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        # What libpq misreads comes back in its error, password and all: it must not get that far.
+        if value is None:
+            return None
+        url = value.get_secret_value()
+        # SQLAlchemy, through which Dagster connects, does not know the short form.
+        schemes = ("postgresql://",) if info.field_name == "dagster_postgres_url" else ("postgresql://", "postgres://")
+        if not url.startswith(schemes):
             raise ValueError("must start with postgresql://")
+        try:
+            parts = conninfo_to_dict(url)
+        except psycopg.Error:
+            parts = {"port": "unreadable"}
+        ports = str(parts.get("port") or 5432).split(",")
+        if not all(port.isdecimal() for port in ports) or "@" in f"{parts.get('host')}{parts.get('dbname')}":
+            raise ValueError(
+                "must read postgresql://user:password@host:port/database, special characters of the password percent-encoded"
+            )
         return value
 
     def sources(self) -> dict[str, str]:
@@ -110,7 +150,20 @@ def load_settings() -> Settings:
     except ValidationError as error:
         faults = "; ".join(
             f"{'_'.join(str(part) for part in fault['loc']).upper()}: "
-            + ("is not set" if fault["type"] == "missing" else fault["msg"])
+            + ("is not set" if fault["type"] == "missing" else fault["msg"].removeprefix("Value error, "))
             for fault in error.errors(include_input=False)
         )
         raise SettingsError(f"settings: {faults} (see .env.example)") from None
+
+
+def load_env_file(path: Path | None = None) -> None:
+    """Loads `path`, or the working directory's `.env` where there is one, into the environment, over what stands there.
+
+    For entry points only. Raises SettingsError for a file that can't be read.
+    """
+    file = path or Path(".env")
+    try:
+        if path is not None or file.exists():
+            load_dotenv(stream=StringIO(file.read_text(encoding="utf-8")), override=True)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file} can't be read: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}") from None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -14,10 +12,10 @@ from types import TracebackType
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import bigquery
 
+from pulso_etl.local.child import Child
+
 CHILD = """
-import ctypes, signal, sys
-if sys.platform == "linux":  # end with the parent, even if that is killed
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+import sys
 import duckdb_extensions
 duckdb_extensions.import_extension("spatial")
 from bqemulator.cli import main
@@ -27,12 +25,12 @@ main()
 
 
 class BigQueryEmulator:
-    """`bqemulator` with its data in memory, on free loopback ports."""
+    """`bqemulator` with its data in memory, on free loopback ports; its working files stand beside the log."""
 
     def __init__(self, log_file: Path, project: str = "mibot-222814") -> None:
         self.project = project
-        self.log_file = log_file
-        self._process: subprocess.Popen[bytes] | None = None
+        self.log_file = log_file.absolute()
+        self.child: Child | None = None
         self.rest_url = ""
         self.grpc_address = ""
 
@@ -40,20 +38,27 @@ class BigQueryEmulator:
         """Starts the emulator and waits until it answers, `timeout` seconds at most. Raises RuntimeError."""
         rest, grpc = _free_port(), _free_port()
         self.rest_url, self.grpc_address = f"http://127.0.0.1:{rest}", f"127.0.0.1:{grpc}"
-        self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        with self.log_file.open("wb") as log:
-            self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-c", CHILD, "start", "--rest-port", str(rest), "--grpc-port", str(grpc)),
-                    *("--project", self.project, "--log-level", "warning"),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        folder = self.log_file.parent / "emulator"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.child = Child(
+            "BigQuery emulator",
+            CHILD,
+            [
+                *("start", "--rest-port", str(rest), "--grpc-port", str(grpc)),
+                *("--project", self.project, "--log-level", "warning"),
+            ],
+            self.log_file,
+            env={
+                # DuckDB keeps its extensions in the home folder, and uploads go to one folder for all users of the machine.
+                "HOME": str(folder),
+                "BQEMU_UPLOAD_STAGING_DIR": str(folder / "uploads"),
+                # Avro is not used here, and would be looked for in the network.
+                "BQEMU_ENABLE_FORMAT_EXTENSIONS": "false",
+            },
+        )
+        self.child.start()
         deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline and self._process.poll() is None:
+        while time.monotonic() < deadline and self.child.exit_code is None:
             try:
                 with urllib.request.urlopen(f"{self.rest_url}/bigquery/v2/projects/{self.project}/datasets", timeout=2):
                     return self
@@ -67,15 +72,9 @@ class BigQueryEmulator:
 
     def stop(self) -> None:
         """Ends the emulator; its data are gone."""
-        if self._process is None:
-            return
-        self._process.terminate()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process = None
+        if self.child is not None:
+            self.child.stop()
+            self.child = None
 
     def client(self) -> bigquery.Client:
         """A client of this emulator."""

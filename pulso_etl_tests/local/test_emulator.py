@@ -71,14 +71,14 @@ def test_failed_start_shows_the_log_and_leaves_no_child(tmp_path: Path, monkeypa
     emulator = BigQueryEmulator(tmp_path / "log")
     with pytest.raises(RuntimeError, match="no such thing"):
         emulator.start()
-    assert emulator._process is None
+    assert emulator.child is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
 def test_child_ends_with_a_killed_parent(tmp_path: Path) -> None:
     code = (
         "import os, sys, pathlib; from pulso_etl.local.emulator import BigQueryEmulator;"
-        "e = BigQueryEmulator(pathlib.Path(sys.argv[1])).start(); print(e._process.pid, flush=True);"
+        "e = BigQueryEmulator(pathlib.Path(sys.argv[1])).start(); print(e.child.pid, flush=True);"
         "os.kill(os.getpid(), 9)"
     )
     ended = subprocess.run([sys.executable, "-c", code, str(tmp_path / "log")], capture_output=True, timeout=60)
