@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
@@ -31,7 +32,7 @@ class Request:
     """A request as it came in; `line` is method, path and query."""
 
     line: str
-    headers: dict[str, str]
+    headers: Message
     body: bytes = field(repr=False)
 
     @property
@@ -190,7 +191,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        request = Request(f"{self.command} {self.path}", dict(self.headers), body)
+        request = Request(f"{self.command} {self.path}", self.headers, body)
         fault = self.server.proxy.fault_for(request)
         if fault is None:
             self.send(self.ask_upstream(request))

@@ -37,8 +37,6 @@ log = logging.getLogger(__name__)
 Transport = Literal["storage", "rest"]
 
 TIB = 1024**4
-REQUEST_SECONDS = 120.0
-"""How long one request may take; the client takes no less for those that wait for results."""
 READ_STREAMS = 2
 QUEUED_BATCHES = 4
 """Batches read ahead of the load, at most; one is 10 MiB at most as BigQuery sends it."""
@@ -67,7 +65,8 @@ class BigQuerySource(BigQueryResource):
 
     `sources` are full table names by the placeholder that the `.sql` files use. `price_per_tib` is US dollars per TiB billed,
     on demand; `maximum_bytes_billed` caps one query. A request that fails for a passing reason is sent again with exponential
-    back-off from `retry_initial_seconds`, for `retry_timeout_seconds` in all.
+    back-off from `retry_initial_seconds`, for `retry_timeout_seconds` in all. `request_timeout_seconds` is how long one request may
+    take before its connection counts as broken; the client gives requests for rows 120 seconds at least.
     """
 
     sources: dict[str, str] = {}
@@ -78,6 +77,7 @@ class BigQuerySource(BigQueryResource):
     emulator_storage: str | None = None
     retry_initial_seconds: float = 1.0
     retry_timeout_seconds: float = 120.0
+    request_timeout_seconds: float = 120.0
 
     @property
     def retry(self) -> Retry:
@@ -170,7 +170,8 @@ class BigQueryStream:
         """The job with its result. One that does not get so far, whatever the reason, is cancelled."""
         if self._done is not None:
             return client.get_job(self._done.job_id, location=self._done.location, retry=self.source.retry)
-        timeout = self.spec.timeout.total_seconds()
+        retry, timeout = self.source.retry, self.spec.timeout.total_seconds()
+        at_once = min(timeout, self.source.request_timeout_seconds)
         config = bigquery.QueryJobConfig(
             query_parameters=[
                 bigquery.ScalarQueryParameter("start", "DATE", self.window.start),
@@ -181,16 +182,12 @@ class BigQueryStream:
             job_timeout_ms=int(timeout * 1000),
         )
         # A failed job is retried below; here, a retry of jobs would only multiply that of requests.
-        job = client.query(self.sql(), job_config=config, retry=self.source.retry, job_retry=None, timeout=REQUEST_SECONDS)
+        job = client.query(self.sql(), job_config=config, retry=retry, job_retry=None, timeout=at_once)
         try:
             # One wait is no longer than a request may take, or a connection that died would be noticed at the very end.
-            for _ in range(ceil(timeout / REQUEST_SECONDS)):
+            for _ in range(ceil(timeout / at_once)):
                 with suppress(TimeoutError):
-                    job.result(
-                        retry=self.source.retry,
-                        job_retry=self.source.job_retry(timeout),
-                        timeout=min(timeout, REQUEST_SECONDS),
-                    )
+                    job.result(retry=retry, job_retry=self.source.job_retry(timeout), timeout=at_once)
                     return job
             raise TimeoutError(f"no result after {self.spec.timeout}")
         except BaseException:
@@ -206,7 +203,7 @@ class BigQueryStream:
         batches = self._storage_batches(rows, stack) if rows.total_rows > self.spec.batch_rows else None
         transport: Transport = "rest" if batches is None else "storage"
         if batches is None:
-            pages = job.result(page_size=self.spec.batch_rows, retry=self.source.retry, timeout=REQUEST_SECONDS)
+            pages = job.result(page_size=self.spec.batch_rows, retry=self.source.retry, timeout=self.source.request_timeout_seconds)
             batches = pages.to_arrow_iterable()
         log.info("%s %s: %d rows over %s", self.spec.name, self.window, rows.total_rows, transport)
         return self._counted(batches, rows.total_rows), transport
@@ -293,7 +290,7 @@ def naming_credentials() -> Iterator[None]:
         yield
     except DefaultCredentialsError as error:
         raise SourceError(f"BigQuery: no usable credentials; {fix}. {one_line(error)}") from None
-    except (ValueError, GoogleAuthError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, GoogleAuthError) as error:
         raise SourceError(f"BigQuery: the credentials are malformed ({type(error).__name__}); {fix}") from None
     except DagsterInvalidDefinitionError:
         raise SourceError("BigQuery: both gcp_credentials and GOOGLE_APPLICATION_CREDENTIALS are set; keep one of them") from None

@@ -15,7 +15,7 @@ from google.cloud import bigquery
 
 from pulso_etl.errors import PlanError
 from pulso_etl.refresh import DayRange
-from pulso_etl.source.bigquery import REQUEST_SECONDS, BigQuerySource, raising_source_errors
+from pulso_etl.source.bigquery import BigQuerySource, raising_source_errors
 from pulso_etl.tables.spec import TableSpec
 
 MARGIN = timedelta(minutes=10)
@@ -35,7 +35,10 @@ def changed_days(source: BigQuerySource, spec: TableSpec, window: DayRange, sinc
         raise PlanError(f"{spec.name}: the time of the last load has no zone")
     since -= MARGIN
     with raising_source_errors(spec, window), source.get_client() as client:
-        tables = [client.get_table(name, retry=source.retry, timeout=REQUEST_SECONDS) for name in source.tables(spec).values()]
+        tables = [
+            client.get_table(name, retry=source.retry, timeout=source.request_timeout_seconds)
+            for name in source.tables(spec).values()
+        ]
         if not all(is_telling(table) for table in tables):
             return None
         changed = [table for table in tables if table.modified >= since]
@@ -75,9 +78,14 @@ def modified_days(modified: Mapping[str | None, datetime], since: datetime) -> s
         return None
     try:
         # Rows without a date are in no window.
-        return {date.fromisoformat(partition or "") for partition in changed - {NO_DATE}}
+        return {_day(partition or "") for partition in changed - {NO_DATE}}
     except ValueError:
         return None
+
+
+def _day(partition: str) -> date:
+    # With hyphens: without, a month or an hour would be read as a day, too.
+    return date.fromisoformat(f"{partition[:4]}-{partition[4:6]}-{partition[6:]}")
 
 
 def _partition_times(client: bigquery.Client, source: BigQuerySource, table: bigquery.Table) -> dict[str | None, datetime]:
@@ -90,8 +98,8 @@ def _partition_times(client: bigquery.Client, source: BigQuerySource, table: big
             maximum_bytes_billed=source.maximum_bytes_billed,
         ),
         retry=source.retry,
-        job_retry=source.job_retry(REQUEST_SECONDS),
-        api_timeout=REQUEST_SECONDS,
-        wait_timeout=REQUEST_SECONDS,
+        job_retry=source.job_retry(source.retry_timeout_seconds),
+        api_timeout=source.request_timeout_seconds,
+        wait_timeout=source.request_timeout_seconds,
     )
     return {row.partition_id: row.last_modified_time for row in rows}

@@ -134,12 +134,16 @@ class StorageServer:
                     return broken
             return None
 
+    def die(self) -> None:
+        """Stops listening, and drops every call."""
+        self._server.stop(None).wait()
+
     def __enter__(self) -> StorageServer:
         self._server.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._server.stop(None).wait()
+        self.die()
 
 
 def _schema(schema: pa.Schema) -> types.ArrowSchema:

@@ -19,6 +19,7 @@ from pulso_etl.tables.spec import TableSpec
 from pulso_etl_tests.faulty_proxy import (
     Fault,
     FaultyProxy,
+    delayed,
     edited,
     error,
     job_failed,
@@ -209,6 +210,26 @@ def test_a_query_that_hangs_is_cancelled_at_the_table_s_time_out(source: BigQuer
     assert time.monotonic() - began < 3
     (cancelled,) = bigquery_proxy.seen(CANCEL)
     assert bigquery_proxy.seen(INSERT)[0].json["jobReference"]["jobId"] in cancelled.line
+
+
+def test_a_query_may_take_longer_than_a_request(make_source: MakeSource, bigquery_proxy: FaultyProxy) -> None:
+    done_at = time.monotonic() + 1
+    bigquery_proxy.inject(
+        f"{INSERT}|^GET ", edited(lambda body: job_running(body) if time.monotonic() < done_at else None), times=None
+    )
+    assert len(read(make_source(emulator_host=bigquery_proxy.url, request_timeout_seconds=0.2))) == ROWS
+    assert time.monotonic() >= done_at
+    assert not bigquery_proxy.seen(CANCEL)
+
+
+def test_a_connection_that_falls_silent_is_given_up_and_the_request_sent_again(
+    make_source: MakeSource, bigquery_proxy: FaultyProxy
+) -> None:
+    bigquery_proxy.inject(INSERT, edited(job_running))
+    bigquery_proxy.inject(r"^GET \S+/jobs/", delayed(4))
+    began = time.monotonic()
+    assert len(read(make_source(emulator_host=bigquery_proxy.url, request_timeout_seconds=0.2))) == ROWS
+    assert time.monotonic() - began < 3
 
 
 def test_an_interrupt_while_the_query_runs_cancels_it(source: BigQuerySource, bigquery_proxy: FaultyProxy) -> None:

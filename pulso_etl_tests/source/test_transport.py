@@ -157,6 +157,16 @@ def test_a_stream_that_falls_silent_ends_at_the_table_s_time_out(make_source: Ma
     assert eventually(lambda: nothing_is_left(storage))
 
 
+def test_a_server_that_dies_in_the_middle_is_retryable(make_source: MakeSource, storage: StorageServer) -> None:
+    storage.breaks = [Break(None, after=100), Break(None, after=100, stream=1)]
+    with make_source(emulator_storage=storage.address).stream(SPEC, WINDOW, "run-1").open() as reader:
+        reader.read_next_batch()
+        storage.die()
+        with pytest.raises(SourceUnavailable, match="is failing for now"):
+            reader.read_all()
+    assert eventually(lambda: nothing_is_left(storage))
+
+
 def test_a_load_that_fails_in_the_middle_ends_the_download_at_once(make_source: MakeSource, storage: StorageServer) -> None:
     storage.breaks = [Break(None, after=100), Break(None, after=0, stream=1)]
     began = time.monotonic()
