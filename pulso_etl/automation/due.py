@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, time, timedelta
 
 from pulso_etl.destination.watermarks import Attempt
-from pulso_etl.refresh import DayRange, Mode, Watermark, plan_refresh
+from pulso_etl.refresh import LIMA, DayRange, Mode, Watermark, lima_day, plan_refresh
 from pulso_etl.tables.spec import TableSpec
 
 
@@ -42,13 +42,27 @@ class BackOff:
 class Decision:
     """What to do about a table: `window` to refresh, or None; `reason` for people.
 
-    `slot` names the due refresh: it changes when, and only when, a run of the table has ended.
+    `slot` names the due refresh: it changes when, and only when, a run of the table has ended. `failures` are the failed runs that
+    no later one has made good.
     """
 
     table: str
     window: DayRange | None
     reason: str
     slot: str = ""
+    failures: Sequence[Attempt] = ()
+
+
+def is_stale(spec: TableSpec, watermark: Watermark | None, now: datetime) -> bool:
+    """Whether the table's rows are too old to be shown: its last success is twice its refresh frequency old, or the newest
+    partition is not today's (yesterday's will do until the new day is that old too). A load of older days changes nothing of that.
+    """
+    if watermark is None or watermark.last_extracted_at is None or watermark.last_partition is None:
+        return True
+    today = lima_day(now)
+    since_midnight = now - datetime.combine(today, time(), LIMA)
+    newest = today if since_midnight > 2 * spec.refresh_every else today - timedelta(days=1)
+    return now - watermark.last_extracted_at > 2 * spec.refresh_every or watermark.last_partition < newest
 
 
 def failed_runs(attempts: Iterable[Attempt], window: DayRange) -> list[Attempt]:
@@ -69,27 +83,30 @@ def decide(
 ) -> Decision:
     """Whether the table is due at `now`: its last success is too old, or days of its trailing range failed; and nothing speaks
     against it: a run under way, or the wait after failures."""
-    if standing.in_flight is not None:
-        return Decision(spec.name, None, f"run {standing.in_flight} is under way")
-
     plan, trailing = (
         plan_refresh(spec, standing.watermark, Mode.INCREMENTAL, now, first_day=first_day, initial_days=initial_days, force=force)
         for force in (False, True)
     )
     assert trailing.window is not None
     failures = failed_runs(standing.attempts, trailing.window)
+
+    def wait(reason: str) -> Decision:
+        return Decision(spec.name, None, reason, failures=failures)
+
+    if standing.in_flight is not None:
+        return wait(f"run {standing.in_flight} is under way")
     if plan.window is None and not failures:
-        return Decision(spec.name, None, plan.reason)
+        return wait(plan.reason)
     reason = trailing.reason
     if failures:
         until = failures[-1].finished_at + back_off.wait(len(failures), spec.refresh_every)
         if now < until:
-            return Decision(spec.name, None, f"waits until {until:%Y-%m-%d %H:%M:%S %Z} after {len(failures)} failed run(s)")
+            return wait(f"waits until {until:%Y-%m-%d %H:%M:%S %Z} after {len(failures)} failed run(s)")
         reason = f"{reason}; retry after {len(failures)} failed run(s)"
     since = standing.watermark.last_extracted_at if standing.watermark else None
     last = max(standing.attempts, key=lambda attempt: attempt.finished_at, default=None)
     slot = f"{since.isoformat() if since else 'never'}/{last.run_id if last else 'none'}"
-    return Decision(spec.name, trailing.window, reason, slot)
+    return Decision(spec.name, trailing.window, reason, slot, failures)
 
 
 def loaded_days(window: DayRange, attempts: Iterable[Attempt], now: datetime, recheck_every: timedelta) -> dict[date, datetime]:

@@ -9,9 +9,12 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 import psycopg
+from dagster._core.storage.asset_check_execution_record import COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES
 from dagster._core.storage.dagster_run import FINISHED_STATUSES, IN_PROGRESS_RUN_STATUSES, RunRecord
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
+from pulso_etl.alerts.service import Alerts, Flushed
+from pulso_etl.automation.alerting import CheckOutcome, events
 from pulso_etl.automation.due import BackOff, Decision, Standing, changed_days, contiguous, decide, loaded_days
 from pulso_etl.automation.jobs import job_tables, table_job
 from pulso_etl.automation.recovery import recover
@@ -68,11 +71,18 @@ class Automation:
     """The sensors of one deployment."""
 
     def __init__(
-        self, settings: Settings, tables: Mapping[str, TableSpec], jobs: Sequence[dg.UnresolvedAssetJobDefinition]
+        self,
+        settings: Settings,
+        tables: Mapping[str, TableSpec],
+        jobs: Sequence[dg.UnresolvedAssetJobDefinition],
+        checks: Sequence[dg.AssetCheckKey] = (),
     ) -> None:
+        """`jobs` are the tables' own, `checks` those whose failures are worth an alert."""
         self.settings = settings
         self.tables = tables
         self.jobs = jobs
+        self.checks = checks
+        self.alerts = Alerts(settings)
         self.marks = Watermarks(settings.database_schema)
         self.back_off = BackOff(
             base=timedelta(seconds=settings.retry_wait_seconds),
@@ -99,7 +109,7 @@ class Automation:
 
     def sensors(self) -> list[dg.SensorDefinition]:
         """Every sensor, on by default."""
-        return [self.refresh_sensor(), self.recovery_sensor()]
+        return [self.refresh_sensor(), self.recovery_sensor(), self.alert_sensor()]
 
     def refresh_sensor(self) -> dg.SensorDefinition:
         """Asks for a run of each table that is due."""
@@ -129,15 +139,7 @@ class Automation:
         with self.connect() as conn:
             found = standings(instance, self.marks.read(conn, now - MEMORY), self.tables, now)
             for table, standing in found.items():
-                spec = self.tables[table]
-                decision = decide(
-                    spec,
-                    standing,
-                    now,
-                    first_day=self.settings.partitions_start,
-                    initial_days=self.settings.initial_window_days,
-                    back_off=self.back_off,
-                )
+                spec, decision = self.tables[table], self.decide(table, standing, now)
                 if decision.window is None:
                     reasons.append(f"{table}: {decision.reason}")
                     continue
@@ -152,6 +154,17 @@ class Automation:
                     for window in ranges
                 ]
         return requests, reasons
+
+    def decide(self, table: str, standing: Standing, now: datetime) -> Decision:
+        """Whether the table is due, by this deployment's settings."""
+        return decide(
+            self.tables[table],
+            standing,
+            now,
+            first_day=self.settings.partitions_start,
+            initial_days=self.settings.initial_window_days,
+            back_off=self.back_off,
+        )
 
     def _ranges(
         self, source: BigQuerySource, spec: TableSpec, standing: Standing, decision: Decision, now: datetime
@@ -204,3 +217,61 @@ class Automation:
             return dg.SkipReason("; ".join(told) or "no attempt is stale")
 
         return recovery
+
+    def alert_sensor(self) -> dg.SensorDefinition:
+        """Tells of failed runs, stale tables, failed checks, the limit of recoveries and the budget."""
+
+        @dg.sensor(
+            name="alert_sensor",
+            minimum_interval_seconds=self.settings.sensor_interval_seconds,
+            default_status=dg.DefaultSensorStatus.RUNNING,
+            description="Sends what went wrong since the last look, and what is well again, to the channels of ALERT_URLS.",
+        )
+        def alert(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+            now = datetime.now(UTC)
+            flushed = self.tell(context.instance, now, datetime.fromisoformat(context.cursor) if context.cursor else now - MEMORY)
+            if flushed.stored:
+                context.update_cursor(now.isoformat())
+            failed = [f"{delivery.channel}: {delivery.text}" for delivery in flushed.deliveries if not delivery.ok]
+            return dg.SkipReason("; ".join([f"{flushed.due} message(s) due", *failed]))
+
+        return alert
+
+    def tell(self, instance: dg.DagsterInstance, now: datetime, since: datetime) -> Flushed:
+        """Sends the alerts that the state at `now` and what happened after `since` call for."""
+        try:
+            with self.connect() as conn:
+                found = standings(instance, self.marks.read(conn, now - MEMORY), self.tables, now)
+            happened = list(
+                events(
+                    self.tables,
+                    found,
+                    {table: self.decide(table, standing, now).failures for table, standing in found.items()},
+                    check_outcomes(instance, self.checks),
+                    self.budget(),
+                    since=since,
+                    now=now,
+                    retry_limit=self.settings.retry_limit,
+                )
+            )
+        except psycopg.Error:
+            # The flush meets the same, and tells of it.
+            happened = []
+        return self.alerts.flush(now, happened)
+
+
+def check_outcomes(instance: dg.DagsterInstance, keys: Sequence[dg.AssetCheckKey]) -> Iterator[CheckOutcome]:
+    """The last evaluation of each check that is not under way."""
+    records = instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
+    for key, record in records.items():
+        if record.status in COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES and record.event is not None:
+            assert record.event.dagster_event is not None
+            evaluation = record.event.dagster_event.asset_check_evaluation_data
+            yield CheckOutcome(
+                key.asset_key.to_user_string(),
+                key.name,
+                evaluation.passed,
+                datetime.fromtimestamp(record.event.timestamp, UTC),
+                record.run_id or None,
+                evaluation.description or "",
+            )

@@ -143,6 +143,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
     ) -> None:
         message = str(error) if isinstance(error, Exception) else "interrupted: the run or its process was told to end"
         # The session that holds the lock, where it is still of use: the next writer would take the attempt for abandoned.
+        metadata = metadata | {"error_class": type(error).__name__}
         usable = conn.info.transaction_status is TransactionStatus.IDLE
         try:
             with nullcontext(conn) if usable else self.connect(context.run_id) as recorder, recorder.transaction():
@@ -224,5 +225,6 @@ def _details(result: LoadResult, metadata: dict[str, Any]) -> dict[str, Any]:
         **result.total.as_dict(),
         **metadata,
         "load_plan": result.plan,
+        "new_columns": result.new_columns,
         **{f"seconds_{stage}": seconds for stage, seconds in result.seconds.items()},
     }

@@ -6,7 +6,8 @@ of it is ever changed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from itertools import groupby
 from typing import Any
@@ -79,13 +80,18 @@ class Extraction:
 
 @dataclass(frozen=True)
 class Attempt:
-    """An attempt that is over: what it loaded, whether that went well, and when (with zone) it began and ended."""
+    """An attempt that is over: what it loaded, whether that went well, and when (with zone) it began and ended.
+
+    `error` is the reason of a failure, `metadata` what the load told of itself; of a failure also the error's class.
+    """
 
     run_id: str
     window: DayRange
     succeeded: bool
     started_at: datetime
     finished_at: datetime
+    error: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -236,7 +242,8 @@ class Watermarks:
             sql.SQL(
                 "SELECT w.table_name, last_extracted_at, last_partition, last_extraction_status, w.records_extracted, "
                 "w.extraction_duration_seconds, w.error_message, w.extraction_id, recovery_attempts, w.metadata, w.updated_at, "
-                "e.extraction_id, partition_start, partition_end, status = 'success', started_at, finished_at "
+                "e.extraction_id, partition_start, partition_end, status = 'success', started_at, finished_at, "
+                "e.error_message, e.metadata "
                 "FROM {} w LEFT JOIN {} e ON e.table_name = w.table_name AND e.finished_at > %s ORDER BY w.table_name, e.id"
             ).format(self.table, self.history),
             (since or datetime.max.replace(tzinfo=UTC),),

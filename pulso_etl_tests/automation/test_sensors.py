@@ -157,7 +157,7 @@ def test_a_run_that_died_before_it_could_write_counts_as_failed(deployment: Depl
     instance, tags = deployment.instance, dict(request.tags)
     assert request.job_name is not None
     job = deployment.defs.resolve_job_def(request.job_name)
-    run = instance.create_run_for_job(job, tags=tags, status=dg.DagsterRunStatus.QUEUED)
+    run = instance.create_run_for_job(job, tags=tags, status=dg.DagsterRunStatus.STARTED)
     assert "is under way" in deployment.tick(now)[1]
     instance.report_run_failed(run)
     assert "dashboard_data: waits until" in deployment.tick(datetime.now(UTC))[1]
@@ -165,7 +165,7 @@ def test_a_run_that_died_before_it_could_write_counts_as_failed(deployment: Depl
 
 def test_a_run_under_way_of_all_tables_holds_each_back(deployment: Deployment) -> None:
     job = deployment.defs.resolve_job_def("refresh_all")
-    deployment.instance.create_run_for_job(job, status=dg.DagsterRunStatus.QUEUED)
+    deployment.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
     requests, why = deployment.tick(datetime.now(UTC))
     assert requests == []
     assert why.count("is under way") == 2

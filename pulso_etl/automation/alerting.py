@@ -1,0 +1,81 @@
+"""What of a deployment's state is worth an alert: a pure function from the state at one instant to the events of `alerts`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from pulso_etl.alerts.incidents import Cause, Event, Failed, Recovered, failure_cause, succeeded
+from pulso_etl.automation.due import Standing, is_stale
+from pulso_etl.budget import ALERT_SHARE, Budget
+from pulso_etl.destination.watermarks import Attempt
+from pulso_etl.tables.spec import TableSpec
+
+
+@dataclass(frozen=True)
+class CheckOutcome:
+    """The last evaluation of an asset check, at an instant with zone."""
+
+    table: str
+    name: str
+    passed: bool
+    at: datetime
+    run_id: str | None
+    description: str
+
+
+def events(
+    tables: Mapping[str, TableSpec],
+    found: Mapping[str, Standing],
+    failures: Mapping[str, Sequence[Attempt]],
+    checks: Iterable[CheckOutcome],
+    budget: Budget,
+    *,
+    since: datetime,
+    now: datetime,
+    retry_limit: int,
+) -> Iterator[Event]:
+    """What happened after `since`, and what is wrong or well again at `now`.
+
+    `failures` are each table's failed runs that no later one has made good.
+    """
+    for table, spec in tables.items():
+        standing = found[table]
+        for attempt in sorted(standing.attempts, key=lambda attempt: attempt.finished_at):
+            if attempt.finished_at > since:
+                yield from _ended(spec, attempt)
+        # A table that was never loaded is told of by its failed runs.
+        if standing.watermark is not None and standing.watermark.last_extracted_at is not None:
+            detail = f"última carga: {standing.watermark.last_partition}"
+            yield _state(is_stale(spec, standing.watermark, now), Cause.STALE, table, now, detail)
+        if len(outstanding := failures[table]) >= retry_limit:
+            last = outstanding[-1]
+            yield Failed(Cause.RECOVERY_LIMIT, table, now, window=last.window, run_id=last.run_id, detail=last.error or "")
+    for check in checks:
+        if check.passed:
+            yield Recovered({Cause.CHECK}, check.table, check.at, check.name)
+        else:
+            yield Failed(Cause.CHECK, check.table, check.at, check.name, run_id=check.run_id, detail=check.description)
+    yield _state(budget.is_spent, Cause.BUDGET_100, "", now, str(budget))
+    yield _state(budget.share >= ALERT_SHARE and not budget.is_spent, Cause.BUDGET_80, "", now, str(budget))
+
+
+def _ended(spec: TableSpec, attempt: Attempt) -> Iterator[Event]:
+    if not attempt.succeeded:
+        cause = failure_cause([str(attempt.metadata.get("error_class", ""))])
+        yield Failed(
+            cause, spec.name, attempt.finished_at, window=attempt.window, run_id=attempt.run_id, detail=attempt.error or ""
+        )
+        return
+    yield succeeded(spec.name, attempt.finished_at)
+    new_columns = attempt.metadata.get("new_columns") or []
+    detail = f"columnas nuevas: {', '.join(map(str, new_columns))}"
+    yield _state(bool(new_columns), Cause.DRIFT, spec.name, attempt.finished_at, detail, attempt)
+
+
+def _state(wrong: bool, cause: Cause, table: str, at: datetime, detail: str, attempt: Attempt | None = None) -> Event:
+    if not wrong:
+        return Recovered({cause}, table, at)
+    window, run_id = (attempt.window, attempt.run_id) if attempt else (None, None)
+    return Failed(cause, table, at, window=window, run_id=run_id, detail=detail)
