@@ -83,6 +83,8 @@ class Settings(BaseSettings):
     """Failed runs in a row from which a table raises an alert and is retried at its ordinary rhythm only."""
     change_aware: bool = True
     """Whether the refresh sensor leaves out partitions that the source says have not changed since they were loaded."""
+    change_margin_seconds: Annotated[int, Field(ge=0)] = 600
+    """How far BigQuery's clock and ours may be apart: a change counts from that long before a load began."""
     alert_urls: SecretStr = SecretStr("")
     """Where alerts go: Apprise URLs with commas or white space between them; none, and alerts are kept in PostgreSQL only."""
     alert_gather_seconds: Annotated[int, Field(ge=0)] = 60

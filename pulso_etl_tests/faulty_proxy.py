@@ -16,8 +16,9 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -223,3 +224,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
+
+
+def set_partition_times(proxy: FaultyProxy, times: Mapping[str, datetime]) -> None:
+    """The emulator keeps no time of its own for a partition: it gives the table's."""
+
+    def change(result: Any) -> None:
+        result["rows"] = [{"f": [{"v": partition}, {"v": str(int(at.timestamp() * 1_000_000))}]} for partition, at in times.items()]
+        result["totalRows"] = str(len(times))
+
+    proxy.inject(r"^POST \S+/(queries|jobs)\b", edited(change))
+
+
+def set_modified(proxy: FaultyProxy, table: str, at: datetime) -> None:
+    proxy.inject(rf"^GET \S+/tables/{table}\?", edited(lambda body: body | {"lastModifiedTime": str(int(at.timestamp() * 1000))}))

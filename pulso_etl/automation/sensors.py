@@ -174,17 +174,18 @@ class Automation:
         assert window is not None
         if not self.settings.change_aware:
             return [window], "the whole window: the look at changes is turned off"
+        margin = timedelta(seconds=self.settings.change_margin_seconds)
         loaded = loaded_days(window, standing.attempts, now, RECHECK_EVERY)
         if not loaded:
             return [window], "the whole window: nothing of it was loaded in the last day"
         try:
-            modified = source_changes.changed_days(source, spec, window, min(loaded.values()))
+            modified = source_changes.changed_days(source, spec, window, min(loaded.values()) - margin)
         except PulsoError as error:
             # The look at changes only saves work; the run itself will tell what is wrong with the source.
             return [window], f"the whole window: the source does not tell its changes ({error})"
         if modified is None:
             return [window], "the whole window: the source gives no signal of changes"
-        days = changed_days(window, loaded, dict.fromkeys(modified, now), source_changes.MARGIN)
+        days = changed_days(window, loaded, modified, margin)
         return contiguous(days), f"{len(days)} of {window.days} partitions to read, {window.days - len(days)} verified"
 
     def _verified(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 
 from google.cloud import bigquery
 
@@ -18,22 +18,19 @@ from pulso_etl.refresh import DayRange
 from pulso_etl.source.bigquery import BigQuerySource, raising_source_errors
 from pulso_etl.tables.spec import TableSpec
 
-MARGIN = timedelta(minutes=10)
-"""How far BigQuery's clock and ours may be apart; a change is looked for from that much earlier on."""
 STREAMING_BUFFER = "__UNPARTITIONED__"
 NO_DATE = "__NULL__"
 
 
-def changed_days(source: BigQuerySource, spec: TableSpec, window: DayRange, since: datetime) -> set[date] | None:
-    """The days of the window whose source rows may have changed since the *start* of the last load that covered it.
+def changed_days(source: BigQuerySource, spec: TableSpec, window: DayRange, since: datetime) -> dict[date, datetime] | None:
+    """The days of the window whose source rows may have changed since an instant (with zone), each with its last change.
 
-    An empty set: nothing changed. None: no signal, every day may have changed (a view, a table that is not partitioned by the day
+    Empty: nothing changed. None: no signal, every day may have changed (a view, a table that is not partitioned by the day
     that the query filters on, rows in a streaming buffer, rows that were deleted). Raises the errors of `BigQueryStream.open`, and
     PlanError for a `since` without zone.
     """
     if since.tzinfo is None:
         raise PlanError(f"{spec.name}: the time of the last load has no zone")
-    since -= MARGIN
     with raising_source_errors(spec, window), source.get_client() as client:
         tables = [
             client.get_table(name, retry=source.retry, timeout=source.request_timeout_seconds)
@@ -44,13 +41,13 @@ def changed_days(source: BigQuerySource, spec: TableSpec, window: DayRange, sinc
         changed = [table for table in tables if table.modified >= since]
         if not all(is_daily(table, spec) for table in changed):
             return None
-        days: set[date] = set()
+        days: dict[date, datetime] = {}
         for table in changed:
             modified = modified_days(_partition_times(client, source, table), since)
             if modified is None:
                 return None
-            days |= modified
-    return {day for day in days if day in window}
+            days |= {day: max(at, days.get(day, at)) for day, at in modified.items() if day in window}
+    return days
 
 
 def is_telling(table: bigquery.Table) -> bool:
@@ -68,17 +65,17 @@ def is_daily(table: bigquery.Table, spec: TableSpec) -> bool:
     return is_date and filters is not None
 
 
-def modified_days(modified: Mapping[str | None, datetime], since: datetime) -> set[date] | None:
-    """The days of a changed table's partitions that changed since, of the last change by partition id.
+def modified_days(modified: Mapping[str | None, datetime], since: datetime) -> dict[date, datetime] | None:
+    """The days of a changed table's partitions that changed since, each with its last change, of the last change by partition id.
 
     None where the partitions do not account for the change.
     """
-    changed = {partition for partition, at in modified.items() if at >= since}
+    changed = {partition: at for partition, at in modified.items() if at >= since}
     if STREAMING_BUFFER in modified or not changed:
         return None
     try:
         # Rows without a date are in no window.
-        return {_day(partition or "") for partition in changed - {NO_DATE}}
+        return {_day(partition or ""): at for partition, at in changed.items() if partition != NO_DATE}
     except ValueError:
         return None
 

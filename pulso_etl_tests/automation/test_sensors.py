@@ -14,14 +14,15 @@ from pulso_etl.automation.sensors import Automation
 from pulso_etl.definitions import build_defs, build_resources
 from pulso_etl.destination.watermarks import Watermarks
 from pulso_etl.local.emulator import BigQueryEmulator
-from pulso_etl.local.sample_data import SampleData
 from pulso_etl.refresh import lima_day
 from pulso_etl.settings import Settings
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.conftest import seed
+from pulso_etl_tests.faulty_proxy import FaultyProxy, edited, set_modified, set_partition_times
 
-SOME = {name: TABLES[name] for name in ("dashboard_data", "operation_data")}
-HOUR = timedelta(hours=1)
+DUE = timedelta(minutes=10)
+SOME = {name: TABLES[name].model_copy(update={"refresh_every": DUE}) for name in ("dashboard_data", "operation_data")}
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -50,9 +51,26 @@ class Deployment:
 
 
 @pytest.fixture
-def deployment(settings: Settings, schema: str, emulator: BigQueryEmulator, instance: dg.DagsterInstance) -> Deployment:
+def deployment(
+    settings: Settings, schema: str, emulator: BigQueryEmulator, bigquery_proxy: FaultyProxy, instance: dg.DagsterInstance
+) -> Deployment:
     seed(settings, emulator)
-    return Deployment(settings.model_copy(update={"database_schema": schema, "initial_window_days": 10}), instance)
+    changed = {
+        "database_schema": schema,
+        "initial_window_days": 10,
+        "change_margin_seconds": 0,
+        "bigquery_emulator_host": bigquery_proxy.url,
+    }
+    return Deployment(settings.model_copy(update=changed), instance)
+
+
+@pytest.fixture
+def now() -> datetime:
+    """An instant whose day lasts until the tables are due again."""
+    instant = datetime.now(UTC)
+    if lima_day(instant) != lima_day(instant + 3 * DUE):
+        pytest.skip("midnight in America/Lima is near")
+    return instant
 
 
 def ranges(requests: list[dg.RunRequest]) -> list[tuple[str, str, str]]:
@@ -82,11 +100,10 @@ def test_due_tables_are_asked_for_once_and_then_are_fresh(deployment: Deployment
     assert {state.last_partition for state in states.values()} == {today}
 
 
-def test_nothing_changed_is_verified_without_a_run(deployment: Deployment, conn: psycopg.Connection) -> None:
-    now = datetime.now(UTC)
+def test_nothing_changed_is_verified_without_a_run(deployment: Deployment, conn: psycopg.Connection, now: datetime) -> None:
     for request in deployment.tick(now)[0]:
         assert deployment.run(request)
-    later = now + 3 * HOUR
+    later = now + 2 * DUE
     requests, why = deployment.tick(later)
     assert requests == []
     assert "operation_data: lookback of 2 days" in why
@@ -97,42 +114,61 @@ def test_nothing_changed_is_verified_without_a_run(deployment: Deployment, conn:
     assert event is not None
     assert event.asset_materialization is not None
     assert event.asset_materialization.metadata["partitions_verified"].value == 2
-    assert "fresh" in deployment.tick(later + HOUR)[1]
+    assert "fresh" in deployment.tick(later + timedelta(minutes=1))[1]
 
 
-def test_only_changed_days_are_read_again(deployment: Deployment, emulator: BigQueryEmulator, conn: psycopg.Connection) -> None:
-    now = datetime.now(UTC)
+def test_only_changed_days_are_read_again(deployment: Deployment, bigquery_proxy: FaultyProxy, now: datetime) -> None:
     for request in deployment.tick(now)[0]:
         assert deployment.run(request)
-    day = lima_day(now) - timedelta(days=3)
-    table = deployment.settings.sources()["dashboard_cobranzas"]
-    emulator.client().query(f"UPDATE `{table}` SET cuentas = cuentas + 1 WHERE fecha_foto = '{day}'").result()
-    requests, why = deployment.tick(now + 7 * HOUR)
-    assert ranges(requests) == [("dashboard_data", str(day), str(day))]
-    assert "1 of 7 partitions to read, 6 verified" in why
-    assert deployment.run(requests[0])
-    # The older day is loaded; the range up to today is verified, and only that moves the watermark.
-    assert deployment.tick(now + 7 * HOUR)[0] == []
-    assert "fresh" in deployment.tick(now + 8 * HOUR)[1]
+    later, today = now + 2 * DUE, lima_day(now)
+    changed = [today - timedelta(days=back) for back in (5, 4, 2)]
+    set_modified(bigquery_proxy, r"\w+_dashboard_cobranzas", later)
+    set_partition_times(
+        bigquery_proxy, {f"{today:%Y%m%d}": LONG_AGO, "20200101": later} | {f"{day:%Y%m%d}": later for day in changed}
+    )
+    requests, why = deployment.tick(later)
+    assert ranges(requests) == [
+        ("dashboard_data", str(changed[0]), str(changed[1])),
+        ("dashboard_data", str(changed[2]), str(changed[2])),
+    ]
+    assert len({request.run_key for request in requests}) == 2
+    assert "3 of 7 partitions to read, 4 verified" in why
+    assert "operation_data: lookback of 2 days" in why
+    for request in requests:
+        assert deployment.run(request)
+    # The older days are loaded; the range up to today is verified now, and only that moves the watermark.
+    assert deployment.tick(later)[0] == []
+    assert "dashboard_data: fresh" in deployment.tick(later + timedelta(minutes=1))[1]
 
 
-def test_a_day_old_load_is_read_again_whatever_the_source_says(deployment: Deployment) -> None:
-    now = datetime.now(UTC)
+def test_a_source_that_gives_no_signal_has_its_whole_window_read(
+    deployment: Deployment, bigquery_proxy: FaultyProxy, now: datetime
+) -> None:
     for request in deployment.tick(now)[0]:
         assert deployment.run(request)
-    requests, why = deployment.tick(now + 25 * HOUR)
+    bigquery_proxy.inject(r"^GET \S+/tables/\w+_dashboard_cobranzas\?", edited(lambda table: table | {"type": "VIEW"}))
+    requests, why = deployment.tick(now + 2 * DUE)
+    today = lima_day(now)
+    assert ranges(requests) == [("dashboard_data", str(today - timedelta(days=6)), str(today))]
+    assert "no signal" in why
+
+
+def test_a_day_old_load_is_read_again_whatever_the_source_says(deployment: Deployment, now: datetime) -> None:
+    for request in deployment.tick(now)[0]:
+        assert deployment.run(request)
+    requests, why = deployment.tick(now + timedelta(hours=25))
     assert len(requests) == 2
     assert "nothing of it was loaded in the last day" in why
 
 
-def test_with_the_look_at_changes_turned_off_the_whole_window_is_read(deployment: Deployment) -> None:
-    now = datetime.now(UTC)
+def test_with_the_look_at_changes_turned_off_the_whole_window_is_read(deployment: Deployment, now: datetime) -> None:
     for request in deployment.tick(now)[0]:
         assert deployment.run(request)
     deployment.automation.settings = deployment.settings.model_copy(update={"change_aware": False})
-    today = lima_day(now + 7 * HOUR)
-    assert ("dashboard_data", str(today - timedelta(days=6)), str(today)) in [
-        (name, max(start, str(today - timedelta(days=6))), end) for name, start, end in ranges(deployment.tick(now + 7 * HOUR)[0])
+    today = lima_day(now)
+    assert ranges(deployment.tick(now + 2 * DUE)[0]) == [
+        ("dashboard_data", str(today - timedelta(days=6)), str(today)),
+        ("operation_data", str(today - timedelta(days=1)), str(today)),
     ]
 
 
@@ -178,10 +214,4 @@ def test_a_spent_budget_stops_every_table_and_says_so(deployment: Deployment, co
     history = f"{deployment.settings.database_schema}.etl_extractions"
     conn.execute(f"UPDATE {history} SET metadata = metadata || '{{\"bytes_billed\": 100}}'")
     deployment.automation.settings = deployment.settings.model_copy(update={"bigquery_daily_budget_bytes": 200})
-    assert "budget is spent" in deployment.tick(now + 7 * HOUR)[1]
-
-
-def test_sample_data_of_the_last_days_is_what_the_tests_take_it_for(settings: Settings) -> None:
-    today = lima_day(datetime.now(UTC))
-    names = SampleData(settings.sources(), today, days=1).tables()["dashboard_cobranzas"].column("fecha_foto").to_pylist()
-    assert set(names) == {today}
+    assert "budget is spent" in deployment.tick(now + 2 * DUE)[1]
