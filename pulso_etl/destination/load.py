@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import date
@@ -216,16 +217,25 @@ def _copy(
     """Sends every batch, checked, as COPY BINARY; returns the rows of each day."""
     encoder = ArrowToPostgresBinaryEncoder(wire)
     rows: Counter[date] = Counter()
-    with conn.cursor() as cursor, cursor.copy(statements.copy(into)) as copy:
-        copy.write(encoder.write_header())
+
+    def encoded() -> Iterator[bytes]:
+        yield encoder.write_header()
         for batch in reader:
             if not batch.num_rows:
                 continue
             batch = conform(spec, batch, wire, window)
-            copy.write(encoder.write_batch(batch))
+            yield encoder.write_batch(batch)
             for entry in pc.value_counts(batch.column(spec.partition_column)).to_pylist():
                 rows[entry["values"]] += entry["counts"]
-        copy.write(encoder.finish())
+        yield encoder.finish()
+
+    # The next batch is read and encoded while the server takes this one: neither waits for the other, and two are in memory.
+    chunks = encoded()
+    with conn.cursor() as cursor, cursor.copy(statements.copy(into)) as copy, ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(next, chunks, None)
+        while (chunk := coming.result()) is not None:
+            coming = ahead.submit(next, chunks, None)
+            copy.write(chunk)
     return dict(rows)
 
 
