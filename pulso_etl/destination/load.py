@@ -142,8 +142,9 @@ def load(
     with clock("analyze"):
         if texts:
             conn.execute(statements.read_text_as_numeric(texts))
-        conn.execute(sql.SQL("ANALYZE {}").format(STAGE))
-        _refuse_duplicates(conn, statements, spec, window)
+        conn.execute(statements.analyze_stage())
+        if spec.version_column is not None:
+            _refuse_duplicates(conn, statements, spec, window)
     with clock("diff"):
         conn.execute(statements.create_diff(), bounds)
         for day, inserted, updated, deleted in conn.execute(statements.count_diff()):
@@ -151,13 +152,21 @@ def load(
             counts.inserted, counts.updated, counts.deleted = inserted, updated, deleted
     result = LoadResult("merge", by_day, clock.seconds, extra)
     total = result.total
+    if spec.version_column is None and total.read - total.inserted > sum(existing.values()) - total.deleted:
+        # More staged rows than rows of the table found their partner. Counting this is free, grouping by the key is not.
+        _refuse_duplicates(conn, statements, spec, window)
     with clock("write"):
         if total.deleted:
             conn.execute(statements.delete_vanished())
         if total.updated:
             conn.execute(statements.update_changed())
         if total.inserted:
-            conn.execute(statements.insert_new())
+            try:
+                with conn.transaction():
+                    conn.execute(statements.insert_new())
+            except pg.UniqueViolation:
+                _refuse_duplicates(conn, statements, spec, window)
+                raise
     return result
 
 
