@@ -101,7 +101,7 @@ def conform(spec: TableSpec, batch: pa.RecordBatch, wire: pa.Schema, window: Day
             array = array.cast(wire.field(column.name).type)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise refuse(column, f"a value does not fit {column.type.value} ({error})") from error
-        if column.type is ColumnType.TEXT:
+        if column.type is ColumnType.TEXT and _zero_byte(array):
             bad = pc.match_substring(array, "\0")
             if pc.any(bad).as_py():
                 raise refuse(column, "a NUL character, which PostgreSQL can't store,", bad)
@@ -117,3 +117,12 @@ def conform(spec: TableSpec, batch: pa.RecordBatch, wire: pa.Schema, window: Day
         if day is not None and cast(date, day) not in window:
             raise ContractError(f"{spec.name} {window}: the source returned rows of {day}, outside of what was asked")
     return conformed
+
+
+def _zero_byte(array: pa.StringArray) -> bool:
+    """Whether the text has a zero byte: searched in the one buffer of all values, far quicker than value by value."""
+    _, offsets, data = array.buffers()
+    if data is None:
+        return False
+    ends = memoryview(offsets).cast("i")
+    return b"\0" in bytes(memoryview(data)[ends[array.offset] : ends[array.offset + len(array)]])

@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import date
@@ -144,8 +145,9 @@ def load(
     with clock("analyze"):
         if texts:
             conn.execute(statements.read_text_as_numeric(texts))
-        conn.execute(sql.SQL("ANALYZE {}").format(STAGE))
-        _refuse_duplicates(conn, statements, spec, window)
+        conn.execute(statements.analyze_stage())
+        if spec.version_column is not None:
+            _refuse_duplicates(conn, statements, spec, window)
     with clock("diff"):
         conn.execute(statements.create_diff(), bounds)
         for day, inserted, updated, deleted in conn.execute(statements.count_diff()):
@@ -153,13 +155,21 @@ def load(
             counts.inserted, counts.updated, counts.deleted = inserted, updated, deleted
     result = LoadResult("merge", by_day, clock.seconds, extra)
     total = result.total
+    if spec.version_column is None and total.read - total.inserted > sum(existing.values()) - total.deleted:
+        # More staged rows than rows of the table found their partner. Counting this is free, grouping by the key is not.
+        _refuse_duplicates(conn, statements, spec, window)
     with clock("write"):
         if total.deleted:
             conn.execute(statements.delete_vanished())
         if total.updated:
             conn.execute(statements.update_changed())
         if total.inserted:
-            conn.execute(statements.insert_new())
+            try:
+                with conn.transaction():
+                    conn.execute(statements.insert_new())
+            except pg.UniqueViolation:
+                _refuse_duplicates(conn, statements, spec, window)
+                raise
     return result
 
 
@@ -224,16 +234,25 @@ def _copy(
     """Sends every batch, checked, as COPY BINARY; returns the rows of each day."""
     encoder = ArrowToPostgresBinaryEncoder(wire)
     rows: Counter[date] = Counter()
-    with conn.cursor() as cursor, cursor.copy(statements.copy(into)) as copy:
-        copy.write(encoder.write_header())
+
+    def encoded() -> Iterator[bytes]:
+        yield encoder.write_header()
         for batch in reader:
             if not batch.num_rows:
                 continue
             batch = conform(spec, batch, wire, window)
-            copy.write(encoder.write_batch(batch))
+            yield encoder.write_batch(batch)
             for entry in pc.value_counts(batch.column(spec.partition_column)).to_pylist():
                 rows[entry["values"]] += entry["counts"]
-        copy.write(encoder.finish())
+        yield encoder.finish()
+
+    # The next batch is read and encoded while the server takes this one: neither waits for the other, and two are in memory.
+    chunks = encoded()
+    with conn.cursor() as cursor, cursor.copy(statements.copy(into)) as copy, ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(next, chunks, None)
+        while (chunk := coming.result()) is not None:
+            coming = ahead.submit(next, chunks, None)
+            copy.write(chunk)
     return dict(rows)
 
 

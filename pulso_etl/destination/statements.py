@@ -92,6 +92,10 @@ class Statements:
         ]
         return sql.SQL("ALTER TABLE {} {}").format(STAGE, sql.SQL(", ").join(changes))
 
+    def analyze_stage(self) -> sql.Composed:
+        """Statistics of the columns by which the stage is joined, all that the planner asks for."""
+        return sql.SQL("ANALYZE {} ({})").format(STAGE, self.keys)
+
     def duplicates(self) -> sql.Composed:
         """Keys that occur more than once (with a version: more than once at one version), and how many there are."""
         version = self.spec.version_column

@@ -184,6 +184,28 @@ def test_duplicate_keys_name_table_key_and_how_many(loader: Loader, conn: psycop
 
 
 @pytest.mark.parametrize(
+    ("doubled", "others"),
+    [
+        ([row(D1, "a")], []),
+        ([row(D1, "a", "2")], []),
+        ([row(D1, "new")], []),
+        ([row(D1, "a")], [row(D1, "new")]),
+        ([row(D1, "new")], [row(D1, "a", "2"), row(D2, "c")]),
+    ],
+    ids=["unchanged", "changed", "new", "beside a new row", "new beside a changed row"],
+)
+def test_duplicate_keys_are_refused_whatever_the_table_holds(
+    loader: Loader, conn: psycopg.Connection, doubled: list[dict[str, Any]], others: list[dict[str, Any]]
+) -> None:
+    loader([row(D1, "a"), row(D1, "b"), row(D2, "c")])
+    before = addresses(conn)
+    key = doubled[0]["name"]
+    with pytest.raises(DuplicateKeyError, match=rf"holds 2 rows of the primary key \(day=2026-02-27, name={key}\); 1 key"):
+        loader([*doubled, *others, *doubled], allow_shrink=True)
+    assert addresses(conn) == before
+
+
+@pytest.mark.parametrize(
     ("bad", "message"),
     [
         ({"name": None}, "column name, partition 2026-02-28: null"),
