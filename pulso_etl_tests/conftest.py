@@ -19,6 +19,7 @@ from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl.local.sample_data import SampleData
 from pulso_etl.refresh import lima_day
 from pulso_etl.settings import Settings
+from pulso_etl_tests.alerts.receivers import inbox, make_settings, receiver  # noqa: F401
 from pulso_etl_tests.faulty_proxy import FaultyProxy
 
 hypothesis_settings.register_profile("pulso", deadline=None, max_examples=40, derandomize=True)

@@ -17,7 +17,7 @@ from pulso_etl.alerts.messages import Message
 from pulso_etl.alerts.service import try_channels
 from pulso_etl.errors import SettingsError
 from pulso_etl.settings import Settings, load_settings
-from pulso_etl_tests.alerts.conftest import Inbox, MakeSettings, Receiver
+from pulso_etl_tests.alerts.receivers import Inbox, MakeSettings, Receiver
 
 MESSAGE = Message("[Pulso] Datos vencidos (operation_data)", "Qué pasó: añejos <b> & viejos\nQué hacer: nada", "failure")
 HOOK = "https://hooks.slack.com/services/T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7"

@@ -17,7 +17,7 @@ from pulso_etl.alerts.incidents import Cause, Failed, Recovered, succeeded
 from pulso_etl.alerts.service import Alerts
 from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl.refresh import DayRange
-from pulso_etl_tests.alerts.conftest import Inbox, MakeSettings, Receiver
+from pulso_etl_tests.alerts.receivers import Inbox, MakeSettings, Receiver
 
 START = datetime(2026, 3, 2, 15, 0, tzinfo=UTC)
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)

@@ -1,0 +1,156 @@
+"""From the state of a deployment to what people are told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import dagster as dg
+import pytest
+from pydantic import SecretStr
+
+from pulso_etl.alerts.incidents import Cause, Event, Failed
+from pulso_etl.alerts.incidents import Recovered as Well
+from pulso_etl.automation.alerting import CheckOutcome, events
+from pulso_etl.automation.due import Standing, is_stale
+from pulso_etl.automation.jobs import build_jobs
+from pulso_etl.automation.sensors import Automation
+from pulso_etl.budget import Budget
+from pulso_etl.definitions import build_defs, build_resources
+from pulso_etl.destination.watermarks import Attempt
+from pulso_etl.local.emulator import BigQueryEmulator
+from pulso_etl.refresh import DayRange, Watermark
+from pulso_etl.settings import Settings
+from pulso_etl.tables import TABLES
+from pulso_etl_tests.alerts.receivers import Receiver
+from pulso_etl_tests.conftest import seed
+
+NAME = "dashboard_data"
+DASHBOARD = {NAME: TABLES[NAME]}
+NOW = datetime(2026, 3, 2, 15, 0, tzinfo=UTC)
+TODAY = date(2026, 3, 2)
+WINDOW = DayRange(date(2026, 2, 24), TODAY)
+HOUR = timedelta(hours=1)
+FRESH = Watermark(NOW - HOUR, TODAY)
+
+
+def attempt(error_class: str | None, ago: timedelta = HOUR, **metadata: Any) -> Attempt:
+    ended = NOW - ago
+    failed = {} if error_class is None else {"error_class": error_class}
+    return Attempt("run-1", WINDOW, error_class is None, ended, ended, error_class and "why", metadata | failed)
+
+
+def told(
+    standing: Standing, *, failures: Sequence[Attempt] = (), checks: Sequence[CheckOutcome] = (), spent: int = 0
+) -> list[Event]:
+    budget, since = Budget(100, spent, 6.25), NOW - 3 * HOUR
+    found = events(DASHBOARD, {NAME: standing}, {NAME: failures}, checks, budget, since=since, now=NOW, retry_limit=2)
+    return list(found)
+
+
+def causes(given: list[Event]) -> set[Cause]:
+    return {event.cause for event in given if isinstance(event, Failed)}
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        ("SourceUnavailable", Cause.SOURCE_UNAVAILABLE),
+        ("DestinationUnavailable", Cause.DESTINATION_UNAVAILABLE),
+        ("DuplicateKeyError", Cause.CONTRACT),
+        ("ShrinkRefused", Cause.SHRINK_REFUSED),
+        ("KeyError", Cause.RUN_FAILURE),
+    ],
+)
+def test_a_failed_attempt_is_told_with_its_cause_range_and_run(error: str, cause: Cause) -> None:
+    (failed,) = [event for event in told(Standing(FRESH, [attempt(error)])) if isinstance(event, Failed)]
+    assert failed == Failed(cause, NAME, NOW - HOUR, window=WINDOW, run_id="run-1", detail="why")
+
+
+def test_what_ended_before_the_last_look_is_not_told_again() -> None:
+    assert causes(told(Standing(FRESH, [attempt("SourceUnavailable", ago=4 * HOUR)]))) == set()
+
+
+def test_a_success_ends_failures_and_new_columns_are_told() -> None:
+    given = told(Standing(FRESH, [attempt(None, new_columns=["extra"])]))
+    assert causes(given) == {Cause.DRIFT}
+    assert any(isinstance(event, Well) and Cause.SOURCE_UNAVAILABLE in event.causes for event in given)
+    assert any(isinstance(event, Well) and Cause.DRIFT in event.causes for event in told(Standing(FRESH, [attempt(None)])))
+
+
+def test_repeated_failures_reach_the_limit() -> None:
+    failures = [attempt("SourceUnavailable"), attempt("SourceUnavailable")]
+    assert Cause.RECOVERY_LIMIT in causes(told(Standing(FRESH, failures), failures=failures))
+    assert Cause.RECOVERY_LIMIT not in causes(told(Standing(FRESH, failures), failures=failures[:1]))
+
+
+def test_the_budget_is_told_at_eighty_and_at_a_hundred_percent() -> None:
+    standing = Standing(FRESH)
+    spent = {size: causes(told(standing, spent=size)) for size in (79, 80, 99, 100)}
+    assert spent == {79: set(), 80: {Cause.BUDGET_80}, 99: {Cause.BUDGET_80}, 100: {Cause.BUDGET_100}}
+
+
+def test_a_failed_check_is_told_and_a_passed_one_ends_it() -> None:
+    outcome = CheckOutcome(NAME, "value_limits", False, NOW, "run-2", "3 rows")
+    assert Failed(Cause.CHECK, NAME, NOW, "value_limits", run_id="run-2", detail="3 rows") in told(
+        Standing(FRESH), checks=[outcome]
+    )
+
+
+@pytest.mark.parametrize(
+    ("watermark", "stale"),
+    [
+        (Watermark(NOW - 12 * HOUR, TODAY), False),
+        (Watermark(NOW - 13 * HOUR, TODAY), True),
+        # It is 10:00 in Lima: the day is younger than two refreshes, yesterday's partition will do.
+        (Watermark(NOW - HOUR, TODAY - timedelta(days=1)), False),
+        (Watermark(NOW - HOUR, TODAY - timedelta(days=2)), True),
+        (Watermark(None, None), True),
+        (None, True),
+    ],
+)
+def test_stale_is_twice_the_frequency_or_a_newest_partition_too_old(watermark: Watermark | None, stale: bool) -> None:
+    assert is_stale(TABLES[NAME], watermark, NOW) is stale
+
+
+def test_yesterday_s_partition_will_not_do_in_the_evening() -> None:
+    evening = datetime(2026, 3, 3, 4, 0, tzinfo=UTC)
+    assert is_stale(TABLES[NAME], Watermark(evening - HOUR, TODAY - timedelta(days=1)), evening)
+
+
+def test_a_table_that_was_never_loaded_is_not_called_stale() -> None:
+    assert causes(told(Standing())) == set()
+
+
+def test_a_failed_run_reaches_people_once_and_so_does_its_recovery(
+    settings: Settings, schema: str, emulator: BigQueryEmulator, receiver: Receiver
+) -> None:
+    seed(settings, emulator)
+    changed = {
+        "database_schema": schema,
+        "alert_urls": SecretStr(f"json://127.0.0.1:{receiver.port}/hook"),
+        "alert_gather_seconds": 0,
+        "initial_window_days": 7,
+    }
+    given = settings.model_copy(update=changed)
+    automation = Automation(given, DASHBOARD, build_jobs(DASHBOARD))
+    broken = given.model_copy(update={"bigquery_view_prefix": "nope"})
+    with dg.DagsterInstance.ephemeral() as instance:
+
+        def refresh(with_settings: Settings) -> None:
+            now = datetime.now(UTC) + timedelta(minutes=30)
+            (request,), _ = automation.tick(instance, build_resources(given)["bigquery"], now)
+            job = build_defs(with_settings, tables=DASHBOARD).resolve_job_def("refresh_dashboard_data")
+            job.execute_in_process(tags=request.tags, instance=instance, raise_on_error=False)
+
+        began = datetime.now(UTC)
+        refresh(broken)
+        for _ in range(3):
+            automation.tell(instance, datetime.now(UTC) + timedelta(seconds=1), began)
+        assert receiver.titles() == ["[Pulso] Falló la actualización (dashboard_data)"]
+        refresh(given)
+        for _ in range(2):
+            automation.tell(instance, datetime.now(UTC) + timedelta(seconds=1), began)
+        assert len(receiver.posts) == 2
+        assert "Recuperado" in receiver.titles()[1]
