@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 
 from pulso_etl.assets import build_asset, daily_partitions
+from pulso_etl.checks import build_checks
 from pulso_etl.destination.io_manager import PostgresUpsertIOManager
 from pulso_etl.logs import run_logger
 from pulso_etl.settings import Settings, load_settings
@@ -49,6 +50,7 @@ def build_defs(
     partitions = daily_partitions(settings.partitions_start)
     return dg.Definitions(
         assets=[build_asset(spec, partitions) for spec in tables.values()],
+        asset_checks=[check for spec in tables.values() for check in build_checks(spec)],
         resources={**build_resources(settings), **(resource_overrides or {})},
         # One process per run: Python's start-up is most of a small refresh's time.
         executor=dg.in_process_executor,

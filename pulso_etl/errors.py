@@ -55,3 +55,7 @@ class DuplicateKeyError(ContractError):
 
 class ShrinkRefused(DestinationError):
     """The source holds so few rows that deleting the rest looks like an accident."""
+
+
+class VerificationFailed(DestinationError):
+    """After the write, before the commit, the table does not hold what it should."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from dagster._core.storage.tags import (
     PRIORITY_TAG,
 )
 
+from pulso_etl.checks import reconciliation_key, refresh_check_keys
 from pulso_etl.destination.io_manager import ALLOW_SHRINK_TAG
 from pulso_etl.refresh import DayRange, RefreshPlan
 from pulso_etl.tables.spec import TableSpec
@@ -65,12 +66,16 @@ def run_plan(
     if plan.window is None:
         return Outcome(plan.table, None, plan.reason)
     began = time.perf_counter()
-    result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
-        asset_selection=[dg.AssetKey(plan.table)],
-        tags=run_tags(spec, plan.window, allow_shrink=allow_shrink),
-        instance=instance,
-        run_config={"loggers": {"console": {"config": logger or {}}}},
-        raise_on_error=False,
+    result = (
+        defs.resolve_implicit_global_asset_job_def()
+        # Not execute_in_process's own asset_selection, which would add the reconciliation: see `checks`.
+        .get_subset(asset_selection={dg.AssetKey(plan.table)}, asset_check_selection=set(refresh_check_keys(spec)))
+        .execute_in_process(
+            tags=run_tags(spec, plan.window, allow_shrink=allow_shrink),
+            instance=instance,
+            run_config={"loggers": {"console": {"config": logger or {}}}},
+            raise_on_error=False,
+        )
     )
     seconds = time.perf_counter() - began
     if not result.success:
@@ -115,3 +120,64 @@ def failure_reason(result: dg.ExecuteInProcessResult) -> str:
         if event.is_run_failure and event.message:
             reason = event.message
     return reason
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What became of one table's reconciliation. `agrees` is None where it could not be made, and `text` then says why.
+
+    `differences` have partition, column, measure, bigquery and postgresql, all text. Seconds are wall-clock, cost is US dollars.
+    """
+
+    table: str
+    agrees: bool | None
+    text: str
+    partitions: str = ""
+    differences: Sequence[Mapping[str, Any]] = ()
+    run_id: str | None = None
+    seconds: float = 0.0
+    bytes_billed: int = 0
+    cost: float = 0.0
+
+
+def run_reconciliation(
+    defs: dg.Definitions,
+    instance: dg.DagsterInstance,
+    spec: TableSpec,
+    window: DayRange | None = None,
+    *,
+    logger: Mapping[str, Any] | None = None,
+) -> Comparison:
+    """Compares the table with BigQuery and waits: the partitions of `window`, or the last ones that are over and loaded.
+
+    The result is recorded as the table's asset check. An error of the run is in the outcome, not raised.
+    """
+    began = time.perf_counter()
+    tags = {ASSET_PARTITION_RANGE_START_TAG: str(window.start), ASSET_PARTITION_RANGE_END_TAG: str(window.end)} if window else {}
+    result = (
+        defs.resolve_implicit_global_asset_job_def()
+        .get_subset(asset_selection=set(), asset_check_selection={reconciliation_key(spec)})
+        .execute_in_process(
+            tags=tags,
+            instance=instance,
+            run_config={"loggers": {"console": {"config": logger or {}}}},
+            raise_on_error=False,
+        )
+    )
+    seconds = time.perf_counter() - began
+    if not result.success:
+        return Comparison(spec.name, None, failure_reason(result), run_id=result.run_id, seconds=seconds)
+    [evaluation] = result.get_asset_check_evaluations()
+    metadata: dict[str, Any] = {name: value.value for name, value in evaluation.metadata.items()}
+    differences = metadata.get("differences")
+    return Comparison(
+        spec.name,
+        evaluation.passed,
+        evaluation.description or "",
+        metadata["partitions"],
+        [record.data for record in differences.records] if differences else [],
+        result.run_id,
+        seconds,
+        int(metadata.get("bytes_billed") or 0),
+        float(metadata.get("estimated_cost_usd") or 0),
+    )
