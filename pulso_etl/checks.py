@@ -9,7 +9,7 @@ check can say otherwise. So our own launches name the checks of `refresh_check_k
 run that materializes its table ends at once, with no result and no query: Dagster then shows it as skipped in that run.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from statistics import median
@@ -117,6 +117,18 @@ def refresh_check_keys(spec: TableSpec) -> list[dg.AssetCheckKey]:
 def reconciliation_key(spec: TableSpec) -> dg.AssetCheckKey:
     """The check that compares the table with its source."""
     return dg.AssetCheckKey(dg.AssetKey(spec.name), Check.RECONCILIATION.value)
+
+
+def refresh_selection(specs: Iterable[TableSpec]) -> dg.AssetSelection:
+    """The tables with their checks of every refresh, for a job that refreshes them."""
+    chosen = list(specs)
+    assets = dg.AssetSelection.assets(*(spec.name for spec in chosen)).without_checks()
+    return assets | dg.AssetSelection.checks(*(key for spec in chosen for key in refresh_check_keys(spec)))
+
+
+def reconciliation_selection(specs: Iterable[TableSpec]) -> dg.AssetSelection:
+    """The reconciliations of the tables and nothing else, for a job that compares them with their sources."""
+    return dg.AssetSelection.checks(*map(reconciliation_key, specs))
 
 
 def run_window(tags: Mapping[str, str]) -> DayRange | None:

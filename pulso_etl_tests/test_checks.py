@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import requests
 from dagster._core.remote_origin import InProcessCodeLocationOrigin
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._core.workspace.context import WorkspaceProcessContext, WorkspaceRequestContext
@@ -22,7 +24,14 @@ from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
 from dagster_graphql.test.utils import execute_dagster_graphql
 from psycopg import sql
 
-from pulso_etl.checks import reconciliation_key, refresh_check_keys, run_window, unusual_days
+from pulso_etl.checks import (
+    reconciliation_key,
+    reconciliation_selection,
+    refresh_check_keys,
+    refresh_selection,
+    run_window,
+    unusual_days,
+)
 from pulso_etl.definitions import build_defs
 from pulso_etl.destination.load import table_lock
 from pulso_etl.destination.quality import Check
@@ -476,10 +485,26 @@ def test_a_reconciliation_waits_for_a_refresh_of_its_table_and_says_so_when_that
     assert run_reconciliation(impatient, instance, TABLES["operation_data"], logger=QUIET_LOGGER).agrees
 
 
-def test_a_reconciliation_is_capped_and_a_refusal_of_bigquery_is_told(
-    configured: Settings, refresh: Callable[..., None], instance: dg.DagsterInstance
+def test_a_reconciliation_is_one_labelled_and_capped_query_and_a_refusal_of_bigquery_is_told(
+    configured: Settings, refresh: Callable[..., None], instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refresh("operation_data")
+    # The emulator forgets what a job was asked to keep to: look at what is sent to it.
+    sent: list[dict[str, Any]] = []
+    send = requests.Session.request
+
+    def listen(session: requests.Session, method: str, url: str, data: Any = None, **options: Any) -> requests.Response:
+        sent.append(json.loads(data or "{}"))
+        return send(session, method, url, data=data, **options)
+
+    monkeypatch.setattr(requests.Session, "request", listen)
+    capped = build_defs(configured.model_copy(update={"bigquery_maximum_bytes_billed": 12_345_678}))
+    run_id = run_reconciliation(capped, instance, TABLES["operation_data"], WINDOW, logger=QUIET_LOGGER).run_id
+    [job] = [body["configuration"] for body in sent if "configuration" in body]
+    assert job["labels"] == {"app": "pulso-etl", "table": "operation_data", "run_id": run_id}
+    assert job["query"]["maximumBytesBilled"] == "12345678"
+    values = {parameter["name"]: parameter["parameterValue"]["value"] for parameter in job["query"]["queryParameters"]}
+    assert values == {"start": str(WINDOW.start), "end": str(WINDOW.end)}
     lost = build_defs(configured.model_copy(update={"bigquery_view_prefix": "nope"}))
     comparison = run_reconciliation(lost, instance, TABLES["operation_data"], logger=QUIET_LOGGER)
     assert comparison.agrees is None
@@ -497,9 +522,8 @@ def test_our_refresh_runs_take_the_checks_and_leave_the_reconciliation_out(
 
 def test_jobs_select_checks_with_or_without_the_reconciliation(configured: Settings, instance: dg.DagsterInstance) -> None:
     spec = TABLES["operation_data"]
-    comparisons = dg.AssetSelection.checks(*(reconciliation_key(spec) for spec in TABLES.values()))
-    refresh = dg.define_asset_job("refresh", dg.AssetSelection.assets("operation_data") - comparisons)
-    weekly = dg.define_asset_job("weekly", dg.AssetSelection.checks(reconciliation_key(spec)))
+    refresh = dg.define_asset_job("refresh", refresh_selection([spec]))
+    weekly = dg.define_asset_job("weekly", reconciliation_selection([spec]))
     defs = dg.Definitions.merge(build_defs(configured), dg.Definitions(jobs=[refresh, weekly]))
     result = defs.resolve_job_def("refresh").execute_in_process(instance=instance, run_config=QUIET, tags=run_tags(spec, WINDOW))
     assert steps(result) == {"operation_data", "operation_data_checks"}
