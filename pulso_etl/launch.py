@@ -66,17 +66,8 @@ def run_plan(
     if plan.window is None:
         return Outcome(plan.table, None, plan.reason)
     began = time.perf_counter()
-    result = (
-        defs.resolve_implicit_global_asset_job_def()
-        # Not execute_in_process's own asset_selection, which would add the reconciliation: see `checks`.
-        .get_subset(asset_selection={dg.AssetKey(plan.table)}, asset_check_selection=set(refresh_check_keys(spec)))
-        .execute_in_process(
-            tags=run_tags(spec, plan.window, allow_shrink=allow_shrink),
-            instance=instance,
-            run_config={"loggers": {"console": {"config": logger or {}}}},
-            raise_on_error=False,
-        )
-    )
+    tags = run_tags(spec, plan.window, allow_shrink=allow_shrink)
+    result = _execute(defs, instance, {dg.AssetKey(plan.table)}, set(refresh_check_keys(spec)), tags, logger)
     seconds = time.perf_counter() - began
     if not result.success:
         return Outcome(plan.table, plan.window, plan.reason, result.run_id, failure_reason(result), seconds)
@@ -95,6 +86,21 @@ def run_plan(
         # One query served all partitions: its bytes stand with each of them.
         max((int(m.get("bytes_billed") or 0) for m in metadata), default=0),
         max((float(m.get("estimated_cost_usd") or 0) for m in metadata), default=0.0),
+    )
+
+
+def _execute(
+    defs: dg.Definitions,
+    instance: dg.DagsterInstance,
+    assets: set[dg.AssetKey],
+    checks: set[dg.AssetCheckKey],
+    tags: Mapping[str, str],
+    logger: Mapping[str, Any] | None,
+) -> dg.ExecuteInProcessResult:
+    # execute_in_process has an asset_selection of its own, which would add every check of the assets.
+    job = defs.resolve_implicit_global_asset_job_def().get_subset(asset_selection=assets, asset_check_selection=checks)
+    return job.execute_in_process(
+        tags=tags, instance=instance, run_config={"loggers": {"console": {"config": logger or {}}}}, raise_on_error=False
     )
 
 
@@ -154,16 +160,7 @@ def run_reconciliation(
     """
     began = time.perf_counter()
     tags = {ASSET_PARTITION_RANGE_START_TAG: str(window.start), ASSET_PARTITION_RANGE_END_TAG: str(window.end)} if window else {}
-    result = (
-        defs.resolve_implicit_global_asset_job_def()
-        .get_subset(asset_selection=set(), asset_check_selection={reconciliation_key(spec)})
-        .execute_in_process(
-            tags=tags,
-            instance=instance,
-            run_config={"loggers": {"console": {"config": logger or {}}}},
-            raise_on_error=False,
-        )
-    )
+    result = _execute(defs, instance, set(), {reconciliation_key(spec)}, tags, logger)
     seconds = time.perf_counter() - began
     if not result.success:
         return Comparison(spec.name, None, failure_reason(result), run_id=result.run_id, seconds=seconds)
