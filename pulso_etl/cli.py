@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pulso_etl import logs
+from pulso_etl.alerts.service import try_channels
 from pulso_etl.automation.recovery import recover
 from pulso_etl.budget import read_budget
 from pulso_etl.definitions import build_defs
@@ -23,14 +24,16 @@ from pulso_etl.destination.statements import Statements
 from pulso_etl.destination.watermarks import Watermarks
 from pulso_etl.doctor import diagnose
 from pulso_etl.errors import PlanError, PulsoError
-from pulso_etl.launch import Outcome, run_plan
-from pulso_etl.refresh import Mode, plan_refresh
+from pulso_etl.launch import Outcome, run_plan, run_reconciliation
+from pulso_etl.refresh import DayRange, Mode, plan_refresh
 from pulso_etl.settings import Settings, load_env_file, load_settings
 from pulso_etl.tables import TABLES, TableSpec
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console()
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
+QUIET: dict[str, Any] = {"log_level": "WARNING", "events": False}
+"""The runs' own warnings on the terminal, and nothing of Dagster's."""
 HomeOption = Annotated[Path, typer.Option(help="Folder of the embedded servers' data.")]
 RowsOption = Annotated[int, typer.Option(min=1, help="Dashboard rows of the sample data a day; the rest in proportion.")]
 COUNTS = ("read", "inserted", "updated", "unchanged", "deleted")
@@ -104,7 +107,7 @@ def refresh_tables(
     outcomes = []
     defs = build_defs(settings)
     # The report at the end tells people what became of each run; a machine that reads the log wants every line.
-    logger = {"log_level": "INFO", "events": True} if logs.as_json() else {"log_level": "WARNING", "events": False}
+    logger = {"log_level": "INFO", "events": True} if logs.as_json() else QUIET
     with dg.DagsterInstance.get() as instance:
         for plan in plans:
             console.print(f"{plan.table}: {plan.window or 'skipped'} ({plan.reason})", **PLAIN)
@@ -180,6 +183,46 @@ def status() -> None:
         )
         table.add_row(name, *(str(value) for value in row))
     Console(width=max(console.width, 150)).print(table)
+
+
+@app.command()
+def reconcile(
+    tables: Annotated[list[str] | None, typer.Argument(help="Tables; all of them if none is named.")] = None,
+    start: Annotated[datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="First day.")] = None,
+    end: Annotated[datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="Last day.")] = None,
+) -> None:
+    """Compares tables with BigQuery: rows and sums of each partition. Costs a query a table."""
+    settings = load_settings()
+    specs = [_spec(name) for name in tables or TABLES]
+    if (start is None) != (end is None):
+        raise PlanError("give both --from and --to, or neither")
+    window = DayRange(start.date(), end.date()) if start and end else None
+    defs = build_defs(settings)
+    shown = Table("table", "agrees", "partitions", "seconds", "bytes billed", "cost USD", "result", box=None)
+    agree = True
+    with dg.DagsterInstance.get() as instance:
+        for spec in specs:
+            with console.status(f"{spec.name} ..."):
+                found = run_reconciliation(defs, instance, spec, window, logger=QUIET)
+            agree = agree and found.agrees is True
+            verdict = {True: "yes", False: "no", None: "unknown"}[found.agrees]
+            row = (found.partitions, f"{found.seconds:.1f}", str(found.bytes_billed), f"{found.cost:.4f}", found.text)
+            shown.add_row(spec.name, verdict, *row)
+    Console(width=max(console.width, 150)).print(shown)
+    if not agree:
+        raise typer.Exit(1)
+
+
+@app.command()
+def alert_test() -> None:
+    """Sends a trial message to every channel of ALERT_URLS."""
+    deliveries = try_channels(load_settings(), datetime.now(UTC))
+    for delivery in deliveries:
+        console.print(f"{'ok  ' if delivery.ok else 'FAIL'} {delivery.channel}: {delivery.text}", **PLAIN)
+    if not deliveries:
+        console.print("ALERT_URLS is not set: alerts are kept in PostgreSQL only", **PLAIN)
+    if not all(delivery.ok for delivery in deliveries):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -8,10 +8,11 @@ from typing import Any
 import dagster as dg
 
 from pulso_etl.assets import RETRIES, build_asset, build_sources, daily_partitions
-from pulso_etl.automation.jobs import build_jobs
+from pulso_etl.automation.jobs import build_jobs, build_reconciliation_job
 from pulso_etl.automation.schedules import build_schedules
 from pulso_etl.automation.sensors import Automation
 from pulso_etl.budget import DailyBudget
+from pulso_etl.checks import build_checks, reconciliation_key, refresh_check_keys
 from pulso_etl.destination.io_manager import PostgresUpsertIOManager
 from pulso_etl.logs import run_logger
 from pulso_etl.settings import Settings, load_settings
@@ -60,14 +61,17 @@ def build_defs(
     """Fresh definitions; `resource_overrides` replaces resources by key."""
     partitions = daily_partitions(settings.partitions_start)
     jobs = build_jobs(tables)
-    automation = Automation(settings, tables, jobs[: len(tables)])
+    reconciliation = build_reconciliation_job(tables)
+    checks = [key for spec in tables.values() for key in (*refresh_check_keys(spec), reconciliation_key(spec))]
+    automation = Automation(settings, tables, jobs[: len(tables)], checks)
     return dg.Definitions(
         assets=[
             *build_sources(tables.values(), settings.sources()),
             *(build_asset(spec, partitions, retries) for spec in tables.values()),
         ],
-        jobs=jobs,
-        schedules=build_schedules(tables, settings.partitions_start, automation.budget),
+        asset_checks=[check for spec in tables.values() for check in build_checks(spec)],
+        jobs=[*jobs, reconciliation],
+        schedules=build_schedules(tables, settings.partitions_start, reconciliation, automation.budget),
         sensors=automation.sensors(),
         resources={**build_resources(settings), **(resource_overrides or {})},
         # One process per run: Python's start-up is most of a small refresh's time.

@@ -63,3 +63,7 @@ class ShrinkRefused(DestinationError):
 
 class LocalStackError(PulsoError):
     """A part of the embedded default could not start, or died."""
+
+
+class VerificationFailed(DestinationError):
+    """After the write, before the commit, the table does not hold what it should."""

@@ -17,6 +17,7 @@ from dagster._core.storage.tags import (
 )
 
 from pulso_etl.budget import FORCE_TAG
+from pulso_etl.checks import reconciliation_key, refresh_check_keys
 from pulso_etl.destination.io_manager import ALLOW_SHRINK_TAG
 from pulso_etl.refresh import DayRange, RefreshPlan
 from pulso_etl.tables.spec import TableSpec
@@ -74,16 +75,9 @@ def run_plan(
     if plan.window is None:
         return Outcome(plan.table, None, plan.reason)
     began = time.perf_counter()
-    result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
-        asset_selection=[dg.AssetKey(plan.table)],
-        tags=run_tags(spec, plan.window, force=force, allow_shrink=allow_shrink),
-        instance=instance,
-        run_config={"loggers": {"console": {"config": logger or {}}}},
-        raise_on_error=False,
-    )
+    tags = run_tags(spec, plan.window, force=force, allow_shrink=allow_shrink)
+    result = _execute(defs, instance, {dg.AssetKey(plan.table)}, set(refresh_check_keys(spec)), tags, logger)
     seconds = time.perf_counter() - began
-    if any(event.is_step_failure and event.step_failure_data.error_source is ErrorSource.INTERRUPT for event in result.all_events):
-        raise KeyboardInterrupt
     if not result.success:
         return Outcome(plan.table, plan.window, plan.reason, result.run_id, failure_reason(result), seconds)
     metadata: list[dict[str, Any]] = [
@@ -102,6 +96,24 @@ def run_plan(
         max((int(m.get("bytes_billed") or 0) for m in metadata), default=0),
         max((float(m.get("estimated_cost_usd") or 0) for m in metadata), default=0.0),
     )
+
+
+def _execute(
+    defs: dg.Definitions,
+    instance: dg.DagsterInstance,
+    assets: set[dg.AssetKey],
+    checks: set[dg.AssetCheckKey],
+    tags: Mapping[str, str],
+    logger: Mapping[str, Any] | None,
+) -> dg.ExecuteInProcessResult:
+    # execute_in_process has an asset_selection of its own, which would add every check of the assets.
+    job = defs.resolve_implicit_global_asset_job_def().get_subset(asset_selection=assets, asset_check_selection=checks)
+    result = job.execute_in_process(
+        tags=tags, instance=instance, run_config={"loggers": {"console": {"config": logger or {}}}}, raise_on_error=False
+    )
+    if any(event.is_step_failure and event.step_failure_data.error_source is ErrorSource.INTERRUPT for event in result.all_events):
+        raise KeyboardInterrupt
+    return result
 
 
 def _sums(metadata: list[dict[str, Any]]) -> dict[str, int]:
@@ -126,3 +138,55 @@ def failure_reason(result: dg.ExecuteInProcessResult) -> str:
         if event.is_run_failure and event.message:
             reason = event.message
     return reason
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What became of one table's reconciliation. `agrees` is None where it could not be made, and `text` then says why.
+
+    `differences` have partition, column, measure, bigquery and postgresql, all text. Seconds are wall-clock, cost is US dollars.
+    """
+
+    table: str
+    agrees: bool | None
+    text: str
+    partitions: str = ""
+    differences: Sequence[Mapping[str, Any]] = ()
+    run_id: str | None = None
+    seconds: float = 0.0
+    bytes_billed: int = 0
+    cost: float = 0.0
+
+
+def run_reconciliation(
+    defs: dg.Definitions,
+    instance: dg.DagsterInstance,
+    spec: TableSpec,
+    window: DayRange | None = None,
+    *,
+    logger: Mapping[str, Any] | None = None,
+) -> Comparison:
+    """Compares the table with BigQuery and waits: the partitions of `window`, or the last ones that are over and loaded.
+
+    The result is recorded as the table's asset check. An error of the run is in the outcome, not raised.
+    """
+    began = time.perf_counter()
+    tags = {ASSET_PARTITION_RANGE_START_TAG: str(window.start), ASSET_PARTITION_RANGE_END_TAG: str(window.end)} if window else {}
+    result = _execute(defs, instance, set(), {reconciliation_key(spec)}, tags, logger)
+    seconds = time.perf_counter() - began
+    if not result.success:
+        return Comparison(spec.name, None, failure_reason(result), run_id=result.run_id, seconds=seconds)
+    [evaluation] = result.get_asset_check_evaluations()
+    metadata: dict[str, Any] = {name: value.value for name, value in evaluation.metadata.items()}
+    differences = metadata.get("differences")
+    return Comparison(
+        spec.name,
+        evaluation.passed,
+        evaluation.description or "",
+        metadata["partitions"],
+        [record.data for record in differences.records] if differences else [],
+        result.run_id,
+        seconds,
+        int(metadata.get("bytes_billed") or 0),
+        float(metadata.get("estimated_cost_usd") or 0),
+    )

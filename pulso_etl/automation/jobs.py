@@ -9,8 +9,11 @@ from collections.abc import Mapping, Sequence
 
 import dagster as dg
 
+from pulso_etl.checks import reconciliation_selection, refresh_selection
 from pulso_etl.launch import job_tags
 from pulso_etl.tables.spec import TableSpec
+
+RECONCILIATION_JOB = "reconcile_all"
 
 
 def table_job(table: str) -> str:
@@ -31,10 +34,20 @@ def build_jobs(tables: Mapping[str, TableSpec]) -> list[dg.UnresolvedAssetJobDef
     return [_job(name, [tables[table] for table in members]) for name, members in job_tables(tables).items()]
 
 
+def build_reconciliation_job(tables: Mapping[str, TableSpec]) -> dg.UnresolvedAssetJobDefinition:
+    """The job that compares every table with BigQuery, over the partitions that are over."""
+    return dg.define_asset_job(
+        RECONCILIATION_JOB,
+        selection=reconciliation_selection(tables.values()),
+        description="Compares every table with BigQuery: rows and sums of each partition.",
+        tags=job_tags(list(tables.values())),
+    )
+
+
 def _job(name: str, specs: Sequence[TableSpec]) -> dg.UnresolvedAssetJobDefinition:
     return dg.define_asset_job(
         name,
-        selection=dg.AssetSelection.assets(*(spec.name for spec in specs)),
+        selection=refresh_selection(specs),
         description=f"Refreshes {', '.join(spec.name for spec in specs)} over the range of partitions given at launch.",
         tags=job_tags(specs),
     )

@@ -8,6 +8,7 @@ from datetime import date
 import dagster as dg
 
 from pulso_etl.budget import Budget
+from pulso_etl.checks import refresh_check_keys
 from pulso_etl.launch import run_tags
 from pulso_etl.refresh import LIMA, Mode, lima_day, plan_refresh
 from pulso_etl.tables.spec import TableSpec
@@ -15,9 +16,17 @@ from pulso_etl.tables.spec import TableSpec
 NIGHTLY = "30 2 * * *"
 """Off-peak: the call centre is closed, and the source's own nightly jobs are over."""
 
+WEEKLY = "0 4 * * 0"
+"""Sundays, after the nightly re-check."""
 
-def build_schedules(tables: Mapping[str, TableSpec], first_day: date, budget: Callable[[], Budget]) -> list[dg.ScheduleDefinition]:
-    """The nightly re-check of each table's whole lookback window, unless the day's `budget` is spent."""
+
+def build_schedules(
+    tables: Mapping[str, TableSpec],
+    first_day: date,
+    reconciliation: dg.UnresolvedAssetJobDefinition,
+    budget: Callable[[], Budget],
+) -> list[dg.ScheduleDefinition]:
+    """The nightly re-check of each table's lookback window, and the weekly reconciliation; not while the day's budget is spent."""
 
     @dg.schedule(
         name="nightly_recheck",
@@ -38,7 +47,21 @@ def build_schedules(tables: Mapping[str, TableSpec], first_day: date, budget: Ca
             yield dg.RunRequest(
                 run_key=f"nightly/{lima_day(now)}/{spec.name}",
                 asset_selection=[dg.AssetKey(spec.name)],
+                asset_check_keys=refresh_check_keys(spec),
                 tags=run_tags(spec, plan.window),
             )
 
-    return [nightly]
+    @dg.schedule(
+        name="weekly_reconciliation",
+        cron_schedule=WEEKLY,
+        execution_timezone=LIMA.key,
+        job=reconciliation,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Compares rows and sums of each partition with BigQuery.",
+    )
+    def weekly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        if (today := budget()).is_spent:
+            return dg.SkipReason(f"the day's BigQuery budget is spent: {today}")
+        return dg.RunRequest(run_key=f"weekly/{lima_day(context.scheduled_execution_time)}")
+
+    return [nightly, weekly]

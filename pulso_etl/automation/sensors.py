@@ -16,7 +16,7 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 from pulso_etl.alerts.service import Alerts, Flushed
 from pulso_etl.automation.alerting import CheckOutcome, events
 from pulso_etl.automation.due import BackOff, Decision, Standing, changed_days, contiguous, decide, loaded_days
-from pulso_etl.automation.jobs import job_tables, table_job
+from pulso_etl.automation.jobs import RECONCILIATION_JOB, job_tables, table_job
 from pulso_etl.automation.recovery import recover
 from pulso_etl.budget import Budget, read_budget
 from pulso_etl.destination.watermarks import Attempt, TableState, Watermarks
@@ -38,11 +38,9 @@ def standings(
     instance: dg.DagsterInstance, states: Mapping[str, TableState], tables: Mapping[str, TableSpec], now: datetime
 ) -> dict[str, Standing]:
     """What is known of each table: by the watermarks, and by Dagster's own runs, which may have died before they could write."""
-    jobs = job_tables(tables)
     in_flight: dict[str, str] = {}
     for run in instance.get_runs(dg.RunsFilter(statuses=IN_PROGRESS_RUN_STATUSES)):
-        members = [key.to_user_string() for key in run.asset_selection or ()] or jobs.get(run.job_name, ())
-        for table in members or tables:
+        for table in refreshed_tables(run, tables):
             in_flight.setdefault(table, run.run_id)
     over: dict[str, list[Attempt]] = defaultdict(list)
     filters = dg.RunsFilter(statuses=FINISHED_STATUSES, tags={TABLE_TAG: list(tables)}, created_after=now - MEMORY)
@@ -56,6 +54,16 @@ def standings(
         attempts = (*written, *(attempt for attempt in over[table] if attempt.run_id not in known))
         found[table] = Standing(state.watermark if state else None, attempts, in_flight.get(table))
     return found
+
+
+def refreshed_tables(run: dg.DagsterRun, tables: Mapping[str, TableSpec]) -> Sequence[str]:
+    """The tables that a run refreshes, by its tag, its selection or its job; all of them where it does not say."""
+    if TABLE_TAG in run.tags:
+        return [run.tags[TABLE_TAG]]
+    if run.asset_selection is not None:
+        # Empty for a run of checks alone.
+        return [key.to_user_string() for key in run.asset_selection]
+    return ({RECONCILIATION_JOB: ()} | job_tables(tables)).get(run.job_name, tuple(tables))
 
 
 def _attempt(record: RunRecord) -> Iterator[Attempt]:

@@ -17,6 +17,7 @@ from psycopg.pq import TransactionStatus
 from pulso_etl.destination.conform import WIRE_TYPES
 from pulso_etl.destination.load import LoadResult, Open, load, table_lock, translated
 from pulso_etl.destination.statements import Statements
+from pulso_etl.destination.verify import verify
 from pulso_etl.destination.watermarks import Extraction, Watermarks
 from pulso_etl.errors import ContractError, PulsoError
 from pulso_etl.refresh import DayRange, lima_day
@@ -90,6 +91,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         began = time.monotonic()
         extraction = Extraction(spec.name, window, context.run_id, step.previous_attempt_count + 1, datetime.now(UTC))
         stream = _stream(spec, obj)
+        allow_shrink = step.run_tags.get(ALLOW_SHRINK_TAG) == "true"
         marks = Watermarks(self.database_schema)
         with translated(spec, window), self.connect(context.run_id) as conn:
             # Held by the session from before `running` is committed until the end: one writer of the table at a time.
@@ -107,9 +109,10 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
                             window,
                             stream.open,
                             repeatable=stream.repeatable,
-                            allow_shrink=step.run_tags.get(ALLOW_SHRINK_TAG) == "true",
+                            allow_shrink=allow_shrink,
                             work_mem_mb=self.work_mem_mb,
                         )
+                        verify(conn, spec, self.database_schema, window, result.by_day, allow_shrink=allow_shrink)
                         details = _details(result, stream.metadata)
                         marks.succeed(
                             conn,

@@ -27,9 +27,9 @@ ASSIGNMENT_DATA = TableSpec(
         SERVICIO,
         FECHA_FOTO,
         Column(name="fecha_vencimiento", type=ColumnType.DATE, description="Due date (the latest of the accounts)"),
-        count("clientes", "Customers assigned"),
-        count("cuentas", "Accounts assigned"),
-        money("deuda_asig", "Debt assigned"),
+        count("clientes", "Customers assigned", required=True),
+        count("cuentas", "Accounts assigned", required=True),
+        money("deuda_asig", "Debt assigned", minimum=0),
         money("deuda_actual", "Debt today"),
         money("ticket_promedio", "Debt assigned per account"),
         FECHA_PROCESAMIENTO,
@@ -42,4 +42,5 @@ ASSIGNMENT_DATA = TableSpec(
     timeout=timedelta(minutes=30),
     version_column="fecha_foto",
     stamp_columns=("fecha_procesamiento",),
+    minimum_records=20,
 )

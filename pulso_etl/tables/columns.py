@@ -16,17 +16,32 @@ def text(name: str, description: str) -> Column:
     return Column(name=name, type=ColumnType.TEXT, description=description)
 
 
-def count(name: str, description: str) -> Column:
-    return Column(name=name, type=ColumnType.INTEGER, description=description, minimum=0)
+def count(name: str, description: str, *, required: bool = False) -> Column:
+    """A number of things; `required` where the query itself counts them, so that it can't be missing."""
+    return Column(name=name, type=ColumnType.INTEGER, description=description, minimum=0, required=required, expected=not required)
 
 
-def money(name: str, description: str) -> Column:
-    """An amount in soles: exact, never a float."""
-    return Column(name=name, type=ColumnType.NUMERIC, description=description, unit="PEN")
+def money(name: str, description: str, *, minimum: int | None = None, expected: bool = True) -> Column:
+    """An amount in soles: exact, never a float. It may fall below zero (a payment returned, a debt overpaid), with a warning."""
+    return Column(
+        name=name,
+        type=ColumnType.NUMERIC,
+        description=description,
+        unit="PEN",
+        minimum=minimum,
+        expected=expected,
+        expected_minimum=0 if minimum is None else None,
+    )
 
 
-def ratio(name: str, description: str, unit: str = "percent") -> Column:
-    return Column(name=name, type=ColumnType.DOUBLE, description=description, unit=unit)
+def share(name: str, description: str) -> Column:
+    """The part of a whole, in percent: 0 to 100, as it counts some of what the denominator counts. Null where that is zero."""
+    return Column(name=name, type=ColumnType.DOUBLE, description=description, unit="percent", minimum=0, maximum=100)
+
+
+def ratio(name: str, description: str) -> Column:
+    """One count by another, in percent. The first need not be part of the second, so that more than 100 is odd and not wrong."""
+    return Column(name=name, type=ColumnType.DOUBLE, description=description, unit="percent", minimum=0, expected_maximum=100)
 
 
 FECHA_FOTO = Column(name="fecha_foto", type=ColumnType.DATE, description="Snapshot date (a day of America/Lima)")

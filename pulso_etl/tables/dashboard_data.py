@@ -12,8 +12,9 @@ from pulso_etl.tables.columns import (
     money,
     query,
     ratio,
+    share,
 )
-from pulso_etl.tables.spec import TableSpec
+from pulso_etl.tables.spec import Column, ColumnType, TableSpec
 
 DASHBOARD_DATA = TableSpec(
     name="dashboard_data",
@@ -33,17 +34,23 @@ DASHBOARD_DATA = TableSpec(
         count("cuentas_sc", "Accounts attempted without contact"),
         count("cuentas_sg", "Accounts without any attempt"),
         count("cuentas_pdp", "Accounts with a promise to pay"),
-        money("deuda_asig", "Debt assigned"),
+        money("deuda_asig", "Debt assigned", minimum=0),
         money("deuda_act", "Debt today"),
-        money("recupero", "Amount recovered"),
-        ratio("pct_cober", "Coverage"),
-        ratio("pct_contac", "Contact rate"),
-        ratio("pct_cd", "Direct contact"),
-        ratio("pct_ci", "Indirect contact"),
+        money("recupero", "Amount recovered", expected=False),
+        share("pct_cober", "Coverage"),
+        share("pct_contac", "Contact rate"),
+        share("pct_cd", "Direct contact"),
+        share("pct_ci", "Indirect contact"),
         ratio("pct_conversion", "Contacts that became promises"),
         ratio("pct_efectividad", "Effectiveness"),
         ratio("pct_cierre", "Closing rate"),
-        ratio("inten", "Intensity: attempts per attempted account", unit="attempts"),
+        Column(
+            name="inten",
+            type=ColumnType.DOUBLE,
+            description="Intensity: attempts per attempted account",
+            unit="attempts",
+            minimum=0,
+        ),
         FECHA_PROCESAMIENTO,
     ),
     query=query("dashboard_data"),
@@ -54,4 +61,5 @@ DASHBOARD_DATA = TableSpec(
     refresh_every=timedelta(hours=6),
     timeout=timedelta(minutes=30),
     stamp_columns=("fecha_procesamiento",),
+    minimum_records=100,
 )

@@ -12,6 +12,7 @@ from pulso_etl.tables.columns import (
     money,
     query,
     ratio,
+    share,
 )
 from pulso_etl.tables.spec import TableSpec
 
@@ -25,11 +26,11 @@ EVOLUTION_DATA = TableSpec(
         ARCHIVO,
         CARTERA,
         SERVICIO,
-        ratio("pct_cober", "Coverage"),
-        ratio("pct_contac", "Contact rate"),
+        share("pct_cober", "Coverage"),
+        share("pct_contac", "Contact rate"),
         ratio("pct_efectividad", "Effectiveness"),
         ratio("pct_cierre", "Closing rate"),
-        money("recupero", "Amount recovered"),
+        money("recupero", "Amount recovered", expected=False),
         count("cuentas", "Accounts assigned"),
         FECHA_PROCESAMIENTO,
     ),
@@ -42,4 +43,5 @@ EVOLUTION_DATA = TableSpec(
     timeout=timedelta(minutes=30),
     batch_rows=50_000,
     stamp_columns=("fecha_procesamiento",),
+    minimum_records=50,
 )

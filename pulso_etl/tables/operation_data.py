@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from pulso_etl.tables.columns import ARCHIVO, FECHA_FOTO, FECHA_PROCESAMIENTO, count, query, ratio, text
+from pulso_etl.tables.columns import ARCHIVO, FECHA_FOTO, FECHA_PROCESAMIENTO, count, query, ratio, share, text
 from pulso_etl.tables.spec import Column, ColumnType, TableSpec
 
 OPERATION_DATA = TableSpec(
@@ -21,11 +21,11 @@ OPERATION_DATA = TableSpec(
         ),
         text("canal", "Channel: BOT or HUMANO"),
         ARCHIVO,
-        count("total_gestiones", "Contact attempts"),
-        count("contactos_efectivos", "Attempts that reached the customer"),
-        count("contactos_no_efectivos", "Attempts that did not reach the customer"),
-        count("total_pdp", "Promises to pay"),
-        ratio("tasa_contacto", "Effective contacts per attempt"),
+        count("total_gestiones", "Contact attempts", required=True),
+        count("contactos_efectivos", "Attempts that reached the customer", required=True),
+        count("contactos_no_efectivos", "Attempts that did not reach the customer", required=True),
+        count("total_pdp", "Promises to pay", required=True),
+        share("tasa_contacto", "Effective contacts per attempt"),
         ratio("tasa_conversion", "Promises per effective contact"),
         FECHA_PROCESAMIENTO,
     ),
@@ -37,4 +37,5 @@ OPERATION_DATA = TableSpec(
     timeout=timedelta(minutes=15),
     batch_rows=5_000,
     stamp_columns=("fecha_procesamiento",),
+    minimum_records=10,
 )

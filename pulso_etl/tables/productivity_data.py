@@ -2,8 +2,8 @@
 
 from datetime import timedelta
 
-from pulso_etl.tables.columns import ARCHIVO, FECHA_FOTO, FECHA_PROCESAMIENTO, count, query, ratio, text
-from pulso_etl.tables.spec import TableSpec
+from pulso_etl.tables.columns import ARCHIVO, FECHA_FOTO, FECHA_PROCESAMIENTO, count, query, ratio, share, text
+from pulso_etl.tables.spec import Column, ColumnType, TableSpec
 
 PRODUCTIVITY_DATA = TableSpec(
     name="productivity_data",
@@ -14,11 +14,17 @@ PRODUCTIVITY_DATA = TableSpec(
         FECHA_FOTO,
         text("correo_agente", "E-mail of the agent; SISTEMA where the attempt had no agent"),
         ARCHIVO,
-        count("total_gestiones", "Contact attempts"),
-        count("contactos_efectivos", "Attempts that reached the customer"),
-        count("total_pdp", "Promises to pay"),
-        ratio("peso_total", "Sum of the weights of the attempts' outcomes", unit="weight"),
-        ratio("tasa_contacto", "Effective contacts per attempt"),
+        count("total_gestiones", "Contact attempts", required=True),
+        count("contactos_efectivos", "Attempts that reached the customer", required=True),
+        count("total_pdp", "Promises to pay", required=True),
+        Column(
+            name="peso_total",
+            type=ColumnType.DOUBLE,
+            description="Sum of the weights of the attempts' outcomes",
+            unit="weight",
+            expected_minimum=0,
+        ),
+        share("tasa_contacto", "Effective contacts per attempt"),
         ratio("tasa_conversion", "Promises per effective contact"),
         text("nombre_agente", "Name of the agent; SISTEMA where the agents' table does not know the e-mail"),
         text("dni_agente", "Identity document of the agent"),
@@ -32,4 +38,5 @@ PRODUCTIVITY_DATA = TableSpec(
     refresh_every=timedelta(hours=8),
     timeout=timedelta(minutes=30),
     stamp_columns=("fecha_procesamiento",),
+    minimum_records=1,
 )

@@ -31,7 +31,9 @@ class ColumnType(StrEnum):
 class Column(BaseModel):
     """One column of a table.
 
-    `minimum` and `maximum` are inclusive and become a CHECK constraint. `required` columns are NOT NULL. `unit` is for people.
+    `required` columns are NOT NULL; `minimum` and `maximum` are inclusive and become a CHECK constraint: a load that breaks these
+    is refused. `expected`, `expected_minimum` and `expected_maximum` say the same of what the source may break with good reason:
+    it lands, and a check warns. `unit` is for people.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -43,6 +45,9 @@ class Column(BaseModel):
     required: bool = False
     minimum: int | None = None
     maximum: int | None = None
+    expected: bool = False
+    expected_minimum: int | None = None
+    expected_maximum: int | None = None
 
 
 class TableSpec(BaseModel):
@@ -53,6 +58,9 @@ class TableSpec(BaseModel):
     `version_column`: where one key appears in several partitions, the row with the greatest version is kept.
     `stamp_columns` say when the source computed a row; a change in them alone is no change of the row.
     `minimum_kept_share`: a load that would leave less than this share (0..1) of a partition range's rows is refused.
+    `minimum_records`: rows that the last `lookback_days` days should hold at least; 0 says nothing.
+    `volume_factor`: a day with so many times more, or fewer, rows than the same weekday before it is a warning.
+    `reconcile_days`: trailing days that a reconciliation compares with the source.
     `batch_rows`: rows per batch read from the source. `priority`: runs of a greater one leave the queue first.
     """
 
@@ -75,6 +83,9 @@ class TableSpec(BaseModel):
     version_column: str | None = None
     stamp_columns: tuple[str, ...] = ()
     minimum_kept_share: float = Field(default=0.5, ge=0, le=1)
+    minimum_records: int = Field(default=0, ge=0)
+    volume_factor: float = Field(default=2.0, gt=1)
+    reconcile_days: int = Field(default=35, ge=1)
 
     @model_validator(mode="after")
     def _names_exist(self) -> TableSpec:

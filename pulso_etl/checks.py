@@ -1,0 +1,299 @@
+"""Asset checks of every table, built from its declaration. No table is special-cased here.
+
+The checks of `refresh_check_keys` ask PostgreSQL only, in one statement a table, and run with every refresh. `reconciliation` asks
+BigQuery, which bills for it, and runs alone: by a job, the UI's button, or `pulso-etl reconcile`.
+
+Which checks a run takes is up to how it is launched. Dagster 1.13 adds every check of a selected asset wherever a launch names
+no checks (`RunRequest`, GraphQL with an `assetSelection` only, back-fills), and the UI's Materialize names them all; nothing on a
+check can say otherwise. So our own launches name the checks of `refresh_check_keys`, and a reconciliation that finds itself in a
+run that materializes its table ends at once, with no result and no query: Dagster then shows it as skipped in that run.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from statistics import median
+from typing import Any
+
+import dagster as dg
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG, PARTITION_NAME_TAG
+
+from pulso_etl.assets import RETRIES
+from pulso_etl.destination.io_manager import PostgresUpsertIOManager
+from pulso_etl.destination.load import translated
+from pulso_etl.destination.quality import WEEKS, Check, Inspection, inspect, rules
+from pulso_etl.reconciliation import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE, Reconciliation, reconcile
+from pulso_etl.refresh import DayRange, lima_day
+from pulso_etl.source.bigquery import BigQuerySource
+from pulso_etl.tables.spec import TableSpec
+
+BLOCKING = {Check.PRIMARY_KEY, Check.REQUIRED_COLUMNS, Check.VALUE_LIMITS}
+"""A load refuses what these look for: where one fails, something else wrote to the table. It fails the run."""
+COMPARED_WEEKS = 2
+"""With fewer earlier weeks that hold rows, nothing is said of a day's volume."""
+SMALL_DIFFERENCE = 10
+"""So few rows more or less than usual are nothing unusual, whatever the factor."""
+SHOWN = 200
+"""Rows of a table in a result's metadata, at most."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check says: plain text, and records (by title) of all that is wrong."""
+
+    check: Check
+    passed: bool
+    text: str
+    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.WARN
+    records: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+def build_checks(spec: TableSpec) -> list[dg.AssetChecksDefinition]:
+    """The two ops of a table: its checks of every refresh, and its reconciliation."""
+
+    @dg.multi_asset_check(
+        name=f"{spec.name}_checks",
+        description=f"Looks at what {spec.name} holds in PostgreSQL, in one statement.",
+        specs=[
+            dg.AssetCheckSpec(check.value, asset=spec.name, description=text, blocking=check in BLOCKING)
+            for check, text in descriptions(spec).items()
+        ],
+        can_subset=True,
+        compute_kind="postgres",
+        retry_policy=RETRIES,
+    )
+    def checks(
+        context: dg.AssetCheckExecutionContext, postgres: dg.ResourceParam[PostgresUpsertIOManager]
+    ) -> Iterator[dg.AssetCheckResult]:
+        today = lima_day(datetime.now(UTC))
+        lookback = DayRange(today - timedelta(days=spec.lookback_days - 1), today)
+        window = run_window(context.run.tags) or lookback
+        with translated(spec, window), postgres.connect(context.run.run_id) as conn:
+            inspection = inspect(conn, spec, postgres.database_schema, window, lookback)
+        for finding in findings(spec, inspection, window, lookback):
+            if dg.AssetCheckKey(dg.AssetKey(spec.name), finding.check.value) in context.selected_asset_check_keys:
+                yield result(finding, window)
+
+    @dg.multi_asset_check(
+        name=f"{spec.name}_reconciliation",
+        description=f"Compares {spec.name} with its source. Costs a query in BigQuery.",
+        specs=[
+            dg.AssetCheckSpec(
+                Check.RECONCILIATION.value,
+                asset=spec.name,
+                description=f"Rows, sums and numbers of values of each partition are the same in BigQuery, over the last "
+                f"{spec.reconcile_days} days or the run's range. Integers and amounts exactly, doubles to {RELATIVE_TOLERANCE:g} "
+                f"of their size or {ABSOLUTE_TOLERANCE:g}."
+                + (f" A key counts in the partition of its newest {spec.version_column}." if spec.version_column else ""),
+            )
+        ],
+        # Optional outputs: a run that materializes the table gets no result.
+        can_subset=True,
+        compute_kind="bigquery",
+    )
+    def reconciliation(
+        context: dg.AssetCheckExecutionContext,
+        bigquery: BigQuerySource,
+        postgres: dg.ResourceParam[PostgresUpsertIOManager],
+    ) -> Iterator[dg.AssetCheckResult]:
+        if dg.AssetKey(spec.name) in context.job_def.asset_layer.selected_asset_keys:
+            context.log.info(f"{spec.name}: not reconciled, this run refreshes it; launch the check alone")
+            return
+        today = lima_day(datetime.now(UTC))
+        given = run_window(context.run.tags)
+        with translated(spec, given or DayRange(today, today)), postgres.connect(context.run.run_id) as conn:
+            compared = reconcile(conn, bigquery, spec, postgres.database_schema, given, today, context.run.run_id)
+        yield result(reconciled(spec, compared, today), compared.window)
+
+    return [checks, reconciliation]
+
+
+def refresh_check_keys(spec: TableSpec) -> list[dg.AssetCheckKey]:
+    """The checks that belong into every refresh of the table."""
+    return [dg.AssetCheckKey(dg.AssetKey(spec.name), check.value) for check in descriptions(spec)]
+
+
+def reconciliation_key(spec: TableSpec) -> dg.AssetCheckKey:
+    """The check that compares the table with its source."""
+    return dg.AssetCheckKey(dg.AssetKey(spec.name), Check.RECONCILIATION.value)
+
+
+def refresh_selection(specs: Iterable[TableSpec]) -> dg.AssetSelection:
+    """The tables with their checks of every refresh, for a job that refreshes them."""
+    chosen = list(specs)
+    assets = dg.AssetSelection.assets(*(spec.name for spec in chosen)).without_checks()
+    return assets | dg.AssetSelection.checks(*(key for spec in chosen for key in refresh_check_keys(spec)))
+
+
+def reconciliation_selection(specs: Iterable[TableSpec]) -> dg.AssetSelection:
+    """The reconciliations of the tables and nothing else, for a job that compares them with their sources."""
+    return dg.AssetSelection.checks(*map(reconciliation_key, specs))
+
+
+def run_window(tags: Mapping[str, str]) -> DayRange | None:
+    """The partitions of a run by its tags; None for a run without."""
+    start = tags.get(ASSET_PARTITION_RANGE_START_TAG) or tags.get(PARTITION_NAME_TAG)
+    if start is None:
+        return None
+    return DayRange(date.fromisoformat(start), date.fromisoformat(tags.get(ASSET_PARTITION_RANGE_END_TAG) or start))
+
+
+def descriptions(spec: TableSpec) -> dict[Check, str]:
+    """The table's checks of every refresh, each with what it looks at."""
+    by_check: dict[Check, list[str]] = {}
+    for rule in rules(spec):
+        by_check.setdefault(rule.check, []).append(f"{rule.column} {rule.fault}")
+    found = {Check.PRIMARY_KEY: f"No column of the key ({', '.join(spec.primary_key)}) is null, and a key occurs once."}
+    for check, text in (
+        (Check.REQUIRED_COLUMNS, "No row has"),
+        (Check.VALUE_LIMITS, "A load refuses a row, and so none has"),
+        (Check.EXPECTED_VALUES, "The source may have its reasons, but no row should have"),
+    ):
+        if check in by_check:
+            found[check] = f"{text}: {', '.join(by_check[check])}."
+    if spec.minimum_records:
+        found[Check.MINIMUM_RECORDS] = f"The last {spec.lookback_days} days hold {spec.minimum_records} rows or more."
+    # Where the newest version alone is kept, older partitions run empty: their rows say nothing.
+    if spec.partition_in_key:
+        found[Check.VOLUME] = (
+            f"A day holds neither more than {spec.volume_factor:g} times nor less than 1/{spec.volume_factor:g} of the rows of the "
+            f"same weekday in the {WEEKS} weeks before (their median, of {COMPARED_WEEKS} at least). Today may have fewer, so far."
+        )
+    return found
+
+
+def findings(spec: TableSpec, inspection: Inspection, window: DayRange, lookback: DayRange) -> Iterator[Finding]:
+    """What the table's checks say of an inspection; `lookback` ends today.
+
+    The minimum is a warning: it can't tell a source that fails from a holiday, a new deployment or sample data. A load that would
+    take the rows of a day away is refused before its commit, see `verify`.
+    """
+    rows = _rows_in(inspection, window)
+    for check in descriptions(spec):
+        if check is Check.MINIMUM_RECORDS:
+            held = _rows_in(inspection, lookback)
+            yield Finding(
+                check,
+                held >= spec.minimum_records,
+                f"{held} rows in {lookback}, {spec.minimum_records} or more expected",
+                metadata={"lookback": str(lookback), "records": held, "minimum_records": spec.minimum_records},
+            )
+        elif check is Check.VOLUME:
+            days = unusual_days(inspection.rows_by_day, window, lookback.end, spec.volume_factor)
+            text = f"{days[-1]['partition']}: {days[-1]['rows']} rows, usually {days[-1]['usual']:g}" if days else "nothing unusual"
+            yield Finding(check, not days, text, records={"unusual_days": days})
+        else:
+            yield _of_rows(spec, check, inspection, rows)
+
+
+def _rows_in(inspection: Inspection, days: DayRange) -> int:
+    return sum(rows for day, rows in inspection.rows_by_day.items() if day in days)
+
+
+def _of_rows(spec: TableSpec, check: Check, inspection: Inspection, rows: int) -> Finding:
+    failures: list[dict[str, Any]] = [
+        {
+            "column": breach.rule.column,
+            "fault": breach.rule.fault,
+            "rows": breach.rows,
+            "partition": breach.example[spec.partition_column],
+            "example_key": _key(spec, breach.example),
+        }
+        for breach in inspection.breaches
+        if breach.rule.check is check
+    ]
+    if check is Check.PRIMARY_KEY and inspection.duplicates:
+        failures.append(
+            {
+                "column": ", ".join(spec.primary_key),
+                "fault": "occurs more than once",
+                "rows": inspection.duplicates,
+                "partition": inspection.duplicate.get(spec.partition_column),
+                "example_key": _key(spec, inspection.duplicate),
+            }
+        )
+    text = "; ".join(f"{one['column']} {one['fault']}: {one['rows']} row(s), e.g. {one['example_key']}" for one in failures[:3])
+    severity = dg.AssetCheckSeverity.ERROR if check in BLOCKING else dg.AssetCheckSeverity.WARN
+    return Finding(check, not failures, text or f"{rows} rows keep to it", severity, {"failures": failures}, {"rows": rows})
+
+
+def _key(spec: TableSpec, example: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={example[name]}" for name in spec.primary_key)
+
+
+def unusual_days(rows_by_day: Mapping[date, int], window: DayRange, today: date, factor: float) -> list[dict[str, Any]]:
+    """The days of the window with `factor` times more, or fewer, rows than usual: than the same weekday's median, weeks before.
+
+    Weeks without rows on that weekday do not count. Today is not over, and can only have too many.
+    """
+    unusual = []
+    for number in range(window.days):
+        day = window.start + timedelta(days=number)
+        weeks = [rows for week in range(1, WEEKS + 1) if (rows := rows_by_day.get(day - timedelta(weeks=week), 0))]
+        if len(weeks) < COMPARED_WEEKS or day > today:
+            continue
+        rows, usual = rows_by_day.get(day, 0), median(weeks)
+        beyond = rows > usual * factor or (day < today and rows * factor < usual)
+        if beyond and abs(rows - usual) >= SMALL_DIFFERENCE:
+            unusual.append({"partition": str(day), "rows": rows, "usual": float(usual), "weeks": len(weeks)})
+    return unusual
+
+
+def reconciled(spec: TableSpec, found: Reconciliation, today: date) -> Finding:
+    """What the check says of a reconciliation: an error where a partition differs that no refresh will read again by itself.
+
+    In the trailing days of the lookback the source may have changed since they were loaded; the next refresh takes that in.
+    """
+    settled = [one for one in found.differences if one.day <= today - timedelta(days=spec.lookback_days)]
+    days = sorted({one.day for one in settled or found.differences})
+    if days:
+        shown = [one for one in found.differences if one.day == days[0]]
+        text = f"{len(days)} partition(s) differ; {days[0]}: " + "; ".join(
+            f"{one.measure} is {_plain(one.source)} in BigQuery, {_plain(one.target)} in PostgreSQL" for one in shown[:3]
+        )
+        text += (
+            f". Load them again: pulso-etl refresh {spec.name} --from {days[0]} --to {days[-1]}"
+            if settled
+            else ". The next refresh reads these days again; if they differ after it, that is a fault"
+        )
+    else:
+        text = f"{found.target_rows} rows agree"
+    records = [
+        {
+            "partition": str(one.day),
+            "column": one.measure.column or "",
+            "measure": str(one.measure),
+            "bigquery": _plain(one.source),
+            "postgresql": _plain(one.target),
+        }
+        for one in found.differences
+    ]
+    return Finding(
+        Check.RECONCILIATION,
+        not found.differences,
+        text,
+        dg.AssetCheckSeverity.ERROR if settled else dg.AssetCheckSeverity.WARN,
+        {"differences": records},
+        {"rows_bigquery": found.source_rows, "rows_postgresql": found.target_rows, **found.cost},
+    )
+
+
+def _plain(value: Any) -> str:
+    return "nothing" if value is None else str(value)
+
+
+def result(finding: Finding, window: DayRange) -> dg.AssetCheckResult:
+    """The finding as Dagster records it: at most `SHOWN` records of a kind, and how many there are."""
+    metadata: dict[str, Any] = {"partitions": str(window), **finding.metadata}
+    for title, records in finding.records.items():
+        metadata[f"number_of_{title}"] = len(records)
+        if records:
+            metadata[title] = dg.MetadataValue.table([dg.TableRecord(record) for record in records[:SHOWN]])
+    return dg.AssetCheckResult(
+        check_name=finding.check.value,
+        passed=finding.passed,
+        severity=finding.severity,
+        description=finding.text,
+        metadata=metadata,
+    )

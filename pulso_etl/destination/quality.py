@@ -1,0 +1,146 @@
+"""What a table holds, looked at in one statement for all of its checks. Nothing is judged here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import date, timedelta
+from enum import StrEnum
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from pulso_etl.refresh import DayRange
+from pulso_etl.tables.spec import TableSpec
+
+WEEKS = 4
+"""How many earlier weeks a day's rows are compared with."""
+
+
+class Check(StrEnum):
+    """The asset checks, by name."""
+
+    PRIMARY_KEY = "primary_key"
+    REQUIRED_COLUMNS = "required_columns"
+    VALUE_LIMITS = "value_limits"
+    EXPECTED_VALUES = "expected_values"
+    MINIMUM_RECORDS = "minimum_records"
+    VOLUME = "volume"
+    RECONCILIATION = "reconciliation"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What every row keeps to: `fault` names what a row that does not has in `column`, `broken` finds such rows."""
+
+    check: Check
+    column: str
+    fault: str
+    broken: sql.Composed
+
+
+@dataclass(frozen=True)
+class Breach:
+    """Rows that break a rule: how many, and one of them, by its key and partition."""
+
+    rule: Rule
+    rows: int
+    example: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found: rows by day (days without rows are missing), rows that share a key and one such key, broken rules."""
+
+    rows_by_day: dict[date, int]
+    duplicates: int
+    duplicate: dict[str, Any]
+    breaches: tuple[Breach, ...]
+
+
+def rules(spec: TableSpec) -> tuple[Rule, ...]:
+    """What the declaration says of single rows."""
+    found: list[Rule] = []
+    for column in spec.columns:
+        name = sql.Identifier(column.name)
+        null = sql.SQL("{} IS NULL").format(name)
+        if column.name in spec.primary_key:
+            found.append(Rule(Check.PRIMARY_KEY, column.name, "null", null))
+        elif spec.required(column):
+            found.append(Rule(Check.REQUIRED_COLUMNS, column.name, "null", null))
+        elif column.expected:
+            found.append(Rule(Check.EXPECTED_VALUES, column.name, "null", null))
+        for check, minimum, maximum in (
+            (Check.VALUE_LIMITS, column.minimum, column.maximum),
+            (Check.EXPECTED_VALUES, column.expected_minimum, column.expected_maximum),
+        ):
+            for limit, fault, operator in ((minimum, "below", "<"), (maximum, "above", ">")):
+                if limit is not None:
+                    broken = sql.SQL("{} {} {}").format(name, sql.SQL(operator), sql.Literal(limit))
+                    found.append(Rule(check, column.name, f"{fault} {limit}", broken))
+    return tuple(found)
+
+
+def inspect(conn: psycopg.Connection, spec: TableSpec, schema: str, window: DayRange, lookback: DayRange) -> Inspection:
+    """Looks at the window's rows, and counts those of the lookback and of the weeks before the window. Errors are psycopg's."""
+    by_rule = rules(spec)
+    row = conn.execute(
+        statement(spec, schema, by_rule),
+        {
+            "start": window.start,
+            "end": window.end,
+            "counted_from": window.start - timedelta(weeks=WEEKS),
+            "lookback_start": lookback.start,
+            "lookback_end": lookback.end,
+        },
+    ).fetchone()
+    assert row is not None
+    rows_by_day, duplicates, duplicate, *pairs = row
+    breaches = zip(by_rule, pairs[::2], pairs[1::2], strict=True)
+    return Inspection(
+        {date.fromisoformat(day): rows for day, rows in (rows_by_day or {}).items()},
+        int(duplicates),
+        json.loads(duplicate or "{}"),
+        tuple(Breach(rule, rows, json.loads(example)) for rule, rows, example in breaches if rows),
+    )
+
+
+def statement(spec: TableSpec, schema: str, by_rule: tuple[Rule, ...]) -> sql.Composed:
+    """One row: rows by day as JSON, rows that share a key and one such key, then rows and an example for each rule.
+
+    A key that lives in one partition is looked for in the window, another one in the whole table.
+    """
+    partition = sql.Identifier(spec.partition_column)
+    in_window = sql.SQL("{} BETWEEN %(start)s AND %(end)s").format(partition)
+    keys = sql.SQL(", ").join(sql.Identifier(name) for name in spec.primary_key)
+    shown = dict.fromkeys((spec.partition_column, *spec.primary_key))
+    # An example is built for broken rows only: a FILTER is asked before the argument is computed.
+    per_rule = [
+        sql.SQL("count(*) FILTER (WHERE {broken}), min({example}) FILTER (WHERE {broken})").format(
+            broken=rule.broken, example=_json(tuple(shown))
+        )
+        for rule in by_rule
+    ]
+    return sql.SQL(
+        "SELECT (SELECT jsonb_object_agg(day, n) FROM (SELECT {partition} AS day, count(*) AS n FROM {target} "
+        "WHERE {partition} BETWEEN %(counted_from)s AND %(end)s OR {partition} BETWEEN %(lookback_start)s AND %(lookback_end)s "
+        "GROUP BY 1) AS days), duplicates.*, broken.* FROM "
+        "(SELECT coalesce(sum(n), 0), min(key) FROM (SELECT {key} AS key, count(*) AS n FROM {target} WHERE {scope} "
+        "GROUP BY {keys} HAVING count(*) > 1) AS k) AS duplicates, "
+        "(SELECT {per_rule} FROM {target} WHERE ({in_window} OR {partition} IS NULL) AND ({any_broken})) AS broken"
+    ).format(
+        partition=partition,
+        target=sql.Identifier(schema, spec.name),
+        key=_json(spec.primary_key),
+        scope=in_window if spec.partition_in_key else sql.SQL("true"),
+        keys=keys,
+        per_rule=sql.SQL(", ").join(per_rule),
+        in_window=in_window,
+        any_broken=sql.SQL(" OR ").join(rule.broken for rule in by_rule),
+    )
+
+
+def _json(columns: tuple[str, ...]) -> sql.Composed:
+    pairs = sql.SQL(", ").join(sql.SQL("{}, {}").format(sql.Literal(name), sql.Identifier(name)) for name in columns)
+    return sql.SQL("jsonb_build_object({})::text").format(pairs)

@@ -1,0 +1,62 @@
+"""The last look before the commit: what the load wrote is what the source gave, and not fewer rows than the table must have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date
+
+import psycopg
+
+from pulso_etl.destination.load import Counts
+from pulso_etl.destination.statements import Statements
+from pulso_etl.errors import VerificationFailed
+from pulso_etl.refresh import DayRange
+from pulso_etl.tables.spec import TableSpec
+
+
+def verify(
+    conn: psycopg.Connection,
+    spec: TableSpec,
+    schema: str,
+    window: DayRange,
+    by_day: Mapping[date, Counts],
+    *,
+    allow_shrink: bool = False,
+) -> None:
+    """Compares PostgreSQL with what the load read, inside its transaction, after the write; `by_day` is `LoadResult.by_day`.
+
+    Where a partition owns its rows, each day holds exactly as many rows as were read, and a window as long as the table's
+    lookback does not fall below `minimum_records`. A table whose key lives in several partitions (a version column) keeps one row
+    of many that were read, and never loses one: nothing is compared.
+
+    Too few rows stop the load only where those same days held enough before it: then rows are about to be lost that the dashboard
+    shows. Days that never held so many (a new deployment, a holiday, sample data) are loaded, and the check `minimum_records`
+    warns.
+    Raises VerificationFailed; the caller rolls back. `allow_shrink` is for rows that are really gone.
+    """
+    if not spec.partition_in_key:
+        return
+    held: dict[date, int] = dict(
+        conn.execute(Statements(spec, schema).rows_by_day(), {"start": window.start, "end": window.end}).fetchall()
+    )
+    read = {day: counts.read for day, counts in by_day.items()}
+    differing = [day for day in sorted({*held, *read}) if held.get(day, 0) != read.get(day, 0)]
+    if differing:
+        days = "; ".join(
+            f"partition {day}: {read.get(day, 0)} rows read, {held.get(day, 0)} in PostgreSQL" for day in differing[:5]
+        )
+        raise VerificationFailed(
+            f"{spec.name} {window}: {len(differing)} partition(s) do not hold what the source gave: {days}. Nothing was loaded. "
+            f"Look for triggers, rules or row security on {schema}.{spec.name}; without any, report it as a fault of Pulso ETL"
+        )
+    if window.days < spec.lookback_days or allow_shrink:
+        return
+    last = sorted(by_day)[-spec.lookback_days :]
+    after = sum(held.get(day, 0) for day in last)
+    before = after + sum(by_day[day].deleted - by_day[day].inserted for day in last)
+    if after < spec.minimum_records <= before:
+        raise VerificationFailed(
+            f"{spec.name} {DayRange(last[0], last[-1])}: {after} rows would be left of {before}, and the table should have "
+            f"{spec.minimum_records} at least. Nothing was loaded. Look at the source; if the rows are really gone, launch the "
+            "range again with --allow-shrink (tag pulso_etl/allow_shrink=true)"
+        )
