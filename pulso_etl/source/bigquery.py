@@ -110,13 +110,14 @@ class BigQuerySource(BigQueryResource):
 
         Within `get_client`, it finds the same credentials.
         """
-        if not self.use_storage_api or (self.emulator_host and not self.emulator_storage):
+        address = self.emulator_storage if self.emulator_host else None
+        if not self.use_storage_api or (self.emulator_host and not address):
             return None
         return ReadClient(
             stream_seconds=stream_seconds,
             retry_seconds=self.retry_timeout_seconds,
             retry_initial_seconds=self.retry_initial_seconds,
-            transport=plaintext_transport(self.emulator_storage) if self.emulator_storage else None,
+            transport=plaintext_transport(address) if address else None,
         )
 
     def tables(self, spec: TableSpec) -> dict[str, str]:

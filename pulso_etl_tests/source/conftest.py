@@ -26,7 +26,7 @@ def data(emulator: BigQueryEmulator) -> SampleData:
 
 @pytest.fixture
 def make_source(emulator: BigQueryEmulator, data: SampleData) -> MakeSource:
-    """Sources of the emulator with the sample data; keywords are fields of BigQuerySource. Retries last half a second."""
+    """Sources of the emulator with the sample data; keywords are fields of BigQuerySource. Retries begin at once."""
 
     def make(**fields: object) -> BigQuerySource:
         given = {
@@ -34,7 +34,6 @@ def make_source(emulator: BigQueryEmulator, data: SampleData) -> MakeSource:
             "sources": data.names,
             "emulator_host": emulator.rest_url,
             "retry_initial_seconds": 0.01,
-            "retry_timeout_seconds": 0.5,
         }
         return BigQuerySource(**(given | fields))
 

@@ -42,7 +42,6 @@ class StorageServer:
         self.breaks: list[Break] = []
         self.sessions: list[types.CreateReadSessionRequest] = []
         self.reads: list[types.ReadRowsRequest] = []
-        self.rows_sent = 0
         self.active = 0
         """ReadRows calls that have not ended."""
         self._jobs = jobs
@@ -70,6 +69,11 @@ class StorageServer:
         )
         self.port = self._server.add_insecure_port("127.0.0.1:0")
         self.address = f"127.0.0.1:{self.port}"
+
+    @property
+    def bytes_held(self) -> int:
+        """Arrow memory that the results take here, in the server."""
+        return sum(part.nbytes for part in self._parts.values())
 
     def _create_session(self, request: types.CreateReadSessionRequest, context: grpc.ServicerContext) -> types.ReadSession:
         self.sessions.append(request)
@@ -123,8 +127,6 @@ class StorageServer:
                 arrow_schema=_schema(part.schema) if position == request.offset else None,
             )
             position += batch.num_rows
-            with self._lock:
-                self.rows_sent += batch.num_rows
 
     def _break(self, stream: int) -> Break | None:
         with self._lock:

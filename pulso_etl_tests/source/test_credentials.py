@@ -45,7 +45,7 @@ def source(make_source: MakeSource, bigquery_proxy: FaultyProxy, monkeypatch: py
     monkeypatch.setenv("NO_GCE_CHECK", "true")
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
-    return make_source(emulator_host=None, use_storage_api=False)
+    return make_source(emulator_host=None, use_storage_api=False, retry_timeout_seconds=0.5)
 
 
 def read(source: BigQuerySource) -> int:

@@ -96,15 +96,15 @@ def test_a_request_that_fails_for_a_passing_reason_is_sent_again_and_no_row_is_l
 
 @pytest.mark.parametrize("request_pattern", [INSERT, RESULT, PAGE], ids=["insert", "result", "page"])
 def test_a_fault_that_stays_ends_in_bounded_time_after_growing_delays_as_retryable(
-    source: BigQuerySource, bigquery_proxy: FaultyProxy, request_pattern: str
+    make_source: MakeSource, bigquery_proxy: FaultyProxy, request_pattern: str
 ) -> None:
     bigquery_proxy.inject(request_pattern, error(503, "backendError"), times=None)
     spec = SPEC.model_copy(update={"timeout": timedelta(seconds=1)})
     began = time.monotonic()
     with pytest.raises(SourceUnavailable, match=r"dashboard_data 2026-07-14\.\.2026-07-15: BigQuery is failing for now") as caught:
-        read(source, spec)
+        read(make_source(emulator_host=bigquery_proxy.url, retry_timeout_seconds=0.5), spec)
     assert caught.value.retryable
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 10
     assert 3 <= len(bigquery_proxy.seen(request_pattern)) <= 40
 
 
@@ -207,7 +207,7 @@ def test_a_query_that_hangs_is_cancelled_at_the_table_s_time_out(source: BigQuer
     began = time.monotonic()
     with pytest.raises(SourceUnavailable, match="it ran longer than 0:00:01"):
         read(source, SPEC.model_copy(update={"timeout": timedelta(seconds=1)}))
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 8
     (cancelled,) = bigquery_proxy.seen(CANCEL)
     assert bigquery_proxy.seen(INSERT)[0].json["jobReference"]["jobId"] in cancelled.line
 
@@ -226,10 +226,10 @@ def test_a_connection_that_falls_silent_is_given_up_and_the_request_sent_again(
     make_source: MakeSource, bigquery_proxy: FaultyProxy
 ) -> None:
     bigquery_proxy.inject(INSERT, edited(job_running))
-    bigquery_proxy.inject(r"^GET \S+/jobs/", delayed(4))
+    bigquery_proxy.inject(r"^GET \S+/jobs/", delayed(10))
     began = time.monotonic()
     assert len(read(make_source(emulator_host=bigquery_proxy.url, request_timeout_seconds=0.2))) == ROWS
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 8
 
 
 def test_an_interrupt_while_the_query_runs_cancels_it(source: BigQuerySource, bigquery_proxy: FaultyProxy) -> None:

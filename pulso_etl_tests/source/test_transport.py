@@ -144,8 +144,8 @@ def test_a_stream_that_breaks_for_good_is_retryable_and_leaves_nothing_open(
     storage.breaks = [Break(status, after=100, times=1000)]
     began = time.monotonic()
     with pytest.raises(SourceUnavailable, match=r"dashboard_data 2026-07-06\.\.2026-07-15: BigQuery is failing for now"):
-        read(make_source(emulator_storage=storage.address))
-    assert time.monotonic() - began < 5
+        read(make_source(emulator_storage=storage.address, retry_timeout_seconds=0.5))
+    assert time.monotonic() - began < 10
     assert eventually(lambda: nothing_is_left(storage))
 
 
@@ -159,7 +159,7 @@ def test_a_stream_that_falls_silent_ends_at_the_table_s_time_out(make_source: Ma
 
 def test_a_server_that_dies_in_the_middle_is_retryable(make_source: MakeSource, storage: StorageServer) -> None:
     storage.breaks = [Break(None, after=100), Break(None, after=100, stream=1)]
-    with make_source(emulator_storage=storage.address).stream(SPEC, WINDOW, "run-1").open() as reader:
+    with make_source(emulator_storage=storage.address, retry_timeout_seconds=0.5).stream(SPEC, WINDOW, "run-1").open() as reader:
         reader.read_next_batch()
         storage.die()
         with pytest.raises(SourceUnavailable, match="is failing for now"):
@@ -172,9 +172,9 @@ def test_a_load_that_fails_in_the_middle_ends_the_download_at_once(make_source: 
     began = time.monotonic()
     with suppress(ZeroDivisionError), make_source(emulator_storage=storage.address).stream(SPEC, WINDOW, "run-1").open() as reader:
         reader.read_next_batch()
-        assert storage.active == 2
+        assert eventually(lambda: storage.active == 2)
         _ = 1 / 0
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
     assert eventually(lambda: nothing_is_left(storage))
 
 
@@ -190,11 +190,18 @@ def test_batches_read_ahead_are_bounded(make_source: MakeSource, storage: Storag
         }
     )
     storage.batch_rows = 10
+    before = pa.total_allocated_bytes()
     with make_source(emulator_storage=storage.address).stream(spec, WINDOW, "run-1").open() as reader:
         reader.read_next_batch()
-        eventually(lambda: storage.rows_sent == rows, 1)
-        assert storage.rows_sent < 500
+        assert storage.bytes_held > 20_000_000
+        read_ahead = [sleep_and_measure() - before - storage.bytes_held for _ in range(5)]
+        assert max(read_ahead) < 8_000_000
         assert sum(batch.num_rows for batch in reader) == rows - 10
+
+
+def sleep_and_measure() -> int:
+    time.sleep(0.2)
+    return int(pa.total_allocated_bytes())
 
 
 def test_rest_reads_a_page_when_the_load_asks_for_it(make_source: MakeSource, bigquery_proxy: FaultyProxy) -> None:
@@ -236,7 +243,7 @@ def test_streams_that_never_start_fall_back_and_lose_no_row(
     make_source: MakeSource, storage: StorageServer, data: SampleData
 ) -> None:
     storage.breaks = [Break(grpc.StatusCode.UNAVAILABLE, after=0, stream=n, times=1000) for n in range(2)]
-    table, told = read(make_source(emulator_storage=storage.address))
+    table, told = read(make_source(emulator_storage=storage.address, retry_timeout_seconds=0.5))
     assert in_order(table) == expected(data)
     assert told["transport"] == "rest"
     assert eventually(lambda: nothing_is_left(storage))
@@ -249,7 +256,7 @@ def test_an_address_where_nothing_listens_falls_back_quickly(
     table, told = read(make_source(emulator_storage="127.0.0.1:9"))
     assert (table.num_rows, told["transport"]) == (ROWS, "rest")
     assert "BIGQUERY_USE_STORAGE_API=false" in caplog.text
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10
 
 
 def test_rows_that_are_missing_at_the_end_are_an_error(make_source: MakeSource, storage: StorageServer) -> None:
