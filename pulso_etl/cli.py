@@ -21,7 +21,7 @@ from pulso_etl.definitions import build_defs
 from pulso_etl.destination.statements import Statements
 from pulso_etl.destination.watermarks import TableState, Watermarks
 from pulso_etl.doctor import diagnose
-from pulso_etl.errors import PlanError, PulsoError
+from pulso_etl.errors import PlanError, PulsoError, SettingsError
 from pulso_etl.launch import Outcome, run_plan
 from pulso_etl.refresh import Mode, plan_refresh
 from pulso_etl.settings import Settings, load_settings
@@ -42,6 +42,23 @@ def options(
     """Options of every command; what stands in the environment already wins over the file."""
     if env_file is not None:
         load_dotenv(env_file)
+    logs.configure()
+
+
+def _settings() -> Settings:
+    """The settings of a deployment. Raises SettingsError."""
+    # Dagster reads some of them from the environment itself.
+    load_dotenv(".env")
+    return load_settings()
+
+
+def _instance() -> dg.DagsterInstance:
+    """Dagster's instance, that of DAGSTER_HOME. Raises SettingsError."""
+    try:
+        return dg.DagsterInstance.get()
+    except Exception as error:
+        reason = str(error).splitlines()[0].strip()
+        raise SettingsError(f"Dagster: {reason}; check DAGSTER_HOME, the dagster.yaml in it and DAGSTER_POSTGRES_URL") from error
 
 
 def _states(settings: Settings) -> dict[str, TableState]:
@@ -88,7 +105,7 @@ def refresh_tables(
     defs = build_defs(settings)
     # The report at the end tells people what became of each run; a machine that reads the log wants every line.
     logger = {"log_level": "INFO", "events": True} if logs.as_json() else {"log_level": "WARNING", "events": False}
-    with dg.DagsterInstance.get() as instance:
+    with _instance() as instance:
         for plan in plans:
             console.print(f"{plan.table}: {plan.window or 'skipped'} ({plan.reason})", **PLAIN)
             with console.status(f"{plan.table} ..."):
@@ -125,7 +142,7 @@ def refresh(
 ) -> None:
     """Refreshes tables through Dagster, in this process."""
     outcomes = refresh_tables(
-        load_settings(),
+        _settings(),
         tables or [],
         mode,
         days=days,
@@ -140,27 +157,22 @@ def refresh(
 @app.command()
 def status() -> None:
     """Shows how far and how fresh each table is."""
-    states, now = _states(load_settings()), datetime.now(UTC)
-    table = Table("table", "status", "fresh", "last partition", "age", "records", "seconds", "error", box=None)
+    states, now = _states(_settings()), datetime.now(UTC)
+    table = Table("table", "status", "fresh", "last partition", "age", "records", "seconds", box=None)
     for name, spec in TABLES.items():
         state = states.get(name)
         if state is None:
             table.add_row(name, "never loaded")
             continue
         age = now - state.last_extracted_at if state.last_extracted_at else None
-        fresh = "-" if age is None else "yes" if age < spec.refresh_every else "no"
-        seconds = "-" if state.seconds is None else f"{state.seconds:.1f}"
-        row = (
-            state.status,
-            fresh,
-            state.last_partition,
-            str(age).split(".")[0],
-            state.records,
-            seconds,
-            state.error or "",
-        )
-        table.add_row(name, *(str(value) for value in row))
+        fresh = None if age is None else "yes" if age < spec.refresh_every else "no"
+        seconds = None if state.seconds is None else f"{state.seconds:.1f}"
+        row = (state.status, fresh, state.last_partition, age and str(age).split(".")[0], state.records, seconds)
+        table.add_row(name, *("-" if value is None else str(value) for value in row))
     Console(width=max(console.width, 150)).print(table)
+    for state in states.values():
+        if state.error:
+            console.print(f"failed: {state.table_name}: {state.error}", **PLAIN)
 
 
 @app.command("sql")
@@ -168,7 +180,7 @@ def show_sql(
     table: Annotated[str, typer.Argument(help="The table.")],
 ) -> None:
     """Prints the statements that a refresh of the table runs, on BigQuery and on PostgreSQL."""
-    settings = load_settings()
+    settings = _settings()
     spec = _spec(table)
     console.print(f"-- BigQuery\n{spec.query.format(**settings.sources())}\n-- PostgreSQL", **PLAIN)
     for statement in Statements(spec, settings.database_schema).all():
@@ -219,7 +231,6 @@ def main() -> None:
     """Entry point: errors of ours are one line and exit code 2, never a trace."""
     # backfill_policy is marked beta by Dagster; the choice is made in the design, and needs no reminder at each start.
     warnings.filterwarnings("ignore", category=dg.BetaWarning)
-    logs.configure()
     try:
         app()
     except PulsoError as error:

@@ -19,6 +19,8 @@ from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl.local.sample_data import SampleData
 from pulso_etl.refresh import lima_day
 from pulso_etl.settings import Settings
+from pulso_etl_tests.dagster_stack import DagsterStack
+from pulso_etl_tests.proxy import FaultyProxy
 
 hypothesis_settings.register_profile("pulso", deadline=None, max_examples=40, derandomize=True)
 hypothesis_settings.load_profile("pulso")
@@ -69,6 +71,33 @@ def settings(server_url: str, schema: str, emulator: BigQueryEmulator, monkeypat
     monkeypatch.setenv("BIGQUERY_EMULATOR_HOST", emulator.rest_url)
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     return Settings(database_url=SecretStr(server_url))
+
+
+@pytest.fixture(scope="session")
+def dagster_stack(server_url: str, emulator: BigQueryEmulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagsterStack]:
+    """A running deployment of the five tables on sample data of its own: 5 days, 30 dashboard rows a day."""
+    schema, storage = (f"s_{uuid.uuid4().hex[:12]}" for _ in range(2))
+    dataset = f"STACK_{uuid.uuid4().hex[:6]}"
+    separator = "&" if "?" in server_url else "?"
+    env = {
+        "DATABASE_URL": server_url,
+        "DATABASE_SCHEMA": schema,
+        "DAGSTER_POSTGRES_URL": f"{server_url}{separator}options=-csearch_path%3D{storage}",
+        "BIGQUERY_DATASET": dataset,
+    }
+    names = Settings(database_url=SecretStr(server_url), bigquery_dataset=dataset).sources()
+    data = SampleData(names, lima_day(datetime.now(UTC)), days=5, dashboard_rows_per_day=30)
+    data.seed_into(emulator.client())
+    with psycopg.connect(server_url, autocommit=True) as conn:
+        conn.execute(f"CREATE SCHEMA {storage}")
+        try:
+            with (
+                FaultyProxy(emulator.rest_url) as proxy,
+                DagsterStack(tmp_path_factory.mktemp("dagster"), env, proxy, data) as stack,
+            ):
+                yield stack
+        finally:
+            conn.execute(f"DROP SCHEMA IF EXISTS {schema}, {storage} CASCADE")
 
 
 def seed(settings: Settings, emulator: BigQueryEmulator, *, revision: int = 0) -> SampleData:
