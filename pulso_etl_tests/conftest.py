@@ -61,15 +61,29 @@ def conn(server_url: str, schema: str) -> Iterator[psycopg.Connection]:
         yield connection
 
 
+@pytest.fixture(scope="session")
+def dagster_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which Dagster keeps its storage in SQLite; one for all tests, for it takes a second to set up."""
+    home = tmp_path_factory.mktemp("dagster_home")
+    (home / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+    return home
+
+
 @pytest.fixture
-def settings(server_url: str, schema: str, emulator: BigQueryEmulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Settings:
-    """Settings of a deployment on the session's servers, also in the environment; Dagster keeps its storage in `tmp_path`."""
-    (tmp_path / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+def settings(
+    server_url: str,
+    schema: str,
+    emulator: BigQueryEmulator,
+    dagster_home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Settings:
+    """Settings of a deployment on the session's servers, also in the environment; the current folder is empty."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABASE_URL", server_url)
     monkeypatch.setenv("DATABASE_SCHEMA", schema)
     monkeypatch.setenv("BIGQUERY_EMULATOR_HOST", emulator.rest_url)
-    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setenv("DAGSTER_HOME", str(dagster_home))
     return Settings(database_url=SecretStr(server_url))
 
 

@@ -259,6 +259,7 @@ def test_a_deployment_that_is_not_set_up_is_told_in_one_line(
 def test_dagster_s_storage_that_is_away_is_told_in_one_line(pulso: Pulso, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     storage = "storage:\n  postgres:\n    postgres_url:\n      env: DAGSTER_POSTGRES_URL\n"
     (tmp_path / "dagster.yaml").write_text(storage + "telemetry:\n  enabled: false\n")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", f"postgresql://u:{SECRET}@127.0.0.1:1/x")
     ended = pulso("refresh", "dashboard_data")
     assert ended.code == 2
