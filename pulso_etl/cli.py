@@ -23,7 +23,7 @@ from pulso_etl.definitions import build_defs
 from pulso_etl.destination.statements import Statements
 from pulso_etl.destination.watermarks import Watermarks
 from pulso_etl.doctor import diagnose
-from pulso_etl.errors import PlanError, PulsoError
+from pulso_etl.errors import PlanError, PulsoError, SettingsError
 from pulso_etl.launch import Outcome, run_plan, run_reconciliation
 from pulso_etl.refresh import DayRange, Mode, plan_refresh
 from pulso_etl.settings import Settings, load_env_file, load_settings
@@ -50,6 +50,16 @@ def options(
     # The embedded default brings an environment of its own.
     if env_file is not None or context.invoked_subcommand not in ("run", "dev"):
         load_env_file(env_file)
+    logs.configure()
+
+
+def _instance() -> dg.DagsterInstance:
+    """Dagster's instance, that of DAGSTER_HOME. Raises SettingsError."""
+    try:
+        return dg.DagsterInstance.get()
+    except Exception as error:
+        reason = str(error).splitlines()[0].strip()
+        raise SettingsError(f"Dagster: {reason}; check DAGSTER_HOME, the dagster.yaml in it and DAGSTER_POSTGRES_URL") from error
 
 
 def _connect(settings: Settings) -> psycopg.Connection:
@@ -108,7 +118,7 @@ def refresh_tables(
     defs = build_defs(settings)
     # The report at the end tells people what became of each run; a machine that reads the log wants every line.
     logger = {"log_level": "INFO", "events": True} if logs.as_json() else QUIET
-    with dg.DagsterInstance.get() as instance:
+    with _instance() as instance:
         for plan in plans:
             console.print(f"{plan.table}: {plan.window or 'skipped'} ({plan.reason})", **PLAIN)
             with console.status(f"{plan.table} ..."):
@@ -163,26 +173,21 @@ def status() -> None:
     settings, now = load_settings(), datetime.now(UTC)
     with _connect(settings) as conn:
         states = Watermarks(settings.database_schema).read(conn)
-    table = Table("table", "status", "fresh", "last partition", "age", "records", "seconds", "error", box=None)
+    table = Table("table", "status", "fresh", "last partition", "age", "records", "seconds", box=None)
     for name, spec in TABLES.items():
         state = states.get(name)
         if state is None:
             table.add_row(name, "never loaded")
             continue
         age = now - state.last_extracted_at if state.last_extracted_at else None
-        fresh = "-" if age is None else "yes" if age < spec.refresh_every else "no"
-        seconds = "-" if state.seconds is None else f"{state.seconds:.1f}"
-        row = (
-            state.status,
-            fresh,
-            state.last_partition,
-            str(age).split(".")[0],
-            state.records,
-            seconds,
-            state.error or "",
-        )
-        table.add_row(name, *(str(value) for value in row))
+        fresh = None if age is None else "yes" if age < spec.refresh_every else "no"
+        seconds = None if state.seconds is None else f"{state.seconds:.1f}"
+        row = (state.status, fresh, state.last_partition, age and str(age).split(".")[0], state.records, seconds)
+        table.add_row(name, *("-" if value is None else str(value) for value in row))
     Console(width=max(console.width, 150)).print(table)
+    for state in states.values():
+        if state.error:
+            console.print(f"failed: {state.table_name}: {state.error}", **PLAIN)
 
 
 @app.command()
@@ -200,7 +205,7 @@ def reconcile(
     defs = build_defs(settings)
     shown = Table("table", "agrees", "partitions", "seconds", "bytes billed", "cost USD", "result", box=None)
     agree = True
-    with dg.DagsterInstance.get() as instance:
+    with _instance() as instance:
         for spec in specs:
             with console.status(f"{spec.name} ..."):
                 found = run_reconciliation(defs, instance, spec, window, logger=QUIET)
@@ -229,7 +234,7 @@ def alert_test() -> None:
 def cleanup() -> None:
     """Ends attempts that died or run past their table's time-out, and says what it did."""
     settings = load_settings()
-    with dg.DagsterInstance.get() as instance, _connect(settings) as conn:
+    with _instance() as instance, _connect(settings) as conn:
         ended = list(recover(conn, settings.database_schema, instance, TABLES, datetime.now(UTC)))
     for one in ended:
         console.print(f"{one.table} {one.window}: run {one.run_id} is marked as failed: {one.reason}", **PLAIN)
@@ -300,7 +305,6 @@ def main() -> None:
     """Entry point: errors of ours are one line and exit code 2, never a trace."""
     # backfill_policy is marked beta by Dagster; the choice is made in the design, and needs no reminder at each start.
     warnings.filterwarnings("ignore", category=dg.BetaWarning)
-    logs.configure()
     try:
         app()
     except PulsoError as error:

@@ -71,7 +71,9 @@ def build_defs(
         ],
         asset_checks=[check for spec in tables.values() for check in build_checks(spec)],
         jobs=[*jobs, reconciliation],
-        schedules=build_schedules(tables, settings.partitions_start, reconciliation, automation.budget),
+        schedules=build_schedules(
+            tables, settings.partitions_start, reconciliation, automation.budget, running=settings.automation
+        ),
         sensors=automation.sensors(),
         resources={**build_resources(settings), **(resource_overrides or {})},
         # One process per run: Python's start-up is most of a small refresh's time.

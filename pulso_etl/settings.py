@@ -73,6 +73,8 @@ class Settings(BaseSettings):
     initial_window_days: Annotated[int, Field(ge=1)] = 30
     """How many trailing days a table's first incremental refresh loads."""
 
+    automation: bool = True
+    """Whether sensors and schedules are on from the start; each can be turned on and off in Dagster's UI, too."""
     sensor_interval_seconds: Annotated[int, Field(ge=1)] = 60
     """How often the daemon looks for tables that are due, for attempts that died, and for alerts to send."""
     retry_wait_seconds: Annotated[int, Field(ge=1)] = 120

@@ -20,7 +20,9 @@ from pulso_etl.local.sample_data import SampleData
 from pulso_etl.refresh import lima_day
 from pulso_etl.settings import Settings
 from pulso_etl_tests.alerts.receivers import inbox, make_settings, receiver  # noqa: F401
+from pulso_etl_tests.dagster_stack import DagsterStack
 from pulso_etl_tests.faulty_proxy import FaultyProxy
+from pulso_etl_tests.holding_proxy import HoldingProxy
 
 hypothesis_settings.register_profile("pulso", deadline=None, max_examples=40, derandomize=True)
 hypothesis_settings.load_profile("pulso")
@@ -68,16 +70,61 @@ def conn(server_url: str, schema: str) -> Iterator[psycopg.Connection]:
         yield connection
 
 
+@pytest.fixture(scope="session")
+def dagster_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which Dagster keeps its storage in SQLite; one for all tests, for it takes a second to set up."""
+    home = tmp_path_factory.mktemp("dagster_home")
+    (home / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+    return home
+
+
 @pytest.fixture
-def settings(server_url: str, schema: str, emulator: BigQueryEmulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Settings:
-    """Settings of a deployment on the session's servers, also in the environment; Dagster keeps its storage in `tmp_path`."""
-    (tmp_path / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+def settings(
+    server_url: str,
+    schema: str,
+    emulator: BigQueryEmulator,
+    dagster_home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Settings:
+    """Settings of a deployment on the session's servers, also in the environment; the current folder is empty."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABASE_URL", server_url)
     monkeypatch.setenv("DATABASE_SCHEMA", schema)
     monkeypatch.setenv("BIGQUERY_EMULATOR_HOST", emulator.rest_url)
-    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setenv("DAGSTER_HOME", str(dagster_home))
     return Settings(database_url=SecretStr(server_url))
+
+
+@pytest.fixture(scope="session")
+def dagster_stack(server_url: str, emulator: BigQueryEmulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagsterStack]:
+    """A running deployment of the five tables on sample data of its own: 5 days, 30 dashboard rows a day."""
+    schema, storage = (f"s_{uuid.uuid4().hex[:12]}" for _ in range(2))
+    dataset = f"STACK_{uuid.uuid4().hex[:6]}"
+    separator = "&" if "?" in server_url else "?"
+    env = {
+        "DATABASE_URL": server_url,
+        "DATABASE_SCHEMA": schema,
+        "DAGSTER_POSTGRES_URL": f"{server_url}{separator}options=-csearch_path%3D{storage}",
+        "BIGQUERY_DATASET": dataset,
+        # Tests turn a sensor on by themselves.
+        "AUTOMATION": "false",
+        "SENSOR_INTERVAL_SECONDS": "1",
+        "RETRY_WAIT_SECONDS": "2",
+    }
+    names = Settings(database_url=SecretStr(server_url), bigquery_dataset=dataset).sources()
+    data = SampleData(names, lima_day(datetime.now(UTC)), days=5, dashboard_rows_per_day=30)
+    data.seed_into(emulator.client())
+    with psycopg.connect(server_url, autocommit=True) as conn:
+        conn.execute(f"CREATE SCHEMA {storage}")
+        try:
+            with (
+                HoldingProxy(emulator.rest_url) as proxy,
+                DagsterStack(tmp_path_factory.mktemp("dagster"), env, proxy, data) as stack,
+            ):
+                yield stack
+        finally:
+            conn.execute(f"DROP SCHEMA IF EXISTS {schema}, {storage} CASCADE")
 
 
 def seed(settings: Settings, emulator: BigQueryEmulator, *, revision: int = 0) -> SampleData:

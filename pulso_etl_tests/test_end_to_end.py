@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
 import psycopg
 import pytest
+from google.cloud import bigquery
 
-from pulso_etl.definitions import build_defs, build_resources
+from pulso_etl.definitions import build_defs
 from pulso_etl.destination.watermarks import Watermarks
 from pulso_etl.launch import Outcome, run_plan
 from pulso_etl.local.emulator import BigQueryEmulator
@@ -34,23 +36,55 @@ def refresh_all(settings: Settings, instance: dg.DagsterInstance) -> dict[str, O
     return outcomes
 
 
-def source_rows(settings: Settings, name: str, window: DayRange) -> set[tuple[Any, ...]]:
+Row = dict[str, Any]
+Keyed = dict[tuple[Any, ...], Row]
+
+
+def keyed(name: str, rows: Iterable[Row]) -> Keyed:
+    """Rows by their primary key; where the table has a version, its newest."""
     spec = TABLES[name]
-    names = [column for column in spec.column_names if column not in spec.stamp_columns]
-    with build_resources(settings)["bigquery"].stream(spec, window, "test").open() as reader:
-        rows = reader.read_all().to_pylist()
     if spec.version_column is not None:
-        newest: dict[tuple[Any, ...], dict[str, Any]] = {}
-        for row in sorted(rows, key=lambda row: row[spec.version_column]):
-            newest[tuple(row[key] for key in spec.primary_key)] = row
-        rows = list(newest.values())
-    return {tuple(row[column] for column in names) for row in rows}
+        rows = sorted(rows, key=lambda row: row[spec.version_column])
+    return {tuple(row[key] for key in spec.primary_key): row for row in rows}
 
 
-def target_rows(conn: psycopg.Connection, name: str) -> set[tuple[Any, ...]]:
-    spec = TABLES[name]
-    names = [column for column in spec.column_names if column not in spec.stamp_columns]
-    return set(conn.execute(f"SELECT {', '.join(names)} FROM {name}").fetchall())
+def source_rows(settings: Settings, emulator: BigQueryEmulator, name: str, window: DayRange) -> Keyed:
+    """What BigQuery says, read with nothing but Google's client, row by row."""
+    config = bigquery.QueryJobConfig(
+        query_parameters=[
+            bigquery.ScalarQueryParameter("start", "DATE", window.start),
+            bigquery.ScalarQueryParameter("end", "DATE", window.end),
+        ]
+    )
+    with emulator.client() as client:
+        found = client.query(TABLES[name].query.format(**settings.sources()), job_config=config).result()
+        return keyed(name, [dict(row) for row in found])
+
+
+def target_rows(conn: psycopg.Connection, name: str) -> Keyed:
+    columns = TABLES[name].column_names
+    found = conn.execute(f"SELECT {', '.join(columns)} FROM {name}").fetchall()
+    rows = keyed(name, [dict(zip(columns, row, strict=True)) for row in found])
+    assert len(rows) == len(found)
+    return rows
+
+
+def without_stamps(name: str, rows: Keyed) -> Keyed:
+    stamps = TABLES[name].stamp_columns
+    return {key: {column: value for column, value in row.items() if column not in stamps} for key, row in rows.items()}
+
+
+def stamps(rows: Keyed) -> set[datetime]:
+    return {row["fecha_procesamiento"] for row in rows.values()}
+
+
+def addresses(conn: psycopg.Connection) -> dict[str, set[tuple[Any, ...]]]:
+    """Where each row stands, by table: a row that was rewritten, even with the same values, stands elsewhere."""
+    return {name: set(conn.execute(f"SELECT xmin::text, ctid::text FROM {name}").fetchall()) for name in TABLES}
+
+
+COMPUTED = [name for name, spec in TABLES.items() if "CURRENT_TIMESTAMP" in spec.query]
+"""Tables whose stamp is the time of the query; that of the others is stored in the source."""
 
 
 def test_postgresql_equals_bigquery_and_a_second_refresh_rewrites_nothing(
@@ -58,17 +92,25 @@ def test_postgresql_equals_bigquery_and_a_second_refresh_rewrites_nothing(
 ) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
         seed(configured, emulator)
+        began = datetime.now(UTC)
         first = refresh_all(configured, instance)
+        ended = datetime.now(UTC)
         for name, outcome in first.items():
             assert outcome.window is not None
             rows = target_rows(conn, name)
-            assert rows == source_rows(configured, name, outcome.window)
+            source = source_rows(configured, emulator, name, outcome.window)
             assert len(rows) == outcome.counts["inserted"] > 0
-        before = {name: set(conn.execute(f"SELECT xmin::text, ctid::text FROM {name}").fetchall()) for name in TABLES}
+            if name in COMPUTED:
+                assert without_stamps(name, rows) == without_stamps(name, source)
+                (stamp,) = stamps(rows)
+                assert began <= stamp <= ended < min(stamps(source))
+            else:
+                assert rows == source
+        before, stamped = addresses(conn), {name: stamps(target_rows(conn, name)) for name in TABLES}
         for outcome in refresh_all(configured, instance).values():
             assert outcome.counts["unchanged"] == outcome.counts["read"]
-        after = {name: set(conn.execute(f"SELECT xmin::text, ctid::text FROM {name}").fetchall()) for name in TABLES}
-        assert after == before
+        assert addresses(conn) == before
+        assert {name: stamps(target_rows(conn, name)) for name in TABLES} == stamped
 
         seed(configured, emulator, revision=1)
         third = refresh_all(configured, instance)
@@ -76,7 +118,8 @@ def test_postgresql_equals_bigquery_and_a_second_refresh_rewrites_nothing(
         assert third["dashboard_data"].counts["deleted"] > 0
         for name, outcome in third.items():
             assert outcome.window is not None
-            assert target_rows(conn, name) == source_rows(configured, name, outcome.window)
+            source = source_rows(configured, emulator, name, outcome.window)
+            assert without_stamps(name, target_rows(conn, name)) == without_stamps(name, source)
         states = Watermarks(configured.database_schema).read(conn)
         assert {state.status for state in states.values()} == {"success"}
         assert {state.last_partition for state in states.values()} == {first["dashboard_data"].window.end}  # type: ignore[union-attr]
@@ -101,3 +144,31 @@ def test_a_source_that_is_missing_fails_the_run_says_so_and_leaves_the_table(
     assert (state.status, state.extraction_id) == ("failed", outcome.run_id)
     assert state.error == outcome.error
     assert target_rows(conn, "dashboard_data") == before
+
+
+def test_a_stamp_that_moved_alone_rewrites_no_row_and_comes_along_with_a_change(
+    configured: Settings, emulator: BigQueryEmulator, conn: psycopg.Connection
+) -> None:
+    name = "dashboard_data"
+    plan = plan_refresh(
+        TABLES[name], None, Mode.SLIDING_WINDOW, datetime.now(UTC), first_day=configured.partitions_start, initial_days=10
+    )
+    assert plan.window is not None
+    rows, places = [], []
+    with dg.DagsterInstance.ephemeral() as instance:
+        for revision in range(2):
+            # Every stamp of the source moves with the revision; few rows change otherwise.
+            seed(configured, emulator, revision=revision)
+            outcome = run_plan(build_defs(configured), instance, TABLES[name], plan)
+            assert outcome.error is None
+            rows.append(target_rows(conn, name))
+            found = conn.execute(f"SELECT {', '.join(TABLES[name].primary_key)}, xmin::text, ctid::text FROM {name}")
+            places.append({row[:-2]: row[-2:] for row in found})
+    source = source_rows(configured, emulator, name, plan.window)
+    old, new = (without_stamps(name, found) for found in rows)
+    assert not stamps(rows[0]) & stamps(source)
+    same = {key for key in new if key in old and new[key] == old[key]}
+    assert 0 < outcome.counts["updated"] < outcome.counts["unchanged"] == len(same)
+    assert {key for key in new if places[0].get(key) == places[1][key]} == same
+    for key, row in rows[1].items():
+        assert row == (rows[0] if key in same else source)[key]

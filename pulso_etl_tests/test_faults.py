@@ -29,7 +29,7 @@ from pulso_etl.refresh import DayRange, RefreshPlan, lima_day
 from pulso_etl.settings import Settings
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.conftest import wait_until
-from pulso_etl_tests.proxy import FaultyProxy
+from pulso_etl_tests.holding_proxy import HoldingProxy
 
 SPEC = TABLES["dashboard_data"]
 TODAY = lima_day(datetime.now(UTC))
@@ -50,13 +50,13 @@ def seeded(emulator: BigQueryEmulator) -> SampleData:
 
 
 @pytest.fixture
-def proxy(emulator: BigQueryEmulator, seeded: SampleData) -> Iterator[FaultyProxy]:
-    with FaultyProxy(emulator.rest_url) as proxy:
+def proxy(emulator: BigQueryEmulator, seeded: SampleData) -> Iterator[HoldingProxy]:
+    with HoldingProxy(emulator.rest_url) as proxy:
         yield proxy
 
 
 @pytest.fixture
-def behind_proxy(settings: Settings, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> Settings:
+def behind_proxy(settings: Settings, proxy: HoldingProxy, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """The test's settings, here and in the environment, with BigQuery behind the proxy."""
     monkeypatch.setenv("BIGQUERY_EMULATOR_HOST", proxy.url)
     return Settings()  # type: ignore[call-arg]
@@ -100,7 +100,7 @@ def lock_is_free(conn: psycopg.Connection, schema: str) -> bool:
 
 
 def test_a_killed_process_leaves_nothing_behind_and_the_next_run_recovers(
-    behind_proxy: Settings, schema: str, proxy: FaultyProxy, conn: psycopg.Connection
+    behind_proxy: Settings, schema: str, proxy: HoldingProxy, conn: psycopg.Connection
 ) -> None:
     proxy.hold_page(2)
     process = refresh_process()
@@ -132,7 +132,7 @@ def test_a_killed_process_leaves_nothing_behind_and_the_next_run_recovers(
 
 
 def test_a_process_told_to_end_does_so_at_once_and_records_the_failure(
-    behind_proxy: Settings, schema: str, proxy: FaultyProxy, conn: psycopg.Connection
+    behind_proxy: Settings, schema: str, proxy: HoldingProxy, conn: psycopg.Connection
 ) -> None:
     proxy.hold_page(2)
     process = refresh_process()
@@ -147,11 +147,11 @@ def test_a_process_told_to_end_does_so_at_once_and_records_the_failure(
     assert rows(conn) == 0
     assert lock_is_free(conn, schema)
     with dg.DagsterInstance.get() as instance:
-        assert [run.status for run in instance.get_runs()] == [dg.DagsterRunStatus.FAILURE]
+        assert [run.status for run in instance.get_runs(limit=1)] == [dg.DagsterRunStatus.FAILURE]
 
 
 def test_two_processes_on_one_table_load_one_after_the_other(
-    behind_proxy: Settings, schema: str, proxy: FaultyProxy, conn: psycopg.Connection
+    behind_proxy: Settings, schema: str, proxy: HoldingProxy, conn: psycopg.Connection
 ) -> None:
     proxy.hold_page(2)
     first = refresh_process()
@@ -173,7 +173,7 @@ def test_two_processes_on_one_table_load_one_after_the_other(
 
 
 def test_a_failure_is_told_before_the_next_writer_has_its_turn(
-    behind_proxy: Settings, proxy: FaultyProxy, conn: psycopg.Connection
+    behind_proxy: Settings, proxy: HoldingProxy, conn: psycopg.Connection
 ) -> None:
     broken = behind_proxy.model_copy(update={"bigquery_view_prefix": "nope"})
     with ThreadPoolExecutor(4) as pool:
@@ -185,7 +185,7 @@ def test_a_failure_is_told_before_the_next_writer_has_its_turn(
 
 
 def test_a_source_that_fails_twice_is_asked_three_times_with_growing_pauses(
-    behind_proxy: Settings, proxy: FaultyProxy, conn: psycopg.Connection
+    behind_proxy: Settings, proxy: HoldingProxy, conn: psycopg.Connection
 ) -> None:
     proxy.refuse_queries(2)
     outcome = run_here(behind_proxy)
@@ -200,7 +200,7 @@ def test_a_source_that_fails_twice_is_asked_three_times_with_growing_pauses(
 
 
 def test_a_source_that_keeps_failing_is_given_up_after_three_attempts(
-    behind_proxy: Settings, proxy: FaultyProxy, conn: psycopg.Connection
+    behind_proxy: Settings, proxy: HoldingProxy, conn: psycopg.Connection
 ) -> None:
     proxy.refuse_queries(100)
     outcome = run_here(behind_proxy)
@@ -211,7 +211,7 @@ def test_a_source_that_keeps_failing_is_given_up_after_three_attempts(
     assert proxy.queries == 3
 
 
-def test_an_error_that_no_retry_mends_is_tried_once(behind_proxy: Settings, proxy: FaultyProxy, conn: psycopg.Connection) -> None:
+def test_an_error_that_no_retry_mends_is_tried_once(behind_proxy: Settings, proxy: HoldingProxy, conn: psycopg.Connection) -> None:
     broken = behind_proxy.model_copy(update={"bigquery_view_prefix": "nope"})
     outcome = run_here(broken)
     assert outcome.error is not None
@@ -237,7 +237,7 @@ def on_own_server(
 
 
 def test_a_server_that_restarts_in_the_middle_is_loaded_by_the_retry(
-    own_server: EmbeddedPostgres, on_own_server: Settings, proxy: FaultyProxy
+    own_server: EmbeddedPostgres, on_own_server: Settings, proxy: HoldingProxy
 ) -> None:
     proxy.hold_page(2)
     with ThreadPoolExecutor(1) as pool:
@@ -255,7 +255,7 @@ def test_a_server_that_restarts_in_the_middle_is_loaded_by_the_retry(
 
 
 def test_a_server_that_stays_down_fails_the_run_and_the_next_one_recovers(
-    own_server: EmbeddedPostgres, on_own_server: Settings, proxy: FaultyProxy
+    own_server: EmbeddedPostgres, on_own_server: Settings, proxy: HoldingProxy
 ) -> None:
     proxy.hold_page(2)
     with ThreadPoolExecutor(1) as pool:

@@ -25,15 +25,21 @@ def build_schedules(
     first_day: date,
     reconciliation: dg.UnresolvedAssetJobDefinition,
     budget: Callable[[], Budget],
+    *,
+    running: bool,
 ) -> list[dg.ScheduleDefinition]:
-    """The nightly re-check of each table's lookback window, and the weekly reconciliation; not while the day's budget is spent."""
+    """The nightly re-check of each table's lookback window, and the weekly reconciliation; not while the day's budget is spent.
+
+    `running`: whether they are on from the start.
+    """
+    status = dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED
 
     @dg.schedule(
         name="nightly_recheck",
         cron_schedule=NIGHTLY,
         execution_timezone=LIMA.key,
         job_name="refresh_all",
-        default_status=dg.DefaultScheduleStatus.RUNNING,
+        default_status=status,
         description="Re-materializes the whole lookback window of every table, whatever the source says has changed.",
     )
     def nightly(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
@@ -56,7 +62,7 @@ def build_schedules(
         cron_schedule=WEEKLY,
         execution_timezone=LIMA.key,
         job=reconciliation,
-        default_status=dg.DefaultScheduleStatus.RUNNING,
+        default_status=status,
         description="Compares rows and sums of each partition with BigQuery.",
     )
     def weekly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:

@@ -91,6 +91,7 @@ class Automation:
         self.jobs = jobs
         self.checks = checks
         self.alerts = Alerts(settings)
+        self.status = dg.DefaultSensorStatus.RUNNING if settings.automation else dg.DefaultSensorStatus.STOPPED
         self.marks = Watermarks(settings.database_schema)
         self.back_off = BackOff(
             base=timedelta(seconds=settings.retry_wait_seconds),
@@ -116,7 +117,7 @@ class Automation:
             return read_budget(conn, settings.database_schema, datetime.now(UTC), limit, price)
 
     def sensors(self) -> list[dg.SensorDefinition]:
-        """Every sensor, on by default."""
+        """Every sensor."""
         return [self.refresh_sensor(), self.recovery_sensor(), self.alert_sensor()]
 
     def refresh_sensor(self) -> dg.SensorDefinition:
@@ -126,7 +127,7 @@ class Automation:
             name="refresh_sensor",
             jobs=self.jobs,
             minimum_interval_seconds=self.settings.sensor_interval_seconds,
-            default_status=dg.DefaultSensorStatus.RUNNING,
+            default_status=self.status,
             description="Refreshes the trailing range of each table whose last success is older than its refresh frequency.",
         )
         def refresh(context: dg.SensorEvaluationContext, bigquery: BigQuerySource) -> dg.SensorResult:
@@ -216,7 +217,7 @@ class Automation:
         @dg.sensor(
             name="recovery_sensor",
             minimum_interval_seconds=self.settings.sensor_interval_seconds,
-            default_status=dg.DefaultSensorStatus.RUNNING,
+            default_status=self.status,
             description="Marks attempts as failed whose process died, and ends those that run past their table's time-out.",
         )
         def recovery(context: dg.SensorEvaluationContext) -> dg.SkipReason:
@@ -233,7 +234,7 @@ class Automation:
         @dg.sensor(
             name="alert_sensor",
             minimum_interval_seconds=self.settings.sensor_interval_seconds,
-            default_status=dg.DefaultSensorStatus.RUNNING,
+            default_status=self.status,
             description="Sends what went wrong since the last look, and what is well again, to the channels of ALERT_URLS.",
         )
         def alert(context: dg.SensorEvaluationContext) -> dg.SkipReason:

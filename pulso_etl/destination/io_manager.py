@@ -13,6 +13,7 @@ import psycopg
 import pyarrow as pa
 from dagster import ConfigurableIOManager, Failure, InputContext, OutputContext
 from psycopg.pq import TransactionStatus
+from pydantic import ValidationError
 
 from pulso_etl.destination.conform import WIRE_TYPES
 from pulso_etl.destination.load import LoadResult, Open, load, table_lock, translated
@@ -86,7 +87,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
 
     def _load(self, context: OutputContext, obj: Any) -> None:
         spec = _spec(context.definition_metadata, context.asset_key.to_user_string())
-        window = _window(context.asset_partition_keys)
+        window = _window(spec, context)
         step = context.step_context
         began = time.monotonic()
         extraction = Extraction(spec.name, window, context.run_id, step.previous_attempt_count + 1, datetime.now(UTC))
@@ -155,12 +156,21 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
             context.log.warning(f"{extraction.table}: the failure could not be recorded, PostgreSQL is away")
 
     def load_input(self, context: InputContext) -> Any:
-        """The upstream asset's partition or range, as pyarrow.Table, or pandas.DataFrame where the input is annotated so."""
+        """The upstream asset's partition or range, as pyarrow.Table, or pandas.DataFrame where the input is annotated so.
+
+        Raises as `handle_output` does.
+        """
+        with _permanent_errors_end_the_step():
+            table = self._read(context)
+        wanted = context.dagster_type.typing_type
+        return table.to_pandas() if getattr(wanted, "__module__", "").partition(".")[0] == "pandas" else table
+
+    def _read(self, context: InputContext) -> pa.Table:
         upstream = context.upstream_output
         if upstream is None:
             raise ContractError("an input needs an upstream asset that this IO manager wrote")
         spec = _spec(upstream.definition_metadata, context.asset_key.to_user_string())
-        window = _window(context.asset_partition_keys)
+        window = _window(spec, context)
         schema = pa.schema([(column.name, _read_type(column)) for column in spec.columns])
         batches = []
         with (
@@ -173,9 +183,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
             while rows := cursor.fetchmany(spec.batch_rows):
                 values = zip(schema.types, zip(*rows, strict=True), strict=True)
                 batches.append(pa.RecordBatch.from_arrays([pa.array(column, kind) for kind, column in values], schema=schema))
-        table = pa.Table.from_batches(batches, schema)
-        wanted = context.dagster_type.typing_type
-        return table.to_pandas() if getattr(wanted, "__module__", "").partition(".")[0] == "pandas" else table
+        return pa.Table.from_batches(batches, schema)
 
 
 @contextmanager
@@ -198,14 +206,25 @@ def _spec(metadata: Any, asset: str) -> TableSpec:
     value = metadata.get(SPEC_KEY)
     if value is None:
         raise ContractError(f"asset {asset} has no TableSpec: add {{'{SPEC_KEY}': spec.as_metadata()}} to its metadata")
-    return TableSpec.from_metadata(getattr(value, "value", value))
+    try:
+        return TableSpec.from_metadata(getattr(value, "value", value))
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(str(part) for part in fault['loc'])} {fault['msg']}" for fault in error.errors())
+        raise ContractError(
+            f"asset {asset}: what stands under '{SPEC_KEY}' in its metadata is not a TableSpec: {faults}"
+        ) from error
 
 
-def _window(keys: Any) -> DayRange:
-    days = sorted(date.fromisoformat(key) for key in keys)
+def _window(spec: TableSpec, context: InputContext | OutputContext) -> DayRange:
+    if not context.has_asset_partitions:
+        raise ContractError(f"{spec.name}: the asset has no partitions; it needs daily partitions")
+    try:
+        days = sorted(date.fromisoformat(key) for key in context.asset_partition_keys)
+    except ValueError as error:
+        raise ContractError(f"{spec.name}: the asset needs daily partitions with keys like 2026-01-31; {error}") from error
     window = DayRange(days[0], days[-1])
     if window.days != len(days):
-        raise ContractError(f"the partitions {days[0]}..{days[-1]} are not one contiguous range; launch each range alone")
+        raise ContractError(f"{spec.name}: the partitions {window} are not one contiguous range; launch each range alone")
     return window
 
 

@@ -178,23 +178,23 @@ class Watermarks:
         reached_today: bool,
         metadata: dict[str, Any],
     ) -> None:
-        """Success, in the transaction that holds the data. Only a load that reached today moves the watermark.
+        """Success, in the transaction that holds the data.
 
-        `last_extracted_at` is when the extraction began: what the source gained while it ran may be missing.
+        Only a load that reached today moves the watermark, and only where it left no days out after the last one: those would
+        never be caught up. `last_extracted_at` is when the extraction began: what the source gained while it ran may be missing.
         """
         values = self._values(extraction, seconds, metadata) | {
             "records": records,
-            "moved": reached_today,
-            "end": extraction.window.end,
+            "reached": reached_today,
         }
         conn.execute(
             sql.SQL(
                 "UPDATE {} SET last_extraction_status = 'success', records_extracted = %(records)s, "
                 "extraction_duration_seconds = %(seconds)s, error_message = NULL, metadata = %(metadata)s, "
                 "recovery_attempts = 0, updated_at = clock_timestamp(), "
-                "last_extracted_at = CASE WHEN %(moved)s THEN %(started)s ELSE last_extracted_at END, "
-                "last_partition = CASE WHEN %(moved)s THEN %(end)s ELSE last_partition END WHERE table_name = %(table)s"
-            ).format(self.table),
+                "last_extracted_at = CASE WHEN {moved} THEN %(started)s ELSE last_extracted_at END, "
+                "last_partition = CASE WHEN {moved} THEN %(end)s ELSE last_partition END WHERE table_name = %(table)s"
+            ).format(self.table, moved=sql.SQL("%(reached)s AND coalesce(%(start)s <= last_partition + 1, true)")),
             values,
         )
         self._append(conn, values | {"status": "success", "error": None})

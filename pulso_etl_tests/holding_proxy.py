@@ -14,7 +14,7 @@ from types import TracebackType
 HOP_BY_HOP = {"host", "content-length", "accept-encoding", "connection", "transfer-encoding"}
 
 
-class FaultyProxy:
+class HoldingProxy:
     """Passes requests on to `target`. A page of a query's rows holds `page_rows` rows, whatever the client asks for."""
 
     def __init__(self, target: str, page_rows: int = 25) -> None:
@@ -94,7 +94,7 @@ class FaultyProxy:
         except urllib.error.HTTPError as error:
             return error.code, error.headers.get("content-type", "application/json"), error.read()
 
-    def __enter__(self) -> FaultyProxy:
+    def __enter__(self) -> HoldingProxy:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return self
 

@@ -1,0 +1,155 @@
+"""A whole Dagster deployment in child processes: webserver, daemon, code servers and run workers, storage in PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pulso_etl.local.sample_data import SampleData
+from pulso_etl.local.stack import ROOT
+from pulso_etl.refresh import DayRange
+from pulso_etl_tests.holding_proxy import HoldingProxy
+
+READY = """
+{
+  workspaceOrError { ... on Workspace { locationEntries { loadStatus } } }
+  instance { daemonHealth { allDaemonStatuses { healthy } } }
+}
+"""
+LAUNCH = """
+mutation ($params: ExecutionParams!) {
+  launchPipelineExecution(executionParams: $params) {
+    __typename
+    ... on LaunchRunSuccess { run { runId } }
+    ... on PythonError { message }
+  }
+}
+"""
+STATUS = "query ($run: ID!) { runOrError(runId: $run) { ... on Run { status } } }"
+REPOSITORY = {"repositoryName": "__repository__", "repositoryLocationName": "pulso_etl.definitions"}
+FINAL = {"SUCCESS", "FAILURE", "CANCELED"}
+
+
+class DagsterStack:
+    """Webserver and daemon as the project's `workspace.yaml` and `dagster.yaml` start them; their logs stand in `home`.
+
+    `env` is the deployment's environment. BigQuery holds `data` and stands behind `proxy`. The target tables are in the schema
+    `schema`.
+    """
+
+    def __init__(self, home: Path, env: dict[str, str], proxy: HoldingProxy, data: SampleData) -> None:
+        self.home = home
+        self.env = {**os.environ, **env, "BIGQUERY_EMULATOR_HOST": proxy.url, "DAGSTER_HOME": str(home)}
+        self.proxy = proxy
+        self.data = data
+        self.schema = env["DATABASE_SCHEMA"]
+        self.url = f"http://127.0.0.1:{_free_port()}"
+        self._children: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> DagsterStack:
+        (self.home / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+        workspace = ["-w", str(ROOT / "workspace.yaml")]
+        self._start("webserver", "dagster_webserver", "-h", "127.0.0.1", "-p", self.url.rpartition(":")[2], *workspace)
+        self._start("daemon", "dagster._daemon", "run", *workspace)
+        deadline = time.monotonic() + 90
+        while not self._ready():
+            dead = [child.args for child in self._children if child.poll() is not None]
+            if dead or time.monotonic() > deadline:
+                self.stop()
+                raise RuntimeError(f"Dagster did not start ({dead}); see the logs in {self.home}")
+            time.sleep(0.2)
+        return self
+
+    def _start(self, name: str, *command: str) -> None:
+        with (self.home / f"{name}.log").open("wb") as log:
+            child = subprocess.Popen(
+                [sys.executable, "-m", *command],
+                env=self.env,
+                cwd=self.home,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._children.append(child)
+
+    def _ready(self) -> bool:
+        try:
+            data = self.graphql(READY)
+        except OSError:
+            return False
+        loaded = [entry["loadStatus"] for entry in data["workspaceOrError"]["locationEntries"]]
+        daemons = [daemon["healthy"] for daemon in data["instance"]["daemonHealth"]["allDaemonStatuses"]]
+        return loaded == ["LOADED"] and bool(daemons) and all(daemons)
+
+    def stop(self) -> None:
+        """Ends the children and whatever they started."""
+        for child in self._children:
+            child.send_signal(signal.SIGTERM)
+        for child in self._children:
+            try:
+                child.wait(15)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+        # The daemon leaves its code server to notice by itself that nobody asks any more.
+        for child in self._children:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def graphql(self, query: str, **variables: Any) -> Any:
+        """The data of a GraphQL answer. Raises RuntimeError where it holds errors."""
+        body = json.dumps({"query": query, "variables": variables}).encode()
+        request = urllib.request.Request(f"{self.url}/graphql", data=body, headers={"content-type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            found = json.load(answer)
+        if found.get("errors"):
+            raise RuntimeError(f"GraphQL: {found['errors']}")
+        return found["data"]
+
+    def launch(self, table: str, window: DayRange, tags: dict[str, str] | None = None) -> str:
+        """Launches one run over the window of the table; returns its id."""
+        given = {
+            "dagster/asset_partition_range_start": str(window.start),
+            "dagster/asset_partition_range_end": str(window.end),
+        } | (tags or {})
+        params = {
+            "selector": REPOSITORY | {"jobName": "__ASSET_JOB", "assetSelection": [{"path": [table]}]},
+            "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in given.items()]},
+            "mode": "default",
+        }
+        answer = self.graphql(LAUNCH, params=params)["launchPipelineExecution"]
+        if answer["__typename"] != "LaunchRunSuccess":
+            raise RuntimeError(f"the run was not launched: {answer}")
+        return str(answer["run"]["runId"])
+
+    def status(self, run_id: str) -> str:
+        return str(self.graphql(STATUS, run=run_id)["runOrError"]["status"])
+
+    def wait(self, run_id: str, seconds: float = 60) -> str:
+        """The final status of the run. Raises TimeoutError."""
+        deadline = time.monotonic() + seconds
+        while (status := self.status(run_id)) not in FINAL:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"run {run_id} is {status} after {seconds:.0f} s; see the logs in {self.home}")
+            time.sleep(0.2)
+        return status
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

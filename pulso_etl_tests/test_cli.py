@@ -1,0 +1,301 @@
+"""The command line: `pulso-etl refresh`, `status` and `sql`, with real servers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from pydantic import SecretStr
+
+from pulso_etl.cli import main
+from pulso_etl.local.emulator import BigQueryEmulator
+from pulso_etl.local.sample_data import SampleData, load_table
+from pulso_etl.refresh import lima_day
+from pulso_etl.settings import Settings
+from pulso_etl.tables import TABLES
+
+TODAY = lima_day(datetime.now(UTC))
+SECRET = "un-secreto-9f3c"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What became of a command; `words` are those of its standard output."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def words(self) -> list[list[str]]:
+        return [line.split() for line in self.out.splitlines()]
+
+
+Pulso = Callable[..., Ended]
+
+
+@pytest.fixture(scope="module")
+def data(emulator: BigQueryEmulator) -> SampleData:
+    """Five days of sample data, 30 dashboard rows each."""
+    names = Settings(database_url=SecretStr("postgresql://nowhere"), bigquery_dataset="CLI").sources()
+    data = SampleData(names, TODAY, days=5, dashboard_rows_per_day=30)
+    data.seed_into(emulator.client())
+    return data
+
+
+@pytest.fixture(autouse=True)
+def deployment(settings: Settings, data: SampleData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings in the environment, a password in the database's address among them."""
+    url = settings.database_url.get_secret_value()
+    monkeypatch.setenv("DATABASE_URL", f"{url}{'&' if '?' in url else '?'}password={SECRET}")
+    monkeypatch.setenv("BIGQUERY_DATASET", "CLI")
+    # The command sets the process's log up; that must not outlive the test.
+    monkeypatch.setattr(logging.root, "handlers", list(logging.root.handlers))
+    monkeypatch.setattr(logging.root, "level", logging.root.level)
+
+
+@pytest.fixture
+def pulso(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Pulso:
+    """Runs `pulso-etl` with the arguments in this process."""
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["pulso-etl", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        assert SECRET not in out + err
+        assert "Traceback" not in out + err
+        return Ended(int(ended.value.code or 0), out, err)
+
+    return run
+
+
+def windows(conn: psycopg.Connection) -> list[tuple[Any, ...]]:
+    query = "SELECT table_name, (now() AT TIME ZONE 'America/Lima')::date - partition_start, status FROM etl_extractions"
+    return conn.execute(f"{query} ORDER BY id").fetchall()
+
+
+def count(conn: psycopg.Connection, table: str) -> int:
+    return conn.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # type: ignore[index,no-any-return]
+
+
+def test_all_tables_are_refreshed_then_fresh_then_forced(pulso: Pulso, conn: psycopg.Connection) -> None:
+    first = pulso("refresh")
+    assert first.code == 0
+    for name in TABLES:
+        assert f"{name}: {TODAY - timedelta(days=29)}..{TODAY} (first load, 30 days)" in first.out
+        (line,) = [words for words in first.words if words[:1] == [name]]
+        read, inserted, updated, unchanged, deleted = map(int, line[2:7])
+        assert (read, updated, deleted) == (inserted + unchanged, 0, 0)
+        assert count(conn, name) > 0
+    assert windows(conn) == [(name, 29, "success") for name in TABLES]
+
+    second = pulso("refresh")
+    assert second.code == 0
+    for name in TABLES:
+        assert f"{name}: skipped (fresh: loaded " in second.out
+        (line,) = [words for words in second.words if words[:1] == [name]]
+        assert line[1] == "fresh"
+    assert len(windows(conn)) == len(TABLES)
+
+    third = pulso("refresh", "--force")
+    assert third.code == 0
+    assert windows(conn)[len(TABLES) :] == [(name, spec.lookback_days - 1, "success") for name, spec in TABLES.items()]
+
+
+def test_named_tables_alone_are_refreshed(pulso: Pulso, conn: psycopg.Connection) -> None:
+    assert pulso("refresh", "operation_data", "evolution_data").code == 0
+    assert [name for name, *_ in windows(conn)] == ["operation_data", "evolution_data"]
+
+
+@pytest.mark.parametrize(
+    ("options", "days_back"),
+    [
+        (["--mode", "sliding_window"], 6),
+        (["--mode", "sliding_window", "--days", "2"], 1),
+        (["--mode", "full_refresh"], 8),
+        (["--from", str(TODAY - timedelta(days=3)), "--to", str(TODAY - timedelta(days=1))], 3),
+        (["--from", str(TODAY - timedelta(days=4))], 4),
+    ],
+)
+def test_mode_days_and_range_choose_the_partitions(
+    pulso: Pulso, conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, options: list[str], days_back: int
+) -> None:
+    monkeypatch.setenv("PARTITIONS_START", str(TODAY - timedelta(days=8)))
+    assert pulso("refresh", "dashboard_data", *options).code == 0
+    assert windows(conn) == [("dashboard_data", days_back, "success")]
+
+
+def test_a_range_of_the_past_ends_where_it_was_told(pulso: Pulso, conn: psycopg.Connection) -> None:
+    past = TODAY - timedelta(days=2)
+    ended = pulso("refresh", "dashboard_data", "--from", str(past), "--to", str(past))
+    assert f"dashboard_data: {past} (explicit range)" in ended.out
+    assert conn.execute("SELECT DISTINCT fecha_foto FROM dashboard_data").fetchall() == [(past,)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["refresh", "tabla"], f"unknown table tabla; known are {', '.join(TABLES)}"),
+        (["sql", "tabla"], f"unknown table tabla; known are {', '.join(TABLES)}"),
+        (["refresh", "--days", "3"], "days goes with the mode sliding_window"),
+        (["refresh", "--mode", "sliding_window", "--days", "0"], "--days must be 1 or more"),
+        (["refresh", "--from", "2026-01-02", "--to", "2026-01-01"], "starts on 2026-01-02, after its end"),
+        (["refresh", "--to", "2999-01-01"], "leaves the partitions"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line_and_nothing_runs(
+    pulso: Pulso, conn: psycopg.Connection, arguments: list[str], reason: str
+) -> None:
+    ended = pulso(*arguments)
+    assert ended.code == 2
+    assert ended.out == ""
+    assert ended.err.count("\n") == 1
+    assert ended.err.startswith("pulso-etl: ")
+    assert reason in ended.err
+    assert conn.execute("SELECT to_regclass('etl_extractions')").fetchone() == (None,)
+
+
+@pytest.mark.parametrize("arguments", [["refresh", "--mode", "often"], ["refresh", "--from", "ayer"], ["refrescar"]])
+def test_what_the_command_line_does_not_know_is_a_usage_error(pulso: Pulso, arguments: list[str]) -> None:
+    assert pulso(*arguments).code == 2
+
+
+def test_a_table_that_fails_is_named_and_does_not_stop_the_others(
+    pulso: Pulso, conn: psycopg.Connection, data: SampleData, emulator: BigQueryEmulator
+) -> None:
+    with emulator.client() as client:
+        client.delete_table(data.names["asignaciones_clean"])
+        try:
+            ended = pulso("refresh")
+        finally:
+            data.seed_into(client)
+    assert ended.code == 1
+    (reason,) = [line for line in ended.out.splitlines() if line.startswith("failed: ")]
+    assert reason.startswith("failed: assignment_data: assignment_data ")
+    assert "BigQuery does not know the table" in reason
+    assert {name: status for name, _, status in windows(conn)} == {
+        name: "failed" if name == "assignment_data" else "success" for name in TABLES
+    }
+    told = pulso("status")
+    assert told.code == 0
+    assert [words[1] for words in told.words if words[:1] == ["assignment_data"]] == ["failed"]
+    assert reason in told.out.splitlines()
+
+
+def test_a_shrinking_source_is_refused_until_it_is_allowed(
+    pulso: Pulso, conn: psycopg.Connection, data: SampleData, emulator: BigQueryEmulator
+) -> None:
+    assert pulso("refresh", "dashboard_data").code == 0
+    whole = data.tables()["dashboard_cobranzas"]
+    with emulator.client() as client:
+        load_table(client, data.names["dashboard_cobranzas"], whole.slice(0, 10))
+        try:
+            refused = pulso("refresh", "dashboard_data", "--force")
+            assert refused.code == 1
+            assert "refused to delete" in refused.out
+            assert "--allow-shrink" in refused.out
+            assert count(conn, "dashboard_data") == whole.num_rows
+            allowed = pulso("refresh", "dashboard_data", "--force", "--allow-shrink")
+            assert allowed.code == 0
+            assert count(conn, "dashboard_data") == 10
+        finally:
+            load_table(client, data.names["dashboard_cobranzas"], whole)
+
+
+def test_status_tells_every_table_before_and_after(pulso: Pulso) -> None:
+    before = pulso("status")
+    assert before.code == 0
+    assert [words for words in before.words[1:] if words] == [[name, "never", "loaded"] for name in TABLES]
+    assert pulso("refresh", "dashboard_data").code == 0
+    lines = {words[0]: words for words in pulso("status").words if words}
+    assert lines["dashboard_data"][:4] == ["dashboard_data", "success", "yes", str(TODAY)]
+    assert lines["dashboard_data"][5] == "150"
+    assert lines["operation_data"] == ["operation_data", "never", "loaded"]
+
+
+def test_sql_prints_the_query_and_every_statement(pulso: Pulso, data: SampleData, schema: str) -> None:
+    ended = pulso("sql", "operation_data")
+    assert ended.code == 0
+    assert f"FROM `{data.names['gestiones_unificadas']}`" in ended.out
+    assert "BETWEEN @start AND @end" in ended.out
+    for text in (f'CREATE TABLE IF NOT EXISTS "{schema}"."operation_data"', "COPY ", "DELETE FROM", "UPDATE ", "INSERT INTO"):
+        assert text in ended.out
+    assert not [line for line in ended.out.splitlines() if line.endswith("...")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"DATABASE_URL": None}, "DATABASE_URL: is not set"),
+        ({"DATABASE_URL": f"postgresql://u:{SECRET}@127.0.0.1:1/x"}, "PostgreSQL is away"),
+        ({"DATABASE_URL": f"mysql://u:{SECRET}@127.0.0.1:1/x"}, "DATABASE_URL: Value error, must start with postgresql://"),
+        ({"DAGSTER_HOME": None}, "DAGSTER_HOME"),
+        ({"DAGSTER_HOME": "/no/such/folder"}, "DAGSTER_HOME"),
+    ],
+)
+def test_a_deployment_that_is_not_set_up_is_told_in_one_line(
+    pulso: Pulso, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str | None], reason: str
+) -> None:
+    for name, value in changes.items():
+        monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value)
+    ended = pulso("refresh", "dashboard_data")
+    assert ended.code == 2
+    assert ended.err.count("\n") == 1
+    assert reason in ended.err
+
+
+def test_dagster_s_storage_that_is_away_is_told_in_one_line(pulso: Pulso, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    storage = "storage:\n  postgres:\n    postgres_url:\n      env: DAGSTER_POSTGRES_URL\n"
+    (tmp_path / "dagster.yaml").write_text(storage + "telemetry:\n  enabled: false\n")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", f"postgresql://u:{SECRET}@127.0.0.1:1/x")
+    ended = pulso("refresh", "dashboard_data")
+    assert ended.code == 2
+    assert "DAGSTER_POSTGRES_URL" in ended.err
+
+
+NAMES = ("DATABASE_URL", "DATABASE_SCHEMA", "BIGQUERY_EMULATOR_HOST", "BIGQUERY_DATASET", "DAGSTER_HOME")
+
+
+def process(folder: Path, *arguments: str) -> Ended:
+    """Runs `pulso-etl` as a process whose settings come from files alone."""
+    env = {name: value for name, value in os.environ.items() if name not in NAMES}
+    command = [sys.executable, "-m", "pulso_etl", *arguments]
+    ended = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert SECRET not in ended.stdout + ended.stderr
+    return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+
+def test_a_process_takes_settings_from_an_env_file_and_logs_json(conn: psycopg.Connection, tmp_path: Path) -> None:
+    lines = [f"{name}='{os.environ[name]}'" for name in NAMES] + ["PULSO_LOG_FORMAT=json"]
+    (tmp_path / "prod.env").write_text("\n".join(lines))
+    ended = process(tmp_path, "--env-file", "prod.env", "refresh", "dashboard_data")
+    assert ended.code == 0, ended.err
+    assert count(conn, "dashboard_data") == 150
+    logged = [json.loads(line) for line in ended.err.splitlines()]
+    run_id = conn.execute("SELECT extraction_id FROM etl_extractions").fetchone()
+    ours = [line for line in logged if line["logger"] != "dagster"]
+    assert ours
+    assert {(line.get("run_id"), line.get("table"), line.get("partitions")) for line in ours} == {
+        (run_id[0], "dashboard_data", f"{TODAY - timedelta(days=29)}..{TODAY}")  # type: ignore[index]
+    }
+    assert {"time", "level", "message"} <= ours[0].keys()
+
+
+def test_a_process_takes_settings_from_the_file_env_of_its_folder(conn: psycopg.Connection, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("\n".join(f"{name}='{os.environ[name]}'" for name in NAMES))
+    ended = process(tmp_path, "refresh", "evolution_data")
+    assert ended.code == 0, ended.err
+    assert count(conn, "evolution_data") == 150
