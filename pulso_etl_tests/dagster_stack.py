@@ -16,10 +16,10 @@ from types import TracebackType
 from typing import Any
 
 from pulso_etl.local.sample_data import SampleData
-from pulso_etl.local.stack import ROOT
 from pulso_etl.refresh import DayRange
 from pulso_etl_tests.holding_proxy import HoldingProxy
 
+CHECKOUT = Path(__file__).parents[1]
 READY = """
 {
   workspaceOrError { ... on Workspace { locationEntries { loadStatus } } }
@@ -57,8 +57,8 @@ class DagsterStack:
         self._children: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> DagsterStack:
-        (self.home / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text(encoding="utf-8"), encoding="utf-8")
-        workspace = ["-w", str(ROOT / "workspace.yaml")]
+        (self.home / "dagster.yaml").write_text((CHECKOUT / "dagster.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+        workspace = ["-w", str(CHECKOUT / "workspace.yaml")]
         self._start("webserver", "dagster_webserver", "-h", "127.0.0.1", "-p", self.url.rpartition(":")[2], *workspace)
         self._start("daemon", "dagster._daemon", "run", *workspace)
         deadline = time.monotonic() + 90

@@ -6,10 +6,11 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import date
+from threading import Thread
 from typing import Literal
 
 import psycopg
@@ -248,12 +249,26 @@ def _copy(
 
     # The next batch is read and encoded while the server takes this one: neither waits for the other, and two are in memory.
     chunks = encoded()
-    with conn.cursor() as cursor, cursor.copy(statements.copy(into)) as copy, ThreadPoolExecutor(1) as ahead:
-        coming = ahead.submit(next, chunks, None)
+    with conn.cursor() as cursor, cursor.copy(statements.copy(into)) as copy:
+        coming = _begin_next(chunks)
         while (chunk := coming.result()) is not None:
-            coming = ahead.submit(next, chunks, None)
+            coming = _begin_next(chunks)
             copy.write(chunk)
     return dict(rows)
+
+
+def _begin_next(chunks: Iterator[bytes]) -> Future[bytes | None]:
+    """The next chunk, None at the end, made by a thread that nobody waits for: an interrupt must not wait for the source."""
+    future: Future[bytes | None] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(next(chunks, None))
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return future
 
 
 def _refuse_duplicates(conn: psycopg.Connection, statements: Statements, spec: TableSpec, window: DayRange) -> None:
