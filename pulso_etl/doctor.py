@@ -75,14 +75,14 @@ def _ping(source: BigQuerySource) -> str:
 
 
 def _source(source: BigQuerySource, spec: TableSpec) -> str:
-    from pulso_etl.destination.conform import new_columns, wire_schema
+    from pulso_etl.destination.contract import fit
+    from pulso_etl.destination.schema import Table
 
     today = lima_day(datetime.now(UTC))
     window = DayRange(today, today)
     with source.stream(spec, window, "doctor").open() as reader:
-        wire_schema(spec, reader.schema, window)
-        extra = new_columns(spec, reader.schema)
-    return "columns fit" + (f"; not loaded: {', '.join(extra)}" if extra else "")
+        _, _, drift = fit(spec, reader.schema, Table({}), window)
+    return "columns fit" + (f"; not loaded: {', '.join(drift.not_loaded)}" if drift.not_loaded else "")
 
 
 def _dagster() -> str:
