@@ -19,6 +19,7 @@ from rich.table import Table
 from pulso_etl import logs
 from pulso_etl.definitions import build_defs
 from pulso_etl.destination.statements import Statements
+from pulso_etl.destination.strategies import statements_in_order
 from pulso_etl.destination.watermarks import TableState, Watermarks
 from pulso_etl.doctor import diagnose
 from pulso_etl.errors import PlanError, PulsoError
@@ -171,7 +172,7 @@ def show_sql(
     settings = load_settings()
     spec = _spec(table)
     console.print(f"-- BigQuery\n{spec.query.format(**settings.sources())}\n-- PostgreSQL", **PLAIN)
-    for statement in Statements(spec, settings.database_schema).all():
+    for statement in statements_in_order(Statements(spec, settings.database_schema)):
         console.print(f"{statement.as_string()};", **PLAIN)
 
 
