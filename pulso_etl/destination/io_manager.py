@@ -105,6 +105,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
                         repeatable=stream.repeatable,
                         allow_shrink=step.run_tags.get(ALLOW_SHRINK_TAG) == "true",
                         work_mem_mb=self.work_mem_mb,
+                        run_id=context.run_id,
                     )
                     details = _details(result, stream.metadata)
                     marks.succeed(
@@ -119,8 +120,12 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
             # Whatever went wrong, an interrupt included: the data are rolled back and the watermark says so.
             self._record_failure(context, marks, extraction, error, time.monotonic() - began, stream.metadata)
             raise
-        if result.new_columns:
-            context.log.warning(f"{spec.name}: new columns in the source, not loaded: {', '.join(result.new_columns)}")
+        for warning in result.drift.warnings():
+            context.log.warning(f"{spec.name}: {warning}")
+        for statement in result.migration:
+            context.log.info(f"{spec.name}: the table was migrated: {statement}")
+        if result.quarantine_reasons:
+            context.log.warning(f"{spec.name} {window}: rows in etl_quarantine, by column and reason: {result.quarantine_reasons}")
         context.log.info(f"{spec.name} {window}: {result.plan}, {result.total.as_dict()}, seconds {result.seconds}")
         context.add_output_metadata(details)
         for day, counts in result.by_day.items():
@@ -217,5 +222,9 @@ def _details(result: LoadResult, metadata: dict[str, Any]) -> dict[str, Any]:
         **result.total.as_dict(),
         **metadata,
         "load_plan": result.plan,
+        "quarantined_share": result.quarantined_share,
+        **({"quarantine_reasons": result.quarantine_reasons} if result.quarantine_reasons else {}),
+        **({"migration": result.migration} if result.migration else {}),
+        **result.drift.as_dict(),
         **{f"seconds_{stage}": seconds for stage, seconds in result.seconds.items()},
     }
