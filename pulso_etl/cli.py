@@ -31,7 +31,7 @@ from pulso_etl.tables import TABLES, TableSpec
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console()
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
-COUNTS = ("read", "inserted", "updated", "unchanged", "deleted")
+COUNTS = ("read", "inserted", "updated", "unchanged", "deleted", "quarantined")
 
 
 @app.callback(help="Keeps five PostgreSQL tables equal to BigQuery.")

@@ -39,7 +39,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class Fault:
-    """Rows of a batch that can't be loaded because of one column: a mask (true or not), the reason, and a text for people."""
+    """Rows of a batch that can't be loaded because of one column: a mask (true, or not), the reason, and a text for people."""
 
     column: Column
     reason: Reason

@@ -127,7 +127,8 @@ def load(
     staged, compared in one join, and only differences are written, as the table's strategy has it. `plan` overrules that choice.
     `repeatable`: the stream can be opened a second time, which tells a duplicate key that a direct copy hits as fully as the
     merge does, and lets the merge sort out rows that the table quarantines. `run_id` stands with those.
-    Raises ContractError, DuplicateKeyError and ShrinkRefused; the caller rolls back. Errors of the server stay psycopg's.
+    Raises ContractError (with RejectedRows, QuarantineExceeded, SchemaRefused under it) and ShrinkRefused; the caller rolls
+    back. Errors of the server stay psycopg's.
     """
     statements, strategy = Statements(spec, schema), STRATEGIES[spec.strategy]
     quarantines = spec.on_reject is OnReject.QUARANTINE
@@ -174,11 +175,12 @@ def load(
         with clock("analyze"):
             conn.execute(statements.read_text_as_numeric(texts))
     read = present = staged
+    set_aside: Counter[date] = Counter()
     if quarantine:
         with clock("quarantine"):
             quarantine.settle(conn, schema, run_id, staged)
-        read, present = quarantine.source_rows(staged), quarantine.present_rows(staged)
-    by_day = _every_day(window, {day: Counts(read=n) for day, n in read.items()})
+        read, present, set_aside = quarantine.source_rows(staged), quarantine.present_rows(staged), quarantine.by_day
+    by_day = _every_day(window, {day: Counts(read=n, quarantined=set_aside[day]) for day, n in read.items()})
     if spec.partition_in_key and strategy.removes and not allow_shrink:
         refuse_shrink(spec, window, existing, present)
     with clock("analyze"):
@@ -193,11 +195,7 @@ def load(
         for day, inserted, updated, deleted in conn.execute(statements.count_diff()):
             counts = by_day.setdefault(day, Counts())
             counts.inserted, counts.updated, counts.deleted = inserted, updated, deleted
-    result = LoadResult("merge", by_day, clock.seconds, drift, migration)
-    if quarantine:
-        result.quarantine_reasons = dict(quarantine.by_reason)
-        for day, rows in quarantine.by_day.items():
-            by_day[day].quarantined = rows
+    result = LoadResult("merge", by_day, clock.seconds, drift, migration, dict(quarantine.by_reason) if quarantine else {})
     total = result.total
     with clock("write"):
         for write in strategy.writes:

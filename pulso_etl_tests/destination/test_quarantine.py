@@ -151,6 +151,8 @@ def test_the_guard_counts_keys_that_stay_not_rows_that_came(loads: Loads) -> Non
     loads([row(D1, f"n{i}") for i in range(10)], QUARANTINING)
     with pytest.raises(ShrinkRefused, match="holds 10 rows and the source has 1"):
         loads([row(D1, "n0", rate=NAN)] * 10, QUARANTINING)
+    with pytest.raises(ShrinkRefused, match="holds 10 rows and the source has 1"):
+        loads([row(D1, "n0")] * 10, QUARANTINING)
     loads([row(D1, f"n{i}", rate=NAN) for i in range(10)], QUARANTINING)
     assert loads.rows("SELECT count(*) FROM things") == [(10,)]
 
