@@ -54,7 +54,7 @@ def column_schema(spec: TableSpec) -> dg.TableSchema:
             )
             for column in spec.columns
         ],
-        constraints=dg.TableConstraints(other=[f"PRIMARY KEY ({', '.join(spec.primary_key)})"]),
+        constraints=dg.TableConstraints(other=[f"PRIMARY KEY ({', '.join(spec.table_key)})"] if spec.table_key else []),
     )
 
 

@@ -21,6 +21,7 @@ from pulso_etl.automation.recovery import recover
 from pulso_etl.budget import read_budget
 from pulso_etl.definitions import build_defs
 from pulso_etl.destination.statements import Statements
+from pulso_etl.destination.strategies import statements_in_order
 from pulso_etl.destination.watermarks import Watermarks
 from pulso_etl.doctor import diagnose
 from pulso_etl.errors import PlanError, PulsoError, SettingsError
@@ -36,7 +37,7 @@ QUIET: dict[str, Any] = {"log_level": "WARNING", "events": False}
 """The runs' own warnings on the terminal, and nothing of Dagster's."""
 HomeOption = Annotated[Path, typer.Option(help="Folder of the embedded servers' data.")]
 RowsOption = Annotated[int, typer.Option(min=1, help="Dashboard rows of the sample data a day; the rest in proportion.")]
-COUNTS = ("read", "inserted", "updated", "unchanged", "deleted")
+COUNTS = ("read", "inserted", "updated", "unchanged", "deleted", "quarantined")
 
 
 @app.callback(help="Keeps five PostgreSQL tables equal to BigQuery.")
@@ -249,7 +250,7 @@ def show_sql(
     settings = load_settings()
     spec = _spec(table)
     console.print(f"-- BigQuery\n{spec.query.format(**settings.sources())}\n-- PostgreSQL", **PLAIN)
-    for statement in Statements(spec, settings.database_schema).all():
+    for statement in statements_in_order(Statements(spec, settings.database_schema)):
         console.print(f"{statement.as_string()};", **PLAIN)
 
 

@@ -18,7 +18,8 @@ from google.auth.exceptions import GoogleAuthError
 from google.cloud import bigquery
 
 from pulso_etl.definitions import build_resources
-from pulso_etl.destination.conform import new_columns, wire_schema
+from pulso_etl.destination.contract import fit
+from pulso_etl.destination.schema import Table
 from pulso_etl.errors import PulsoError
 from pulso_etl.refresh import DayRange, lima_day
 from pulso_etl.settings import Settings, load_settings
@@ -153,10 +154,9 @@ def _source(source: BigQuerySource, spec: TableSpec) -> str:
     with raising_source_errors(spec, window), source.get_client() as client:
         job = client.query(source.stream(spec, window, "doctor").sql(), job_config=config, retry=ONCE, timeout=30)
     returned = pa.schema([pa.field(column.name, _arrow(column)) for column in job.schema or []])
-    wire_schema(spec, returned, window)
-    extra = new_columns(spec, returned)
+    _, _, drift = fit(spec, returned, Table({}), window)
     size = f", today's partition reads {job.total_bytes_processed / 2**20:,.1f} MiB" if job.total_bytes_processed else ""
-    return f"columns fit{size}" + (f"; not loaded: {', '.join(extra)}" if extra else "")
+    return f"columns fit{size}" + (f"; not loaded: {', '.join(drift.not_loaded)}" if drift.not_loaded else "")
 
 
 def _arrow(column: bigquery.SchemaField) -> pa.DataType:
@@ -169,7 +169,7 @@ def _postgres(settings: Settings) -> str:
         version = conn.info.server_version // 10_000
         if version < 15:
             raise RuntimeError(f"version {version} is too old; 15 or newer is needed")
-        tables = [*TABLES, "etl_watermarks", "etl_extractions", "etl_alerts", "etl_alert_messages"]
+        tables = [*TABLES, "etl_watermarks", "etl_extractions", "etl_alerts", "etl_alert_messages", "etl_quarantine"]
         (lacking,) = conn.execute(RIGHTS, {"schema": settings.database_schema, "tables": tables}).fetchone() or ([],)
         if lacking:
             raise RuntimeError(f"role {conn.info.user} lacks rights; run as an administrator: {'; '.join(lacking)}")

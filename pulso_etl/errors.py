@@ -50,11 +50,23 @@ class DestinationUnavailable(DestinationError):
 
 
 class ContractError(DestinationError):
-    """The data do not fit the table's declaration: a missing column, a wrong type, a null key, NaN, NUL, ..."""
+    """The data do not fit the table's declaration: a missing column, a wrong type, ..."""
 
 
-class DuplicateKeyError(ContractError):
+class RejectedRows(ContractError):
+    """Rows of the source can't be loaded: a null key, NaN, NUL, a value beyond a limit, ..."""
+
+
+class DuplicateKeyError(RejectedRows):
     """The source holds several rows of one primary key."""
+
+
+class QuarantineExceeded(ContractError):
+    """More rows would be quarantined than the table allows."""
+
+
+class SchemaRefused(ContractError):
+    """The table in PostgreSQL is not as declared, and only a person may change it so."""
 
 
 class ShrinkRefused(DestinationError):

@@ -69,9 +69,13 @@ def _ended(spec: TableSpec, attempt: Attempt) -> Iterator[Event]:
         )
         return
     yield succeeded(spec.name, attempt.finished_at)
-    new_columns = attempt.metadata.get("new_columns") or []
-    detail = f"columnas nuevas: {', '.join(map(str, new_columns))}"
-    yield _state(bool(new_columns), Cause.DRIFT, spec.name, attempt.finished_at, detail, attempt)
+    found = attempt.metadata
+    left_out, share = found.get("columns_not_loaded") or [], found.get("quarantined_share") or 0
+    for wrong, cause, detail in (
+        (bool(left_out), Cause.DRIFT, f"columnas nuevas: {', '.join(map(str, left_out))}"),
+        (share > spec.alert_quarantined_share, Cause.QUARANTINE, f"{share:.1%} de las filas, en etl_quarantine"),
+    ):
+        yield _state(wrong, cause, spec.name, attempt.finished_at, detail, attempt)
 
 
 def _state(wrong: bool, cause: Cause, table: str, at: datetime, detail: str, attempt: Attempt | None = None) -> Event:

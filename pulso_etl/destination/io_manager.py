@@ -112,6 +112,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
                             repeatable=stream.repeatable,
                             allow_shrink=allow_shrink,
                             work_mem_mb=self.work_mem_mb,
+                            run_id=context.run_id,
                         )
                         verify(conn, spec, self.database_schema, window, result.by_day, allow_shrink=allow_shrink)
                         details = _details(result, stream.metadata)
@@ -127,8 +128,12 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
                 # Whatever went wrong, an interrupt included: the data are rolled back and the watermark says so.
                 self._record_failure(context, conn, marks, extraction, error, time.monotonic() - began, stream.metadata)
                 raise
-        if result.new_columns:
-            context.log.warning(f"{spec.name}: new columns in the source, not loaded: {', '.join(result.new_columns)}")
+        for warning in result.drift.warnings():
+            context.log.warning(f"{spec.name}: {warning}")
+        for statement in result.migration:
+            context.log.info(f"{spec.name}: the table was migrated: {statement}")
+        if result.quarantine_reasons:
+            context.log.warning(f"{spec.name} {window}: rows in etl_quarantine, by column and reason: {result.quarantine_reasons}")
         context.log.info(f"{spec.name} {window}: {result.plan}, {result.total.as_dict()}, seconds {result.seconds}")
         context.add_output_metadata(details)
         for day, counts in result.by_day.items():
@@ -247,6 +252,9 @@ def _details(result: LoadResult, metadata: dict[str, Any]) -> dict[str, Any]:
         **result.total.as_dict(),
         **metadata,
         "load_plan": result.plan,
-        "new_columns": result.new_columns,
+        "quarantined_share": result.quarantined_share,
+        **({"quarantine_reasons": result.quarantine_reasons} if result.quarantine_reasons else {}),
+        **({"migration": result.migration} if result.migration else {}),
+        **result.drift.as_dict(),
         **{f"seconds_{stage}": seconds for stage, seconds in result.seconds.items()},
     }

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import date
 from threading import Thread
@@ -20,17 +20,22 @@ from pgpq import ArrowToPostgresBinaryEncoder
 from psycopg import errors as pg
 from psycopg import sql
 
-from pulso_etl.destination.conform import conform, new_columns, wire_schema
+from pulso_etl.destination.conform import Reject, conform
+from pulso_etl.destination.contract import Drift, fit
+from pulso_etl.destination.quarantine import Quarantine
+from pulso_etl.destination.schema import ensure_table, migrate_table
 from pulso_etl.destination.statements import STAGE, Statements
+from pulso_etl.destination.strategies import STRATEGIES
 from pulso_etl.errors import (
     ContractError,
     DestinationError,
     DestinationUnavailable,
     DuplicateKeyError,
+    RejectedRows,
     ShrinkRefused,
 )
 from pulso_etl.refresh import DayRange
-from pulso_etl.tables.spec import TableSpec
+from pulso_etl.tables.spec import OnReject, TableSpec
 
 Plan = Literal["direct", "merge"]
 Open = Callable[[], AbstractContextManager[pa.RecordBatchReader]]
@@ -41,17 +46,21 @@ SMALL_PARTITION_ROWS = 20
 
 @dataclass
 class Counts:
-    """Rows of one partition: read from the source, and what became of the table's."""
+    """Rows of one partition: read from the source, and what became of the table's.
+
+    Where the table keeps history, an updated row is one that was closed and opened anew, a deleted one was closed.
+    """
 
     read: int = 0
     inserted: int = 0
     updated: int = 0
     deleted: int = 0
+    quarantined: int = 0
 
     @property
     def unchanged(self) -> int:
         """Read, and already there as they are (or, with a version column, superseded by a newer row)."""
-        return self.read - self.inserted - self.updated
+        return self.read - self.inserted - self.updated - self.quarantined
 
     def as_dict(self) -> dict[str, int]:
         return {
@@ -60,17 +69,34 @@ class Counts:
             "rows_updated": self.updated,
             "rows_unchanged": self.unchanged,
             "rows_deleted": self.deleted,
+            "rows_quarantined": self.quarantined,
         }
 
 
 @dataclass
 class LoadResult:
-    """What a load did: counts by day, the plan, and the seconds of each stage."""
+    """What a load did: counts by day, the plan, and the seconds of each stage.
+
+    `quarantine_reasons` are counts by `column: reason`. `migration` are the statements that changed the table's columns.
+    """
 
     plan: Plan
     by_day: dict[date, Counts]
     seconds: dict[str, float] = field(default_factory=dict)
-    new_columns: list[str] = field(default_factory=list)
+    drift: Drift = field(default_factory=Drift)
+    migration: list[str] = field(default_factory=list)
+    quarantine_reasons: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def new_columns(self) -> list[str]:
+        """Columns of the source that were not loaded."""
+        return self.drift.not_loaded
+
+    @property
+    def quarantined_share(self) -> float:
+        """Of the rows read, 0..1."""
+        total = self.total
+        return total.quarantined / total.read if total.read else 0.0
 
     @property
     def total(self) -> Counts:
@@ -80,6 +106,7 @@ class LoadResult:
             total.inserted += counts.inserted
             total.updated += counts.updated
             total.deleted += counts.deleted
+            total.quarantined += counts.quarantined
         return total
 
 
@@ -94,39 +121,45 @@ def load(
     allow_shrink: bool = False,
     work_mem_mb: int = 256,
     plan: Plan | None = None,
+    run_id: str = "",
 ) -> LoadResult:
     """Makes the window's rows equal to the stream's, inside the transaction that `conn` is in; the caller commits.
 
     The plan follows what the window holds: nothing, and the rows are copied straight into the table; something, and they are
-    staged, compared in one join, and only differences are written. `plan` overrules that choice. `repeatable`: the stream
-    can be opened a second time, which tells a duplicate key that a direct copy hits as fully as the merge does.
-    Raises ContractError, DuplicateKeyError and ShrinkRefused; the caller rolls back. Errors of the server stay psycopg's.
+    staged, compared in one join, and only differences are written, as the table's strategy has it. `plan` overrules that choice.
+    `repeatable`: the stream can be opened a second time, which tells a duplicate key that a direct copy hits as fully as the
+    merge does, and lets the merge sort out rows that the table quarantines. `run_id` stands with those.
+    Raises ContractError (with RejectedRows, QuarantineExceeded, SchemaRefused under it) and ShrinkRefused; the caller rolls
+    back. Errors of the server stay psycopg's.
     """
-    statements = Statements(spec, schema)
+    statements, strategy = Statements(spec, schema), STRATEGIES[spec.strategy]
+    quarantines = spec.on_reject is OnReject.QUARANTINE
     bounds = {"start": window.start, "end": window.end}
     clock = _Clock()
     with clock("lock"):
         # The name is locked as well as the table, so that first loads which create the table queue up too.
         conn.execute("SELECT pg_advisory_xact_lock(%s)", (table_lock(schema, spec.name),))
-        for statement in statements.create_table():
-            conn.execute(statement)
+        table = ensure_table(conn, spec, schema)
         conn.execute(statements.lock_target())
         conn.execute("SELECT set_config('work_mem', %s, true)", (f"{work_mem_mb}MB",))
         existing: dict[date, int] = dict(conn.execute(statements.rows_by_day(), bounds).fetchall())
-        # A key that lives in several partitions can clash with rows outside of the window.
-        empty = not existing and (spec.partition_in_key or not _has_rows(conn, statements))
+        empty = not existing and conn.execute(statements.holds_rows(), bounds).fetchone() is None
     if plan is None:
-        plan = "direct" if empty and spec.version_column is None else "merge"
+        plan = "direct" if empty and spec.version_column is None and (repeatable or not quarantines) else "merge"
 
     if plan == "direct":
         try:
             with conn.transaction(), open_stream() as reader:
-                wire = wire_schema(spec, reader.schema, window)
-                if not _text_columns(spec, wire):
+                fitted, wire, drift = fit(spec, reader.schema, table, window)
+                if not _text_columns(fitted, wire):
+                    migration = migrate_table(conn, fitted, schema, table)
                     with clock("copy"):
-                        read = _copy(conn, statements, statements.target, spec, reader, wire, window)
+                        read = _copy(conn, Statements(fitted, schema), statements.target, fitted, reader, wire, window)
                     by_day = _every_day(window, {day: Counts(read=n, inserted=n) for day, n in read.items()})
-                    return LoadResult("direct", by_day, clock.seconds, new_columns(spec, reader.schema))
+                    return LoadResult("direct", by_day, clock.seconds, drift, migration)
+        except RejectedRows:
+            if not (quarantines and repeatable):
+                raise
         except pg.UniqueViolation as error:
             if not repeatable:
                 raise DuplicateKeyError(
@@ -134,42 +167,52 @@ def load(
                 ) from error
 
     with open_stream() as reader:
-        wire = wire_schema(spec, reader.schema, window)
-        texts = _text_columns(spec, wire)
+        spec, wire, drift = fit(spec, reader.schema, table, window)
+        statements, texts = Statements(spec, schema), _text_columns(spec, wire)
+        quarantine = Quarantine(spec, window) if quarantines else None
         with clock("copy"):
             conn.execute(statements.create_stage(texts))
-            read = _copy(conn, statements, STAGE, spec, reader, wire, window)
-        extra = new_columns(spec, reader.schema)
-    by_day = _every_day(window, {day: Counts(read=n) for day, n in read.items()})
-    if spec.partition_in_key and not allow_shrink:
-        refuse_shrink(spec, window, existing, read)
-    with clock("analyze"):
-        if texts:
+            staged = _copy(conn, statements, STAGE, spec, reader, wire, window, quarantine.take if quarantine else None)
+    if texts:
+        with clock("analyze"):
             conn.execute(statements.read_text_as_numeric(texts))
+    read = present = staged
+    set_aside: Counter[date] = Counter()
+    if quarantine:
+        with clock("quarantine"):
+            quarantine.settle(conn, schema, run_id, staged)
+        read, present, set_aside = quarantine.source_rows(staged), quarantine.present_rows(staged), quarantine.by_day
+    by_day = _every_day(window, {day: Counts(read=n, quarantined=set_aside[day]) for day, n in read.items()})
+    if spec.partition_in_key and strategy.removes and not allow_shrink:
+        refuse_shrink(spec, window, existing, present)
+    counted = strategy.counts_duplicates and spec.version_column is None and not quarantine
+    with clock("analyze"):
         conn.execute(statements.analyze_stage())
-        if spec.version_column is not None:
+        if strategy.unique and not quarantine and not counted:
             _refuse_duplicates(conn, statements, spec, window)
     with clock("diff"):
-        conn.execute(statements.create_diff(), bounds)
+        migration = migrate_table(conn, spec, schema, table)
+        conn.execute(strategy.create_diff(statements), bounds)
+        if quarantine:
+            quarantine.spare(conn, statements)
         for day, inserted, updated, deleted in conn.execute(statements.count_diff()):
             counts = by_day.setdefault(day, Counts())
             counts.inserted, counts.updated, counts.deleted = inserted, updated, deleted
-    result = LoadResult("merge", by_day, clock.seconds, extra)
+    result = LoadResult("merge", by_day, clock.seconds, drift, migration, dict(quarantine.by_reason) if quarantine else {})
     total = result.total
-    if spec.version_column is None and total.read - total.inserted > sum(existing.values()) - total.deleted:
+    if counted and total.read - total.inserted > sum(existing.values()) - total.deleted:
         # More staged rows than rows of the table found their partner. Counting this is free, grouping by the key is not.
         _refuse_duplicates(conn, statements, spec, window)
     with clock("write"):
-        if total.deleted:
-            conn.execute(statements.delete_vanished())
-        if total.updated:
-            conn.execute(statements.update_changed())
-        if total.inserted:
+        for write in strategy.writes:
+            if not any(getattr(total, count) for count in write.counts):
+                continue
             try:
-                with conn.transaction():
-                    conn.execute(statements.insert_new())
+                with conn.transaction() if counted and "inserted" in write.counts else nullcontext():
+                    conn.execute(write.statement(statements))
             except pg.UniqueViolation:
-                _refuse_duplicates(conn, statements, spec, window)
+                if counted:
+                    _refuse_duplicates(conn, statements, spec, window)
                 raise
     return result
 
@@ -231,8 +274,9 @@ def _copy(
     reader: pa.RecordBatchReader,
     wire: pa.Schema,
     window: DayRange,
+    reject: Reject | None = None,
 ) -> dict[date, int]:
-    """Sends every batch, checked, as COPY BINARY; returns the rows of each day."""
+    """Sends every batch, checked, as COPY BINARY; returns the rows of each day. For `reject` see `conform`."""
     encoder = ArrowToPostgresBinaryEncoder(wire)
     rows: Counter[date] = Counter()
 
@@ -241,7 +285,7 @@ def _copy(
         for batch in reader:
             if not batch.num_rows:
                 continue
-            batch = conform(spec, batch, wire, window)
+            batch = conform(spec, batch, wire, window, reject)
             yield encoder.write_batch(batch)
             for entry in pc.value_counts(batch.column(spec.partition_column)).to_pylist():
                 rows[entry["values"]] += entry["counts"]
@@ -280,10 +324,6 @@ def _refuse_duplicates(conn: psycopg.Connection, statements: Statements, spec: T
             f"{spec.name} {window}: the source holds {copies} rows of the primary key ({named}); "
             f"{duplicated} key(s) are duplicated in all; correct the source or declare a version_column"
         )
-
-
-def _has_rows(conn: psycopg.Connection, statements: Statements) -> bool:
-    return conn.execute(sql.SQL("SELECT FROM {} LIMIT 1").format(statements.target)).fetchone() is not None
 
 
 def _text_columns(spec: TableSpec, wire: pa.Schema) -> frozenset[str]:

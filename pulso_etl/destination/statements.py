@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from psycopg import sql
 
-from pulso_etl.tables.spec import ColumnType, TableSpec
+from pulso_etl.destination.schema import create_table
+from pulso_etl.tables.spec import ColumnType, Strategy, TableSpec
 
 STAGE = sql.Identifier("pulso_stage")
 DIFF = sql.Identifier("pulso_diff")
@@ -15,64 +16,36 @@ class Statements:
 
     def __init__(self, spec: TableSpec, schema: str) -> None:
         self.spec = spec
+        self.schema = schema
         self.target = sql.Identifier(schema, spec.name)
         self.partition = sql.Identifier(spec.partition_column)
         self.columns = _list(spec.column_names)
         self.keys = _list(spec.primary_key)
         self.same_key = sql.SQL(" AND ").join(sql.SQL("t.{0} = s.{0}").format(sql.Identifier(name)) for name in spec.primary_key)
+        self.staged_values = self._row("s", spec.column_names)
+        # Closed versions are history: no load compares, counts or closes them again.
+        self.current = sql.SQL("valid_to IS NULL" if spec.strategy is Strategy.SCD2 else "true")
 
     def create_table(self) -> list[sql.Composed]:
-        """The table with its primary key, checks, and an index on the partition column where the key does not lead with it."""
-        lines: list[sql.Composable] = []
-        for column in self.spec.columns:
-            line = sql.SQL("{} {}").format(sql.Identifier(column.name), sql.SQL(column.type.value))
-            if self.spec.required(column):
-                line += sql.SQL(" NOT NULL")
-            name = sql.Identifier(column.name)
-            for limit, operator in ((column.minimum, ">="), (column.maximum, "<=")):
-                if limit is not None:
-                    line += sql.SQL(" CHECK ({} {} {})").format(name, sql.SQL(operator), sql.Literal(limit))
-            lines.append(line)
-        lines += [
-            sql.SQL("created_at timestamp with time zone NOT NULL DEFAULT now()"),
-            sql.SQL("updated_at timestamp with time zone NOT NULL DEFAULT now()"),
-            sql.SQL("PRIMARY KEY ({})").format(self.keys),
-        ]
-        statements = [sql.SQL("CREATE TABLE IF NOT EXISTS {} ({})").format(self.target, sql.SQL(", ").join(lines))]
-        if self.spec.primary_key[0] != self.spec.partition_column:
-            statements.append(
-                sql.SQL("CREATE INDEX IF NOT EXISTS {} ON {} ({})").format(
-                    sql.Identifier(f"{self.spec.name}_{self.spec.partition_column}_idx"[:63]),
-                    self.target,
-                    self.partition,
-                )
-            )
-        return statements
-
-    def all(self) -> list[sql.Composed]:
-        """Every statement of a load that finds rows in its range, in order, for people to read."""
-        return [
-            *self.create_table(),
-            self.lock_target(),
-            self.rows_by_day(),
-            self.create_stage(frozenset()),
-            self.copy(STAGE),
-            self.duplicates(),
-            self.create_diff(),
-            self.count_diff(),
-            self.delete_vanished(),
-            self.update_changed(),
-            self.insert_new(),
-        ]
+        """The table with its key, checks and indexes."""
+        return create_table(self.spec, self.schema)
 
     def lock_target(self) -> sql.Composed:
         """Readers go on, every other writer waits: the load relies on row addresses that must not move."""
         return sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(self.target)
 
     def rows_by_day(self) -> sql.Composed:
-        return sql.SQL("SELECT {0}, count(*) FROM {1} WHERE {0} BETWEEN %(start)s AND %(end)s GROUP BY 1").format(
-            self.partition, self.target
+        return sql.SQL("SELECT {0}, count(*) FROM {1} WHERE {0} BETWEEN %(start)s AND %(end)s AND {2} GROUP BY 1").format(
+            self.partition, self.target, self.current
         )
+
+    def holds_rows(self) -> sql.Composed:
+        """Whether the table holds rows, history included, that rows of the range can clash with."""
+        # A key that lives in several partitions can clash with rows outside of the range.
+        where = (
+            sql.SQL("{} BETWEEN %(start)s AND %(end)s").format(self.partition) if self.spec.partition_in_key else sql.SQL("true")
+        )
+        return sql.SQL("SELECT FROM {} WHERE {} LIMIT 1").format(self.target, where)
 
     def copy(self, into: sql.Identifier) -> sql.Composed:
         return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(into, self.columns)
@@ -115,7 +88,7 @@ class Statements:
             else sql.SQL("false")
         )
         stage: sql.Composable = sql.SQL("(SELECT ctid AS sid, * FROM {})").format(STAGE)
-        target: sql.Composable = sql.SQL("(SELECT ctid AS tid, * FROM {})").format(self.target)
+        target: sql.Composable = sql.SQL("(SELECT ctid AS tid, * FROM {} WHERE {})").format(self.target, self.current)
         join, day = sql.SQL("LEFT JOIN"), sql.SQL("s.{}").format(self.partition)
         if self.spec.version_column is not None:
             version = sql.Identifier(self.spec.version_column)
@@ -124,8 +97,8 @@ class Statements:
             )
             changed = sql.SQL("s.{0} >= t.{0} AND {1}").format(version, changed)
         if self.spec.partition_in_key:
-            target = sql.SQL("(SELECT ctid AS tid, * FROM {} WHERE {} BETWEEN %(start)s AND %(end)s)").format(
-                self.target, self.partition
+            target = sql.SQL("(SELECT ctid AS tid, * FROM {} WHERE {} BETWEEN %(start)s AND %(end)s AND {})").format(
+                self.target, self.partition, self.current
             )
             join, day = sql.SQL("FULL JOIN"), sql.SQL("coalesce(s.{0}, t.{0})").format(self.partition)
         return sql.SQL(
@@ -154,14 +127,14 @@ class Statements:
         ).format(
             target=self.target,
             columns=self.columns,
-            values=self._row("s", self.spec.column_names),
+            values=self.staged_values,
             stage=STAGE,
             diff=DIFF,
         )
 
     def select(self) -> sql.Composed:
-        return sql.SQL("SELECT {} FROM {} WHERE {} BETWEEN %(start)s AND %(end)s ORDER BY {}").format(
-            self.columns, self.target, self.partition, self.keys
+        return sql.SQL("SELECT {} FROM {} WHERE {} BETWEEN %(start)s AND %(end)s AND {} ORDER BY {}").format(
+            self.columns, self.target, self.partition, self.current, self.keys
         )
 
     def _row(self, alias: str, names: tuple[str, ...]) -> sql.Composed:

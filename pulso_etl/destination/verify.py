@@ -11,7 +11,7 @@ from pulso_etl.destination.load import Counts
 from pulso_etl.destination.statements import Statements
 from pulso_etl.errors import VerificationFailed
 from pulso_etl.refresh import DayRange
-from pulso_etl.tables.spec import TableSpec
+from pulso_etl.tables.spec import Strategy, TableSpec
 
 
 def verify(
@@ -27,20 +27,27 @@ def verify(
 
     Where a partition owns its rows, each day holds exactly as many rows as were read, and a window as long as the table's
     lookback does not fall below `minimum_records`. A table whose key lives in several partitions (a version column) keeps one row
-    of many that were read, and never loses one: nothing is compared.
+    of many that were read, and never loses one: nothing is compared; nor where the table keeps what the source no longer has
+    (append, scd2). Quarantined rows are not counted, and the rows that they protect may come on top.
 
     Too few rows stop the load only where those same days held enough before it: then rows are about to be lost that the dashboard
     shows. Days that never held so many (a new deployment, a holiday, sample data) are loaded, and the check `minimum_records`
     warns.
     Raises VerificationFailed; the caller rolls back. `allow_shrink` is for rows that are really gone.
     """
-    if not spec.partition_in_key:
+    if not spec.partition_in_key or spec.strategy in (Strategy.APPEND, Strategy.SCD2):
         return
     held: dict[date, int] = dict(
         conn.execute(Statements(spec, schema).rows_by_day(), {"start": window.start, "end": window.end}).fetchall()
     )
-    read = {day: counts.read for day, counts in by_day.items()}
-    differing = [day for day in sorted({*held, *read}) if held.get(day, 0) != read.get(day, 0)]
+    read = {day: counts.read - counts.quarantined for day, counts in by_day.items()}
+    # The row that the table holds of a quarantined key stays.
+    spared = any(counts.quarantined for counts in by_day.values())
+    differing = [
+        day
+        for day in sorted({*held, *read})
+        if held.get(day, 0) != read.get(day, 0) and not (spared and held.get(day, 0) > read.get(day, 0))
+    ]
     if differing:
         days = "; ".join(
             f"partition {day}: {read.get(day, 0)} rows read, {held.get(day, 0)} in PostgreSQL" for day in differing[:5]

@@ -28,6 +28,29 @@ class ColumnType(StrEnum):
     BOOLEAN = "boolean"
 
 
+class Contract(StrEnum):
+    """What becomes of columns of the source that the declaration does not know."""
+
+    FREEZE = "freeze"
+    EVOLVE = "evolve"
+
+
+class OnReject(StrEnum):
+    """What becomes of a load that meets rows which can't be loaded."""
+
+    FAIL = "fail"
+    QUARANTINE = "quarantine"
+
+
+class Strategy(StrEnum):
+    """How the rows that the source gives for a range of days become rows of the table."""
+
+    UPSERT = "upsert"
+    REPLACE_PARTITION = "replace_partition"
+    APPEND = "append"
+    SCD2 = "scd2"
+
+
 class Column(BaseModel):
     """One column of a table.
 
@@ -50,10 +73,22 @@ class Column(BaseModel):
     expected_maximum: int | None = None
 
 
+STAMPS = (
+    Column(name="created_at", type=ColumnType.TIMESTAMP, required=True),
+    Column(name="updated_at", type=ColumnType.TIMESTAMP, required=True),
+)
+VALIDITY = (
+    Column(name="valid_from", type=ColumnType.TIMESTAMP, required=True),
+    Column(name="valid_to", type=ColumnType.TIMESTAMP),
+)
+RESERVED = {"sid", "tid", "ctid", "tableoid", "xmin", "xmax", "cmin", "cmax"}
+"""Names that the load's own statements or the server need."""
+
+
 class TableSpec(BaseModel):
     """One table: where it comes from, what it holds, and how it is kept.
 
-    `columns` are all that the query returns, keys included; the destination adds `created_at` and `updated_at`.
+    `columns` are all that the query returns, keys included; the destination adds `kept_columns`.
     `query` is BigQuery SQL with `{placeholders}` for the source tables and the parameters `@start`, `@end` (DATE, inclusive).
     `version_column`: where one key appears in several partitions, the row with the greatest version is kept.
     `stamp_columns` say when the source computed a row; a change in them alone is no change of the row.
@@ -62,6 +97,29 @@ class TableSpec(BaseModel):
     `volume_factor`: a day with so many times more, or fewer, rows than the same weekday before it is a warning.
     `reconcile_days`: trailing days that a reconciliation compares with the source.
     `batch_rows`: rows per batch read from the source. `priority`: runs of a greater one leave the queue first.
+
+    `contract`, for columns of the source that are not declared: with `freeze` they are warned of and left out, and a column of
+    the table that is not declared stops the load. With `evolve` they are added to the table as nullable columns and loaded; one
+    whose type or name no table can hold is warned of and left out; one that the source gives no longer stays in the table, null in
+    rows that are inserted from then on, and is warned of. A declared column that is missing stops every load.
+
+    `on_reject`, for rows that can't be loaded (a null where one is required, NaN or Infinity, a NUL character, a value beyond a
+    limit or that its type can't hold, a key that the source gives more than once): `fail` stops the load at the first. With
+    `quarantine` they go to the table `etl_quarantine`, all rows of a duplicated key among them, and the others are loaded. The
+    row that the table holds of a quarantined key stays as it is: the key has not vanished from the source, and its last good
+    state stands. (A row whose key is itself at fault protects nothing.) Where more than `maximum_quarantined_share` (0..1)
+    of the rows read would be quarantined, the load fails; more than `alert_quarantined_share` raise an alert.
+
+    `strategy`: how a range that is loaded again changes the table.
+    - `upsert`: new rows are inserted, changed ones updated, vanished ones deleted where the partition column is in the key.
+      An unchanged row is not written.
+    - `replace_partition`: every row of the range is deleted and every row of the source inserted, changed or not.
+    - `append`: rows are only ever added. The primary key says which rows are the same and may repeat, in the source as in the
+      table. A range that is loaded again gains what it lacks: as many rows of a key as the source has more than the table. So
+      nothing is added twice, and a row that changed in the source, or vanished, stays as it was first loaded.
+    - `scd2`: rows are versions of a key, valid from `valid_from` until before `valid_to` (instants of loads; null: the current
+      version). A changed row closes the current version and opens another at the same instant, a vanished one is closed, an
+      unchanged one is not written.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -86,13 +144,18 @@ class TableSpec(BaseModel):
     minimum_records: int = Field(default=0, ge=0)
     volume_factor: float = Field(default=2.0, gt=1)
     reconcile_days: int = Field(default=35, ge=1)
+    contract: Contract = Contract.FREEZE
+    on_reject: OnReject = OnReject.FAIL
+    maximum_quarantined_share: float = Field(default=0.05, ge=0, le=1)
+    alert_quarantined_share: float = Field(default=0.01, ge=0, le=1)
+    strategy: Strategy = Strategy.UPSERT
 
     @model_validator(mode="after")
     def _names_exist(self) -> TableSpec:
         names = [column.name for column in self.columns]
         if len(names) != len(set(names)):
             raise ValueError(f"{self.name}: a column is declared twice")
-        if reserved := {"created_at", "updated_at"} & set(names):
+        if reserved := self.reserved_names & set(names):
             raise ValueError(f"{self.name}: {sorted(reserved)} are kept by the destination and can't be declared")
         named = {*self.primary_key, self.partition_column, *self.stamp_columns}
         if self.version_column:
@@ -103,6 +166,12 @@ class TableSpec(BaseModel):
             raise ValueError(f"{self.name}: the partition column {self.partition_column} must be a date")
         if set(self.stamp_columns) & set(self.primary_key):
             raise ValueError(f"{self.name}: a stamp column can't be part of the primary key")
+        by_partition = self.strategy in (Strategy.REPLACE_PARTITION, Strategy.APPEND)
+        if by_partition and (not self.partition_in_key or self.version_column is not None):
+            raise ValueError(
+                f"{self.name}: {self.strategy} needs the partition column {self.partition_column} in the primary key, "
+                "and no version_column"
+            )
         if not self.partition_in_key and self.version_column is None:
             raise ValueError(
                 f"{self.name}: a key that lives in several partitions needs a version_column, or an older day would win"
@@ -115,6 +184,26 @@ class TableSpec(BaseModel):
             if column.name == name:
                 return column
         raise KeyError(name)
+
+    def with_columns(self, more: tuple[Column, ...]) -> TableSpec:
+        """The declaration with more columns."""
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self).model_validate(fields | {"columns": self.columns + more})
+
+    @cached_property
+    def kept_columns(self) -> tuple[Column, ...]:
+        """The columns that the destination adds and fills; the required ones default to the time of the load's transaction."""
+        return STAMPS + (VALIDITY if self.strategy is Strategy.SCD2 else ())
+
+    @cached_property
+    def reserved_names(self) -> set[str]:
+        """Names that no column of the source can have in the table."""
+        return {column.name for column in self.kept_columns} | RESERVED
+
+    @cached_property
+    def table_key(self) -> tuple[str, ...]:
+        """The PRIMARY KEY of the table in PostgreSQL; empty where rows need not be unique."""
+        return {Strategy.APPEND: (), Strategy.SCD2: (*self.primary_key, "valid_from")}.get(self.strategy, self.primary_key)
 
     @cached_property
     def column_names(self) -> tuple[str, ...]:

@@ -73,10 +73,15 @@ def test_what_ended_before_the_last_look_is_not_told_again() -> None:
 
 
 def test_a_success_ends_failures_and_new_columns_are_told() -> None:
-    given = told(Standing(FRESH, [attempt(None, new_columns=["extra"])]))
+    given = told(Standing(FRESH, [attempt(None, columns_not_loaded=["extra"])]))
     assert causes(given) == {Cause.DRIFT}
     assert any(isinstance(event, Well) and Cause.SOURCE_UNAVAILABLE in event.causes for event in given)
     assert any(isinstance(event, Well) and Cause.DRIFT in event.causes for event in told(Standing(FRESH, [attempt(None)])))
+
+
+def test_many_quarantined_rows_are_told_and_few_are_not() -> None:
+    shares = {share: causes(told(Standing(FRESH, [attempt(None, quarantined_share=share)]))) for share in (0.01, 0.02)}
+    assert shares == {0.01: set(), 0.02: {Cause.QUARANTINE}}
 
 
 def test_repeated_failures_reach_the_limit() -> None:

@@ -1,13 +1,26 @@
-"""The IO manager on the test's schema, and a Dagster instance in memory."""
+"""Loads and the IO manager on the test's schema, and a Dagster instance in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import dagster as dg
+import psycopg
 import pytest
 
 from pulso_etl.destination.io_manager import PostgresUpsertIOManager
+from pulso_etl.destination.load import Plan
+from pulso_etl_tests.destination.samples import Loads
+
+
+@pytest.fixture
+def loads(conn: psycopg.Connection, schema: str) -> Loads:
+    return Loads(conn, schema)
+
+
+@pytest.fixture(params=["direct", "merge"])
+def plan(request: pytest.FixtureRequest) -> Plan:
+    return request.param  # type: ignore[no-any-return]
 
 
 @pytest.fixture

@@ -1,0 +1,207 @@
+"""Rows that can't be loaded, kept in `etl_quarantine` instead: in the transaction of the data, never lost and never loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+import psycopg
+import pyarrow as pa
+import pyarrow.compute as pc
+from psycopg import sql
+
+from pulso_etl.destination.conform import Fault, Reason
+from pulso_etl.destination.statements import DIFF, STAGE, Statements
+from pulso_etl.destination.strategies import STRATEGIES
+from pulso_etl.errors import QuarantineExceeded
+from pulso_etl.refresh import DayRange
+from pulso_etl.tables.spec import TableSpec
+
+CREATE = """
+CREATE TABLE IF NOT EXISTS {table} (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    table_name text NOT NULL,
+    extraction_id text NOT NULL,
+    partition date,
+    reason text NOT NULL,
+    column_name text NOT NULL,
+    source_row jsonb NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX IF NOT EXISTS etl_quarantine_table_idx ON {table} (table_name, extraction_id);
+"""
+KEPT = sql.Identifier("pulso_kept")
+REPEATED = sql.Identifier("pulso_repeated")
+MAXIMUM_ROWS = 100_000
+"""Rows that one load may quarantine, whatever their share: they wait in memory for the end of the stream."""
+
+
+@dataclass
+class Quarantine:
+    """The rows that one load sets aside, counted by day and by column and reason.
+
+    A row whose day is null counts with the first day of the window. The key of a row, where it is usable, is remembered: the
+    row that the table holds of it has not vanished and stays as it is, and no other row of the source with that key is loaded.
+    """
+
+    spec: TableSpec
+    window: DayRange
+    by_day: Counter[date] = field(default_factory=Counter)
+    by_reason: Counter[str] = field(default_factory=Counter)
+    _lines: list[tuple[date | None, str, str, str]] = field(default_factory=list)
+    _keys: set[tuple[Any, ...]] = field(default_factory=set)
+    _repeated: Counter[date] = field(default_factory=Counter)
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """The columns by which two rows of the source are the same: the key, and the version where the declaration has one."""
+        version = self.spec.version_column
+        return self.spec.primary_key + ((version,) if version and version not in self.spec.primary_key else ())
+
+    def take(self, batch: pa.RecordBatch, conformed: pa.RecordBatch, faults: list[Fault]) -> pa.RecordBatch:
+        """Sets the faulty rows of a batch aside and returns the others: a `conform.Reject`. Raises QuarantineExceeded."""
+        good = key_known = pa.repeat(True, batch.num_rows)
+        given = batch.select(list(self.spec.column_names))
+        for fault in faults:
+            bad = pc.fill_null(fault.rows, False)
+            first, good = pc.and_(good, bad), pc.and_not(good, bad)
+            if fault.column.name in self.spec.primary_key:
+                key_known = pc.and_not(key_known, bad)
+            days = conformed.column(self.spec.partition_column).filter(first).to_pylist()
+            self._add(fault.reason, fault.column.name, days, given.filter(first).to_pylist())
+        keys = conformed.select(list(self.identity)).filter(pc.and_not(key_known, good))
+        self._keys.update(zip(*(column.to_pylist() for column in keys.columns), strict=True))
+        return conformed.filter(good)
+
+    def settle(self, conn: psycopg.Connection, schema: str, run_id: str, staged: Mapping[date, int]) -> None:
+        """Takes rows whose key repeats out of the stage, and writes all that was set aside to `etl_quarantine`.
+
+        `staged` are the rows of each day in the stage. Raises QuarantineExceeded.
+        """
+        columns = [sql.SQL("{} {}").format(sql.Identifier(n), sql.SQL(self.spec.column(n).type.value)) for n in self.identity]
+        conn.execute(sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DROP").format(KEPT, sql.SQL(", ").join(columns)))
+        self._remember(conn, self._keys)
+        read = sum(staged.values()) + self.by_day.total()
+        if STRATEGIES[self.spec.strategy].unique:
+            self._take_repeated(conn, read)
+        self._refuse_excess(self.by_day.total(), read)
+        if not self._lines:
+            return
+        table = sql.Identifier(schema, "etl_quarantine")
+        if conn.execute("SELECT to_regclass(%s)", (table.as_string(),)).fetchone() == (None,):
+            conn.execute("SELECT pg_advisory_xact_lock(hashtextextended('pulso_etl:ddl', 0))")
+            conn.execute(sql.SQL(CREATE).format(table=table))
+        names = sql.SQL("table_name, extraction_id, partition, column_name, reason, source_row")
+        with conn.cursor() as cursor, cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN").format(table, names)) as copy:
+            for line in self._lines:
+                copy.write_row((self.spec.name, run_id, *line))
+
+    def source_rows(self, staged: Mapping[date, int]) -> Counter[date]:
+        """The rows of each day that the source gave, of which `staged` came to the stage."""
+        return Counter(staged) + (self.by_day - self._repeated)
+
+    def present_rows(self, staged: Mapping[date, int]) -> Counter[date]:
+        """The rows of each day that the table can hold after the load: those left in the stage, and one for each key remembered."""
+        rows = Counter(staged) - self._repeated
+        if self.spec.partition_in_key:
+            rows.update(key[self.spec.primary_key.index(self.spec.partition_column)] for key in self._keys)
+        return rows
+
+    def spare(self, conn: psycopg.Connection, statements: Statements) -> None:
+        """Takes rows of the table whose key is remembered off the list of those that have vanished."""
+        if self._keys:
+            same = sql.SQL(" AND ").join(sql.SQL("t.{0} = k.{0}").format(sql.Identifier(name)) for name in self.spec.primary_key)
+            conn.execute(
+                sql.SQL("DELETE FROM {} d USING {} t, {} k WHERE d.sid IS NULL AND t.ctid = d.tid AND {}").format(
+                    DIFF, statements.target, KEPT, same
+                )
+            )
+
+    def _take_repeated(self, conn: psycopg.Connection, read: int) -> None:
+        by, columns = _list("", self.identity), self.spec.column_names
+        conn.execute(
+            sql.SQL(
+                "CREATE TEMP TABLE {repeated} ON COMMIT DROP AS SELECT {by}, count(*) FILTER (WHERE staged) AS copies "
+                "FROM (SELECT {by}, true AS staged FROM {stage} UNION ALL SELECT {by}, false FROM {kept}) k "
+                "GROUP BY {by} HAVING count(*) > 1"
+            ).format(repeated=REPEATED, by=by, stage=STAGE, kept=KEPT)
+        )
+        copies = conn.execute(sql.SQL("SELECT coalesce(sum(copies), 0)::bigint FROM {}").format(REPEATED)).fetchone()
+        if copies is None or not copies[0]:
+            return
+        named = ", ".join(self.spec.primary_key)
+        self._refuse_excess(
+            self.by_day.total() + copies[0], read, self.by_reason + Counter({f"{named}: {Reason.DUPLICATE}": copies[0]})
+        )
+        same = sql.SQL(" AND ").join(sql.SQL("s.{0} = r.{0}").format(sql.Identifier(name)) for name in self.identity)
+        taken = conn.execute(
+            sql.SQL("DELETE FROM {} s USING {} r WHERE {} RETURNING {}").format(STAGE, REPEATED, same, _list("s", columns))
+        ).fetchall()
+        rows = [dict(zip(columns, row, strict=True)) for row in taken]
+        days = [row[self.spec.partition_column] for row in rows]
+        self._add(Reason.DUPLICATE, named, days, rows)
+        self._repeated.update(days)
+        more = {tuple(row[name] for name in self.identity) for row in rows} - self._keys
+        self._remember(conn, more)
+        self._keys |= more
+
+    def _add(self, reason: Reason, column: str, days: list[date | None], rows: list[dict[str, Any]]) -> None:
+        if not rows:
+            return
+        self.by_day.update(day or self.window.start for day in days)
+        self.by_reason[f"{column}: {reason}"] += len(rows)
+        self._refuse_excess(self.by_day.total())
+        self._lines += [(day, column, reason.value, as_json(row)) for day, row in zip(days, rows, strict=True)]
+
+    def _refuse_excess(self, rows: int, read: int | None = None, reasons: Counter[str] | None = None) -> None:
+        share = self.spec.maximum_quarantined_share
+        told = "; ".join(f"{reason} ({count})" for reason, count in (reasons or self.by_reason).most_common(5))
+        where, advice = f"{self.spec.name} {self.window}", "correct the source, nothing was loaded or quarantined"
+        if read and rows > read * share:
+            raise QuarantineExceeded(
+                f"{where}: {rows} of {read} rows can't be loaded, more than the share {share:g} that the declaration allows "
+                f"(maximum_quarantined_share): {told}; {advice}"
+            )
+        if rows > MAXIMUM_ROWS:
+            raise QuarantineExceeded(f"{where}: more than {MAXIMUM_ROWS} rows can't be loaded: {told}; {advice}")
+
+    def _remember(self, conn: psycopg.Connection, keys: set[tuple[Any, ...]]) -> None:
+        if keys:
+            arrays = sql.SQL(", ").join(sql.SQL(f"%s::{self.spec.column(name).type.value}[]") for name in self.identity)
+            conn.execute(
+                sql.SQL("INSERT INTO {} SELECT * FROM unnest({})").format(KEPT, arrays),
+                [list(column) for column in zip(*keys, strict=True)],
+            )
+
+
+def as_json(row: dict[str, Any]) -> str:
+    """A row as JSON that jsonb takes and that loses nothing: decimals, NaN and infinities as strings, times in ISO 8601.
+
+    A NUL character, which jsonb can't hold, is written as the six characters `\\u0000`.
+    """
+    return json.dumps({name: _plain(value) for name, value in row.items()}, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case Decimal():
+            return f"{value:f}"
+        case float() if not math.isfinite(value):
+            return {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[str(value)]
+        case str():
+            return value.replace("\0", "\\u0000")
+        case date():
+            return value.isoformat()
+        case None | bool() | int() | float():
+            return value
+    return str(value)
+
+
+def _list(alias: str, names: tuple[str, ...]) -> sql.Composed:
+    return sql.SQL(", ").join(sql.Identifier(alias, name) if alias else sql.Identifier(name) for name in names)

@@ -1,0 +1,126 @@
+"""The write strategies: how staged rows become rows of the table.
+
+Each is a way to find the differences and the statements that write them. Differences are rows of `pulso_diff`: `sid` is the
+address of a row in the stage, `tid` of a row in the table. `sid` alone is a row to insert, both are a row to change, `tid` alone is
+a row to remove; the statements say what each of these means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from pulso_etl.destination.statements import DIFF, STAGE, Statements
+from pulso_etl.tables.spec import Strategy
+
+Build = Callable[[Statements], sql.Composed]
+INSTANT = sql.Identifier("pulso_instant")
+
+
+@dataclass(frozen=True)
+class Write:
+    """A statement that is run where one of these counts (`inserted`, `updated`, `deleted`) is above zero."""
+
+    counts: tuple[str, ...]
+    statement: Build
+
+
+@dataclass(frozen=True)
+class WriteStrategy:
+    """The statements of a strategy. `unique`: a key occurs once. `removes`: rows can leave the table, which the guard watches.
+
+    `counts_duplicates`: a key that the stage holds twice shows in how many differences there are, or breaks the primary key.
+    """
+
+    create_diff: Build
+    writes: tuple[Write, ...]
+    unique: bool = True
+    removes: bool = True
+    counts_duplicates: bool = False
+
+
+def replacement(s: Statements) -> sql.Composed:
+    """Every row of the range goes and every row of the stage comes: nothing is compared."""
+    return sql.SQL(
+        "CREATE TEMP TABLE {diff} ON COMMIT DROP AS SELECT NULL::tid AS sid, ctid AS tid, {day} AS day FROM {target} "
+        "WHERE {day} BETWEEN %(start)s AND %(end)s UNION ALL SELECT ctid, NULL, {day} FROM {stage}"
+    ).format(diff=DIFF, day=s.partition, target=s.target, stage=STAGE)
+
+
+def missing(s: Statements) -> sql.Composed:
+    """Staged rows beyond those of their key that the range holds already: the third of three copies, where it holds two."""
+    numbered = "SELECT {ctid} {keys}, row_number() OVER (PARTITION BY {keys}) AS copy FROM {source}"
+    stage = sql.SQL(numbered).format(ctid=sql.SQL("ctid AS sid,"), keys=s.keys, source=STAGE)
+    target = sql.SQL(numbered + " WHERE {day} BETWEEN %(start)s AND %(end)s").format(
+        ctid=sql.SQL(""), keys=s.keys, source=s.target, day=s.partition
+    )
+    return sql.SQL(
+        "CREATE TEMP TABLE {diff} ON COMMIT DROP AS SELECT s.sid, NULL::tid AS tid, s.{day} AS day FROM ({stage}) s "
+        "WHERE NOT EXISTS (SELECT FROM ({target}) t WHERE {same} AND t.copy = s.copy)"
+    ).format(diff=DIFF, day=s.partition, stage=stage, target=target, same=s.same_key)
+
+
+def instant(s: Statements) -> sql.Composed:
+    """When this load closes and opens versions: now, but after all that the history says of their keys, if the clock went back."""
+    return sql.SQL(
+        "CREATE TEMP TABLE {instant} ON COMMIT DROP AS SELECT greatest(clock_timestamp(), "
+        "(SELECT max(t.valid_from) + interval '1 microsecond' FROM {target} t JOIN {diff} d ON t.ctid = d.tid), "
+        "(SELECT max(t.valid_to) FROM {diff} d JOIN {stage} s ON s.ctid = d.sid JOIN {target} t ON {same} WHERE d.tid IS NULL)"
+        ") AS at"
+    ).format(instant=INSTANT, target=s.target, diff=DIFF, stage=STAGE, same=s.same_key)
+
+
+def close_versions(s: Statements) -> sql.Composed:
+    return sql.SQL("UPDATE {} t SET valid_to = i.at, updated_at = now() FROM {} d, {} i WHERE t.ctid = d.tid").format(
+        s.target, DIFF, INSTANT
+    )
+
+
+def open_versions(s: Statements) -> sql.Composed:
+    return sql.SQL("INSERT INTO {} ({}, valid_from) SELECT {}, i.at FROM {} s JOIN {} d ON s.ctid = d.sid CROSS JOIN {} i").format(
+        s.target, s.columns, s.staged_values, STAGE, DIFF, INSTANT
+    )
+
+
+STRATEGIES: dict[Strategy, WriteStrategy] = {
+    Strategy.UPSERT: WriteStrategy(
+        Statements.create_diff,
+        (
+            Write(("deleted",), Statements.delete_vanished),
+            Write(("updated",), Statements.update_changed),
+            Write(("inserted",), Statements.insert_new),
+        ),
+        counts_duplicates=True,
+    ),
+    Strategy.REPLACE_PARTITION: WriteStrategy(
+        replacement,
+        (Write(("deleted",), Statements.delete_vanished), Write(("inserted",), Statements.insert_new)),
+    ),
+    Strategy.APPEND: WriteStrategy(missing, (Write(("inserted",), Statements.insert_new),), unique=False, removes=False),
+    Strategy.SCD2: WriteStrategy(
+        Statements.create_diff,
+        (
+            Write(("inserted", "updated", "deleted"), instant),
+            Write(("updated", "deleted"), close_versions),
+            Write(("inserted", "updated"), open_versions),
+        ),
+    ),
+}
+
+
+def statements_in_order(s: Statements) -> list[sql.Composed]:
+    """Every statement of a load that finds rows in its range, for people to read."""
+    strategy = STRATEGIES[s.spec.strategy]
+    return [
+        *s.create_table(),
+        s.lock_target(),
+        s.rows_by_day(),
+        s.create_stage(frozenset()),
+        s.copy(STAGE),
+        *([s.duplicates()] if strategy.unique else []),
+        strategy.create_diff(s),
+        s.count_diff(),
+        *(write.statement(s) for write in strategy.writes),
+    ]
