@@ -110,8 +110,8 @@ def test_a_table_has_its_key_columns_lookback_frequency_time_out_and_source(name
     assert spec.lookback_days == wanted.lookback
     assert spec.refresh_every == timedelta(hours=wanted.hours)
     assert spec.timeout == timedelta(minutes=wanted.minutes)
-    assert spec.source_view == wanted.view
-    assert f"{{{wanted.view}}}" in spec.query
+    assert set(spec.sources) - {"agentes"} == {wanted.view}
+    assert ("agentes" in spec.sources) == (name == "productivity_data")
     assert [f"{column.name}:{column.type.value.split()[0]}" for column in spec.columns] == wanted.columns.split()
     assert spec.stamp_columns == ("fecha_procesamiento",)
 
@@ -174,7 +174,9 @@ def test_the_metadata_hold_the_columns_with_keys_units_and_limits(name: str) -> 
             assert found.tags["unit"] == "PEN"
         if column.name.startswith("pct_") or column.name.startswith("tasa_"):
             assert found.tags["unit"] == "percent"
-        assert found.constraints.nullable == (column.name not in wanted.key.split() and column.name != "fecha_foto")
+        assert found.constraints.nullable is not spec.required(column)
+        if column.name in wanted.key.split() or column.name == "fecha_foto":
+            assert not found.constraints.nullable
     if name == "operation_data":
         assert columns["hora"].constraints.other == ["at least 0", "at most 23"]
 

@@ -29,7 +29,7 @@ def watch(event, arguments):
 sys.addaudithook(watch)
 from pulso_etl.definitions import defs
 repository = defs().get_repository_def()
-print(*sorted(key.to_user_string() for key in repository.assets_defs_by_key))
+print(*sorted(key.to_user_string() for key in repository.asset_graph.executable_asset_keys))
 """
 
 
@@ -64,8 +64,9 @@ def test_definitions_without_a_database_say_so_in_one_clear_line(tmp_path: Path)
 
 def test_definitions_hold_the_five_assets_on_the_same_partitions(settings: Settings) -> None:
     graph = build_defs(settings).resolve_asset_graph()
-    assert {key.to_user_string() for key in graph.get_all_asset_keys()} == set(TABLES)
-    partitions = [graph.get(key).partitions_def for key in graph.get_all_asset_keys()]
+    assert {key.to_user_string() for key in graph.executable_asset_keys} == set(TABLES)
+    assert {key.path[0] for key in graph.get_all_asset_keys() - graph.executable_asset_keys} == {"bigquery"}
+    partitions = [graph.get(key).partitions_def for key in graph.executable_asset_keys]
     assert all(found == partitions[0] for found in partitions)
     assert isinstance(partitions[0], dg.DailyPartitionsDefinition)
     assert partitions[0].timezone == "America/Lima"
@@ -89,7 +90,8 @@ def test_tables_resources_and_retries_can_be_replaced(settings: Settings) -> Non
     once = dg.RetryPolicy(max_retries=0)
     table, other = TABLES["operation_data"], dg.ResourceDefinition.hardcoded_resource("other")
     defs = build_defs(settings, tables={table.name: table}, resource_overrides={"bigquery": other}, retries=once)
-    (found,) = defs.resolve_asset_graph().assets_defs
-    assert found.key == dg.AssetKey("operation_data")
+    graph = defs.resolve_asset_graph()
+    assert graph.executable_asset_keys == {dg.AssetKey("operation_data")}
+    found = graph.get(dg.AssetKey("operation_data")).assets_def
     assert found.op.retry_policy is once
     assert found.resource_defs["bigquery"] is other
