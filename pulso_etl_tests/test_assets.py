@@ -174,7 +174,7 @@ def test_the_metadata_hold_the_columns_with_keys_units_and_limits(name: str) -> 
             assert found.tags["unit"] == "PEN"
         if column.name.startswith("pct_") or column.name.startswith("tasa_"):
             assert found.tags["unit"] == "percent"
-        assert found.constraints.nullable is not spec.required(column)
+        assert found.constraints.nullable is not TABLES[name].required(column)
         if column.name in wanted.key.split() or column.name == "fecha_foto":
             assert not found.constraints.nullable
     if name == "operation_data":
