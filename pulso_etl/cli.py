@@ -59,7 +59,7 @@ def _instance() -> dg.DagsterInstance:
     try:
         return dg.DagsterInstance.get()
     except Exception as error:
-        reason = str(error).splitlines()[0].strip()
+        reason = str(error).partition("\n")[0].strip()
         raise SettingsError(f"Dagster: {reason}; check DAGSTER_HOME, the dagster.yaml in it and DAGSTER_POSTGRES_URL") from error
 
 

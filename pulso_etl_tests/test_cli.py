@@ -20,6 +20,7 @@ from pydantic import SecretStr
 from pulso_etl.cli import main
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import SampleData, load_table
+from pulso_etl.local.stack import ROOT
 from pulso_etl.refresh import lima_day
 from pulso_etl.settings import Settings
 from pulso_etl.tables import TABLES
@@ -90,7 +91,7 @@ def count(conn: psycopg.Connection, table: str) -> int:
     return conn.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # type: ignore[index,no-any-return]
 
 
-def test_all_tables_are_refreshed_then_fresh_then_forced(pulso: Pulso, conn: psycopg.Connection) -> None:
+def test_all_tables_are_refreshed_then_fresh_and_named_ones_alone_are_forced(pulso: Pulso, conn: psycopg.Connection) -> None:
     first = pulso("refresh")
     assert first.code == 0
     for name in TABLES:
@@ -109,14 +110,9 @@ def test_all_tables_are_refreshed_then_fresh_then_forced(pulso: Pulso, conn: psy
         assert line[1] == "fresh"
     assert len(windows(conn)) == len(TABLES)
 
-    third = pulso("refresh", "--force")
+    third = pulso("refresh", "operation_data", "evolution_data", "--force")
     assert third.code == 0
-    assert windows(conn)[len(TABLES) :] == [(name, spec.lookback_days - 1, "success") for name, spec in TABLES.items()]
-
-
-def test_named_tables_alone_are_refreshed(pulso: Pulso, conn: psycopg.Connection) -> None:
-    assert pulso("refresh", "operation_data", "evolution_data").code == 0
-    assert [name for name, *_ in windows(conn)] == ["operation_data", "evolution_data"]
+    assert windows(conn)[len(TABLES) :] == [("operation_data", 1, "success"), ("evolution_data", 2, "success")]
 
 
 @pytest.mark.parametrize(
@@ -178,16 +174,18 @@ def test_a_table_that_fails_is_named_and_does_not_stop_the_others(
     with emulator.client() as client:
         client.delete_table(data.names["asignaciones_clean"])
         try:
-            ended = pulso("refresh")
+            ended = pulso("refresh", "operation_data", "assignment_data", "evolution_data")
         finally:
             data.seed_into(client)
     assert ended.code == 1
     (reason,) = [line for line in ended.out.splitlines() if line.startswith("failed: ")]
     assert reason.startswith("failed: assignment_data: assignment_data ")
     assert "BigQuery does not know the table" in reason
-    assert {name: status for name, _, status in windows(conn)} == {
-        name: "failed" if name == "assignment_data" else "success" for name in TABLES
-    }
+    assert [(name, status) for name, _, status in windows(conn)] == [
+        ("operation_data", "success"),
+        ("assignment_data", "failed"),
+        ("evolution_data", "success"),
+    ]
     told = pulso("status")
     assert told.code == 0
     assert [words[1] for words in told.words if words[:1] == ["assignment_data"]] == ["failed"]
@@ -256,46 +254,49 @@ def test_a_deployment_that_is_not_set_up_is_told_in_one_line(
     assert reason in ended.err
 
 
-def test_dagster_s_storage_that_is_away_is_told_in_one_line(pulso: Pulso, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    storage = "storage:\n  postgres:\n    postgres_url:\n      env: DAGSTER_POSTGRES_URL\n"
-    (tmp_path / "dagster.yaml").write_text(storage + "telemetry:\n  enabled: false\n")
+def test_dagster_s_storage_that_is_not_set_up_is_told_in_one_line(
+    pulso: Pulso, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text())
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
-    monkeypatch.setenv("DAGSTER_POSTGRES_URL", f"postgresql://u:{SECRET}@127.0.0.1:1/x")
+    monkeypatch.delenv("DAGSTER_POSTGRES_URL", raising=False)
     ended = pulso("refresh", "dashboard_data")
     assert ended.code == 2
+    assert ended.err.count("\n") == 1
     assert "DAGSTER_POSTGRES_URL" in ended.err
 
 
 NAMES = ("DATABASE_URL", "DATABASE_SCHEMA", "BIGQUERY_EMULATOR_HOST", "BIGQUERY_DATASET", "DAGSTER_HOME")
 
 
-def process(folder: Path, *arguments: str) -> Ended:
-    """Runs `pulso-etl` as a process whose settings come from files alone."""
-    env = {name: value for name, value in os.environ.items() if name not in NAMES}
-    command = [sys.executable, "-m", "pulso_etl", *arguments]
-    ended = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=120)
-    assert SECRET not in ended.stdout + ended.stderr
-    return Ended(ended.returncode, ended.stdout, ended.stderr)
+def test_settings_may_stand_in_the_file_env_of_the_folder_alone(
+    pulso: Pulso, conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(".env").write_text("\n".join(f"{name}='{os.environ[name]}'" for name in NAMES))
+    for name in NAMES:
+        monkeypatch.delenv(name)
+    assert pulso("refresh", "evolution_data").code == 0
+    assert count(conn, "evolution_data") == 150
 
 
 def test_a_process_takes_settings_from_an_env_file_and_logs_json(conn: psycopg.Connection, tmp_path: Path) -> None:
-    lines = [f"{name}='{os.environ[name]}'" for name in NAMES] + ["PULSO_LOG_FORMAT=json"]
-    (tmp_path / "prod.env").write_text("\n".join(lines))
-    ended = process(tmp_path, "--env-file", "prod.env", "refresh", "dashboard_data")
-    assert ended.code == 0, ended.err
+    lines = [f"{name}='{os.environ[name]}'" for name in NAMES]
+    (tmp_path / "prod.env").write_text("\n".join([*lines, "PULSO_LOG_FORMAT=json"]))
+    ended = subprocess.run(
+        [sys.executable, "-m", "pulso_etl", "--env-file", "prod.env", "refresh", "dashboard_data"],
+        env={name: value for name, value in os.environ.items() if name not in NAMES},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert SECRET not in ended.stdout + ended.stderr
     assert count(conn, "dashboard_data") == 150
-    logged = [json.loads(line) for line in ended.err.splitlines()]
-    run_id = conn.execute("SELECT extraction_id FROM etl_extractions").fetchone()
-    ours = [line for line in logged if line["logger"] != "dagster"]
-    assert ours
-    assert {(line.get("run_id"), line.get("table"), line.get("partitions")) for line in ours} == {
-        (run_id[0], "dashboard_data", f"{TODAY - timedelta(days=29)}..{TODAY}")  # type: ignore[index]
+    logged = [json.loads(line) for line in ended.stderr.splitlines()]
+    (run_id,) = conn.execute("SELECT extraction_id FROM etl_extractions").fetchone() or ("",)
+    window = f"{TODAY - timedelta(days=29)}..{TODAY}"
+    assert logged
+    assert {(line.get("run_id"), line.get("table"), line.get("partitions")) for line in logged} == {
+        (run_id, "dashboard_data", window)
     }
-    assert {"time", "level", "message"} <= ours[0].keys()
-
-
-def test_a_process_takes_settings_from_the_file_env_of_its_folder(conn: psycopg.Connection, tmp_path: Path) -> None:
-    (tmp_path / ".env").write_text("\n".join(f"{name}='{os.environ[name]}'" for name in NAMES))
-    ended = process(tmp_path, "refresh", "evolution_data")
-    assert ended.code == 0, ended.err
-    assert count(conn, "evolution_data") == 150
+    assert {"time", "level", "message"} <= logged[0].keys()
