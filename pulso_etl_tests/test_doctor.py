@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import uuid
 from collections.abc import Iterator
@@ -212,6 +213,8 @@ def test_a_database_that_is_not_there(deployment: Settings, server_url: str, mon
 def test_a_wrong_password(deployment: Settings, server_url: str, role: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with psycopg.connect(server_url, autocommit=True) as conn:
         (file,) = conn.execute("SHOW hba_file").fetchone() or ("",)
+        if not os.access(file, os.W_OK):
+            pytest.skip("the server is not on this machine")
         before = Path(file).read_text()
         Path(file).write_text(f"local all {role} scram-sha-256\nhost all {role} all scram-sha-256\n{before}")
         conn.execute("SELECT pg_reload_conf()")
