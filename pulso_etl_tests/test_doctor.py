@@ -51,6 +51,7 @@ def deployment(
     """A deployment in good order, as the environment describes it, with a dataset of its own."""
     monkeypatch.setenv("BIGQUERY_DATASET", f"d_{uuid.uuid4().hex[:8]}")
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", dagster_url)
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     (tmp_path / "dagster.yaml").write_text(configuration("dagster.yaml"), encoding="utf-8")
     deployment = load_settings()
     SampleData(deployment.sources(), date(2026, 7, 15), days=1, dashboard_rows_per_day=2).seed_into(emulator.client())

@@ -235,5 +235,5 @@ def test_dagsters_own_processes_read_the_env_file_alike(
             time.sleep(0.2)
             with suppress(OSError), urllib.request.urlopen(address) as response:
                 answer = json.load(response)
-    nodes = {node["assetKey"]["path"][0]: len(node["assetMaterializations"]) for node in answer["data"]["assetNodes"]}
-    assert nodes == {table: int(table == "operation_data") for table in TABLES}
+    loaded = {node["assetKey"]["path"][0]: len(node["assetMaterializations"]) for node in answer["data"]["assetNodes"]}
+    assert {table: loaded[table] for table in TABLES} == {table: int(table == "operation_data") for table in TABLES}
