@@ -1,14 +1,19 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
+PORT ?= 3000
 
 .PHONY: run dev test lock clean
 
-run: $(VENV)/.installed ## refresh all five tables on the embedded default
-	$(BIN)/pulso-etl run
+ifneq ($(words $(CURDIR)),1)
+$(error PostgreSQL can not be run in a folder with a space in its path; move "$(CURDIR)")
+endif
 
-dev: $(VENV)/.installed ## the embedded default with Dagster's UI, until Ctrl-C
-	$(BIN)/pulso-etl dev
+run: $(VENV)/.installed ## refresh all five tables on the embedded default
+	@$(BIN)/pulso-etl run
+
+dev: $(VENV)/.installed ## the embedded default with Dagster's UI (PORT=3000), until Ctrl-C
+	@$(BIN)/pulso-etl dev --port $(PORT)
 
 test: $(VENV)/.installed ## lint, types and tests
 	$(BIN)/ruff check .
@@ -17,10 +22,16 @@ test: $(VENV)/.installed ## lint, types and tests
 	$(BIN)/pytest
 
 $(VENV)/.installed: requirements.lock pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "Python 3.11 or newer is needed, and $(PYTHON) is not that; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "$(PYTHON) can't make virtual environments; install its venv module (Debian: apt install python3-venv)" >&2; exit 1; }
+	@echo "creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "installing $$(grep -c '^[a-z]' requirements.lock) packages into $(VENV), a minute or two"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
 
 lock: ## renew the lock file from pyproject.toml
 	$(PYTHON) -m venv $(VENV)/lock

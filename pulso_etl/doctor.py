@@ -191,15 +191,20 @@ def _dagster_storage(settings: Settings) -> str:
     if settings.dagster_postgres_url is not None:
         # Dagster itself would try for long, and say so in its own log.
         _connect(settings.dagster_postgres_url.get_secret_value(), "DAGSTER_POSTGRES_URL").close()
-    with dg.DagsterInstance.get() as instance:
+    try:
+        instance = dg.DagsterInstance.get()
+    except dg.DagsterInvalidConfigError as error:
+        faults = " ".join(fault.message for fault in error.errors)
+        raise RuntimeError(f"dagster.yaml can't be used; compare it with this project's. {faults}") from error
+    with instance:
         storage = instance.run_storage
-        instance.get_runs_count()
+        runs = instance.get_runs_count()
         revision = storage.alembic_version()
         if revision is not None and revision[0] != revision[1]:
             raise RuntimeError("was written by an older Dagster; run `dagster instance migrate` while nothing else runs")
         if not instance.freshness_enabled:
             raise RuntimeError("freshness policies are off; set `freshness: enabled: true` in dagster.yaml")
-        return f"{type(storage).__name__}, {instance.get_runs_count()} runs, freshness policies on"
+        return f"{type(storage).__name__}, {runs} runs, freshness policies on"
 
 
 def _dagster_daemon() -> str:

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import time
 import traceback
+import urllib.parse
+import urllib.request
+import uuid
 from collections.abc import Iterator
+from contextlib import suppress
+from datetime import date
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 from pydantic import ValidationError
+from sqlalchemy import make_url
 
 from pulso_etl.errors import SettingsError
+from pulso_etl.local.child import Child
+from pulso_etl.local.emulator import BigQueryEmulator
+from pulso_etl.local.sample_data import SampleData
+from pulso_etl.local.stack import WEBSERVER, configuration
 from pulso_etl.settings import Settings, load_env_file, load_settings
+from pulso_etl.tables import TABLES
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / ".env.example"
@@ -172,3 +188,52 @@ def test_no_env_file_is_fine_but_a_named_one_must_be_there(tmp_path: Path) -> No
     (tmp_path / "latin.env").write_bytes("CIUDAD=Áncash".encode("latin-1"))
     with pytest.raises(SettingsError, match="not UTF-8"):
         load_env_file(tmp_path / "latin.env")
+
+
+def test_dagsters_own_processes_read_the_env_file_alike(
+    server_url: str, schema: str, emulator: BigQueryEmulator, tmp_path: Path
+) -> None:
+    """The webserver with its code server, the daemon and a run, with every setting in the file and a wrong one outside."""
+    storage = make_url(server_url).set(database=f"dagster_{uuid.uuid4().hex[:8]}")
+    with psycopg.connect(server_url, autocommit=True) as conn:
+        conn.execute(f"CREATE DATABASE {storage.database}")
+    (tmp_path / "dagster.yaml").write_text(configuration("dagster.yaml"), encoding="utf-8")
+    values = {
+        "DATABASE_URL": server_url,
+        "DATABASE_SCHEMA": schema,
+        "BIGQUERY_DATASET": schema,
+        "BIGQUERY_EMULATOR_HOST": emulator.rest_url,
+        "DAGSTER_HOME": str(tmp_path),
+        "DAGSTER_POSTGRES_URL": storage.render_as_string(hide_password=False),
+    }
+    (tmp_path / ".env").write_text("".join(f"{name}={value}\n" for name, value in values.items()), encoding="utf-8")
+    os.environ["DATABASE_SCHEMA"] = "from_environment"
+    settings = load_settings().model_copy(update={"bigquery_dataset": schema})
+    SampleData(settings.sources(), date(2026, 7, 15), days=1).seed_into(emulator.client())
+
+    dagster = [sys.executable, "-m", "dagster"]
+    target = ["-m", "pulso_etl.definitions"]
+    run = [*dagster, "asset", "materialize", *target, "--select", "operation_data", "--partition", "2026-07-15"]
+    ran = subprocess.run(run, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    with psycopg.connect(server_url) as conn:
+        (rows,) = conn.execute(f"SELECT count(*) FROM {schema}.operation_data").fetchone() or (0,)
+    assert rows > 0
+
+    daemon = subprocess.run([sys.executable, "-m", "dagster._daemon", "liveness-check"], capture_output=True, text=True, timeout=60)
+    assert "Daemon(s) not running" in daemon.stdout, daemon.stderr[-3000:]
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with Child("webserver", WEBSERVER, ["-p", str(port), *target], tmp_path / "log", cwd=tmp_path) as webserver:
+        query = "{ assetNodes { assetKey { path } assetMaterializations { runId } } }"
+        address = f"http://127.0.0.1:{port}/graphql?{urllib.parse.urlencode({'query': query})}"
+        answer: dict[str, Any] = {}
+        while not answer:
+            assert webserver.exit_code is None, webserver.log_tail()
+            time.sleep(0.2)
+            with suppress(OSError), urllib.request.urlopen(address) as response:
+                answer = json.load(response)
+    loaded = {node["assetKey"]["path"][0]: len(node["assetMaterializations"]) for node in answer["data"]["assetNodes"]}
+    assert {table: loaded[table] for table in TABLES} == {table: int(table == "operation_data") for table in TABLES}

@@ -14,9 +14,34 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+import psutil
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE = 10.0
 """Seconds that a child has to end by itself before it is killed."""
+END_GROUP = """
+kill -TERM "-$1"
+n=0
+while kill -0 "-$1" && [ $n -lt 50 ]; do sleep 0.2; n=$((n + 1)); done
+kill -KILL "-$1"
+"""
+
+
+class Afterwards:
+    """A shell script that runs once this process is gone without having called it off: even SIGKILL closes a pipe."""
+
+    def __init__(self, script: str, *args: str) -> None:
+        self._shell = subprocess.Popen(
+            ["sh", "-c", f"read -r _\n{script}", "sh", *args],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def call_off(self) -> None:
+        self._shell.kill()
+        self._shell.communicate()
 
 
 class Child:
@@ -37,10 +62,11 @@ class Child:
     ) -> None:
         self.name = name
         self.log_file = log_file
-        self._command = [sys.executable, "-c", f"from {__name__} import end_with_parent\nend_with_parent()\n{code}", *args]
-        self._env = env
+        self._command = [sys.executable, "-c", code, *args]
+        self._env = env or {}
         self._cwd = cwd
         self._process: subprocess.Popen[bytes] | None = None
+        self._afterwards: Afterwards | None = None
 
     @property
     def pid(self) -> int | None:
@@ -57,31 +83,42 @@ class Child:
         with self.log_file.open("wb") as log:
             self._process = subprocess.Popen(
                 self._command,
-                stdin=subprocess.PIPE,
+                stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **(self._env or {})},
+                env={**os.environ, **self._env},
                 cwd=self._cwd,
                 start_new_session=True,
             )
+        self._afterwards = Afterwards(END_GROUP, str(self._process.pid))
 
     def stop(self) -> None:
         """Ends the program and all that it has started, by force after `GRACE` seconds."""
         if self._process is None:
             return
-        self._process.terminate()
+        deadline = time.monotonic() + GRACE
+        offspring = _group(self._process.pid)
+        # The whole group, so that a run which one of the servers works on can still say that it was interrupted.
+        self._signal_group(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(GRACE)
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        while any(living(pid) for pid in offspring) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self._signal_group(signal.SIGKILL)
         self._process.wait()
-        assert self._process.stdin is not None
-        self._process.stdin.close()
         self._process = None
+        if self._afterwards is not None:
+            self._afterwards.call_off()
+            self._afterwards = None
 
     def log_tail(self, lines: int = 15) -> str:
         """The last lines of the program's log."""
         return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-lines:])
+
+    def _signal_group(self, number: int) -> None:
+        assert self._process is not None
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
 
     def __enter__(self) -> Child:
         self.start()
@@ -91,16 +128,22 @@ class Child:
         self.stop()
 
 
-def end_with_parent() -> None:
-    """Ends this process and its group when standard input closes: a pipe that the parent's end closes, even by SIGKILL."""
+def living(pid: int) -> psutil.Process | None:
+    """The process of that number, unless it has ended."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return process
+    return None
 
-    def watch() -> None:
-        os.read(0, 1)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(GRACE)
-        os.killpg(0, signal.SIGKILL)
 
-    threading.Thread(target=watch, daemon=True).start()
+def _group(number: int) -> list[int]:
+    found = []
+    for pid in psutil.pids():
+        with suppress(ProcessLookupError):
+            if pid and os.getpgid(pid) == number:
+                found.append(pid)
+    return found
 
 
 @contextmanager

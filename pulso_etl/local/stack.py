@@ -8,13 +8,14 @@ import socket
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import TypeVar
 
+import dagster as dg
 import psycopg
 from google.api_core.exceptions import GoogleAPIError
 from sqlalchemy import make_url
@@ -96,6 +97,8 @@ def serve(stack: LocalStack, port: int, say: Callable[[str], None]) -> None:
     home = stack.home / "dagster"
     workspace = str(home / "workspace.yaml")
     say("Dagster: starting webserver and daemon")
+    if stack.postgres is not None and not stack.postgres.joined:
+        _fail_abandoned_runs()
     address = f"http://127.0.0.1:{port}"
     # In a folder without a `.env`, which Dagster would load over the stack's environment.
     for name, code, args in (
@@ -104,7 +107,7 @@ def serve(stack: LocalStack, port: int, say: Callable[[str], None]) -> None:
     ):
         child = Child(f"Dagster {name}", code, args, stack.home / f"{name}.log", cwd=home)
         stack.children.append(stack.start(child))
-    with suppress(KeyboardInterrupt):
+    try:
         deadline = time.monotonic() + 120
         while not _answers(f"{address}/server_info"):
             stack.check()
@@ -118,6 +121,8 @@ def serve(stack: LocalStack, port: int, say: Callable[[str], None]) -> None:
         while True:
             stack.check()
             time.sleep(0.5)
+    except KeyboardInterrupt:
+        say("stopping everything")
 
 
 def check_port(port: int) -> None:
@@ -176,6 +181,14 @@ def _dagster_url(database_url: str) -> str:
         conn.execute(f"CREATE SCHEMA IF NOT EXISTS {DAGSTER_SCHEMA}")
     url = make_url(database_url).set(drivername="postgresql").update_query_dict({"options": f"-csearch_path={DAGSTER_SCHEMA}"})
     return url.render_as_string(hide_password=False)
+
+
+def _fail_abandoned_runs() -> None:
+    """What a killed process was running would hold its place in the queue for ever."""
+    unfinished = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+    with dg.DagsterInstance.get() as instance:
+        for run in instance.get_runs(dg.RunsFilter(statuses=unfinished)):
+            instance.report_run_failed(run, "The process that ran this was killed.")
 
 
 def _answers(url: str) -> bool:

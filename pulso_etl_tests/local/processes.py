@@ -1,0 +1,76 @@
+"""What is running: for tests that must leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+
+def belonging_to(home: Path) -> list[str]:
+    """The living processes that name the folder in their command line or environment, this one aside."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            words = [*process.cmdline(), *process.environ().values()]
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        if any(str(home) in word for word in words):
+            found.append(f"{process.pid} {' '.join(process.cmdline())[:200]}")
+    return found
+
+
+def nothing_left(home: Path, seconds: float = 0) -> bool:
+    """Whether no process belongs to the folder, within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while left := belonging_to(home):
+        if time.monotonic() >= deadline:
+            print("left:", *left, sep="\n")
+            return False
+        time.sleep(0.2)
+    return True
+
+
+class Command:
+    """`pulso-etl ARGS` in a session of its own, its output read line by line. Its group is what a terminal would signal."""
+
+    def __init__(self, args: Sequence[str], env: dict[str, str] | None = None, cwd: Path | None = None) -> None:
+        # A job in the background has SIGINT ignored, and its children would inherit that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "pulso_etl", *args],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **(env or {})},
+            cwd=cwd,
+            start_new_session=True,
+        )
+        self.output = ""
+
+    def wait_for(self, text: str) -> str:
+        """Reads until a line holds the text; returns that line. Raises AssertionError with the output if none does."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.output += line
+            if text in line:
+                return line
+        raise AssertionError(f"{text!r} was not said, exit code {self.process.wait(10)}:\n{self.output}")
+
+    def signal_group(self, number: int) -> None:
+        os.killpg(self.process.pid, number)
+
+    def end(self, timeout: float = 60) -> int:
+        """Reads to the end; returns the exit code."""
+        assert self.process.stdout is not None
+        self.output += self.process.stdout.read()
+        return self.process.wait(timeout)

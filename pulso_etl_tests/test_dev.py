@@ -1,0 +1,195 @@
+"""`pulso-etl dev`: the embedded default with Dagster's webserver and daemon, up, used beside, and down again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from dotenv import dotenv_values
+
+from pulso_etl.tables import TABLES
+from pulso_etl_tests.local.processes import Command, nothing_left
+
+pytestmark = pytest.mark.timeout(300)  # servers start and stop, which a busy machine does slowly
+SELECTOR = {
+    "repositoryLocationName": "pulso_etl.definitions",
+    "repositoryName": "__repository__",
+    "pipelineName": "__ASSET_JOB",
+    "assetCheckSelection": [],
+}
+LAUNCH = """
+mutation ($params: ExecutionParams!) {
+  launchPipelineExecution(executionParams: $params) {
+    __typename
+    ... on LaunchRunSuccess { run { runId } }
+    ... on PythonError { message }
+  }
+}
+"""
+RUN = "query ($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
+DAEMONS = "{ instance { daemonHealth { allDaemonStatuses { daemonType required healthy } } } }"
+
+
+class Dev:
+    """A running `pulso-etl dev`."""
+
+    def __init__(self, home: Path, rows: int = 20) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self.home = home
+        self.command = Command(["dev", "--home", str(home), "--port", str(self.port), "--rows-per-day", str(rows)], cwd=home.parent)
+        self.command.wait_for(f"Dagster: http://127.0.0.1:{self.port}")
+
+    def ask(self, query: str, **variables: Any) -> Any:
+        body = json.dumps({"query": query, "variables": variables}).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/graphql", body, {"Content-Type": "application/json"}, method="POST"
+        )
+        with urllib.request.urlopen(request, timeout=30) as response:
+            answer = json.load(response)
+        assert "errors" not in answer, answer
+        return answer["data"]
+
+    def launch(self, table: str, day: str) -> str:
+        """Launches a run of one partition; returns its id."""
+        tags = [{"key": f"dagster/asset_partition_range_{end}", "value": day} for end in ("start", "end")]
+        params = {
+            "selector": {**SELECTOR, "assetSelection": [{"path": [table]}]},
+            "runConfigData": {},
+            "mode": "default",
+            "executionMetadata": {"tags": tags},
+        }
+        return str(self.ask(LAUNCH, params=params)["launchPipelineExecution"]["run"]["runId"])
+
+    def wait_for_run(self, run_id: str, *statuses: str, seconds: float = 60) -> str:
+        deadline = time.monotonic() + seconds
+        while (status := self.ask(RUN, id=run_id)["runOrError"]["status"]) not in statuses:
+            assert time.monotonic() < deadline, status
+            time.sleep(0.1)
+        return str(status)
+
+    def child(self, words: str) -> psutil.Process:
+        """The child process whose command line holds the words."""
+        (child,) = [p for p in psutil.Process(self.command.process.pid).children() if words in " ".join(p.cmdline())]
+        return child
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DATABASE_URL", "DATABASE_SCHEMA", "DAGSTER_POSTGRES_URL", "DAGSTER_HOME", "BIGQUERY_EMULATOR_HOST"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `.pulso` beside a `.env` that must not be read: it is a deployment's."""
+    folder = tmp_path_factory.mktemp("dev")
+    (folder / ".env").write_text("DATABASE_URL=postgresql://nobody@127.0.0.1:9/production\n", encoding="utf-8")
+    return folder / ".pulso"
+
+
+@pytest.fixture
+def dev(home: Path) -> Iterator[Dev]:
+    started = Dev(home)
+    yield started
+    started.command.process.terminate()
+    started.command.end()
+
+
+def test_up_used_beside_and_down_with_ctrl_c(dev: Dev) -> None:
+    assets = dev.ask("{ assetNodes { assetKey { path } } }")["assetNodes"]
+    assert set(TABLES) <= {asset["assetKey"]["path"][0] for asset in assets}
+
+    deadline = time.monotonic() + 60
+    while not all(daemon["healthy"] for daemon in daemons(dev)):
+        assert time.monotonic() < deadline, daemons(dev)
+        time.sleep(0.5)
+    assert {"SENSOR", "SCHEDULER", "QUEUED_RUN_COORDINATOR", "MONITORING"} <= {daemon["daemonType"] for daemon in daemons(dev)}
+
+    day = time.strftime("%Y-%m-01")
+    assert dev.wait_for_run(dev.launch("operation_data", day), "SUCCESS", "FAILURE") == "SUCCESS"
+
+    file = dev.home / "env"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    by_shell = subprocess.run(
+        ["sh", "-c", f"set -a; . {file}; set +a; exec env"], capture_output=True, text=True, check=True, env={}
+    ).stdout
+    values = dotenv_values(file)
+    assert {"DATABASE_URL", "DAGSTER_HOME", "DAGSTER_POSTGRES_URL", "BIGQUERY_EMULATOR_HOST"} <= set(values)
+    assert {f"{name}={value}" for name, value in values.items()} <= set(by_shell.splitlines())
+    beside = subprocess.run(
+        [sys.executable, "-m", "pulso_etl", "doctor"],
+        env={**os.environ, **{name: value for name, value in values.items() if value}},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert beside.returncode == 0, beside.stdout
+    assert "Dagster daemon: 8 healthy" in beside.stdout
+
+    for name in ("webserver.log", "daemon.log", "emulator.log"):
+        assert (dev.home / name).stat().st_size > 0
+    assert "Loaded environment variables from .env" not in (dev.home / "daemon.log").read_text()
+
+    dev.command.signal_group(signal.SIGINT)
+    assert dev.command.end() == 0, dev.command.output
+    assert dev.command.output.splitlines()[-1] == "everything is stopped"
+    assert nothing_left(dev.home)
+    assert not (dev.home / "postgres" / "postmaster.pid").exists()
+    assert not file.exists()
+    assert len(dev.command.output.splitlines()) < 12, dev.command.output
+
+
+def daemons(dev: Dev) -> list[dict[str, Any]]:
+    statuses: list[dict[str, Any]] = dev.ask(DAEMONS)["instance"]["daemonHealth"]["allDaemonStatuses"]
+    return [status for status in statuses if status["required"]]
+
+
+def test_a_server_that_dies_is_reported_with_its_log_and_ends_the_rest(dev: Dev) -> None:
+    dev.child("dagster._daemon").kill()
+    assert dev.command.end() == 2, dev.command.output
+    assert f"pulso-etl: the Dagster daemon has ended; the end of {dev.home / 'daemon.log'}:\n" in dev.command.output
+    assert "dagster.daemon" in dev.command.output
+    assert "Traceback" not in dev.command.output
+    assert nothing_left(dev.home)
+
+
+def test_a_killed_parent_leaves_no_server_and_the_next_start_ends_its_runs(home: Path) -> None:
+    first = Dev(home)
+    run_id = first.launch("dashboard_data", time.strftime("%Y-%m-01"))
+    first.wait_for_run(run_id, "STARTED")
+    first.command.process.kill()
+    first.command.end()
+    assert nothing_left(home, seconds=20)
+
+    second = Dev(home)
+    try:
+        assert second.wait_for_run(run_id, "FAILURE", "SUCCESS", seconds=30) in ("FAILURE", "SUCCESS")
+    finally:
+        second.command.process.terminate()
+        assert second.command.end() == 0
+    assert nothing_left(home)
+
+
+def test_a_port_in_use_is_one_clear_line_before_anything_is_started(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        command = Command(["dev", "--home", str(tmp_path / "p"), "--port", str(port)])
+        assert command.end() == 2
+    assert command.output == f"pulso-etl: port {port} can't be used (Address already in use); choose another with --port\n"
+    assert not (tmp_path / "p").exists()
