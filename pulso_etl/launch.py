@@ -18,7 +18,7 @@ from dagster._core.storage.tags import (
 
 from pulso_etl.budget import FORCE_TAG
 from pulso_etl.checks import reconciliation_key, refresh_check_keys
-from pulso_etl.destination.io_manager import ALLOW_SHRINK_TAG
+from pulso_etl.destination.io_manager import ALLOW_SHRINK_TAG, VERIFIED_TAG
 from pulso_etl.refresh import DayRange, RefreshPlan
 from pulso_etl.tables.spec import TableSpec
 
@@ -51,10 +51,15 @@ def job_tags(specs: Sequence[TableSpec]) -> dict[str, str]:
     return tags | ({TABLE_TAG: specs[0].name} if len(specs) == 1 else {})
 
 
-def run_tags(spec: TableSpec, window: DayRange, *, force: bool = False, allow_shrink: bool = False) -> dict[str, str]:
-    """The tags of a run that materializes the window of the table; `force` overrules the day's budget."""
+def run_tags(
+    spec: TableSpec, window: DayRange, *, force: bool = False, allow_shrink: bool = False, verified: bool = False
+) -> dict[str, str]:
+    """The tags of a run that materializes the window of the table.
+
+    `force` overrules the day's budget, `allow_shrink` the guard; `verified`: the trailing days before the window need no load.
+    """
     tags = {ASSET_PARTITION_RANGE_START_TAG: str(window.start), ASSET_PARTITION_RANGE_END_TAG: str(window.end)}
-    granted = {FORCE_TAG: force, ALLOW_SHRINK_TAG: allow_shrink}
+    granted = {FORCE_TAG: force, ALLOW_SHRINK_TAG: allow_shrink, VERIFIED_TAG: verified}
     return job_tags([spec]) | tags | {tag: "true" for tag, given in granted.items() if given}
 
 

@@ -6,7 +6,7 @@ is dead, whatever Dagster still thinks of its run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -16,11 +16,13 @@ import dagster as dg
 import psycopg
 
 from pulso_etl.destination.load import table_lock
-from pulso_etl.destination.watermarks import Extraction, Watermarks
+from pulso_etl.destination.watermarks import Extraction, TableState, Watermarks
 from pulso_etl.refresh import DayRange
 from pulso_etl.tables.spec import TableSpec
 
 SESSION_END_SECONDS = 10.0
+RUN_END = timedelta(minutes=2)
+"""A run has its next attempt, or its end, well within this time of its last one; if not, its process is gone or hangs."""
 
 
 class Action(StrEnum):
@@ -66,7 +68,9 @@ def recover(
     `conn` is in autocommit mode; its role must be that of the loads, or may end their sessions.
     """
     marks = Watermarks(schema)
-    for state in marks.read(conn).values():
+    states = marks.read(conn).values()
+    _end_runs(instance, states, now)
+    for state in states:
         if state.status != "running" or state.extraction_id is None:
             continue
         extraction = Extraction.from_metadata(state.table_name, state.extraction_id, state.metadata)
@@ -87,15 +91,36 @@ def recover(
             reason = f"it ran for {str(now - extraction.started_at).split('.')[0]}, its time-out is {timeout}"
             if run is not None and run.is_finished:
                 reason = f"its run had ended ({run.status.value}) and its server session had not"
-        if action is Action.TERMINATE_RUN and instance.run_launcher.terminate(extraction.run_id):
+        if action is Action.TERMINATE_RUN and _terminate(instance, extraction.run_id):
             holder = lock_holder(conn, key)
         if holder is not None:
             conn.execute("SELECT pg_terminate_backend(%s, %s)", (holder, int(SESSION_END_SECONDS * 1000)))
         if ended := _mark_failed(conn, marks, extraction, key, f"stale: {reason}"):
-            run = instance.get_run_by_id(extraction.run_id)
-            if run is not None and not run.is_finished and now - extraction.started_at > timeout:
-                instance.report_run_failed(run, f"{extraction.table} {extraction.window}: {reason}")
             yield Recovered(ended.table, ended.window, ended.run_id, reason, state.recovery_attempts + 1)
+
+
+def _end_runs(instance: dg.DagsterInstance, states: Collection[TableState], now: datetime) -> None:
+    """Ends runs that have no attempt any more and go on in Dagster's eyes: they keep a slot, and their tables' next runs waiting."""
+    for run_id in {state.extraction_id for state in states if state.extraction_id}:
+        attempts = [state for state in states if state.extraction_id == run_id]
+        if any(one.status == "running" or now - one.updated_at <= RUN_END for one in attempts):
+            continue
+        run = instance.get_run_by_id(run_id)
+        if run is None or run.status not in (dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING):
+            continue
+        _terminate(instance, run_id)
+        run = instance.get_run_by_id(run_id)
+        if run is not None and not run.is_finished:
+            tables = ", ".join(one.table_name for one in attempts)
+            instance.report_run_failed(run, f"{tables}: the run did not end after its last attempt; its process is gone, or hung")
+
+
+def _terminate(instance: dg.DagsterInstance, run_id: str) -> bool:
+    try:
+        return instance.run_launcher.terminate(run_id)
+    except Exception:
+        # The code server that started the run is gone, or the launcher can't; what is left of the run is ended by other means.
+        return False
 
 
 def lock_holder(conn: psycopg.Connection, key: int) -> int | None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Protocol, runtime_checkable
 
 import psycopg
@@ -28,6 +28,8 @@ SPEC_KEY = "pulso_etl/table"
 """Definition metadata of an asset under which its TableSpec stands, as `TableSpec.as_metadata()` gives it."""
 ALLOW_SHRINK_TAG = "pulso_etl/allow_shrink"
 """Run tag; "true" lets a load delete more rows than the table's guard allows."""
+VERIFIED_TAG = "pulso_etl/verified"
+"""Run tag; "true" says that the trailing days which the run leaves out are known to be as the source has them."""
 
 
 @runtime_checkable
@@ -93,6 +95,10 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         extraction = Extraction(spec.name, window, context.run_id, step.previous_attempt_count + 1, datetime.now(UTC))
         stream = _stream(spec, obj)
         allow_shrink = step.run_tags.get(ALLOW_SHRINK_TAG) == "true"
+        today = lima_day(extraction.started_at)
+        trailing = max(_first_day(context), today - timedelta(days=spec.lookback_days - 1))
+        verified = step.run_tags.get(VERIFIED_TAG) == "true"
+        complete = window.end >= today and (verified or window.start <= trailing)
         marks = Watermarks(self.database_schema)
         with translated(spec, window), self.connect(context.run_id) as conn:
             # Held by the session from before `running` is committed until the end: one writer of the table at a time.
@@ -121,7 +127,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
                             extraction,
                             records=result.total.read,
                             seconds=time.monotonic() - began,
-                            reached_today=window.end >= lima_day(extraction.started_at),
+                            complete=complete,
                             metadata=details,
                         )
             except BaseException as error:
@@ -218,6 +224,11 @@ def _spec(metadata: Any, asset: str) -> TableSpec:
         raise ContractError(
             f"asset {asset}: what stands under '{SPEC_KEY}' in its metadata is not a TableSpec: {faults}"
         ) from error
+
+
+def _first_day(context: OutputContext) -> date:
+    first = context.asset_partitions_def.get_first_partition_key()
+    return date.min if first is None else date.fromisoformat(first)
 
 
 def _window(spec: TableSpec, context: InputContext | OutputContext) -> DayRange:

@@ -175,17 +175,18 @@ class Watermarks:
         *,
         records: int,
         seconds: float,
-        reached_today: bool,
+        complete: bool,
         metadata: dict[str, Any],
     ) -> None:
         """Success, in the transaction that holds the data.
 
-        Only a load that reached today moves the watermark, and only where it left no days out after the last one: those would
-        never be caught up. `last_extracted_at` is when the extraction began: what the source gained while it ran may be missing.
+        Only a `complete` load moves the watermark, one that leaves every trailing day as the source has it, and only where it left
+        no days out after the last one: those would never be caught up. `last_extracted_at` is when the extraction began: what the
+        source gained while it ran may be missing.
         """
         values = self._values(extraction, seconds, metadata) | {
             "records": records,
-            "reached": reached_today,
+            "complete": complete,
         }
         conn.execute(
             sql.SQL(
@@ -194,7 +195,7 @@ class Watermarks:
                 "recovery_attempts = 0, updated_at = clock_timestamp(), "
                 "last_extracted_at = CASE WHEN {moved} THEN %(started)s ELSE last_extracted_at END, "
                 "last_partition = CASE WHEN {moved} THEN %(end)s ELSE last_partition END WHERE table_name = %(table)s"
-            ).format(self.table, moved=sql.SQL("%(reached)s AND coalesce(%(start)s <= last_partition + 1, true)")),
+            ).format(self.table, moved=sql.SQL("%(complete)s AND coalesce(%(start)s <= last_partition + 1, true)")),
             values,
         )
         self._append(conn, values | {"status": "success", "error": None})

@@ -119,5 +119,18 @@ def test_a_recovered_table_starts_again_and_success_clears_the_count(
     begin(conn, schema, timedelta(0), "run-3")
     extraction = Extraction(TABLE, WINDOW, "run-3", 1, NOW)
     with conn.transaction():
-        marks.succeed(conn, extraction, records=1, seconds=1.0, reached_today=True, metadata={})
+        marks.succeed(conn, extraction, records=1, seconds=1.0, complete=True, metadata={})
     assert marks.read(conn)[TABLE].recovery_attempts == 0
+
+
+def test_a_run_that_goes_on_after_its_last_attempt_is_ended_and_one_that_may_still_go_on_is_not(
+    conn: psycopg.Connection, schema: str, instance: dg.DagsterInstance
+) -> None:
+    job = dg.GraphDefinition(name="empty").to_job()
+    lost = instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
+    begin(conn, schema, timedelta(minutes=1), lost.run_id)
+    assert len(run(conn, schema, instance)) == 1
+    list(recover(conn, schema, instance, TABLES, datetime.now(UTC) + timedelta(minutes=1)))
+    assert instance.get_run_by_id(lost.run_id).status is dg.DagsterRunStatus.STARTED  # type: ignore[union-attr]
+    list(recover(conn, schema, instance, TABLES, datetime.now(UTC) + timedelta(minutes=3)))
+    assert instance.get_run_by_id(lost.run_id).status is dg.DagsterRunStatus.FAILURE  # type: ignore[union-attr]

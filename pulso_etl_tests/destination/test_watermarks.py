@@ -35,8 +35,8 @@ def attempt(number: int = 1, run: str = "run-1", table: str = "visits") -> Extra
     return Extraction(table, WINDOW, run, number, THEN + timedelta(minutes=number))
 
 
-def succeed(marks: Watermarks, conn: psycopg.Connection, extraction: Extraction, *, reached_today: bool = True) -> None:
-    marks.succeed(conn, extraction, records=4, seconds=1.5, reached_today=reached_today, metadata={"load_plan": "direct"})
+def succeed(marks: Watermarks, conn: psycopg.Connection, extraction: Extraction, *, complete: bool = True) -> None:
+    marks.succeed(conn, extraction, records=4, seconds=1.5, complete=complete, metadata={"load_plan": "direct"})
 
 
 def fail(marks: Watermarks, conn: psycopg.Connection, extraction: Extraction, error: str = "no luck") -> None:
@@ -85,7 +85,7 @@ def test_a_load_of_the_past_moves_nothing_but_is_told(marks: Watermarks, conn: p
     succeed(marks, conn, attempt())
     past = Extraction("visits", DayRange(date(2026, 1, 1), date(2026, 1, 2)), "run-2", 1, THEN + timedelta(days=1))
     marks.start(conn, past)
-    succeed(marks, conn, past, reached_today=False)
+    succeed(marks, conn, past, complete=False)
     state = marks.read(conn)["visits"]
     assert (state.last_partition, state.last_extracted_at) == (D3, attempt().started_at)
     assert (state.status, state.extraction_id) == ("success", "run-2")
@@ -110,7 +110,7 @@ def test_a_load_that_leaves_days_out_after_the_last_one_does_not_hide_them(
 
 def test_a_first_load_of_the_past_leaves_no_watermark(marks: Watermarks, conn: psycopg.Connection) -> None:
     marks.start(conn, attempt())
-    succeed(marks, conn, attempt(), reached_today=False)
+    succeed(marks, conn, attempt(), complete=False)
     state = marks.read(conn)["visits"]
     assert (state.status, state.last_partition, state.last_extracted_at) == ("success", None, None)
 
