@@ -100,7 +100,7 @@ def recover(
 
 
 def _end_runs(instance: dg.DagsterInstance, states: Collection[TableState], now: datetime) -> None:
-    """Ends runs that have no attempt any more and go on in Dagster's eyes: they keep a slot, and their tables' next runs waiting."""
+    """Ends runs that have no attempt any more and go on in Dagster's eyes: they keep a slot, and their tables' next runs wait."""
     for run_id in {state.extraction_id for state in states if state.extraction_id}:
         attempts = [state for state in states if state.extraction_id == run_id]
         if any(one.status == "running" or now - one.updated_at <= RUN_END for one in attempts):
