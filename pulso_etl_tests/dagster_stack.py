@@ -36,7 +36,6 @@ mutation ($params: ExecutionParams!) {
 }
 """
 STATUS = "query ($run: ID!) { runOrError(runId: $run) { ... on Run { status } } }"
-REPOSITORY = {"repositoryName": "__repository__", "repositoryLocationName": "pulso_etl.definitions"}
 FINAL = {"SUCCESS", "FAILURE", "CANCELED"}
 
 
@@ -44,11 +43,14 @@ class DagsterStack:
     """Webserver and daemon as the project's `workspace.yaml` and `dagster.yaml` start them; their logs stand in `home`.
 
     `env` is the deployment's environment. BigQuery holds `data` and stands behind `proxy`. The target tables are in the schema
-    `schema`.
+    `schema`. `module` has the definitions.
     """
 
-    def __init__(self, home: Path, env: dict[str, str], proxy: HoldingProxy, data: SampleData) -> None:
+    def __init__(
+        self, home: Path, env: dict[str, str], proxy: HoldingProxy, data: SampleData, module: str = "pulso_etl.definitions"
+    ) -> None:
         self.home = home
+        self.module = module
         self.env = {**os.environ, **env, "BIGQUERY_EMULATOR_HOST": proxy.url, "DAGSTER_HOME": str(home)}
         self.proxy = proxy
         self.data = data
@@ -58,9 +60,10 @@ class DagsterStack:
 
     def __enter__(self) -> DagsterStack:
         (self.home / "dagster.yaml").write_text((CHECKOUT / "dagster.yaml").read_text(encoding="utf-8"), encoding="utf-8")
-        workspace = ["-w", str(CHECKOUT / "workspace.yaml")]
-        self._start("webserver", "dagster_webserver", "-h", "127.0.0.1", "-p", self.url.rpartition(":")[2], *workspace)
-        self._start("daemon", "dagster._daemon", "run", *workspace)
+        text = (CHECKOUT / "workspace.yaml").read_text(encoding="utf-8")
+        (self.home / "workspace.yaml").write_text(text.replace("pulso_etl.definitions", self.module), encoding="utf-8")
+        self._start("webserver", "dagster_webserver", "-h", "127.0.0.1", "-p", self.url.rpartition(":")[2], "-w", "workspace.yaml")
+        self.start_daemon()
         deadline = time.monotonic() + 90
         while not self._ready():
             dead = [child.args for child in self._children if child.poll() is not None]
@@ -70,8 +73,12 @@ class DagsterStack:
             time.sleep(0.2)
         return self
 
-    def _start(self, name: str, *command: str) -> None:
-        with (self.home / f"{name}.log").open("wb") as log:
+    def start_daemon(self) -> None:
+        """Starts a daemon; where there was one, it has ended."""
+        self.daemon = self._start("daemon", "dagster._daemon", "run", "-w", "workspace.yaml")
+
+    def _start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
+        with (self.home / f"{name}.log").open("ab") as log:
             child = subprocess.Popen(
                 [sys.executable, "-m", *command],
                 env=self.env,
@@ -82,6 +89,7 @@ class DagsterStack:
                 start_new_session=True,
             )
         self._children.append(child)
+        return child
 
     def _ready(self) -> bool:
         try:
@@ -120,7 +128,7 @@ class DagsterStack:
             "dagster/asset_partition_range_end": str(window.end),
         } | (tags or {})
         params = {
-            "selector": REPOSITORY | {"jobName": "__ASSET_JOB", "assetSelection": [{"path": [table]}]},
+            "selector": self.repository | {"jobName": "__ASSET_JOB", "assetSelection": [{"path": [table]}]},
             "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in given.items()]},
             "mode": "default",
         }
@@ -128,6 +136,11 @@ class DagsterStack:
         if answer["__typename"] != "LaunchRunSuccess":
             raise RuntimeError(f"the run was not launched: {answer}")
         return str(answer["run"]["runId"])
+
+    @property
+    def repository(self) -> dict[str, str]:
+        """GraphQL's selector of the definitions."""
+        return {"repositoryName": "__repository__", "repositoryLocationName": self.module}
 
     def status(self, run_id: str) -> str:
         return str(self.graphql(STATUS, run=run_id)["runOrError"]["status"])

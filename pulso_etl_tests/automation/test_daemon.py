@@ -1,0 +1,219 @@
+"""The real daemon: tables stay fresh by themselves, and recover whatever is killed during a load."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+import pytest
+from pydantic import SecretStr
+
+from pulso_etl.local.emulator import BigQueryEmulator
+from pulso_etl.local.postgres import EmbeddedPostgres
+from pulso_etl.local.sample_data import SampleData
+from pulso_etl.refresh import lima_day
+from pulso_etl.settings import Settings
+from pulso_etl_tests.automation.short_tables import SHORT
+from pulso_etl_tests.conftest import wait_until
+from pulso_etl_tests.dagster_stack import DagsterStack
+from pulso_etl_tests.holding_proxy import HoldingProxy
+
+DASHBOARD, PRODUCTIVITY = SHORT
+FRESHNESS = "{ assetNodes { assetKey { path } freshnessStatusInfo { freshnessStatus } } }"
+TICKS = """
+query ($sensor: SensorSelector!) {
+  sensorOrError(sensorSelector: $sensor) { ... on Sensor { sensorState { ticks(limit: 5) { status skipReason } } } }
+}
+"""
+RUNS = "{ runsOrError { ... on Runs { results { runId jobName status tags { key value } } } } }"
+LOGS = "query ($run: ID!) { logsForRun(runId: $run) { ... on EventConnection { events { ... on MessageEvent { message } } } } }"
+BACKFILL = """
+mutation ($params: LaunchBackfillParams!) {
+  launchPartitionBackfill(backfillParams: $params) { __typename ... on LaunchBackfillSuccess { backfillId } }
+}
+"""
+PATIENCE = 120.0
+"""Seconds; what is waited for takes a few on a machine that is not busy."""
+
+
+class Deployment:
+    """A running deployment of two tables that are due every minute, on a PostgreSQL server of its own."""
+
+    def __init__(self, stack: DagsterStack, server: EmbeddedPostgres, emulator: BigQueryEmulator) -> None:
+        self.stack, self.server, self.emulator = stack, server, emulator
+        self.url = stack.env["DATABASE_URL"]
+
+    def query(self, text: str, *values: Any) -> list[Any]:
+        with psycopg.connect(self.url, autocommit=True) as conn:
+            conn.execute("SET search_path = target")
+            answer = conn.execute(text, values)  # type: ignore[arg-type]
+            return answer.fetchall() if answer.description else []
+
+    def successes(self, table: str) -> int:
+        found = self.query("SELECT to_regclass('etl_extractions') IS NOT NULL")
+        if found != [(True,)]:
+            return 0
+        return int(self.query("SELECT count(*) FROM etl_extractions WHERE table_name = %s AND status = 'success'", table)[0][0])
+
+    def await_success(self, table: str, after: int) -> None:
+        wait_until(lambda: self.successes(table) > after, PATIENCE)
+
+    def make_due(self, table: str) -> None:
+        self.query("UPDATE etl_watermarks SET last_extracted_at = now() - interval '1 day' WHERE table_name = %s", table)
+
+    def runs(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.stack.graphql(RUNS)["runsOrError"]["results"]
+        return found
+
+    def hold_a_load(self) -> tuple[int, str]:
+        """Waits for a load of the dashboard's table that stands still in the middle; the number of successes before, its run."""
+        wait_until(lambda: self.query("SELECT 1 FROM etl_watermarks WHERE last_extraction_status = 'running'") == [], PATIENCE)
+        before = self.successes(DASHBOARD)
+        self.stack.proxy.hold_page(1)
+        self.make_due(DASHBOARD)
+        assert self.stack.proxy.held.wait(PATIENCE)
+        running = "SELECT extraction_id FROM etl_watermarks WHERE last_extraction_status = 'running' AND table_name = %s"
+        wait_until(lambda: len(self.query(running, DASHBOARD)) == 1, PATIENCE)
+        return before, self.query(running, DASHBOARD)[0][0]
+
+    def worker(self, run_id: str) -> int:
+        """The process of a run."""
+        events = self.stack.graphql(LOGS, run=run_id)["logsForRun"]["events"]
+        (pid,) = {int(found[1]) for event in events if (found := re.search(r"\(pid: (\d+)\)", event.get("message", "")))}
+        return pid
+
+    def rows_are_right(self) -> bool:
+        found = self.query("SELECT count(*), count(DISTINCT fecha_foto) FROM dashboard_data")
+        return bool(found == [(5 * 60, 5)])
+
+
+@pytest.fixture(scope="module")
+def deployment(emulator: BigQueryEmulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    home: Path = tmp_path_factory.mktemp("daemon")
+    with EmbeddedPostgres(home / "postgres") as server, HoldingProxy(emulator.rest_url) as proxy:
+        env = {
+            "DATABASE_URL": server.create_database("pulso"),
+            "DATABASE_SCHEMA": "target",
+            "DAGSTER_POSTGRES_URL": server.create_database("dagster"),
+            "BIGQUERY_DATASET": "DAEMON",
+            "SENSOR_INTERVAL_SECONDS": "1",
+            "RETRY_WAIT_SECONDS": "1",
+            # The emulator does not tell when a table changed.
+            "CHANGE_AWARE": "false",
+            "INITIAL_WINDOW_DAYS": "5",
+        }
+        settings = Settings(database_url=SecretStr(env["DATABASE_URL"]), bigquery_dataset="DAEMON")
+        data = SampleData(settings.sources(), lima_day(datetime.now(UTC)), days=5, dashboard_rows_per_day=60)
+        data.seed_into(emulator.client())
+        with DagsterStack(home, env, proxy, data, "pulso_etl_tests.automation.short_tables") as stack:
+            yield Deployment(stack, server, emulator)
+
+
+def freshness(deployment: Deployment) -> dict[str, str]:
+    nodes = deployment.stack.graphql(FRESHNESS)["assetNodes"]
+    found = {node["assetKey"]["path"][-1]: node["freshnessStatusInfo"] for node in nodes}
+    return {table: found[table]["freshnessStatus"] for table in SHORT if found[table]}
+
+
+def test_tables_are_loaded_by_themselves_and_told_as_fresh(deployment: Deployment) -> None:
+    for table in SHORT:
+        deployment.await_success(table, after=0)
+    assert deployment.rows_are_right()
+    wait_until(lambda: freshness(deployment) == dict.fromkeys(SHORT, "HEALTHY"), PATIENCE)
+    selector = deployment.stack.repository | {"sensorName": "refresh_sensor"}
+
+    def said() -> str:
+        ticks = deployment.stack.graphql(TICKS, sensor=selector)["sensorOrError"]["sensorState"]["ticks"]
+        return " ".join(tick["skipReason"] or "" for tick in ticks)
+
+    wait_until(lambda: "dashboard_data: fresh" in said() or "dashboard_data: run" in said(), PATIENCE)
+    launched = [run for run in deployment.runs() if run["jobName"] == "refresh_dashboard_data"]
+    tags = {tag["key"]: tag["value"] for tag in launched[-1]["tags"]}
+    assert (tags["dagster/max_runtime"], tags["dagster/priority"]) == ("1800", "10")
+
+
+def test_a_killed_run_worker_is_found_out_and_its_table_loaded(deployment: Deployment) -> None:
+    before, run_id = deployment.hold_a_load()
+    os.kill(deployment.worker(run_id), signal.SIGKILL)
+    deployment.stack.proxy.release()
+    deployment.await_success(DASHBOARD, before)
+    wait_until(lambda: deployment.stack.status(run_id) == "FAILURE", PATIENCE)
+    lost = deployment.query("SELECT status, error_message FROM etl_extractions WHERE extraction_id = %s", run_id)
+    assert [status for status, _ in lost] == ["failed"]
+    assert "killed" in lost[0][1]
+    assert deployment.rows_are_right()
+
+
+def test_a_killed_daemon_takes_up_its_work_when_it_is_back(deployment: Deployment) -> None:
+    before, _ = deployment.hold_a_load()
+    os.kill(deployment.stack.daemon.pid, signal.SIGKILL)
+    deployment.stack.daemon.wait()
+    deployment.stack.start_daemon()
+    deployment.stack.proxy.release()
+    deployment.await_success(DASHBOARD, before)
+    deployment.make_due(DASHBOARD)
+    deployment.await_success(DASHBOARD, before + 1)
+    assert deployment.rows_are_right()
+
+
+def test_a_killed_code_server_is_started_again(deployment: Deployment) -> None:
+    before, _ = deployment.hold_a_load()
+    for child in psutil.Process(deployment.stack.daemon.pid).children(recursive=True):
+        if "grpc" in child.cmdline():
+            child.kill()
+    deployment.stack.proxy.release()
+    deployment.await_success(DASHBOARD, before)
+    deployment.make_due(DASHBOARD)
+    deployment.await_success(DASHBOARD, before + 1)
+    assert deployment.rows_are_right()
+
+
+def test_a_server_that_restarts_during_a_load_loses_nothing(deployment: Deployment) -> None:
+    before, _ = deployment.hold_a_load()
+    deployment.server.stop()
+    deployment.server.start()
+    deployment.stack.proxy.release()
+    deployment.await_success(DASHBOARD, before)
+    deployment.make_due(DASHBOARD)
+    deployment.await_success(DASHBOARD, before + 1)
+    assert deployment.rows_are_right()
+
+
+def test_a_long_backfill_does_not_keep_the_refresh_waiting(deployment: Deployment) -> None:
+    today = lima_day(datetime.now(UTC))
+    days = [str(today - timedelta(days=back)) for back in range(399, -1, -1)]
+
+    def backfill() -> list[str]:
+        tagged = [run for run in deployment.runs() if "dagster/backfill" in {tag["key"] for tag in run["tags"]}]
+        return [run["status"] for run in tagged]
+
+    # Just loaded, the table is not due again before the back-fill has begun.
+    loads = deployment.successes(PRODUCTIVITY)
+    deployment.make_due(PRODUCTIVITY)
+    deployment.await_success(PRODUCTIVITY, loads)
+    with psycopg.connect(deployment.url) as blocker:
+        # The back-fill stands still in its load for as long as this lock is held.
+        blocker.execute("LOCK TABLE target.productivity_data IN SHARE MODE")
+        deployment.stack.graphql(BACKFILL, params={"assetSelection": [{"path": [PRODUCTIVITY]}], "partitionNames": days})
+        wait_until(lambda: backfill() == ["STARTED"], PATIENCE)
+        before = deployment.successes(DASHBOARD)
+        deployment.make_due(DASHBOARD)
+        deployment.await_success(DASHBOARD, before)
+        assert backfill() == ["STARTED"]
+        blocker.rollback()
+    wait_until(lambda: backfill() == ["SUCCESS"], PATIENCE)
+    assert deployment.query("SELECT max(partition_end - partition_start) + 1 FROM etl_extractions") == [(400,)]
+
+
+def test_a_table_that_can_not_be_refreshed_turns_stale(deployment: Deployment) -> None:
+    deployment.emulator.client().delete_table(deployment.stack.data.names["agentes"])
+    wait_until(lambda: freshness(deployment)[PRODUCTIVITY] == "WARNING", 2 * PATIENCE)
+    wait_until(lambda: freshness(deployment)[PRODUCTIVITY] == "DEGRADED", 2 * PATIENCE)
+    assert freshness(deployment)[DASHBOARD] in ("HEALTHY", "WARNING")
