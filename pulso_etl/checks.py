@@ -22,8 +22,9 @@ from pulso_etl.assets import RETRIES
 from pulso_etl.destination.io_manager import PostgresUpsertIOManager
 from pulso_etl.destination.load import translated
 from pulso_etl.destination.quality import WEEKS, Check, Inspection, inspect, rules
+from pulso_etl.destination.watermarks import Watermarks
 from pulso_etl.reconciliation import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE, Reconciliation, reconcile
-from pulso_etl.refresh import DayRange, lima_day
+from pulso_etl.refresh import DayRange, Watermark, is_stale, lima_day
 from pulso_etl.source.bigquery import BigQuerySource
 from pulso_etl.tables.spec import TableSpec
 
@@ -50,7 +51,7 @@ class Finding:
 
 
 def build_checks(spec: TableSpec) -> list[dg.AssetChecksDefinition]:
-    """The two ops of a table: its checks of every refresh, and its reconciliation."""
+    """The three ops of a table: its checks of every refresh, its reconciliation, and whether it is up to date."""
 
     @dg.multi_asset_check(
         name=f"{spec.name}_checks",
@@ -106,7 +107,43 @@ def build_checks(spec: TableSpec) -> list[dg.AssetChecksDefinition]:
             compared = reconcile(conn, bigquery, spec, postgres.database_schema, given, today, context.run.run_id)
         yield result(reconciled(spec, compared, today), compared.window)
 
-    return [checks, reconciliation]
+    @dg.asset_check(
+        asset=spec.name,
+        name=Check.UP_TO_DATE.value,
+        description=f"The last refresh is not older than {2 * spec.refresh_every}, and took in today's partition (while the day is "
+        "younger than that, yesterday's will do). Unlike the freshness policy, it is not misled by a load of older days.",
+        compute_kind="postgres",
+    )
+    def up_to_date(
+        context: dg.AssetCheckExecutionContext, postgres: dg.ResourceParam[PostgresUpsertIOManager]
+    ) -> dg.AssetCheckResult:
+        today = lima_day(datetime.now(UTC))
+        with translated(spec, DayRange(today, today)), postgres.connect(context.run.run_id) as conn:
+            state = Watermarks(postgres.database_schema).read(conn).get(spec.name)
+        told = currency(spec, state.watermark if state else None, datetime.now(UTC))
+        return dg.AssetCheckResult(
+            check_name=told.check_name,
+            passed=told.passed,
+            severity=told.severity,
+            description=told.description,
+            metadata=told.metadata,
+        )
+
+    return [checks, reconciliation, up_to_date]
+
+
+def currency(spec: TableSpec, watermark: Watermark | None, now: datetime) -> dg.AssetCheckEvaluation:
+    """What the check `up_to_date` says at the instant `now`; the alert sensor reports it when it changes, without a run."""
+    extracted = watermark.last_extracted_at if watermark else None
+    partition = watermark.last_partition if watermark else None
+    return dg.AssetCheckEvaluation(
+        check_name=Check.UP_TO_DATE.value,
+        asset_key=dg.AssetKey(spec.name),
+        passed=not is_stale(spec, watermark, now),
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"last refresh {extracted:%Y-%m-%d %H:%M %Z}, newest partition {partition}" if extracted else "never refreshed",
+        metadata={"last_extracted_at": str(extracted), "last_partition": str(partition)},
+    )
 
 
 def refresh_check_keys(spec: TableSpec) -> list[dg.AssetCheckKey]:
@@ -117,6 +154,11 @@ def refresh_check_keys(spec: TableSpec) -> list[dg.AssetCheckKey]:
 def reconciliation_key(spec: TableSpec) -> dg.AssetCheckKey:
     """The check that compares the table with its source."""
     return dg.AssetCheckKey(dg.AssetKey(spec.name), Check.RECONCILIATION.value)
+
+
+def up_to_date_key(spec: TableSpec) -> dg.AssetCheckKey:
+    """The check that the table is not stale."""
+    return dg.AssetCheckKey(dg.AssetKey(spec.name), Check.UP_TO_DATE.value)
 
 
 def refresh_selection(specs: Iterable[TableSpec]) -> dg.AssetSelection:

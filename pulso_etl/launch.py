@@ -23,6 +23,8 @@ from pulso_etl.refresh import DayRange, RefreshPlan
 from pulso_etl.tables.spec import TableSpec
 
 TABLE_TAG = "pulso_etl/table"
+SOURCE_TAG = "pulso_etl/source"
+"""Run tag by which `dagster.yaml` limits the runs that query BigQuery at the same time."""
 DAGSTERS_OWN = ("Dagster", "RetryRequested")
 """How the names of the errors begin in which Dagster wraps what a step raised."""
 
@@ -47,6 +49,7 @@ def job_tags(specs: Sequence[TableSpec]) -> dict[str, str]:
     tags = {
         MAX_RUNTIME_SECONDS_TAG: str(sum(int(spec.timeout.total_seconds()) for spec in specs)),
         PRIORITY_TAG: str(max(spec.priority for spec in specs)),
+        SOURCE_TAG: "bigquery",
     }
     return tags | ({TABLE_TAG: specs[0].name} if len(specs) == 1 else {})
 

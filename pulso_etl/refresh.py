@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, time, timedelta
 from enum import StrEnum
 from zoneinfo import ZoneInfo
 
@@ -128,3 +128,15 @@ def plan_refresh(
             return RefreshPlan(spec.name, None, f"fresh: loaded {str(age).split('.')[0]} ago, due every {spec.refresh_every}")
     window = trailing(max(watermark.last_partition, first_day), spec.lookback_days)
     return RefreshPlan(spec.name, window, f"lookback of {spec.lookback_days} days from {watermark.last_partition}")
+
+
+def is_stale(spec: TableSpec, watermark: Watermark | None, now: datetime) -> bool:
+    """Whether the table's rows are too old to be shown: its last success is twice its refresh frequency old, or the newest
+    partition is not today's (yesterday's will do until the new day is that old too). A load of older days changes nothing of that.
+    """
+    if watermark is None or watermark.last_extracted_at is None or watermark.last_partition is None:
+        return True
+    today = lima_day(now)
+    since_midnight = now - datetime.combine(today, time(), LIMA)
+    newest = today if since_midnight > 2 * spec.refresh_every else today - timedelta(days=1)
+    return now - watermark.last_extracted_at > 2 * spec.refresh_every or watermark.last_partition < newest

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from pulso_etl.alerts.incidents import Cause, Event, Failed, Recovered, failure_cause, succeeded
-from pulso_etl.automation.due import Standing, is_stale
+from pulso_etl.automation.due import Standing
 from pulso_etl.budget import ALERT_SHARE, Budget
 from pulso_etl.destination.watermarks import Attempt
+from pulso_etl.refresh import is_stale
 from pulso_etl.tables.spec import TableSpec
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta
+from datetime import date, datetime, timedelta
 
 from pulso_etl.destination.watermarks import Attempt
-from pulso_etl.refresh import LIMA, DayRange, Mode, Watermark, lima_day, plan_refresh
+from pulso_etl.refresh import DayRange, Mode, Watermark, plan_refresh
 from pulso_etl.tables.spec import TableSpec
 
 
@@ -51,18 +51,6 @@ class Decision:
     reason: str
     slot: str = ""
     failures: Sequence[Attempt] = ()
-
-
-def is_stale(spec: TableSpec, watermark: Watermark | None, now: datetime) -> bool:
-    """Whether the table's rows are too old to be shown: its last success is twice its refresh frequency old, or the newest
-    partition is not today's (yesterday's will do until the new day is that old too). A load of older days changes nothing of that.
-    """
-    if watermark is None or watermark.last_extracted_at is None or watermark.last_partition is None:
-        return True
-    today = lima_day(now)
-    since_midnight = now - datetime.combine(today, time(), LIMA)
-    newest = today if since_midnight > 2 * spec.refresh_every else today - timedelta(days=1)
-    return now - watermark.last_extracted_at > 2 * spec.refresh_every or watermark.last_partition < newest
 
 
 def failed_runs(attempts: Iterable[Attempt], window: DayRange) -> list[Attempt]:

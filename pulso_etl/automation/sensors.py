@@ -19,6 +19,7 @@ from pulso_etl.automation.due import BackOff, Decision, Standing, changed_days, 
 from pulso_etl.automation.jobs import RECONCILIATION_JOB, job_tables, table_job
 from pulso_etl.automation.recovery import recover
 from pulso_etl.budget import Budget, read_budget
+from pulso_etl.checks import currency, up_to_date_key
 from pulso_etl.destination.watermarks import Attempt, TableState, Watermarks
 from pulso_etl.errors import PulsoError
 from pulso_etl.launch import TABLE_TAG, run_tags
@@ -255,6 +256,7 @@ class Automation:
         try:
             with self.connect() as conn:
                 found = standings(instance, self.marks.read(conn, now - MEMORY), self.tables, now)
+            self._report_currency(instance, found, now)
             happened = list(
                 events(
                     self.tables,
@@ -271,6 +273,15 @@ class Automation:
             # The flush meets the same, and tells of it.
             happened = []
         return self.alerts.flush(now, happened)
+
+    def _report_currency(self, instance: dg.DagsterInstance, found: Mapping[str, Standing], now: datetime) -> None:
+        """Tells Dagster of each table that turned stale, or up to date: no run would."""
+        keys = [up_to_date_key(spec) for spec in self.tables.values()]
+        known = {outcome.table: outcome.passed for outcome in check_outcomes(instance, keys)}
+        for table, spec in self.tables.items():
+            told = currency(spec, found[table].watermark, now)
+            if told.passed is not known.get(table):
+                instance.report_runless_asset_event(told)
 
 
 def check_outcomes(instance: dg.DagsterInstance, keys: Sequence[dg.AssetCheckKey]) -> Iterator[CheckOutcome]:

@@ -28,6 +28,7 @@ class Check(StrEnum):
     MINIMUM_RECORDS = "minimum_records"
     VOLUME = "volume"
     RECONCILIATION = "reconciliation"
+    UP_TO_DATE = "up_to_date"
 
 
 @dataclass(frozen=True)

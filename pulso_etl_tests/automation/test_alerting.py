@@ -13,14 +13,15 @@ from pydantic import SecretStr
 from pulso_etl.alerts.incidents import Cause, Event, Failed
 from pulso_etl.alerts.incidents import Recovered as Well
 from pulso_etl.automation.alerting import CheckOutcome, events
-from pulso_etl.automation.due import Standing, is_stale
+from pulso_etl.automation.due import Standing
 from pulso_etl.automation.jobs import build_jobs
-from pulso_etl.automation.sensors import Automation
+from pulso_etl.automation.sensors import Automation, check_outcomes
 from pulso_etl.budget import Budget
+from pulso_etl.checks import up_to_date_key
 from pulso_etl.definitions import build_defs, build_resources
 from pulso_etl.destination.watermarks import Attempt
 from pulso_etl.local.emulator import BigQueryEmulator
-from pulso_etl.refresh import DayRange, Watermark
+from pulso_etl.refresh import DayRange, Watermark, is_stale
 from pulso_etl.settings import Settings
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.alerts.receivers import Receiver
@@ -159,3 +160,12 @@ def test_a_failed_run_reaches_people_once_and_so_does_its_recovery(
             automation.tell(instance, datetime.now(UTC) + timedelta(seconds=1), began)
         assert len(receiver.posts) == 2
         assert "Recuperado" in receiver.titles()[1]
+
+        def up_to_date() -> bool:
+            (outcome,) = check_outcomes(instance, [up_to_date_key(TABLES[NAME])])
+            return outcome.passed
+
+        assert up_to_date()
+        automation.tell(instance, datetime.now(UTC) + 13 * HOUR, datetime.now(UTC))
+        assert not up_to_date()
+        assert any("Datos vencidos" in title for title in receiver.titles())

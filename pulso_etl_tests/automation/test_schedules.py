@@ -1,0 +1,65 @@
+"""The schedules' ticks: which runs they ask for, over which days of America/Lima."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
+
+import dagster as dg
+import psycopg
+import pytest
+
+from pulso_etl.definitions import build_defs
+from pulso_etl.settings import Settings
+from pulso_etl.tables import TABLES
+from pulso_etl_tests.test_budget import billed
+
+LIMA = ZoneInfo("America/Lima")
+
+
+@pytest.fixture
+def deployment(settings: Settings, schema: str) -> Settings:
+    return settings.model_copy(update={"database_schema": schema, "bigquery_daily_budget_bytes": 1000})
+
+
+def tick(settings: Settings, name: str, at: datetime) -> dg.ScheduleExecutionData:
+    repository = build_defs(settings).get_repository_def()
+    with dg.DagsterInstance.ephemeral() as instance:
+        context = dg.build_schedule_context(instance, scheduled_execution_time=at, repository_def=repository)
+        return repository.get_schedule_def(name).evaluate_tick(context)
+
+
+@pytest.mark.parametrize(
+    ("at", "last"),
+    [
+        (datetime(2026, 3, 1, 2, 30, tzinfo=LIMA), "2026-03-01"),
+        (datetime(2028, 3, 1, 4, 59, tzinfo=UTC), "2028-02-29"),
+    ],
+)
+def test_every_night_each_table_s_whole_window_is_asked_for(deployment: Settings, at: datetime, last: str) -> None:
+    requests = tick(deployment, "nightly_recheck", at).run_requests
+    assert requests is not None
+    assert [next(iter(request.asset_selection or [])).to_user_string() for request in requests] == list(TABLES)
+    for request, spec in zip(requests, TABLES.values(), strict=True):
+        assert request.run_key == f"nightly/{last}/{spec.name}"
+        start, end = (request.tags[f"dagster/asset_partition_range_{side}"] for side in ("start", "end"))
+        assert end == last
+        assert (datetime.fromisoformat(end) - datetime.fromisoformat(start)).days + 1 == spec.lookback_days
+        names = {key.name for key in request.asset_check_keys or []}
+        assert "primary_key" in names
+        assert "reconciliation" not in names
+
+
+def test_every_week_the_tables_are_compared_with_bigquery(deployment: Settings) -> None:
+    (request,) = tick(deployment, "weekly_reconciliation", datetime(2026, 3, 1, 4, 0, tzinfo=LIMA)).run_requests or []
+    assert request.run_key == "weekly/2026-03-01"
+    job = build_defs(deployment).resolve_job_def("reconcile_all")
+    assert {node.name for node in job.nodes} == {f"{name}_reconciliation" for name in TABLES}
+
+
+@pytest.mark.parametrize("name", ["nightly_recheck", "weekly_reconciliation"])
+def test_a_spent_budget_stops_the_schedules(deployment: Settings, name: str, conn: psycopg.Connection, schema: str) -> None:
+    billed(conn, schema, 1000)
+    told = tick(deployment, name, datetime.now(UTC))
+    assert not told.run_requests
+    assert "budget is spent" in str(told.skip_message)
