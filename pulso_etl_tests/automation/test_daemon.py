@@ -175,14 +175,18 @@ def test_a_killed_code_server_is_started_again(deployment: Deployment) -> None:
     assert deployment.rows_are_right()
 
 
-def test_a_server_that_restarts_during_a_load_loses_nothing(deployment: Deployment) -> None:
-    before, _ = deployment.hold_a_load()
-    deployment.server.stop()
-    deployment.server.start()
+def test_a_run_that_hangs_past_its_time_out_is_terminated_and_its_table_loaded(deployment: Deployment) -> None:
+    before, run_id = deployment.hold_a_load()
+    started = (datetime.now(UTC) - SHORT[DASHBOARD].timeout - timedelta(minutes=1)).isoformat()
+    deployment.query(
+        "UPDATE etl_watermarks SET metadata = metadata || jsonb_build_object('started_at', %s::text) WHERE extraction_id = %s",
+        started,
+        run_id,
+    )
+    wait_until(lambda: deployment.stack.status(run_id) == "CANCELED", PATIENCE)
     deployment.stack.proxy.release()
     deployment.await_success(DASHBOARD, before)
-    deployment.make_due(DASHBOARD)
-    deployment.await_success(DASHBOARD, before + 1)
+    assert deployment.query("SELECT status FROM etl_extractions WHERE extraction_id = %s", run_id) == [("failed",)]
     assert deployment.rows_are_right()
 
 
@@ -217,3 +221,14 @@ def test_a_table_that_can_not_be_refreshed_turns_stale(deployment: Deployment) -
     wait_until(lambda: freshness(deployment)[PRODUCTIVITY] == "WARNING", 2 * PATIENCE)
     wait_until(lambda: freshness(deployment)[PRODUCTIVITY] == "DEGRADED", 2 * PATIENCE)
     assert freshness(deployment)[DASHBOARD] in ("HEALTHY", "WARNING")
+
+
+def test_a_server_that_restarts_during_a_load_loses_nothing(deployment: Deployment) -> None:
+    before, _ = deployment.hold_a_load()
+    deployment.server.stop()
+    deployment.server.start()
+    deployment.stack.proxy.release()
+    deployment.await_success(DASHBOARD, before)
+    deployment.make_due(DASHBOARD)
+    deployment.await_success(DASHBOARD, before + 1)
+    assert deployment.rows_are_right()
