@@ -3,7 +3,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 PORT ?= 3000
 
-.PHONY: run dev test lock clean
+.PHONY: run dev test bench lock clean
 
 ifneq ($(words $(CURDIR)),1)
 $(error PostgreSQL can not be run in a folder with a space in its path; move "$(CURDIR)")
@@ -21,6 +21,13 @@ test: $(VENV)/.installed ## lint, types and tests
 	$(BIN)/mypy
 	$(BIN)/pytest
 
+bench: $(VENV)/.bench ## measure the load path beside other ways; BENCH="--help" shows the options
+	$(BIN)/python -m benchmarks $(BENCH)
+
+$(VENV)/.bench: requirements-bench.lock $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-bench.lock
+	touch $@
+
 $(VENV)/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo "Python 3.11 or newer is needed, and $(PYTHON) is not that; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
@@ -33,11 +40,14 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-lock: ## renew the lock file from pyproject.toml
+COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
+	--no-header --no-annotate --python-version 3.11 build.in pyproject.toml
+
+lock: ## renew the lock files from pyproject.toml
 	$(PYTHON) -m venv $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip install --quiet uv
-	$(VENV)/lock/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
-		--no-header --no-annotate --extra local --extra dev --python-version 3.11 build.in pyproject.toml -o requirements.lock
+	$(COMPILE) --extra local --extra dev -o requirements.lock
+	$(COMPILE) --extra local --extra dev --extra bench --constraint requirements.lock -o requirements-bench.lock
 
 clean:
 	rm -rf $(VENV) .pulso

@@ -1,0 +1,103 @@
+"""`python -m benchmarks`: measures, prints Markdown, and writes it into the documentation with `--write`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import psycopg
+import typer
+
+from benchmarks import page
+from benchmarks.launch import measure_launches
+from benchmarks.loads import FIRST, ROOT, SCENARIOS, UNCHANGED, LoadBench, Measurement
+from benchmarks.ways import WAYS
+from pulso_etl.local.postgres import EmbeddedPostgres
+
+PAGE = ROOT / "docs" / "performance.md"
+MEMORY_ROWS = (100_000, 1_000_000, 5_000_000)
+
+
+class Section(StrEnum):
+    """The parts of the benchmark."""
+
+    LOADS = "loads"
+    MEMORY = "memory"
+    LAUNCHES = "launches"
+
+
+Way = StrEnum("Way", {name: name for name in WAYS})  # type: ignore[misc]
+
+
+def bench(
+    rows: Annotated[int, typer.Option(min=1_000, help="Rows of each load.")] = 1_000_000,
+    repeats: Annotated[int, typer.Option(min=1, help="Times that each load and launch is measured; medians are shown.")] = 3,
+    way: Annotated[list[Way] | None, typer.Option(help="Ways of loading; all of them if none is named.")] = None,
+    section: Annotated[list[Section] | None, typer.Option(help="Parts to measure; all of them if none is named.")] = None,
+    memory_rows: Annotated[list[int] | None, typer.Option(min=1_000, help="Sizes at which memory is measured.")] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds after which one load or launch is given up.")] = 300,
+    write: Annotated[bool, typer.Option("--write", help=f"Write the tables into {PAGE.relative_to(ROOT)} as well.")] = False,
+) -> None:
+    """Measures the load path beside other ways on one server, its memory, and the time from launch to SUCCESS.
+
+    On the server that DATABASE_URL names, in schemas `bench_…` of its database; on an embedded one otherwise. Launches always
+    use the embedded default. Server-side COPY needs files that the server can read, so the same machine.
+    """
+    sections = section or list(Section)
+    ways = [name.value for name in way or list(Way)]
+    with TemporaryDirectory(prefix="pulso-bench-") as folder:
+        home = Path(folder)
+        home.chmod(0o755)
+        if Section.LOADS in sections or Section.MEMORY in sections:
+            with _server(home) as url:
+                with psycopg.connect(url) as conn:
+                    where = page.machine(conn)
+                if Section.LOADS in sections:
+                    measured = _measure(url, home, rows, timeout, ways, repeats)
+                    _publish(Section.LOADS, f"{where}\n\n{page.loads(measured)}", write)
+                if Section.MEMORY in sections:
+                    measured = []
+                    for size in memory_rows or MEMORY_ROWS:
+                        measured += _measure(url, home, size, 4 * timeout, ["pulso"], 1, (FIRST, UNCHANGED))
+                    _publish(Section.MEMORY, f"{where}\n\n{page.memory(measured)}", write)
+        if Section.LAUNCHES in sections:
+            launches = measure_launches(home / "launches", repeats, timeout=timeout, say=_say)
+            _publish(Section.LAUNCHES, page.launches(launches), write)
+
+
+def _measure(
+    url: str, home: Path, rows: int, timeout: float, ways: Sequence[str], repeats: int, scenarios: Sequence[str] = SCENARIOS
+) -> list[Measurement]:
+    with TemporaryDirectory(dir=home) as files:
+        return LoadBench(url, Path(files), rows, timeout=timeout, say=_say).measure(ways, repeats, scenarios)
+
+
+@contextmanager
+def _server(home: Path) -> Iterator[str]:
+    given = os.environ.get("DATABASE_URL")
+    if given:
+        yield given
+        return
+    with EmbeddedPostgres(home / "postgres") as server:
+        yield server.create_database("bench")
+
+
+def _publish(section: Section, text: str, write: bool) -> None:
+    print(f"## {section}\n\n{text}\n", flush=True)
+    if write:
+        page.write(PAGE, section.value, text)
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(bench)

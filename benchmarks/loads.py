@@ -1,0 +1,154 @@
+"""Runs the ways side by side on one server, each load in a process of its own, and checks what each left in its table."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psycopg
+from psycopg import errors as pg
+from psycopg import sql
+
+from benchmarks.rows import SPEC, Inputs, write_inputs
+from benchmarks.ways import WAYS, Job
+from pulso_etl.destination.statements import Statements
+
+FIRST, UNCHANGED, CHANGED = "first load", "unchanged re-load", "re-load, 1% changed"
+SCENARIOS = (FIRST, UNCHANGED, CHANGED)
+ROOT = Path(__file__).resolve().parents[1]
+Say = Callable[[str], None]
+Checksum = tuple[int, int]
+"""Rows, and the sum of a hash of each row."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One load. `seconds` of wall-clock and the process's peak memory in MB; or what went wrong."""
+
+    way: str
+    scenario: str
+    rows: int
+    seconds: float = 0.0
+    peak_mb: float = 0.0
+    error: str | None = None
+
+
+class LoadBench:
+    """Loads `rows` rows by each way: fresh, unchanged and changed, `repeats` times over, the ways in turn.
+
+    `timeout` bounds one load, in seconds. A way that fails sits its re-loads out. Files stay in `folder` until its end.
+    """
+
+    def __init__(self, url: str, folder: Path, rows: int, *, timeout: float, say: Say) -> None:
+        self.url, self.folder, self.rows, self.timeout, self.say = url, folder, rows, timeout, say
+
+    def measure(self, ways: Sequence[str], repeats: int, scenarios: Sequence[str] = SCENARIOS) -> list[Measurement]:
+        """Every load's measurement, in the order in which they ran."""
+        measurements: list[Measurement] = []
+        with psycopg.connect(self.url, autocommit=True) as conn:
+            inputs, expected = self._inputs(conn, scenarios)
+            for repeat in range(repeats):
+                failed: set[str] = set()
+                turn = repeat % len(ways)
+                for scenario in scenarios:
+                    for way in (*ways[turn:], *ways[:turn]):
+                        if way in failed or (scenario != FIRST and not WAYS[way].upserts):
+                            continue
+                        result = self._load(conn, way, scenario, inputs[scenario], expected[scenario])
+                        measurements.append(result)
+                        if result.error:
+                            failed.add(way)
+                        figures = result.error or f"{result.seconds:.2f} s, {result.peak_mb:.0f} MB"
+                        self.say(f"{self.rows:,} rows, {repeat + 1} of {repeats}, {scenario}, {way}: {figures}")
+                for way in ways:
+                    _drop(conn, _schema(way))
+        return measurements
+
+    def _inputs(self, conn: psycopg.Connection, scenarios: Sequence[str]) -> tuple[dict[str, Inputs], dict[str, Checksum]]:
+        self.say(f"making {self.rows:,} rows")
+        # The server reads the files too, as a user of its own.
+        self.folder.chmod(0o755)
+        base = write_inputs(self.folder, self.rows, changed=False)
+        inputs, expected = dict.fromkeys(scenarios, base), dict.fromkeys(scenarios, _expected(conn, base))
+        if CHANGED in scenarios:
+            inputs[CHANGED] = write_inputs(self.folder, self.rows, changed=True)
+            expected[CHANGED] = _expected(conn, inputs[CHANGED])
+        return inputs, expected
+
+    def _load(self, conn: psycopg.Connection, way: str, scenario: str, inputs: Inputs, expected: Checksum) -> Measurement:
+        schema = _schema(way)
+        own_files = self.folder / way
+        if scenario == FIRST:
+            shutil.rmtree(own_files, ignore_errors=True)
+            own_files.mkdir()
+            _drop(conn, schema)
+            conn.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
+            if not WAYS[way].creates_table:
+                _create_table(conn, schema)
+        with suppress(pg.InsufficientPrivilege):
+            conn.execute("CHECKPOINT")
+        job = Job(way, self.url, schema, str(inputs.arrow), str(inputs.binary), str(own_files))
+        try:
+            child = subprocess.run(
+                [sys.executable, "-m", "benchmarks.ways"],
+                input=json.dumps(asdict(job)),
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                timeout=self.timeout,
+            )
+        except subprocess.TimeoutExpired:
+            return Measurement(way, scenario, self.rows, error=f"took longer than {self.timeout:.0f} s")
+        if child.returncode:
+            reason = child.stderr.strip().splitlines() or [f"exit code {child.returncode}"]
+            return Measurement(way, scenario, self.rows, error=reason[-1])
+        target = sql.Identifier(schema, SPEC.name)
+        if checksum(conn, target) != expected:
+            return Measurement(way, scenario, self.rows, error="the table does not hold the rows that were given")
+        # As autovacuum would have done by the time of the next load, and so alike for all.
+        conn.execute(sql.SQL("VACUUM (ANALYZE) {}").format(target))
+        return Measurement(way, scenario, self.rows, **json.loads(child.stdout.splitlines()[-1]))
+
+
+def checksum(conn: psycopg.Connection, table: sql.Identifier) -> Checksum:
+    """Rows and contents of a table with the columns of the rows, whatever their order and however it was filled."""
+    values = sql.SQL(", ").join(sql.SQL("{}::{}").format(sql.Identifier(c.name), sql.SQL(c.type.value)) for c in SPEC.columns)
+    row = conn.execute(
+        sql.SQL("SELECT count(*), coalesce(sum(hash_record_extended(ROW({}), 0)), 0) FROM {}").format(values, table)
+    ).fetchone()
+    assert row is not None
+    return int(row[0]), int(row[1])
+
+
+def _expected(conn: psycopg.Connection, inputs: Inputs) -> Checksum:
+    schema = _schema("expected")
+    _drop(conn, schema)
+    conn.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
+    _create_table(conn, schema)
+    statements = Statements(SPEC, schema)
+    with inputs.binary.open("rb") as file, conn.cursor() as cursor, cursor.copy(statements.copy(statements.target)) as copy:
+        while data := file.read(2**20):
+            copy.write(data)
+    result = checksum(conn, statements.target)
+    _drop(conn, schema)
+    return result
+
+
+def _schema(name: str) -> str:
+    return f"bench_{name}"
+
+
+def _create_table(conn: psycopg.Connection, schema: str) -> None:
+    for statement in Statements(SPEC, schema).create_table():
+        conn.execute(statement)
+
+
+def _drop(conn: psycopg.Connection, schema: str) -> None:
+    for name in (schema, f"{schema}_staging"):  # the second is dlt's
+        conn.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(name)))

@@ -1,0 +1,145 @@
+"""The measurements as Markdown tables, and their place in the documentation."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+
+import psycopg
+
+from benchmarks.launch import LAUNCHED, TABLE, Launch
+from benchmarks.loads import CHANGED, FIRST, SCENARIOS, UNCHANGED, Measurement
+from benchmarks.ways import WAYS
+
+SETTINGS = ("shared_buffers", "max_wal_size", "checkpoint_timeout", "synchronous_commit", "fsync", "wal_level", "jit")
+Row = Sequence[str]
+
+
+def machine(conn: psycopg.Connection) -> str:
+    """Where it was measured: cores, memory, versions, the server's settings that matter here."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    settings = conn.execute("SELECT name, current_setting(name) FROM unnest(%s::text[]) AS name", (list(SETTINGS),)).fetchall()
+    return (
+        f"Measured on {datetime.now(UTC):%Y-%m-%d}: {os.cpu_count()} cores, {memory:.0f} GiB of memory, "
+        f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, "
+        f"PostgreSQL {conn.info.parameter_status('server_version')} on the same machine "
+        f"({', '.join(f'`{name}={value}`' for name, value in settings)})."
+    )
+
+
+def loads(measurements: Sequence[Measurement]) -> str:
+    """Medians of each way and scenario, and how they compare."""
+    rows = measurements[0].rows
+    ways = list(dict.fromkeys(m.way for m in measurements))
+    repeats = sum((m.way, m.scenario) == (ways[0], FIRST) for m in measurements)
+    seconds = {key: median(values) for key, values in _group(measurements).items()}
+    table = []
+    for way in ways:
+        errors = [m.error for m in measurements if m.way == way and m.error]
+        cells = [_speed(rows, seconds.get((way, scenario))) for scenario in SCENARIOS]
+        peak = max((m.peak_mb for m in measurements if m.way == way and not m.error), default=0.0)
+        table.append((WAYS[way].title, *cells, f"failed: {errors[0]}" if errors else f"{peak:.0f} MB"))
+    return "\n\n".join(
+        (
+            f"{rows:,} rows in random key order; medians of {repeats}, seconds and rows per second.",
+            _table(("way", *SCENARIOS, "peak memory"), table),
+            _table(("target", "measured", "met"), _load_targets(seconds, measurements)),
+        )
+    )
+
+
+def _load_targets(seconds: dict[tuple[str, str], float], measurements: Sequence[Measurement]) -> list[Row]:
+    def ratio(name: str, top: tuple[str, str], bottom: tuple[str, str], limit: float, *, most: bool) -> list[Row]:
+        if top not in seconds or bottom not in seconds:
+            return []
+        value = seconds[top] / seconds[bottom]
+        met = value <= limit if most else value >= limit
+        return [(name, f"{value:.2f}", "yes" if met else "no")]
+
+    targets = ratio("first load at most 1.25 times the physical limit", ("pulso", FIRST), ("copy_direct", FIRST), 1.25, most=True)
+    for scenario in (UNCHANGED, CHANGED):
+        own = ("pulso", scenario)
+        targets += ratio(f"{scenario} in less than 1 time the upsert by hand", own, ("copy_upsert", scenario), 1, most=True)
+        for way in ("dlt", "dlt_adbc"):
+            name = f"{scenario} at least 8 times as fast as {WAYS[way].title}"
+            targets += ratio(name, (way, scenario), own, 8, most=False)
+    peaks = [m.peak_mb for m in measurements if m.way == "pulso" and not m.error]
+    if peaks:
+        targets.append(("memory under 300 MB", f"{max(peaks):.0f} MB", "yes" if max(peaks) < 300 else "no"))
+    return targets
+
+
+def memory(measurements: Sequence[Measurement]) -> str:
+    """Peak memory of the loading process by size."""
+    return _table(
+        ("rows", "load", "peak memory", "seconds"),
+        [
+            (f"{m.rows:,}", m.scenario, f"{m.peak_mb:.0f} MB", f"{m.seconds:.1f}")
+            if not m.error
+            else (f"{m.rows:,}", m.scenario, m.error, "")
+            for m in measurements
+        ],
+    )
+
+
+def launches(measured: Sequence[Launch]) -> str:
+    """Medians of the seconds until success, and what a refresh adds to an empty asset's run."""
+    hows = list(dict.fromkeys(launch.how for launch in measured))
+    repeats = sum((m.how, m.what) == (hows[0], TABLE) for m in measured)
+    seconds = {
+        (how, what): median(m.seconds for m in measured if (m.how, m.what) == (how, what)) for how in hows for what in LAUNCHED
+    }
+    rows = {m.what: m.rows for m in measured}
+    table = [(what, f"{rows[what]:,}", *(f"{seconds[how, what]:.1f} s" for how in hows)) for what in LAUNCHED]
+    alone, beside = (what for what in LAUNCHED if what not in (TABLE, "all five tables"))
+    targets = []
+    for how in hows:
+        one, five = seconds[how, TABLE], seconds[how, "all five tables"]
+        targets += [
+            (f"{how}: one table under 10 s", f"{one:.1f} s", one < 10),
+            (f"{how}: five under 30 s", f"{five:.1f} s", five < 30),
+        ]
+        for what in (alone, beside):
+            more = one - seconds[how, what]
+            targets.append((f"{how}: at most 1 s more than {what}", f"{more:.1f} s", more <= 1))
+    return "\n\n".join(
+        (
+            f"Seconds from launch to SUCCESS, medians of {repeats}; webserver and daemon are up, the run's process is new.",
+            _table(("launched", "rows", *hows), table),
+            _table(("target", "measured", "met"), [(name, value, "yes" if met else "no") for name, value, met in targets]),
+        )
+    )
+
+
+def write(page: Path, section: str, text: str) -> None:
+    """Replaces the page's block of that section. Raises ValueError where the page has none."""
+    start, end = f"<!-- measured: {section} -->", f"<!-- end: {section} -->"
+    before = page.read_text(encoding="utf-8")
+    after, count = re.subn(
+        f"{re.escape(start)}.*?{re.escape(end)}", lambda _: f"{start}\n\n{text}\n\n{end}", before, flags=re.DOTALL
+    )
+    if count != 1:
+        raise ValueError(f"{page} has {count} blocks between {start} and {end}; one is needed")
+    page.write_text(after, encoding="utf-8")
+
+
+def _group(measurements: Sequence[Measurement]) -> dict[tuple[str, str], list[float]]:
+    groups: dict[tuple[str, str], list[float]] = {}
+    for m in measurements:
+        if not m.error:
+            groups.setdefault((m.way, m.scenario), []).append(m.seconds)
+    return groups
+
+
+def _speed(rows: int, seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:.1f} s, {rows / seconds:,.0f}/s"
+
+
+def _table(head: Row, rows: Sequence[Row]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

@@ -1,0 +1,99 @@
+"""The benchmark's ways of loading give the right table; nothing is timed here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from benchmarks import page
+from benchmarks.loads import CHANGED, FIRST, UNCHANGED, LoadBench, Measurement, checksum
+from benchmarks.rows import SPEC, write_inputs
+from benchmarks.ways import WAYS, Job
+from pulso_etl.destination.statements import Statements
+
+ROWS = 2_000
+needs_files = pytest.mark.skipif("DATABASE_URL" in os.environ, reason="the server must see this machine's files")
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        "pulso",
+        "psycopg",
+        "sqlalchemy",
+        pytest.param("copy_direct", marks=needs_files),
+        pytest.param("copy_upsert", marks=needs_files),
+    ],
+)
+def test_a_way_leaves_the_rows_that_it_was_given(
+    way: str, conn: psycopg.Connection, server_url: str, schema: str, tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o755)
+    base, changed = (write_inputs(tmp_path, ROWS, changed=changed) for changed in (False, True))
+    statements = Statements(SPEC, schema)
+    for statement in statements.create_table():
+        conn.execute(statement)
+    sums = []
+    for inputs in (base, base, changed) if WAYS[way].upserts else (base,):
+        WAYS[way].load(Job(way, server_url, schema, str(inputs.arrow), str(inputs.binary), str(tmp_path)))
+        sums.append(checksum(conn, statements.target))
+        with inputs.binary.open("rb") as file, conn.transaction(force_rollback=True), conn.cursor() as cursor:
+            cursor.execute(sql.SQL("TRUNCATE {}").format(statements.target))
+            with cursor.copy(statements.copy(statements.target)) as copy:
+                copy.write(file.read())
+            assert checksum(conn, statements.target) == sums[-1]
+    assert {rows for rows, _ in sums} == {ROWS}
+    assert len(set(sums)) == (2 if WAYS[way].upserts else 1)
+
+
+def test_one_per_cent_of_the_rows_change(conn: psycopg.Connection, schema: str, tmp_path: Path) -> None:
+    for name, changed in (("a", False), ("b", True)):
+        conn.execute(sql.SQL("CREATE TABLE {} (LIKE {} INCLUDING ALL)").format(sql.Identifier(name), _target(conn, schema)))
+        with conn.cursor() as cursor, cursor.copy(Statements(SPEC, schema).copy(sql.Identifier(name))) as copy:
+            copy.write(write_inputs(tmp_path, ROWS, changed=changed).binary.read_bytes())
+    columns = sql.SQL(", ").join(sql.Identifier(name) for name in SPEC.column_names)
+    query = sql.SQL("SELECT count(*) FROM (SELECT {c} FROM a EXCEPT SELECT {c} FROM b) d").format(c=columns)
+    assert conn.execute(query).fetchone() == (ROWS // 100,)
+
+
+def test_a_load_that_takes_too_long_or_fails_is_told_and_its_re_loads_are_left_out(server_url: str, tmp_path: Path) -> None:
+    told: list[str] = []
+    bench = LoadBench(server_url, tmp_path, ROWS, timeout=0.01, say=told.append)
+    assert bench.measure(["psycopg"], 1) == [Measurement("psycopg", FIRST, ROWS, error="took longer than 0 s")]
+    assert told[-1] == "2,000 rows, 1 of 1, first load, psycopg: took longer than 0 s"
+
+
+def test_medians_and_ratios_stand_in_the_page(tmp_path: Path) -> None:
+    seconds = {
+        ("pulso", FIRST): (9, 5, 1),
+        ("copy_direct", FIRST): (3, 4, 5),
+        ("pulso", UNCHANGED): (2, 2, 2),
+        ("copy_upsert", UNCHANGED): (1, 1, 9),
+        ("pulso", CHANGED): (1, 1, 1),
+        ("dlt", CHANGED): (20, 9, 7),
+    }
+    measured = [Measurement(way, scenario, 1_000, s, 250.0) for (way, scenario), values in seconds.items() for s in values]
+    text = page.loads(measured)
+    assert "| Pulso ETL | 5.0 s, 200/s | 2.0 s, 500/s | 1.0 s, 1,000/s | 250 MB |" in text
+    assert "| first load at most 1.25 times the physical limit | 1.25 | yes |" in text
+    assert "| unchanged re-load in less than 1 time the upsert by hand | 2.00 | no |" in text
+    assert "at least 8 times as fast as dlt merge (upsert), over CSV | 9.00 | yes |" in text
+
+    file = tmp_path / "page.md"
+    file.write_text("Before.\n<!-- measured: loads -->old<!-- end: loads -->\nAfter.\n", encoding="utf-8")
+    page.write(file, "loads", text)
+    page.write(file, "loads", text)
+    assert file.read_text(encoding="utf-8") == f"Before.\n<!-- measured: loads -->\n\n{text}\n\n<!-- end: loads -->\nAfter.\n"
+    with pytest.raises(ValueError, match="0 blocks"):
+        page.write(file, "memory", text)
+
+
+def _target(conn: psycopg.Connection, schema: str) -> sql.Identifier:
+    statements = Statements(SPEC, schema)
+    for statement in statements.create_table():
+        conn.execute(statement)
+    return statements.target
