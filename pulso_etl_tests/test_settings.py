@@ -14,7 +14,7 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import chdir, suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -39,14 +39,14 @@ URL = f"postgresql://pulso:{PASSWORD}@db.example:5432/dashboard"
 
 
 @pytest.fixture(autouse=True)
-def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def bare_environment(tmp_path: Path) -> Iterator[None]:
     """An environment with DATABASE_URL alone, in an empty folder; what a test loads into it is gone afterwards."""
     before = dict(os.environ)
-    monkeypatch.chdir(tmp_path)
     for name in Settings.model_fields:
         os.environ.pop(name.upper(), None)
     os.environ["DATABASE_URL"] = URL
-    yield
+    with chdir(tmp_path):
+        yield
     os.environ.clear()
     os.environ.update(before)
 
