@@ -209,7 +209,7 @@ class SampleData:
             yield {
                 "fecha_foto": day,
                 "periodo_mes": f"{day:%Y-%m}",
-                "archivo": _archivo(day, n // 100),
+                "archivo": _archivo(day, n // 10 % max(4, count // 100)),
                 "tipo_cartera": CARTERAS[n % 5],
                 "servicio": SERVICIOS[n // 5 % 2],
                 "cuenta": f"{day:%Y%m}{n:06d}",

@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy
 
 from pulso_etl.local.postgres import EmbeddedPostgres
+from pulso_etl_tests.local.processes import nothing_left
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,61 @@ def test_stop_works_after_an_earlier_owner_was_killed(tmp_path: Path) -> None:
     with EmbeddedPostgres(data_dir) as server, psycopg.connect(server.url()) as conn:
         conn.execute("SELECT 1")
     assert not (data_dir / "postmaster.pid").exists()
+
+
+def test_server_ends_with_a_killed_owner(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    code = (
+        "import os, sys, pathlib; from pulso_etl.local.postgres import EmbeddedPostgres;"
+        "EmbeddedPostgres(pathlib.Path(sys.argv[1])).start(); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(data_dir)], timeout=60).returncode == -9
+    assert nothing_left(data_dir, seconds=15)
+
+
+def test_processes_that_share_a_server_leave_it_to_the_last_one(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    code = (
+        "import sys, pathlib; from pulso_etl.local.postgres import EmbeddedPostgres;"
+        "\nwith EmbeddedPostgres(pathlib.Path(sys.argv[1])) as server: print(server.joined)"
+    )
+    with EmbeddedPostgres(data_dir) as server:
+        assert not server.joined
+        other = subprocess.run([sys.executable, "-c", code, str(data_dir)], capture_output=True, text=True, timeout=60)
+        assert other.stdout == "True\n", other.stderr
+        with psycopg.connect(server.url()) as conn:
+            conn.execute("SELECT 1")
+    assert nothing_left(data_dir)
+
+
+def test_start_after_initdb_was_cut_off(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    (data_dir / "PG_VERSION").write_text("18\n")
+    (tmp_path / "data.new").touch()
+    with EmbeddedPostgres(data_dir) as server, psycopg.connect(server.url()) as conn:
+        conn.execute("SELECT 1")
+    assert not (tmp_path / "data.new").exists()
+
+
+def test_start_after_the_machine_went_down_and_the_number_is_another_process_s(tmp_path: Path) -> None:
+    server = EmbeddedPostgres(tmp_path / "data")
+    with server:
+        lines = (server.data_dir / "postmaster.pid").read_text().splitlines()
+    (server.data_dir / "postmaster.pid").write_text("\n".join([str(os.getppid()), *lines[1:]]) + "\n")
+    (server.data_dir / ".handle_pids.json").write_text(f"[{os.getppid()}]")
+    os.utime(server.data_dir / ".handle_pids.json", (0, 0))
+    with server, psycopg.connect(server.url()) as conn:
+        conn.execute("SELECT 1")
+    assert not server.alive()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_folder_of_another_user_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    os.chown(tmp_path / "data", 54321, 54321)
+    with pytest.raises(PermissionError, match="belongs to another user"):
+        EmbeddedPostgres(tmp_path / "data").start()
 
 
 def test_space_in_the_path_is_a_clear_error(tmp_path: Path) -> None:
