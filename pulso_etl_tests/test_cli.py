@@ -20,10 +20,10 @@ from pydantic import SecretStr
 from pulso_etl.cli import main
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import SampleData, load_table
-from pulso_etl.local.stack import ROOT
 from pulso_etl.refresh import lima_day
 from pulso_etl.settings import Settings
 from pulso_etl.tables import TABLES
+from pulso_etl_tests.dagster_stack import CHECKOUT
 
 TODAY = lima_day(datetime.now(UTC))
 SECRET = "un-secreto-9f3c"
@@ -257,7 +257,7 @@ def test_a_deployment_that_is_not_set_up_is_told_in_one_line(
 def test_dagster_s_storage_that_is_not_set_up_is_told_in_one_line(
     pulso: Pulso, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text())
+    (tmp_path / "dagster.yaml").write_text((CHECKOUT / "dagster.yaml").read_text())
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     monkeypatch.delenv("DAGSTER_POSTGRES_URL", raising=False)
     ended = pulso("refresh", "dashboard_data")
