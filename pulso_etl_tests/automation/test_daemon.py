@@ -139,6 +139,35 @@ def test_tables_are_loaded_by_themselves_and_told_as_fresh(deployment: Deploymen
     assert (tags["dagster/max_runtime"], tags["dagster/priority"]) == ("1800", "10")
 
 
+def test_a_long_backfill_does_not_keep_the_refresh_waiting(deployment: Deployment) -> None:
+    today = lima_day(datetime.now(UTC))
+    days = [str(today - timedelta(days=back)) for back in range(399, -1, -1)]
+
+    def backfill() -> list[str]:
+        tagged = [run for run in deployment.runs() if "dagster/backfill" in {tag["key"] for tag in run["tags"]}]
+        return [run["status"] for run in tagged]
+
+    # Just loaded, the table is not due again before the back-fill has begun.
+    loads = deployment.successes(PRODUCTIVITY)
+    deployment.make_due(PRODUCTIVITY)
+    deployment.await_success(PRODUCTIVITY, loads)
+    with psycopg.connect(deployment.url) as blocker:
+        # The back-fill stands still in its load for as long as this lock is held.
+        blocker.execute("LOCK TABLE target.productivity_data IN SHARE MODE")
+        deployment.stack.graphql(BACKFILL, params={"assetSelection": [{"path": [PRODUCTIVITY]}], "partitionNames": days})
+        wait_until(lambda: backfill() == ["STARTED"], PATIENCE)
+        before = deployment.successes(DASHBOARD)
+        deployment.make_due(DASHBOARD)
+        deployment.await_success(DASHBOARD, before)
+        assert backfill() == ["STARTED"]
+        blocker.rollback()
+    wait_until(lambda: backfill() == ["SUCCESS"], PATIENCE)
+    assert deployment.query("SELECT max(partition_end - partition_start) + 1 FROM etl_extractions") == [(400,)]
+    # From here on this table's source is broken: it can't be refreshed, and first nears its limit.
+    deployment.emulator.client().delete_table(deployment.stack.data.names["agentes"])
+    wait_until(lambda: freshness(deployment)[PRODUCTIVITY] == "WARNING", 2 * PATIENCE)
+
+
 def test_a_killed_run_worker_is_found_out_and_its_table_loaded(deployment: Deployment) -> None:
     before, run_id = deployment.hold_a_load()
     os.kill(deployment.worker(run_id), signal.SIGKILL)
@@ -190,35 +219,8 @@ def test_a_run_that_hangs_past_its_time_out_is_terminated_and_its_table_loaded(d
     assert deployment.rows_are_right()
 
 
-def test_a_long_backfill_does_not_keep_the_refresh_waiting(deployment: Deployment) -> None:
-    today = lima_day(datetime.now(UTC))
-    days = [str(today - timedelta(days=back)) for back in range(399, -1, -1)]
-
-    def backfill() -> list[str]:
-        tagged = [run for run in deployment.runs() if "dagster/backfill" in {tag["key"] for tag in run["tags"]}]
-        return [run["status"] for run in tagged]
-
-    # Just loaded, the table is not due again before the back-fill has begun.
-    loads = deployment.successes(PRODUCTIVITY)
-    deployment.make_due(PRODUCTIVITY)
-    deployment.await_success(PRODUCTIVITY, loads)
-    with psycopg.connect(deployment.url) as blocker:
-        # The back-fill stands still in its load for as long as this lock is held.
-        blocker.execute("LOCK TABLE target.productivity_data IN SHARE MODE")
-        deployment.stack.graphql(BACKFILL, params={"assetSelection": [{"path": [PRODUCTIVITY]}], "partitionNames": days})
-        wait_until(lambda: backfill() == ["STARTED"], PATIENCE)
-        before = deployment.successes(DASHBOARD)
-        deployment.make_due(DASHBOARD)
-        deployment.await_success(DASHBOARD, before)
-        assert backfill() == ["STARTED"]
-        blocker.rollback()
-    wait_until(lambda: backfill() == ["SUCCESS"], PATIENCE)
-    assert deployment.query("SELECT max(partition_end - partition_start) + 1 FROM etl_extractions") == [(400,)]
-
-
 def test_a_table_that_can_not_be_refreshed_turns_stale(deployment: Deployment) -> None:
-    deployment.emulator.client().delete_table(deployment.stack.data.names["agentes"])
-    wait_until(lambda: freshness(deployment)[PRODUCTIVITY] == "WARNING", 2 * PATIENCE)
+    # Its source is broken since the back-fill.
     wait_until(lambda: freshness(deployment)[PRODUCTIVITY] == "DEGRADED", 2 * PATIENCE)
     assert freshness(deployment)[DASHBOARD] in ("HEALTHY", "WARNING")
 

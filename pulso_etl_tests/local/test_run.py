@@ -47,7 +47,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def counts(output: str) -> dict[str, list[str]]:
     """The figures of the printed table: read, inserted, updated, unchanged, deleted."""
     rows = [line.split() for line in output.splitlines()]
-    return {row[0]: row[2:7] for row in rows if len(row) == 10 and row[0] in TABLES}
+    return {row[0]: row[2:7] for row in rows if len(row) == 11 and row[0] in TABLES}
 
 
 def test_a_wheel_runs_without_a_home_and_a_second_run_finds_every_row_unchanged(tmp_path: Path, wheel: Path) -> None:

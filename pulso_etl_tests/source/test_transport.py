@@ -53,12 +53,22 @@ def eventually(condition: Callable[[], bool], seconds: float = 5) -> bool:
     return condition()
 
 
+BEFORE: set[threading.Thread] = set()
+"""Threads that other tests of this process have left running."""
+
+
+@pytest.fixture(autouse=True)
+def threads_before() -> None:
+    BEFORE.clear()
+    BEFORE.update(threading.enumerate())
+
+
 def nothing_is_left(storage: StorageServer) -> bool:
     """No call at the server, no connection to it, and no thread of the client that downloads."""
     return (
         storage.active == 0
         and not any(c.raddr and c.raddr.port == storage.port for c in psutil.Process().net_connections("tcp"))
-        and not any(t.name.startswith("ThreadPoolExecutor") for t in threading.enumerate())
+        and not any(t.name.startswith("ThreadPoolExecutor") for t in threading.enumerate() if t not in BEFORE)
     )
 
 
