@@ -72,7 +72,9 @@ class Dev:
             "mode": "default",
             "executionMetadata": {"tags": tags},
         }
-        return str(self.ask(LAUNCH, params=params)["launchPipelineExecution"]["run"]["runId"])
+        launched = self.ask(LAUNCH, params=params)["launchPipelineExecution"]
+        assert launched["__typename"] == "LaunchRunSuccess", launched
+        return str(launched["run"]["runId"])
 
     def wait_for_run(self, run_id: str, *statuses: str, seconds: float = 60) -> str:
         deadline = time.monotonic() + seconds
@@ -170,7 +172,7 @@ def test_a_server_that_dies_is_reported_with_its_log_and_ends_the_rest(dev: Dev)
 def test_a_killed_parent_leaves_no_server_and_the_next_start_ends_its_runs(home: Path) -> None:
     first = Dev(home)
     run_id = first.launch("dashboard_data", time.strftime("%Y-%m-01"))
-    first.wait_for_run(run_id, "STARTED")
+    first.wait_for_run(run_id, "STARTED", "SUCCESS")
     first.command.process.kill()
     first.command.end()
     assert nothing_left(home, seconds=20)

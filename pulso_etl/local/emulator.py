@@ -34,7 +34,7 @@ class BigQueryEmulator:
         self.rest_url = ""
         self.grpc_address = ""
 
-    def start(self, timeout: float = 30.0) -> BigQueryEmulator:
+    def start(self, timeout: float = 120.0) -> BigQueryEmulator:
         """Starts the emulator and waits until it answers, `timeout` seconds at most. Raises RuntimeError."""
         rest, grpc = _free_port(), _free_port()
         self.rest_url, self.grpc_address = f"http://127.0.0.1:{rest}", f"127.0.0.1:{grpc}"

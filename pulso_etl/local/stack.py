@@ -24,7 +24,7 @@ from pulso_etl.errors import LocalStackError
 from pulso_etl.local.child import Child, interruptible, uninterrupted
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.postgres import EmbeddedPostgres
-from pulso_etl.local.sample_data import SampleData
+from pulso_etl.local.sample_data import DEFAULT_ROWS, SampleData
 from pulso_etl.refresh import lima_day
 from pulso_etl.settings import Settings, load_settings
 
@@ -64,7 +64,7 @@ def local_stack(
     *,
     revision: int = 0,
     days: int = 30,
-    rows_per_day: int = 170,
+    rows_per_day: int = DEFAULT_ROWS,
     say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[LocalStack]:
     """PostgreSQL (unless DATABASE_URL names one), the emulator with sample data, and a Dagster home; all in `home`.
