@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -91,8 +92,10 @@ class LoadBench:
             conn.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
             if not WAYS[way].creates_table:
                 _create_table(conn, schema)
+        # No load pays for writing out what came before it.
         with suppress(pg.InsufficientPrivilege):
             conn.execute("CHECKPOINT")
+        os.sync()
         job = Job(way, self.url, schema, str(inputs.arrow), str(inputs.binary), str(own_files))
         try:
             child = subprocess.run(

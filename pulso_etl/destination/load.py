@@ -40,6 +40,8 @@ from pulso_etl.tables.spec import OnReject, TableSpec
 Plan = Literal["direct", "merge"]
 Open = Callable[[], AbstractContextManager[pa.RecordBatchReader]]
 
+CHUNK_ROWS = 2_500
+"""Rows encoded at once, so that memory does not follow the size of the source's batches."""
 SMALL_PARTITION_ROWS = 20
 """A partition with fewer rows may shrink freely; the whole range is still guarded."""
 
@@ -289,7 +291,8 @@ def _copy(
             if into != STAGE:
                 # Neighbours in the primary key's index go in together, which takes a fifth off the server's work.
                 batch = batch.sort_by([(key, "ascending") for key in spec.primary_key])
-            yield encoder.write_batch(batch)
+            for start in range(0, batch.num_rows, CHUNK_ROWS):
+                yield encoder.write_batch(batch.slice(start, CHUNK_ROWS))
             for entry in pc.value_counts(batch.column(spec.partition_column)).to_pylist():
                 rows[entry["values"]] += entry["counts"]
         yield encoder.finish()
