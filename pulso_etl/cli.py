@@ -1,4 +1,4 @@
-"""The command line: `pulso-etl run | dev | refresh | status | doctor`."""
+"""The command line, `pulso-etl`."""
 
 from __future__ import annotations
 
