@@ -107,8 +107,7 @@ def build_asset(
     )
     def table(context: dg.AssetExecutionContext, bigquery: BigQuerySource, budget: DailyBudget) -> DeferredStream:
         keys = sorted(context.partition_keys)
-        window = DayRange(date.fromisoformat(keys[0]), date.fromisoformat(keys[-1]))
-        stream = bigquery.stream(spec, window, context.run.run_id)
+        stream = bigquery.stream(spec, DayRange.parse(keys[0], keys[-1]), context.run.run_id)
         return stream if context.run.tags.get(FORCE_TAG) == "true" else AdmittedStream(stream, budget)
 
     return table

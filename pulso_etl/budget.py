@@ -13,13 +13,14 @@ from typing import Any
 import dagster as dg
 import psycopg
 import pyarrow as pa
-from psycopg import sql
 
 from pulso_etl.destination.io_manager import DeferredStream
+from pulso_etl.destination.watermarks import Watermarks
 from pulso_etl.errors import BudgetExceeded
 from pulso_etl.refresh import LIMA, lima_day
+from pulso_etl.settings import GIBIBYTE, Settings
+from pulso_etl.source.bigquery import TIB
 
-TIB = 1024**4
 ALERT_SHARE = 0.8
 FORCE_TAG = "pulso_etl/force"
 """Run tag; "true" lets a run go on when the budget is spent."""
@@ -55,7 +56,7 @@ class Budget:
             )
 
     def _amount(self, size: int) -> str:
-        return f"{size / 1024**3:.2f} GiB ({size / TIB * self.price_per_tib:.2f} USD)"
+        return f"{size / GIBIBYTE:.2f} GiB ({size / TIB * self.price_per_tib:.2f} USD)"
 
 
 class DailyBudget(dg.ConfigurableResource[None]):
@@ -66,8 +67,18 @@ class DailyBudget(dg.ConfigurableResource[None]):
     limit: int | None = None
     price_per_tib: float = 6.25
 
+    @classmethod
+    def of(cls, settings: Settings, database_url: str) -> DailyBudget:
+        """The budget that the settings describe."""
+        return cls(
+            database_url=database_url,
+            database_schema=settings.database_schema,
+            limit=settings.bigquery_daily_budget_bytes,
+            price_per_tib=settings.bigquery_price_per_tib,
+        )
+
     def today(self) -> Budget:
-        """The budget now. Raises psycopg.Error."""
+        """The budget now. Asks PostgreSQL only where there is a limit. Raises psycopg.Error."""
         if self.limit is None:
             return Budget(None, 0, self.price_per_tib)
         with psycopg.connect(self.database_url, autocommit=True, connect_timeout=10) as conn:
@@ -91,16 +102,7 @@ class AdmittedStream:
         return self.stream.open()
 
 
-def read_budget(conn: psycopg.Connection, schema: str, now: datetime, limit: int | None, price_per_tib: float) -> Budget:
+def read_budget(conn: psycopg.Connection, schema: str, now: datetime, limit: int, price_per_tib: float) -> Budget:
     """The budget at the instant `now`, by the attempts that ended since midnight in America/Lima, failed ones included."""
-    if limit is None or conn.execute("SELECT to_regclass(%s)", (f'"{schema}".etl_extractions',)).fetchone() == (None,):
-        return Budget(limit, 0, price_per_tib)
     midnight = datetime.combine(lima_day(now), time(), LIMA)
-    row = conn.execute(
-        sql.SQL("SELECT coalesce(sum((metadata->>'bytes_billed')::numeric), 0)::bigint FROM {} WHERE finished_at >= %s").format(
-            sql.Identifier(schema, "etl_extractions")
-        ),
-        (midnight,),
-    ).fetchone()
-    assert row is not None
-    return Budget(limit, int(row[0]), price_per_tib)
+    return Budget(limit, Watermarks(schema).billed(conn, midnight), price_per_tib)

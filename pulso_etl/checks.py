@@ -178,7 +178,7 @@ def run_window(tags: Mapping[str, str]) -> DayRange | None:
     start = tags.get(ASSET_PARTITION_RANGE_START_TAG) or tags.get(PARTITION_NAME_TAG)
     if start is None:
         return None
-    return DayRange(date.fromisoformat(start), date.fromisoformat(tags.get(ASSET_PARTITION_RANGE_END_TAG) or start))
+    return DayRange.parse(start, tags.get(ASSET_PARTITION_RANGE_END_TAG) or start)
 
 
 def descriptions(spec: TableSpec) -> dict[Check, str]:

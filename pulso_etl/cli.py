@@ -18,7 +18,7 @@ from rich.table import Table
 from pulso_etl import logs
 from pulso_etl.alerts.service import try_channels
 from pulso_etl.automation.recovery import recover
-from pulso_etl.budget import read_budget
+from pulso_etl.budget import DailyBudget
 from pulso_etl.definitions import build_defs
 from pulso_etl.destination.statements import Statements
 from pulso_etl.destination.strategies import statements_in_order
@@ -92,14 +92,8 @@ def refresh_tables(
     now = datetime.now(UTC)
     with _connect(settings) as conn:
         states = Watermarks(settings.database_schema).read(conn)
-        if not force:
-            read_budget(
-                conn,
-                settings.database_schema,
-                now,
-                settings.bigquery_daily_budget_bytes,
-                settings.bigquery_price_per_tib,
-            ).admit()
+    if not force:
+        DailyBudget.of(settings, settings.database_url.get_secret_value()).today().admit()
     plans = [
         plan_refresh(
             spec,
@@ -128,6 +122,11 @@ def refresh_tables(
     return outcomes
 
 
+def _show(table: Table) -> None:
+    # A pipe has no width; the table must not be cut for it.
+    Console(width=max(console.width, 150)).print(table)
+
+
 def _report(outcomes: Sequence[Outcome]) -> None:
     table = Table("table", "partitions", *COUNTS, "seconds", "bytes billed", "cost USD", box=None)
     for outcome in outcomes:
@@ -135,8 +134,7 @@ def _report(outcomes: Sequence[Outcome]) -> None:
         counts = [str(outcome.counts.get(name, "-")) for name in COUNTS]
         cost = f"{outcome.cost:.4f}"
         table.add_row(outcome.table, state, *counts, f"{outcome.seconds:.1f}", str(outcome.bytes_billed), cost)
-    # A pipe has no width; the table must not be cut for it.
-    Console(width=max(console.width, 150)).print(table)
+    _show(table)
     failed = [outcome for outcome in outcomes if outcome.error]
     for outcome in failed:
         console.print(f"failed: {outcome.table}: {outcome.error}", **PLAIN)
@@ -185,7 +183,7 @@ def status() -> None:
         seconds = None if state.seconds is None else f"{state.seconds:.1f}"
         row = (state.status, fresh, state.last_partition, age and str(age).split(".")[0], state.records, seconds)
         table.add_row(name, *("-" if value is None else str(value) for value in row))
-    Console(width=max(console.width, 150)).print(table)
+    _show(table)
     for state in states.values():
         if state.error:
             console.print(f"failed: {state.table_name}: {state.error}", **PLAIN)
@@ -214,7 +212,7 @@ def reconcile(
             verdict = {True: "yes", False: "no", None: "unknown"}[found.agrees]
             row = (found.partitions, f"{found.seconds:.1f}", str(found.bytes_billed), f"{found.cost:.4f}", found.text)
             shown.add_row(spec.name, verdict, *row)
-    Console(width=max(console.width, 150)).print(shown)
+    _show(shown)
     if not agree:
         raise typer.Exit(1)
 

@@ -36,12 +36,7 @@ def build_resources(settings: Settings) -> dict[str, Any]:
             emulator_host=settings.bigquery_emulator_host,
             emulator_storage=settings.bigquery_emulator_storage,
         ),
-        "budget": DailyBudget(
-            database_url=database_url,
-            database_schema=settings.database_schema,
-            limit=settings.bigquery_daily_budget_bytes,
-            price_per_tib=settings.bigquery_price_per_tib,
-        ),
+        "budget": DailyBudget.of(settings, database_url),
         "postgres": PostgresUpsertIOManager(
             database_url=database_url,
             database_schema=settings.database_schema,

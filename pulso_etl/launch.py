@@ -54,6 +54,11 @@ def job_tags(specs: Sequence[TableSpec]) -> dict[str, str]:
     return tags | ({TABLE_TAG: specs[0].name} if len(specs) == 1 else {})
 
 
+def range_tags(window: DayRange) -> dict[str, str]:
+    """The tags that give a run its range of partitions."""
+    return {ASSET_PARTITION_RANGE_START_TAG: str(window.start), ASSET_PARTITION_RANGE_END_TAG: str(window.end)}
+
+
 def run_tags(
     spec: TableSpec, window: DayRange, *, force: bool = False, allow_shrink: bool = False, verified: bool = False
 ) -> dict[str, str]:
@@ -61,9 +66,8 @@ def run_tags(
 
     `force` overrules the day's budget, `allow_shrink` the guard; `verified`: the trailing days before the window need no load.
     """
-    tags = {ASSET_PARTITION_RANGE_START_TAG: str(window.start), ASSET_PARTITION_RANGE_END_TAG: str(window.end)}
     granted = {FORCE_TAG: force, ALLOW_SHRINK_TAG: allow_shrink, VERIFIED_TAG: verified}
-    return job_tags([spec]) | tags | {tag: "true" for tag, given in granted.items() if given}
+    return job_tags([spec]) | range_tags(window) | {tag: "true" for tag, given in granted.items() if given}
 
 
 def run_plan(
@@ -179,7 +183,7 @@ def run_reconciliation(
     The result is recorded as the table's asset check. An error of the run is in the outcome, not raised.
     """
     began = time.perf_counter()
-    tags = {ASSET_PARTITION_RANGE_START_TAG: str(window.start), ASSET_PARTITION_RANGE_END_TAG: str(window.end)} if window else {}
+    tags = range_tags(window) if window else {}
     result = _execute(defs, instance, set(), {reconciliation_key(spec)}, tags, logger)
     seconds = time.perf_counter() - began
     if not result.success:

@@ -12,7 +12,7 @@ holds; what the source has beyond is not loaded yet.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from decimal import Decimal
@@ -31,8 +31,6 @@ ABSOLUTE_TOLERANCE = 1e-6
 NUMBERS = {ColumnType.INTEGER, ColumnType.NUMERIC, ColumnType.DOUBLE}
 
 Value = int | float | Decimal | None
-Figures = Mapping[date, Sequence[Value]]
-"""The values of every measure, by day."""
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,6 @@ UNCLEAR = frozenset({Cause.TIMEOUT, Cause.RUN_FAILURE})
 """Failures that name no cause of their own; of a table that an outage holds, they are that outage's."""
 FAILURES = OUTAGES | UNCLEAR | {Cause.CONTRACT, Cause.SHRINK_REFUSED, Cause.COST_CAP}
 """A run failed; a successful run of the table ends them."""
-BUDGETS = frozenset({Cause.BUDGET_80, Cause.BUDGET_100})
 
 PROVES_WELL: Mapping[Cause, frozenset[Cause]] = {
     Cause.CONTRACT: OUTAGES,

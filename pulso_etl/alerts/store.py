@@ -12,10 +12,38 @@ from pydantic import TypeAdapter
 
 from pulso_etl.alerts.incidents import Cause, Incident, Stage, Subject
 from pulso_etl.alerts.messages import Message
+from pulso_etl.destination.bookkeeping import create_missing
 
 REMEMBERED = timedelta(days=1)
 """How long a closed incident is read, so that failures from before its end are known to be old."""
 
+CREATE = """
+CREATE TABLE IF NOT EXISTS {incidents} (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    cause text NOT NULL,
+    state text NOT NULL CHECK (state IN ('open', 'closed')),
+    first_seen timestamptz NOT NULL,
+    last_seen timestamptz NOT NULL,
+    count integer NOT NULL,
+    tables text[] NOT NULL,
+    subjects jsonb NOT NULL,
+    notified_at timestamptz,
+    held_until timestamptz,
+    closed_at timestamptz
+);
+CREATE TABLE IF NOT EXISTS {messages} (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    alert_id bigint NOT NULL REFERENCES {incidents},
+    stage text NOT NULL,
+    severity text NOT NULL,
+    title text NOT NULL,
+    body text NOT NULL,
+    created_at timestamptz NOT NULL,
+    pending text[] NOT NULL,
+    attempts integer NOT NULL DEFAULT 0,
+    retry_at timestamptz NOT NULL
+);
+"""
 _SUBJECTS = TypeAdapter(tuple[Subject, ...])
 
 
@@ -44,31 +72,9 @@ class AlertStore:
 
     def create(self, conn: psycopg.Connection) -> None:
         """Creates schema and tables where they are missing, one process at a time."""
-        if self._exists(conn):
-            return
-        conn.execute("SELECT pg_advisory_xact_lock(hashtextextended('pulso_etl:ddl', 0))")
-        if conn.execute("SELECT to_regnamespace(%s)", (f'"{self.schema}"',)).fetchone() == (None,):
-            conn.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(self.schema)))
-        conn.execute(
-            sql.SQL(
-                "CREATE TABLE IF NOT EXISTS {} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, cause text NOT NULL, "
-                "state text NOT NULL CHECK (state IN ('open', 'closed')), first_seen timestamptz NOT NULL, "
-                "last_seen timestamptz NOT NULL, count integer NOT NULL, tables text[] NOT NULL, subjects jsonb NOT NULL, "
-                "notified_at timestamptz, held_until timestamptz, closed_at timestamptz)"
-            ).format(self.incidents)
+        create_missing(
+            conn, self.schema, "etl_alert_messages", sql.SQL(CREATE).format(incidents=self.incidents, messages=self.messages)
         )
-        conn.execute(
-            sql.SQL(
-                "CREATE TABLE IF NOT EXISTS {} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, "
-                "alert_id bigint NOT NULL REFERENCES {}, stage text NOT NULL, severity text NOT NULL, title text NOT NULL, "
-                "body text NOT NULL, created_at timestamptz NOT NULL, pending text[] NOT NULL, "
-                "attempts integer NOT NULL DEFAULT 0, retry_at timestamptz NOT NULL)"
-            ).format(self.messages, self.incidents)
-        )
-
-    def _exists(self, conn: psycopg.Connection) -> bool:
-        row = conn.execute("SELECT to_regclass(%s)", (f'"{self.schema}".etl_alert_messages',)).fetchone()
-        return row != (None,)
 
     def load(self, conn: psycopg.Connection, now: datetime) -> list[Incident]:
         """Open incidents and those closed not long before `now`, oldest first."""

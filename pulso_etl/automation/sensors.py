@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
@@ -18,7 +17,7 @@ from pulso_etl.automation.alerting import CheckOutcome, events
 from pulso_etl.automation.due import BackOff, Decision, Standing, changed_days, contiguous, decide, loaded_days
 from pulso_etl.automation.jobs import RECONCILIATION_JOB, job_tables, table_job
 from pulso_etl.automation.recovery import recover
-from pulso_etl.budget import Budget, read_budget
+from pulso_etl.budget import Budget, DailyBudget
 from pulso_etl.checks import currency, up_to_date_key
 from pulso_etl.destination.watermarks import Attempt, TableState, Watermarks
 from pulso_etl.errors import PulsoError
@@ -100,22 +99,22 @@ class Automation:
             limit=settings.retry_limit,
         )
 
-    @contextmanager
-    def connect(self) -> Iterator[psycopg.Connection]:
-        with psycopg.connect(
+    def connect(self) -> psycopg.Connection:
+        """A connection in autocommit mode, closed at the end of a `with`."""
+        return psycopg.connect(
             self.settings.database_url.get_secret_value(),
             autocommit=True,
             application_name="pulso-etl automation",
             connect_timeout=10,
-        ) as conn:
-            yield conn
+        )
+
+    def observe(self, instance: dg.DagsterInstance, conn: psycopg.Connection, now: datetime) -> dict[str, Standing]:
+        """What is known of each table at the instant `now`."""
+        return standings(instance, self.marks.read(conn, now - MEMORY), self.tables, now)
 
     def budget(self) -> Budget:
         """What may still be billed today."""
-        settings = self.settings
-        with self.connect() as conn:
-            limit, price = settings.bigquery_daily_budget_bytes, settings.bigquery_price_per_tib
-            return read_budget(conn, settings.database_schema, datetime.now(UTC), limit, price)
+        return DailyBudget.of(self.settings, self.settings.database_url.get_secret_value()).today()
 
     def sensors(self) -> list[dg.SensorDefinition]:
         """Every sensor."""
@@ -147,8 +146,7 @@ class Automation:
         if (budget := self.budget()).is_spent:
             return [], [f"the day's BigQuery budget is spent: {budget}"]
         with self.connect() as conn:
-            found = standings(instance, self.marks.read(conn, now - MEMORY), self.tables, now)
-            for table, standing in found.items():
+            for table, standing in self.observe(instance, conn, now).items():
                 spec, decision = self.tables[table], self.decide(table, standing, now)
                 if decision.window is None:
                     reasons.append(f"{table}: {decision.reason}")
@@ -255,7 +253,7 @@ class Automation:
         """Sends the alerts that the state at `now` and what happened after `since` call for."""
         try:
             with self.connect() as conn:
-                found = standings(instance, self.marks.read(conn, now - MEMORY), self.tables, now)
+                found = self.observe(instance, conn, now)
             self._report_currency(instance, found, now)
             happened = list(
                 events(

@@ -90,11 +90,6 @@ class LoadResult:
     quarantine_reasons: dict[str, int] = field(default_factory=dict)
 
     @property
-    def new_columns(self) -> list[str]:
-        """Columns of the source that were not loaded."""
-        return self.drift.not_loaded
-
-    @property
     def quarantined_share(self) -> float:
         """Of the rows read, 0..1."""
         total = self.total

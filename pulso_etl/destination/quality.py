@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from pulso_etl.destination.identifiers import listed
 from pulso_etl.refresh import DayRange
 from pulso_etl.tables.spec import TableSpec
 
@@ -114,7 +115,6 @@ def statement(spec: TableSpec, schema: str, by_rule: tuple[Rule, ...]) -> sql.Co
     """
     partition = sql.Identifier(spec.partition_column)
     in_window = sql.SQL("{} BETWEEN %(start)s AND %(end)s").format(partition)
-    keys = sql.SQL(", ").join(sql.Identifier(name) for name in spec.primary_key)
     shown = dict.fromkeys((spec.partition_column, *spec.primary_key))
     # An example is built for broken rows only: a FILTER is asked before the argument is computed.
     per_rule = [
@@ -135,7 +135,7 @@ def statement(spec: TableSpec, schema: str, by_rule: tuple[Rule, ...]) -> sql.Co
         target=sql.Identifier(schema, spec.name),
         key=_json(spec.primary_key),
         scope=in_window if spec.partition_in_key else sql.SQL("true"),
-        keys=keys,
+        keys=listed(spec.primary_key),
         per_rule=sql.SQL(", ").join(per_rule),
         in_window=in_window,
         any_broken=sql.SQL(" OR ").join(rule.broken for rule in by_rule),

@@ -16,7 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from psycopg import sql
 
+from pulso_etl.destination.bookkeeping import create_missing
 from pulso_etl.destination.conform import Fault, Reason
+from pulso_etl.destination.identifiers import equal, listed
 from pulso_etl.destination.statements import DIFF, STAGE, Statements
 from pulso_etl.destination.strategies import STRATEGIES
 from pulso_etl.errors import QuarantineExceeded
@@ -94,9 +96,7 @@ class Quarantine:
         if not self._lines:
             return
         table = sql.Identifier(schema, "etl_quarantine")
-        if conn.execute("SELECT to_regclass(%s)", (table.as_string(),)).fetchone() == (None,):
-            conn.execute("SELECT pg_advisory_xact_lock(hashtextextended('pulso_etl:ddl', 0))")
-            conn.execute(sql.SQL(CREATE).format(table=table))
+        create_missing(conn, schema, "etl_quarantine", sql.SQL(CREATE).format(table=table))
         names = sql.SQL("table_name, extraction_id, partition, column_name, reason, source_row")
         with conn.cursor() as cursor, cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN").format(table, names)) as copy:
             for line in self._lines:
@@ -116,7 +116,7 @@ class Quarantine:
     def spare(self, conn: psycopg.Connection, statements: Statements) -> None:
         """Takes rows of the table whose key is remembered off the list of those that have vanished."""
         if self._keys:
-            same = sql.SQL(" AND ").join(sql.SQL("t.{0} = k.{0}").format(sql.Identifier(name)) for name in self.spec.primary_key)
+            same = equal(self.spec.primary_key, "t", "k")
             conn.execute(
                 sql.SQL("DELETE FROM {} d USING {} t, {} k WHERE d.sid IS NULL AND t.ctid = d.tid AND {}").format(
                     DIFF, statements.target, KEPT, same
@@ -124,7 +124,7 @@ class Quarantine:
             )
 
     def _take_repeated(self, conn: psycopg.Connection, read: int) -> None:
-        by, columns = _list("", self.identity), self.spec.column_names
+        by, columns = listed(self.identity), self.spec.column_names
         conn.execute(
             sql.SQL(
                 "CREATE TEMP TABLE {repeated} ON COMMIT DROP AS SELECT {by}, count(*) FILTER (WHERE staged) AS copies "
@@ -139,9 +139,9 @@ class Quarantine:
         self._refuse_excess(
             self.by_day.total() + copies[0], read, self.by_reason + Counter({f"{named}: {Reason.DUPLICATE}": copies[0]})
         )
-        same = sql.SQL(" AND ").join(sql.SQL("s.{0} = r.{0}").format(sql.Identifier(name)) for name in self.identity)
+        same = equal(self.identity, "s", "r")
         taken = conn.execute(
-            sql.SQL("DELETE FROM {} s USING {} r WHERE {} RETURNING {}").format(STAGE, REPEATED, same, _list("s", columns))
+            sql.SQL("DELETE FROM {} s USING {} r WHERE {} RETURNING {}").format(STAGE, REPEATED, same, listed(columns, "s"))
         ).fetchall()
         rows = [dict(zip(columns, row, strict=True)) for row in taken]
         days = [row[self.spec.partition_column] for row in rows]
@@ -201,7 +201,3 @@ def _plain(value: Any) -> Any:
         case None | bool() | int() | float():
             return value
     return str(value)
-
-
-def _list(alias: str, names: tuple[str, ...]) -> sql.Composed:
-    return sql.SQL(", ").join(sql.Identifier(alias, name) if alias else sql.Identifier(name) for name in names)

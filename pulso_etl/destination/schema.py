@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import psycopg
 from psycopg import sql
 
+from pulso_etl.destination.identifiers import listed
 from pulso_etl.errors import SchemaRefused
 from pulso_etl.tables.spec import Column, ColumnType, Contract, Strategy, TableSpec
 
@@ -70,7 +71,7 @@ def create_table(spec: TableSpec, schema: str) -> list[sql.Composed]:
     """The table with its key, checks and indexes."""
     lines = [_definition(spec, column) for column in (*spec.columns, *spec.kept_columns)]
     if spec.table_key:
-        lines.append(sql.SQL("PRIMARY KEY ({})").format(_list(spec.table_key)))
+        lines.append(sql.SQL("PRIMARY KEY ({})").format(listed(spec.table_key)))
     target = sql.Identifier(schema, spec.name)
     return [
         sql.SQL("CREATE TABLE IF NOT EXISTS {} ({})").format(target, sql.SQL(", ").join(lines)),
@@ -130,7 +131,7 @@ def migrate(spec: TableSpec, schema: str, table: Table) -> list[Change]:
         if table.primary_key:
             actions.append(sql.SQL("DROP CONSTRAINT {}").format(sql.Identifier(table.primary_key_name)))
         if spec.table_key:
-            actions.append(sql.SQL("ADD PRIMARY KEY ({})").format(_list(spec.table_key)))
+            actions.append(sql.SQL("ADD PRIMARY KEY ({})").format(listed(spec.table_key)))
         declared, got = (", ".join(key) or "none" for key in (spec.table_key, table.primary_key))
         alter("{}", sql.SQL(", ").join(actions), refusal=f"primary key: declared ({declared}), the table has ({got})")
     for unknown in (table.columns[name] for name in unknown_columns(spec, table)):
@@ -244,7 +245,7 @@ def _indexes(spec: TableSpec, target: sql.Identifier) -> dict[str, sql.Composed]
     def index(what: str, columns: tuple[str, ...], kind: str = "INDEX", where: str = "") -> None:
         name = f"{spec.name}_{what}_idx"[:63]
         indexes[name] = sql.SQL("CREATE {} IF NOT EXISTS {} ON {} ({}){}").format(
-            sql.SQL(kind), sql.Identifier(name), target, _list(columns), sql.SQL(where)
+            sql.SQL(kind), sql.Identifier(name), target, listed(columns), sql.SQL(where)
         )
 
     if spec.primary_key[0] != spec.partition_column:
@@ -260,7 +261,3 @@ def _rewrites_nothing(found: str, declared: ColumnType) -> bool:
     """Whether PostgreSQL changes the type in its catalog alone: it only loses a length or a precision."""
     plain = re.sub(r"\(.*?\)", "", found)
     return plain == declared.value or (plain, declared) == ("character varying", ColumnType.TEXT)
-
-
-def _list(names: tuple[str, ...]) -> sql.Composed:
-    return sql.SQL(", ").join(sql.Identifier(name) for name in names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from psycopg import sql
 
+from pulso_etl.destination.identifiers import equal, listed
 from pulso_etl.destination.schema import create_table
 from pulso_etl.tables.spec import ColumnType, Strategy, TableSpec
 
@@ -19,10 +20,10 @@ class Statements:
         self.schema = schema
         self.target = sql.Identifier(schema, spec.name)
         self.partition = sql.Identifier(spec.partition_column)
-        self.columns = _list(spec.column_names)
-        self.keys = _list(spec.primary_key)
-        self.same_key = sql.SQL(" AND ").join(sql.SQL("t.{0} = s.{0}").format(sql.Identifier(name)) for name in spec.primary_key)
-        self.staged_values = self._row("s", spec.column_names)
+        self.columns = listed(spec.column_names)
+        self.keys = listed(spec.primary_key)
+        self.same_key = equal(spec.primary_key, "t", "s")
+        self.staged_values = listed(spec.column_names, "s")
         # Closed versions are history: no load compares, counts or closes them again.
         self.current = sql.SQL("valid_to IS NULL" if spec.strategy is Strategy.SCD2 else "true")
 
@@ -82,7 +83,7 @@ class Statements:
         """One pass over both sides: `sid` without `tid` is new, both is changed, `tid` without `sid` has vanished."""
         changed = (
             sql.SQL("({}) IS DISTINCT FROM ({})").format(
-                self._row("t", self.spec.compared_columns), self._row("s", self.spec.compared_columns)
+                listed(self.spec.compared_columns, "t"), listed(self.spec.compared_columns, "s")
             )
             if self.spec.compared_columns
             else sql.SQL("false")
@@ -136,10 +137,3 @@ class Statements:
         return sql.SQL("SELECT {} FROM {} WHERE {} BETWEEN %(start)s AND %(end)s AND {} ORDER BY {}").format(
             self.columns, self.target, self.partition, self.current, self.keys
         )
-
-    def _row(self, alias: str, names: tuple[str, ...]) -> sql.Composed:
-        return sql.SQL(", ").join(sql.SQL("{}.{}").format(sql.Identifier(alias), sql.Identifier(n)) for n in names)
-
-
-def _list(names: tuple[str, ...]) -> sql.Composed:
-    return sql.SQL(", ").join(sql.Identifier(name) for name in names)

@@ -16,6 +16,7 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
+from pulso_etl.destination.bookkeeping import create_missing, exists
 from pulso_etl.refresh import DayRange, Watermark
 
 CREATE = """
@@ -126,13 +127,7 @@ class Watermarks:
 
     def create(self, conn: psycopg.Connection) -> None:
         """Creates schema and tables where they are missing, one process at a time."""
-        if self._exists(conn, "etl_extractions"):
-            return
-        conn.execute("SELECT pg_advisory_xact_lock(hashtextextended('pulso_etl:ddl', 0))")
-        # Not CREATE SCHEMA IF NOT EXISTS: that asks for the right to create one even where it exists.
-        if conn.execute("SELECT FROM pg_namespace WHERE nspname = %s", (self.schema,)).fetchone() is None:
-            conn.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(self.schema)))
-        conn.execute(sql.SQL(CREATE).format(watermarks=self.table, history=self.history))
+        create_missing(conn, self.schema, "etl_extractions", sql.SQL(CREATE).format(watermarks=self.table, history=self.history))
 
     def abandon(self, conn: psycopg.Connection, table: str, reason: str) -> Extraction | None:
         """Ends an attempt that is marked as running and is dead: it enters the history as failed, and counts as a recovery.
@@ -237,7 +232,7 @@ class Watermarks:
 
     def read(self, conn: psycopg.Connection, since: datetime | None = None) -> dict[str, TableState]:
         """The state of every table that was ever refreshed, by name, with its attempts that ended after `since`; one query."""
-        if not self._exists(conn, "etl_extractions"):
+        if not exists(conn, self.schema, "etl_extractions"):
             return {}
         rows = conn.execute(
             sql.SQL(
@@ -256,9 +251,18 @@ class Watermarks:
             states[table] = TableState(*(*found[0][:11], attempts))
         return states
 
-    def _exists(self, conn: psycopg.Connection, table: str) -> bool:
-        found = conn.execute("SELECT FROM pg_tables WHERE schemaname = %s AND tablename = %s", (self.schema, table))
-        return found.fetchone() is not None
+    def billed(self, conn: psycopg.Connection, since: datetime) -> int:
+        """Bytes that attempts which ended since then were billed, failed ones included."""
+        if not exists(conn, self.schema, "etl_extractions"):
+            return 0
+        row = conn.execute(
+            sql.SQL("SELECT coalesce(sum((metadata->>'bytes_billed')::numeric), 0)::bigint FROM {} WHERE finished_at >= %s").format(
+                self.history
+            ),
+            (since,),
+        ).fetchone()
+        assert row is not None
+        return int(row[0])
 
     def _values(self, extraction: Extraction, seconds: float, metadata: dict[str, Any]) -> dict[str, Any]:
         return {

@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from math import ceil
-from string import Formatter
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -122,12 +121,11 @@ class BigQuerySource(BigQueryResource):
 
     def tables(self, spec: TableSpec) -> dict[str, str]:
         """Full names of the source tables that the spec's query reads, by placeholder. Raises SourceError for an unknown one."""
-        placeholders = {name for _, name, _, _ in Formatter().parse(spec.query) if name is not None}
-        if unknown := placeholders - self.sources.keys():
+        if unknown := set(spec.sources) - self.sources.keys():
             raise SourceError(
                 f"{spec.name}.sql names the sources {sorted(unknown)}, which no setting describes; known are {sorted(self.sources)}"
             )
-        return {name: self.sources[name] for name in sorted(placeholders)}
+        return {name: self.sources[name] for name in spec.sources}
 
     def stream(self, spec: TableSpec, window: DayRange, run_id: str) -> BigQueryStream:
         """The table's rows of the window, not yet asked for: see `BigQueryStream.open`."""

@@ -212,7 +212,7 @@ class TableSpec(BaseModel):
     @cached_property
     def sources(self) -> tuple[str, ...]:
         """The source tables that the query reads, by placeholder."""
-        return tuple(sorted({name for _, name, _, _ in Formatter().parse(self.query) if name}))
+        return tuple(sorted({name for _, name, _, _ in Formatter().parse(self.query) if name is not None}))
 
     @cached_property
     def partition_in_key(self) -> bool:

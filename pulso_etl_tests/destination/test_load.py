@@ -244,7 +244,7 @@ def test_an_integer_too_large_is_refused(loader: Loader, conn: psycopg.Connectio
 
 def test_new_columns_of_the_source_are_reported_and_left_out(loader: Loader, plan: Plan) -> None:
     table = pa.Table.from_pylist([row(D1, "a")], schema=SCHEMA).append_column("extra", pa.array([1]))
-    assert loader(table, plan=plan).new_columns == ["extra"]
+    assert loader(table, plan=plan).drift.not_loaded == ["extra"]
 
 
 @pytest.mark.parametrize("value", ["12345678901234567890123456789.123456789", "-0.000000001", "0"])

@@ -1,0 +1,19 @@
+"""Lists of column names as SQL, quoted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from psycopg import sql
+
+
+def listed(names: Iterable[str], alias: str | None = None) -> sql.Composed:
+    """The names with commas between them, those of the table `alias` where one is given."""
+    return sql.SQL(", ").join(sql.Identifier(alias, name) if alias else sql.Identifier(name) for name in names)
+
+
+def equal(names: Iterable[str], left: str, right: str) -> sql.Composed:
+    """The condition that two tables, by their aliases, have the same values in these columns, none of them null."""
+    return sql.SQL(" AND ").join(
+        sql.SQL("{} = {}").format(sql.Identifier(left, name), sql.Identifier(right, name)) for name in names
+    )
