@@ -22,6 +22,7 @@ from pulso_etl.assets import RETRIES
 from pulso_etl.destination.io_manager import PostgresUpsertIOManager
 from pulso_etl.destination.load import translated
 from pulso_etl.destination.quality import WEEKS, Check, Inspection, inspect, rules
+from pulso_etl.destination.strategies import STRATEGIES
 from pulso_etl.destination.watermarks import Watermarks
 from pulso_etl.reconciliation import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE, Reconciliation, reconcile
 from pulso_etl.refresh import DayRange, Watermark, is_stale, lima_day
@@ -186,7 +187,8 @@ def descriptions(spec: TableSpec) -> dict[Check, str]:
     by_check: dict[Check, list[str]] = {}
     for rule in rules(spec):
         by_check.setdefault(rule.check, []).append(f"{rule.column} {rule.fault}")
-    found = {Check.PRIMARY_KEY: f"No column of the key ({', '.join(spec.primary_key)}) is null, and a key occurs once."}
+    once = ", and a key occurs once" if STRATEGIES[spec.strategy].unique else ""
+    found = {Check.PRIMARY_KEY: f"No column of the key ({', '.join(spec.primary_key)}) is null{once}."}
     for check, text in (
         (Check.REQUIRED_COLUMNS, "No row has"),
         (Check.VALUE_LIMITS, "A load refuses a row, and so none has"),

@@ -22,6 +22,7 @@ import psycopg
 from psycopg import sql
 
 from pulso_etl.destination.load import table_lock
+from pulso_etl.destination.statements import Statements
 from pulso_etl.refresh import DayRange
 from pulso_etl.source.bigquery import BigQuerySource
 from pulso_etl.tables.spec import ColumnType, TableSpec
@@ -89,8 +90,8 @@ def reconcile(
     Raises the errors of `BigQueryStream.open`; those of the server stay psycopg's.
     """
     conn.execute("SELECT pg_advisory_lock_shared(%s)", (table_lock(schema, spec.name),))
-    partition, target = sql.Identifier(spec.partition_column), sql.Identifier(schema, spec.name)
-    bounds = conn.execute(sql.SQL("SELECT min({0}), max({0}) FROM {1}").format(partition, target)).fetchone()
+    names = Statements(spec, schema)
+    bounds = conn.execute(sql.SQL("SELECT min({0}), max({0}) FROM {1}").format(names.partition, names.target)).fetchone()
     assert bounds is not None
     first, last = bounds
     if window is None:
@@ -103,8 +104,11 @@ def reconcile(
         columns = reader.read_all().columns
         source = {day: values for day, *values in zip(*(column.to_pylist() for column in columns), strict=True)}
     rows = conn.execute(
-        sql.SQL("SELECT {partition}, {measures} FROM {target} WHERE {partition} BETWEEN %s AND %s GROUP BY 1").format(
-            partition=partition, measures=sql.SQL(", ").join(measure.in_postgres() for measure in by), target=target
+        sql.SQL("SELECT {partition}, {measures} FROM {target} WHERE {partition} BETWEEN %s AND %s AND {current} GROUP BY 1").format(
+            partition=names.partition,
+            measures=sql.SQL(", ").join(measure.in_postgres() for measure in by),
+            target=names.target,
+            current=names.current,
         ),
         (read.start, read.end),
     )

@@ -42,7 +42,7 @@ from pulso_etl.reconciliation import Difference, Measure, agree, default_window,
 from pulso_etl.refresh import DayRange, RefreshPlan, lima_day
 from pulso_etl.settings import Settings
 from pulso_etl.tables import TABLES
-from pulso_etl.tables.spec import Column, ColumnType, TableSpec
+from pulso_etl.tables.spec import Column, ColumnType, Strategy, TableSpec
 
 TODAY = lima_day(datetime.now(UTC))
 WINDOW = DayRange(TODAY - timedelta(days=9), TODAY)
@@ -632,3 +632,25 @@ def test_a_table_s_checks_follow_from_its_declaration() -> None:
         columns=(Column(name="day", type=ColumnType.DATE),),
     )
     assert [key.name for key in refresh_check_keys(bare)] == [Check.PRIMARY_KEY, Check.VOLUME]
+
+
+@pytest.mark.parametrize("strategy", [Strategy.SCD2, Strategy.APPEND])
+def test_a_key_that_the_strategy_lets_repeat_is_no_fault(
+    configured: Settings, instance: dg.DagsterInstance, conn: psycopg.Connection, strategy: Strategy
+) -> None:
+    spec = TABLES["evolution_data"].model_copy(update={"strategy": strategy})
+    defs = build_defs(configured, tables={spec.name: spec})
+    plan = RefreshPlan(spec.name, WINDOW, "test")
+    assert run_plan(defs, instance, spec, plan, logger=QUIET_LOGGER).error is None
+    if strategy is Strategy.SCD2:
+        conn.execute("UPDATE evolution_data SET recupero = recupero + 1")
+        assert run_plan(defs, instance, spec, plan, logger=QUIET_LOGGER).error is None
+    else:
+        columns = ", ".join(spec.column_names)
+        conn.execute(f"INSERT INTO evolution_data ({columns}) SELECT {columns} FROM evolution_data LIMIT 1")
+    key = ", ".join(spec.primary_key)
+    assert conn.execute(f"SELECT FROM evolution_data GROUP BY {key} HAVING count(*) > 1").fetchone() is not None
+    outcome = run_plan(defs, instance, spec, plan, logger=QUIET_LOGGER)
+    assert outcome.error is None
+    if strategy is Strategy.SCD2:
+        assert run_reconciliation(defs, instance, spec, WINDOW, logger=QUIET_LOGGER).agrees

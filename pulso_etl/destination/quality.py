@@ -11,7 +11,8 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from pulso_etl.destination.identifiers import listed
+from pulso_etl.destination.statements import Statements
+from pulso_etl.destination.strategies import STRATEGIES
 from pulso_etl.refresh import DayRange
 from pulso_etl.tables.spec import TableSpec
 
@@ -111,10 +112,13 @@ def inspect(conn: psycopg.Connection, spec: TableSpec, schema: str, window: DayR
 def statement(spec: TableSpec, schema: str, by_rule: tuple[Rule, ...]) -> sql.Composed:
     """One row: rows by day as JSON, rows that share a key and one such key, then rows and an example for each rule.
 
-    A key that lives in one partition is looked for in the window, another one in the whole table.
+    A key that lives in one partition is looked for in the window, another one in the whole table; of a table that keeps history,
+    current rows are looked at. Where keys may repeat, none is looked for.
     """
-    partition = sql.Identifier(spec.partition_column)
+    names = Statements(spec, schema)
+    partition = names.partition
     in_window = sql.SQL("{} BETWEEN %(start)s AND %(end)s").format(partition)
+    scope = in_window if spec.partition_in_key else sql.SQL("true")
     shown = dict.fromkeys((spec.partition_column, *spec.primary_key))
     # An example is built for broken rows only: a FILTER is asked before the argument is computed.
     per_rule = [
@@ -125,17 +129,18 @@ def statement(spec: TableSpec, schema: str, by_rule: tuple[Rule, ...]) -> sql.Co
     ]
     return sql.SQL(
         "SELECT (SELECT jsonb_object_agg(day, n) FROM (SELECT {partition} AS day, count(*) AS n FROM {target} "
-        "WHERE {partition} BETWEEN %(counted_from)s AND %(end)s OR {partition} BETWEEN %(lookback_start)s AND %(lookback_end)s "
-        "GROUP BY 1) AS days), duplicates.*, broken.* FROM "
-        "(SELECT coalesce(sum(n), 0), min(key) FROM (SELECT {key} AS key, count(*) AS n FROM {target} WHERE {scope} "
+        "WHERE ({partition} BETWEEN %(counted_from)s AND %(end)s OR {partition} BETWEEN %(lookback_start)s AND %(lookback_end)s) "
+        "AND {current} GROUP BY 1) AS days), duplicates.*, broken.* FROM "
+        "(SELECT coalesce(sum(n), 0), min(key) FROM (SELECT {key} AS key, count(*) AS n FROM {target} WHERE {scope} AND {current} "
         "GROUP BY {keys} HAVING count(*) > 1) AS k) AS duplicates, "
-        "(SELECT {per_rule} FROM {target} WHERE ({in_window} OR {partition} IS NULL) AND ({any_broken})) AS broken"
+        "(SELECT {per_rule} FROM {target} WHERE ({in_window} OR {partition} IS NULL) AND {current} AND ({any_broken})) AS broken"
     ).format(
         partition=partition,
-        target=sql.Identifier(schema, spec.name),
+        target=names.target,
+        current=names.current,
         key=_json(spec.primary_key),
-        scope=in_window if spec.partition_in_key else sql.SQL("true"),
-        keys=listed(spec.primary_key),
+        scope=scope if STRATEGIES[spec.strategy].unique else sql.SQL("false"),
+        keys=names.keys,
         per_rule=sql.SQL(", ").join(per_rule),
         in_window=in_window,
         any_broken=sql.SQL(" OR ").join(rule.broken for rule in by_rule),
