@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,15 @@ mutation ($params: ExecutionParams!) {
   launchPipelineExecution(executionParams: $params) {
     __typename
     ... on LaunchRunSuccess { run { runId } }
+    ... on PythonError { message }
+  }
+}
+"""
+BACKFILL = """
+mutation ($params: LaunchBackfillParams!) {
+  launchPartitionBackfill(backfillParams: $params) {
+    __typename
+    ... on LaunchBackfillSuccess { backfillId }
     ... on PythonError { message }
   }
 }
@@ -136,6 +146,14 @@ class DagsterStack:
         if answer["__typename"] != "LaunchRunSuccess":
             raise RuntimeError(f"the run was not launched: {answer}")
         return str(answer["run"]["runId"])
+
+    def backfill(self, table: str, partitions: Sequence[str]) -> str:
+        """Launches a back-fill as the UI asks for it; returns its id. Dagster takes it up within 30 seconds."""
+        params = {"assetSelection": [{"path": [table]}], "partitionNames": partitions}
+        answer = self.graphql(BACKFILL, params=params)["launchPartitionBackfill"]
+        if answer["__typename"] != "LaunchBackfillSuccess":
+            raise RuntimeError(f"the back-fill was not launched: {answer}")
+        return str(answer["backfillId"])
 
     @property
     def repository(self) -> dict[str, str]:

@@ -20,6 +20,7 @@ import pytest
 from dotenv import dotenv_values
 
 from pulso_etl.tables import TABLES
+from pulso_etl_tests.dagster_stack import LAUNCH
 from pulso_etl_tests.local.processes import Command, nothing_left
 
 pytestmark = pytest.mark.timeout(300)  # servers start and stop, which a busy machine does slowly
@@ -29,15 +30,6 @@ SELECTOR = {
     "pipelineName": "__ASSET_JOB",
     "assetCheckSelection": [],
 }
-LAUNCH = """
-mutation ($params: ExecutionParams!) {
-  launchPipelineExecution(executionParams: $params) {
-    __typename
-    ... on LaunchRunSuccess { run { runId } }
-    ... on PythonError { message }
-  }
-}
-"""
 RUN = "query ($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
 DAEMONS = "{ instance { daemonHealth { allDaemonStatuses { daemonType required healthy } } } }"
 

@@ -19,15 +19,6 @@ TODAY = lima_day(datetime.now(UTC))
 WINDOW = DayRange(TODAY - timedelta(days=2), TODAY)
 PARTITIONS = [str(WINDOW.start + timedelta(days=n)) for n in range(3)]
 
-BACKFILL = """
-mutation ($params: LaunchBackfillParams!) {
-  launchPartitionBackfill(backfillParams: $params) {
-    __typename
-    ... on LaunchBackfillSuccess { backfillId }
-    ... on PythonError { message }
-  }
-}
-"""
 RUNS = """
 query ($tag: ExecutionTag!) {
   runsOrError(filter: {tags: [$tag]}) { ... on Runs { results { runId status tags { key value } } } }
@@ -55,8 +46,7 @@ TERMINATE = "mutation ($run: String!) { terminateRun(runId: $run) { __typename }
 @pytest.fixture(scope="module")
 def backfill(dagster_stack: DagsterStack) -> str:
     """A back-fill of three partitions as the UI asks for it, launched before all else: Dagster looks every 30 seconds."""
-    params = {"assetSelection": [{"path": ["operation_data"]}], "partitionNames": PARTITIONS}
-    return str(dagster_stack.graphql(BACKFILL, params=params)["launchPartitionBackfill"]["backfillId"])
+    return dagster_stack.backfill("operation_data", PARTITIONS)
 
 
 @pytest.fixture

@@ -34,11 +34,6 @@ query ($sensor: SensorSelector!) {
 """
 RUNS = "{ runsOrError { ... on Runs { results { runId jobName status tags { key value } } } } }"
 LOGS = "query ($run: ID!) { logsForRun(runId: $run) { ... on EventConnection { events { ... on MessageEvent { message } } } } }"
-BACKFILL = """
-mutation ($params: LaunchBackfillParams!) {
-  launchPartitionBackfill(backfillParams: $params) { __typename ... on LaunchBackfillSuccess { backfillId } }
-}
-"""
 PATIENCE = 120.0
 """Seconds; what is waited for takes a few on a machine that is not busy."""
 
@@ -88,6 +83,14 @@ class Deployment:
         events = self.stack.graphql(LOGS, run=run_id)["logsForRun"]["events"]
         (pid,) = {int(found[1]) for event in events if (found := re.search(r"\(pid: (\d+)\)", event.get("message", "")))}
         return pid
+
+    def goes_on(self, before: int) -> None:
+        """Lets the held load go: the dashboard's table is loaded, and once more when it is due again, and its rows are right."""
+        self.stack.proxy.release()
+        self.await_success(DASHBOARD, before)
+        self.make_due(DASHBOARD)
+        self.await_success(DASHBOARD, before + 1)
+        assert self.rows_are_right()
 
     def rows_are_right(self) -> bool:
         found = self.query("SELECT count(*), count(DISTINCT fecha_foto) FROM dashboard_data")
@@ -154,7 +157,7 @@ def test_a_long_backfill_does_not_keep_the_refresh_waiting(deployment: Deploymen
     with psycopg.connect(deployment.url) as blocker:
         # The back-fill stands still in its load for as long as this lock is held.
         blocker.execute("LOCK TABLE target.productivity_data IN SHARE MODE")
-        deployment.stack.graphql(BACKFILL, params={"assetSelection": [{"path": [PRODUCTIVITY]}], "partitionNames": days})
+        deployment.stack.backfill(PRODUCTIVITY, days)
         wait_until(lambda: backfill() == ["STARTED"], PATIENCE)
         before = deployment.successes(DASHBOARD)
         deployment.make_due(DASHBOARD)
@@ -185,11 +188,7 @@ def test_a_killed_daemon_takes_up_its_work_when_it_is_back(deployment: Deploymen
     os.kill(deployment.stack.daemon.pid, signal.SIGKILL)
     deployment.stack.daemon.wait()
     deployment.stack.start_daemon()
-    deployment.stack.proxy.release()
-    deployment.await_success(DASHBOARD, before)
-    deployment.make_due(DASHBOARD)
-    deployment.await_success(DASHBOARD, before + 1)
-    assert deployment.rows_are_right()
+    deployment.goes_on(before)
 
 
 def test_a_killed_code_server_is_started_again(deployment: Deployment) -> None:
@@ -197,11 +196,7 @@ def test_a_killed_code_server_is_started_again(deployment: Deployment) -> None:
     for child in psutil.Process(deployment.stack.daemon.pid).children(recursive=True):
         if "grpc" in child.cmdline():
             child.kill()
-    deployment.stack.proxy.release()
-    deployment.await_success(DASHBOARD, before)
-    deployment.make_due(DASHBOARD)
-    deployment.await_success(DASHBOARD, before + 1)
-    assert deployment.rows_are_right()
+    deployment.goes_on(before)
 
 
 def test_a_run_that_hangs_past_its_time_out_is_terminated_and_its_table_loaded(deployment: Deployment) -> None:
@@ -229,8 +224,4 @@ def test_a_server_that_restarts_during_a_load_loses_nothing(deployment: Deployme
     before, _ = deployment.hold_a_load()
     deployment.server.stop()
     deployment.server.start()
-    deployment.stack.proxy.release()
-    deployment.await_success(DASHBOARD, before)
-    deployment.make_due(DASHBOARD)
-    deployment.await_success(DASHBOARD, before + 1)
-    assert deployment.rows_are_right()
+    deployment.goes_on(before)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -15,79 +15,26 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pulso_etl.destination.load import LoadResult, Plan, load, translated
+from pulso_etl.destination.load import LoadResult, Plan, load
 from pulso_etl.destination.statements import Statements
 from pulso_etl.errors import ContractError, DuplicateKeyError, PulsoError, ShrinkRefused
 from pulso_etl.refresh import DayRange
-from pulso_etl.tables.spec import Column, ColumnType, TableSpec
+from pulso_etl.tables.spec import TableSpec
+from pulso_etl_tests.destination.samples import D1, D2, D3, NOON, SCHEMA, WINDOW, Loads, monthly, row, things
 
-D1, D2, D3 = date(2026, 2, 27), date(2026, 2, 28), date(2026, 3, 1)
-WINDOW = DayRange(D1, D3)
-
-SPEC = TableSpec(
-    name="things",
-    description="For tests.",
-    primary_key=("day", "name"),
-    partition_column="day",
-    columns=(
-        Column(name="day", type=ColumnType.DATE),
-        Column(name="name", type=ColumnType.TEXT),
-        Column(name="hour", type=ColumnType.INTEGER, minimum=0, maximum=23),
-        Column(name="money", type=ColumnType.NUMERIC),
-        Column(name="rate", type=ColumnType.DOUBLE),
-        Column(name="stamp", type=ColumnType.TIMESTAMP),
-    ),
-    stamp_columns=("stamp",),
-)
-MONTHLY = TableSpec(
-    name="monthly",
-    description="For tests.",
-    primary_key=("name",),
-    partition_column="day",
-    version_column="day",
-    columns=SPEC.columns,
-    stamp_columns=("stamp",),
-)
-SCHEMA = pa.schema(
-    [
-        ("day", pa.date32()),
-        ("name", pa.string()),
-        ("hour", pa.int64()),
-        ("money", pa.decimal128(38, 9)),
-        ("rate", pa.float64()),
-        ("stamp", pa.timestamp("us", "UTC")),
-    ]
-)
-NOON = datetime(2026, 3, 1, 17, tzinfo=UTC)
-
-
-def row(day: date, name: str, money: str | None = "1.5", hour: int | None = 9, stamp: datetime = NOON) -> dict[str, Any]:
-    return {
-        "day": day,
-        "name": name,
-        "hour": hour,
-        "money": None if money is None else Decimal(money),
-        "rate": 0.25,
-        "stamp": stamp,
-    }
-
-
-@pytest.fixture(params=["direct", "merge"])
-def plan(request: pytest.FixtureRequest) -> Plan:
-    return request.param  # type: ignore[no-any-return]
-
+SPEC = things()
+MONTHLY = monthly(name="monthly")
 
 Loader = Callable[..., LoadResult]
 
 
 @pytest.fixture
-def loader(conn: psycopg.Connection, schema: str) -> Loader:
+def loader(loads: Loads) -> Loader:
     def run(rows: list[dict[str, Any]] | pa.Table, window: DayRange = WINDOW, spec: TableSpec = SPEC, **options: Any) -> LoadResult:
-        for statement in Statements(spec, schema).create_table():
-            conn.execute(statement)
-        table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows, schema=SCHEMA)
-        with translated(spec, window), conn.transaction():
-            return load(conn, spec, schema, window, lambda: nullcontext(table.to_reader(max_chunksize=2)), **options)
+        # Made beforehand, so that it can be read after a load that was refused.
+        for statement in Statements(spec, loads.schema).create_table():
+            loads.conn.execute(statement)
+        return loads(rows, spec, window, **options)
 
     return run
 

@@ -16,7 +16,8 @@ from pulso_etl.destination.verify import verify
 from pulso_etl.errors import VerificationFailed
 from pulso_etl.refresh import DayRange
 from pulso_etl.tables.spec import TableSpec
-from pulso_etl_tests.destination.test_load import D1, D2, D3, MONTHLY, SCHEMA, SPEC, WINDOW, row
+from pulso_etl_tests.destination.samples import D1, D2, D3, SCHEMA, WINDOW, row
+from pulso_etl_tests.destination.test_load import MONTHLY, SPEC
 
 MINDED = SPEC.model_copy(update={"lookback_days": 2, "minimum_records": 10, "minimum_kept_share": 0.0})
 
