@@ -2,6 +2,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 PORT ?= 3000
+API_PORT ?= 8000
 
 .PHONY: run dev test bench lock clean
 
@@ -12,8 +13,8 @@ endif
 run: $(VENV)/.installed ## refresh all five tables on the embedded default
 	@$(BIN)/pulso-etl run
 
-dev: $(VENV)/.installed ## the embedded default with Dagster's UI (PORT=3000), until Ctrl-C
-	@$(BIN)/pulso-etl dev --port $(PORT)
+dev: $(VENV)/.installed ## the embedded default with Dagster's UI (PORT=3000) and the page (API_PORT=8000), until Ctrl-C
+	@$(BIN)/pulso-etl dev --port $(PORT) --api-port $(API_PORT)
 
 test: $(VENV)/.installed ## lint, types and tests
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from pulso_etl import logs
 from pulso_etl.alerts.service import try_channels
+from pulso_etl.api.tokens import Role, make_token
 from pulso_etl.automation.recovery import recover
 from pulso_etl.budget import DailyBudget
 from pulso_etl.definitions import build_defs
@@ -264,6 +265,35 @@ def doctor() -> None:
 
 
 @app.command()
+def api(
+    host: Annotated[str | None, typer.Option(help="Address to listen on; API_HOST if not given.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; API_PORT if not given.")] = None,
+) -> None:
+    """Serves the HTTP API and the status page, until Ctrl-C."""
+    from pulso_etl.api.server import serve
+
+    settings = load_settings(api_host=host, api_port=port)
+    # Launches leave a line.
+    logs.configure("INFO")
+    serve(settings)
+
+
+@app.command()
+def token(
+    name: Annotated[str, typer.Argument(help="Whose token it is; the name stands in the log of launches.")],
+    role: Annotated[str, typer.Argument(help="read, refresh or admin.")],
+) -> None:
+    """Makes a token for the HTTP API: the secret, and the entry that API_TOKENS keeps of it."""
+    if role.upper() not in Role.__members__:
+        raise SettingsError(f"unknown role {role}; known are {', '.join(known.name.lower() for known in Role)}")
+    try:
+        secret, entry = make_token(name, Role[role.upper()])
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    console.print(f"token, shown this once: {secret}\nentry of API_TOKENS:    {entry}", **PLAIN)
+
+
+@app.command()
 def run(
     home: HomeOption = Path(".pulso"),
     rows_per_day: RowsOption = 170,
@@ -286,13 +316,15 @@ def dev(
     home: HomeOption = Path(".pulso"),
     rows_per_day: RowsOption = 170,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of Dagster's UI on 127.0.0.1.")] = 3000,
+    api_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the page and the API on 127.0.0.1.")] = 8000,
 ) -> None:
-    """Keeps the embedded default up, with Dagster's UI and daemon, until Ctrl-C."""
+    """Keeps the embedded default up, with Dagster's UI and daemon, the HTTP API and its page, until Ctrl-C."""
     from pulso_etl.local.stack import check_port, local_stack, serve
 
-    check_port(port)
+    check_port(port, "--port")
+    check_port(api_port, "--api-port")
     with suppress(KeyboardInterrupt), local_stack(home, rows_per_day=rows_per_day, say=_say) as stack:
-        serve(stack, port, _say)
+        serve(stack, port, api_port, _say)
     _say("everything is stopped")
 
 

@@ -59,6 +59,13 @@ def range_tags(window: DayRange) -> dict[str, str]:
     return {ASSET_PARTITION_RANGE_START_TAG: str(window.start), ASSET_PARTITION_RANGE_END_TAG: str(window.end)}
 
 
+def range_of(tags: Mapping[str, str]) -> DayRange | None:
+    """The range of partitions that a run's tags give it; None where they give none."""
+    if ASSET_PARTITION_RANGE_START_TAG not in tags or ASSET_PARTITION_RANGE_END_TAG not in tags:
+        return None
+    return DayRange.parse(tags[ASSET_PARTITION_RANGE_START_TAG], tags[ASSET_PARTITION_RANGE_END_TAG])
+
+
 def run_tags(
     spec: TableSpec, window: DayRange, *, force: bool = False, allow_shrink: bool = False, verified: bool = False
 ) -> dict[str, str]:

@@ -8,22 +8,25 @@ Google client alike. The embedded default (`pulso-etl run` and `dev`) reads no `
 
 from __future__ import annotations
 
+import re
 from datetime import date
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import psycopg
 from dotenv import load_dotenv
 from psycopg.conninfo import conninfo_to_dict
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pulso_etl.alerts.channels import parse_channels
+from pulso_etl.api.tokens import parse_tokens
 from pulso_etl.errors import SettingsError
 
 GIBIBYTE = 1024**3
 NAME = r"^[A-Za-z0-9_-]+$"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class Settings(BaseSettings):
@@ -98,6 +101,20 @@ class Settings(BaseSettings):
     dagster_ui_url: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")] = "http://127.0.0.1:3000"
     """Where people reach Dagster's UI; alerts link to its runs."""
 
+    api_host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    """Address that the HTTP API listens on. Beyond loopback it needs tokens."""
+    api_port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Port of the HTTP API."""
+    api_tokens: SecretStr = SecretStr("")
+    """Who may use the API: entries `name:role:digest`, as `pulso-etl token` prints them, with commas or white space between
+    them. Without any, only this machine is served, with every right."""
+    api_cors_origins: str = ""
+    """Origins such as `https://dashboard.example.com` whose pages may use the API, with commas or white space between them."""
+    api_launch_limit: str = "30/minute"
+    """How many runs one caller may launch: a number and a unit of time."""
+    dagster_graphql_url: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")] = "http://127.0.0.1:3000/graphql"
+    """Where the API reaches the GraphQL of Dagster's webserver."""
+
     dagster_home: Path | None = None
     """Absolute folder that holds `dagster.yaml` and the runs' logs. Read by Dagster."""
     dagster_postgres_url: SecretStr | None = None
@@ -110,6 +127,33 @@ class Settings(BaseSettings):
     def _known_channels(cls, value: SecretStr) -> SecretStr:
         parse_channels(value.get_secret_value())
         return value
+
+    @field_validator("api_tokens")
+    @classmethod
+    def _known_tokens(cls, value: SecretStr) -> SecretStr:
+        parse_tokens(value.get_secret_value())
+        return value
+
+    @field_validator("api_cors_origins")
+    @classmethod
+    def _origins(cls, value: str) -> str:
+        for origin in re.split(r"[\s,]+", value.strip()):
+            if origin and not re.fullmatch(r"https?://[^\s/@?#*]+", origin):
+                raise ValueError("an origin reads https://host or https://host:port, without a path and without *")
+        return value
+
+    @field_validator("api_launch_limit")
+    @classmethod
+    def _limit(cls, value: str) -> str:
+        if not re.fullmatch(r"[1-9][0-9]{0,5}/(second|minute|hour|day)", value):
+            raise ValueError("must read like 30/minute (second, minute, hour or day)")
+        return value
+
+    @model_validator(mode="after")
+    def _nobody_unknown_from_outside(self) -> Settings:
+        if self.api_host not in LOOPBACK and not self.api_tokens.get_secret_value().strip():
+            raise ValueError("API_HOST leaves this machine, which needs API_TOKENS: make one with `pulso-etl token NAME ROLE`")
+        return self
 
     @field_validator("dagster_ui_url")
     @classmethod
@@ -147,13 +191,16 @@ class Settings(BaseSettings):
         }
 
 
-def load_settings() -> Settings:
-    """The settings of this process. Raises SettingsError, one line that names each setting at fault, never a value."""
+def load_settings(**given: Any) -> Settings:
+    """The settings of this process; those that are `given`, and not None, win over the environment.
+
+    Raises SettingsError, one line that names each setting at fault, never a value.
+    """
     try:
-        return Settings()  # type: ignore[call-arg]
+        return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         faults = "; ".join(
-            f"{'_'.join(str(part) for part in fault['loc']).upper()}: "
+            (f"{'_'.join(str(part) for part in fault['loc']).upper()}: " if fault["loc"] else "")
             + ("is not set" if fault["type"] == "missing" else fault["msg"].removeprefix("Value error, "))
             for fault in error.errors(include_input=False)
         )

@@ -8,6 +8,7 @@ from datetime import date, datetime, timedelta
 
 from pulso_etl.destination.watermarks import Attempt
 from pulso_etl.refresh import DayRange, Mode, Watermark, plan_refresh
+from pulso_etl.settings import Settings
 from pulso_etl.tables.spec import TableSpec
 
 
@@ -30,6 +31,15 @@ class BackOff:
     base: timedelta = timedelta(minutes=2)
     cap: timedelta = timedelta(hours=1)
     limit: int = 5
+
+    @classmethod
+    def of(cls, settings: Settings) -> BackOff:
+        """What the settings describe."""
+        return cls(
+            base=timedelta(seconds=settings.retry_wait_seconds),
+            cap=timedelta(seconds=settings.retry_wait_maximum_seconds),
+            limit=settings.retry_limit,
+        )
 
     def wait(self, failures: int, refresh_every: timedelta) -> timedelta:
         if failures >= self.limit:
@@ -66,6 +76,15 @@ def failed_runs(attempts: Iterable[Attempt], window: DayRange) -> list[Attempt]:
     return list(reversed(failures.values()))
 
 
+def due_at(spec: TableSpec, watermark: Watermark | None, failures: Sequence[Attempt], back_off: BackOff) -> datetime | None:
+    """When the table is to be refreshed next: after the wait for its failed runs, or at its ordinary rhythm; None means at once."""
+    if failures:
+        return failures[-1].finished_at + back_off.wait(len(failures), spec.refresh_every)
+    if watermark is None or watermark.last_extracted_at is None:
+        return None
+    return watermark.last_extracted_at + spec.refresh_every
+
+
 def decide(
     spec: TableSpec, standing: Standing, now: datetime, *, first_day: date, initial_days: int, back_off: BackOff
 ) -> Decision:
@@ -87,8 +106,8 @@ def decide(
         return wait(plan.reason)
     reason = trailing.reason
     if failures:
-        until = failures[-1].finished_at + back_off.wait(len(failures), spec.refresh_every)
-        if now < until:
+        until = due_at(spec, standing.watermark, failures, back_off)
+        if until is not None and now < until:
             return wait(f"waits until {until:%Y-%m-%d %H:%M:%S %Z} after {len(failures)} failed run(s)")
         reason = f"{reason}; retry after {len(failures)} failed run(s)"
     since = standing.watermark.last_extracted_at if standing.watermark else None

@@ -5,12 +5,12 @@ What a job refreshes is said at launch, by the range tags of `launch.run_tags`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import dagster as dg
 
 from pulso_etl.checks import reconciliation_selection, refresh_selection
-from pulso_etl.launch import job_tags
+from pulso_etl.launch import TABLE_TAG, job_tags
 from pulso_etl.tables.spec import TableSpec
 
 RECONCILIATION_JOB = "reconcile_all"
@@ -27,6 +27,18 @@ def job_tables(tables: Mapping[str, TableSpec]) -> dict[str, tuple[str, ...]]:
     for group in dict.fromkeys(spec.group for spec in tables.values()):
         jobs[f"refresh_{group}"] = tuple(name for name, spec in tables.items() if spec.group == group)
     return jobs | {"refresh_all": tuple(tables)}
+
+
+def refreshed_tables(
+    tags: Mapping[str, str], assets: Iterable[str] | None, job: str, tables: Mapping[str, TableSpec]
+) -> Sequence[str]:
+    """The tables that a run refreshes, by its tag, its selection or its job; all of them where it does not say."""
+    if TABLE_TAG in tags:
+        return [tags[TABLE_TAG]]
+    if assets is not None:
+        # Empty for a run of checks alone.
+        return list(assets)
+    return ({RECONCILIATION_JOB: ()} | job_tables(tables)).get(job, tuple(tables))
 
 
 def build_jobs(tables: Mapping[str, TableSpec]) -> list[dg.UnresolvedAssetJobDefinition]:

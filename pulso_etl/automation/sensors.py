@@ -10,18 +10,17 @@ import dagster as dg
 import psycopg
 from dagster._core.storage.asset_check_execution_record import COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES
 from dagster._core.storage.dagster_run import FINISHED_STATUSES, IN_PROGRESS_RUN_STATUSES, RunRecord
-from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from pulso_etl.alerts.service import Alerts, Flushed
 from pulso_etl.automation.alerting import CheckOutcome, events
 from pulso_etl.automation.due import BackOff, Decision, Standing, changed_days, contiguous, decide, loaded_days
-from pulso_etl.automation.jobs import RECONCILIATION_JOB, job_tables, table_job
+from pulso_etl.automation.jobs import refreshed_tables, table_job
 from pulso_etl.automation.recovery import recover
 from pulso_etl.budget import Budget, DailyBudget
 from pulso_etl.checks import currency, up_to_date_key
 from pulso_etl.destination.watermarks import Attempt, TableState, Watermarks
 from pulso_etl.errors import PulsoError
-from pulso_etl.launch import TABLE_TAG, run_tags
+from pulso_etl.launch import TABLE_TAG, range_of, run_tags
 from pulso_etl.refresh import DayRange
 from pulso_etl.settings import Settings
 from pulso_etl.source import changes as source_changes
@@ -40,7 +39,8 @@ def standings(
     """What is known of each table: by the watermarks, and by Dagster's own runs, which may have died before they could write."""
     in_flight: dict[str, str] = {}
     for run in instance.get_runs(dg.RunsFilter(statuses=IN_PROGRESS_RUN_STATUSES)):
-        for table in refreshed_tables(run, tables):
+        assets = None if run.asset_selection is None else [key.to_user_string() for key in run.asset_selection]
+        for table in refreshed_tables(run.tags, assets, run.job_name, tables):
             in_flight.setdefault(table, run.run_id)
     over: dict[str, list[Attempt]] = defaultdict(list)
     filters = dg.RunsFilter(statuses=FINISHED_STATUSES, tags={TABLE_TAG: list(tables)}, created_after=now - MEMORY)
@@ -56,21 +56,10 @@ def standings(
     return found
 
 
-def refreshed_tables(run: dg.DagsterRun, tables: Mapping[str, TableSpec]) -> Sequence[str]:
-    """The tables that a run refreshes, by its tag, its selection or its job; all of them where it does not say."""
-    if TABLE_TAG in run.tags:
-        return [run.tags[TABLE_TAG]]
-    if run.asset_selection is not None:
-        # Empty for a run of checks alone.
-        return [key.to_user_string() for key in run.asset_selection]
-    return ({RECONCILIATION_JOB: ()} | job_tables(tables)).get(run.job_name, tuple(tables))
-
-
 def _attempt(record: RunRecord) -> Iterator[Attempt]:
     """A run that ended and left nothing in the history of extractions: it loaded nothing."""
-    tags = record.dagster_run.tags
-    if ASSET_PARTITION_RANGE_START_TAG in tags and record.end_time is not None:
-        window = DayRange.parse(tags[ASSET_PARTITION_RANGE_START_TAG], tags[ASSET_PARTITION_RANGE_END_TAG])
+    window = range_of(record.dagster_run.tags)
+    if window is not None and record.end_time is not None:
         ended = datetime.fromtimestamp(record.end_time, UTC)
         yield Attempt(record.dagster_run.run_id, window, False, record.create_timestamp, ended)
 
@@ -93,11 +82,7 @@ class Automation:
         self.alerts = Alerts(settings)
         self.status = dg.DefaultSensorStatus.RUNNING if settings.automation else dg.DefaultSensorStatus.STOPPED
         self.marks = Watermarks(settings.database_schema)
-        self.back_off = BackOff(
-            base=timedelta(seconds=settings.retry_wait_seconds),
-            cap=timedelta(seconds=settings.retry_wait_maximum_seconds),
-            limit=settings.retry_limit,
-        )
+        self.back_off = BackOff.of(settings)
 
     def connect(self) -> psycopg.Connection:
         """A connection in autocommit mode, closed at the end of a `with`."""

@@ -6,7 +6,7 @@ of it is ever changed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from itertools import groupby
@@ -234,16 +234,21 @@ class Watermarks:
         """The state of every table that was ever refreshed, by name, with its attempts that ended after `since`; one query."""
         if not exists(conn, self.schema, "etl_extractions"):
             return {}
-        rows = conn.execute(
-            sql.SQL(
-                "SELECT w.table_name, last_extracted_at, last_partition, last_extraction_status, w.records_extracted, "
-                "w.extraction_duration_seconds, w.error_message, w.extraction_id, recovery_attempts, w.metadata, w.updated_at, "
-                "e.extraction_id, partition_start, partition_end, status = 'success', started_at, finished_at, "
-                "e.error_message, e.metadata "
-                "FROM {} w LEFT JOIN {} e ON e.table_name = w.table_name AND e.finished_at > %s ORDER BY w.table_name, e.id"
-            ).format(self.table, self.history),
-            (since or datetime.max.replace(tzinfo=UTC),),
-        ).fetchall()
+        return self.states(conn.execute(*self.query(since)).fetchall())
+
+    def query(self, since: datetime | None = None) -> tuple[sql.Composed, tuple[datetime]]:
+        """The query of `read`, with its parameters, for those who run it themselves and give its rows to `states`."""
+        query = sql.SQL(
+            "SELECT w.table_name, last_extracted_at, last_partition, last_extraction_status, w.records_extracted, "
+            "w.extraction_duration_seconds, w.error_message, w.extraction_id, recovery_attempts, w.metadata, w.updated_at, "
+            "e.extraction_id, partition_start, partition_end, status = 'success', started_at, finished_at, "
+            "e.error_message, e.metadata "
+            "FROM {} w LEFT JOIN {} e ON e.table_name = w.table_name AND e.finished_at > %s ORDER BY w.table_name, e.id"
+        ).format(self.table, self.history)
+        return query, (since or datetime.max.replace(tzinfo=UTC),)
+
+    def states(self, rows: Sequence[tuple[Any, ...]]) -> dict[str, TableState]:
+        """What the rows of `query` tell, by table."""
         states: dict[str, TableState] = {}
         for table, entries in groupby(rows, key=lambda row: row[0]):
             found = list(entries)

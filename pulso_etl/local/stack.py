@@ -33,6 +33,7 @@ DAGSTER_SCHEMA = "pulso_dagster"
 """Where Dagster keeps its own tables in a database that DATABASE_URL names."""
 WEBSERVER = "from dagster_webserver.cli import main; main()"
 DAEMON = "from dagster._daemon.cli import main; main()"
+API = "from pulso_etl.cli import main; main()"
 
 
 @dataclass
@@ -89,34 +90,38 @@ def local_stack(
                 stack.servers.close()
 
 
-def serve(stack: LocalStack, port: int, say: Callable[[str], None]) -> None:
-    """Runs Dagster's webserver and daemon on loopback until Ctrl-C; meanwhile the file `env` holds the stack's environment.
+def serve(stack: LocalStack, port: int, api_port: int, say: Callable[[str], None]) -> None:
+    """Runs Dagster's webserver and daemon and the HTTP API on loopback until Ctrl-C; meanwhile the file `env` holds the stack's
+    environment.
 
     Raises LocalStackError for a server that ends by itself.
     """
     home = stack.home / "dagster"
     workspace = str(home / "workspace.yaml")
-    say("Dagster: starting webserver and daemon")
+    say("Dagster and the HTTP API: starting")
     if stack.postgres is not None and not stack.postgres.joined:
         _fail_abandoned_runs()
-    address = f"http://127.0.0.1:{port}"
+    address, api_address = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{api_port}"
+    os.environ["DAGSTER_UI_URL"], os.environ["DAGSTER_GRAPHQL_URL"] = address, f"{address}/graphql"
     # In a folder without a `.env`, which Dagster would load over the stack's environment.
-    for name, code, args in (
-        ("webserver", WEBSERVER, ["-h", "127.0.0.1", "-p", str(port), "-w", workspace]),
-        ("daemon", DAEMON, ["run", "-w", workspace]),
+    for name, log, code, args in (
+        ("Dagster webserver", "webserver.log", WEBSERVER, ["-h", "127.0.0.1", "-p", str(port), "-w", workspace]),
+        ("Dagster daemon", "daemon.log", DAEMON, ["run", "-w", workspace]),
+        ("HTTP API", "api.log", API, ["api", "--host", "127.0.0.1", "--port", str(api_port)]),
     ):
-        child = Child(f"Dagster {name}", code, args, stack.home / f"{name}.log", cwd=home)
+        child = Child(name, code, args, stack.home / log, cwd=home)
         stack.children.append(stack.start(child))
     try:
         deadline = time.monotonic() + 120
-        while not _answers(f"{address}/server_info"):
+        while not (_answers(f"{address}/server_info") and _answers(f"{api_address}/api/v1/etl/health?live=true")):
             stack.check()
             if time.monotonic() > deadline:
-                raise LocalStackError(f"Dagster's webserver does not answer; see {stack.home / 'webserver.log'}")
+                raise LocalStackError(f"Dagster's webserver or the HTTP API does not answer; see the logs in {stack.home}")
             time.sleep(0.2)
         env_file = stack.home / "env"
         stack.servers.callback(env_file.unlink, missing_ok=True)
         _write_environment(env_file)
+        say(f"Page and API: {api_address}")
         say(f"Dagster: {address}  (Ctrl-C stops everything; logs in {stack.home})")
         while True:
             stack.check()
@@ -125,14 +130,14 @@ def serve(stack: LocalStack, port: int, say: Callable[[str], None]) -> None:
         say("stopping everything")
 
 
-def check_port(port: int) -> None:
-    """Raises LocalStackError where the loopback port can't be listened on."""
+def check_port(port: int, option: str) -> None:
+    """Raises LocalStackError, which names the command line's option, where the loopback port can't be listened on."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise LocalStackError(f"port {port} can't be used ({error.strerror}); choose another with --port") from error
+            raise LocalStackError(f"port {port} can't be used ({error.strerror}); choose another with {option}") from error
 
 
 def configuration(name: str) -> str:

@@ -1,0 +1,157 @@
+"""Who is let in: by address, by origin, by token, and how often."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, Any
+
+from fastapi import Depends, HTTPException, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from limits import RateLimitItem, parse
+from limits.aio.storage import MemoryStorage
+from limits.aio.strategies import MovingWindowRateLimiter
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pulso_etl.api.tokens import Caller, Role, Token, find_caller
+from pulso_etl.settings import Settings
+
+MAXIMUM_BODY_BYTES = 256 * 1024
+LOCAL = Caller("local", Role.ADMIN)
+"""Who asks from this machine where no token is configured."""
+FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+PAGE_HEADERS = {
+    b"content-security-policy": b"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    b"frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    b"x-content-type-options": b"nosniff",
+    b"referrer-policy": b"no-referrer",
+}
+
+
+def split_origins(text: str) -> list[str]:
+    """The origins of the setting API_CORS_ORIGINS."""
+    return [origin for origin in re.split(r"[\s,]+", text.strip()) if origin]
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether a host, without its port, is this machine."""
+    if host is None:
+        return False
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def refusal(client: str | None, headers: Headers, *, scheme: str, tokens: bool, origins: Sequence[str]) -> str | None:
+    """Why a request must not even be looked at; None where it may.
+
+    Without tokens only this machine is served: neither a proxy on it, nor a page whose name was made to point to it. A page
+    of another origin is served only where that is allowed, since a browser would send its requests without asking.
+    """
+    if not tokens:
+        if not is_loopback(client) or any(name in headers for name in FORWARDED):
+            return "without API_TOKENS only this machine is served, and no proxy on it"
+        if not is_loopback(re.sub(r":\d+$", "", headers.get("host", ""))):
+            return "without API_TOKENS only the names of this machine are served: localhost or 127.0.0.1"
+    origin = headers.get("origin")
+    if origin is not None and origin not in origins and origin.partition("://")[2] != headers.get("host"):
+        return f"pages of {origin[:200]} are not served; API_CORS_ORIGINS names those that are"
+    return None
+
+
+class Guard:
+    """ASGI middleware before all else: `refusal`, the size of bodies, and headers that a page should have."""
+
+    def __init__(self, app: ASGIApp, *, tokens: bool, origins: Sequence[str]) -> None:
+        self.app = app
+        self.tokens = tokens
+        self.origins = origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        client = scope["client"][0] if scope.get("client") else None
+        reason = refusal(client, headers, scheme=scope["scheme"], tokens=self.tokens, origins=self.origins)
+        if reason is not None:
+            await JSONResponse({"detail": reason}, 403)(scope, receive, send)
+            return
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > MAXIMUM_BODY_BYTES:
+            await JSONResponse({"detail": f"the body is longer than {MAXIMUM_BODY_BYTES} bytes"}, 413)(scope, receive, send)
+            return
+        received = 0
+
+        async def bounded() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > MAXIMUM_BODY_BYTES:
+                raise HTTPException(413, f"the body is longer than {MAXIMUM_BODY_BYTES} bytes")
+            return message
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), *PAGE_HEADERS.items()]
+            await send(message)
+
+        await self.app(scope, bounded, with_headers)
+
+
+bearer = HTTPBearer(auto_error=False, description="A token that `pulso-etl token NAME ROLE` made.")
+
+
+class Gatekeeper:
+    """Knows the tokens and counts the launches."""
+
+    def __init__(self, settings: Settings, tokens: Sequence[Token]) -> None:
+        self.tokens = tokens
+        self.limit: RateLimitItem = parse(settings.api_launch_limit)
+        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+
+    def caller(self, secret: str | None) -> Caller:
+        """Who asks. Raises HTTPException 401."""
+        if not self.tokens:
+            return LOCAL
+        found = None if secret is None else find_caller(self.tokens, secret)
+        if found is None:
+            raise HTTPException(401, "a token is needed: send it as `Authorization: Bearer TOKEN`", {"WWW-Authenticate": "Bearer"})
+        return found
+
+    async def count_launches(self, caller: Caller, launches: int = 1) -> None:
+        """Raises HTTPException 429 where the caller launches too much."""
+        if not await self._limiter.hit(self.limit, caller.name, cost=launches):
+            stats = await self._limiter.get_window_stats(self.limit, caller.name)
+            wait = max(1, math.ceil(stats.reset_time - time.time()))
+            raise HTTPException(429, f"{caller.name} may launch {self.limit}; try again later", {"Retry-After": str(wait)})
+
+
+async def _caller(request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)]) -> Caller:
+    gatekeeper: Gatekeeper = request.app.state.gatekeeper
+    return gatekeeper.caller(given.credentials if given else None)
+
+
+def require(role: Role) -> Callable[..., Awaitable[Caller]]:
+    """A dependency that gives the caller, who has that role. Raises HTTPException 401 and 403."""
+
+    async def caller_with_role(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
+        if caller.role < role:
+            raise HTTPException(403, f"{caller.name} has the role {caller.role.name.lower()}; {role.name.lower()} is needed")
+        return caller
+
+    return caller_with_role
+
+
+Reader = Annotated[Caller, Depends(require(Role.READ))]
+Refresher = Annotated[Caller, Depends(require(Role.REFRESH))]
+Admin = Annotated[Caller, Depends(require(Role.ADMIN))]
+Answers = dict[int | str, dict[str, Any]]

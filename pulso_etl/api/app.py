@@ -1,0 +1,402 @@
+"""The HTTP API: its routes, and what becomes of errors."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, date, datetime, timedelta
+from typing import Annotated, Any
+
+import dagster as dg
+import psycopg
+from fastapi import APIRouter, Body, FastAPI, HTTPException, Path, Query, Request
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+from sse_starlette import EventSourceResponse
+
+from pulso_etl.api import graphql, metrics
+from pulso_etl.api.access import Admin, Answers, Gatekeeper, Guard, Reader, Refresher, split_origins
+from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable
+from pulso_etl.api.database import Database, DatabaseUnavailable
+from pulso_etl.api.health import HealthProbe
+from pulso_etl.api.models import (
+    TABLE_EXAMPLE,
+    Cleanup,
+    ColumnConfig,
+    DashboardRequest,
+    Ended,
+    ExtractionMode,
+    Fault,
+    Health,
+    Refresh,
+    Status,
+    TableConfig,
+    TableDetail,
+    ValidationFaults,
+)
+from pulso_etl.api.refreshes import Asked, Refreshes
+from pulso_etl.api.status import StatusFeed, StatusReader
+from pulso_etl.api.tokens import parse_tokens
+from pulso_etl.automation.due import BackOff
+from pulso_etl.automation.recovery import Recovered, recover
+from pulso_etl.definitions import build_resources
+from pulso_etl.errors import BudgetExceeded, PlanError
+from pulso_etl.refresh import LIMA, Mode, lima_day
+from pulso_etl.settings import Settings
+from pulso_etl.tables import TABLES
+from pulso_etl.tables.spec import TableSpec
+
+RETRY_SECONDS = 5
+DASHBOARD = "dashboard"
+"""The group of tables that the dashboard shows."""
+UNAVAILABLE: dict[str, Any] = {
+    "model": Fault,
+    "description": "PostgreSQL or Dagster does not answer.",
+    "headers": {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}},
+}
+REFUSED: Answers = {
+    401: {"model": Fault, "description": "No token, or one that is not known."},
+    403: {"model": Fault, "description": "The token's role does not reach so far, or the page's origin is not allowed."},
+}
+INVALID: Answers = {422: {"model": ValidationFaults, "description": "The request makes no sense."}}
+UNKNOWN: Answers = {404: {"model": Fault, "description": "Not known."}}
+TOO_MANY: dict[str, Any] = {
+    "model": Fault,
+    "description": "Too many launches, or the day's BigQuery budget is spent.",
+    "headers": {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}},
+}
+LAUNCHES: Answers = {**REFUSED, **INVALID, **UNKNOWN, 413: {"model": Fault}, 429: TOO_MANY, 503: UNAVAILABLE}
+MODES = {
+    Mode.INCREMENTAL: ("From the watermark, with the table's lookback, to today; skipped where the table is fresh.", []),
+    Mode.SLIDING_WINDOW: ("The last days up to today: `days` of them, or the table's lookback.", ["days"]),
+    Mode.FULL_REFRESH: ("Every partition.", []),
+}
+audit = logging.getLogger("pulso_etl.audit")
+TableName = Annotated[str, Path(description="The table.", examples=[TABLE_EXAMPLE], max_length=100)]
+
+
+class Deployment:
+    """What the routes work with."""
+
+    def __init__(self, settings: Settings, tables: Mapping[str, TableSpec]) -> None:
+        self.settings = settings
+        self.tables = tables
+        self.database = Database(settings)
+        self.dagster = DagsterClient(settings.dagster_graphql_url)
+        self.reader = StatusReader(
+            self.database, self.dagster, tables, first_day=settings.partitions_start, back_off=BackOff.of(settings)
+        )
+        self.feed = StatusFeed(self.reader.snapshot)
+        self.refreshes = Refreshes(settings, self.database, self.dagster, self.reader, tables)
+        source = build_resources(settings)["bigquery"]
+        self.health = HealthProbe(
+            self.database, self.dagster, source, f"{settings.bigquery_project_id}.{settings.bigquery_dataset}"
+        )
+
+    def known(self, *tables: str) -> tuple[str, ...]:
+        """The tables, each once. Raises HTTPException 404."""
+        for table in tables:
+            if table not in self.tables:
+                raise HTTPException(404, f"unknown table {table[:100]}; known are {', '.join(self.tables)}")
+        return tuple(dict.fromkeys(tables))
+
+
+def deployment(request: Request) -> Deployment:
+    """The deployment of the request's application."""
+    found: Deployment = request.app.state.deployment
+    return found
+
+
+router = APIRouter(prefix="/api/v1/etl")
+
+
+@router.post("/refresh/dashboard", status_code=202, responses=LAUNCHES, tags=["refresh"])
+async def refresh_dashboard(
+    request: Request, caller: Refresher, body: Annotated[DashboardRequest | None, Body()] = None
+) -> Refresh:
+    """Refreshes the tables that the dashboard shows, or those that are named; fresh ones are skipped unless `force`.
+
+    Answers at once. The same request while the first goes on gives the first's `pipeline_id`.
+    """
+    here, asked = deployment(request), body or DashboardRequest()
+    group = [name for name, spec in here.tables.items() if spec.group == DASHBOARD]
+    tables = here.known(*(group if asked.tables is None else asked.tables))
+    return await _launch(request, caller, Asked(tables, force=asked.force, max_concurrent=asked.max_concurrent))
+
+
+@router.post("/refresh/table/{table_name}", status_code=202, responses=LAUNCHES, tags=["refresh"])
+async def refresh_table(
+    request: Request,
+    caller: Refresher,
+    table_name: TableName,
+    force: Annotated[bool, Query(description="Refresh the table also where it is fresh.")] = False,
+    mode: Annotated[Mode, Query(description="How the days are found.")] = Mode.INCREMENTAL,
+    start: Annotated[date | None, Query(alias="from", description="First day; wins over the mode.")] = None,
+    end: Annotated[date | None, Query(alias="to", description="Last day; wins over the mode.")] = None,
+    days: Annotated[int | None, Query(ge=1, le=100_000, description="Trailing days, with sliding_window.")] = None,
+) -> Refresh:
+    """Refreshes one table."""
+    [table] = deployment(request).known(table_name)
+    return await _launch(request, caller, Asked((table,), mode, force, days, start, end, 1))
+
+
+async def _launch(request: Request, caller: Refresher, asked: Asked) -> Refresh:
+    await request.app.state.gatekeeper.count_launches(caller, len(asked.tables))
+    return await deployment(request).refreshes.launch(asked, caller)
+
+
+@router.get("/refresh/{pipeline_id}", responses={**REFUSED, **INVALID, **UNKNOWN, 503: UNAVAILABLE}, tags=["refresh"])
+async def refresh_progress(
+    request: Request, caller: Reader, pipeline_id: Annotated[str, Path(max_length=64, description="As the launch told it.")]
+) -> Refresh:
+    """How far a refresh is, table by table."""
+    found = await deployment(request).refreshes.progress(pipeline_id.replace("\0", ""))
+    if found is None:
+        raise HTTPException(404, "unknown refresh; its id is the pipeline_id of the answer that launched it")
+    return found
+
+
+@router.get("/status", response_model=Status, responses={**REFUSED, 503: UNAVAILABLE}, tags=["status"])
+async def status(request: Request, caller: Reader) -> Response:
+    """The state of all tables, a second old at most."""
+    return Response((await deployment(request).feed.current()).json, media_type="application/json")
+
+
+@router.get("/status/table/{table_name}", responses={**REFUSED, **INVALID, **UNKNOWN, 503: UNAVAILABLE}, tags=["status"])
+async def table_status(request: Request, caller: Reader, table_name: TableName) -> TableDetail:
+    """The state of one table, its last 20 extractions and its last 30 days."""
+    here = deployment(request)
+    [table] = here.known(table_name)
+    told = (await here.feed.current()).status.tables
+    return await here.reader.detail(next(one for one in told if one.table == table))
+
+
+@router.get("/health", responses={503: {"model": Health, "description": "A part does not answer."}}, tags=["status"])
+async def health(
+    request: Request,
+    response: Response,
+    live: Annotated[bool, Query(description="Only whether this process lives, without a look at the other parts.")] = False,
+) -> Health:
+    """Whether a refresh could run now: 200, or 503 where a part fails. Needs no token."""
+    if live:
+        return Health(ready=True, parts={}, checked_at=datetime.now(UTC))
+    found = await deployment(request).health.look()
+    response.status_code = 200 if found.ready else 503
+    return found
+
+
+@router.post("/cleanup", responses={**REFUSED, 503: UNAVAILABLE}, tags=["operation"])
+async def cleanup(request: Request, caller: Admin) -> Cleanup:
+    """Ends extractions that died or hang, so that their tables are taken up again; says what it did."""
+    here = deployment(request)
+    try:
+        ended = await asyncio.to_thread(_recover, here)
+    except psycopg.OperationalError as error:
+        raise DatabaseUnavailable(str(error).partition("\n")[0]) from error
+    except dg.DagsterError as error:
+        raise DagsterUnavailable(f"Dagster's instance can't be used here: {str(error).partition(chr(10))[0]}") from error
+    audit.info("%s asked for a cleanup: %d attempt(s) ended", caller.name, len(ended))
+    told = [
+        Ended(
+            table=one.table,
+            partitions=str(one.window),
+            run_id=one.run_id,
+            reason=one.reason,
+            recovery_attempts=one.recovery_attempts,
+        )
+        for one in ended
+    ]
+    return Cleanup(ended=told, message=f"{len(told)} attempt(s) ended" if told else "no attempt is stale")
+
+
+def _recover(here: Deployment) -> list[Recovered]:
+    url, schema = here.settings.database_url.get_secret_value(), here.settings.database_schema
+    with dg.DagsterInstance.get() as instance, psycopg.connect(url, autocommit=True, connect_timeout=5) as conn:
+        return list(recover(conn, schema, instance, here.tables, datetime.now(UTC)))
+
+
+@router.get("/config/tables", responses=REFUSED, tags=["configuration"])
+async def config_tables(request: Request, caller: Reader) -> list[TableConfig]:
+    """How each table is kept."""
+    here = deployment(request)
+    names = here.settings.sources()
+    return [
+        TableConfig(
+            table=spec.name,
+            description=spec.description,
+            group=spec.group,
+            primary_key=list(spec.primary_key),
+            partition_column=spec.partition_column,
+            lookback_days=spec.lookback_days,
+            refresh_every_seconds=int(spec.refresh_every.total_seconds()),
+            timeout_seconds=int(spec.timeout.total_seconds()),
+            strategy=spec.strategy,
+            source_tables=[names[source] for source in spec.sources],
+            columns=[
+                ColumnConfig(name=column.name, type=column.type, description=column.description, unit=column.unit)
+                for column in (*spec.columns, *spec.kept_columns)
+            ],
+        )
+        for spec in here.tables.values()
+    ]
+
+
+@router.get("/config/extraction-modes", responses=REFUSED, tags=["configuration"])
+async def extraction_modes(caller: Reader) -> list[ExtractionMode]:
+    """How the days of a refresh can be found."""
+    return [
+        ExtractionMode(mode=mode, description=text, parameters=parameters, default=mode is Mode.INCREMENTAL)
+        for mode, (text, parameters) in MODES.items()
+    ]
+
+
+@router.get(
+    "/events",
+    response_class=EventSourceResponse,
+    responses={**REFUSED, 200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    tags=["status"],
+)
+async def events(request: Request, caller: Reader) -> EventSourceResponse:
+    """Server-sent events: `status` (a Status) first and whenever the whole changes, `table` (a TableStatus) for one that does."""
+    feed = deployment(request).feed
+
+    async def told() -> AsyncIterator[dict[str, str]]:
+        async for name, data in feed.events():
+            yield {"event": name, "data": data}
+
+    return EventSourceResponse(told(), ping=15)
+
+
+root = APIRouter()
+
+
+@root.get(
+    "/metrics",
+    response_class=Response,
+    responses={**REFUSED, 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, 503: UNAVAILABLE},
+    tags=["status"],
+)
+async def prometheus(request: Request, caller: Reader) -> Response:
+    """Metrics for Prometheus."""
+    here = deployment(request)
+    text = await metrics.exposition(here.database, await here.feed.current())
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@root.post(
+    "/graphql",
+    responses={**REFUSED, **{code: {"model": Fault} for code in (400, 413, 415)}, 429: TOO_MANY, 503: UNAVAILABLE},
+    tags=["graphql"],
+)
+async def dagster_graphql(request: Request, caller: Reader) -> Response:
+    """Dagster's GraphQL: queries for readers, launches and cancels for the role `refresh`, all else for administrators.
+
+    Takes JSON only: one request, or an array of them.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HTTPException(415, "send JSON, with the header Content-Type: application/json")
+    try:
+        given = json.loads(await request.body())
+    except (ValueError, RecursionError):
+        raise HTTPException(400, "the body is no JSON") from None
+    documents = given if isinstance(given, list) else [given]
+    if not 1 <= len(documents) <= graphql.MAXIMUM_DOCUMENTS:
+        raise HTTPException(400, f"1 to {graphql.MAXIMUM_DOCUMENTS} documents may come together")
+    bodies = [_graphql_body(document) for document in documents]
+    try:
+        verdicts = [graphql.decide(body["query"], body["variables"]) for body in bodies]
+    except graphql.DocumentRefused as error:
+        raise HTTPException(400, str(error)) from None
+    needed = max(verdict.role for verdict in verdicts)
+    if caller.role < needed:
+        raise HTTPException(403, f"{caller.name} has the role {caller.role.name.lower()}; {needed.name.lower()} is needed")
+    if launches := sum(verdict.launches for verdict in verdicts):
+        await request.app.state.gatekeeper.count_launches(caller, launches)
+    answers = []
+    for body, verdict in zip(bodies, verdicts, strict=True):
+        answers.append(await deployment(request).dagster.post(body))
+        if verdict.mutations:
+            audit.info("graphql: %s ran %s: %d", caller.name, ", ".join(verdict.mutations)[:500], answers[-1].status_code)
+    if isinstance(given, list):
+        return Response(b"[" + b",".join(answer.content for answer in answers) + b"]", media_type="application/json")
+    return Response(answers[0].content, answers[0].status_code, media_type="application/json")
+
+
+def _graphql_body(document: Any) -> dict[str, Any]:
+    fields = document if isinstance(document, dict) else {}
+    query, variables, name = (fields.get(key) for key in ("query", "variables", "operationName"))
+    if not isinstance(query, str) or not isinstance(variables, dict | None) or not isinstance(name, str | None):
+        raise HTTPException(400, "a request is an object with query (text), variables (object) and operationName (text)")
+    # Nothing else is passed on.
+    return {"query": query, "variables": variables, "operationName": name}
+
+
+def create_app(settings: Settings, *, tables: Mapping[str, TableSpec] = TABLES) -> FastAPI:
+    """The application. Connects when it is started; a part that is away then is waited for at each request."""
+    tokens = parse_tokens(settings.api_tokens.get_secret_value())
+    origins = split_origins(settings.api_cors_origins)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        here = Deployment(settings, tables)
+        app.state.deployment = here
+        app.state.gatekeeper = Gatekeeper(settings, tokens)
+        await here.database.open()
+        try:
+            yield
+        finally:
+            await here.dagster.close()
+            await here.database.close()
+
+    app = FastAPI(
+        title="Pulso ETL",
+        version="1",
+        description="Asks for refreshes of the tables that are kept equal to BigQuery, and watches them.",
+        lifespan=lifespan,
+        # Its pages load scripts from another host.
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/api/v1/openapi.json",
+    )
+    app.include_router(router)
+    app.include_router(root)
+    app.mount("/", StaticFiles(packages=[("pulso_etl.api", "page")], html=True, check_dir=False), name="page")
+    for kind, answer in ANSWERS.items():
+        app.add_exception_handler(kind, answer)
+    if origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+            max_age=600,
+        )
+    app.add_middleware(Guard, tokens=bool(tokens), origins=origins)
+    return app
+
+
+async def _unavailable(request: Request, error: Exception) -> Response:
+    return JSONResponse({"detail": str(error)}, 503, {"Retry-After": str(RETRY_SECONDS)})
+
+
+async def _no_sense(request: Request, error: Exception) -> Response:
+    fault = {"loc": ["query"], "msg": str(error), "type": "plan_error"}
+    return JSONResponse({"detail": [fault]}, 422)
+
+
+async def _budget_spent(request: Request, error: Exception) -> Response:
+    now = datetime.now(UTC)
+    midnight = datetime.combine(lima_day(now) + timedelta(days=1), datetime.min.time(), LIMA)
+    return JSONResponse({"detail": str(error)}, 429, {"Retry-After": str(int((midnight - now).total_seconds()) + 1)})
+
+
+ANSWERS = {
+    DagsterUnavailable: _unavailable,
+    DatabaseUnavailable: _unavailable,
+    PlanError: _no_sense,
+    BudgetExceeded: _budget_spent,
+}

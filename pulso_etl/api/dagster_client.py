@@ -1,0 +1,171 @@
+"""Dagster, over the GraphQL of its webserver: the only way by which the API launches anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import httpx
+from dagster import DagsterRunStatus
+from dagster._core.storage.dagster_run import FINISHED_STATUSES, IN_PROGRESS_RUN_STATUSES
+
+from pulso_etl.api.models import Progress
+
+TIMEOUT_SECONDS = 20.0
+WAITING = {DagsterRunStatus.QUEUED, DagsterRunStatus.NOT_STARTED, DagsterRunStatus.MANAGED, DagsterRunStatus.STARTING}
+
+
+class DagsterUnavailable(Exception):
+    """Dagster's webserver, or its code server, does not answer."""
+
+
+class LaunchRefused(Exception):
+    """Dagster did not take the run."""
+
+
+@cache
+def operation(name: str) -> str:
+    """The text of an operation, of those in the folder `operations`."""
+    return (files("pulso_etl.api") / "operations" / f"{name}.graphql").read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, as Dagster tells of it; instants carry a zone."""
+
+    run_id: str
+    status: DagsterRunStatus
+    job: str
+    tags: Mapping[str, str]
+    assets: Sequence[str] | None
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status in FINISHED_STATUSES
+
+    @property
+    def progress(self) -> Progress:
+        """Its state in the words of this API."""
+        if self.status in WAITING:
+            return Progress.QUEUED
+        ended = {
+            DagsterRunStatus.SUCCESS: Progress.SUCCESS,
+            DagsterRunStatus.FAILURE: Progress.FAILED,
+            DagsterRunStatus.CANCELED: Progress.CANCELED,
+        }
+        return ended.get(self.status, Progress.RUNNING)
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any]) -> Run:
+        """The run of an entry of the operation `runs`."""
+        selection = found["assetSelection"]
+        return cls(
+            found["runId"],
+            DagsterRunStatus(found["status"]),
+            found["jobName"],
+            {tag["key"]: tag["value"] for tag in found["tags"]},
+            None if selection is None else ["/".join(key["path"]) for key in selection],
+            datetime.fromtimestamp(found["creationTime"], UTC),
+            _instant(found["startTime"]),
+            _instant(found["endTime"]),
+        )
+
+
+def _instant(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+class DagsterClient:
+    """Asks the webserver. Every method raises DagsterUnavailable."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._http = httpx.AsyncClient(timeout=TIMEOUT_SECONDS, trust_env=False)
+        self._repositories: dict[str, dict[str, str]] = {}
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def post(self, body: Mapping[str, Any]) -> httpx.Response:
+        """The webserver's answer to the body of a GraphQL request, as it is."""
+        try:
+            return await self._http.post(self.url, json=body)
+        except httpx.HTTPError as error:
+            raise DagsterUnavailable(f"Dagster's webserver does not answer: {error or type(error).__name__}") from error
+
+    async def execute(self, name: str, **variables: Any) -> Any:
+        """The data of the operation of that name."""
+        answer = await self.post({"query": operation(name), "variables": variables})
+        try:
+            found = answer.json()
+        except ValueError:
+            raise DagsterUnavailable(f"Dagster's webserver answers {answer.status_code}, and no JSON") from None
+        if found.get("errors") or not found.get("data"):
+            faults = "; ".join(str(error.get("message")) for error in found.get("errors", []))
+            raise DagsterUnavailable(f"Dagster's webserver answers {answer.status_code}: {faults[:500] or 'nothing'}")
+        return found["data"]
+
+    async def runs(self, limit: int | None = None, **filters: Any) -> list[Run]:
+        """The runs of a GraphQL RunsFilter (`runIds`, `tags`, `statuses`), newest first."""
+        found = (await self.execute("runs", filter=filters, limit=limit))["runsOrError"]
+        if found["__typename"] != "Runs":
+            raise DagsterUnavailable(f"Dagster does not tell of its runs: {found.get('message')}")
+        return [Run.of(entry) for entry in found["results"]]
+
+    async def runs_under_way(self) -> list[Run]:
+        """The runs that wait or go on, newest first."""
+        return await self.runs(statuses=[status.value for status in IN_PROGRESS_RUN_STATUSES])
+
+    async def launch(self, job: str, tags: Mapping[str, str]) -> str:
+        """Launches the job with these tags; returns the run's id. Raises LaunchRefused where Dagster does not take it."""
+        params = {
+            "selector": await self._selector(job),
+            "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in tags.items()]},
+        }
+        found = (await self.execute("launch_run", params=params))["launchRun"]
+        if found["__typename"] != "LaunchRunSuccess":
+            # The code location may have moved; the next launch looks for it anew.
+            self._repositories.clear()
+            reasons = [found.get("message")] + [error["message"] for error in found.get("errors", [])]
+            raise LaunchRefused(f"Dagster did not take the run: {next(filter(None, reasons), found['__typename'])[:500]}")
+        return str(found["run"]["runId"])
+
+    async def _selector(self, job: str) -> dict[str, str]:
+        if job not in self._repositories:
+            found = (await self.execute("code_locations"))["repositoriesOrError"]
+            self._repositories = {
+                entry["name"]: {"repositoryName": node["name"], "repositoryLocationName": node["location"]["name"]}
+                for node in found.get("nodes", [])
+                for entry in node["jobs"]
+            }
+        if job not in self._repositories:
+            raise DagsterUnavailable(
+                f"no code location of Dagster's has the job {job}; look at its page Deployment for what is wrong"
+            )
+        return self._repositories[job] | {"jobName": job}
+
+    async def failure(self, run_id: str) -> str | None:
+        """Why the run failed, as far as Dagster knows."""
+        found = (await self.execute("run_failure", runId=run_id))["logsForRun"]
+        for event in found.get("events", []):
+            described = (event.get("failureMetadata") or {}).get("description")
+            reason = described or (event.get("error") or {}).get("message") or event.get("message")
+            if reason:
+                return str(reason).strip()[:2000]
+        return None
+
+    async def daemons(self) -> dict[str, datetime | None]:
+        """When each daemon that is needed was last heard of; None where it is late, or was never heard of."""
+        found = (await self.execute("daemons"))["instance"]["daemonHealth"]["allDaemonStatuses"]
+        return {
+            entry["daemonType"]: _instant(entry["lastHeartbeatTime"]) if entry["healthy"] else None
+            for entry in found
+            if entry["required"]
+        }

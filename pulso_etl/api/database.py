@@ -1,0 +1,80 @@
+"""PostgreSQL for the API: a pool of asynchronous connections."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import psycopg
+from psycopg import sql
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from pulso_etl.destination.bookkeeping import create_missing
+from pulso_etl.destination.watermarks import Watermarks
+from pulso_etl.settings import Settings
+
+CREATE = """
+CREATE TABLE IF NOT EXISTS {refreshes} (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    pipeline_id text NOT NULL UNIQUE,
+    fingerprint text NOT NULL,
+    request jsonb NOT NULL,
+    runs jsonb NOT NULL,
+    requested_by text NOT NULL,
+    requested_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX IF NOT EXISTS etl_refreshes_fingerprint_idx ON {refreshes} (fingerprint, id DESC);
+"""
+POOL_SIZE = 8
+WAIT_SECONDS = 5.0
+
+
+class DatabaseUnavailable(Exception):
+    """PostgreSQL does not answer."""
+
+
+class Database:
+    """The connections, and the names of the tables that the API uses. Our own tables are created at the first use."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.url = settings.database_url.get_secret_value()
+        self.schema = settings.database_schema
+        self.marks = Watermarks(self.schema)
+        self.refreshes = sql.Identifier(self.schema, "etl_refreshes")
+        self._created = False
+        self._pool = AsyncConnectionPool(
+            self.url,
+            min_size=1,
+            max_size=POOL_SIZE,
+            open=False,
+            timeout=WAIT_SECONDS,
+            reconnect_timeout=WAIT_SECONDS,
+            check=AsyncConnectionPool.check_connection,
+            kwargs={"autocommit": True, "application_name": "pulso-etl api", "connect_timeout": int(WAIT_SECONDS)},
+        )
+
+    async def open(self) -> None:
+        """Begins to connect; does not wait for it."""
+        await self._pool.open(wait=False)
+
+    async def close(self) -> None:
+        await self._pool.close()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[psycopg.AsyncConnection]:
+        """A connection in autocommit mode. Raises DatabaseUnavailable, also where the server goes away meanwhile."""
+        try:
+            if not self._created:
+                await asyncio.to_thread(self._create)
+                self._created = True
+            async with self._pool.connection() as conn:
+                yield conn
+        except (PoolTimeout, psycopg.OperationalError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise DatabaseUnavailable(f"PostgreSQL does not answer: {reason}") from error
+
+    def _create(self) -> None:
+        with psycopg.connect(self.url, connect_timeout=int(WAIT_SECONDS)) as conn:
+            self.marks.create(conn)
+            create_missing(conn, self.schema, "etl_refreshes", sql.SQL(CREATE).format(refreshes=self.refreshes))

@@ -1,0 +1,95 @@
+"""Whether a refresh could run now: a look at each part, none of which costs anything."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from time import monotonic
+
+from google.api_core import exceptions as api
+from google.api_core.retry import Retry, if_exception_type
+
+from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable
+from pulso_etl.api.database import Database, DatabaseUnavailable
+from pulso_etl.api.models import Health, Part, PartState
+from pulso_etl.errors import PulsoError
+from pulso_etl.source.bigquery import BigQuerySource
+
+LOOK_SECONDS = 6.0
+"""A part that takes longer counts as failing: whoever probes does not wait for long."""
+BIGQUERY_SECONDS = 60.0
+"""For so long a look at BigQuery stands; the others are made each time."""
+ONCE = Retry(predicate=if_exception_type())
+"""No second attempt."""
+
+Probe = Callable[[], Awaitable[str]]
+
+
+class Unwell(Exception):
+    """A part answers, and is not well."""
+
+
+class HealthProbe:
+    """Looks at PostgreSQL, BigQuery, Dagster and its daemon."""
+
+    def __init__(self, database: Database, dagster: DagsterClient, source: BigQuerySource, dataset: str) -> None:
+        self.database = database
+        self.dagster = dagster
+        self.source = source
+        self.dataset = dataset
+        self._bigquery_seen: tuple[float, Part] | None = None
+
+    async def look(self) -> Health:
+        """The state of every part. Raises nothing."""
+        probes: dict[str, Probe] = {
+            "postgresql": self._postgresql,
+            "dagster": self._dagster,
+            "daemon": self._daemon,
+        }
+        *found, bigquery = await asyncio.gather(*(_part(probe) for probe in probes.values()), self._bigquery_part())
+        parts = dict(zip(probes, found, strict=True)) | {"bigquery": bigquery}
+        ready = all(part.state is PartState.OK for part in parts.values())
+        return Health(ready=ready, parts=parts, checked_at=datetime.now(UTC))
+
+    async def _postgresql(self) -> str:
+        async with self.database.connection() as conn:
+            await conn.execute("SELECT 1")
+        return "answers"
+
+    async def _dagster(self) -> str:
+        return f"version {(await self.dagster.execute('daemons'))['version']}"
+
+    async def _daemon(self) -> str:
+        beats = await self.dagster.daemons()
+        late = [name.lower() for name, beat in beats.items() if beat is None]
+        if late:
+            raise Unwell(f"no heartbeat of {', '.join(late)}: is `dagster-daemon run` up?")
+        return f"{len(beats)} healthy"
+
+    async def _bigquery_part(self) -> Part:
+        if self._bigquery_seen is None or monotonic() - self._bigquery_seen[0] > BIGQUERY_SECONDS:
+            part = await _part(lambda: asyncio.to_thread(self._bigquery))
+            if part.state is PartState.FAILING:
+                return part
+            self._bigquery_seen = (monotonic(), part)
+        return self._bigquery_seen[1]
+
+    def _bigquery(self) -> str:
+        # The dataset's own entry: no query, no cost.
+        with self.source.get_client() as client:
+            client.get_dataset(self.dataset, retry=ONCE, timeout=LOOK_SECONDS - 1)
+        return "answers"
+
+
+async def _part(probe: Probe) -> Part:
+    began = monotonic()
+    try:
+        async with asyncio.timeout(LOOK_SECONDS):
+            state, message = PartState.OK, await probe()
+    except TimeoutError:
+        state, message = PartState.FAILING, f"no answer within {LOOK_SECONDS:.0f} s"
+    except (DagsterUnavailable, DatabaseUnavailable, Unwell, PulsoError, api.GoogleAPIError, OSError) as error:
+        # The first line alone: what is below may quote the request.
+        state, message = PartState.FAILING, (str(error).splitlines() or [type(error).__name__])[0][:300]
+    return Part(state=state, message=message, seconds=round(monotonic() - began, 3))

@@ -1,0 +1,96 @@
+"""What Prometheus reads, taken from PostgreSQL and Dagster at the time of the scrape: no count is lost by a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from psycopg import sql
+
+from pulso_etl.api.database import Database
+from pulso_etl.api.models import Freshness, Progress, TableStatus
+from pulso_etl.api.status import Snapshot
+
+TOTALS = """
+SELECT table_name, status, count(*), coalesce(sum(extraction_duration_seconds), 0),
+    coalesce(sum((metadata->>'bytes_billed')::numeric), 0), coalesce(sum((metadata->>'estimated_cost_usd')::numeric), 0),
+    coalesce(sum((metadata->>'rows_read')::numeric), 0), coalesce(sum((metadata->>'rows_inserted')::numeric), 0),
+    coalesce(sum((metadata->>'rows_updated')::numeric), 0), coalesce(sum((metadata->>'rows_unchanged')::numeric), 0),
+    coalesce(sum((metadata->>'rows_deleted')::numeric), 0), coalesce(sum((metadata->>'rows_quarantined')::numeric), 0)
+FROM {history} GROUP BY table_name, status ORDER BY table_name, status
+"""
+"""Of all time; the history keeps a row for each attempt."""
+KINDS = ("read", "inserted", "updated", "unchanged", "deleted", "quarantined")
+
+
+async def exposition(database: Database, snapshot: Snapshot) -> bytes:
+    """The metrics in Prometheus' text format. Raises DatabaseUnavailable."""
+    async with database.connection() as conn:
+        cursor = await conn.execute(sql.SQL(TOTALS).format(history=database.marks.history))
+        totals = await cursor.fetchall()
+    registry = CollectorRegistry()
+    registry.register(_Collected([*_gauges(snapshot), *_counters(totals)]))
+    return generate_latest(registry)
+
+
+class _Collected:
+    """A collector of metrics that were made before."""
+
+    def __init__(self, metrics: Sequence[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics
+
+
+def _gauges(snapshot: Snapshot) -> Iterator[Metric]:
+    tables = snapshot.status.tables
+
+    def gauge(name: str, text: str, values: Mapping[str, float | None]) -> Metric:
+        family = GaugeMetricFamily(f"pulso_{name}", text, labels=["table"])
+        for table, value in values.items():
+            if value is not None:
+                family.add_metric([table], value)
+        return family
+
+    def of(attribute: str) -> dict[str, float | None]:
+        return {table.table: getattr(table, attribute) for table in tables}
+
+    yield gauge("last_extraction_rows", "Rows that the table's last extraction read.", of("records"))
+    yield gauge("last_extraction_duration_seconds", "Duration of the table's last extraction.", of("duration_seconds"))
+    yield gauge("freshness_age_seconds", "Age of the table's rows: since when BigQuery was last read in full.", of("age_seconds"))
+    yield gauge("refresh_every_seconds", "How often the table is to be refreshed.", of("refresh_every_seconds"))
+    yield gauge("stale", "1 where the table is too old to be shown.", {table.table: float(_is_old(table)) for table in tables})
+    yield gauge("recovery_attempts", "Attempts in a row that died and were ended by the recovery.", of("recovery_attempts"))
+    updated = {table.table: table.last_extracted_at.timestamp() if table.last_extracted_at else None for table in tables}
+    yield gauge("last_success_timestamp_seconds", "When the table's rows were as BigQuery had them, in Unix time.", updated)
+    for state, text in ((Progress.QUEUED, "wait in Dagster's queue"), (Progress.RUNNING, "are under way")):
+        runs = {run.run_id for run in snapshot.runs.values() if run.progress is state}
+        yield GaugeMetricFamily(f"pulso_runs_{state}", f"Runs that {text}.", value=len(runs))
+    yield GaugeMetricFamily("pulso_dagster_up", "1 where Dagster answers.", value=float(snapshot.status.dagster))
+
+
+def _is_old(table: TableStatus) -> bool:
+    return table.freshness in (Freshness.STALE, Freshness.NEVER)
+
+
+def _counters(totals: Sequence[Sequence[Any]]) -> Iterator[Metric]:
+    def counter(name: str, text: str, *labels: str) -> CounterMetricFamily:
+        return CounterMetricFamily(f"pulso_{name}", text, labels=["table", *labels])
+
+    extractions = counter("extractions", "Extractions that are over.", "status")
+    seconds = counter("extraction_seconds", "Time that extractions took.", "status")
+    billed = counter("bigquery_billed_bytes", "Bytes that BigQuery billed.", "status")
+    cost = counter("bigquery_cost_usd", "Estimated cost of BigQuery in US dollars.", "status")
+    rows = counter("rows", "Rows of successful extractions, by what became of them.", "kind")
+    for table, status, count, duration, size, dollars, *by_kind in totals:
+        extractions.add_metric([table, status], count)
+        seconds.add_metric([table, status], duration)
+        billed.add_metric([table, status], float(size))
+        cost.add_metric([table, status], float(dollars))
+        if status == "success":
+            for kind, number in zip(KINDS, by_kind, strict=True):
+                rows.add_metric([table, kind], float(number))
+    yield from (extractions, seconds, billed, cost, rows)

@@ -1,0 +1,361 @@
+"""What the API answers: the shapes, which are also its OpenAPI document. Instants carry a zone, days are those of America/Lima."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pulso_etl.refresh import Mode
+
+TABLE_EXAMPLE = "dashboard_data"
+RUN_EXAMPLE = "0b9c1f2e-6a35-4a53-9a06-5f5f0c9f1d11"
+
+
+class Freshness(StrEnum):
+    """How old a table's rows are: within its refresh frequency, past it, so old that people must know, or never loaded."""
+
+    FRESH = "fresh"
+    DUE = "due"
+    STALE = "stale"
+    NEVER = "never"
+
+
+class Progress(StrEnum):
+    """How far one table's part of a refresh is."""
+
+    SKIPPED = "skipped"
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCESS = "success"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+
+class RefreshState(StrEnum):
+    """How far a refresh is: failed where a table failed or was canceled and none is under way any more."""
+
+    RUNNING = "running"
+    SUCCESS = "success"
+    FAILED = "failed"
+
+
+class Overall(StrEnum):
+    """The state of all tables: all up to date; some failed or stale; Dagster away, so that nothing can be refreshed."""
+
+    OK = "ok"
+    DEGRADED = "degraded"
+    UNREACHABLE = "unreachable"
+
+
+class LastStatus(StrEnum):
+    """What a table's last extraction came to."""
+
+    NEVER = "never"
+    RUNNING = "running"
+    SUCCESS = "success"
+    FAILED = "failed"
+
+
+class Shape(BaseModel):
+    """Base of all answers."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+class DashboardRequest(BaseModel):
+    """What to refresh. Everything may be left out."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        use_attribute_docstrings=True,
+        json_schema_extra={"examples": [{"force": False, "tables": ["dashboard_data", "evolution_data"], "max_concurrent": 2}]},
+    )
+
+    force: bool = False
+    """Refresh tables that are fresh, too; also where the day's budget is spent."""
+    tables: Annotated[list[str], Field(min_length=1, max_length=1000)] | None = None
+    """The tables; the dashboard group where it is left out."""
+    max_concurrent: Annotated[int, Field(ge=1, le=100)] = 2
+    """How many of the runs may be under way at the same time."""
+
+
+class TableRun(Shape):
+    """One table's part of a refresh."""
+
+    table: str
+    state: Progress
+    run_id: str | None = None
+    """Dagster's run; null where the table was skipped, or its run was not launched."""
+    run_url: str | None = None
+    """The run in Dagster's UI."""
+    partitions: str | None = None
+    """Days that are refreshed, `first..last`, or one day."""
+    rows: int | None = None
+    """Rows read so far, and in the end."""
+    message: str | None = None
+    """Why it was skipped, why these days, or why it failed."""
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+class Refresh(Shape):
+    """A refresh that somebody asked for, and how far it is."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "pipeline_id": "3c8e6a52f0f14c1e9f0c1e3b8b5e2a77",
+                    "status": "running",
+                    "tables_requested": ["dashboard_data", "evolution_data"],
+                    "runs": {
+                        "dashboard_data": {
+                            "table": "dashboard_data",
+                            "state": "running",
+                            "run_id": RUN_EXAMPLE,
+                            "run_url": f"http://127.0.0.1:3000/runs/{RUN_EXAMPLE}",
+                            "partitions": "2026-11-19..2026-11-25",
+                            "rows": 420,
+                            "message": "lookback of 7 days from 2026-11-25",
+                            "started_at": "2026-11-25T15:04:05Z",
+                        },
+                        "evolution_data": {
+                            "table": "evolution_data",
+                            "state": "skipped",
+                            "message": "fresh: loaded 0:42:10 ago, due every 6:00:00",
+                        },
+                    },
+                    "started_at": "2026-11-25T15:04:02Z",
+                    "status_url": "/api/v1/etl/refresh/3c8e6a52f0f14c1e9f0c1e3b8b5e2a77",
+                    "already_running": False,
+                    "requested_by": "dashboard",
+                }
+            ]
+        }
+    )
+
+    pipeline_id: str
+    status: RefreshState
+    tables_requested: list[str]
+    runs: dict[str, TableRun]
+    """By table."""
+    started_at: datetime
+    finished_at: datetime | None = None
+    status_url: str
+    """Where to ask how far it is."""
+    already_running: bool = False
+    """The same refresh was under way already: this is that one, and nothing new was launched."""
+    requested_by: str
+    """The name of the token that asked for it."""
+
+
+class Extraction(Shape):
+    """One attempt to load a range of a table, when it was over."""
+
+    table: str
+    run_id: str
+    attempt: int
+    status: LastStatus
+    partitions: str
+    started_at: datetime
+    finished_at: datetime
+    duration_seconds: float | None
+    records: int | None
+    """Rows read from BigQuery."""
+    inserted: int | None = None
+    updated: int | None = None
+    unchanged: int | None = None
+    deleted: int | None = None
+    bytes_billed: int | None = None
+    estimated_cost_usd: float | None = None
+    error: str | None = None
+
+
+class RunUnderWay(Shape):
+    """A run that refreshes the table now."""
+
+    run_id: str
+    state: Progress
+    partitions: str | None = None
+    rows: int | None = None
+    """Rows copied into PostgreSQL so far; null before and after the copy."""
+    started_at: datetime | None = None
+
+
+class TableStatus(Shape):
+    """One table."""
+
+    table: str
+    description: str
+    group: str
+    status: LastStatus
+    freshness: Freshness
+    age_seconds: float | None = None
+    """Since `last_extracted_at`."""
+    refresh_every_seconds: int
+    last_extracted_at: datetime | None = None
+    """The rows are as BigQuery had them at this time."""
+    last_partition: date | None = None
+    records: int | None = None
+    duration_seconds: float | None = None
+    bytes_billed: int | None = None
+    estimated_cost_usd: float | None = None
+    run_id: str | None = None
+    """The run of the last extraction."""
+    run_under_way: RunUnderWay | None = None
+    next_due: datetime | None = None
+    """When the refresh sensor takes it up next; null: at its next look."""
+    recovery_attempts: int = 0
+    """Attempts in a row that died and were ended by the recovery."""
+    error: str | None = None
+
+
+class Status(Shape):
+    """All tables."""
+
+    status: Overall
+    last_updated: datetime | None
+    """The newest success of any table."""
+    generated_at: datetime
+    dagster: bool
+    """Whether Dagster answers; without it, runs that wait in its queue are not known."""
+    total_tables: int
+    successes: int
+    failures: int
+    running: int
+    tables: list[TableStatus]
+    recent_activity: list[Extraction]
+    """The last extractions of all tables, newest first."""
+
+
+class DayState(StrEnum):
+    """What is known of one partition."""
+
+    LOADED = "loaded"
+    FAILED = "failed"
+    MISSING = "missing"
+
+
+class PartitionStatus(Shape):
+    """One day of a table."""
+
+    day: date
+    state: DayState
+    loaded_at: datetime | None = None
+    """When it was last loaded, or tried."""
+    run_id: str | None = None
+
+
+class TableDetail(Shape):
+    """One table with its history."""
+
+    table: TableStatus
+    extractions: list[Extraction]
+    """The last 20, newest first."""
+    recovery_attempts: int
+    partitions: list[PartitionStatus]
+    """The last 30 days, oldest first."""
+
+
+class Ended(Shape):
+    """An attempt that the cleanup ended."""
+
+    table: str
+    partitions: str
+    run_id: str
+    reason: str
+    recovery_attempts: int
+
+
+class Cleanup(Shape):
+    """What the cleanup did."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"ended": [], "message": "no attempt is stale"}]})
+
+    ended: list[Ended]
+    message: str
+
+
+class ColumnConfig(Shape):
+    """A column of a table."""
+
+    name: str
+    type: str
+    description: str
+    unit: str
+
+
+class TableConfig(Shape):
+    """How a table is kept."""
+
+    table: str
+    description: str
+    group: str
+    primary_key: list[str]
+    partition_column: str
+    lookback_days: int
+    refresh_every_seconds: int
+    timeout_seconds: int
+    strategy: str
+    source_tables: list[str]
+    """Full names in BigQuery."""
+    columns: list[ColumnConfig]
+
+
+class ExtractionMode(Shape):
+    """How the days of a refresh are found."""
+
+    mode: Mode
+    description: str
+    parameters: list[str]
+    default: bool
+
+
+class PartState(StrEnum):
+    """Whether a part answers."""
+
+    OK = "ok"
+    FAILING = "failing"
+
+
+class Part(Shape):
+    """One part of the deployment."""
+
+    state: PartState
+    message: str
+    seconds: float
+    """How long the look took."""
+
+
+class Health(Shape):
+    """Whether this process lives, and whether a refresh could run."""
+
+    live: bool = True
+    ready: bool
+    parts: dict[str, Part]
+    checked_at: datetime
+
+
+class Fault(Shape):
+    """Why a request was not served."""
+
+    detail: str
+
+
+class ValidationFault(Shape):
+    """What is wrong with one value of a request."""
+
+    loc: list[str | int]
+    msg: str
+    type: str
+    input: Any = None
+    ctx: dict[str, Any] | None = None
+
+
+class ValidationFaults(Shape):
+    """What is wrong with a request."""
+
+    detail: list[ValidationFault]

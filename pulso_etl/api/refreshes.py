@@ -1,0 +1,349 @@
+"""Refreshes that somebody asks for: planned as any other, launched through Dagster, and watched.
+
+Dagster holds the runs; PostgreSQL remembers, in `etl_refreshes`, who asked for what and which runs that gave. How many of a
+refresh's runs go on at the same time is Dagster's to see to as well: each run takes one of the refresh's slots by a tag, and
+`dagster.yaml` lets one run of a slot go on at a time. So a refresh needs nobody to drive it, and goes on when the API is away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable, LaunchRefused, Run
+from pulso_etl.api.database import Database
+from pulso_etl.api.models import Progress, Refresh, RefreshState, TableRun
+from pulso_etl.api.status import StatusReader, runs_by_table
+from pulso_etl.api.tokens import Caller
+from pulso_etl.automation.jobs import table_job
+from pulso_etl.budget import DailyBudget
+from pulso_etl.destination.watermarks import TableState
+from pulso_etl.launch import range_of, run_tags
+from pulso_etl.refresh import Mode, RefreshPlan, plan_refresh
+from pulso_etl.settings import Settings
+from pulso_etl.tables.spec import TableSpec
+
+PIPELINE_TAG = "pulso_etl/pipeline"
+"""Run tag: the refresh that the run is part of."""
+SLOT_TAG = "pulso_etl/slot"
+"""Run tag: which of its refresh's slots the run takes; `dagster.yaml` lets one run of each go on at a time."""
+CALLER_TAG = "pulso_etl/requested_by"
+RECENT = timedelta(days=1)
+"""How far back an identical request can still be under way."""
+ROUTE = "/api/v1/etl/refresh"
+audit = logging.getLogger("pulso_etl.audit")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What somebody asks for; without tables, days and dates it is up to the mode."""
+
+    tables: tuple[str, ...]
+    mode: Mode = Mode.INCREMENTAL
+    force: bool = False
+    days: int | None = None
+    start: date | None = None
+    end: date | None = None
+    max_concurrent: int = 2
+
+    def as_json(self) -> dict[str, Any]:
+        return {name: str(value) if isinstance(value, date) else value for name, value in asdict(self).items()}
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for requests that ask for the same, whatever the order of their tables."""
+        told = json.dumps(self.as_json() | {"tables": sorted(self.tables)}, sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Part:
+    """One table's part as it was launched: skipped where no run is named and no error; `joined`: the run was under way before."""
+
+    run_id: str | None
+    message: str
+    error: bool = False
+    joined: bool = False
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A refresh as `etl_refreshes` has it."""
+
+    pipeline_id: str
+    asked: Mapping[str, Any]
+    parts: Mapping[str, Part]
+    requested_by: str
+    requested_at: datetime
+
+    @classmethod
+    def of(cls, row: Sequence[Any]) -> Launched:
+        """Out of its row."""
+        pipeline_id, asked, parts, requested_by, requested_at = row
+        return cls(pipeline_id, asked, {table: Part(**part) for table, part in parts.items()}, requested_by, requested_at)
+
+    @property
+    def run_ids(self) -> list[str]:
+        return [part.run_id for part in self.parts.values() if part.run_id is not None]
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What is known of a refresh's runs, by table: the newest run, the rows it has copied so far or read in the end, and why it
+    failed."""
+
+    runs: Mapping[str, Run] = field(default_factory=dict)
+    rows: Mapping[str, int] = field(default_factory=dict)
+    errors: Mapping[str, str] = field(default_factory=dict)
+
+
+def slots(tables: Sequence[str], max_concurrent: int) -> dict[str, int]:
+    """The slot of each table: as many slots as runs may go on at the same time."""
+    return {table: place % max_concurrent for place, table in enumerate(tables)}
+
+
+def progress(launched: Launched, watched: Watched, ui_url: str) -> Refresh:
+    """How far the refresh is."""
+    runs = {table: _table_run(table, part, watched, ui_url) for table, part in launched.parts.items()}
+    states = {run.state for run in runs.values()}
+    ends = [run.finished_at for run in runs.values() if run.finished_at is not None]
+    status = RefreshState.SUCCESS
+    if states & {Progress.QUEUED, Progress.RUNNING}:
+        status = RefreshState.RUNNING
+    elif states & {Progress.FAILED, Progress.CANCELED}:
+        status = RefreshState.FAILED
+    return Refresh(
+        pipeline_id=launched.pipeline_id,
+        status=status,
+        tables_requested=list(launched.parts),
+        runs=runs,
+        started_at=launched.requested_at,
+        finished_at=None if status is RefreshState.RUNNING else max(ends, default=launched.requested_at),
+        status_url=f"{ROUTE}/{launched.pipeline_id}",
+        requested_by=launched.requested_by,
+    )
+
+
+def _table_run(table: str, part: Part, watched: Watched, ui_url: str) -> TableRun:
+    if part.run_id is None:
+        return TableRun(table=table, state=Progress.FAILED if part.error else Progress.SKIPPED, message=part.message)
+    run = watched.runs.get(table)
+    run_id = run.run_id if run else part.run_id
+    shown = TableRun(table=table, state=Progress.QUEUED, run_id=run_id, run_url=f"{ui_url}/runs/{run_id}", message=part.message)
+    if run is None:
+        return shown
+    window = range_of(run.tags)
+    return shown.model_copy(
+        update={
+            "state": run.progress,
+            "partitions": window and str(window),
+            "rows": watched.rows.get(table),
+            "message": watched.errors.get(table, part.message),
+            "started_at": run.started_at,
+            "finished_at": run.ended_at,
+        }
+    )
+
+
+class Refreshes:
+    """Launches refreshes, and tells how far they are."""
+
+    def __init__(
+        self, settings: Settings, database: Database, dagster: DagsterClient, reader: StatusReader, tables: Mapping[str, TableSpec]
+    ) -> None:
+        self.settings = settings
+        self.database = database
+        self.dagster = dagster
+        self.reader = reader
+        self.tables = tables
+        self._budget = DailyBudget.of(settings, settings.database_url.get_secret_value())
+        self._table = database.refreshes
+
+    async def launch(self, asked: Asked, caller: Caller) -> Refresh:
+        """Plans each table and launches its run; or tells of the same refresh, where it is under way already.
+
+        Raises PlanError, BudgetExceeded (unless forced), DagsterUnavailable and DatabaseUnavailable; nothing is launched then.
+        """
+        async with self.database.connection() as conn, conn.transaction():
+            # One launch at a time, so that two identical requests can't miss each other.
+            await conn.execute("SELECT pg_advisory_xact_lock(hashtextextended('pulso_etl:refreshes', 0))")
+            if (same := await self._same_under_way(conn, asked)) is not None:
+                return same
+            if not asked.force:
+                (await asyncio.to_thread(self._budget.today)).admit()
+            query, parameters = self.database.marks.query()
+            states = self.database.marks.states(await (await conn.execute(query, parameters)).fetchall())
+            plans = self.plan(asked, states, datetime.now(UTC))
+            under_way = runs_by_table(await self.dagster.runs_under_way(), self.tables)
+            pipeline_id = uuid.uuid4().hex
+            parts = await self._launch_parts(pipeline_id, asked, plans, under_way, caller)
+            requested_at = await self._remember(conn, pipeline_id, asked, parts, caller)
+        launched = Launched(pipeline_id, asked.as_json(), parts, caller.name, requested_at)
+        for table, part in parts.items():
+            came_of_it = part.run_id or part.message
+            audit.info("%s asked for %s of %s: %s (refresh %s)", caller.name, asked.mode, table, came_of_it, pipeline_id)
+        joined = {table: under_way[table] for table, part in parts.items() if part.joined}
+        return progress(launched, Watched(joined), self.settings.dagster_ui_url)
+
+    def plan(self, asked: Asked, states: Mapping[str, TableState], now: datetime) -> list[RefreshPlan]:
+        """What to do about each table that was asked for. Raises PlanError."""
+        return [
+            plan_refresh(
+                self.tables[table],
+                states[table].watermark if table in states else None,
+                asked.mode,
+                now,
+                first_day=self.settings.partitions_start,
+                initial_days=self.settings.initial_window_days,
+                days=asked.days,
+                start=asked.start,
+                end=asked.end,
+                force=asked.force,
+            )
+            for table in asked.tables
+        ]
+
+    async def _launch_parts(
+        self, pipeline_id: str, asked: Asked, plans: Sequence[RefreshPlan], under_way: Mapping[str, Run], caller: Caller
+    ) -> dict[str, Part]:
+        parts: dict[str, Part] = {}
+        to_launch = []
+        for plan in plans:
+            run = under_way.get(plan.table)
+            if plan.window is None:
+                parts[plan.table] = Part(None, plan.reason)
+            elif run is not None and asked.mode is Mode.INCREMENTAL and not (asked.force or asked.start or asked.end):
+                parts[plan.table] = Part(run.run_id, "a run of this table was under way already", joined=True)
+            else:
+                to_launch.append(plan)
+        places = slots([plan.table for plan in to_launch], asked.max_concurrent)
+        launches = [
+            self._launch_part(
+                plan,
+                asked,
+                {
+                    PIPELINE_TAG: pipeline_id,
+                    SLOT_TAG: f"{pipeline_id}/{places[plan.table]}",
+                    CALLER_TAG: caller.name,
+                },
+            )
+            for plan in to_launch
+        ]
+        launched = await asyncio.gather(*launches, return_exceptions=True)
+        for plan, part in zip(to_launch, launched, strict=True):
+            if isinstance(part, Part):
+                parts[plan.table] = part
+            elif not isinstance(part, DagsterUnavailable):
+                raise part
+            else:
+                parts[plan.table] = Part(None, str(part), error=True)
+        lost = [part for part in launched if isinstance(part, DagsterUnavailable)]
+        if lost and len(lost) == len(to_launch):
+            raise lost[0]
+        return {table: parts[table] for table in asked.tables}
+
+    async def _launch_part(self, plan: RefreshPlan, asked: Asked, tags: Mapping[str, str]) -> Part:
+        assert plan.window is not None
+        spec = self.tables[plan.table]
+        try:
+            run_id = await self.dagster.launch(table_job(plan.table), {**run_tags(spec, plan.window, force=asked.force), **tags})
+        except LaunchRefused as error:
+            return Part(None, str(error), error=True)
+        return Part(run_id, plan.reason)
+
+    async def _remember(
+        self, conn: psycopg.AsyncConnection, pipeline_id: str, asked: Asked, parts: Mapping[str, Part], caller: Caller
+    ) -> datetime:
+        cursor = await conn.execute(
+            sql.SQL(
+                "INSERT INTO {} (pipeline_id, fingerprint, request, runs, requested_by) VALUES (%s, %s, %s, %s, %s) "
+                "RETURNING requested_at"
+            ).format(self._table),
+            (
+                pipeline_id,
+                asked.fingerprint,
+                Jsonb(asked.as_json()),
+                Jsonb({table: asdict(part) for table, part in parts.items()}),
+                caller.name,
+            ),
+        )
+        row = await cursor.fetchone()
+        assert row is not None
+        requested_at: datetime = row[0]
+        return requested_at
+
+    async def _same_under_way(self, conn: psycopg.AsyncConnection, asked: Asked) -> Refresh | None:
+        since = datetime.now(UTC) - RECENT
+        found = await self._find(conn, sql.SQL("fingerprint = %s AND requested_at > %s"), (asked.fingerprint, since))
+        if found is None or not found.run_ids:
+            return None
+        told = progress(found, await self._watch(conn, found), self.settings.dagster_ui_url)
+        return told.model_copy(update={"already_running": True}) if told.status is RefreshState.RUNNING else None
+
+    async def _find(self, conn: psycopg.AsyncConnection, condition: sql.SQL, values: tuple[Any, ...]) -> Launched | None:
+        cursor = await conn.execute(
+            sql.SQL(
+                "SELECT pipeline_id, request, runs, requested_by, requested_at FROM {} WHERE {} ORDER BY id DESC LIMIT 1"
+            ).format(self._table, condition),
+            values,
+        )
+        row = await cursor.fetchone()
+        return None if row is None else Launched.of(row)
+
+    async def progress(self, pipeline_id: str) -> Refresh | None:
+        """How far that refresh is; None where it is not known. Raises DagsterUnavailable and DatabaseUnavailable."""
+        async with self.database.connection() as conn:
+            found = await self._find(conn, sql.SQL("pipeline_id = %s"), (pipeline_id,))
+            return None if found is None else progress(found, await self._watch(conn, found), self.settings.dagster_ui_url)
+
+    async def _watch(self, conn: psycopg.AsyncConnection, launched: Launched) -> Watched:
+        """Looks at the refresh's runs, and at runs that Dagster launched again after a crash."""
+        if not launched.run_ids:
+            return Watched()
+        own, named = await asyncio.gather(
+            self.dagster.runs(tags=[{"key": PIPELINE_TAG, "value": launched.pipeline_id}]),
+            self.dagster.runs(runIds=launched.run_ids),
+        )
+        newest = newest_runs(launched, [*own, *named])
+        copied = await self.reader.rows_copied(conn)
+        cursor = await conn.execute(
+            sql.SQL(
+                "SELECT DISTINCT ON (table_name) table_name, extraction_id, records_extracted, error_message FROM {} "
+                "WHERE extraction_id = ANY(%s) ORDER BY table_name, id DESC"
+            ).format(self.database.marks.history),
+            ([run.run_id for run in newest.values()],),
+        )
+        ended = {(table, run_id): (records, error) for table, run_id, records, error in await cursor.fetchall()}
+        rows: dict[str, int] = {}
+        errors: dict[str, str] = {}
+        for table, run in newest.items():
+            records, error = ended.get((table, run.run_id), (None, None))
+            if run.progress is Progress.RUNNING and table in copied:
+                rows[table] = copied[table]
+            elif records is not None:
+                rows[table] = records
+            if run.progress is Progress.FAILED:
+                errors[table] = error or await self.dagster.failure(run.run_id) or "the run failed; see its page in Dagster"
+        return Watched(newest, rows, errors)
+
+
+def newest_runs(launched: Launched, runs: Iterable[Run]) -> dict[str, Run]:
+    """The newest run of each table's part: the one it was launched with, or one that took its place after a crash."""
+    newest: dict[str, Run] = {}
+    for run in sorted(runs, key=lambda run: run.created_at):
+        own = run.tags.get(PIPELINE_TAG) == launched.pipeline_id
+        for table, part in launched.parts.items():
+            if run.run_id == part.run_id or (own and run.job == table_job(table)):
+                newest[table] = run
+    return newest

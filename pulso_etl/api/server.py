@@ -1,0 +1,28 @@
+"""The API as a process."""
+
+from __future__ import annotations
+
+import logging
+
+import uvicorn
+
+from pulso_etl.api.app import create_app
+from pulso_etl.settings import Settings
+
+
+def serve(settings: Settings) -> None:
+    """Listens until an interrupt or SIGTERM. Requests that are under way then have a few seconds to end."""
+    # Each request to Dagster would leave a line.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    config = uvicorn.Config(
+        create_app(settings),
+        host=settings.api_host,
+        port=settings.api_port,
+        log_config=None,
+        access_log=False,
+        # Who asks is the one who connects: what a proxy says of it can be made up.
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=3,
+    )
+    uvicorn.Server(config).run()

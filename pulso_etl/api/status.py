@@ -1,0 +1,331 @@
+"""The state of the tables: read at most once a second, whoever asks, and told to all who listen."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from time import monotonic
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable, Run
+from pulso_etl.api.database import Database, DatabaseUnavailable
+from pulso_etl.api.models import (
+    DayState,
+    Extraction,
+    Fault,
+    Freshness,
+    LastStatus,
+    Overall,
+    PartitionStatus,
+    Progress,
+    RunUnderWay,
+    Status,
+    TableDetail,
+    TableStatus,
+)
+from pulso_etl.automation.due import BackOff, due_at, failed_runs
+from pulso_etl.automation.jobs import refreshed_tables
+from pulso_etl.destination.load import table_lock
+from pulso_etl.destination.watermarks import TableState
+from pulso_etl.launch import range_of
+from pulso_etl.refresh import DayRange, Watermark, is_stale, lima_day
+from pulso_etl.tables.spec import TableSpec
+
+MEMORY = timedelta(days=2)
+"""How far back attempts matter to what is due."""
+SHOWN = 20
+"""Extractions in a list."""
+CALENDAR_DAYS = 30
+MAXIMUM_AGE = 1.0
+"""Seconds for which an answer stands for all who ask."""
+EXTRACTION_COLUMNS = sql.SQL(
+    "table_name, extraction_id, attempt, status, partition_start, partition_end, started_at, finished_at, "
+    "extraction_duration_seconds, records_extracted, metadata, error_message"
+)
+COPIES = """
+SELECT (classid::bigint << 32) | objid::bigint, tuples_processed
+FROM pg_locks JOIN pg_stat_progress_copy USING (pid)
+WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND command = 'COPY FROM'
+  AND pg_locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+"""Rows that each load's COPY has taken so far, by the key of its table's lock."""
+
+
+def freshness(spec: TableSpec, watermark: Watermark | None, now: datetime) -> Freshness:
+    """How old the table's rows are at the instant `now`."""
+    if watermark is None or watermark.last_extracted_at is None:
+        return Freshness.NEVER
+    if is_stale(spec, watermark, now):
+        return Freshness.STALE
+    return Freshness.FRESH if now - watermark.last_extracted_at < spec.refresh_every else Freshness.DUE
+
+
+def table_status(
+    spec: TableSpec,
+    state: TableState | None,
+    run: Run | None,
+    rows: int | None,
+    now: datetime,
+    *,
+    first_day: date,
+    back_off: BackOff,
+) -> TableStatus:
+    """What is told of one table: its watermark's row, the run under way, if any, and the rows which that has copied."""
+    if state is None:
+        return TableStatus(
+            table=spec.name,
+            description=spec.description,
+            group=spec.group,
+            status=LastStatus.NEVER,
+            freshness=Freshness.NEVER,
+            refresh_every_seconds=int(spec.refresh_every.total_seconds()),
+            run_under_way=_under_way(run, None, None),
+        )
+    watermark, today = state.watermark, lima_day(now)
+    trailing = DayRange(max(first_day, today - timedelta(days=spec.lookback_days - 1)), today)
+    extracted_at = watermark.last_extracted_at
+    return TableStatus(
+        table=spec.name,
+        description=spec.description,
+        group=spec.group,
+        status=LastStatus(state.status),
+        freshness=freshness(spec, watermark, now),
+        age_seconds=None if extracted_at is None else round((now - extracted_at).total_seconds(), 1),
+        refresh_every_seconds=int(spec.refresh_every.total_seconds()),
+        last_extracted_at=extracted_at,
+        last_partition=watermark.last_partition,
+        records=state.records,
+        duration_seconds=state.seconds,
+        bytes_billed=_integer(state.metadata.get("bytes_billed")),
+        estimated_cost_usd=state.metadata.get("estimated_cost_usd"),
+        run_id=state.extraction_id,
+        run_under_way=_under_way(run, state, rows),
+        next_due=due_at(spec, watermark, failed_runs(state.attempts, trailing), back_off),
+        recovery_attempts=state.recovery_attempts,
+        error=state.error,
+    )
+
+
+def _under_way(run: Run | None, state: TableState | None, rows: int | None) -> RunUnderWay | None:
+    if run is not None:
+        window = range_of(run.tags)
+        return RunUnderWay(
+            run_id=run.run_id, state=run.progress, partitions=window and str(window), rows=rows, started_at=run.started_at
+        )
+    if state is not None and state.status == "running" and state.extraction_id is not None:
+        # Dagster does not answer, or does not know the run: the load says so itself.
+        window = DayRange.parse(state.metadata["partition_start"], state.metadata["partition_end"])
+        began = datetime.fromisoformat(state.metadata["started_at"])
+        return RunUnderWay(run_id=state.extraction_id, state=Progress.RUNNING, partitions=str(window), rows=rows, started_at=began)
+    return None
+
+
+def runs_by_table(runs: Iterable[Run], tables: Mapping[str, TableSpec]) -> dict[str, Run]:
+    """The run under way of each table that has one: one that goes on before one that waits, then the oldest."""
+    found: dict[str, Run] = {}
+    for run in sorted(runs, key=lambda run: (run.progress is Progress.QUEUED, run.created_at)):
+        for table in refreshed_tables(run.tags, run.assets, run.job, tables):
+            found.setdefault(table, run)
+    return found
+
+
+def overall(tables: Sequence[TableStatus], recent: Sequence[Extraction], now: datetime, *, dagster: bool) -> Status:
+    """The state of all tables together."""
+    updates = [table.last_extracted_at for table in tables if table.last_extracted_at is not None]
+    by_status = Counter(table.status for table in tables)
+    troubled = any(table.status is LastStatus.FAILED or table.freshness is Freshness.STALE for table in tables)
+    return Status(
+        status=Overall.UNREACHABLE if not dagster else Overall.DEGRADED if troubled else Overall.OK,
+        last_updated=max(updates, default=None),
+        generated_at=now,
+        dagster=dagster,
+        total_tables=len(tables),
+        successes=by_status[LastStatus.SUCCESS],
+        failures=by_status[LastStatus.FAILED],
+        running=sum(table.run_under_way is not None for table in tables),
+        tables=list(tables),
+        recent_activity=list(recent),
+    )
+
+
+def extraction(row: Sequence[Any]) -> Extraction:
+    """An attempt out of its row of `etl_extractions`, in the order of EXTRACTION_COLUMNS."""
+    table, run_id, attempt, status, start, end, started, finished, seconds, records, metadata, error = row
+    return Extraction(
+        table=table,
+        run_id=run_id,
+        attempt=attempt,
+        status=LastStatus(status),
+        partitions=str(DayRange(start, end)),
+        started_at=started,
+        finished_at=finished,
+        duration_seconds=seconds,
+        records=records,
+        **{name: _integer(metadata.get(f"rows_{name}")) for name in ("inserted", "updated", "unchanged", "deleted")},
+        bytes_billed=_integer(metadata.get("bytes_billed")),
+        estimated_cost_usd=metadata.get("estimated_cost_usd"),
+        error=error,
+    )
+
+
+def calendar(today: date, attempts: Iterable[tuple[date, date, str, datetime, str]]) -> list[PartitionStatus]:
+    """The last days up to `today`, by the attempts (first day, last day, status, end, run), oldest first: the last one counts."""
+    days = {
+        day: PartitionStatus(day=day, state=DayState.MISSING) for day in DayRange(today - timedelta(days=CALENDAR_DAYS - 1), today)
+    }
+    for start, end, status, finished, run_id in attempts:
+        state = DayState.LOADED if status == "success" else DayState.FAILED
+        for day in DayRange(max(start, min(days)), end) if end >= min(days) else ():
+            if day in days:
+                days[day] = PartitionStatus(day=day, state=state, loaded_at=finished, run_id=run_id)
+    return list(days.values())
+
+
+def _integer(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state at one instant, also as JSON, and the runs behind it."""
+
+    status: Status
+    json: bytes
+    states: Mapping[str, TableState]
+    runs: Mapping[str, Run]
+    taken: float = field(default_factory=monotonic)
+
+
+class StatusReader:
+    """Reads the state from PostgreSQL and Dagster."""
+
+    def __init__(
+        self, database: Database, dagster: DagsterClient, tables: Mapping[str, TableSpec], *, first_day: date, back_off: BackOff
+    ) -> None:
+        self.database = database
+        self.dagster = dagster
+        self.tables = tables
+        self.first_day = first_day
+        self.back_off = back_off
+        self._locks = {table_lock(database.schema, table): table for table in tables}
+
+    async def snapshot(self) -> Snapshot:
+        """The state now. Where Dagster does not answer, it is what PostgreSQL tells. Raises DatabaseUnavailable."""
+        now = datetime.now(UTC)
+        runs_under_way = asyncio.ensure_future(self.dagster.runs_under_way())
+        try:
+            async with self.database.connection() as conn:
+                query, parameters = self.database.marks.query(now - MEMORY)
+                cursor = await conn.execute(query, parameters)
+                states = self.database.marks.states(await cursor.fetchall())
+                recent = await self._extractions(conn)
+                copied = await self.rows_copied(conn)
+        except BaseException:
+            runs_under_way.cancel()
+            raise
+        try:
+            runs, reached = runs_by_table(await runs_under_way, self.tables), True
+        except DagsterUnavailable:
+            runs, reached = {}, False
+        told = [
+            table_status(
+                spec,
+                states.get(name),
+                runs.get(name),
+                copied.get(name),
+                now,
+                first_day=self.first_day,
+                back_off=self.back_off,
+            )
+            for name, spec in self.tables.items()
+        ]
+        status = overall(told, recent, now, dagster=reached)
+        return Snapshot(status, status.model_dump_json().encode(), states, runs)
+
+    async def detail(self, status: TableStatus) -> TableDetail:
+        """The table's history beside its status. Raises DatabaseUnavailable."""
+        today = lima_day(datetime.now(UTC))
+        # A day can't have been loaded before it began.
+        since = today - timedelta(days=CALENDAR_DAYS)
+        query = sql.SQL(
+            "SELECT partition_start, partition_end, status, finished_at, extraction_id FROM {} "
+            "WHERE table_name = %s AND finished_at >= %s ORDER BY id"
+        ).format(self.database.marks.history)
+        async with self.database.connection() as conn:
+            cursor = await conn.execute(query, (status.table, since))
+            attempts = await cursor.fetchall()
+            extractions = await self._extractions(conn, status.table)
+        return TableDetail(
+            table=status,
+            extractions=extractions,
+            recovery_attempts=status.recovery_attempts,
+            partitions=calendar(today, attempts),
+        )
+
+    async def _extractions(self, conn: psycopg.AsyncConnection, table: str | None = None) -> list[Extraction]:
+        query = sql.SQL("SELECT {} FROM {} {} ORDER BY id DESC LIMIT {}").format(
+            EXTRACTION_COLUMNS,
+            self.database.marks.history,
+            sql.SQL("WHERE table_name = {}").format(table) if table else sql.SQL(""),
+            SHOWN,
+        )
+        return [extraction(row) for row in await (await conn.execute(query)).fetchall()]
+
+    async def rows_copied(self, conn: psycopg.AsyncConnection) -> dict[str, int]:
+        """Rows that the loads under way have copied so far, by table."""
+        rows = await (await conn.execute(COPIES)).fetchall()
+        return {self._locks[key]: copied for key, copied in rows if key in self._locks}
+
+
+def change_key(table: TableStatus) -> TableStatus:
+    """The table without what only the passing of time changes."""
+    return table.model_copy(update={"age_seconds": None})
+
+
+class StatusFeed:
+    """One snapshot for all who ask within a second, and the changes for all who listen."""
+
+    def __init__(self, read: Callable[[], Coroutine[Any, Any, Snapshot]]) -> None:
+        self._read = read
+        self._last: Snapshot | None = None
+        self._reading: asyncio.Task[Snapshot] | None = None
+
+    async def current(self, maximum_age: float = MAXIMUM_AGE) -> Snapshot:
+        """A snapshot of that age in seconds at most. Raises DatabaseUnavailable."""
+        if self._last is not None and monotonic() - self._last.taken < maximum_age:
+            return self._last
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._read())
+        # Shielded: one who goes away must not end the reading for the others.
+        self._last = await asyncio.shield(self._reading)
+        return self._last
+
+    async def events(self, interval: float = MAXIMUM_AGE) -> AsyncIterator[tuple[str, str]]:
+        """Names and JSON data of events: `status` first and whenever the whole changes, `table` for a table that changes alone,
+        `unavailable` when PostgreSQL goes away."""
+        known: dict[str, TableStatus] = {}
+        whole: object = None
+        while True:
+            try:
+                status = (await self.current(interval)).status
+            except DatabaseUnavailable as error:
+                if whole != "unavailable":
+                    whole = "unavailable"
+                    yield "unavailable", Fault(detail=str(error)).model_dump_json()
+            else:
+                told = (status.status, status.successes, status.failures, status.running, status.last_updated)
+                changed = [table for table in status.tables if known.get(table.table) != change_key(table)]
+                known = {table.table: change_key(table) for table in status.tables}
+                if told != whole:
+                    whole = told
+                    yield "status", status.model_dump_json()
+                else:
+                    for table in changed:
+                        yield "table", table.model_dump_json()
+            await asyncio.sleep(interval)
