@@ -6,6 +6,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -98,7 +99,14 @@ def settings(
 
 @pytest.fixture(scope="session")
 def dagster_stack(server_url: str, emulator: BigQueryEmulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagsterStack]:
-    """A running deployment of the five tables on sample data of its own: 5 days, 30 dashboard rows a day."""
+    """A running deployment of the five tables on sample data of its own."""
+    with running_stack(server_url, emulator, tmp_path_factory.mktemp("dagster")) as stack:
+        yield stack
+
+
+@contextmanager
+def running_stack(server_url: str, emulator: BigQueryEmulator, home: Path) -> Iterator[DagsterStack]:
+    """A deployment in schemas and a dataset of its own: 5 days of sample data, 30 dashboard rows a day."""
     schema, storage = (f"s_{uuid.uuid4().hex[:12]}" for _ in range(2))
     dataset = f"STACK_{uuid.uuid4().hex[:6]}"
     separator = "&" if "?" in server_url else "?"
@@ -118,10 +126,7 @@ def dagster_stack(server_url: str, emulator: BigQueryEmulator, tmp_path_factory:
     with psycopg.connect(server_url, autocommit=True) as conn:
         conn.execute(f"CREATE SCHEMA {storage}")
         try:
-            with (
-                HoldingProxy(emulator.rest_url) as proxy,
-                DagsterStack(tmp_path_factory.mktemp("dagster"), env, proxy, data) as stack,
-            ):
+            with HoldingProxy(emulator.rest_url) as proxy, DagsterStack(home, env, proxy, data) as stack:
                 yield stack
         finally:
             conn.execute(f"DROP SCHEMA IF EXISTS {schema}, {storage} CASCADE")

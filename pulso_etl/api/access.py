@@ -50,7 +50,7 @@ def is_loopback(host: str | None) -> bool:
         return False
 
 
-def refusal(client: str | None, headers: Headers, *, scheme: str, tokens: bool, origins: Sequence[str]) -> str | None:
+def refusal(client: str | None, headers: Headers, *, tokens: bool, origins: Sequence[str]) -> str | None:
     """Why a request must not even be looked at; None where it may.
 
     Without tokens only this machine is served: neither a proxy on it, nor a page whose name was made to point to it. A page
@@ -81,7 +81,7 @@ class Guard:
             return
         headers = Headers(scope=scope)
         client = scope["client"][0] if scope.get("client") else None
-        reason = refusal(client, headers, scheme=scope["scheme"], tokens=self.tokens, origins=self.origins)
+        reason = refusal(client, headers, tokens=self.tokens, origins=self.origins)
         if reason is not None:
             await JSONResponse({"detail": reason}, 403)(scope, receive, send)
             return

@@ -51,6 +51,8 @@ from pulso_etl.tables import TABLES
 from pulso_etl.tables.spec import TableSpec
 
 RETRY_SECONDS = 5
+ROLE_HEADER = "Pulso-Role"
+"""Tells a page what its token may do."""
 DASHBOARD = "dashboard"
 """The group of tables that the dashboard shows."""
 UNAVAILABLE: dict[str, Any] = {
@@ -163,7 +165,8 @@ async def refresh_progress(
 @router.get("/status", response_model=Status, responses={**REFUSED, 503: UNAVAILABLE}, tags=["status"])
 async def status(request: Request, caller: Reader) -> Response:
     """The state of all tables, a second old at most."""
-    return Response((await deployment(request).feed.current()).json, media_type="application/json")
+    snapshot = await deployment(request).feed.current()
+    return Response(snapshot.json, media_type="application/json", headers={ROLE_HEADER: caller.role.name.lower()})
 
 
 @router.get("/status/table/{table_name}", responses={**REFUSED, **INVALID, **UNKNOWN, 503: UNAVAILABLE}, tags=["status"])
@@ -361,6 +364,7 @@ def create_app(settings: Settings, *, tables: Mapping[str, TableSpec] = TABLES) 
         docs_url=None,
         redoc_url=None,
         openapi_url="/api/v1/openapi.json",
+        generate_unique_id_function=lambda route: route.name,
     )
     app.include_router(router)
     app.include_router(root)
@@ -373,6 +377,7 @@ def create_app(settings: Settings, *, tables: Mapping[str, TableSpec] = TABLES) 
             allow_origins=origins,
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
+            expose_headers=[ROLE_HEADER, "Retry-After"],
             max_age=600,
         )
     app.add_middleware(Guard, tokens=bool(tokens), origins=origins)

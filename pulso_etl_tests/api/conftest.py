@@ -1,0 +1,74 @@
+"""A whole deployment with the API before it: PostgreSQL, the emulator, Dagster's webserver and daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psycopg
+import pytest
+from pydantic import SecretStr
+
+from pulso_etl.api.tokens import Role, make_token
+from pulso_etl.local.emulator import BigQueryEmulator
+from pulso_etl.settings import Settings
+from pulso_etl_tests.api.server import ApiServer
+from pulso_etl_tests.conftest import running_stack
+from pulso_etl_tests.dagster_stack import DagsterStack
+
+SECRETS = {role.name.lower(): make_token(role.name.lower(), role) for role in Role}
+
+
+@pytest.fixture(scope="package")
+def stack(server_url: str, emulator: BigQueryEmulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagsterStack]:
+    """A deployment for the tests of the API alone."""
+    with running_stack(server_url, emulator, tmp_path_factory.mktemp("api")) as stack:
+        yield stack
+
+
+def settings_of(stack: DagsterStack, **more: object) -> Settings:
+    """The settings of an API in front of the deployment."""
+    given = {
+        "database_url": SecretStr(stack.env["DATABASE_URL"]),
+        "database_schema": stack.schema,
+        "bigquery_dataset": stack.env["BIGQUERY_DATASET"],
+        "bigquery_emulator_host": stack.env["BIGQUERY_EMULATOR_HOST"],
+        "dagster_graphql_url": f"{stack.url}/graphql",
+        "dagster_ui_url": stack.url,
+        "api_launch_limit": "10000/second",
+    }
+    return Settings.model_validate(given | more)
+
+
+@pytest.fixture(scope="package")
+def api(stack: DagsterStack) -> Iterator[ApiServer]:
+    """The API without tokens: this machine is served, with every right."""
+    with ApiServer(settings_of(stack)) as server:
+        yield server
+
+
+@pytest.fixture(scope="package")
+def guarded(stack: DagsterStack) -> Iterator[ApiServer]:
+    """The API with a token for each role, an origin that may use it, and few launches."""
+    tokens = SecretStr(" ".join(str(entry) for _, entry in SECRETS.values()))
+    origin = "https://dashboard.example.com"
+    with ApiServer(settings_of(stack, api_tokens=tokens, api_cors_origins=origin, api_launch_limit="5/minute")) as server:
+        yield server
+
+
+@dataclass
+class Target:
+    """The deployment's PostgreSQL."""
+
+    conn: psycopg.Connection
+    schema: str
+
+    def rows(self, query: str, *values: object) -> list[tuple[object, ...]]:
+        return self.conn.execute(query.encode(), values).fetchall()
+
+
+@pytest.fixture
+def target(stack: DagsterStack) -> Iterator[Target]:
+    with psycopg.connect(stack.env["DATABASE_URL"], autocommit=True) as conn:
+        conn.execute(f"SET search_path = {stack.schema}")
+        yield Target(conn, stack.schema)

@@ -1,0 +1,108 @@
+"""Who is let in: by address, origin, token and role, and how often."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from starlette.datastructures import Headers
+
+from pulso_etl.api.access import MAXIMUM_BODY_BYTES, refusal
+from pulso_etl_tests.api.conftest import SECRETS
+from pulso_etl_tests.api.server import ApiServer
+
+READ, REFRESH, ADMIN = (SECRETS[role][0] for role in ("read", "refresh", "admin"))
+
+
+@pytest.mark.parametrize(
+    ("client", "headers", "served"),
+    [
+        ("127.0.0.1", {"host": "127.0.0.1:8000"}, True),
+        ("127.0.0.1", {"host": "localhost"}, True),
+        ("::1", {"host": "[::1]:8000"}, True),
+        ("10.0.0.5", {"host": "127.0.0.1:8000"}, False),
+        (None, {"host": "127.0.0.1:8000"}, False),
+        ("127.0.0.1", {"host": "evil.example.com:8000"}, False),
+        ("127.0.0.1", {}, False),
+        ("127.0.0.1", {"host": "localhost", "x-forwarded-for": "127.0.0.1"}, False),
+        ("127.0.0.1", {"host": "localhost:8000", "origin": "http://localhost:8000"}, True),
+        ("127.0.0.1", {"host": "localhost:8000", "origin": "http://localhost:3000"}, False),
+        ("127.0.0.1", {"host": "localhost:8000", "origin": "null"}, False),
+    ],
+)
+def test_without_tokens_only_this_machine_and_its_own_page_are_served(
+    client: str | None, headers: dict[str, str], served: bool
+) -> None:
+    assert (refusal(client, Headers(headers), tokens=False, origins=()) is None) is served
+
+
+def test_with_tokens_other_machines_are_served_and_pages_of_known_origins() -> None:
+    known = ["https://dashboard.example.com"]
+    for origin, served in (("https://dashboard.example.com", True), ("https://evil.example.com", False)):
+        headers = Headers({"host": "etl.example.com", "origin": origin, "x-forwarded-for": "10.0.0.5"})
+        assert (refusal("10.0.0.5", headers, tokens=True, origins=known) is None) is served
+
+
+def test_a_token_is_needed_and_the_answer_does_not_quote_the_one_that_was_sent(guarded: ApiServer) -> None:
+    for token in (None, "wrong-secret", SECRETS["read"][1].digest):
+        answer = guarded.call("GET", "/api/v1/etl/status", token)
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert "wrong-secret" not in answer.text
+    assert guarded.call("GET", "/api/v1/etl/status", READ).status_code == 200
+    assert guarded.call("GET", "/api/v1/etl/health", None).status_code == 200
+
+
+def test_each_role_reaches_as_far_as_it_should(guarded: ApiServer) -> None:
+    launch = ("POST", "/api/v1/etl/refresh/table/nothing")
+    cleanup = ("POST", "/api/v1/etl/cleanup")
+    answers = {
+        (path, role): guarded.call(method, path, token).status_code
+        for method, path in (launch, ("GET", "/metrics"))
+        for role, token in (("read", READ), ("refresh", REFRESH))
+    }
+    assert answers == {
+        (launch[1], "read"): 403,
+        (launch[1], "refresh"): 404,
+        ("/metrics", "read"): 200,
+        ("/metrics", "refresh"): 200,
+    }
+    assert guarded.call(*cleanup, REFRESH).status_code == 403
+    told = guarded.call("GET", "/api/v1/etl/status", REFRESH)
+    assert told.headers["pulso-role"] == "refresh"
+
+
+def test_a_page_of_a_known_origin_may_ask_and_others_may_not(guarded: ApiServer) -> None:
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    known = {"Origin": "https://dashboard.example.com"}
+    preflight = guarded.call("OPTIONS", "/api/v1/etl/refresh/dashboard", headers=known | asks)
+    assert preflight.status_code == 200
+    assert preflight.headers["access-control-allow-origin"] == known["Origin"]
+    told = guarded.call("GET", "/api/v1/etl/status", READ, headers=known)
+    assert told.headers["access-control-allow-origin"] == known["Origin"]
+    for origin in ("https://evil.example.com", "http://127.0.0.1:1"):
+        assert guarded.call("GET", "/api/v1/etl/status", READ, headers={"Origin": origin}).status_code == 403
+
+
+def test_launches_are_limited_for_each_caller(guarded: ApiServer) -> None:
+    asked = {"from": "1999-01-01", "to": "1999-01-02"}
+    codes = [guarded.call("POST", "/api/v1/etl/refresh/table/operation_data", ADMIN, params=asked).status_code for _ in range(6)]
+    assert codes == [422] * 5 + [429]
+    last = guarded.call("POST", "/api/v1/etl/refresh/table/operation_data", ADMIN, params=asked)
+    assert 0 < int(last.headers["retry-after"]) <= 60
+    assert guarded.call("GET", "/api/v1/etl/status", ADMIN).status_code == 200
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_body_that_is_too_long_is_refused(guarded: ApiServer, streamed: bool) -> None:
+    body = json.dumps({"query": "{ version }", "variables": {"x": "y" * MAXIMUM_BODY_BYTES}}).encode()
+    content = (body[at : at + 65536] for at in range(0, len(body), 65536)) if streamed else body
+    answer = guarded.call("POST", "/graphql", READ, content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413
+
+
+def test_no_answer_is_kept_or_framed(api: ApiServer) -> None:
+    headers = api.call("GET", "/").headers
+    assert headers["content-type"].startswith("text/html")
+    assert "default-src 'self'" in headers["content-security-policy"]
+    assert headers["x-content-type-options"] == "nosniff"

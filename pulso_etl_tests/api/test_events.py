@@ -1,0 +1,101 @@
+"""Server-sent events and metrics of a running deployment."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from pulso_etl_tests.api.server import ApiServer
+from pulso_etl_tests.api.test_refreshes import TABLE, finished
+from pulso_etl_tests.conftest import wait_until
+
+
+class Listener:
+    """Reads the events as a page does."""
+
+    def __init__(self, api: ApiServer) -> None:
+        self.events: list[tuple[str, Any]] = []
+        self.connected = threading.Event()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._listen, args=(api,), daemon=True)
+
+    def __enter__(self) -> Listener:
+        self._thread.start()
+        assert self.connected.wait(20)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(20)
+
+    def _listen(self, api: ApiServer) -> None:
+        with api.client() as client, client.stream("GET", "/api/v1/etl/events") as answer:
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            name = ""
+            for line in answer.iter_lines():
+                if line.startswith("event: "):
+                    name = line.removeprefix("event: ")
+                elif line.startswith("data: "):
+                    self.events.append((name, json.loads(line.removeprefix("data: "))))
+                    self.connected.set()
+                if self._stop.is_set():
+                    return
+
+    def states_of(self, table: str) -> list[str | None]:
+        """What was told of the table's run, in turn, from the first look on."""
+        told = []
+        for name, data in self.events:
+            tables = data["tables"] if name == "status" else [data]
+            told += [entry["run_under_way"] and entry["run_under_way"]["state"] for entry in tables if entry["table"] == table]
+        return told
+
+
+def test_a_refresh_is_told_as_it_goes(api: ApiServer) -> None:
+    with Listener(api) as listener:
+        name, first = listener.events[0]
+        assert (name, first["total_tables"]) == ("status", 5)
+        told = finished(api, api.call("POST", f"{TABLE}/dashboard_data?force=true").json())
+        assert told["status"] == "success"
+        wait_until(lambda: "running" in listener.states_of("dashboard_data")[:-1], 20)
+        wait_until(lambda: listener.states_of("dashboard_data")[-1] is None, 20)
+        latest = [data for name, data in listener.events if name == "status"][-1]
+        assert latest["recent_activity"][0]["run_id"] == told["runs"]["dashboard_data"]["run_id"]
+
+
+def test_the_metrics_say_what_postgresql_says(api: ApiServer) -> None:
+    assert finished(api, api.call("POST", f"{TABLE}/dashboard_data?force=true").json())["status"] == "success"
+    wait_until(lambda: api.call("GET", "/api/v1/etl/status").json()["running"] == 0, 20)
+    answer = api.call("GET", "/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    found = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+    detail = api.call("GET", "/api/v1/etl/status/table/dashboard_data").json()
+    successes = [entry for entry in detail["extractions"] if entry["status"] == "success"]
+    assert found["pulso_last_extraction_rows", "dashboard_data"] == 150
+    assert found["pulso_extractions_total", "dashboard_data", "success"] == len(successes)
+    for kind in ("inserted", "updated", "unchanged", "deleted"):
+        assert found["pulso_rows_total", "dashboard_data", kind] == sum(entry[kind] for entry in successes)
+    assert 0 < found["pulso_freshness_age_seconds", "dashboard_data"] < 600
+    assert found["pulso_stale", "dashboard_data"] == 0
+    assert found["pulso_refresh_every_seconds", "dashboard_data"] == 6 * 3600
+    assert found[("pulso_runs_running",)] == 0
+    assert found[("pulso_dagster_up",)] == 1
+    assert ("pulso_bigquery_billed_bytes_total", "dashboard_data", "success") in found
+
+
+def test_listeners_who_leave_do_not_end_the_others(api: ApiServer) -> None:
+    with Listener(api) as stays:
+        with Listener(api):
+            pass
+        before = len(stays.events)
+        told = finished(api, api.call("POST", f"{TABLE}/evolution_data?force=true").json())
+        assert told["status"] == "success"
+        wait_until(lambda: len(stays.events) > before, 20)
+    assert isinstance(api.client(), httpx.Client)

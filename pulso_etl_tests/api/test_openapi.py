@@ -1,0 +1,39 @@
+"""The OpenAPI document, and whether the API keeps to it, whatever is sent."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from pulso_etl.api.openapi import document
+from pulso_etl_tests.api.conftest import settings_of
+from pulso_etl_tests.api.server import ApiServer
+
+DOCUMENT = json.loads(document())
+ROUTES = {
+    "POST /api/v1/etl/refresh/dashboard",
+    "POST /api/v1/etl/refresh/table/{table_name}",
+    "GET /api/v1/etl/refresh/{pipeline_id}",
+    "GET /api/v1/etl/status",
+    "GET /api/v1/etl/status/table/{table_name}",
+    "GET /api/v1/etl/health",
+    "POST /api/v1/etl/cleanup",
+    "GET /api/v1/etl/config/tables",
+    "GET /api/v1/etl/config/extraction-modes",
+    "GET /api/v1/etl/events",
+    "GET /metrics",
+    "POST /graphql",
+}
+ENDLESS = "/api/v1/etl/events"
+
+
+def test_the_routes_are_these() -> None:
+    assert {f"{method.upper()} {path}" for path, methods in DOCUMENT["paths"].items() for method in methods} == ROUTES

@@ -1,0 +1,245 @@
+"""Refreshes over HTTP: launched through a running Dagster, watched until they end, seen in PostgreSQL."""
+
+from __future__ import annotations
+
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from pydantic import SecretStr
+
+from pulso_etl.destination.watermarks import Extraction, Watermarks
+from pulso_etl.local.emulator import BigQueryEmulator
+from pulso_etl.refresh import DayRange, lima_day
+from pulso_etl_tests.api.conftest import Target, settings_of
+from pulso_etl_tests.api.server import ApiServer
+from pulso_etl_tests.conftest import wait_until
+from pulso_etl_tests.dagster_stack import DagsterStack
+
+TODAY = lima_day(datetime.now(UTC))
+DASHBOARD, TABLE = "/api/v1/etl/refresh/dashboard", "/api/v1/etl/refresh/table"
+WINDOW = {"from": str(TODAY - timedelta(days=2)), "to": str(TODAY)}
+
+
+def finished(api: ApiServer, refresh: dict[str, Any], seconds: float = 90) -> dict[str, Any]:
+    """The refresh, when it is over."""
+    deadline = time.monotonic() + seconds
+    while (told := api.call("GET", refresh["status_url"]).json())["status"] == "running":
+        assert time.monotonic() < deadline, told
+        time.sleep(0.2)
+    return told  # type: ignore[no-any-return]
+
+
+def states(refresh: dict[str, Any]) -> dict[str, str]:
+    return {table: run["state"] for table, run in refresh["runs"].items()}
+
+
+def test_the_dashboard_is_refreshed_watched_and_asked_for_once(
+    api: ApiServer, stack: DagsterStack, target: Target, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "pulso_etl.audit")
+    body = {"tables": ["dashboard_data", "evolution_data"], "max_concurrent": 1}
+    stack.proxy.hold_page(4)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda _: api.call("POST", DASHBOARD, json=body), range(4)))
+        assert [answer.status_code for answer in answers] == [202] * 4
+        told = [answer.json() for answer in answers]
+        assert len({one["pipeline_id"] for one in told}) == 1
+        assert sorted(one["already_running"] for one in told) == [False, True, True, True]
+        assert told[0]["tables_requested"] == body["tables"]
+        assert (told[0]["status"], told[0]["requested_by"]) == ("running", "local")
+        run_ids = {table: run["run_id"] for table, run in told[0]["runs"].items()}
+        assert len(set(run_ids.values()) - {None}) == 2
+        assert stack.proxy.held.wait(60)
+
+        def copied() -> int | None:
+            rows: int | None = api.call("GET", told[0]["status_url"]).json()["runs"]["dashboard_data"]["rows"]
+            return rows
+
+        wait_until(lambda: bool(copied()), seconds=20)
+        assert 0 < (copied() or 0) < 150
+        under_way = api.call("GET", told[0]["status_url"]).json()
+        # One slot: the second run waits in Dagster's queue until the first has ended.
+        assert states(under_way) == {"dashboard_data": "running", "evolution_data": "queued"}
+        summary = api.call("GET", "/api/v1/etl/status").json()
+        assert summary["running"] == 2
+        # Another caller's wish for one of these tables is the same run.
+        joined = api.call("POST", f"{TABLE}/dashboard_data").json()
+        assert joined["runs"]["dashboard_data"]["run_id"] == run_ids["dashboard_data"]
+        assert "under way already" in joined["runs"]["dashboard_data"]["message"]
+    finally:
+        stack.proxy.release()
+    ended = finished(api, told[0])
+    assert ended["status"] == "success"
+    assert states(ended) == {"dashboard_data": "success", "evolution_data": "success"}
+    assert ended["runs"]["dashboard_data"]["rows"] == 150
+    assert finished(api, joined)["status"] == "success"
+    assert target.rows("SELECT count(*) FROM dashboard_data") == [(150,)]
+    history = target.rows("SELECT table_name, extraction_id, status FROM etl_extractions ORDER BY id")
+    assert history == [(table, run_ids[table], "success") for table in body["tables"]]
+    lines = [record.getMessage() for record in caplog.records if record.name == "pulso_etl.audit"]
+    assert [line for line in lines if run_ids["dashboard_data"] in line and "local asked for incremental" in line]
+
+
+def test_fresh_tables_are_skipped_and_said_so_unless_forced(api: ApiServer, stack: DagsterStack, target: Target) -> None:
+    told = finished(api, api.call("POST", f"{TABLE}/dashboard_data?force=true").json())
+    assert states(told) == {"dashboard_data": "success"}
+    before = target.rows("SELECT count(*) FROM etl_extractions")
+    skipped = api.call("POST", DASHBOARD, json={"tables": ["dashboard_data"]}).json()
+    assert (skipped["status"], states(skipped)) == ("success", {"dashboard_data": "skipped"})
+    assert skipped["runs"]["dashboard_data"]["message"].startswith("fresh: loaded 0:00:")
+    assert skipped["finished_at"] is not None
+    assert target.rows("SELECT count(*) FROM etl_extractions") == before
+    again = api.call("GET", skipped["status_url"]).json()
+    assert states(again) == {"dashboard_data": "skipped"}
+
+
+def test_a_table_is_refreshed_over_the_days_that_are_asked_for(api: ApiServer, target: Target) -> None:
+    told = api.call("POST", f"{TABLE}/operation_data", params=WINDOW).json()
+    assert told["tables_requested"] == ["operation_data"]
+    ended = finished(api, told)
+    assert ended["runs"]["operation_data"]["partitions"] == f"{WINDOW['from']}..{WINDOW['to']}"
+    days = target.rows("SELECT DISTINCT fecha_foto::text FROM operation_data ORDER BY 1")
+    assert days == [(str(TODAY - timedelta(days=n)),) for n in (2, 1, 0)]
+    sliding = finished(api, api.call("POST", f"{TABLE}/operation_data?mode=sliding_window&days=1").json())
+    assert sliding["runs"]["operation_data"]["partitions"] == str(TODAY)
+
+
+def test_a_refresh_that_fails_tells_why(api: ApiServer, stack: DagsterStack, emulator: BigQueryEmulator) -> None:
+    with emulator.client() as client:
+        client.delete_table(stack.data.names["asignaciones_clean"])
+        try:
+            told = finished(api, api.call("POST", f"{TABLE}/assignment_data", params=WINDOW).json())
+        finally:
+            stack.data.seed_into(client)
+    assert (told["status"], states(told)) == ("failed", {"assignment_data": "failed"})
+    assert "BigQuery does not know the table" in told["runs"]["assignment_data"]["message"]
+    status = api.call("GET", "/api/v1/etl/status/table/assignment_data").json()
+    assert status["table"]["status"] == "failed"
+    assert "BigQuery does not know the table" in status["table"]["error"]
+    assert status["extractions"][0]["status"] == "failed"
+    assert [day["state"] for day in status["partitions"][-3:]] == ["failed"] * 3
+    assert status["partitions"][0]["state"] == "missing"
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "code", "reason"),
+    [
+        (f"{TABLE}/nothing", {}, 404, "known are dashboard_data"),
+        (DASHBOARD, {"json": {"tables": ["dashboard_data", "nothing"]}}, 404, "unknown table nothing"),
+        (DASHBOARD, {"json": {"tables": []}}, 422, "at least 1 item"),
+        (DASHBOARD, {"json": {"max_concurrent": 0}}, 422, "greater than or equal to 1"),
+        (DASHBOARD, {"json": {"table": "dashboard_data"}}, 422, "Extra inputs"),
+        (f"{TABLE}/operation_data", {"params": {"mode": "some"}}, 422, "sliding_window"),
+        (f"{TABLE}/operation_data", {"params": {"from": "2026-02-30"}}, 422, "date"),
+        (f"{TABLE}/operation_data", {"params": {"from": str(TODAY + timedelta(days=9))}}, 422, "after its end"),
+        (f"{TABLE}/operation_data", {"params": {"from": "2001-01-01", "to": "2001-01-02"}}, 422, "leaves the partitions"),
+        (f"{TABLE}/operation_data", {"params": {"days": 3}}, 422, "sliding_window"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_told_what_is_wrong(
+    api: ApiServer, path: str, options: dict[str, Any], code: int, reason: str
+) -> None:
+    answer = api.call("POST", path, **options)
+    assert answer.status_code == code
+    assert reason in answer.text
+
+
+def test_an_unknown_refresh_is_not_found(api: ApiServer) -> None:
+    assert api.call("GET", "/api/v1/etl/refresh/nothing").status_code == 404
+
+
+def test_nothing_is_launched_once_the_day_s_budget_is_spent(stack: DagsterStack, target: Target) -> None:
+    window = DayRange(TODAY, TODAY)
+    marks, extraction = Watermarks(stack.schema), Extraction("other", window, "r", 1, datetime.now(UTC))
+    with target.conn.transaction():
+        marks.create(target.conn)
+        marks.start(target.conn, extraction)
+        marks.succeed(target.conn, extraction, records=1, seconds=1, complete=False, metadata={"bytes_billed": 10**9})
+    with ApiServer(settings_of(stack, bigquery_daily_budget_bytes=10**8)) as frugal:
+        answer = frugal.call("POST", f"{TABLE}/productivity_data", params=WINDOW)
+    target.conn.execute("DELETE FROM etl_extractions WHERE table_name = 'other'")
+    target.conn.execute("DELETE FROM etl_watermarks WHERE table_name = 'other'")
+    assert answer.status_code == 429
+    assert 0 < int(answer.headers["retry-after"]) <= 24 * 3600
+    assert "budget is spent" in answer.json()["detail"]
+
+
+def test_without_dagster_nothing_is_launched_and_the_state_is_still_told(stack: DagsterStack, target: Target) -> None:
+    before = target.rows("SELECT count(*) FROM etl_refreshes")
+    with ApiServer(settings_of(stack, dagster_graphql_url="http://127.0.0.1:9/graphql")) as alone:
+        launch = alone.call("POST", f"{TABLE}/productivity_data?force=true")
+        assert launch.status_code == 503
+        assert launch.headers["retry-after"] == "5"
+        assert "Dagster's webserver does not answer" in launch.json()["detail"]
+        status = alone.call("GET", "/api/v1/etl/status").json()
+        assert (status["status"], status["dagster"], status["total_tables"]) == ("unreachable", False, 5)
+        health = alone.call("GET", "/api/v1/etl/health")
+        assert health.status_code == 503
+        parts = {name: part["state"] for name, part in health.json()["parts"].items()}
+        assert parts == {"postgresql": "ok", "bigquery": "ok", "dagster": "failing", "daemon": "failing"}
+    assert target.rows("SELECT count(*) FROM etl_refreshes") == before
+
+
+def test_without_postgresql_every_question_is_answered_with_503_and_no_password(stack: DagsterStack) -> None:
+    url = SecretStr("postgresql://pulso:hunter2secret@127.0.0.1:9/pulso")
+    with ApiServer(settings_of(stack, database_url=url)) as lost:
+        for method, path in (
+            ("GET", "/api/v1/etl/status"),
+            ("POST", DASHBOARD),
+            ("GET", "/metrics"),
+            ("POST", "/api/v1/etl/cleanup"),
+        ):
+            answer = lost.call(method, path)
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+            assert "hunter2secret" not in answer.text
+        assert lost.call("GET", "/api/v1/etl/health").status_code == 503
+        assert lost.call("GET", "/api/v1/etl/health?live=true").status_code == 200
+
+
+def test_the_cleanup_ends_an_attempt_that_died_and_says_so(
+    api: ApiServer, stack: DagsterStack, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", stack.env["DAGSTER_HOME"])
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", stack.env["DAGSTER_POSTGRES_URL"])
+    window = DayRange(TODAY - timedelta(days=1), TODAY)
+    marks = Watermarks(stack.schema)
+    with target.conn.transaction():
+        marks.create(target.conn)
+        marks.start(target.conn, Extraction("productivity_data", window, "gone", 1, datetime.now(UTC)))
+    answer = api.call("POST", "/api/v1/etl/cleanup")
+    assert answer.status_code == 200
+    [ended] = answer.json()["ended"]
+    assert (ended["table"], ended["run_id"], ended["partitions"]) == ("productivity_data", "gone", str(window))
+    assert "killed" in ended["reason"]
+    assert target.rows("SELECT last_extraction_status FROM etl_watermarks WHERE table_name = 'productivity_data'") == [("failed",)]
+    assert api.call("POST", "/api/v1/etl/cleanup").json() == {"ended": [], "message": "no attempt is stale"}
+
+
+def test_the_configuration_is_told(api: ApiServer) -> None:
+    tables = {entry["table"]: entry for entry in api.call("GET", "/api/v1/etl/config/tables").json()}
+    assert tables["dashboard_data"]["primary_key"] == ["fecha_foto", "archivo", "cartera", "servicio"]
+    assert (tables["operation_data"]["lookback_days"], tables["operation_data"]["refresh_every_seconds"]) == (2, 7200)
+    modes = {entry["mode"]: entry["default"] for entry in api.call("GET", "/api/v1/etl/config/extraction-modes").json()}
+    assert modes == {"incremental": True, "sliding_window": False, "full_refresh": False}
+
+
+def test_every_part_of_a_healthy_deployment_is_well(api: ApiServer) -> None:
+    answer = api.call("GET", "/api/v1/etl/health")
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["ready"] is True
+    assert set(answer.json()["parts"]) == {"postgresql", "bigquery", "dagster", "daemon"}
+
+
+def test_a_connection_that_the_server_ended_is_replaced(api: ApiServer, target: Target) -> None:
+    assert api.call("GET", "/api/v1/etl/status").status_code == 200
+    time.sleep(1.1)
+    ended = target.rows("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pulso-etl api'")
+    assert ended
+    assert api.call("GET", "/api/v1/etl/status").status_code == 200
+    assert isinstance(target.conn, psycopg.Connection)

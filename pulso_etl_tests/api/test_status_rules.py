@@ -1,0 +1,170 @@
+"""What is told of the tables: pure functions of what PostgreSQL and Dagster say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+
+import pytest
+from dagster import DagsterRunStatus
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pulso_etl.api.dagster_client import Run
+from pulso_etl.api.models import DayState, Freshness, LastStatus, Overall, Progress
+from pulso_etl.api.refreshes import PIPELINE_TAG, Asked, Launched, Part, Watched, newest_runs, progress, slots
+from pulso_etl.api.status import CALENDAR_DAYS, calendar, freshness, overall, runs_by_table, table_status
+from pulso_etl.automation.due import BackOff
+from pulso_etl.destination.watermarks import TableState
+from pulso_etl.refresh import Watermark
+from pulso_etl.tables import TABLES
+
+NOW = datetime(2026, 11, 25, 20, tzinfo=UTC)
+TODAY = date(2026, 11, 25)
+DASHBOARD = TABLES["dashboard_data"]
+RUN = Run("r1", DagsterRunStatus.STARTED, "refresh_dashboard_data", {"pulso_etl/table": "dashboard_data"}, None, NOW, NOW, None)
+
+
+def state(age: timedelta, status: str = "success", **more: object) -> TableState:
+    fields = {
+        "table_name": DASHBOARD.name,
+        "last_extracted_at": NOW - age,
+        "last_partition": TODAY,
+        "status": status,
+        "records": 150,
+        "seconds": 1.5,
+        "error": None,
+        "extraction_id": "r0",
+        "recovery_attempts": 0,
+        "metadata": {"bytes_billed": 10, "estimated_cost_usd": 0.5},
+        "updated_at": NOW,
+    }
+    return TableState(**(fields | more))  # type: ignore[arg-type]
+
+
+def told(found: TableState | None, run: Run | None = None, rows: int | None = None) -> object:
+    return table_status(DASHBOARD, found, run, rows, NOW, first_day=date(2024, 1, 1), back_off=BackOff())
+
+
+@pytest.mark.parametrize(
+    ("hours", "expected"),
+    [(0, Freshness.FRESH), (5.9, Freshness.FRESH), (6, Freshness.DUE), (12, Freshness.DUE), (12.1, Freshness.STALE)],
+)
+def test_a_table_is_fresh_then_due_then_stale(hours: float, expected: Freshness) -> None:
+    assert freshness(DASHBOARD, Watermark(NOW - timedelta(hours=hours), TODAY), NOW) is expected
+
+
+def test_a_table_that_was_never_loaded_is_told_as_such() -> None:
+    found = told(None)
+    assert (found.status, found.freshness, found.next_due) == (LastStatus.NEVER, Freshness.NEVER, None)
+    assert freshness(DASHBOARD, Watermark(None, None), NOW) is Freshness.NEVER
+
+
+def test_a_table_is_due_when_its_rows_are_as_old_as_its_frequency() -> None:
+    found = told(state(timedelta(hours=1)))
+    assert found.next_due == NOW + timedelta(hours=5)
+    assert (found.age_seconds, found.bytes_billed, found.estimated_cost_usd) == (3600, 10, 0.5)
+
+
+def test_a_run_under_way_is_told_with_its_range_and_the_rows_so_far() -> None:
+    tags = {"dagster/asset_partition_range_start": "2026-11-19", "dagster/asset_partition_range_end": "2026-11-25"}
+    found = told(state(timedelta(hours=7)), replace(RUN, tags=tags), 420)
+    assert (found.run_under_way.state, found.run_under_way.partitions) == (Progress.RUNNING, "2026-11-19..2026-11-25")
+    assert found.run_under_way.rows == 420
+
+
+def test_a_load_is_told_as_running_where_dagster_does_not_answer() -> None:
+    metadata = {"partition_start": "2026-11-19", "partition_end": "2026-11-25", "started_at": NOW.isoformat(), "attempt": 1}
+    found = told(state(timedelta(hours=7), "running", metadata=metadata))
+    assert (found.run_under_way.run_id, found.run_under_way.started_at) == ("r0", NOW)
+
+
+def test_the_whole_is_degraded_by_a_failed_or_a_stale_table() -> None:
+    good, failed, stale = (told(found) for found in (state(timedelta(0)), state(timedelta(0), "failed"), state(timedelta(days=2))))
+    for tables, expected in (([good], Overall.OK), ([good, failed], Overall.DEGRADED), ([good, stale], Overall.DEGRADED)):
+        assert overall(tables, [], NOW, dagster=True).status is expected
+    whole = overall([good, failed, stale], [], NOW, dagster=False)
+    assert (whole.status, whole.successes, whole.failures, whole.total_tables) == (Overall.UNREACHABLE, 2, 1, 3)
+    assert whole.last_updated == NOW
+
+
+def test_of_several_runs_of_a_table_the_one_that_goes_on_is_told() -> None:
+    waits = replace(RUN, run_id="r2", status=DagsterRunStatus.QUEUED, created_at=NOW - timedelta(hours=1))
+    group = replace(RUN, run_id="r3", status=DagsterRunStatus.QUEUED, tags={}, job="refresh_dashboard")
+    found = runs_by_table([waits, RUN, group], TABLES)
+    assert {table: run.run_id for table, run in found.items()} == {"dashboard_data": "r1", "evolution_data": "r3"}
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(-60, 5), st.integers(0, 60), st.booleans()).map(
+            lambda made: (
+                TODAY + timedelta(days=made[0]),
+                TODAY + timedelta(days=made[0] + made[1]),
+                "success" if made[2] else "failed",
+            )
+        )
+    )
+)
+def test_the_calendar_shows_the_last_attempt_of_each_day(attempts: list[tuple[date, date, str]]) -> None:
+    days = calendar(TODAY, [(*attempt, NOW, str(n)) for n, attempt in enumerate(attempts)])
+    assert [day.day for day in days] == [TODAY - timedelta(days=n) for n in reversed(range(CALENDAR_DAYS))]
+    for day in days:
+        covering = [(n, status) for n, (start, end, status) in enumerate(attempts) if start <= day.day <= end]
+        if not covering:
+            assert (day.state, day.run_id) == (DayState.MISSING, None)
+        else:
+            expected = DayState.LOADED if covering[-1][1] == "success" else DayState.FAILED
+            assert (day.state, day.run_id) == (expected, str(covering[-1][0]))
+
+
+@given(st.lists(st.text(min_size=1), unique=True, max_size=20), st.integers(1, 30))
+def test_slots_let_as_many_runs_go_on_as_asked_and_no_more(tables: list[str], max_concurrent: int) -> None:
+    taken = set(slots(tables, max_concurrent).values())
+    assert len(taken) == min(len(tables), max_concurrent)
+
+
+def test_requests_for_the_same_have_one_fingerprint() -> None:
+    one, other = Asked(("a", "b")), Asked(("b", "a"))
+    assert one.fingerprint == other.fingerprint
+    assert len({one.fingerprint, Asked(("a", "b"), force=True).fingerprint, Asked(("a",)).fingerprint}) == 3
+
+
+LAUNCHED = Launched(
+    "p1",
+    {},
+    {"dashboard_data": Part("r1", "lookback"), "evolution_data": Part(None, "fresh")},
+    "dashboard",
+    NOW,
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (DagsterRunStatus.QUEUED, ("running", "queued")),
+        (DagsterRunStatus.STARTING, ("running", "queued")),
+        (DagsterRunStatus.STARTED, ("running", "running")),
+        (DagsterRunStatus.CANCELING, ("running", "running")),
+        (DagsterRunStatus.SUCCESS, ("success", "success")),
+        (DagsterRunStatus.FAILURE, ("failed", "failed")),
+        (DagsterRunStatus.CANCELED, ("failed", "canceled")),
+    ],
+)
+def test_a_refresh_is_as_far_as_its_runs(status: DagsterRunStatus, expected: tuple[str, str]) -> None:
+    watched = Watched({"dashboard_data": replace(RUN, status=status)}, {"dashboard_data": 7}, {})
+    found = progress(LAUNCHED, watched, "http://dagster")
+    assert (found.status, found.runs["dashboard_data"].state) == expected
+    assert found.runs["dashboard_data"].run_url == "http://dagster/runs/r1"
+    assert (found.runs["evolution_data"].state, found.runs["evolution_data"].message) == (Progress.SKIPPED, "fresh")
+
+
+def test_a_refresh_whose_runs_are_not_known_yet_is_under_way() -> None:
+    assert progress(LAUNCHED, Watched(), "http://dagster").status == "running"
+
+
+def test_a_run_that_took_the_place_of_a_crashed_one_is_the_one_that_counts() -> None:
+    crashed = replace(RUN, status=DagsterRunStatus.FAILURE)
+    again = replace(RUN, run_id="r9", created_at=NOW + timedelta(minutes=1), tags={PIPELINE_TAG: "p1"})
+    foreign = replace(again, run_id="r10", created_at=NOW + timedelta(minutes=2), tags={PIPELINE_TAG: "p2"})
+    assert newest_runs(LAUNCHED, [foreign, again, crashed])["dashboard_data"].run_id == "r9"

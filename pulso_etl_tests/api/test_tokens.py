@@ -1,0 +1,65 @@
+"""Tokens: what is kept of them, and who they let in."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import SecretStr
+from typer.testing import CliRunner
+
+from pulso_etl.api.tokens import Caller, Role, find_caller, make_token, parse_tokens
+from pulso_etl.cli import app
+from pulso_etl.errors import SettingsError
+from pulso_etl.settings import Settings, load_settings
+
+
+def test_a_token_is_found_by_its_secret_and_its_entry_does_not_hold_it() -> None:
+    secret, kept = make_token("dashboard", Role.REFRESH)
+    other, kept_too = make_token("monitor", Role.READ)
+    tokens = parse_tokens(f"{kept},\n {kept_too}")
+    assert find_caller(tokens, secret) == Caller("dashboard", Role.REFRESH)
+    assert find_caller(tokens, other) == Caller("monitor", Role.READ)
+    assert find_caller(tokens, secret[:-1]) is None
+    assert find_caller(tokens, kept.digest) is None
+    assert secret not in str(kept)
+
+
+@pytest.mark.parametrize(
+    "text", ["secret", "a:read:12", "a:root:" + "0" * 64, "a b:read:" + "0" * 64, f"a:read:{'0' * 64} a:admin:{'1' * 64}"]
+)
+def test_an_entry_that_is_none_is_refused_and_not_quoted(text: str) -> None:
+    with pytest.raises(ValueError, match=r"entry|same name") as told:
+        parse_tokens(text)
+    assert text not in str(told.value)
+
+
+def test_no_entries_are_no_tokens() -> None:
+    assert parse_tokens(" \n") == ()
+
+
+def test_beyond_loopback_tokens_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://localhost/x")
+    monkeypatch.setenv("API_HOST", "0.0.0.0")
+    with pytest.raises(SettingsError, match="API_HOST leaves this machine, which needs API_TOKENS"):
+        load_settings()
+    _, kept = make_token("dashboard", Role.REFRESH)
+    monkeypatch.setenv("API_TOKENS", str(kept))
+    assert load_settings().api_host == "0.0.0.0"
+    with pytest.raises(SettingsError, match="API_TOKENS"):
+        load_settings(api_tokens="nonsense")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("api_cors_origins", "*"), ("api_cors_origins", "https://a/b"), ("api_launch_limit", "many"), ("api_port", 70000)],
+)
+def test_a_malformed_setting_of_the_api_is_named(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=name):
+        Settings.model_validate({"database_url": SecretStr("postgresql://localhost/x"), name: value})
+
+
+def test_the_command_line_makes_a_token_that_the_settings_take() -> None:
+    told = CliRunner().invoke(app, ["token", "dashboard", "refresh"])
+    assert told.exit_code == 0
+    secret, entry = (line.split(": ", 1)[1].strip() for line in told.output.strip().splitlines())
+    assert find_caller(parse_tokens(entry), secret) == Caller("dashboard", Role.REFRESH)
+    assert CliRunner().invoke(app, ["token", "dashboard", "root"]).exit_code != 0
