@@ -3,19 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
-from pathlib import Path
-from typing import Any
-
-import pytest
-import schemathesis
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from pulso_etl.api.openapi import document
-from pulso_etl_tests.api.conftest import settings_of
-from pulso_etl_tests.api.server import ApiServer
 
 DOCUMENT = json.loads(document())
 ROUTES = {
