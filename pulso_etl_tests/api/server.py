@@ -15,12 +15,12 @@ from pulso_etl.settings import Settings
 
 
 class ApiServer:
-    """Listens on a free port of 127.0.0.1; `client` asks it with a token, or without one."""
+    """Listens on a port of 127.0.0.1, a free one for 0; `client` asks it with a token, or without one."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, port: int = 0) -> None:
         self.settings = settings
         quiet: dict[str, Any] = {"log_config": None, "access_log": False, "proxy_headers": False}
-        config = uvicorn.Config(create_app(settings), host="127.0.0.1", port=0, **quiet)
+        config = uvicorn.Config(create_app(settings), host="127.0.0.1", port=port, **quiet)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
 

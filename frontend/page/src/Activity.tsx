@@ -1,0 +1,34 @@
+import type { Extraction } from "../../src";
+import { Badge } from "./Badge";
+import { count, days, distance, duration, instant } from "./format";
+import { EXTRACTION, explainFailure, tableTitle } from "./words";
+
+/** The last extractions of all tables, newest first. */
+export function Activity({ extractions, now }: { extractions: Extraction[]; now: number }) {
+  return (
+    <section aria-labelledby="actividad">
+      <h2 id="actividad">Actividad reciente</h2>
+      {extractions.length === 0 ? (
+        <p className="panel muted">Todavía no hay cargas.</p>
+      ) : (
+        <ol className="panel activity">
+          {extractions.map((one) => (
+            <li key={`${one.table} ${one.run_id} ${one.attempt}`}>
+              <Badge label={EXTRACTION[one.status]} />
+              <span className="activity__table">{tableTitle(one.table)}</span>
+              <span>
+                {one.status === "failed" && one.error
+                  ? explainFailure(one.error).title
+                  : `${count(one.records, "fila")} en ${duration(one.duration_seconds)}`}
+              </span>
+              <span className="muted">{days(one.partitions)}</span>
+              <time dateTime={one.finished_at} title={instant(one.finished_at)} className="muted">
+                {distance(one.finished_at, now)}
+              </time>
+            </li>
+          ))}
+        </ol>
+      )}
+    </section>
+  );
+}

@@ -1,0 +1,92 @@
+import { useEffect, useRef } from "react";
+import type { TableDetail } from "../../src";
+import type { PartitionStatus } from "../../src/types";
+import { day, instant, month } from "./format";
+import { DAYS, tableTitle } from "./words";
+
+/** The last 30 partitions of each table, a row for each. */
+export function Calendar({ tables, details }: { tables: string[]; details: Record<string, TableDetail> }) {
+  const scrolled = useRef<HTMLElement>(null);
+  const days = tables.map((table) => details[table]?.partitions ?? []).find((found) => found.length > 0) ?? [];
+  const loaded = days.length > 0;
+  useEffect(() => {
+    // Today stands at the right end.
+    if (loaded && scrolled.current) scrolled.current.scrollLeft = scrolled.current.scrollWidth;
+  }, [loaded]);
+  return (
+    <section aria-labelledby="calendario">
+      <h2 id="calendario">Últimos 30 días</h2>
+      <ul className="legend" aria-label="Leyenda">
+        {Object.entries(DAYS).map(([state, { text, mark }]) => (
+          <li key={state}>
+            <span className={`day day--${state}`} aria-hidden="true">
+              {mark}
+            </span>
+            {text}
+          </li>
+        ))}
+      </ul>
+      {/* biome-ignore lint/a11y/noNoninteractiveTabindex: it scrolls, and must do so by keyboard */}
+      <section className="panel scroll" aria-label="Estado de cada día" tabIndex={0} ref={scrolled}>
+        {loaded ? (
+          <table className="calendar">
+            <caption className="hidden">Estado de cada día de cada tabla; el último es hoy</caption>
+            <thead>
+              <tr>
+                <td />
+                {months(days).map(({ name, span }) => (
+                  <th key={name} scope="colgroup" colSpan={span} className="month">
+                    {name}
+                  </th>
+                ))}
+              </tr>
+              <tr>
+                <th scope="col">Tabla</th>
+                {days.map(({ day: iso }) => (
+                  <th key={iso} scope="col" aria-label={day(iso)}>
+                    {Number(iso.slice(8))}
+                  </th>
+                ))}
+              </tr>
+            </thead>
+            <tbody>
+              {tables.map((table) => (
+                <tr key={table}>
+                  <th scope="row">{tableTitle(table)}</th>
+                  {(details[table]?.partitions ?? []).map((partition) => (
+                    <Day key={partition.day} partition={partition} />
+                  ))}
+                </tr>
+              ))}
+            </tbody>
+          </table>
+        ) : (
+          <p>Cargando…</p>
+        )}
+      </section>
+    </section>
+  );
+}
+
+function Day({ partition: { day: iso, state, loaded_at } }: { partition: PartitionStatus }) {
+  const { text, mark } = DAYS[state];
+  return (
+    <td title={`${day(iso)}: ${text}${loaded_at ? `, ${instant(loaded_at)}` : ""}`}>
+      <span className={`day day--${state}`} aria-hidden="true">
+        {mark}
+      </span>
+      <span className="hidden">{text}</span>
+    </td>
+  );
+}
+
+function months(days: PartitionStatus[]): { name: string; span: number }[] {
+  const found: { name: string; span: number }[] = [];
+  for (const { day: iso } of days) {
+    const name = month(iso);
+    const last = found.at(-1);
+    if (last?.name === name) last.span += 1;
+    else found.push({ name, span: 1 });
+  }
+  return found;
+}

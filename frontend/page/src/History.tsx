@@ -1,0 +1,96 @@
+import { useId } from "react";
+import type { Extraction } from "../../src";
+import { cost, count, days, duration, instant } from "./format";
+import { EXTRACTION } from "./words";
+
+const [HEIGHT, STEP, BAR] = [64, 16, 11];
+
+/** Rows and durations of the last extractions, as bars and as a table. `extractions` are newest first. */
+export function History({ extractions, title }: { extractions: Extraction[]; title: string }) {
+  if (extractions.length === 0) return <p className="muted">Todavía no hay cargas.</p>;
+  const oldestFirst = [...extractions].reverse();
+  return (
+    <>
+      <div className="charts">
+        <Bars name="Filas" extractions={oldestFirst} value={({ records }) => records} write={(value) => count(value)} />
+        <Bars name="Duración" extractions={oldestFirst} value={(one) => one.duration_seconds} write={duration} />
+      </div>
+      {/* biome-ignore lint/a11y/noNoninteractiveTabindex: it scrolls, and must do so by keyboard */}
+      <section className="scroll scroll--low" aria-label={`Cargas de ${title}`} tabIndex={0}>
+        <table className="list">
+          <caption className="hidden">Últimas cargas de {title}, la más reciente primero</caption>
+          <thead>
+            <tr>
+              <th scope="col">Fin</th>
+              <th scope="col">Resultado</th>
+              <th scope="col">Filas</th>
+              <th scope="col">Duración</th>
+              <th scope="col">Costo</th>
+              <th scope="col">Días</th>
+            </tr>
+          </thead>
+          <tbody>
+            {extractions.map((one) => (
+              <tr key={`${one.run_id} ${one.attempt}`}>
+                <th scope="row">{instant(one.finished_at)}</th>
+                <td>{EXTRACTION[one.status].text}</td>
+                <td>{count(one.records)}</td>
+                <td>{duration(one.duration_seconds)}</td>
+                <td>{cost(one.estimated_cost_usd)}</td>
+                <td>{days(one.partitions)}</td>
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      </section>
+    </>
+  );
+}
+
+interface BarsProps {
+  name: string;
+  extractions: Extraction[];
+  value: (extraction: Extraction) => number | null;
+  write: (value: number | null) => string;
+}
+
+function Bars({ name, extractions, value, write }: BarsProps) {
+  const hatch = useId();
+  const largest = Math.max(...extractions.map((one) => value(one) ?? 0));
+  const last = extractions.at(-1);
+  const summary = `${name} de las últimas ${extractions.length} cargas: máximo ${write(largest)}, última ${write(last ? value(last) : null)}`;
+  return (
+    <figure>
+      <figcaption>
+        {name} <span className="muted">máx. {write(largest)}</span>
+      </figcaption>
+      <svg
+        viewBox={`0 0 ${20 * STEP} ${HEIGHT}`}
+        role="img"
+        aria-label={`${summary}. La tabla siguiente tiene las cifras.`}
+      >
+        <defs>
+          <pattern id={hatch} width="5" height="5" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">
+            <rect width="2.5" height="5" className="bar--failed" />
+          </pattern>
+        </defs>
+        {extractions.map((one, place) => {
+          const height = largest > 0 ? Math.max(2, ((value(one) ?? 0) / largest) * (HEIGHT - 4)) : 2;
+          const failed = one.status === "failed";
+          // The newest stands at the right end, however few there are.
+          const x = (20 - extractions.length + place) * STEP + (STEP - BAR) / 2;
+          return (
+            <rect
+              key={`${one.run_id} ${one.attempt}`}
+              {...{ x, y: HEIGHT - height, width: BAR, height, rx: 2 }}
+              className={failed ? undefined : "bar"}
+              fill={failed ? `url(#${hatch})` : undefined}
+            >
+              <title>{`${instant(one.finished_at)}: ${write(value(one))}${failed ? " (falló)" : ""}`}</title>
+            </rect>
+          );
+        })}
+      </svg>
+    </figure>
+  );
+}

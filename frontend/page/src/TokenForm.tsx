@@ -1,0 +1,43 @@
+import { type FormEvent, useEffect, useId, useRef, useState } from "react";
+
+/** Asks for the token that the API wants. `refused`: the last one was none. */
+export function TokenForm({ refused, onToken }: { refused: boolean; onToken: (token: string) => void }) {
+  const [problem, setProblem] = useState(refused ? "Esa clave no es válida. Revise que esté completa." : "");
+  const input = useRef<HTMLInputElement>(null);
+  const id = useId();
+  useEffect(() => input.current?.focus(), []);
+
+  function submit(event: FormEvent): void {
+    event.preventDefault();
+    const token = input.current?.value.trim() ?? "";
+    // What a header can't hold is no token.
+    if (/^[\x21-\x7e]+$/.test(token)) onToken(token);
+    else setProblem(token ? "Esa clave no es válida. Revise que esté completa." : "Escriba su clave.");
+  }
+
+  return (
+    <main className="alone">
+      <form className="panel token" onSubmit={submit} noValidate>
+        <h1>Pulso: estado de los datos</h1>
+        <p id={`${id}-help`}>Para ver el estado hace falta una clave. Pídala al ingeniero de datos.</p>
+        <label htmlFor={id}>Clave de acceso</label>
+        <input
+          ref={input}
+          id={id}
+          type="password"
+          autoComplete="off"
+          spellCheck={false}
+          aria-describedby={`${id}-help ${id}-problem`}
+          aria-invalid={problem !== ""}
+        />
+        <p id={`${id}-problem`} className="problem" role="alert">
+          {problem}
+        </p>
+        <button type="submit" className="button button--main">
+          Entrar
+        </button>
+        <p className="muted">La clave se guarda solo en esta pestaña y se olvida al cerrarla.</p>
+      </form>
+    </main>
+  );
+}

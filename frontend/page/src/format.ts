@@ -1,0 +1,80 @@
+/** How numbers and instants are written: es-PE, America/Lima. What is not known is a dash. */
+
+const LOCALE = "es-PE";
+const ZONE = "America/Lima";
+export const UNKNOWN = "—";
+
+const whole = new Intl.NumberFormat(LOCALE, { maximumFractionDigits: 0 });
+const tenth = new Intl.NumberFormat(LOCALE, { maximumFractionDigits: 1 });
+const dollars = new Intl.NumberFormat(LOCALE, { minimumFractionDigits: 2, maximumFractionDigits: 4 });
+const relative = new Intl.RelativeTimeFormat(LOCALE);
+const dayAndTime = new Intl.DateTimeFormat(LOCALE, {
+  timeZone: ZONE,
+  day: "numeric",
+  month: "short",
+  hour: "2-digit",
+  minute: "2-digit",
+  hourCycle: "h23",
+});
+const dayOnly = new Intl.DateTimeFormat(LOCALE, { timeZone: "UTC", day: "numeric", month: "short" });
+const monthOnly = new Intl.DateTimeFormat(LOCALE, { timeZone: "UTC", month: "long" });
+
+/** A count; also with its noun: `count(1, "fila")` is "1 fila". */
+export function count(value: number | null | undefined, noun?: string): string {
+  if (value === null || value === undefined) return UNKNOWN;
+  return noun ? `${whole.format(value)} ${value === 1 ? noun : `${noun}s`}` : whole.format(value);
+}
+
+/** An instant: "25 nov., 10:04". */
+export function instant(at: string | null | undefined): string {
+  return at ? dayAndTime.format(new Date(at)) : UNKNOWN;
+}
+
+/** A day of Lima, given as `2026-11-25`: "25 nov." */
+export function day(iso: string): string {
+  return dayOnly.format(new Date(`${iso}T00:00:00Z`));
+}
+
+export function month(iso: string): string {
+  return monthOnly.format(new Date(`${iso}T00:00:00Z`));
+}
+
+/** Partitions, given as `2026-11-19..2026-11-25` or one day: "del 19 nov. al 25 nov." */
+export function days(partitions: string | null | undefined): string {
+  if (!partitions) return "";
+  const [start = "", end] = partitions.split("..");
+  return end ? `del ${day(start)} al ${day(end)}` : day(start);
+}
+
+/** How far an instant is from now: "hace 12 minutos", "en 2 horas"; "ahora" within half a minute. */
+export function distance(at: string | null | undefined, now: number): string {
+  if (!at) return UNKNOWN;
+  const seconds = (Date.parse(at) - now) / 1000;
+  const size = Math.abs(seconds);
+  if (size < 30) return "ahora";
+  if (size < 5400) return relative.format(Math.trunc(seconds / 60) || Math.sign(seconds), "minute");
+  if (size < 129_600) return relative.format(Math.round(seconds / 3600), "hour");
+  return relative.format(Math.round(seconds / 86_400), "day");
+}
+
+/** A span in its two largest units: "2 h 5 min", "3 min 4 s", "2.4 s". */
+export function duration(seconds: number | null | undefined): string {
+  if (seconds === null || seconds === undefined) return UNKNOWN;
+  if (seconds < 60) return `${tenth.format(seconds)} s`;
+  const minutes = Math.floor(seconds / 60);
+  if (minutes < 60) return `${minutes} min ${Math.floor(seconds % 60)} s`;
+  return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+}
+
+/** US dollars, to the hundredth of a cent. */
+export function cost(usd: number | null | undefined): string {
+  if (usd === null || usd === undefined) return UNKNOWN;
+  return usd > 0 && usd < 0.0001 ? "menos de US$ 0.0001" : `US$ ${dollars.format(usd)}`;
+}
+
+export function bytes(value: number | null | undefined): string {
+  if (value === null || value === undefined) return UNKNOWN;
+  const units = ["B", "kB", "MB", "GB", "TB"];
+  const power = value < 1 ? 0 : Math.min(units.length - 1, Math.floor(Math.log10(value) / 3));
+  return `${tenth.format(value / 1000 ** power)} ${units[power]}`;
+}

@@ -1,0 +1,77 @@
+/** What the page keeps up to date: the time, the histories of the tables, and what is told to a screen reader. */
+import { useEffect, useRef, useState } from "react";
+import type { ETLClient, Status, TableDetail, TableRun, TableStatus } from "../../src";
+import { PROGRESS, tableTitle } from "./words";
+
+const TICK_MS = 15_000;
+
+/** Milliseconds since 1970 by the server's clock, which may differ from this machine's. */
+export function useNow(status: Status): number {
+  const [skew] = useState(() => Date.parse(status.generated_at) - Date.now());
+  const [now, setNow] = useState(() => Date.now());
+  useEffect(() => {
+    const timer = setInterval(() => setNow(Date.now()), TICK_MS);
+    return () => clearInterval(timer);
+  }, []);
+  // An event is newer than the last tick.
+  return Math.max(now + skew, Date.parse(status.generated_at));
+}
+
+/** The histories by table, each asked for anew when an extraction of the table has ended. */
+export function useDetails(client: ETLClient, tables: readonly TableStatus[]): Record<string, TableDetail> {
+  const [details, setDetails] = useState<Record<string, TableDetail>>({});
+  const asked = useRef(new Map<string, string>());
+  useEffect(() => {
+    for (const { table, run_id, status, last_extracted_at } of tables) {
+      const state = `${run_id} ${status} ${last_extracted_at}`;
+      if (status === "running" || asked.current.get(table) === state) continue;
+      asked.current.set(table, state);
+      client.tableStatus(table).then(
+        (detail) => setDetails((details) => ({ ...details, [table]: detail })),
+        // Asked for again at the next event.
+        () => asked.current.delete(table),
+      );
+    }
+  }, [client, tables]);
+  return details;
+}
+
+/** How far the table's refresh is: a run that is under way, else what became of the one that was asked for here. */
+export function progressOf(table: TableStatus, asked: TableRun | null): TableRun | null {
+  const run = table.run_under_way;
+  if (run) return { ...run, table: table.table, message: asked?.message ?? null };
+  return asked && stands(asked, table) ? asked : null;
+}
+
+/** Whether what was asked for here is still the last thing that happened to the table. */
+function stands({ state, run_id, finished_at }: TableRun, table: TableStatus): boolean {
+  switch (state) {
+    case "success":
+      return table.run_id === run_id;
+    case "skipped":
+      return table.freshness === "fresh";
+    case "failed":
+    case "canceled":
+      return !finished_at || !table.last_extracted_at || Date.parse(table.last_extracted_at) < Date.parse(finished_at);
+    default:
+      return true;
+  }
+}
+
+/** A sentence for each change of a table's progress. */
+export function useAnnouncement(progress: Record<string, TableRun | null>): string {
+  const [announcement, setAnnouncement] = useState("");
+  const known = useRef<Record<string, string>>({});
+  useEffect(() => {
+    const told: string[] = [];
+    for (const [table, run] of Object.entries(progress)) {
+      const state = run ? run.state : "";
+      if (run && known.current[table] !== undefined && known.current[table] !== state) {
+        told.push(`${tableTitle(table)}: ${PROGRESS[run.state].text.toLowerCase()}.`);
+      }
+      known.current[table] = state;
+    }
+    if (told.length > 0) setAnnouncement(told.join(" "));
+  }, [progress]);
+  return announcement;
+}

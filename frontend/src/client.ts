@@ -1,0 +1,127 @@
+import createFetchClient from "openapi-fetch";
+import { asETLError, ETLError, refusal } from "./errors";
+import { type Listening, listen } from "./events";
+import type { paths } from "./schema";
+import type { RefreshRequest, Transport } from "./transport";
+import type { Cleanup, ExtractionMode, Health, Refresh, Status, TableConfig, TableDetail } from "./types";
+
+export interface ClientOptions {
+  /** Where the API is, such as `https://pulso.example.com`; the page's own origin where it is left out. */
+  baseUrl?: string | undefined;
+  /** Sent as `Authorization: Bearer`. */
+  token?: string | null | undefined;
+  /** In place of the global `fetch`. */
+  fetch?: typeof globalThis.fetch | undefined;
+}
+
+/** What a token may do: look; refresh; everything. */
+export type Role = "read" | "refresh" | "admin";
+
+/** The state of all tables, and what the caller may do. */
+export interface Session {
+  role: Role;
+  status: Status;
+}
+
+type TableQuery = NonNullable<paths["/api/v1/etl/refresh/table/{table_name}"]["post"]["parameters"]["query"]>;
+type DashboardRequest = { force?: boolean; tables?: string[] | null; max_concurrent?: number };
+
+/** The HTTP API. Every method rejects with an ETLError, or with the reason of its signal where that was aborted. */
+export interface ETLClient extends Transport {
+  /** Refreshes the tables that are named, or those of the dashboard. Fresh ones are skipped unless `force`. */
+  refreshDashboard(request?: DashboardRequest, signal?: AbortSignal): Promise<Refresh>;
+  refreshTable(table: string, options?: TableQuery, signal?: AbortSignal): Promise<Refresh>;
+  refreshProgress(pipelineId: string, signal?: AbortSignal): Promise<Refresh>;
+  session(signal?: AbortSignal): Promise<Session>;
+  tableStatus(table: string, signal?: AbortSignal): Promise<TableDetail>;
+  /** Also resolves where a part fails; `ready` tells. */
+  health(signal?: AbortSignal): Promise<Health>;
+  tables(signal?: AbortSignal): Promise<TableConfig[]>;
+  extractionModes(signal?: AbortSignal): Promise<ExtractionMode[]>;
+  /** Ends extractions that died or hang. For administrators. */
+  cleanup(signal?: AbortSignal): Promise<Cleanup>;
+  /** Tells of each change until the returned function is called. */
+  events(listening: Listening): () => void;
+}
+
+interface Answered<T> {
+  data?: T;
+  error?: unknown;
+  response: Response;
+}
+
+export function createClient(options: ClientOptions = {}): ETLClient {
+  const baseUrl = (options.baseUrl ?? globalThis.location?.origin ?? "").replace(/\/+$/, "");
+  const headers: Record<string, string> = options.token ? { Authorization: `Bearer ${options.token}` } : {};
+  const request = options.fetch ?? ((input, init) => globalThis.fetch(input, init));
+  const http = createFetchClient<paths>({ baseUrl, headers, fetch: request });
+
+  const client: ETLClient = {
+    refreshDashboard: async (body = {}, signal) =>
+      data(
+        http.POST("/api/v1/etl/refresh/dashboard", {
+          body: { force: false, max_concurrent: 2, ...body },
+          ...given(signal),
+        }),
+      ),
+    refreshTable: async (table_name, query = {}, signal) =>
+      data(
+        http.POST("/api/v1/etl/refresh/table/{table_name}", {
+          params: { path: { table_name }, query },
+          ...given(signal),
+        }),
+      ),
+    refreshProgress: async (pipeline_id, signal) =>
+      data(http.GET("/api/v1/etl/refresh/{pipeline_id}", { params: { path: { pipeline_id } }, ...given(signal) })),
+    status: async (signal) => data(http.GET("/api/v1/etl/status", given(signal))),
+    async session(signal) {
+      const found = await answered(http.GET("/api/v1/etl/status", given(signal)));
+      return { role: (found.response.headers.get("Pulso-Role") ?? "read") as Role, status: ok(found) };
+    },
+    tableStatus: async (table_name, signal) =>
+      data(http.GET("/api/v1/etl/status/table/{table_name}", { params: { path: { table_name } }, ...given(signal) })),
+    async health(signal) {
+      const found = await answered(http.GET("/api/v1/etl/health", given(signal)));
+      // A deployment of which a part fails tells so with 503 and the same shape.
+      const failing = found.error as Partial<Health> | undefined;
+      return failing?.parts ? (failing as Health) : ok(found);
+    },
+    tables: async (signal) => data(http.GET("/api/v1/etl/config/tables", given(signal))),
+    extractionModes: async (signal) => data(http.GET("/api/v1/etl/config/extraction-modes", given(signal))),
+    cleanup: async (signal) => data(http.POST("/api/v1/etl/cleanup", given(signal))),
+    events: (listening) =>
+      listen((signal) => request(`${baseUrl}/api/v1/etl/events`, { headers, signal }), client.status, listening),
+    launch: ({ force, tables }: RefreshRequest, signal) =>
+      client.refreshDashboard(tables ? { force, tables } : { force }, signal),
+    progress: (refresh, signal) => client.refreshProgress(refresh.pipeline_id, signal),
+  };
+  return client;
+}
+
+function given(signal: AbortSignal | undefined): { signal?: AbortSignal } {
+  return signal ? { signal } : {};
+}
+
+async function data<T>(call: Promise<Answered<T>>): Promise<T> {
+  return ok(await answered(call));
+}
+
+function ok<T>({ data, error, response }: Answered<T>): T {
+  if (!response.ok) throw refusal(response, error);
+  return data as T;
+}
+
+async function answered<T>(call: Promise<Answered<T>>): Promise<Answered<T>> {
+  try {
+    return await call;
+  } catch (error) {
+    if (error instanceof SyntaxError)
+      throw new ETLError("the answer is no JSON; is baseUrl the address of Pulso ETL?", 0, null, { cause: error });
+    throw isAbort(error) ? error : asETLError(error);
+  }
+}
+
+/** Whether a request was given up by its own caller. */
+export function isAbort(error: unknown): boolean {
+  return error instanceof Error && error.name === "AbortError";
+}

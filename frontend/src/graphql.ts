@@ -1,0 +1,340 @@
+/**
+ * The hooks' transport over Dagster's GraphQL, as Pulso ETL serves it at `/graphql`, or Dagster's webserver itself.
+ *
+ * It knows what Dagster knows: no rows of a run under way, and of an extraction only its end. Where the HTTP API can be reached,
+ * `createClient` tells more.
+ */
+import codeLocations from "../../pulso_etl/api/operations/code_locations.graphql?raw";
+import freshnessQuery from "../../pulso_etl/api/operations/freshness.graphql?raw";
+import launchRuns from "../../pulso_etl/api/operations/launch_runs.graphql?raw";
+import runFailure from "../../pulso_etl/api/operations/run_failure.graphql?raw";
+import runsQuery from "../../pulso_etl/api/operations/runs.graphql?raw";
+import { isAbort } from "./client";
+import { asETLError, ETLError, refusal } from "./errors";
+import { trailingDays } from "./lima";
+import tablesOfPulso from "./tables.json";
+import type { Transport } from "./transport";
+import type { Refresh, Status, TableConfig, TableRun, TableStatus } from "./types";
+
+/** What a launch must know of a table; `client.tables()` answers this and more. */
+export type TablePlan = Pick<TableConfig, "table" | "group" | "lookback_days" | "refresh_every_seconds">;
+
+export interface GraphQLOptions {
+  /** Address of the end point; `/graphql` of the page's own origin where it is left out. */
+  url?: string | undefined;
+  token?: string | null | undefined;
+  /** In place of the global `fetch`. */
+  fetch?: typeof globalThis.fetch | undefined;
+  /** The tables; Pulso's own five where it is left out. */
+  tables?: readonly TablePlan[] | undefined;
+}
+
+interface Run {
+  runId: string;
+  status: string;
+  jobName: string;
+  creationTime: number;
+  startTime: number | null;
+  endTime: number | null;
+  tags: { key: string; value: string }[];
+  assetSelection: { path: string[] }[] | null;
+}
+
+interface AssetNode {
+  assetKey: { path: string[] };
+  assetMaterializations: { runId: string; partition: string | null; timestamp: string }[];
+}
+
+interface Fault {
+  __typename: string;
+  message?: string;
+}
+
+const RANGE_START = "dagster/asset_partition_range_start";
+const RANGE_END = "dagster/asset_partition_range_end";
+const PIPELINE = "pulso_etl/pipeline";
+const TABLE = "pulso_etl/table";
+const FORCE = "pulso_etl/force";
+const WAITING = ["QUEUED", "NOT_STARTED", "MANAGED", "STARTING"];
+const UNDER_WAY = [...WAITING, "STARTED", "CANCELING"];
+const ENDS: Record<string, TableRun["state"]> = { SUCCESS: "success", FAILURE: "failed", CANCELED: "canceled" };
+/** Runs that are looked through for the last one of each table. */
+const RECENT = 100;
+
+export function createGraphQLTransport(options: GraphQLOptions = {}): Transport {
+  const url = options.url ?? `${globalThis.location?.origin ?? ""}/graphql`;
+  const request = options.fetch ?? ((input, init) => globalThis.fetch(input, init));
+  const plans = options.tables ?? tablesOfPulso;
+
+  async function ask<T>(query: string, variables: object, signal: AbortSignal | undefined): Promise<T> {
+    const headers = new Headers({ "Content-Type": "application/json" });
+    if (options.token) headers.set("Authorization", `Bearer ${options.token}`);
+    let response: Response;
+    let body: { data?: T | null; errors?: { message: string }[] } | null;
+    try {
+      const init: RequestInit = { method: "POST", headers, body: JSON.stringify({ query, variables }) };
+      response = await request(url, signal ? { ...init, signal } : init);
+      body = await response.json().catch(() => null);
+    } catch (error) {
+      throw isAbort(error) ? error : asETLError(error);
+    }
+    const faults = body?.errors?.map(({ message }) => message).join("; ");
+    if (!response.ok && !faults) throw refusal(response, body);
+    if (faults || !body?.data) throw new ETLError(faults ?? "the answer is no GraphQL", response.status);
+    return body.data;
+  }
+
+  async function runs(filter: object, limit: number | null, signal: AbortSignal | undefined): Promise<Run[]> {
+    const { runsOrError } = await ask<{ runsOrError: Fault & { results?: Run[] } }>(
+      runsQuery,
+      { filter, limit },
+      signal,
+    );
+    if (!runsOrError.results) throw new ETLError(runsOrError.message ?? runsOrError.__typename);
+    return runsOrError.results;
+  }
+
+  async function selector(table: string, signal: AbortSignal | undefined) {
+    type Repository = { name: string; location: { name: string }; jobs: { name: string }[] };
+    const { repositoriesOrError } = await ask<{ repositoriesOrError: Fault & { nodes?: Repository[] } }>(
+      codeLocations,
+      {},
+      signal,
+    );
+    const jobName = `refresh_${table}`;
+    const found = repositoriesOrError.nodes?.find(({ jobs }) => jobs.some(({ name }) => name === jobName));
+    if (!found)
+      throw new ETLError(repositoriesOrError.message ?? `no code location of Dagster's has the job ${jobName}`);
+    return { repositoryName: found.name, repositoryLocationName: found.location.name };
+  }
+
+  async function why(runId: string, signal: AbortSignal | undefined): Promise<string> {
+    type Event = {
+      message?: string;
+      failureMetadata?: { description?: string | null } | null;
+      error?: { message: string } | null;
+    };
+    const { logsForRun } = await ask<{ logsForRun: { events?: Event[] } }>(runFailure, { runId }, signal);
+    const reasons = (logsForRun.events ?? []).map(
+      (event) => event.failureMetadata?.description || event.error?.message || event.message,
+    );
+    return reasons.find(Boolean)?.trim() ?? "the run failed; see its page in Dagster";
+  }
+
+  function tablesOf(run: Run): string[] {
+    const tag = tagOf(run, TABLE);
+    if (tag) return [tag];
+    if (run.assetSelection) return run.assetSelection.map(({ path }) => path.join("/"));
+    const subject = run.jobName.replace(/^refresh_/, "");
+    return plans.filter(({ table, group }) => [table, group, "all"].includes(subject)).map(({ table }) => table);
+  }
+
+  async function status(signal?: AbortSignal): Promise<Status> {
+    const keys = plans.map(({ table }) => ({ path: [table] }));
+    const [{ assetNodes }, underWay, recent] = await Promise.all([
+      ask<{ assetNodes: AssetNode[] }>(freshnessQuery, { assetKeys: keys }, signal),
+      runs({ statuses: UNDER_WAY }, null, signal),
+      runs({}, RECENT, signal),
+    ]);
+    const now = new Date();
+    const tables = plans.map((plan): TableStatus => {
+      const node = assetNodes.find(({ assetKey }) => assetKey.path.join("/") === plan.table);
+      const mine = (run: Run) => tablesOf(run).includes(plan.table);
+      return tableStatus(
+        plan,
+        node,
+        underWay.filter(mine),
+        recent.find((run) => mine(run) && run.status in ENDS),
+        now,
+      );
+    });
+    const troubled = tables.some(({ status, freshness }) => status === "failed" || freshness === "stale");
+    const updates = tables.flatMap(({ last_extracted_at }) => last_extracted_at ?? []).sort();
+    return {
+      status: troubled ? "degraded" : "ok",
+      last_updated: updates.at(-1) ?? null,
+      generated_at: now.toISOString(),
+      dagster: true,
+      total_tables: tables.length,
+      successes: tables.filter(({ status }) => status === "success").length,
+      failures: tables.filter(({ status }) => status === "failed").length,
+      running: tables.filter(({ run_under_way }) => run_under_way).length,
+      tables,
+      recent_activity: [],
+    };
+  }
+
+  return {
+    status,
+
+    async launch({ force, tables }, signal) {
+      const wanted = tables
+        ? tables.map((table) => planOf(plans, table))
+        : plans.filter(({ group }) => group === "dashboard");
+      const now = new Date();
+      const pipelineId = randomId();
+      const known = (await status(signal)).tables;
+      const parts: TableRun[] = [];
+      const launches: { plan: TablePlan; params: object }[] = [];
+      for (const plan of wanted) {
+        const { run_under_way, freshness } = known.find(({ table }) => table === plan.table) as TableStatus;
+        if (run_under_way) {
+          const { run_id, state } = run_under_way;
+          parts.push({ table: plan.table, run_id, state, message: "a run of this table was under way already" });
+        } else if (freshness === "fresh" && !force) {
+          parts.push({ table: plan.table, state: "skipped", message: "fresh: not due yet" });
+        } else {
+          const { start, end } = trailingDays(plan.lookback_days, now);
+          const tags = {
+            [RANGE_START]: start,
+            [RANGE_END]: end,
+            [PIPELINE]: pipelineId,
+            ...(force ? { [FORCE]: "true" } : {}),
+          };
+          const params = {
+            selector: { ...(await selector(plan.table, signal)), jobName: `refresh_${plan.table}` },
+            executionMetadata: { tags: Object.entries(tags).map(([key, value]) => ({ key, value })) },
+          };
+          launches.push({ plan, params });
+        }
+      }
+      if (launches.length > 0) {
+        type Launched = Fault & { run?: { runId: string } };
+        type Answer = { launchMultipleRuns: Fault & { launchMultipleRunsResult?: Launched[] } };
+        const { launchMultipleRuns } = await ask<Answer>(
+          launchRuns,
+          { params: launches.map(({ params }) => params) },
+          signal,
+        );
+        const results = launchMultipleRuns.launchMultipleRunsResult;
+        if (!results) throw new ETLError(launchMultipleRuns.message ?? launchMultipleRuns.__typename);
+        results.forEach(({ run, message, __typename }, place) => {
+          const table = (launches[place] as { plan: TablePlan }).plan.table;
+          parts.push(
+            run
+              ? { table, run_id: run.runId, state: "queued" }
+              : { table, state: "failed", message: message ?? __typename },
+          );
+        });
+      }
+      return refreshOf(
+        pipelineId,
+        wanted.map(({ table }) => parts.find((part) => part.table === table) as TableRun),
+        {
+          startedAt: now.toISOString(),
+          joined: launches.length === 0 && parts.some(({ run_id }) => run_id),
+        },
+      );
+    },
+
+    async progress(refresh, signal) {
+      const runIds = Object.values(refresh.runs).flatMap(({ run_id }) => run_id ?? []);
+      if (runIds.length === 0) return refresh;
+      // By tag, too: a run that crashed is launched again under another id.
+      const tags = [{ key: PIPELINE, value: refresh.pipeline_id }];
+      const [own, named] = await Promise.all([runs({ tags }, null, signal), runs({ runIds }, null, signal)]);
+      const parts = Object.values(refresh.runs).map(async (part): Promise<TableRun> => {
+        const run =
+          own.find((run) => part.run_id && tablesOf(run).includes(part.table)) ??
+          named.find(({ runId }) => runId === part.run_id);
+        if (!run) return part;
+        const state = stateOf(run);
+        return {
+          ...part,
+          run_id: run.runId,
+          state,
+          partitions: windowOf(run),
+          started_at: instant(run.startTime),
+          finished_at: instant(run.endTime),
+          ...(state === "failed"
+            ? { message: part.state === "failed" ? part.message : await why(run.runId, signal) }
+            : {}),
+        };
+      });
+      return refreshOf(refresh.pipeline_id, await Promise.all(parts), {
+        startedAt: refresh.started_at,
+        joined: refresh.already_running,
+      });
+    },
+  };
+}
+
+function planOf(plans: readonly TablePlan[], table: string): TablePlan {
+  const found = plans.find((plan) => plan.table === table);
+  if (!found)
+    throw new ETLError(`unknown table ${table}; known are ${plans.map((plan) => plan.table).join(", ")}`, 404);
+  return found;
+}
+
+function refreshOf(
+  pipelineId: string,
+  parts: TableRun[],
+  { startedAt, joined }: { startedAt: string; joined: boolean },
+): Refresh {
+  const states = new Set(parts.map(({ state }) => state));
+  const running = states.has("queued") || states.has("running");
+  const ends = parts.flatMap(({ finished_at }) => finished_at ?? []).sort();
+  return {
+    pipeline_id: pipelineId,
+    status: running ? "running" : states.has("failed") || states.has("canceled") ? "failed" : "success",
+    tables_requested: parts.map(({ table }) => table),
+    runs: Object.fromEntries(parts.map((part) => [part.table, part])),
+    started_at: startedAt,
+    finished_at: running ? null : (ends.at(-1) ?? startedAt),
+    status_url: "",
+    already_running: joined,
+    requested_by: "graphql",
+  };
+}
+
+function tableStatus(
+  plan: TablePlan,
+  node: AssetNode | undefined,
+  underWay: Run[],
+  last: Run | undefined,
+  now: Date,
+): TableStatus {
+  const newest = node?.assetMaterializations[0];
+  const extractedAt = newest ? new Date(Number(newest.timestamp)) : null;
+  const age = extractedAt ? (now.getTime() - extractedAt.getTime()) / 1000 : null;
+  const run = underWay.find(({ status }) => !WAITING.includes(status)) ?? underWay.at(-1);
+  const every = plan.refresh_every_seconds;
+  return {
+    table: plan.table,
+    description: "",
+    group: plan.group,
+    status: last ? (last.status === "SUCCESS" ? "success" : "failed") : newest ? "success" : "never",
+    freshness: age === null ? "never" : age < every ? "fresh" : age <= 2 * every ? "due" : "stale",
+    age_seconds: age,
+    refresh_every_seconds: every,
+    last_extracted_at: extractedAt?.toISOString() ?? null,
+    last_partition: newest?.partition ?? null,
+    run_id: newest?.runId ?? null,
+    run_under_way: run
+      ? { run_id: run.runId, state: stateOf(run), partitions: windowOf(run), started_at: instant(run.startTime) }
+      : null,
+    next_due: extractedAt ? new Date(extractedAt.getTime() + every * 1000).toISOString() : null,
+    recovery_attempts: 0,
+  };
+}
+
+function stateOf(run: Run): TableRun["state"] {
+  return ENDS[run.status] ?? (WAITING.includes(run.status) ? "queued" : "running");
+}
+
+function tagOf(run: Run, key: string): string | undefined {
+  return run.tags.find((tag) => tag.key === key)?.value;
+}
+
+function windowOf(run: Run): string | null {
+  const [start, end] = [tagOf(run, RANGE_START), tagOf(run, RANGE_END)];
+  return start === end ? (start ?? null) : `${start}..${end}`;
+}
+
+function instant(seconds: number | null): string | null {
+  return seconds === null ? null : new Date(seconds * 1000).toISOString();
+}
+
+function randomId(): string {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}

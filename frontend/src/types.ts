@@ -1,0 +1,17 @@
+/** The shapes of the API, as its OpenAPI document gives them. */
+export type {
+  Cleanup,
+  Extraction,
+  ExtractionMode,
+  Fault,
+  Health,
+  PartitionStatus,
+  Refresh,
+  RunUnderWay,
+  Status,
+  TableConfig,
+  TableDetail,
+  TableRun,
+  TableStatus,
+  ValidationFaults,
+} from "./schema";

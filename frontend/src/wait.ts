@@ -1,0 +1,18 @@
+/** Resolves after so many milliseconds, or as soon as the signal is aborted. */
+export function wait(milliseconds: number, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    if (signal.aborted) return resolve();
+    const end = () => {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", end);
+      resolve();
+    };
+    const timer = setTimeout(end, milliseconds);
+    signal.addEventListener("abort", end);
+  });
+}
+
+/** Milliseconds before try number `failures` + 1: doubling from `first` up to 30 s, or what the server asked for. */
+export function backOff(failures: number, first: number, retryAfter: number | null): number {
+  return retryAfter === null ? Math.min(first * 2 ** Math.max(0, failures - 1), 30_000) : retryAfter * 1000;
+}

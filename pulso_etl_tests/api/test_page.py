@@ -1,0 +1,211 @@
+"""The status page in a real browser, over a running deployment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Locator, Page, expect
+
+from pulso_etl.local.emulator import BigQueryEmulator
+from pulso_etl_tests.api.browser import chromium, find_chromium
+from pulso_etl_tests.api.conftest import SECRETS, settings_of
+from pulso_etl_tests.api.server import ApiServer
+from pulso_etl_tests.dagster_stack import DagsterStack
+
+RUN_MS = 60_000
+"""How long a run may take."""
+TITLE = "Tablero de cobranzas"
+EXPECTED = re.compile(r"status of 401|net::ERR_(CONNECTION_\w+|INCOMPLETE_CHUNKED_ENCODING|EMPTY_RESPONSE)")
+"""What Chromium writes on its console for an answer that asks for a token, and while the server is away."""
+Open = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = find_chromium()
+    if path is None:
+        pytest.skip("no Chromium is installed (Debian: apt install chromium)")
+    with chromium(path) as browser:
+        yield browser
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Open]:
+    """Opens a page of an API. At the end no page may have written an error on its console, or have asked another host."""
+    contexts = []
+    complaints: list[str] = []
+
+    def open_page(api: ApiServer, **options: Any) -> Page:
+        context = browser.new_context(**{"locale": "es-PE", "reduced_motion": "reduce"} | options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(15_000)
+        page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        host = urlsplit(api.url).netloc
+        page.on("request", lambda asked: complaints.append(asked.url) if urlsplit(asked.url).netloc not in (host, "") else None)
+        page.goto(api.url)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert [told for told in complaints if not EXPECTED.search(told)] == []
+
+
+def card(page: Page, title: str = TITLE) -> Locator:
+    return page.get_by_role("article", name=title)
+
+
+def refresh_button(page: Page, title: str = TITLE) -> Locator:
+    return card(page, title).get_by_role("button", name=f"Actualizar {title}")
+
+
+def test_a_refresh_is_asked_for_watched_and_seen_to_its_end(api: ApiServer, stack: DagsterStack, open_page: Open) -> None:
+    page, beside = open_page(api), open_page(api)
+    assert page.title() == "Pulso: estado de los datos"
+    page.get_by_label("Aunque estén frescas").check()
+    stack.proxy.hold_page(4)
+    try:
+        refresh_button(page).click()
+        expect(card(page)).to_contain_text(re.compile("En cola|En curso"), timeout=RUN_MS)
+        assert stack.proxy.held.wait(60)
+        for watched in (page, beside):
+            expect(card(watched)).to_contain_text("En curso")
+            expect(card(watched)).to_contain_text(re.compile(r"\d+ filas hasta ahora"))
+        expect(refresh_button(page)).to_have_attribute("aria-disabled", "true")
+    finally:
+        stack.proxy.release()
+    expect(card(page)).to_contain_text("Actualizado", timeout=RUN_MS)
+    for watched in (page, beside):
+        expect(card(watched).get_by_role("definition").nth(0)).to_have_text("ahora")
+        expect(card(watched).get_by_role("definition").nth(2)).to_have_text("150")
+        expect(card(watched)).to_contain_text("Fresco")
+        expect(watched.get_by_role("row", name=TITLE).get_by_role("cell").last).to_contain_text("cargado")
+    expect(page.get_by_role("listitem").filter(has_text=TITLE).filter(has_text="150 filas").first).to_be_visible()
+    expect(page.locator("p[role=status]", has_text=f"{TITLE}: actualizado.")).to_have_count(1)
+    card(page).get_by_text("Historial").click()
+    history = card(page).get_by_role("table")
+    expect(history.get_by_role("row").nth(1)).to_contain_text(re.compile(r"Cargado.*150"))
+    expect(card(page).get_by_role("img")).to_have_count(2)
+
+    page.get_by_label("Aunque estén frescas").uncheck()
+    refresh_button(page).click()
+    expect(card(page)).to_contain_text("Ya estaba fresca")
+
+
+def test_an_error_is_told_in_plain_words_and_goes_away(
+    api: ApiServer, stack: DagsterStack, emulator: BigQueryEmulator, open_page: Open
+) -> None:
+    title = "Asignación mensual"
+    page = open_page(api)
+    page.get_by_label("Aunque estén frescas").check()
+    with emulator.client() as client:
+        client.delete_table(stack.data.names["asignaciones_clean"])
+        try:
+            refresh_button(page, title).click()
+            expect(card(page, title)).to_contain_text("BigQuery no encuentra la tabla de origen", timeout=RUN_MS)
+        finally:
+            stack.data.seed_into(client)
+    expect(page.get_by_role("heading", level=1)).to_have_text("Hay datos que requieren atención")
+    technical = card(page, title).get_by_text("BigQuery does not know the table")
+    expect(technical).to_be_hidden()
+    card(page, title).get_by_text("Detalle técnico").click()
+    expect(technical).to_be_visible()
+    expect(page.get_by_role("row", name=title).get_by_role("cell").last).to_contain_text("fallido")
+    refresh_button(page, title).click()
+    expect(card(page, title)).to_contain_text("Actualizado", timeout=RUN_MS)
+    expect(card(page, title)).not_to_contain_text("BigQuery no encuentra")
+
+
+def test_a_token_is_asked_for_kept_for_the_tab_and_forgotten(guarded: ApiServer, open_page: Open) -> None:
+    page = open_page(guarded)
+    field = page.get_by_label("Clave de acceso")
+    expect(field).to_be_focused()
+    field.fill("nonsense")
+    field.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("Esa clave no es válida")
+    page.get_by_label("Clave de acceso").fill(SECRETS["read"][0])
+    page.get_by_role("button", name="Entrar").click()
+    expect(page.get_by_text("Su clave solo permite mirar")).to_be_visible()
+    expect(card(page)).to_be_visible()
+    expect(page.get_by_role("button", name=re.compile("Actualizar"))).to_have_count(0)
+    page.reload()
+    expect(card(page)).to_be_visible()
+    assert page.evaluate("localStorage.length") == 0
+    page.get_by_role("button", name="Olvidar la clave").click()
+    expect(page.get_by_label("Clave de acceso")).to_be_visible()
+    assert page.evaluate("sessionStorage.length") == 0
+    page.get_by_label("Clave de acceso").fill(SECRETS["refresh"][0])
+    page.keyboard.press("Enter")
+    expect(refresh_button(page)).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 360])
+def test_the_page_is_accessible_and_fits_the_screen(api: ApiServer, open_page: Open, scheme: str, width: int) -> None:
+    page = open_page(api, color_scheme=scheme, viewport={"width": width, "height": 800})
+    expect(page.get_by_text("En vivo")).to_be_visible()
+    expect(page.get_by_role("row", name=TITLE)).to_be_visible()
+    for summary in page.get_by_text(re.compile("^Historial")).all():
+        summary.click()
+    expect(page.locator("figure").or_(page.get_by_text("Todavía no hay cargas")).first).to_be_visible()
+    report = Axe().run(page)
+    assert report.violations_count == 0, report.generate_report()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_form_for_the_token_is_accessible(guarded: ApiServer, open_page: Open, scheme: str) -> None:
+    page = open_page(guarded, color_scheme=scheme, viewport={"width": 360, "height": 640})
+    page.get_by_role("button", name="Entrar").click()
+    expect(page.get_by_role("alert")).to_have_text("Escriba su clave.")
+    report = Axe().run(page)
+    assert report.violations_count == 0, report.generate_report()
+
+
+def test_everything_works_by_keyboard(api: ApiServer, open_page: Open) -> None:
+    page = open_page(api)
+    button = refresh_button(page)
+    expect(button).to_have_attribute("aria-disabled", "false")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Ir a las tablas")).to_be_focused()
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        if button.evaluate("element => element === document.activeElement"):
+            break
+    expect(button).to_be_focused()
+    assert button.evaluate("element => getComputedStyle(element).outlineStyle") == "solid"
+    page.keyboard.press("Enter")
+    expect(card(page)).to_contain_text(re.compile("Ya estaba fresca|En cola|En curso"))
+    # Who pressed it stays where they are.
+    expect(button).to_be_focused()
+    expect(card(page)).to_contain_text(re.compile("Ya estaba fresca|Actualizado"), timeout=RUN_MS)
+
+
+def test_without_dagster_the_page_says_so_and_offers_no_refresh(stack: DagsterStack, open_page: Open) -> None:
+    with ApiServer(settings_of(stack, dagster_graphql_url="http://127.0.0.1:9/graphql")) as alone:
+        page = open_page(alone)
+        expect(page.get_by_role("heading", level=1)).to_contain_text("Dagster no responde")
+        expect(refresh_button(page)).to_have_attribute("aria-disabled", "true")
+        refresh_button(page).click()
+        expect(card(page)).not_to_contain_text("En cola")
+        page.close()
+
+
+def test_the_page_finds_its_way_back_when_the_server_was_away(stack: DagsterStack, open_page: Open) -> None:
+    with ApiServer(settings_of(stack)) as server:
+        page = open_page(server)
+        expect(page.get_by_text("En vivo")).to_be_visible()
+    expect(page.get_by_text("Reconectando…")).to_be_visible()
+    expect(page.get_by_text("Sin conexión con Pulso. Lo que se ve es lo último que se supo.")).to_be_visible()
+    expect(card(page)).to_be_visible()
+    with ApiServer(settings_of(stack), server.port):
+        expect(page.get_by_text("En vivo")).to_be_visible()
+        expect(page.get_by_text("lo último que se supo")).to_have_count(0)
+        page.close()
