@@ -19,6 +19,7 @@ import typer
 from benchmarks import page
 from benchmarks.launch import measure_launches
 from benchmarks.loads import FIRST, ROOT, SCENARIOS, UNCHANGED, LoadBench, Measurement
+from benchmarks.status import measure_status
 from benchmarks.ways import WAYS
 from pulso_etl.local.postgres import EmbeddedPostgres
 
@@ -32,6 +33,7 @@ class Section(StrEnum):
     LOADS = "loads"
     MEMORY = "memory"
     LAUNCHES = "launches"
+    STATUS = "status"
 
 
 Way = StrEnum("Way", {name: name for name in WAYS})  # type: ignore[misc]
@@ -46,10 +48,10 @@ def bench(
     timeout: Annotated[float, typer.Option(min=1, help="Seconds after which one load or launch is given up.")] = 300,
     write: Annotated[bool, typer.Option("--write", help=f"Write the tables into {PAGE.relative_to(ROOT)} as well.")] = False,
 ) -> None:
-    """Measures the load path beside other ways on one server, its memory, and the time from launch to SUCCESS.
+    """Measures the load path beside other ways on one server, its memory, the time from launch to SUCCESS, and the API's answers.
 
-    On the server that DATABASE_URL names, in schemas `bench_…` of its database; on an embedded one otherwise. Launches always
-    use the embedded default. Server-side COPY needs files that the server can read, so the same machine.
+    On the server that DATABASE_URL names, in schemas `bench_…` of its database; on an embedded one otherwise. Launches and answers
+    always use the embedded default. Server-side COPY needs files that the server can read, so the same machine.
     """
     sections = section or list(Section)
     ways = [name.value for name in way or list(Way)]
@@ -71,6 +73,9 @@ def bench(
         if Section.LAUNCHES in sections:
             launches = measure_launches(home / "launches", repeats, timeout=timeout, say=_say)
             _publish(Section.LAUNCHES, page.launches(launches), write)
+        if Section.STATUS in sections:
+            readings = measure_status(home / "status", timeout=timeout, say=_say)
+            _publish(Section.STATUS, page.status(readings), write)
 
 
 def _measure(

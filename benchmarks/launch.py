@@ -70,14 +70,14 @@ def measure_launches(home: Path, repeats: int, *, timeout: float, say: Say) -> l
     today = lima_day(datetime.now(UTC))
     window = DayRange(today - timedelta(days=DAYS - 1), today)
     say("starting PostgreSQL, the BigQuery emulator, Dagster's webserver and daemon")
-    with _without("DATABASE_URL", "DATABASE_SCHEMA", "DAGSTER_POSTGRES_URL"), local_stack(home):
-        _command(OWN, list(TABLES), window, timeout)
-        with _dagster(home) as dagster:
+    with without_variables("DATABASE_URL", "DATABASE_SCHEMA", "DAGSTER_POSTGRES_URL"), local_stack(home):
+        refresh_by_command(OWN, list(TABLES), window, timeout)
+        with dagster_servers(home) as dagster:
             for location, assets in LAUNCHED.values():
                 dagster.run(location, assets[:1], window, timeout)  # the daemon loads a code location at its first run
             for repeat in range(repeats):
                 for what, (location, assets) in LAUNCHED.items():
-                    for how, launch in (("GraphQL", dagster.run), ("command line", _command)):
+                    for how, launch in (("GraphQL", dagster.run), ("command line", refresh_by_command)):
                         began = time.perf_counter()
                         launch(location, assets, window, timeout)
                         seconds = time.perf_counter() - began
@@ -86,7 +86,7 @@ def measure_launches(home: Path, repeats: int, *, timeout: float, say: Say) -> l
     return launches
 
 
-def _command(location: str, assets: Sequence[str], window: DayRange, timeout: float) -> None:
+def refresh_by_command(location: str, assets: Sequence[str], window: DayRange, timeout: float) -> None:
     if location == OWN:
         command = ["-m", "pulso_etl", "refresh", *assets, "--from", str(window.start), "--to", str(window.end)]
     else:
@@ -176,7 +176,7 @@ class Dagster:
 
 
 @contextmanager
-def _dagster(home: Path) -> Iterator[Dagster]:
+def dagster_servers(home: Path) -> Iterator[Dagster]:
     """Webserver and daemon with this project's instance settings, and two code locations: the project's, and the empty asset's."""
     workspace = home / "workspace.yaml"
     modules = [
@@ -209,7 +209,7 @@ def _dagster(home: Path) -> Iterator[Dagster]:
 
 
 @contextmanager
-def _without(*names: str) -> Iterator[None]:
+def without_variables(*names: str) -> Iterator[None]:
     """The environment without these variables."""
     before = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:

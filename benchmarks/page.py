@@ -14,6 +14,7 @@ import psycopg
 
 from benchmarks.launch import LAUNCHED, TABLE, Launch
 from benchmarks.loads import CHANGED, FIRST, SCENARIOS, UNCHANGED, Measurement
+from benchmarks.status import Readings
 from benchmarks.ways import WAYS
 
 SETTINGS = ("shared_buffers", "max_wal_size", "checkpoint_timeout", "synchronous_commit", "fsync", "wal_level", "jit")
@@ -111,6 +112,19 @@ def launches(measured: Sequence[Launch]) -> str:
             f"Seconds from launch to SUCCESS, medians of {repeats}; webserver and daemon are up, the run's process is new.",
             _table(("launched", "rows", *hows), table),
             _table(("target", "measured", "met"), [(name, value, "yes" if met else "no") for name, value, met in targets]),
+        )
+    )
+
+
+def status(readings: Readings) -> str:
+    """Milliseconds of the answers, and the target."""
+    shown = [f"{readings.percentile(percent):.1f} ms" for percent in (50, 95, 99)]
+    counts = (f"{readings.readers}", f"{len(readings.milliseconds):,}", f"{readings.per_second:,.0f}/s", f"{readings.size:,} bytes")
+    met = "yes" if readings.percentile(95) < 50 else "no"
+    return "\n\n".join(
+        (
+            _table(("readers", "answers", "rate", "size", "median", "95%", "99%"), [(*counts, *shown)]),
+            _table(("target", "measured", "met"), [("95% of the answers within 50 ms", shown[1], met)]),
         )
     )
 

@@ -8,13 +8,15 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
+from pathlib import Path as FilePath
 from typing import Annotated, Any
 
 import dagster as dg
 import psycopg
 from fastapi import APIRouter, Body, FastAPI, HTTPException, Path, Query, Request
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from sse_starlette import EventSourceResponse
 
@@ -76,6 +78,26 @@ MODES = {
     Mode.INCREMENTAL: ("From the watermark, with the table's lookback, to today; skipped where the table is fresh.", []),
     Mode.SLIDING_WINDOW: ("The last days up to today: `days` of them, or the table's lookback.", ["days"]),
     Mode.FULL_REFRESH: ("Every partition.", []),
+}
+GRAPHQL_REQUEST = {
+    "type": "object",
+    "required": ["query"],
+    "properties": {
+        "query": {"type": "string"},
+        "variables": {"type": ["object", "null"]},
+        "operationName": {"type": ["string", "null"]},
+    },
+    "examples": [{"query": "{ version }"}],
+}
+GRAPHQL_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {"anyOf": [GRAPHQL_REQUEST, {"type": "array", "items": GRAPHQL_REQUEST, "minItems": 1, "maxItems": 10}]}
+            }
+        },
+    }
 }
 audit = logging.getLogger("pulso_etl.audit")
 TableName = Annotated[str, Path(description="The table.", examples=[TABLE_EXAMPLE], max_length=100)]
@@ -293,6 +315,7 @@ async def prometheus(request: Request, caller: Reader) -> Response:
 @root.post(
     "/graphql",
     responses={**REFUSED, **{code: {"model": Fault} for code in (400, 413, 415)}, 429: TOO_MANY, 503: UNAVAILABLE},
+    openapi_extra=GRAPHQL_BODY,
     tags=["graphql"],
 )
 async def dagster_graphql(request: Request, caller: Reader) -> Response:
@@ -368,7 +391,7 @@ def create_app(settings: Settings, *, tables: Mapping[str, TableSpec] = TABLES) 
     )
     app.include_router(router)
     app.include_router(root)
-    app.mount("/", StaticFiles(packages=[("pulso_etl.api", "page")], html=True, check_dir=False), name="page")
+    _serve_page(app)
     for kind, answer in ANSWERS.items():
         app.add_exception_handler(kind, answer)
     if origins:
@@ -382,6 +405,22 @@ def create_app(settings: Settings, *, tables: Mapping[str, TableSpec] = TABLES) 
         )
     app.add_middleware(Guard, tokens=bool(tokens), origins=origins)
     return app
+
+
+def _serve_page(app: FastAPI) -> None:
+    """The status page: its files one by one, so that every other path keeps its own 404 and 405."""
+    page = FilePath(__file__).parent / "page"
+    for file in sorted(page.iterdir()):
+        if file.is_dir():
+            app.mount(f"/{file.name}", StaticFiles(directory=file), name=file.name)
+        else:
+            path = "/" if file.name == "index.html" else f"/{file.name}"
+            app.add_api_route(path, partial(_file, file), methods=["GET", "HEAD"], include_in_schema=False, name=file.name)
+
+
+async def _file(file: FilePath) -> Response:
+    # The page names its scripts by their content; it is the page itself that must not be an old one.
+    return FileResponse(file, headers={"Cache-Control": "no-cache"})
 
 
 async def _unavailable(request: Request, error: Exception) -> Response:

@@ -169,14 +169,16 @@ class Refreshes:
         self.tables = tables
         self._budget = DailyBudget.of(settings, settings.database_url.get_secret_value())
         self._table = database.refreshes
+        # Those who wait for their turn must not hold the connections that others need.
+        self._launching = asyncio.Lock()
 
     async def launch(self, asked: Asked, caller: Caller) -> Refresh:
         """Plans each table and launches its run; or tells of the same refresh, where it is under way already.
 
         Raises PlanError, BudgetExceeded (unless forced), DagsterUnavailable and DatabaseUnavailable; nothing is launched then.
         """
-        async with self.database.connection() as conn, conn.transaction():
-            # One launch at a time, so that two identical requests can't miss each other.
+        async with self._launching, self.database.connection() as conn, conn.transaction():
+            # One launch at a time, of all processes, so that two identical requests can't miss each other.
             await conn.execute("SELECT pg_advisory_xact_lock(hashtextextended('pulso_etl:refreshes', 0))")
             if (same := await self._same_under_way(conn, asked)) is not None:
                 return same

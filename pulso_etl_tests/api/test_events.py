@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from typing import Any
 
@@ -12,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pulso_etl_tests.api.server import ApiServer
 from pulso_etl_tests.api.test_refreshes import TABLE, finished
 from pulso_etl_tests.conftest import wait_until
+from pulso_etl_tests.dagster_stack import CHECKOUT
 
 
 class Listener:
@@ -99,3 +101,14 @@ def test_listeners_who_leave_do_not_end_the_others(api: ApiServer) -> None:
         assert told["status"] == "success"
         wait_until(lambda: len(stays.events) > before, 20)
     assert isinstance(api.client(), httpx.Client)
+
+
+def test_the_grafana_dashboard_asks_for_metrics_that_there_are(api: ApiServer) -> None:
+    known = {
+        sample.name for family in text_string_to_metric_families(api.call("GET", "/metrics").text) for sample in family.samples
+    }
+    dashboard = json.loads((CHECKOUT / "deploy" / "grafana" / "pulso-etl.json").read_text(encoding="utf-8"))
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    assert len(asked) > 10
+    for expression in asked:
+        assert set(re.findall(r"pulso_\w+", expression)) <= known, expression

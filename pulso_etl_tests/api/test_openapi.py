@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from pydantic import SecretStr
+from schemathesis import Case
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from pulso_etl.api.openapi import document
+from pulso_etl_tests.api.conftest import SECRETS, settings_of
+from pulso_etl_tests.api.server import ApiServer
+from pulso_etl_tests.dagster_stack import DagsterStack
 
 DOCUMENT = json.loads(document())
 ROUTES = {
@@ -21,8 +32,33 @@ ROUTES = {
     "GET /metrics",
     "POST /graphql",
 }
-ENDLESS = "/api/v1/etl/events"
+# The stream of events has no end that could be waited for.
+schema = schemathesis.openapi.from_dict(DOCUMENT).exclude(path="/api/v1/etl/events")
+
+
+@pytest.fixture(scope="module")
+def strict(stack: DagsterStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """The API with one token, which may launch next to nothing: what is sent here must not keep Dagster busy."""
+    _, token = SECRETS["admin"]
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        ApiServer(settings_of(stack, api_tokens=SecretStr(str(token)), api_launch_limit="2/day")) as server,
+    ):
+        patch.setenv("DAGSTER_HOME", stack.env["DAGSTER_HOME"])
+        patch.setenv("DAGSTER_POSTGRES_URL", stack.env["DAGSTER_POSTGRES_URL"])
+        yield server
 
 
 def test_the_routes_are_these() -> None:
     assert {f"{method.upper()} {path}" for path, methods in DOCUMENT["paths"].items() for method in methods} == ROUTES
+
+
+@schema.parametrize()
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
+def test_the_api_keeps_to_its_document(case: Case, strict: ApiServer) -> None:
+    # What fits the document may still make no sense, such as a range that ends before it starts.
+    case.call_and_validate(
+        base_url=strict.url,
+        headers={"Authorization": f"Bearer {SECRETS['admin'][0]}"},
+        excluded_checks=[positive_data_acceptance],
+    )

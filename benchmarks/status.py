@@ -1,0 +1,109 @@
+"""How fast the API tells the state: many readers at once, over HTTP, of an API with PostgreSQL and Dagster behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from statistics import quantiles
+
+from benchmarks.launch import OWN, dagster_servers, refresh_by_command, without_variables
+from benchmarks.loads import ROOT, Say
+from pulso_etl.local.stack import local_stack
+from pulso_etl.refresh import DayRange, lima_day
+from pulso_etl.tables import TABLES
+
+PATH = "/api/v1/etl/status"
+READERS = 100
+SECONDS = 15.0
+LENGTH = re.compile(rb"\r\ncontent-length: (\d+)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What so many readers saw who asked again as soon as they had their answer: the milliseconds of each, and the rate of all."""
+
+    readers: int
+    milliseconds: list[float]
+    per_second: float
+    size: int
+
+    def percentile(self, percent: int) -> float:
+        """Milliseconds within which that share of the answers came."""
+        return quantiles(self.milliseconds, n=100)[percent - 1]
+
+
+def measure_status(home: Path, *, timeout: float, say: Say) -> Readings:
+    """Readers of the five tables' state. Raises RuntimeError for an answer that is not 200."""
+    today = lima_day(datetime.now(UTC))
+    with without_variables("DATABASE_URL", "DATABASE_SCHEMA", "DAGSTER_POSTGRES_URL", "API_TOKENS"), local_stack(home):
+        say("status: loading the five tables, starting Dagster and the API")
+        refresh_by_command(OWN, list(TABLES), DayRange(today - timedelta(days=5), today), timeout)
+        with dagster_servers(home) as dagster, _api(home, dagster.url, timeout) as port:
+            asyncio.run(_read(port, 10, 1.0))
+            readings = asyncio.run(_read(port, READERS, SECONDS))
+    say(f"status: {len(readings.milliseconds):,} answers, 95% within {readings.percentile(95):.1f} ms")
+    return readings
+
+
+@contextmanager
+def _api(home: Path, graphql_url: str, timeout: float) -> Iterator[int]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    command = [sys.executable, "-m", "pulso_etl", "api", "--host", "127.0.0.1", "--port", str(port)]
+    with (home / "api.log").open("wb") as log:
+        child = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "DAGSTER_GRAPHQL_URL": graphql_url}, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + timeout
+        while not _answers(port):
+            if child.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the API did not start:\n{(home / 'api.log').read_text()[-2000:]}")
+            time.sleep(0.2)
+        yield port
+    finally:
+        child.terminate()
+        child.wait(30)
+
+
+def _answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{PATH}", timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+async def _read(port: int, readers: int, seconds: float) -> Readings:
+    milliseconds: list[float] = []
+    sizes: set[int] = set()
+    began = time.perf_counter()
+
+    async def reader() -> None:
+        stream, out = await asyncio.open_connection("127.0.0.1", port)
+        request = f"GET {PATH} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()
+        while time.perf_counter() - began < seconds:
+            asked = time.perf_counter()
+            out.write(request)
+            head = await stream.readuntil(b"\r\n\r\n")
+            length = LENGTH.search(head)
+            if not head.startswith(b"HTTP/1.1 200 ") or length is None:
+                raise RuntimeError(f"the API answers {head[:100]!r}")
+            await stream.readexactly(int(length[1]))
+            milliseconds.append((time.perf_counter() - asked) * 1000)
+            sizes.add(int(length[1]))
+        out.close()
+
+    await asyncio.gather(*(reader() for _ in range(readers)))
+    return Readings(readers, milliseconds, len(milliseconds) / (time.perf_counter() - began), max(sizes))
