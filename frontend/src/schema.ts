@@ -1488,7 +1488,19 @@ export interface operations {
             path?: never;
             cookie?: never;
         };
-        requestBody?: never;
+        requestBody: {
+            content: {
+                "application/json": {
+                    query: string;
+                    variables?: Record<string, never> | null;
+                    operationName?: string | null;
+                } | {
+                    query: string;
+                    variables?: Record<string, never> | null;
+                    operationName?: string | null;
+                }[];
+            };
+        };
         responses: {
             /** @description Successful Response */
             200: {

@@ -104,7 +104,7 @@ describe("numbers and instants", () => {
     [-12 * 60 - 20, "hace 12 minutos"],
     [-3 * 3600, "hace 3 horas"],
     [-3 * 86_400, "hace 3 días"],
-    [2 * 3600, "dentro de 2 horas"],
+    [2 * 3600, "en 2 horas"],
   ])("%d seconds from now are %s", (seconds, text) => {
     const now = Date.parse("2026-11-25T15:00:00Z");
     expect(distance(new Date(now + seconds * 1000).toISOString(), now)).toBe(text);

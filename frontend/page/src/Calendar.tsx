@@ -36,7 +36,7 @@ export function Calendar({ tables, details }: { tables: string[]; details: Recor
                 <td />
                 {months(days).map(({ name, span }) => (
                   <th key={name} scope="colgroup" colSpan={span} className="month">
-                    {name}
+                    <span>{name}</span>
                   </th>
                 ))}
               </tr>

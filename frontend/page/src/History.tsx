@@ -3,7 +3,7 @@ import type { Extraction } from "../../src";
 import { cost, count, days, duration, instant } from "./format";
 import { EXTRACTION } from "./words";
 
-const [HEIGHT, STEP, BAR] = [64, 16, 11];
+const [SHOWN, HEIGHT, STEP, BAR] = [20, 64, 16, 11];
 
 /** Rows and durations of the last extractions, as bars and as a table. `extractions` are newest first. */
 export function History({ extractions, title }: { extractions: Extraction[]; title: string }) {
@@ -65,7 +65,7 @@ function Bars({ name, extractions, value, write }: BarsProps) {
         {name} <span className="muted">máx. {write(largest)}</span>
       </figcaption>
       <svg
-        viewBox={`0 0 ${20 * STEP} ${HEIGHT}`}
+        viewBox={`0 0 ${SHOWN * STEP} ${HEIGHT}`}
         role="img"
         aria-label={`${summary}. La tabla siguiente tiene las cifras.`}
       >
@@ -75,19 +75,22 @@ function Bars({ name, extractions, value, write }: BarsProps) {
           </pattern>
         </defs>
         {extractions.map((one, place) => {
-          const height = largest > 0 ? Math.max(2, ((value(one) ?? 0) / largest) * (HEIGHT - 4)) : 2;
+          // A cross stands above the bars of attempts that failed.
+          const height = largest > 0 ? Math.max(2, ((value(one) ?? 0) / largest) * (HEIGHT - 14)) : 2;
           const failed = one.status === "failed";
           // The newest stands at the right end, however few there are.
-          const x = (20 - extractions.length + place) * STEP + (STEP - BAR) / 2;
+          const x = (SHOWN - extractions.length + place) * STEP + (STEP - BAR) / 2;
+          const y = HEIGHT - height;
           return (
-            <rect
-              key={`${one.run_id} ${one.attempt}`}
-              {...{ x, y: HEIGHT - height, width: BAR, height, rx: 2 }}
-              className={failed ? undefined : "bar"}
-              fill={failed ? `url(#${hatch})` : undefined}
-            >
+            <g key={`${one.run_id} ${one.attempt}`}>
               <title>{`${instant(one.finished_at)}: ${write(value(one))}${failed ? " (falló)" : ""}`}</title>
-            </rect>
+              <rect
+                {...{ x, y, width: BAR, height, rx: 2 }}
+                className={failed ? undefined : "bar"}
+                fill={failed ? `url(#${hatch})` : undefined}
+              />
+              {failed && <path className="bar__cross" d={`M${x + 2} ${y - 11}l7 7m0-7l-7 7`} />}
+            </g>
           );
         })}
       </svg>

@@ -52,9 +52,13 @@ export function distance(at: string | null | undefined, now: number): string {
   const seconds = (Date.parse(at) - now) / 1000;
   const size = Math.abs(seconds);
   if (size < 30) return "ahora";
-  if (size < 5400) return relative.format(Math.trunc(seconds / 60) || Math.sign(seconds), "minute");
-  if (size < 129_600) return relative.format(Math.round(seconds / 3600), "hour");
-  return relative.format(Math.round(seconds / 86_400), "day");
+  if (size < 5400) return about(Math.trunc(seconds / 60) || Math.sign(seconds), "minute");
+  if (size < 129_600) return about(Math.round(seconds / 3600), "hour");
+  return about(Math.round(seconds / 86_400), "day");
+}
+
+function about(value: number, unit: Intl.RelativeTimeFormatUnit): string {
+  return relative.format(value, unit).replace("dentro de", "en");
 }
 
 /** A span in its two largest units: "2 h 5 min", "3 min 4 s", "2.4 s". */
