@@ -1,9 +1,9 @@
 import createFetchClient from "openapi-fetch";
-import { asETLError, ETLError, refusal } from "./errors";
-import { type Listening, listen } from "./events";
-import type { paths } from "./schema";
-import type { RefreshRequest, Transport } from "./transport";
-import type { Cleanup, ExtractionMode, Health, Refresh, Status, TableConfig, TableDetail } from "./types";
+import { asETLError, ETLError, refusal } from "./errors.js";
+import { type Listening, listen } from "./events.js";
+import type { paths } from "./schema.js";
+import type { RefreshRequest, Transport } from "./transport.js";
+import type { Cleanup, ExtractionMode, Health, Refresh, Status, TableConfig, TableDetail } from "./types.js";
 
 export interface ClientOptions {
   /** Where the API is, such as `https://pulso.example.com`; the page's own origin where it is left out. */

@@ -1,4 +1,4 @@
-import type { Fault, Refresh, ValidationFaults } from "./types";
+import type { Fault, Refresh, ValidationFaults } from "./types.js";
 
 /** Statuses after which the same request may go well later. */
 const PASSING = new Set([429, 502, 503, 504]);

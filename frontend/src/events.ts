@@ -1,7 +1,7 @@
 import { createParser } from "eventsource-parser";
-import { asETLError, ETLError, refusal } from "./errors";
-import type { Fault, Status, TableStatus } from "./types";
-import { backOff, wait } from "./wait";
+import { asETLError, ETLError, refusal } from "./errors.js";
+import type { Fault, Status, TableStatus } from "./types.js";
+import { backOff, wait } from "./wait.js";
 
 /** What the API tells while one listens: the whole state, one table that changed alone, or that PostgreSQL is away. */
 export type StatusEvent =

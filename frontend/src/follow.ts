@@ -1,7 +1,7 @@
-import { asETLError, ETLError } from "./errors";
-import type { Transport } from "./transport";
-import type { Refresh } from "./types";
-import { backOff, wait } from "./wait";
+import { asETLError, ETLError } from "./errors.js";
+import type { Transport } from "./transport.js";
+import type { Refresh } from "./types.js";
+import { backOff, wait } from "./wait.js";
 
 export interface Following {
   signal: AbortSignal;

@@ -9,12 +9,12 @@ import freshnessQuery from "../../pulso_etl/api/operations/freshness.graphql?raw
 import launchRuns from "../../pulso_etl/api/operations/launch_runs.graphql?raw";
 import runFailure from "../../pulso_etl/api/operations/run_failure.graphql?raw";
 import runsQuery from "../../pulso_etl/api/operations/runs.graphql?raw";
-import { isAbort } from "./client";
-import { asETLError, ETLError, refusal } from "./errors";
-import { trailingDays } from "./lima";
+import { isAbort } from "./client.js";
+import { asETLError, ETLError, refusal } from "./errors.js";
+import { trailingDays } from "./lima.js";
 import tablesOfPulso from "./tables.json";
-import type { Transport } from "./transport";
-import type { Refresh, Status, TableConfig, TableRun, TableStatus } from "./types";
+import type { Transport } from "./transport.js";
+import type { Refresh, Status, TableConfig, TableRun, TableStatus } from "./types.js";
 
 /** What a launch must know of a table; `client.tables()` answers this and more. */
 export type TablePlan = Pick<TableConfig, "table" | "group" | "lookback_days" | "refresh_every_seconds">;
@@ -94,18 +94,17 @@ export function createGraphQLTransport(options: GraphQLOptions = {}): Transport 
     return runsOrError.results;
   }
 
-  async function selector(table: string, signal: AbortSignal | undefined) {
+  /** Where each job is. */
+  async function selectors(signal: AbortSignal | undefined) {
     type Repository = { name: string; location: { name: string }; jobs: { name: string }[] };
-    const { repositoriesOrError } = await ask<{ repositoriesOrError: Fault & { nodes?: Repository[] } }>(
-      codeLocations,
-      {},
-      signal,
-    );
-    const jobName = `refresh_${table}`;
-    const found = repositoriesOrError.nodes?.find(({ jobs }) => jobs.some(({ name }) => name === jobName));
-    if (!found)
+    type Answer = { repositoriesOrError: Fault & { nodes?: Repository[] } };
+    const { repositoriesOrError } = await ask<Answer>(codeLocations, {}, signal);
+    const nodes = repositoriesOrError.nodes ?? [];
+    return (jobName: string) => {
+      const found = nodes.find(({ jobs }) => jobs.some(({ name }) => name === jobName));
+      if (found) return { repositoryName: found.name, repositoryLocationName: found.location.name, jobName };
       throw new ETLError(repositoriesOrError.message ?? `no code location of Dagster's has the job ${jobName}`);
-    return { repositoryName: found.name, repositoryLocationName: found.location.name };
+    };
   }
 
   async function why(runId: string, signal: AbortSignal | undefined): Promise<string> {
@@ -127,6 +126,36 @@ export function createGraphQLTransport(options: GraphQLOptions = {}): Transport 
     if (run.assetSelection) return run.assetSelection.map(({ path }) => path.join("/"));
     const subject = run.jobName.replace(/^refresh_/, "");
     return plans.filter(({ table, group }) => [table, group, "all"].includes(subject)).map(({ table }) => table);
+  }
+
+  /** One run for each table, over its trailing days up to `now`, with these tags beside the range. */
+  async function launchTables(
+    due: TablePlan[],
+    now: Date,
+    more: Record<string, string>,
+    signal: AbortSignal | undefined,
+  ): Promise<TableRun[]> {
+    if (due.length === 0) return [];
+    const selectorOf = await selectors(signal);
+    const params = due.map(({ table, lookback_days }) => {
+      const { start, end } = trailingDays(lookback_days, now);
+      const tags = Object.entries({ [RANGE_START]: start, [RANGE_END]: end, ...more });
+      return {
+        selector: selectorOf(`refresh_${table}`),
+        executionMetadata: { tags: tags.map(([key, value]) => ({ key, value })) },
+      };
+    });
+    type Launched = Fault & { run?: { runId: string } };
+    type Answer = { launchMultipleRuns: Fault & { launchMultipleRunsResult?: Launched[] } };
+    const { launchMultipleRuns } = await ask<Answer>(launchRuns, { params }, signal);
+    const results = launchMultipleRuns.launchMultipleRunsResult;
+    if (!results) throw new ETLError(launchMultipleRuns.message ?? launchMultipleRuns.__typename);
+    return due.map(({ table }, place): TableRun => {
+      const { run, message, __typename } = results[place] as Launched;
+      return run
+        ? { table, run_id: run.runId, state: "queued" }
+        : { table, state: "failed", message: message ?? __typename };
+    });
   }
 
   async function status(signal?: AbortSignal): Promise<Status> {
@@ -174,57 +203,19 @@ export function createGraphQLTransport(options: GraphQLOptions = {}): Transport 
       const now = new Date();
       const pipelineId = randomId();
       const known = (await status(signal)).tables;
-      const parts: TableRun[] = [];
-      const launches: { plan: TablePlan; params: object }[] = [];
-      for (const plan of wanted) {
-        const { run_under_way, freshness } = known.find(({ table }) => table === plan.table) as TableStatus;
-        if (run_under_way) {
-          const { run_id, state } = run_under_way;
-          parts.push({ table: plan.table, run_id, state, message: "a run of this table was under way already" });
-        } else if (freshness === "fresh" && !force) {
-          parts.push({ table: plan.table, state: "skipped", message: "fresh: not due yet" });
-        } else {
-          const { start, end } = trailingDays(plan.lookback_days, now);
-          const tags = {
-            [RANGE_START]: start,
-            [RANGE_END]: end,
-            [PIPELINE]: pipelineId,
-            ...(force ? { [FORCE]: "true" } : {}),
-          };
-          const params = {
-            selector: { ...(await selector(plan.table, signal)), jobName: `refresh_${plan.table}` },
-            executionMetadata: { tags: Object.entries(tags).map(([key, value]) => ({ key, value })) },
-          };
-          launches.push({ plan, params });
-        }
-      }
-      if (launches.length > 0) {
-        type Launched = Fault & { run?: { runId: string } };
-        type Answer = { launchMultipleRuns: Fault & { launchMultipleRunsResult?: Launched[] } };
-        const { launchMultipleRuns } = await ask<Answer>(
-          launchRuns,
-          { params: launches.map(({ params }) => params) },
-          signal,
-        );
-        const results = launchMultipleRuns.launchMultipleRunsResult;
-        if (!results) throw new ETLError(launchMultipleRuns.message ?? launchMultipleRuns.__typename);
-        results.forEach(({ run, message, __typename }, place) => {
-          const table = (launches[place] as { plan: TablePlan }).plan.table;
-          parts.push(
-            run
-              ? { table, run_id: run.runId, state: "queued" }
-              : { table, state: "failed", message: message ?? __typename },
-          );
-        });
-      }
-      return refreshOf(
-        pipelineId,
-        wanted.map(({ table }) => parts.find((part) => part.table === table) as TableRun),
-        {
-          startedAt: now.toISOString(),
-          joined: launches.length === 0 && parts.some(({ run_id }) => run_id),
-        },
+      const settled = known.flatMap((table) => settledPart(table, force) ?? []);
+      const due = wanted.filter(({ table }) => !settled.some((part) => part.table === table));
+      const launched = await launchTables(
+        due,
+        now,
+        { [PIPELINE]: pipelineId, ...(force ? { [FORCE]: "true" } : {}) },
+        signal,
       );
+      const parts = wanted.map(
+        ({ table }) => [...settled, ...launched].find((part) => part.table === table) as TableRun,
+      );
+      const joined = due.length === 0 && parts.some(({ run_id }) => run_id);
+      return refreshOf(pipelineId, parts, { startedAt: now.toISOString(), joined });
     },
 
     async progress(refresh, signal) {
@@ -264,6 +255,15 @@ function planOf(plans: readonly TablePlan[], table: string): TablePlan {
   if (!found)
     throw new ETLError(`unknown table ${table}; known are ${plans.map((plan) => plan.table).join(", ")}`, 404);
   return found;
+}
+
+/** A table's part of a refresh that needs no launch: a run is under way already, or it is fresh. */
+function settledPart({ table, run_under_way, freshness }: TableStatus, force: boolean): TableRun | null {
+  if (run_under_way) {
+    const { run_id, state } = run_under_way;
+    return { table, run_id, state, message: "a run of this table was under way already" };
+  }
+  return freshness === "fresh" && !force ? { table, state: "skipped", message: "fresh: not due yet" } : null;
 }
 
 function refreshOf(

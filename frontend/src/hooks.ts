@@ -8,13 +8,13 @@ import {
   useRef,
   useState,
 } from "react";
-import { createClient, type ETLClient } from "./client";
-import { asETLError, ETLError } from "./errors";
-import { applyEvent, type Connection } from "./events";
-import { failure, follow } from "./follow";
-import type { Transport } from "./transport";
-import type { Refresh, Status } from "./types";
-import { wait } from "./wait";
+import { createClient, type ETLClient } from "./client.js";
+import { asETLError, ETLError } from "./errors.js";
+import { applyEvent, type Connection } from "./events.js";
+import { failure, follow } from "./follow.js";
+import type { Transport } from "./transport.js";
+import type { Refresh, Status } from "./types.js";
+import { wait } from "./wait.js";
 
 const Context = createContext<Transport | null>(null);
 let sameOrigin: ETLClient | undefined;

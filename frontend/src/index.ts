@@ -1,7 +1,7 @@
-export { type ClientOptions, createClient, type ETLClient, type Role, type Session } from "./client";
-export { ETLError } from "./errors";
-export { applyEvent, type Connection, type Listening, type StatusEvent } from "./events";
-export { type Following, failure, follow } from "./follow";
+export { type ClientOptions, createClient, type ETLClient, type Role, type Session } from "./client.js";
+export { ETLError } from "./errors.js";
+export { applyEvent, type Connection, type Listening, type StatusEvent } from "./events.js";
+export { type Following, failure, follow } from "./follow.js";
 export {
   type ETLEvents,
   ETLProvider,
@@ -10,6 +10,6 @@ export {
   useETLEvents,
   useETLRefresh,
   useETLStatus,
-} from "./hooks";
-export type { RefreshRequest, Transport } from "./transport";
-export type * from "./types";
+} from "./hooks.js";
+export type { RefreshRequest, Transport } from "./transport.js";
+export type * from "./types.js";

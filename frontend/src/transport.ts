@@ -1,4 +1,4 @@
-import type { Refresh, Status } from "./types";
+import type { Refresh, Status } from "./types.js";
 
 /** What to refresh: the named tables, or those of the dashboard; also fresh ones where `force`. */
 export interface RefreshRequest {

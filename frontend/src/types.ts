@@ -14,4 +14,4 @@ export type {
   TableRun,
   TableStatus,
   ValidationFaults,
-} from "./schema";
+} from "./schema.js";

@@ -24,7 +24,7 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 PICTURES = {
-    "page": {"viewport": {"width": 1200, "height": 1240}, "color_scheme": "light"},
+    "page": {"viewport": {"width": 1140, "height": 1160}, "color_scheme": "light"},
     "page-dark-phone": {"viewport": {"width": 360, "height": 780}, "color_scheme": "dark"},
 }
 

@@ -17,6 +17,7 @@ from pulso_etl_tests.api.conftest import SECRETS, settings_of
 from pulso_etl_tests.api.server import ApiServer
 from pulso_etl_tests.dagster_stack import DagsterStack
 
+PATIENCE_MS = 20_000
 RUN_MS = 60_000
 """How long a run may take."""
 TITLE = "Tablero de cobranzas"
@@ -30,6 +31,7 @@ def browser() -> Iterator[Browser]:
     path = find_chromium()
     if path is None:
         pytest.skip("no Chromium is installed (Debian: apt install chromium)")
+    expect.set_options(timeout=PATIENCE_MS)
     with chromium(path) as browser:
         yield browser
 
@@ -44,7 +46,7 @@ def open_page(browser: Browser) -> Iterator[Open]:
         context = browser.new_context(**{"locale": "es-PE", "reduced_motion": "reduce"} | options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(PATIENCE_MS)
         page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         host = urlsplit(api.url).netloc
