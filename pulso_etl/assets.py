@@ -3,13 +3,19 @@
 import hashlib
 import sys
 from collections.abc import Iterable, Mapping
-from datetime import date
+from datetime import UTC, date, datetime
 
 import dagster as dg
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    PARTITION_NAME_TAG,
+)
 
 from pulso_etl.budget import FORCE_TAG, AdmittedStream, DailyBudget
 from pulso_etl.destination.io_manager import SPEC_KEY, DeferredStream
-from pulso_etl.refresh import LIMA, DayRange
+from pulso_etl.errors import PlanError
+from pulso_etl.refresh import LIMA, DayRange, lima_day
 from pulso_etl.source.bigquery import BigQuerySource
 from pulso_etl.tables.spec import TableSpec
 
@@ -106,11 +112,32 @@ def build_asset(
         code_version=_code_version(spec),
     )
     def table(context: dg.AssetExecutionContext, bigquery: BigQuerySource, budget: DailyBudget) -> DeferredStream:
-        keys = sorted(context.partition_keys)
-        stream = bigquery.stream(spec, DayRange.parse(keys[0], keys[-1]), context.run.run_id)
+        try:
+            window = launched_range(spec, context.run.tags, partitions.start.date(), lima_day(datetime.now(UTC)))
+        except PlanError as error:
+            raise dg.Failure(str(error), allow_retries=False) from error
+        stream = bigquery.stream(spec, window, context.run.run_id)
         return stream if context.run.tags.get(FORCE_TAG) == "true" else AdmittedStream(stream, budget)
 
     return table
+
+
+def launched_range(spec: TableSpec, tags: Mapping[str, str], first_day: date, today: date) -> DayRange:
+    """The days that a run was launched over, by its tags. Raises PlanError where they name none, or not those of partitions."""
+    partition = tags.get(PARTITION_NAME_TAG)
+    start, end = (tags.get(tag, partition) for tag in (ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG))
+    if start is None or end is None:
+        raise PlanError(
+            f"{spec.name}: the launch names no days; give the run the tags {ASSET_PARTITION_RANGE_START_TAG} and "
+            f"{ASSET_PARTITION_RANGE_END_TAG}, days such as {today}, or choose a partition"
+        )
+    try:
+        window = DayRange.parse(start, end)
+    except ValueError as error:
+        raise PlanError(f"{spec.name}: {start}..{end} are not days such as {today}: {error}") from error
+    if window.start < first_day or window.end > today:
+        raise PlanError(f"{spec.name}: {window} leaves the partitions {first_day}..{today}; launch it over days of these")
+    return window
 
 
 def _code_version(spec: TableSpec) -> str:

@@ -11,9 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pulso_etl.assets import RETRIES, build_asset, daily_partitions
+from pulso_etl.assets import RETRIES, build_asset, daily_partitions, launched_range
+from pulso_etl.definitions import build_defs
 from pulso_etl.destination.io_manager import SPEC_KEY
+from pulso_etl.errors import PlanError
+from pulso_etl.launch import failure_reason
 from pulso_etl.refresh import LIMA, lima_day
+from pulso_etl.settings import Settings
 from pulso_etl.tables import TABLES, TableSpec
 
 
@@ -216,3 +220,49 @@ def test_a_day_begins_at_midnight_in_lima(hour: int, last: str) -> None:
 def test_every_day_is_a_partition_once_even_in_summers_with_another_time() -> None:
     keys = daily_partitions(date(1985, 12, 1)).get_partition_keys(datetime(1994, 12, 31, 12, tzinfo=UTC))
     assert keys == [date.fromordinal(n).isoformat() for n in range(date(1985, 12, 1).toordinal(), date(1995, 1, 1).toordinal())]
+
+
+TODAY = date(2026, 11, 25)
+START, END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+
+
+@pytest.mark.parametrize(
+    ("tags", "days"),
+    [
+        ({START: "2026-11-19", END: "2026-11-25"}, "2026-11-19..2026-11-25"),
+        ({"dagster/partition": "2026-11-25"}, "2026-11-25"),
+        ({START: "2024-01-01", END: "2024-01-01"}, "2024-01-01"),
+    ],
+)
+def test_a_run_is_over_the_days_of_its_tags(tags: dict[str, str], days: str) -> None:
+    assert str(launched_range(TABLES["dashboard_data"], tags, date(2024, 1, 1), TODAY)) == days
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({}, "names no days"),
+        ({START: "2026-11-19"}, "names no days"),
+        ({START: "2026-11-25", END: "2026-11-19"}, "after its end"),
+        ({START: "2026-02-30", END: "2026-03-01"}, "are not days"),
+        ({START: "2023-12-31", END: "2024-01-01"}, "leaves the partitions 2024-01-01..2026-11-25"),
+        ({"dagster/partition": "2026-11-26"}, "leaves the partitions"),
+    ],
+)
+def test_a_launch_over_no_days_or_others_says_what_to_do(tags: dict[str, str], reason: str) -> None:
+    with pytest.raises(PlanError, match=reason):
+        launched_range(TABLES["dashboard_data"], tags, date(2024, 1, 1), TODAY)
+
+
+def test_a_launch_over_other_days_ends_at_once(settings: Settings) -> None:
+    job = build_defs(settings).resolve_implicit_global_asset_job_def()
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = job.execute_in_process(
+            asset_selection=[dg.AssetKey("dashboard_data")],
+            tags={START: "1999-01-01", END: "1999-01-02"},
+            instance=instance,
+            raise_on_error=False,
+        )
+    assert not result.success
+    assert "leaves the partitions" in failure_reason(result)
+    assert not [event for event in result.all_events if event.event_type_value == "STEP_UP_FOR_RETRY"]

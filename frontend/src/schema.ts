@@ -617,7 +617,10 @@ export interface components {
             successes: number;
             /** Failures */
             failures: number;
-            /** Running */
+            /**
+             * Running
+             * @description Tables with a run that waits in the queue or goes on.
+             */
             running: number;
             /** Tables */
             tables: components["schemas"]["TableStatus"][];
@@ -1502,22 +1505,31 @@ export interface operations {
             };
         };
         responses: {
-            /** @description Successful Response */
+            /** @description What Dagster answers. */
             200: {
                 headers: {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": unknown;
+                    "application/json": {
+                        data?: unknown;
+                        errors?: Record<string, never>[];
+                    } | {
+                        data?: unknown;
+                        errors?: Record<string, never>[];
+                    }[];
                 };
             };
-            /** @description Bad Request */
+            /** @description No GraphQL, or not one that Dagster takes. */
             400: {
                 headers: {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/json": components["schemas"]["Fault"] | {
+                        data?: unknown;
+                        errors?: Record<string, never>[];
+                    };
                 };
             };
             /** @description No token, or one that is not known. */

@@ -89,6 +89,19 @@ GRAPHQL_REQUEST = {
     },
     "examples": [{"query": "{ version }"}],
 }
+GRAPHQL_ANSWER = {"type": "object", "properties": {"data": {}, "errors": {"type": "array", "items": {"type": "object"}}}}
+GRAPHQL_ANSWERS: Answers = {
+    200: {
+        "description": "What Dagster answers.",
+        "content": {
+            "application/json": {"schema": {"anyOf": [GRAPHQL_ANSWER, {"type": "array", "items": GRAPHQL_ANSWER}]}},
+        },
+    },
+    400: {
+        "description": "No GraphQL, or not one that Dagster takes.",
+        "content": {"application/json": {"schema": {"anyOf": [{"$ref": "#/components/schemas/Fault"}, GRAPHQL_ANSWER]}}},
+    },
+}
 GRAPHQL_BODY = {
     "requestBody": {
         "required": True,
@@ -170,7 +183,11 @@ async def refresh_table(
 
 async def _launch(request: Request, caller: Refresher, asked: Asked) -> Refresh:
     await request.app.state.gatekeeper.count_launches(caller, len(asked.tables))
-    return await deployment(request).refreshes.launch(asked, caller)
+    here = deployment(request)
+    try:
+        return await here.refreshes.launch(asked, caller)
+    finally:
+        here.feed.forget()
 
 
 @router.get("/refresh/{pipeline_id}", responses={**REFUSED, **INVALID, **UNKNOWN, 503: UNAVAILABLE}, tags=["refresh"])
@@ -314,7 +331,8 @@ async def prometheus(request: Request, caller: Reader) -> Response:
 
 @root.post(
     "/graphql",
-    responses={**REFUSED, **{code: {"model": Fault} for code in (400, 413, 415)}, 429: TOO_MANY, 503: UNAVAILABLE},
+    response_class=Response,
+    responses={**REFUSED, **GRAPHQL_ANSWERS, 413: {"model": Fault}, 415: {"model": Fault}, 429: TOO_MANY, 503: UNAVAILABLE},
     openapi_extra=GRAPHQL_BODY,
     tags=["graphql"],
 )

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 from dagster import DagsterRunStatus
-from dagster._core.storage.dagster_run import FINISHED_STATUSES, IN_PROGRESS_RUN_STATUSES
+from dagster._core.storage.dagster_run import FINISHED_STATUSES, NOT_FINISHED_STATUSES
 
 from pulso_etl.api.models import Progress
 
@@ -121,7 +121,7 @@ class DagsterClient:
 
     async def runs_under_way(self) -> list[Run]:
         """The runs that wait or go on, newest first."""
-        return await self.runs(statuses=[status.value for status in IN_PROGRESS_RUN_STATUSES])
+        return await self.runs(statuses=[status.value for status in NOT_FINISHED_STATUSES])
 
     async def launch(self, job: str, tags: Mapping[str, str]) -> str:
         """Launches the job with these tags; returns the run's id. Raises LaunchRefused where Dagster does not take it."""

@@ -70,6 +70,7 @@ class DashboardRequest(BaseModel):
 
     model_config = ConfigDict(
         extra="forbid",
+        strict=True,
         use_attribute_docstrings=True,
         json_schema_extra={"examples": [{"force": False, "tables": ["dashboard_data", "evolution_data"], "max_concurrent": 2}]},
     )
@@ -226,6 +227,7 @@ class Status(Shape):
     successes: int
     failures: int
     running: int
+    """Tables with a run that waits in the queue or goes on."""
     tables: list[TableStatus]
     recent_activity: list[Extraction]
     """The last extractions of all tables, newest first."""

@@ -306,6 +306,10 @@ class StatusFeed:
         self._last = await asyncio.shield(self._reading)
         return self._last
 
+    def forget(self) -> None:
+        """The next who asks gets a new snapshot: something was done that they should see."""
+        self._last = None
+
     async def events(self, interval: float = MAXIMUM_AGE) -> AsyncIterator[tuple[str, str]]:
         """Names and JSON data of events: `status` first and whenever the whole changes, `table` for a table that changes alone,
         `unavailable` when PostgreSQL goes away."""

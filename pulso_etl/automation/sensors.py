@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 import psycopg
 from dagster._core.storage.asset_check_execution_record import COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES
-from dagster._core.storage.dagster_run import FINISHED_STATUSES, IN_PROGRESS_RUN_STATUSES, RunRecord
+from dagster._core.storage.dagster_run import FINISHED_STATUSES, NOT_FINISHED_STATUSES, RunRecord
 
 from pulso_etl.alerts.service import Alerts, Flushed
 from pulso_etl.automation.alerting import CheckOutcome, events
@@ -38,7 +38,7 @@ def standings(
 ) -> dict[str, Standing]:
     """What is known of each table: by the watermarks, and by Dagster's own runs, which may have died before they could write."""
     in_flight: dict[str, str] = {}
-    for run in instance.get_runs(dg.RunsFilter(statuses=IN_PROGRESS_RUN_STATUSES)):
+    for run in instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)):
         assets = None if run.asset_selection is None else [key.to_user_string() for key in run.asset_selection]
         for table in refreshed_tables(run.tags, assets, run.job_name, tables):
             in_flight.setdefault(table, run.run_id)

@@ -19,7 +19,7 @@ class ApiServer:
 
     def __init__(self, settings: Settings, port: int = 0) -> None:
         self.settings = settings
-        quiet: dict[str, Any] = {"log_config": None, "access_log": False, "proxy_headers": False}
+        quiet: dict[str, Any] = {"log_config": None, "access_log": False, "proxy_headers": False, "timeout_graceful_shutdown": 1}
         config = uvicorn.Config(create_app(settings), host="127.0.0.1", port=port, **quiet)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
@@ -37,7 +37,6 @@ class ApiServer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._server.should_exit = True
-        self._server.force_exit = True
         self._thread.join(20)
 
     def client(self, token: str | None = None, **headers: str) -> httpx.Client:

@@ -199,9 +199,10 @@ def test_a_run_that_died_before_it_could_write_counts_as_failed(deployment: Depl
     assert "dashboard_data: waits until" in deployment.tick(datetime.now(UTC))[1]
 
 
-def test_a_run_under_way_of_all_tables_holds_each_back(deployment: Deployment) -> None:
+@pytest.mark.parametrize("status", [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTED])
+def test_a_run_under_way_of_all_tables_holds_each_back(deployment: Deployment, status: dg.DagsterRunStatus) -> None:
     job = deployment.defs.resolve_job_def("refresh_all")
-    deployment.instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
+    deployment.instance.create_run_for_job(job, status=status)
     requests, why = deployment.tick(datetime.now(UTC))
     assert requests == []
     assert why.count("is under way") == 2
