@@ -29,6 +29,7 @@ hypothesis_settings.register_profile("pulso", deadline=None, max_examples=40, de
 hypothesis_settings.load_profile("pulso")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where several processes share the tests, those of one running deployment, or of one file, stay together."""
     for item in items:
