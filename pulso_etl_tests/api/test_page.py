@@ -104,11 +104,11 @@ def test_a_refresh_is_asked_for_watched_and_seen_to_its_end(api: ApiServer, stac
 def test_an_error_is_told_in_plain_words_and_goes_away(
     api: ApiServer, stack: DagsterStack, emulator: BigQueryEmulator, open_page: Open
 ) -> None:
-    title = "Asignación mensual"
+    title = "Productividad de agentes"
     page = open_page(api)
     page.get_by_label("Aunque estén frescas").check()
     with emulator.client() as client:
-        client.delete_table(stack.data.names["asignaciones_clean"])
+        client.delete_table(stack.data.names["agentes"])
         try:
             refresh_button(page, title).click()
             expect(card(page, title)).to_contain_text("BigQuery no encuentra la tabla de origen", timeout=RUN_MS)
