@@ -81,6 +81,9 @@ def test_a_refresh_is_asked_for_watched_and_seen_to_its_end(api: ApiServer, stac
             expect(card(watched)).to_contain_text("En curso")
             expect(card(watched)).to_contain_text(re.compile(r"\d+ filas hasta ahora"))
         expect(refresh_button(page)).to_have_attribute("aria-disabled", "true")
+        late = open_page(api)
+        expect(card(late)).to_contain_text("En curso")
+        expect(late.get_by_role("row", name=TITLE).get_by_role("cell")).to_have_count(30)
     finally:
         stack.proxy.release()
     expect(card(page)).to_contain_text("Actualizado", timeout=RUN_MS)

@@ -17,14 +17,14 @@ export function useNow(status: Status): number {
   return Math.max(now + skew, Date.parse(status.generated_at));
 }
 
-/** The histories by table, each asked for anew when an extraction of the table has ended. */
+/** The histories by table, each asked for anew when an extraction of the table begins or ends. */
 export function useDetails(client: ETLClient, tables: readonly TableStatus[]): Record<string, TableDetail> {
   const [details, setDetails] = useState<Record<string, TableDetail>>({});
   const asked = useRef(new Map<string, string>());
   useEffect(() => {
     for (const { table, run_id, status, last_extracted_at } of tables) {
       const state = `${run_id} ${status} ${last_extracted_at}`;
-      if (status === "running" || asked.current.get(table) === state) continue;
+      if (asked.current.get(table) === state) continue;
       asked.current.set(table, state);
       client.tableStatus(table).then(
         (detail) => setDetails((details) => ({ ...details, [table]: detail })),
