@@ -50,7 +50,7 @@ export function listen(
     connection = now;
   }
 
-  /** Reports an error; whether another try makes sense. */
+  /** Reports what was thrown, and gives it as an ETLError. */
   function fail(thrown: unknown): ETLError {
     const error = asETLError(thrown);
     if (!life.signal.aborted) onError?.(error);

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from playwright.sync_api import Browser, sync_playwright
 
@@ -23,8 +24,8 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PICTURES = {
-    "page": {"viewport": {"width": 1140, "height": 1160}, "color_scheme": "light"},
+PICTURES: dict[str, dict[str, Any]] = {
+    "page": {"viewport": {"width": 1280, "height": 1330}, "color_scheme": "light", "device_scale_factor": 0.75},
     "page-dark-phone": {"viewport": {"width": 360, "height": 780}, "color_scheme": "dark"},
 }
 
