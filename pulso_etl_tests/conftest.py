@@ -29,15 +29,6 @@ hypothesis_settings.register_profile("pulso", deadline=None, max_examples=40, de
 hypothesis_settings.load_profile("pulso")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes share the tests, those of one running deployment, or of one file, stay together."""
-    for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        shared = next((name for name in ("stack", "dagster_stack") if name in fixtures), item.path.name)
-        item.add_marker(pytest.mark.xdist_group(shared))
-
-
 @pytest.fixture(scope="session")
 def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of the session's PostgreSQL: DATABASE_URL where it is set, an embedded server otherwise."""

@@ -50,9 +50,17 @@ class Database:
             open=False,
             timeout=WAIT_SECONDS,
             reconnect_timeout=WAIT_SECONDS,
-            check=AsyncConnectionPool.check_connection,
+            check=self._check,
             kwargs={"autocommit": True, "application_name": "pulso-etl api", "connect_timeout": int(WAIT_SECONDS)},
         )
+
+    async def _check(self, conn: psycopg.AsyncConnection) -> None:
+        try:
+            await AsyncConnectionPool.check_connection(conn)
+        except psycopg.Error:
+            # The server ended this one, so the others too: the pool would find them out one by one, with a wait after each.
+            await self._pool.drain()
+            raise
 
     async def open(self) -> None:
         """Begins to connect; does not wait for it."""
