@@ -4,7 +4,7 @@ PYTHON ?= python3
 PORT ?= 3000
 API_PORT ?= 8000
 
-.PHONY: run dev test bench lock clean
+.PHONY: run dev test test-frontend page bench lock clean
 
 ifneq ($(words $(CURDIR)),1)
 $(error PostgreSQL can not be run in a folder with a space in its path; move "$(CURDIR)")
@@ -20,7 +20,14 @@ test: $(VENV)/.installed ## lint, types and tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+page: ## build the status page into pulso_etl/api/page; needs Node 20.19 or newer
+	cd frontend && npm ci && npm run page
+
+test-frontend: page ## types, lint and tests of the TypeScript client, and whether the built page is that of its source; needs Node
+	cd frontend && npm run check && npm run build
+	@test -z "$$(git status --porcelain pulso_etl/api/page)" || { git status --short pulso_etl/api/page; echo "commit the page that was built" >&2; exit 1; }
 
 bench: $(VENV)/.bench ## measure the load path beside other ways; BENCH="--help" shows the options
 	$(BIN)/python -m benchmarks $(BENCH)
