@@ -33,7 +33,7 @@ def billed(conn: psycopg.Connection, schema: str, size: int, *, failed: bool = F
         if failed:
             marks.fail(conn, extraction, error="no", seconds=1.0, metadata=metadata)
         else:
-            marks.succeed(conn, extraction, records=0, seconds=1.0, complete=False, metadata=metadata)
+            marks.succeed(conn, extraction, records=0, seconds=1.0, complete=False, changed=True, metadata=metadata)
 
 
 def test_what_was_billed_today_counts_failed_attempts_too(conn: psycopg.Connection, schema: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import dagster as dg
 import psycopg
-from fastapi import APIRouter, Body, FastAPI, HTTPException, Path, Query, Request
+from fastapi import APIRouter, Body, FastAPI, Header, HTTPException, Path, Query, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
@@ -38,6 +38,7 @@ from pulso_etl.api.models import (
     Status,
     TableConfig,
     TableDetail,
+    TableStatus,
     ValidationFaults,
 )
 from pulso_etl.api.refreshes import Asked, Refreshes
@@ -67,6 +68,7 @@ REFUSED: Answers = {
     403: {"model": Fault, "description": "The token's role does not reach so far, or the page's origin is not allowed."},
 }
 INVALID: Answers = {422: {"model": ValidationFaults, "description": "The request makes no sense."}}
+UNCHANGED: Answers = {304: {"description": "No row has changed since the ETag that was sent."}}
 UNKNOWN: Answers = {404: {"model": Fault, "description": "Not known."}}
 TOO_MANY: dict[str, Any] = {
     "model": Fault,
@@ -113,6 +115,9 @@ GRAPHQL_BODY = {
     }
 }
 audit = logging.getLogger("pulso_etl.audit")
+IfNoneMatch = Annotated[
+    str | None, Header(description="An ETag; 304 where no row has changed since. Leave it out to be told all the rest.")
+]
 TableName = Annotated[str, Path(description="The table.", examples=[TABLE_EXAMPLE], max_length=100)]
 
 
@@ -201,20 +206,41 @@ async def refresh_progress(
     return found
 
 
-@router.get("/status", response_model=Status, responses={**REFUSED, 503: UNAVAILABLE}, tags=["status"])
-async def status(request: Request, caller: Reader) -> Response:
-    """The state of all tables, a second old at most."""
+@router.get("/status", response_model=Status, responses={**REFUSED, **UNCHANGED, 503: UNAVAILABLE}, tags=["status"])
+async def status(request: Request, caller: Reader, if_none_match: IfNoneMatch = None) -> Response:
+    """The state of all tables, a second old at most. Its ETag changes exactly when rows of a table do."""
     snapshot = await deployment(request).feed.current()
-    return Response(snapshot.json, media_type="application/json", headers={ROLE_HEADER: caller.role.name.lower()})
+    headers = {ROLE_HEADER: caller.role.name.lower(), **_version(snapshot.status.tables)}
+    if if_none_match is not None and headers["ETag"] in if_none_match:
+        return Response(status_code=304, headers=headers)
+    return Response(snapshot.json, media_type="application/json", headers=headers)
 
 
-@router.get("/status/table/{table_name}", responses={**REFUSED, **INVALID, **UNKNOWN, 503: UNAVAILABLE}, tags=["status"])
-async def table_status(request: Request, caller: Reader, table_name: TableName) -> TableDetail:
-    """The state of one table, its last 20 extractions and its last 30 days."""
+@router.get(
+    "/status/table/{table_name}",
+    response_model=TableDetail,
+    responses={**REFUSED, **UNCHANGED, **INVALID, **UNKNOWN, 503: UNAVAILABLE},
+    tags=["status"],
+)
+async def table_status(request: Request, caller: Reader, table_name: TableName, if_none_match: IfNoneMatch = None) -> Response:
+    """The state of one table, its last 20 extractions and its last 30 days. Its ETag changes exactly when rows of the table do."""
     here = deployment(request)
     [table] = here.known(table_name)
-    told = (await here.feed.current()).status.tables
-    return await here.reader.detail(next(one for one in told if one.table == table))
+    told = next(one for one in (await here.feed.current()).status.tables if one.table == table)
+    headers = _version([told])
+    if if_none_match is not None and headers["ETag"] in if_none_match:
+        return Response(status_code=304, headers=headers)
+    detail = await here.reader.detail(told)
+    return Response(detail.model_dump_json(), media_type="application/json", headers=headers)
+
+
+def _version(tables: Sequence[TableStatus]) -> dict[str, str]:
+    """The version of the tables' rows as an ETag, for those who keep what they made of the rows.
+
+    Weak, for ages and runs change without it; and no browser may keep the answer and send the tag by itself.
+    """
+    versions = ",".join(f"{table.table}={table.data_version}" for table in tables)
+    return {"ETag": f'W/"{versions}"', "Cache-Control": "no-store"}
 
 
 @router.get("/health", responses={503: {"model": Health, "description": "A part does not answer."}}, tags=["status"])
@@ -418,7 +444,7 @@ def create_app(settings: Settings, *, tables: Mapping[str, TableSpec] = TABLES) 
             allow_origins=origins,
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
-            expose_headers=[ROLE_HEADER, "Retry-After"],
+            expose_headers=[ROLE_HEADER, "ETag", "Retry-After"],
             max_age=600,
         )
     app.add_middleware(Guard, tokens=bool(tokens), origins=origins)

@@ -200,6 +200,8 @@ class TableStatus(Shape):
     last_extracted_at: datetime | None = None
     """The rows are as BigQuery had them at this time."""
     last_partition: date | None = None
+    data_version: int = 0
+    """Greater by one after each load that changed rows of the table, and never otherwise."""
     records: int | None = None
     duration_seconds: float | None = None
     bytes_billed: int | None = None

@@ -100,6 +100,7 @@ def table_status(
         refresh_every_seconds=int(spec.refresh_every.total_seconds()),
         last_extracted_at=extracted_at,
         last_partition=watermark.last_partition,
+        data_version=state.data_version,
         records=state.records,
         duration_seconds=state.seconds,
         bytes_billed=_integer(state.metadata.get("bytes_billed")),

@@ -128,6 +128,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
                             records=result.total.read,
                             seconds=time.monotonic() - began,
                             complete=complete,
+                            changed=result.total.written > 0,
                             metadata=details,
                         )
             except BaseException as error:

@@ -64,6 +64,11 @@ class Counts:
         """Read, and already there as they are (or, with a version column, superseded by a newer row)."""
         return self.read - self.inserted - self.updated - self.quarantined
 
+    @property
+    def written(self) -> int:
+        """Rows of the table that are not as they were."""
+        return self.inserted + self.updated + self.deleted
+
     def as_dict(self) -> dict[str, int]:
         return {
             "rows_read": self.read,

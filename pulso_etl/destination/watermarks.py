@@ -6,6 +6,7 @@ of it is ever changed.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
@@ -30,6 +31,7 @@ CREATE TABLE IF NOT EXISTS {watermarks} (
     error_message text,
     extraction_id text,
     recovery_attempts integer NOT NULL DEFAULT 0,
+    data_version bigint NOT NULL DEFAULT 0,
     metadata jsonb NOT NULL DEFAULT '{{}}',
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now()
@@ -51,6 +53,11 @@ CREATE TABLE IF NOT EXISTS {history} (
 );
 CREATE INDEX IF NOT EXISTS etl_extractions_table_idx ON {history} (table_name, id DESC);
 """
+HAS_VERSION = """
+SELECT FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname = 'data_version' AND NOT attisdropped
+"""
+CHANNEL = "pulso_etl_data"
+"""Where PostgreSQL notifies of each load that changed rows: JSON with schema, table, data_version, first and last partition."""
 ABANDONED = "the attempt ended without a word: its process or its server session was killed"
 
 
@@ -110,6 +117,8 @@ class TableState:
     recovery_attempts: int
     metadata: dict[str, Any]
     updated_at: datetime
+    data_version: int = 0
+    """Greater by one after each load that changed rows, and never otherwise."""
     attempts: tuple[Attempt, ...] = ()
 
     @property
@@ -128,6 +137,14 @@ class Watermarks:
     def create(self, conn: psycopg.Connection) -> None:
         """Creates schema and tables where they are missing, one process at a time."""
         create_missing(conn, self.schema, "etl_extractions", sql.SQL(CREATE).format(watermarks=self.table, history=self.history))
+        self._upgrade(conn)
+
+    def _upgrade(self, conn: psycopg.Connection) -> None:
+        """Adds what tables lack that an earlier release made. Looked for first, since ALTER TABLE locks all others out."""
+        if conn.execute(HAS_VERSION, (self.table.as_string(conn),)).fetchone() is None:
+            conn.execute(
+                sql.SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS data_version bigint NOT NULL DEFAULT 0").format(self.table)
+            )
 
     def abandon(self, conn: psycopg.Connection, table: str, reason: str) -> Extraction | None:
         """Ends an attempt that is marked as running and is dead: it enters the history as failed, and counts as a recovery.
@@ -171,9 +188,10 @@ class Watermarks:
         records: int,
         seconds: float,
         complete: bool,
+        changed: bool,
         metadata: dict[str, Any],
     ) -> None:
-        """Success, in the transaction that holds the data.
+        """Success, in the transaction that holds the data. Where that `changed` rows, those who listen are told at the commit.
 
         Only a `complete` load moves the watermark, one that leaves every trailing day as the source has it, and only where it left
         no days out after the last one: those would never be caught up. `last_extracted_at` is when the extraction began: what the
@@ -182,18 +200,24 @@ class Watermarks:
         values = self._values(extraction, seconds, metadata) | {
             "records": records,
             "complete": complete,
+            "changed": int(changed),
         }
-        conn.execute(
+        row = conn.execute(
             sql.SQL(
                 "UPDATE {} SET last_extraction_status = 'success', records_extracted = %(records)s, "
                 "extraction_duration_seconds = %(seconds)s, error_message = NULL, metadata = %(metadata)s, "
-                "recovery_attempts = 0, updated_at = clock_timestamp(), "
+                "recovery_attempts = 0, data_version = data_version + %(changed)s, updated_at = clock_timestamp(), "
                 "last_extracted_at = CASE WHEN {moved} THEN %(started)s ELSE last_extracted_at END, "
-                "last_partition = CASE WHEN {moved} THEN %(end)s ELSE last_partition END WHERE table_name = %(table)s"
+                "last_partition = CASE WHEN {moved} THEN %(end)s ELSE last_partition END "
+                "WHERE table_name = %(table)s RETURNING data_version"
             ).format(self.table, moved=sql.SQL("%(complete)s AND coalesce(%(start)s <= last_partition + 1, true)")),
             values,
-        )
+        ).fetchone()
         self._append(conn, values | {"status": "success", "error": None})
+        if changed and row is not None:
+            told = {"schema": self.schema, "table": extraction.table, "data_version": row[0]}
+            days = {"first": str(extraction.window.start), "last": str(extraction.window.end)}
+            conn.execute("SELECT pg_notify(%s, %s)", (CHANNEL, json.dumps(told | days)))
 
     def fail(
         self, conn: psycopg.Connection, extraction: Extraction, *, error: str, seconds: float, metadata: dict[str, Any]
@@ -234,6 +258,7 @@ class Watermarks:
         """The state of every table that was ever refreshed, by name, with its attempts that ended after `since`; one query."""
         if not exists(conn, self.schema, "etl_extractions"):
             return {}
+        self._upgrade(conn)
         return self.states(conn.execute(*self.query(since)).fetchall())
 
     def query(self, since: datetime | None = None) -> tuple[sql.Composed, tuple[datetime]]:
@@ -241,7 +266,7 @@ class Watermarks:
         query = sql.SQL(
             "SELECT w.table_name, last_extracted_at, last_partition, last_extraction_status, w.records_extracted, "
             "w.extraction_duration_seconds, w.error_message, w.extraction_id, recovery_attempts, w.metadata, w.updated_at, "
-            "e.extraction_id, partition_start, partition_end, status = 'success', started_at, finished_at, "
+            "data_version, e.extraction_id, partition_start, partition_end, status = 'success', started_at, finished_at, "
             "e.error_message, e.metadata "
             "FROM {} w LEFT JOIN {} e ON e.table_name = w.table_name AND e.finished_at > %s ORDER BY w.table_name, e.id"
         ).format(self.table, self.history)
@@ -252,8 +277,8 @@ class Watermarks:
         states: dict[str, TableState] = {}
         for table, entries in groupby(rows, key=lambda row: row[0]):
             found = list(entries)
-            attempts = tuple(Attempt(row[11], DayRange(row[12], row[13]), *row[14:]) for row in found if row[11] is not None)
-            states[table] = TableState(*(*found[0][:11], attempts))
+            attempts = tuple(Attempt(row[12], DayRange(row[13], row[14]), *row[15:]) for row in found if row[12] is not None)
+            states[table] = TableState(*(*found[0][:12], attempts))
         return states
 
     def billed(self, conn: psycopg.Connection, since: datetime) -> int:

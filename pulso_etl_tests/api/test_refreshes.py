@@ -185,7 +185,7 @@ def test_nothing_is_launched_once_the_day_s_budget_is_spent(stack: DagsterStack,
     with target.conn.transaction():
         marks.create(target.conn)
         marks.start(target.conn, extraction)
-        marks.succeed(target.conn, extraction, records=1, seconds=1, complete=False, metadata={"bytes_billed": 10**9})
+        marks.succeed(target.conn, extraction, records=1, seconds=1, complete=False, changed=True, metadata={"bytes_billed": 10**9})
     with ApiServer(settings_of(stack, bigquery_daily_budget_bytes=10**8)) as frugal:
         answer = frugal.call("POST", f"{TABLE}/productivity_data", params=WINDOW)
     target.conn.execute("DELETE FROM etl_extractions WHERE table_name = 'other'")
@@ -270,3 +270,21 @@ def test_connections_that_the_server_ended_are_replaced_at_once(api: ApiServer, 
     began = time.monotonic()
     assert api.call("GET", "/api/v1/etl/status/table/dashboard_data").status_code == 200
     assert time.monotonic() - began < 3
+
+
+def test_the_etag_stays_while_no_row_changes_and_changes_when_one_does(api: ApiServer, target: Target) -> None:
+    path = "/api/v1/etl/status/table/evolution_data"
+
+    def refreshed() -> str:
+        assert finished(api, api.call("POST", f"{TABLE}/evolution_data?force=true").json())["status"] == "success"
+        return str(api.call("GET", path).headers["etag"])
+
+    first, whole = refreshed(), api.call("GET", "/api/v1/etl/status").headers["etag"]
+    assert refreshed() == first
+    for url, tag in ((path, first), ("/api/v1/etl/status", whole)):
+        answer = api.call("GET", url, headers={"If-None-Match": tag})
+        assert (answer.status_code, answer.content, answer.headers["cache-control"]) == (304, b"", "no-store")
+    target.conn.execute("UPDATE evolution_data SET cuentas = cuentas + 1 WHERE fecha_foto = %s", (TODAY,))
+    assert refreshed() != first
+    for url, tag in ((path, first), ("/api/v1/etl/status", whole)):
+        assert api.call("GET", url, headers={"If-None-Match": tag}).status_code == 200

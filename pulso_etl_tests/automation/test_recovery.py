@@ -119,7 +119,7 @@ def test_a_recovered_table_starts_again_and_success_clears_the_count(
     begin(conn, schema, timedelta(0), "run-3")
     extraction = Extraction(TABLE, WINDOW, "run-3", 1, NOW)
     with conn.transaction():
-        marks.succeed(conn, extraction, records=1, seconds=1.0, complete=True, metadata={})
+        marks.succeed(conn, extraction, records=1, seconds=1.0, complete=True, changed=True, metadata={})
     assert marks.read(conn)[TABLE].recovery_attempts == 0
 
 

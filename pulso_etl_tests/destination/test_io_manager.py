@@ -1,5 +1,6 @@
 """PostgresUpsertIOManager with assets that are not ours: what they may yield, and what a downstream asset gets."""
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from datetime import date, timedelta
@@ -16,6 +17,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from pulso_etl.destination.io_manager import ALLOW_SHRINK_TAG, SPEC_KEY, PostgresUpsertIOManager
+from pulso_etl.destination.watermarks import Watermarks
 from pulso_etl_tests.destination.visits import (
     ALL,
     D1,
@@ -297,3 +299,23 @@ def test_a_schema_that_a_role_may_not_create_is_a_clear_error_without_a_secret(
     assert "permission denied" in reason
     assert "grant" in reason
     assert "secreto" not in reason
+
+
+def test_the_data_version_rises_with_each_load_that_changes_rows_and_who_listens_is_told(
+    run: Run, conn: psycopg.Connection, schema: str
+) -> None:
+    def version() -> int:
+        return Watermarks(schema).read(conn)["visits"].data_version
+
+    conn.execute("LISTEN pulso_etl_data")
+    changed = [(D1, "a", "1.5"), (D1, "b", "7"), *ALL[2:]]
+    versions = []
+    for rows in (ALL, ALL, changed, changed):
+        assert run(visits(lambda _, rows=rows: table(rows))).success
+        versions.append(version())
+    assert versions == [1, 1, 2, 2]
+    assert not run(visits(lambda rows: rows.slice(0, 0))).success
+    assert version() == 2
+    told = [json.loads(notice.payload) for notice in conn.notifies(timeout=0.5)]
+    ours = [(entry["table"], entry["data_version"], entry["first"], entry["last"]) for entry in told if entry["schema"] == schema]
+    assert ours == [("visits", version, str(D1), str(D3)) for version in (1, 2)]

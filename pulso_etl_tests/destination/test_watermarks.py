@@ -36,7 +36,7 @@ def attempt(number: int = 1, run: str = "run-1", table: str = "visits") -> Extra
 
 
 def succeed(marks: Watermarks, conn: psycopg.Connection, extraction: Extraction, *, complete: bool = True) -> None:
-    marks.succeed(conn, extraction, records=4, seconds=1.5, complete=complete, metadata={"load_plan": "direct"})
+    marks.succeed(conn, extraction, records=4, seconds=1.5, complete=complete, changed=True, metadata={"load_plan": "direct"})
 
 
 def fail(marks: Watermarks, conn: psycopg.Connection, extraction: Extraction, error: str = "no luck") -> None:
@@ -326,3 +326,11 @@ def test_only_a_load_that_reaches_today_moves_the_watermark(
     again = state_of(conn, schema)
     assert (again.last_partition, again.last_extracted_at) == (state.last_partition, state.last_extracted_at)
     assert len(history(conn)) == 3
+
+
+def test_tables_of_an_earlier_release_gain_the_data_version(marks: Watermarks, conn: psycopg.Connection) -> None:
+    marks.start(conn, attempt())
+    conn.execute("ALTER TABLE etl_watermarks DROP COLUMN data_version")
+    assert marks.read(conn)["visits"].data_version == 0
+    succeed(marks, conn, attempt())
+    assert marks.read(conn)["visits"].data_version == 1
