@@ -66,9 +66,12 @@ def _gauges(snapshot: Snapshot) -> Iterator[Metric]:
     yield gauge("recovery_attempts", "Attempts in a row that died and were ended by the recovery.", of("recovery_attempts"))
     updated = {table.table: table.last_extracted_at.timestamp() if table.last_extracted_at else None for table in tables}
     yield gauge("last_success_timestamp_seconds", "When the table's rows were as BigQuery had them, in Unix time.", updated)
-    for state, text in ((Progress.QUEUED, "wait in Dagster's queue"), (Progress.RUNNING, "are under way")):
-        runs = {run.run_id for run in snapshot.runs.values() if run.progress is state}
-        yield GaugeMetricFamily(f"pulso_runs_{state}", f"Runs that {text}.", value=len(runs))
+    for state, text in ((Progress.QUEUED, "waits in Dagster's queue"), (Progress.RUNNING, "goes on")):
+        found = {table.table: table.run_under_way and table.run_under_way.state for table in tables}
+        yield gauge(
+            f"run_{state}", f"1 where a run of the table {text}.", {name: float(now is state) for name, now in found.items()}
+        )
+    yield gauge("data_version", "Rises by one with each load that changed rows of the table.", of("data_version"))
     yield GaugeMetricFamily("pulso_dagster_up", "1 where Dagster answers.", value=float(snapshot.status.dagster))
 
 

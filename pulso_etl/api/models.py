@@ -186,8 +186,47 @@ class RunUnderWay(Shape):
     started_at: datetime | None = None
 
 
+EXTRACTION_EXAMPLE = {
+    "table": TABLE_EXAMPLE,
+    "run_id": RUN_EXAMPLE,
+    "attempt": 1,
+    "status": "success",
+    "partitions": "2026-11-19..2026-11-25",
+    "started_at": "2026-11-25T15:04:05Z",
+    "finished_at": "2026-11-25T15:04:07Z",
+    "duration_seconds": 1.9,
+    "records": 1190,
+    "inserted": 170,
+    "updated": 12,
+    "unchanged": 1008,
+    "deleted": 0,
+    "bytes_billed": 10485760,
+    "estimated_cost_usd": 0.00006,
+}
+TABLE_STATUS_EXAMPLE = {
+    "table": TABLE_EXAMPLE,
+    "description": "Indicators by day, campaign file, portfolio and service.",
+    "group": "dashboard",
+    "status": "success",
+    "freshness": "fresh",
+    "age_seconds": 2530.0,
+    "refresh_every_seconds": 21600,
+    "last_extracted_at": "2026-11-25T15:04:05Z",
+    "last_partition": "2026-11-25",
+    "data_version": 7,
+    "records": 1190,
+    "duration_seconds": 1.9,
+    "bytes_billed": 10485760,
+    "estimated_cost_usd": 0.00006,
+    "run_id": RUN_EXAMPLE,
+    "next_due": "2026-11-25T21:04:05Z",
+}
+
+
 class TableStatus(Shape):
     """One table."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [TABLE_STATUS_EXAMPLE]})
 
     table: str
     description: str
@@ -218,6 +257,25 @@ class TableStatus(Shape):
 
 class Status(Shape):
     """All tables."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "status": "ok",
+                    "last_updated": "2026-11-25T15:04:05Z",
+                    "generated_at": "2026-11-25T15:46:15Z",
+                    "dagster": True,
+                    "total_tables": 1,
+                    "successes": 1,
+                    "failures": 0,
+                    "running": 0,
+                    "tables": [TABLE_STATUS_EXAMPLE],
+                    "recent_activity": [EXTRACTION_EXAMPLE],
+                }
+            ]
+        }
+    )
 
     status: Overall
     last_updated: datetime | None
@@ -255,6 +313,21 @@ class PartitionStatus(Shape):
 
 class TableDetail(Shape):
     """One table with its history."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "table": TABLE_STATUS_EXAMPLE,
+                    "extractions": [EXTRACTION_EXAMPLE],
+                    "recovery_attempts": 0,
+                    "partitions": [
+                        {"day": "2026-11-25", "state": "loaded", "loaded_at": "2026-11-25T15:04:07Z", "run_id": RUN_EXAMPLE}
+                    ],
+                }
+            ]
+        }
+    )
 
     table: TableStatus
     extractions: list[Extraction]
@@ -336,6 +409,24 @@ class Part(Shape):
 
 class Health(Shape):
     """Whether this process lives, and whether a refresh could run."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "live": True,
+                    "ready": False,
+                    "parts": {
+                        "postgresql": {"state": "ok", "message": "answers", "seconds": 0.003},
+                        "bigquery": {"state": "ok", "message": "answers", "seconds": 0.12},
+                        "dagster": {"state": "ok", "message": "version 1.13.27", "seconds": 0.02},
+                        "daemon": {"state": "failing", "message": "no heartbeat of sensor", "seconds": 0.02},
+                    },
+                    "checked_at": "2026-11-25T15:46:15Z",
+                }
+            ]
+        }
+    )
 
     live: bool = True
     ready: bool

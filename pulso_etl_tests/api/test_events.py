@@ -91,7 +91,8 @@ def test_the_metrics_say_what_postgresql_says(api: ApiServer) -> None:
     assert 0 < found["pulso_freshness_age_seconds", "dashboard_data"] < 600
     assert found["pulso_stale", "dashboard_data"] == 0
     assert found["pulso_refresh_every_seconds", "dashboard_data"] == 6 * 3600
-    assert found[("pulso_runs_running",)] == 0
+    assert found["pulso_run_running", "dashboard_data"] == 0
+    assert found["pulso_data_version", "dashboard_data"] == detail["table"]["data_version"] > 0
     assert found[("pulso_dagster_up",)] == 1
     assert ("pulso_bigquery_billed_bytes_total", "dashboard_data", "success") in found
 

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 from schemathesis import Case
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+from pulso_etl.api import models
 from pulso_etl.api.openapi import document
 from pulso_etl_tests.api.conftest import SECRETS, settings_of
 from pulso_etl_tests.api.server import ApiServer
@@ -62,3 +63,11 @@ def test_the_api_keeps_to_its_document(case: Case, strict: ApiServer) -> None:
         headers={"Authorization": f"Bearer {SECRETS['admin'][0]}"},
         excluded_checks=[positive_data_acceptance],
     )
+
+
+def test_the_examples_of_answers_are_answers() -> None:
+    shapes = [shape for shape in vars(models).values() if isinstance(shape, type) and issubclass(shape, BaseModel)]
+    examples = [(shape, example) for shape in shapes for example in (shape.model_json_schema().get("examples") or [])]
+    assert len(examples) >= 6
+    for shape, example in examples:
+        shape.model_validate_json(json.dumps(example))
