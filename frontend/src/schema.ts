@@ -75,7 +75,7 @@ export interface paths {
         };
         /**
          * Status
-         * @description The state of all tables, a second old at most.
+         * @description The state of all tables, a second old at most. Its ETag changes exactly when rows of a table do.
          */
         get: operations["status"];
         put?: never;
@@ -95,7 +95,7 @@ export interface paths {
         };
         /**
          * Table Status
-         * @description The state of one table, its last 20 extractions and its last 30 days.
+         * @description The state of one table, its last 20 extractions and its last 30 days. Its ETag changes exactly when rows of the table do.
          */
         get: operations["table_status"];
         put?: never;
@@ -414,6 +414,33 @@ export interface components {
         /**
          * Health
          * @description Whether this process lives, and whether a refresh could run.
+         * @example {
+         *       "checked_at": "2026-11-25T15:46:15Z",
+         *       "live": true,
+         *       "parts": {
+         *         "bigquery": {
+         *           "message": "answers",
+         *           "seconds": 0.12,
+         *           "state": "ok"
+         *         },
+         *         "daemon": {
+         *           "message": "no heartbeat of sensor",
+         *           "seconds": 0.02,
+         *           "state": "failing"
+         *         },
+         *         "dagster": {
+         *           "message": "version 1.13.27",
+         *           "seconds": 0.02,
+         *           "state": "ok"
+         *         },
+         *         "postgresql": {
+         *           "message": "answers",
+         *           "seconds": 0.003,
+         *           "state": "ok"
+         *         }
+         *       },
+         *       "ready": false
+         *     }
          */
         Health: {
             /**
@@ -593,6 +620,55 @@ export interface components {
         /**
          * Status
          * @description All tables.
+         * @example {
+         *       "dagster": true,
+         *       "failures": 0,
+         *       "generated_at": "2026-11-25T15:46:15Z",
+         *       "last_updated": "2026-11-25T15:04:05Z",
+         *       "recent_activity": [
+         *         {
+         *           "attempt": 1,
+         *           "bytes_billed": 10485760,
+         *           "deleted": 0,
+         *           "duration_seconds": 1.9,
+         *           "estimated_cost_usd": 0.00006,
+         *           "finished_at": "2026-11-25T15:04:07Z",
+         *           "inserted": 170,
+         *           "partitions": "2026-11-19..2026-11-25",
+         *           "records": 1190,
+         *           "run_id": "0b9c1f2e-6a35-4a53-9a06-5f5f0c9f1d11",
+         *           "started_at": "2026-11-25T15:04:05Z",
+         *           "status": "success",
+         *           "table": "dashboard_data",
+         *           "unchanged": 1008,
+         *           "updated": 12
+         *         }
+         *       ],
+         *       "running": 0,
+         *       "status": "ok",
+         *       "successes": 1,
+         *       "tables": [
+         *         {
+         *           "age_seconds": 2530,
+         *           "bytes_billed": 10485760,
+         *           "data_version": 7,
+         *           "description": "Indicators by day, campaign file, portfolio and service.",
+         *           "duration_seconds": 1.9,
+         *           "estimated_cost_usd": 0.00006,
+         *           "freshness": "fresh",
+         *           "group": "dashboard",
+         *           "last_extracted_at": "2026-11-25T15:04:05Z",
+         *           "last_partition": "2026-11-25",
+         *           "next_due": "2026-11-25T21:04:05Z",
+         *           "records": 1190,
+         *           "refresh_every_seconds": 21600,
+         *           "run_id": "0b9c1f2e-6a35-4a53-9a06-5f5f0c9f1d11",
+         *           "status": "success",
+         *           "table": "dashboard_data"
+         *         }
+         *       ],
+         *       "total_tables": 1
+         *     }
          */
         Status: {
             status: components["schemas"]["Overall"];
@@ -664,6 +740,54 @@ export interface components {
         /**
          * TableDetail
          * @description One table with its history.
+         * @example {
+         *       "extractions": [
+         *         {
+         *           "attempt": 1,
+         *           "bytes_billed": 10485760,
+         *           "deleted": 0,
+         *           "duration_seconds": 1.9,
+         *           "estimated_cost_usd": 0.00006,
+         *           "finished_at": "2026-11-25T15:04:07Z",
+         *           "inserted": 170,
+         *           "partitions": "2026-11-19..2026-11-25",
+         *           "records": 1190,
+         *           "run_id": "0b9c1f2e-6a35-4a53-9a06-5f5f0c9f1d11",
+         *           "started_at": "2026-11-25T15:04:05Z",
+         *           "status": "success",
+         *           "table": "dashboard_data",
+         *           "unchanged": 1008,
+         *           "updated": 12
+         *         }
+         *       ],
+         *       "partitions": [
+         *         {
+         *           "day": "2026-11-25",
+         *           "loaded_at": "2026-11-25T15:04:07Z",
+         *           "run_id": "0b9c1f2e-6a35-4a53-9a06-5f5f0c9f1d11",
+         *           "state": "loaded"
+         *         }
+         *       ],
+         *       "recovery_attempts": 0,
+         *       "table": {
+         *         "age_seconds": 2530,
+         *         "bytes_billed": 10485760,
+         *         "data_version": 7,
+         *         "description": "Indicators by day, campaign file, portfolio and service.",
+         *         "duration_seconds": 1.9,
+         *         "estimated_cost_usd": 0.00006,
+         *         "freshness": "fresh",
+         *         "group": "dashboard",
+         *         "last_extracted_at": "2026-11-25T15:04:05Z",
+         *         "last_partition": "2026-11-25",
+         *         "next_due": "2026-11-25T21:04:05Z",
+         *         "records": 1190,
+         *         "refresh_every_seconds": 21600,
+         *         "run_id": "0b9c1f2e-6a35-4a53-9a06-5f5f0c9f1d11",
+         *         "status": "success",
+         *         "table": "dashboard_data"
+         *       }
+         *     }
          */
         TableDetail: {
             table: components["schemas"]["TableStatus"];
@@ -721,6 +845,24 @@ export interface components {
         /**
          * TableStatus
          * @description One table.
+         * @example {
+         *       "age_seconds": 2530,
+         *       "bytes_billed": 10485760,
+         *       "data_version": 7,
+         *       "description": "Indicators by day, campaign file, portfolio and service.",
+         *       "duration_seconds": 1.9,
+         *       "estimated_cost_usd": 0.00006,
+         *       "freshness": "fresh",
+         *       "group": "dashboard",
+         *       "last_extracted_at": "2026-11-25T15:04:05Z",
+         *       "last_partition": "2026-11-25",
+         *       "next_due": "2026-11-25T21:04:05Z",
+         *       "records": 1190,
+         *       "refresh_every_seconds": 21600,
+         *       "run_id": "0b9c1f2e-6a35-4a53-9a06-5f5f0c9f1d11",
+         *       "status": "success",
+         *       "table": "dashboard_data"
+         *     }
          */
         TableStatus: {
             /** Table */
@@ -745,6 +887,12 @@ export interface components {
             last_extracted_at?: string | null;
             /** Last Partition */
             last_partition?: string | null;
+            /**
+             * Data Version
+             * @description Greater by one after each load that changed rows of the table, and never otherwise.
+             * @default 0
+             */
+            data_version: number;
             /** Records */
             records?: number | null;
             /** Duration Seconds */
@@ -1115,7 +1263,10 @@ export interface operations {
     status: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description An ETag; 304 where no row has changed since. Leave it out to be told all the rest. */
+                "if-none-match"?: string | null;
+            };
             path?: never;
             cookie?: never;
         };
@@ -1129,6 +1280,13 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["Status"];
                 };
+            };
+            /** @description No row has changed since the ETag that was sent. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description No token, or one that is not known. */
             401: {
@@ -1148,6 +1306,15 @@ export interface operations {
                     "application/json": components["schemas"]["Fault"];
                 };
             };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
             /** @description PostgreSQL or Dagster does not answer. */
             503: {
                 headers: {
@@ -1164,7 +1331,10 @@ export interface operations {
     table_status: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description An ETag; 304 where no row has changed since. Leave it out to be told all the rest. */
+                "if-none-match"?: string | null;
+            };
             path: {
                 /** @description The table. */
                 table_name: string;
@@ -1181,6 +1351,13 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["TableDetail"];
                 };
+            };
+            /** @description No row has changed since the ETag that was sent. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description No token, or one that is not known. */
             401: {
