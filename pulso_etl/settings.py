@@ -106,8 +106,7 @@ class Settings(BaseSettings):
     api_port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port of the HTTP API."""
     api_tokens: SecretStr = SecretStr("")
-    """Who may use the API: entries `name:role:digest`, as `pulso-etl token` prints them, with commas or white space between
-    them. Without any, only this machine is served, with every right."""
+    """Who may use the API: entries that `pulso-etl token` prints; without any, only this machine is served, with every right."""
     api_cors_origins: str = ""
     """Origins such as `https://dashboard.example.com` whose pages may use the API, with commas or white space between them."""
     api_launch_limit: str = "30/minute"

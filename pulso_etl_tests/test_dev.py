@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 from dotenv import dotenv_values
@@ -38,11 +39,15 @@ class Dev:
     """A running `pulso-etl dev`."""
 
     def __init__(self, home: Path, rows: int = 20) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        with socket.socket() as one, socket.socket() as other:
+            for probe in (one, other):
+                probe.bind(("127.0.0.1", 0))
+            self.port, api_port = (int(probe.getsockname()[1]) for probe in (one, other))
         self.home = home
-        self.command = Command(["dev", "--home", str(home), "--port", str(self.port), "--rows-per-day", str(rows)], cwd=home.parent)
+        self.api = f"http://127.0.0.1:{api_port}"
+        ports = ["--port", str(self.port), "--api-port", str(api_port)]
+        self.command = Command(["dev", "--home", str(home), *ports, "--rows-per-day", str(rows)], cwd=home.parent)
+        self.command.wait_for(f"Page and API: {self.api}")
         self.command.wait_for(f"Dagster: http://127.0.0.1:{self.port}")
 
     def ask(self, query: str, **variables: Any) -> Any:
@@ -133,6 +138,19 @@ def test_up_used_beside_and_down_with_ctrl_c(dev: Dev) -> None:
     )
     assert beside.returncode == 0, beside.stdout
     assert "Dagster daemon: 8 healthy" in beside.stdout
+
+    assert "Pulso" in httpx.get(dev.api).text
+    launched = httpx.post(f"{dev.api}/api/v1/etl/refresh/table/dashboard_data?force=true").json()
+    run_id = launched["runs"]["dashboard_data"]["run_id"]
+    assert launched["runs"]["dashboard_data"]["run_url"] == f"http://127.0.0.1:{dev.port}/runs/{run_id}"
+    assert dev.wait_for_run(run_id, "SUCCESS", "FAILURE") == "SUCCESS"
+    assert httpx.get(f"{dev.api}{launched['status_url']}").json()["status"] == "success"
+    assert httpx.get(f"{dev.api}/api/v1/etl/health").status_code == 200
+    assert httpx.post(f"{dev.api}/api/v1/etl/cleanup").status_code == 200
+    # Who asked for what is in the log, and what stands there names no secret.
+    logged = (dev.home / "api.log").read_text()
+    assert f"local asked for incremental of dashboard_data: {run_id}" in logged
+    assert "Traceback" not in logged
 
     for name in ("webserver.log", "daemon.log", "emulator.log"):
         assert (dev.home / name).stat().st_size > 0

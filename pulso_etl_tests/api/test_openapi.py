@@ -66,7 +66,11 @@ def test_the_api_keeps_to_its_document(case: Case, strict: ApiServer) -> None:
 
 
 def test_the_examples_of_answers_are_answers() -> None:
-    shapes = [shape for shape in vars(models).values() if isinstance(shape, type) and issubclass(shape, BaseModel)]
+    shapes = [
+        shape
+        for shape in vars(models).values()
+        if isinstance(shape, type) and issubclass(shape, BaseModel) and shape is not BaseModel
+    ]
     examples = [(shape, example) for shape in shapes for example in (shape.model_json_schema().get("examples") or [])]
     assert len(examples) >= 6
     for shape, example in examples:
