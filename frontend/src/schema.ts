@@ -889,10 +889,9 @@ export interface components {
             last_partition?: string | null;
             /**
              * Data Version
-             * @description Greater by one after each load that changed rows of the table, and never otherwise.
-             * @default 0
+             * @description Greater by one after each load that changed rows of the table, and never otherwise; null before the first load.
              */
-            data_version: number;
+            data_version?: number | null;
             /** Records */
             records?: number | null;
             /** Duration Seconds */

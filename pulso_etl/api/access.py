@@ -6,11 +6,11 @@ import ipaddress
 import math
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import Depends, HTTPException, Request, Security
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi import HTTPException, Request, Security
+from fastapi.security import HTTPBearer
 from limits import RateLimitItem, parse
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import MovingWindowRateLimiter
@@ -107,9 +107,6 @@ class Guard:
         await self.app(scope, bounded, with_headers)
 
 
-bearer = HTTPBearer(auto_error=False, description="A token that `pulso-etl token NAME ROLE` made.")
-
-
 class Gatekeeper:
     """Knows the tokens and counts the launches."""
 
@@ -135,23 +132,25 @@ class Gatekeeper:
             raise HTTPException(429, f"{caller.name} may launch {self.limit}; try again later", {"Retry-After": str(wait)})
 
 
-async def _caller(request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)]) -> Caller:
-    gatekeeper: Gatekeeper = request.app.state.gatekeeper
-    return gatekeeper.caller(given.credentials if given else None)
+class Needs(HTTPBearer):
+    """A dependency that gives the caller, who has that role; also how the OpenAPI document tells of tokens."""
 
+    def __init__(self, role: Role) -> None:
+        super().__init__(scheme_name="token", auto_error=False, description="A token that `pulso-etl token NAME ROLE` made.")
+        self.role = role
 
-def require(role: Role) -> Callable[..., Awaitable[Caller]]:
-    """A dependency that gives the caller, who has that role. Raises HTTPException 401 and 403."""
-
-    async def caller_with_role(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
-        if caller.role < role:
-            raise HTTPException(403, f"{caller.name} has the role {caller.role.name.lower()}; {role.name.lower()} is needed")
+    # The base class gives what the header holds; the routes get whose it is.
+    async def __call__(self, request: Request) -> Caller:  # type: ignore[override]
+        """Raises HTTPException 401 and 403."""
+        given = await super().__call__(request)
+        gatekeeper: Gatekeeper = request.app.state.gatekeeper
+        caller = gatekeeper.caller(given.credentials if given else None)
+        if caller.role < self.role:
+            raise HTTPException(403, f"{caller.name} has the role {caller.role.name.lower()}; {self.role.name.lower()} is needed")
         return caller
 
-    return caller_with_role
 
-
-Reader = Annotated[Caller, Depends(require(Role.READ))]
-Refresher = Annotated[Caller, Depends(require(Role.REFRESH))]
-Admin = Annotated[Caller, Depends(require(Role.ADMIN))]
+Reader = Annotated[Caller, Security(Needs(Role.READ))]
+Refresher = Annotated[Caller, Security(Needs(Role.REFRESH))]
+Admin = Annotated[Caller, Security(Needs(Role.ADMIN))]
 Answers = dict[int | str, dict[str, Any]]

@@ -239,7 +239,7 @@ def _version(tables: Sequence[TableStatus]) -> dict[str, str]:
 
     Weak, for ages and runs change without it; and no browser may keep the answer and send the tag by itself.
     """
-    versions = ",".join(f"{table.table}={table.data_version}" for table in tables)
+    versions = ",".join(f"{table.table}={table.data_version or 0}" for table in tables)
     return {"ETag": f'W/"{versions}"', "Cache-Control": "no-store"}
 
 

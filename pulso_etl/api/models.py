@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 
 from pulso_etl.refresh import Mode
 
@@ -186,7 +187,7 @@ class RunUnderWay(Shape):
     started_at: datetime | None = None
 
 
-EXTRACTION_EXAMPLE = {
+EXTRACTION_EXAMPLE: JsonDict = {
     "table": TABLE_EXAMPLE,
     "run_id": RUN_EXAMPLE,
     "attempt": 1,
@@ -203,7 +204,7 @@ EXTRACTION_EXAMPLE = {
     "bytes_billed": 10485760,
     "estimated_cost_usd": 0.00006,
 }
-TABLE_STATUS_EXAMPLE = {
+TABLE_STATUS_EXAMPLE: JsonDict = {
     "table": TABLE_EXAMPLE,
     "description": "Indicators by day, campaign file, portfolio and service.",
     "group": "dashboard",
@@ -239,8 +240,8 @@ class TableStatus(Shape):
     last_extracted_at: datetime | None = None
     """The rows are as BigQuery had them at this time."""
     last_partition: date | None = None
-    data_version: int = 0
-    """Greater by one after each load that changed rows of the table, and never otherwise."""
+    data_version: int | None = None
+    """Greater by one after each load that changed rows of the table, and never otherwise; null before the first load."""
     records: int | None = None
     duration_seconds: float | None = None
     bytes_billed: int | None = None
