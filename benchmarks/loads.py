@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -26,6 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 Say = Callable[[str], None]
 Checksum = tuple[int, int]
 """Rows, and the sum of a hash of each row."""
+VACUUMS = "SELECT FROM pg_stat_activity WHERE backend_type = 'autovacuum worker'"
+SETTLE_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,7 @@ class LoadBench:
             conn.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
             if not WAYS[way].creates_table:
                 _create_table(conn, schema)
-        # No load pays for writing out what came before it.
-        with suppress(pg.InsufficientPrivilege):
-            conn.execute("CHECKPOINT")
-        os.sync()
+        _settle(conn)
         job = Job(way, self.url, schema, str(inputs.arrow), str(inputs.binary), str(own_files))
         try:
             child = subprocess.run(
@@ -118,6 +118,16 @@ class LoadBench:
             # As autovacuum would have done by the time of the next load, and so alike for all.
             conn.execute(sql.SQL("VACUUM (ANALYZE) {}").format(target))
         return Measurement(way, scenario, self.rows, **json.loads(child.stdout.splitlines()[-1]))
+
+
+def _settle(conn: psycopg.Connection) -> None:
+    """No load pays for cleaning up after those before it, or for writing out what they left."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while conn.execute(VACUUMS).fetchone() is not None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    with suppress(pg.InsufficientPrivilege):
+        conn.execute("CHECKPOINT")
+    os.sync()
 
 
 def checksum(conn: psycopg.Connection, table: sql.Identifier) -> Checksum:
