@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from time import monotonic
@@ -23,6 +24,8 @@ BIGQUERY_SECONDS = 60.0
 ONCE = Retry(predicate=if_exception_type())
 """No second attempt."""
 
+logger = logging.getLogger(__name__)
+
 Probe = Callable[[], Awaitable[str]]
 
 
@@ -31,9 +34,10 @@ class Unwell(Exception):
 
 
 class HealthProbe:
-    """Looks at PostgreSQL, BigQuery, Dagster and its daemon."""
+    """Looks at PostgreSQL, BigQuery, Dagster and its daemon. With `discreet`, why a part fails stands in the log alone."""
 
-    def __init__(self, database: Database, dagster: DagsterClient, source: BigQuerySource, dataset: str) -> None:
+    def __init__(self, database: Database, dagster: DagsterClient, source: BigQuerySource, dataset: str, *, discreet: bool) -> None:
+        self.discreet = discreet
         self.database = database
         self.dagster = dagster
         self.source = source
@@ -49,6 +53,11 @@ class HealthProbe:
         }
         *found, bigquery = await asyncio.gather(*(_part(probe) for probe in probes.values()), self._bigquery_part())
         parts = dict(zip(probes, found, strict=True)) | {"bigquery": bigquery}
+        failing = {name: part for name, part in parts.items() if part.state is PartState.FAILING}
+        for name, part in failing.items():
+            logger.warning("%s: %s", name, part.message)
+            if self.discreet:
+                parts[name] = part.model_copy(update={"message": "fails; the log of the API says why"})
         ready = all(part.state is PartState.OK for part in parts.values())
         return Health(ready=ready, parts=parts, checked_at=datetime.now(UTC))
 

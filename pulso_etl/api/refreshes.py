@@ -24,9 +24,9 @@ from psycopg.types.json import Jsonb
 from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable, LaunchRefused, Run
 from pulso_etl.api.database import Database
 from pulso_etl.api.models import Progress, Refresh, RefreshState, TableRun
-from pulso_etl.api.status import StatusReader, runs_by_table
+from pulso_etl.api.status import StatusReader
 from pulso_etl.api.tokens import Caller
-from pulso_etl.automation.jobs import table_job
+from pulso_etl.automation.jobs import refreshed_tables, table_job
 from pulso_etl.budget import DailyBudget
 from pulso_etl.destination.watermarks import TableState
 from pulso_etl.launch import range_of, run_tags
@@ -106,6 +106,21 @@ class Watched:
     runs: Mapping[str, Run] = field(default_factory=dict)
     rows: Mapping[str, int] = field(default_factory=dict)
     errors: Mapping[str, str] = field(default_factory=dict)
+    asked: bool = False
+    """Whether Dagster was asked, so that a run that is not here is one that it does not know."""
+
+
+def joinable(plan: RefreshPlan, runs: Iterable[Run], tables: Mapping[str, TableSpec]) -> Run | None:
+    """The run under way that does what the plan wants: it refreshes the table up to the same last day.
+
+    A back-fill of older days, or one range of several, does not.
+    """
+    for run in sorted(runs, key=lambda run: run.created_at):
+        window = range_of(run.tags)
+        refreshes = plan.table in refreshed_tables(run.tags, run.assets, run.job, tables)
+        if refreshes and plan.window is not None and window is not None and window.end >= plan.window.end:
+            return run
+    return None
 
 
 def slots(tables: Sequence[str], max_concurrent: int) -> dict[str, int]:
@@ -141,6 +156,9 @@ def _table_run(table: str, part: Part, watched: Watched, ui_url: str) -> TableRu
     run = watched.runs.get(table)
     run_id = run.run_id if run else part.run_id
     shown = TableRun(table=table, state=Progress.QUEUED, run_id=run_id, run_url=f"{ui_url}/runs/{run_id}", message=part.message)
+    if run is None and watched.asked:
+        gone = "Dagster does not know this run any more; look at the table's status"
+        return shown.model_copy(update={"state": Progress.FAILED, "message": gone})
     if run is None:
         return shown
     window = range_of(run.tags)
@@ -187,7 +205,8 @@ class Refreshes:
             query, parameters = self.database.marks.query()
             states = self.database.marks.states(await (await conn.execute(query, parameters)).fetchall())
             plans = self.plan(asked, states, datetime.now(UTC))
-            under_way = runs_by_table(await self.dagster.runs_under_way(), self.tables)
+            runs = await self.dagster.runs_under_way()
+            under_way = {plan.table: run for plan in plans if (run := joinable(plan, runs, self.tables)) is not None}
             pipeline_id = uuid.uuid4().hex
             parts = await self._launch_parts(pipeline_id, asked, plans, under_way, caller)
             requested_at = await self._remember(conn, pipeline_id, asked, parts, caller)
@@ -337,7 +356,7 @@ class Refreshes:
                 rows[table] = records
             if run.progress is Progress.FAILED:
                 errors[table] = error or await self.dagster.failure(run.run_id) or "the run failed; see its page in Dagster"
-        return Watched(newest, rows, errors)
+        return Watched(newest, rows, errors, asked=True)
 
 
 def newest_runs(launched: Launched, runs: Iterable[Run]) -> dict[str, Run]:

@@ -16,7 +16,7 @@ from pulso_etl.destination.load import table_lock
 from pulso_etl.destination.watermarks import Extraction, Watermarks
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.refresh import DayRange, lima_day
-from pulso_etl_tests.api.conftest import Target, settings_of
+from pulso_etl_tests.api.conftest import SECRETS, Target, settings_of
 from pulso_etl_tests.api.server import ApiServer
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.dagster_stack import DagsterStack
@@ -223,8 +223,14 @@ def test_without_postgresql_every_question_is_answered_with_503_and_no_password(
             answer = lost.call(method, path)
             assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
             assert "hunter2secret" not in answer.text
-        assert lost.call("GET", "/api/v1/etl/health").status_code == 503
+        health = lost.call("GET", "/api/v1/etl/health")
+        assert (health.status_code, "hunter2secret" in health.text, "127.0.0.1" in health.text) == (503, False, True)
         assert lost.call("GET", "/api/v1/etl/health?live=true").status_code == 200
+    tokens = SecretStr(str(SECRETS["read"][1]))
+    with ApiServer(settings_of(stack, database_url=url, api_tokens=tokens)) as lost:
+        # Whoever may ask without a token is not told of the insides.
+        told = lost.call("GET", "/api/v1/etl/health").json()["parts"]["postgresql"]
+        assert (told["state"], told["message"]) == ("failing", "fails; the log of the API says why")
 
 
 def test_the_cleanup_ends_an_attempt_that_died_and_says_so(

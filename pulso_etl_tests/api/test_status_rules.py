@@ -12,11 +12,21 @@ from hypothesis import strategies as st
 
 from pulso_etl.api.dagster_client import Run
 from pulso_etl.api.models import DayState, Freshness, LastStatus, Overall, Progress
-from pulso_etl.api.refreshes import PIPELINE_TAG, Asked, Launched, Part, Watched, newest_runs, progress, slots
+from pulso_etl.api.refreshes import (
+    PIPELINE_TAG,
+    Asked,
+    Launched,
+    Part,
+    Watched,
+    joinable,
+    newest_runs,
+    progress,
+    slots,
+)
 from pulso_etl.api.status import CALENDAR_DAYS, calendar, freshness, overall, runs_by_table, table_status
 from pulso_etl.automation.due import BackOff
 from pulso_etl.destination.watermarks import TableState
-from pulso_etl.refresh import Watermark
+from pulso_etl.refresh import DayRange, RefreshPlan, Watermark
 from pulso_etl.tables import TABLES
 
 NOW = datetime(2026, 11, 25, 20, tzinfo=UTC)
@@ -161,6 +171,25 @@ def test_a_refresh_is_as_far_as_its_runs(status: DagsterRunStatus, expected: tup
 
 def test_a_refresh_whose_runs_are_not_known_yet_is_under_way() -> None:
     assert progress(LAUNCHED, Watched(), "http://dagster").status == "running"
+
+
+def test_a_run_that_dagster_does_not_know_any_more_is_over() -> None:
+    found = progress(LAUNCHED, Watched(asked=True), "http://dagster")
+    assert (found.status, found.runs["dashboard_data"].state) == ("failed", "failed")
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "joins"),
+    [("2026-11-19", "2026-11-25", True), ("2026-11-25", "2026-11-25", True), ("2026-11-10", "2026-11-12", False)],
+)
+def test_only_a_run_up_to_the_same_day_is_joined(first: str, last: str, joins: bool) -> None:
+    tags = {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
+    run = replace(RUN, tags=RUN.tags | tags)
+    plan = RefreshPlan("dashboard_data", DayRange(TODAY - timedelta(days=6), TODAY), "due")
+    assert (joinable(plan, [run], TABLES) is run) is joins
+    assert joinable(replace(plan, table="evolution_data"), [run], TABLES) is None
+    assert joinable(replace(plan, window=None), [run], TABLES) is None
+    assert joinable(plan, [replace(run, tags=RUN.tags)], TABLES) is None
 
 
 def test_a_run_that_took_the_place_of_a_crashed_one_is_the_one_that_counts() -> None:
