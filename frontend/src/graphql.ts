@@ -11,7 +11,7 @@ import runFailure from "../../pulso_etl/api/operations/run_failure.graphql?raw";
 import runsQuery from "../../pulso_etl/api/operations/runs.graphql?raw";
 import { isAbort } from "./client.js";
 import { asETLError, ETLError, refusal } from "./errors.js";
-import { trailingDays } from "./lima.js";
+import { limaDay, trailingDays } from "./lima.js";
 import tablesOfPulso from "./tables.json";
 import type { Transport } from "./transport.js";
 import type { Refresh, Status, TableConfig, TableRun, TableStatus } from "./types.js";
@@ -203,7 +203,7 @@ export function createGraphQLTransport(options: GraphQLOptions = {}): Transport 
       const now = new Date();
       const pipelineId = randomId();
       const known = (await status(signal)).tables;
-      const settled = known.flatMap((table) => settledPart(table, force) ?? []);
+      const settled = known.flatMap((table) => settledPart(table, force, now) ?? []);
       const due = wanted.filter(({ table }) => !settled.some((part) => part.table === table));
       const launched = await launchTables(
         due,
@@ -257,9 +257,9 @@ function planOf(plans: readonly TablePlan[], table: string): TablePlan {
   return found;
 }
 
-/** A table's part of a refresh that needs no launch: a run is under way already, or it is fresh. */
-function settledPart({ table, run_under_way, freshness }: TableStatus, force: boolean): TableRun | null {
-  if (run_under_way) {
+/** A table's part of a refresh that needs no launch: a run up to today is under way already, or it is fresh. */
+function settledPart({ table, run_under_way, freshness }: TableStatus, force: boolean, now: Date): TableRun | null {
+  if (run_under_way?.partitions?.endsWith(limaDay(now))) {
     const { run_id, state } = run_under_way;
     return { table, run_id, state, message: "a run of this table was under way already" };
   }

@@ -4,7 +4,7 @@ import type { ReactNode } from "react";
 import { describe, expect, it } from "vitest";
 import { ETLProvider, useETLRefresh, useETLStatus } from "../src";
 import { createGraphQLTransport, type GraphQLOptions } from "../src/graphql";
-import { trailingDays } from "../src/lima";
+import { limaDay, trailingDays } from "../src/lima";
 import { type Answer, json, testServer } from "./server";
 
 const server = testServer();
@@ -41,6 +41,13 @@ function run(table: string, status: string, more: object = {}) {
     assetSelection: null,
     ...more,
   };
+}
+
+function days(end: string) {
+  return [
+    { key: "dagster/asset_partition_range_start", value: "2024-01-01" },
+    { key: "dagster/asset_partition_range_end", value: end },
+  ];
 }
 
 function runs(...results: object[]) {
@@ -122,7 +129,7 @@ describe("the hooks over GraphQL", () => {
       Freshness: { assetNodes: [loaded("dashboard_data", 60), loaded("evolution_data", 60)] },
       Runs: ({ filter }: { filter: { statuses?: string[]; runIds?: string[] } }) => {
         if (filter.runIds) return runs(run("evolution_data", "SUCCESS"));
-        return filter.statuses ? runs(run("evolution_data", "STARTED")) : runs();
+        return filter.statuses ? runs(run("evolution_data", "STARTED", { tags: days(limaDay(new Date())) })) : runs();
       },
     };
     server.current.on("POST /graphql", dagster(world));
@@ -137,6 +144,22 @@ describe("the hooks over GraphQL", () => {
       already_running: true,
       runs: { dashboard_data: { state: "skipped" }, evolution_data: { state: "success" } },
     });
+  });
+
+  it("do not take a back-fill of older days for a refresh", async () => {
+    const world: World = {
+      LaunchRuns: launched("assignment_data"),
+      Runs: ({ filter }: { filter: { statuses?: string[]; runIds?: string[] } }) => {
+        if (filter.runIds) return runs(run("assignment_data", "SUCCESS"));
+        return filter.statuses ? runs(run("assignment_data", "STARTED", { tags: days("2024-01-31") })) : runs();
+      },
+    };
+    server.current.on("POST /graphql", dagster(world));
+    const { result } = renderHook(() => useETLRefresh(10), { wrapper: wrapper() });
+    await act(async () => {
+      await result.current.triggerRefresh(false, ["assignment_data"]);
+    });
+    expect(asked("LaunchRuns")).toHaveLength(1);
   });
 
   it("load what is fresh where they are told to, past the day's budget", async () => {
