@@ -105,15 +105,15 @@ WORDINGS: Mapping[Cause, Wording] = {
     Cause.BUDGET_80: Wording(
         "Presupuesto de BigQuery al 80 %",
         "Presupuesto de BigQuery bajo control",
-        "Las consultas ya gastaron el 80 % del presupuesto del periodo.",
-        "evite recargas largas hasta el próximo periodo, o pida que suban el presupuesto.",
+        "Las consultas ya gastaron el 80 % del presupuesto del día.",
+        "evite recargas largas hasta mañana, o pida que suban el presupuesto.",
         "warning",
     ),
     Cause.BUDGET_100: Wording(
         "Presupuesto de BigQuery agotado",
         "Presupuesto de BigQuery otra vez disponible",
-        "Las consultas gastaron todo el presupuesto del periodo.",
-        f"{CALL_ENGINEER}: decida si se sube el presupuesto o se espera al próximo periodo.",
+        "Las consultas gastaron todo el presupuesto del día. Hasta la medianoche solo se carga lo que se pide con --force.",
+        f"{CALL_ENGINEER}: decida si se sube el presupuesto o se espera a mañana.",
     ),
     Cause.DRIFT: Wording(
         "Cambiaron las columnas del origen",
