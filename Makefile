@@ -42,13 +42,17 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	@touch $@
 
 COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
-	--no-header --no-annotate --python-version 3.11 build.in pyproject.toml
+	--no-header --no-annotate --python-version 3.11
+
+EXTRAS = --extra local --extra celery --extra kubernetes --extra dev
 
 lock: ## renew the lock files from pyproject.toml
 	$(PYTHON) -m venv $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip install --quiet uv
-	$(COMPILE) --extra local --extra dev -o requirements.lock
-	$(COMPILE) --extra local --extra dev --extra bench --constraint requirements.lock -o requirements-bench.lock
+	$(COMPILE) build.in pyproject.toml $(EXTRAS) -o requirements.lock
+	$(COMPILE) build.in pyproject.toml $(EXTRAS) --extra bench --constraint requirements.lock -o requirements-bench.lock
+	$(COMPILE) build.in --constraint requirements.lock -o deploy/build.lock
+	$(COMPILE) pyproject.toml --extra celery --extra kubernetes --constraint requirements.lock -o deploy/requirements.lock
 
 clean:
 	rm -rf $(VENV) .pulso
