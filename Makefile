@@ -4,7 +4,7 @@ PYTHON ?= python3
 PORT ?= 3000
 API_PORT ?= 8000
 
-.PHONY: run dev test bench lock clean
+.PHONY: run dev test bench image-check lock clean
 
 ifneq ($(words $(CURDIR)),1)
 $(error PostgreSQL can not be run in a folder with a space in its path; move "$(CURDIR)")
@@ -43,6 +43,18 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 
 COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--no-header --no-annotate --python-version 3.11
+
+image-check: ## install what the container image does in a folder of its own, and start it
+	rm -rf $(VENV)/image && mkdir -p $(VENV)/image
+	$(PYTHON) -m venv $(VENV)/image/build && $(PYTHON) -m venv $(VENV)/image/pulso-etl
+	$(VENV)/image/build/bin/pip install --quiet --no-deps --require-hashes -r deploy/build.lock
+	$(VENV)/image/build/bin/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir $(VENV)/image .
+	$(VENV)/image/pulso-etl/bin/pip install --quiet --no-deps --require-hashes -r deploy/requirements.lock
+	$(VENV)/image/pulso-etl/bin/pip install --quiet --no-deps --no-index $(VENV)/image/*.whl
+	$(VENV)/image/pulso-etl/bin/pip check
+	cd $(VENV)/image && pulso-etl/bin/pulso-etl --help
+	cd $(VENV)/image && DATABASE_URL=postgresql://none/none pulso-etl/bin/python -c \
+		'import pulso_etl.definitions, pulso_etl.api.app, pulso_etl.celery_launcher, dagster_k8s'
 
 EXTRAS = --extra local --extra celery --extra kubernetes --extra dev
 
