@@ -26,7 +26,7 @@ from pulso_etl_tests.deploy.files import DEPLOY, load
 LOGS = "query ($run: ID!) { logsForRun(runId: $run) { ... on EventConnection { events { ... on MessageEvent { message } } } } }"
 TERMINATE = "mutation ($run: String!) { terminateRun(runId: $run) { __typename } }"
 TAGS = "query ($run: ID!) { runOrError(runId: $run) { ... on Run { tags { key value } } } }"
-WORKER = load("compose.celery.yaml")["services"]["worker"]["command"]
+WORKER = load("compose.yaml")["services"]["worker"]["command"]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def workers(stack: DagsterStack) -> Iterator[list[int]]:
     names = ("one", "two")
     with ExitStack() as started:
         children = [started.enter_context(worker(stack, name)) for name in names]
-        wait_until(lambda: all("ready." in log_file(stack, name).read_text() for name in names), 40)
+        wait_until(lambda: all("ready." in log_file(stack, name).read_text() for name in names), 60)
         yield [child.pid for child in children]
 
 
@@ -92,7 +92,7 @@ def run_process(stack: DagsterStack, run_id: str) -> int | None:
 def test_two_runs_go_on_at_the_same_time_in_two_workers(stack: DagsterStack, workers: list[int]) -> None:
     stack.proxy.hold_page(0)
     runs = {table: stack.launch(table, window(stack)) for table in ("dashboard_data", "operation_data")}
-    wait_until(lambda: all(run_process(stack, run) for run in runs.values()), 40)
+    wait_until(lambda: all(run_process(stack, run) for run in runs.values()), 60)
     processes = [run_process(stack, run) for run in runs.values()]
     assert {psutil.Process(pid).ppid() for pid in processes} == set(workers)
     stack.proxy.release()
@@ -102,7 +102,7 @@ def test_two_runs_go_on_at_the_same_time_in_two_workers(stack: DagsterStack, wor
 def test_a_terminated_run_ends_as_canceled_and_is_not_launched_again(stack: DagsterStack, workers: list[int]) -> None:
     stack.proxy.hold_page(0)
     run = stack.launch("productivity_data", window(stack))
-    assert stack.proxy.held.wait(40)
+    assert stack.proxy.held.wait(60)
     pid = run_process(stack, run)
     assert stack.graphql(TERMINATE, run=run)["terminateRun"]["__typename"] == "TerminateRunSuccess"
     assert stack.wait(run) == "CANCELED"

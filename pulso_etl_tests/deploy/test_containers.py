@@ -100,7 +100,7 @@ def test_the_image_s_command_exists() -> None:
 
 def test_every_setting_reaches_the_processes_that_load_the_definitions() -> None:
     services = load("compose.yaml")["services"]
-    for name in ("code-server", "api"):
+    for name in ("code-server", "worker", "api"):
         environment = set(services[name]["environment"])
         assert environment <= SETTINGS
         assert SETTINGS - environment - IMAGES <= GIVEN
