@@ -4,7 +4,7 @@ PYTHON ?= python3
 PORT ?= 3000
 API_PORT ?= 8000
 
-.PHONY: run dev test test-frontend page bench lock clean
+.PHONY: run dev test test-frontend page bench runtime lock clean
 
 ifneq ($(words $(CURDIR)),1)
 $(error PostgreSQL can not be run in a folder with a space in its path; move "$(CURDIR)")
@@ -49,13 +49,29 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	@touch $@
 
 COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
-	--no-header --no-annotate --python-version 3.11 build.in pyproject.toml
+	--no-header --no-annotate --python-version 3.11
+
+runtime: ## install what the container image does in a folder of its own, and start it
+	rm -rf $(VENV)/image && mkdir -p $(VENV)/image
+	$(PYTHON) -m venv $(VENV)/image/build && $(PYTHON) -m venv $(VENV)/image/pulso-etl
+	$(VENV)/image/build/bin/pip install --quiet --no-deps --require-hashes -r deploy/build.lock
+	$(VENV)/image/build/bin/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir $(VENV)/image .
+	$(VENV)/image/pulso-etl/bin/pip install --quiet --no-deps --require-hashes -r deploy/requirements.lock
+	$(VENV)/image/pulso-etl/bin/pip install --quiet --no-deps --no-index $(VENV)/image/*.whl
+	$(VENV)/image/pulso-etl/bin/pip check
+	cd $(VENV)/image && pulso-etl/bin/pulso-etl --help
+	cd $(VENV)/image && DATABASE_URL=postgresql://none/none pulso-etl/bin/python -c \
+		'import pulso_etl.definitions, pulso_etl.api.app, pulso_etl.celery_launcher, dagster_k8s'
+
+EXTRAS = --extra local --extra celery --extra kubernetes --extra dev
 
 lock: ## renew the lock files from pyproject.toml
 	$(PYTHON) -m venv $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip install --quiet uv
-	$(COMPILE) --extra local --extra dev -o requirements.lock
-	$(COMPILE) --extra local --extra dev --extra bench --constraint requirements.lock -o requirements-bench.lock
+	$(COMPILE) build.in pyproject.toml $(EXTRAS) -o requirements.lock
+	$(COMPILE) build.in pyproject.toml $(EXTRAS) --extra bench --constraint requirements.lock -o requirements-bench.lock
+	$(COMPILE) build.in --constraint requirements.lock -o deploy/build.lock
+	$(COMPILE) pyproject.toml --extra celery --extra kubernetes --constraint requirements.lock -o deploy/requirements.lock
 
 clean:
 	rm -rf $(VENV) .pulso

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ from pulso_etl.local.sample_data import SampleData
 from pulso_etl.refresh import lima_day
 from pulso_etl.settings import Settings
 from pulso_etl_tests.alerts.receivers import inbox, make_settings, receiver  # noqa: F401
-from pulso_etl_tests.dagster_stack import DagsterStack
+from pulso_etl_tests.dagster_stack import CHECKOUT, DagsterStack
 from pulso_etl_tests.faulty_proxy import FaultyProxy
 from pulso_etl_tests.holding_proxy import HoldingProxy
 
@@ -105,7 +105,14 @@ def dagster_stack(server_url: str, emulator: BigQueryEmulator, tmp_path_factory:
 
 
 @contextmanager
-def running_stack(server_url: str, emulator: BigQueryEmulator, home: Path) -> Iterator[DagsterStack]:
+def running_stack(
+    server_url: str,
+    emulator: BigQueryEmulator,
+    home: Path,
+    *,
+    instance_file: Path = CHECKOUT / "dagster.yaml",
+    more_env: Mapping[str, str] | None = None,
+) -> Iterator[DagsterStack]:
     """A deployment in schemas and a dataset of its own: 5 days of sample data, 30 dashboard rows a day."""
     schema, storage = (f"s_{uuid.uuid4().hex[:12]}" for _ in range(2))
     dataset = f"STACK_{uuid.uuid4().hex[:6]}"
@@ -119,6 +126,7 @@ def running_stack(server_url: str, emulator: BigQueryEmulator, home: Path) -> It
         "AUTOMATION": "false",
         "SENSOR_INTERVAL_SECONDS": "1",
         "RETRY_WAIT_SECONDS": "2",
+        **(more_env or {}),
     }
     names = Settings(database_url=SecretStr(server_url), bigquery_dataset=dataset).sources()
     data = SampleData(names, lima_day(datetime.now(UTC)), days=5, dashboard_rows_per_day=30)
@@ -126,7 +134,10 @@ def running_stack(server_url: str, emulator: BigQueryEmulator, home: Path) -> It
     with psycopg.connect(server_url, autocommit=True) as conn:
         conn.execute(f"CREATE SCHEMA {storage}")
         try:
-            with HoldingProxy(emulator.rest_url) as proxy, DagsterStack(home, env, proxy, data) as stack:
+            with (
+                HoldingProxy(emulator.rest_url) as proxy,
+                DagsterStack(home, env, proxy, data, instance_file=instance_file) as stack,
+            ):
                 yield stack
         finally:
             conn.execute(f"DROP SCHEMA IF EXISTS {schema}, {storage} CASCADE")

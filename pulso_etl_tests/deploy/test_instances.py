@@ -1,0 +1,224 @@
+"""The variants of `dagster.yaml`: each is an instance configuration, with the limits of the top-level one."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import kubernetes_validate
+import pytest
+import yaml
+from dagster._config import process_config
+from dagster._core.code_pointer import ModuleCodePointer
+from dagster._core.instance.ref import InstanceRef
+from dagster._core.launcher import LaunchRunContext
+from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
+from dagster._core.run_coordinator import QueuedRunCoordinator
+from dagster_postgres import DagsterPostgresStorage
+
+from pulso_etl.celery_launcher import CancelingCeleryRunLauncher
+from pulso_etl_tests.deploy.files import ROOT, load
+
+Config = dict[str, Any]
+TOP: Config = yaml.safe_load((ROOT / "dagster.yaml").read_text(encoding="utf-8"))
+ENVIRONMENT = {
+    "DAGSTER_POSTGRES_URL": "postgresql://pulso@127.0.0.1:9/dagster",
+    "DAGSTER_PG_PASSWORD": "secret",
+    "CELERY_BROKER_URL": "redis://127.0.0.1:9/0",
+    "CELERY_RESULT_BACKEND": "redis://127.0.0.1:9/0",
+    "POD_NAMESPACE": "pulso",
+}
+
+
+def chart_instance(values: Config) -> Config:
+    """dagster.yaml as Dagster's Helm chart writes it from the values."""
+    daemon, launcher = values["dagsterDaemon"], values["runLauncher"]["config"]["k8sRunLauncher"]
+    postgres = {
+        "postgres_db": {
+            "username": values["postgresql"]["postgresqlUsername"],
+            "password": {"env": "DAGSTER_PG_PASSWORD"},
+            "hostname": values["postgresql"]["postgresqlHost"],
+            "db_name": values["postgresql"]["postgresqlDatabase"],
+            "port": values["postgresql"]["service"]["port"],
+        }
+    }
+    pools, runs = values["concurrency"]["pools"], values["concurrency"]["runs"]
+    monitoring, retries = daemon["runMonitoring"], daemon["runRetries"]
+    k8s = launcher["runK8sConfig"]
+    return {
+        "storage": {"postgres": postgres},
+        "run_coordinator": {
+            "module": "dagster.core.run_coordinator",
+            "class": daemon["runCoordinator"]["type"],
+            "config": {
+                "dequeue_interval_seconds": daemon["runCoordinator"]["config"]["queuedRunCoordinator"]["dequeueIntervalSeconds"]
+            },
+        },
+        "run_launcher": {
+            "module": "dagster_k8s",
+            "class": values["runLauncher"]["type"],
+            "config": {
+                "job_namespace": "pulso",
+                "image_pull_policy": launcher["imagePullPolicy"],
+                "service_account_name": "pulso-dagster",
+                "dagster_home": values["global"]["dagsterHome"],
+                "instance_config_map": "pulso-dagster-instance",
+                "postgres_password_secret": values["global"]["postgresqlSecretName"],
+                "env_secrets": [secret["name"] for secret in launcher["envSecrets"]],
+                "security_context": launcher["securityContext"],
+                "run_k8s_config": {"pod_spec_config": k8s["podSpecConfig"], "job_spec_config": k8s["jobSpecConfig"]},
+            },
+        },
+        "concurrency": {
+            "pools": {"default_limit": pools["defaultLimit"], "granularity": pools["granularity"]},
+            "runs": {
+                "max_concurrent_runs": runs["maxConcurrentRuns"],
+                "tag_concurrency_limits": runs["tagConcurrencyLimits"],
+            },
+        },
+        "run_monitoring": {
+            "enabled": monitoring["enabled"],
+            "start_timeout_seconds": monitoring["startTimeoutSeconds"],
+            "max_runtime_seconds": monitoring["maxRuntimeSeconds"],
+            "max_resume_run_attempts": monitoring["maxResumeRunAttempts"],
+            "poll_interval_seconds": monitoring["pollIntervalSeconds"],
+            "free_slots_after_run_end_seconds": monitoring["freeSlotsAfterRunEndSeconds"],
+        },
+        "run_retries": {
+            "enabled": retries["enabled"],
+            "max_retries": retries["maxRetries"],
+            "retry_on_asset_or_op_failure": retries["retryOnAssetOrOpFailure"],
+        },
+        "python_logs": {
+            "managed_python_loggers": values["pythonLogs"]["managedPythonLoggers"],
+            "python_log_level": values["pythonLogs"]["pythonLogLevel"],
+        },
+        "telemetry": {"enabled": values["telemetry"]["enabled"]},
+        **values["additionalInstanceConfig"],
+    }
+
+
+VARIANTS: dict[str, Config] = {
+    "celery": load("dagster.celery.yaml"),
+    "kubernetes": load("dagster.kubernetes.yaml"),
+    "chart": chart_instance(load("kubernetes/values.yaml")),
+}
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+
+
+def instance_ref(config: Config, home: Path) -> InstanceRef:
+    (home / "dagster.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    return InstanceRef.from_dir(str(home))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_differs_in_its_run_launcher_alone(name: str) -> None:
+    same = {key: value for key, value in VARIANTS[name].items() if key != "run_launcher"}
+    expected = dict(TOP)
+    if name != "celery":
+        expected["run_monitoring"] = TOP["run_monitoring"] | {"start_timeout_seconds": 300}
+    if name == "chart":
+        # Resuming is off on one machine, too, and PostgreSQL is described in parts.
+        expected["run_monitoring"]["max_resume_run_attempts"] = 0
+        same["storage"] = TOP["storage"]
+    assert same == expected
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_dagster_takes_a_variant_with_the_limits_of_the_top_level_one(name: str, tmp_path: Path) -> None:
+    storage = process_config(DagsterPostgresStorage.config_type(), VARIANTS[name]["storage"]["postgres"])
+    assert storage.success, storage.errors
+    here = {"storage": {"sqlite": {"base_dir": str(tmp_path)}}}
+    limits = []
+    for config in (TOP, VARIANTS[name]):
+        with dg.DagsterInstance.from_ref(instance_ref(config | here, tmp_path)) as instance:
+            queue = instance.get_concurrency_config().run_queue_config
+            assert queue is not None
+            limits.append((queue.max_concurrent_runs, queue.tag_concurrency_limits, instance.get_concurrency_config().pool_config))
+            assert isinstance(instance.run_coordinator, QueuedRunCoordinator)
+            assert instance.freshness_enabled
+    assert limits[0] == limits[1]
+
+
+def test_the_celery_variant_takes_broker_and_results_from_the_environment(tmp_path: Path) -> None:
+    launcher = instance_ref(VARIANTS["celery"], tmp_path).run_launcher
+    assert isinstance(launcher, CancelingCeleryRunLauncher)
+    assert (launcher.broker, launcher.backend) == (ENVIRONMENT["CELERY_BROKER_URL"], ENVIRONMENT["CELERY_RESULT_BACKEND"])
+
+
+@contextmanager
+def kubernetes_api(home: Path) -> Iterator[tuple[Path, list[Config]]]:
+    """A server that takes any object and keeps it; the kubeconfig that names it, and what it was given."""
+    given: list[Config] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            given.append(json.loads(body))
+            self.send_response(201)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "here", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
+            "contexts": [{"name": "here", "context": {"cluster": "here", "user": "nobody"}}],
+            "users": [{"name": "nobody", "user": {}}],
+            "current-context": "here",
+        }
+        file = home / "kubeconfig"
+        file.write_text(yaml.safe_dump(config), encoding="utf-8")
+        yield file, given
+        server.shutdown()
+
+
+@pytest.mark.parametrize("name", ["kubernetes", "chart"])
+def test_a_run_becomes_a_job_that_kubernetes_takes(name: str, tmp_path: Path) -> None:
+    image = "registry.example.com/pulso-etl:0.1.0"
+    with kubernetes_api(tmp_path) as (kubeconfig, given):
+        config = json.loads(json.dumps(VARIANTS[name]))
+        config["storage"] = {"sqlite": {"base_dir": str(tmp_path)}}
+        # Outside of a cluster, on plain HTTP.
+        config["run_launcher"]["config"] |= {"load_incluster_config": False, "kubeconfig_file": str(kubeconfig)}
+        with dg.DagsterInstance.from_ref(instance_ref(config, tmp_path)) as instance:
+            origin = JobPythonOrigin(
+                "refresh_dashboard_data",
+                RepositoryPythonOrigin(
+                    executable_path="python",
+                    code_pointer=ModuleCodePointer("pulso_etl.definitions", "defs"),
+                    container_image=image,
+                    entry_point=["dagster"],
+                ),
+            )
+            run = instance.create_run_for_job(
+                dg.job(name="refresh_dashboard_data")(lambda: None), job_code_origin=origin, tags={"pulso_etl/source": "bigquery"}
+            )
+            instance.run_launcher.launch_run(LaunchRunContext(run, workspace=None))
+    (job,) = given
+    kubernetes_validate.validate(job, kubernetes_validate.latest_version(), strict=True)
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["image"] == image
+    assert container["args"][:3] == ["dagster", "api", "execute_run"]
+    assert {"secretRef": {"name": "pulso-etl"}} in container["envFrom"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert job["spec"]["ttlSecondsAfterFinished"] == 86400
