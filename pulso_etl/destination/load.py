@@ -144,6 +144,8 @@ def load(
         table = ensure_table(conn, spec, schema)
         conn.execute(statements.lock_target())
         conn.execute("SELECT set_config('work_mem', %s, true)", (f"{work_mem_mb}MB",))
+        # The joins of the stage need to know how large it is, which a small sample tells as well.
+        conn.execute("SELECT set_config('default_statistics_target', '10', true)")
         existing: dict[date, int] = dict(conn.execute(statements.rows_by_day(), bounds).fetchall())
         empty = not existing and conn.execute(statements.holds_rows(), bounds).fetchone() is None
     if plan is None:

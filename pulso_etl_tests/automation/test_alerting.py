@@ -138,6 +138,7 @@ def test_a_failed_run_reaches_people_once_and_so_does_its_recovery(
         "alert_urls": SecretStr(f"json://127.0.0.1:{receiver.port}/hook"),
         "alert_gather_seconds": 0,
         "initial_window_days": 7,
+        "retry_wait_seconds": 1,
     }
     given = settings.model_copy(update=changed)
     automation = Automation(given, DASHBOARD, build_jobs(DASHBOARD))
@@ -145,7 +146,7 @@ def test_a_failed_run_reaches_people_once_and_so_does_its_recovery(
     with dg.DagsterInstance.ephemeral() as instance:
 
         def refresh(with_settings: Settings) -> None:
-            now = datetime.now(UTC) + timedelta(minutes=30)
+            now = datetime.now(UTC) + timedelta(seconds=2)
             (request,), _ = automation.tick(instance, build_resources(given)["bigquery"], now)
             job = build_defs(with_settings, tables=DASHBOARD).resolve_job_def("refresh_dashboard_data")
             job.execute_in_process(tags=request.tags, instance=instance, raise_on_error=False)

@@ -1,0 +1,41 @@
+"""The calls that the documentation types, typed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+
+from pulso_etl_tests.api.server import ApiServer
+from pulso_etl_tests.api.test_refreshes import finished
+from pulso_etl_tests.dagster_stack import CHECKOUT
+
+ADDRESS = "http://127.0.0.1:8000"
+TYPED = [
+    re.sub(r"\s*\\\n\s*", " ", call).strip()
+    for page in ("README.md", "docs/api.md")
+    for call in re.findall(r"^    (curl (?:.*\\\n)*.*)$", (CHECKOUT / page).read_text(encoding="utf-8"), re.MULTILINE)
+    # One refresh's own id, and those to another host, can't be typed as they stand.
+    if ADDRESS in call and "/refresh/3c8e" not in call
+]
+ENDLESS = 28
+"""What curl ends with when its time is over."""
+
+
+def test_there_is_something_to_type() -> None:
+    assert len(TYPED) >= 8
+
+
+@pytest.mark.parametrize("call", TYPED)
+def test_what_is_typed_is_answered(api: ApiServer, call: str) -> None:
+    limited = call.replace(ADDRESS, api.url).replace("curl ", "curl --fail-with-body --max-time 15 ", 1)
+    if "/events" in call:
+        limited = limited.replace("--max-time 15", "--max-time 2")
+    ended = subprocess.run(["bash", "-o", "pipefail", "-c", limited], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == (ENDLESS if "/events" in call else 0), ended.stdout + ended.stderr
+    assert ended.stdout
+    if "-X POST" in call:
+        found = re.search(r'"status_url":"([^"]+)"', ended.stdout)
+        assert found is not None
+        assert finished(api, {"status_url": found[1]})["status"] == "success"
