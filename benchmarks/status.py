@@ -9,8 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from statistics import quantiles
 
 from benchmarks.launch import OWN, dagster_servers, refresh_by_command, without_variables
 from benchmarks.loads import ROOT, Say
-from pulso_etl.local.stack import local_stack
+from pulso_etl.local.stack import answers, local_stack
 from pulso_etl.refresh import DayRange, lima_day
 from pulso_etl.tables import TABLES
 
@@ -67,7 +65,7 @@ def _api(home: Path, graphql_url: str, timeout: float) -> Iterator[int]:
         child = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "DAGSTER_GRAPHQL_URL": graphql_url}, stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + timeout
-        while not _answers(port):
+        while not answers(f"http://127.0.0.1:{port}{PATH}"):
             if child.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the API did not start:\n{(home / 'api.log').read_text()[-2000:]}")
             time.sleep(0.2)
@@ -75,14 +73,6 @@ def _api(home: Path, graphql_url: str, timeout: float) -> Iterator[int]:
     finally:
         child.terminate()
         child.wait(30)
-
-
-def _answers(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{PATH}", timeout=5):
-            return True
-    except OSError:
-        return False
 
 
 async def _read(port: int, readers: int, seconds: float) -> Readings:

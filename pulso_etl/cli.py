@@ -26,8 +26,8 @@ from pulso_etl.destination.strategies import statements_in_order
 from pulso_etl.destination.watermarks import Watermarks
 from pulso_etl.doctor import diagnose
 from pulso_etl.errors import PlanError, PulsoError, SettingsError
-from pulso_etl.launch import Outcome, run_plan, run_reconciliation
-from pulso_etl.refresh import DayRange, Mode, plan_refresh
+from pulso_etl.launch import Outcome, plan_tables, run_plan, run_reconciliation
+from pulso_etl.refresh import DayRange, Mode
 from pulso_etl.settings import Settings, load_env_file, load_settings
 from pulso_etl.tables import TABLES, TableSpec
 
@@ -95,21 +95,7 @@ def refresh_tables(
         states = Watermarks(settings.database_schema).read(conn)
     if not force:
         DailyBudget.of(settings, settings.database_url.get_secret_value()).today().admit()
-    plans = [
-        plan_refresh(
-            spec,
-            states[spec.name].watermark if spec.name in states else None,
-            mode,
-            now,
-            first_day=settings.partitions_start,
-            initial_days=settings.initial_window_days,
-            days=days,
-            start=start,
-            end=end,
-            force=force,
-        )
-        for spec in specs
-    ]
+    plans = plan_tables(settings, specs, states, mode, now, days=days, start=start, end=end, force=force)
     outcomes = []
     defs = build_defs(settings)
     # The report at the end tells people what became of each run; a machine that reads the log wants every line.

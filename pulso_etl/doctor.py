@@ -13,7 +13,6 @@ import google.auth
 import psycopg
 import pyarrow as pa
 from google.api_core import exceptions as api
-from google.api_core.retry import Retry, if_exception_type
 from google.auth.exceptions import GoogleAuthError
 from google.cloud import bigquery
 
@@ -23,7 +22,7 @@ from pulso_etl.destination.schema import Table
 from pulso_etl.errors import PulsoError
 from pulso_etl.refresh import DayRange, lima_day
 from pulso_etl.settings import Settings, load_settings
-from pulso_etl.source.bigquery import BigQuerySource, raising_source_errors
+from pulso_etl.source.bigquery import ONCE, BigQuerySource, raising_source_errors
 from pulso_etl.tables import TABLES
 from pulso_etl.tables.spec import TableSpec
 
@@ -51,8 +50,6 @@ ARROW_TYPES = {
 }
 """What BigQuery's types arrive as, by their names in a job's schema."""
 
-ONCE = Retry(predicate=if_exception_type())
-"""No second attempt: whoever asks is waiting."""
 RIGHTS = """
     SELECT array_remove(ARRAY[
         CASE WHEN current_setting('transaction_read_only')::boolean THEN 'connect to the primary, this server is read-only' END,

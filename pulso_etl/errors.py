@@ -7,6 +7,11 @@ what to do about it. `retryable` says whether the same attempt may go well later
 from __future__ import annotations
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of the error's message, or its class where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 class PulsoError(Exception):
     """Base of all errors of this package."""
 

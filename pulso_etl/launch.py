@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date, datetime
 from typing import Any
 
 import dagster as dg
@@ -19,7 +20,9 @@ from dagster._core.storage.tags import (
 from pulso_etl.budget import FORCE_TAG
 from pulso_etl.checks import reconciliation_key, refresh_check_keys
 from pulso_etl.destination.io_manager import ALLOW_SHRINK_TAG, VERIFIED_TAG
-from pulso_etl.refresh import DayRange, RefreshPlan
+from pulso_etl.destination.watermarks import TableState
+from pulso_etl.refresh import DayRange, Mode, RefreshPlan, plan_refresh
+from pulso_etl.settings import Settings
 from pulso_etl.tables.spec import TableSpec
 
 TABLE_TAG = "pulso_etl/table"
@@ -75,6 +78,36 @@ def run_tags(
     """
     granted = {FORCE_TAG: force, ALLOW_SHRINK_TAG: allow_shrink, VERIFIED_TAG: verified}
     return job_tags([spec]) | range_tags(window) | {tag: "true" for tag, given in granted.items() if given}
+
+
+def plan_tables(
+    settings: Settings,
+    specs: Iterable[TableSpec],
+    states: Mapping[str, TableState],
+    mode: Mode,
+    now: datetime,
+    *,
+    days: int | None = None,
+    start: date | None = None,
+    end: date | None = None,
+    force: bool = False,
+) -> list[RefreshPlan]:
+    """What to do about each table at the instant `now`, by this deployment's settings. Raises PlanError."""
+    return [
+        plan_refresh(
+            spec,
+            states[spec.name].watermark if spec.name in states else None,
+            mode,
+            now,
+            first_day=settings.partitions_start,
+            initial_days=settings.initial_window_days,
+            days=days,
+            start=start,
+            end=end,
+            force=force,
+        )
+        for spec in specs
+    ]
 
 
 def run_plan(

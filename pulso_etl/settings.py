@@ -136,8 +136,8 @@ class Settings(BaseSettings):
     @field_validator("api_cors_origins")
     @classmethod
     def _origins(cls, value: str) -> str:
-        for origin in re.split(r"[\s,]+", value.strip()):
-            if origin and not re.fullmatch(r"https?://[^\s/@?#*]+", origin):
+        for origin in _entries(value):
+            if not re.fullmatch(r"https?://[^\s/@?#*]+", origin):
                 raise ValueError("an origin reads https://host or https://host:port, without a path and without *")
         return value
 
@@ -181,6 +181,10 @@ class Settings(BaseSettings):
             )
         return value
 
+    def cors_origins(self) -> list[str]:
+        """The origins of `api_cors_origins`."""
+        return _entries(self.api_cors_origins)
+
     def sources(self) -> dict[str, str]:
         """Full BigQuery names of the source tables, by the placeholder that the `.sql` files use."""
         base = f"{self.bigquery_project_id}.{self.bigquery_dataset}"
@@ -188,6 +192,10 @@ class Settings(BaseSettings):
         return {view: f"{base}.{self.bigquery_view_prefix}_{view}" for view in views} | {
             "agentes": f"{base}.{self.bigquery_agents_table}"
         }
+
+
+def _entries(text: str) -> list[str]:
+    return [entry for entry in re.split(r"[\s,]+", text) if entry]
 
 
 def load_settings(**given: Any) -> Settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -45,6 +46,8 @@ mutation ($params: LaunchBackfillParams!) {
   }
 }
 """
+LOGS = "query ($run: ID!) { logsForRun(runId: $run) { ... on EventConnection { events { ... on MessageEvent { message } } } } }"
+TERMINATE = "mutation ($run: String!) { terminateRun(runId: $run) { __typename } }"
 STATUS = "query ($run: ID!) { runOrError(runId: $run) { ... on Run { status } } }"
 FINAL = {"SUCCESS", "FAILURE", "CANCELED"}
 
@@ -169,6 +172,17 @@ class DagsterStack:
 
     def status(self, run_id: str) -> str:
         return str(self.graphql(STATUS, run=run_id)["runOrError"]["status"])
+
+    def worker(self, run_id: str) -> int | None:
+        """The process that works on the run, once it has begun."""
+        events = self.graphql(LOGS, run=run_id)["logsForRun"]["events"]
+        found = {int(pid[1]) for event in events if (pid := re.search(r"\(pid: (\d+)\)", event.get("message", "")))}
+        assert len(found) < 2
+        return found.pop() if found else None
+
+    def terminate(self, run_id: str) -> str:
+        """Asks for the end of the run; the type of the answer."""
+        return str(self.graphql(TERMINATE, run=run_id)["terminateRun"]["__typename"])
 
     def wait(self, run_id: str, seconds: float = 60) -> str:
         """The final status of the run. Raises TimeoutError."""

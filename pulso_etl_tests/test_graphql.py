@@ -40,7 +40,6 @@ query ($run: ID!) {
   }
 }
 """
-TERMINATE = "mutation ($run: String!) { terminateRun(runId: $run) { __typename } }"
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +113,7 @@ def test_a_run_that_is_terminated_in_the_middle_of_a_load_is_canceled_and_loads_
     try:
         run_id = dagster_stack.launch("evolution_data", WINDOW)
         assert dagster_stack.proxy.held.wait(60)
-        answer = dagster_stack.graphql(TERMINATE, run=run_id)["terminateRun"]["__typename"]
-        assert answer == "TerminateRunSuccess"
+        assert dagster_stack.terminate(run_id) == "TerminateRunSuccess"
         assert dagster_stack.wait(run_id) == "CANCELED"
     finally:
         dagster_stack.proxy.release()

@@ -7,7 +7,7 @@ import math
 import re
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import HTTPException, Request, Security
 from fastapi.security import HTTPBearer
@@ -22,6 +22,7 @@ from pulso_etl.api.tokens import Caller, Role, Token, find_caller
 from pulso_etl.settings import Settings
 
 MAXIMUM_BODY_BYTES = 256 * 1024
+TOO_LONG = f"the body is longer than {MAXIMUM_BODY_BYTES} bytes"
 LOCAL = Caller("local", Role.ADMIN)
 """Who asks from this machine where no token is configured."""
 FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
@@ -31,11 +32,6 @@ PAGE_HEADERS = {
     b"x-content-type-options": b"nosniff",
     b"referrer-policy": b"no-referrer",
 }
-
-
-def split_origins(text: str) -> list[str]:
-    """The origins of the setting API_CORS_ORIGINS."""
-    return [origin for origin in re.split(r"[\s,]+", text.strip()) if origin]
 
 
 def is_loopback(host: str | None) -> bool:
@@ -87,7 +83,7 @@ class Guard:
             return
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > MAXIMUM_BODY_BYTES:
-            await JSONResponse({"detail": f"the body is longer than {MAXIMUM_BODY_BYTES} bytes"}, 413)(scope, receive, send)
+            await JSONResponse({"detail": TOO_LONG}, 413)(scope, receive, send)
             return
         received = 0
 
@@ -96,7 +92,7 @@ class Guard:
             message = await receive()
             received += len(message.get("body", b""))
             if received > MAXIMUM_BODY_BYTES:
-                raise HTTPException(413, f"the body is longer than {MAXIMUM_BODY_BYTES} bytes")
+                raise HTTPException(413, TOO_LONG)
             return message
 
         async def with_headers(message: Message) -> None:
@@ -132,6 +128,12 @@ class Gatekeeper:
             raise HTTPException(429, f"{caller.name} may launch {self.limit}; try again later", {"Retry-After": str(wait)})
 
 
+def demand(caller: Caller, role: Role) -> None:
+    """Raises HTTPException 403 where the caller's role does not reach so far."""
+    if caller.role < role:
+        raise HTTPException(403, f"{caller.name} has the role {caller.role.name.lower()}; {role.name.lower()} is needed")
+
+
 class Needs(HTTPBearer):
     """A dependency that gives the caller, who has that role; also how the OpenAPI document tells of tokens."""
 
@@ -145,12 +147,10 @@ class Needs(HTTPBearer):
         given = await super().__call__(request)
         gatekeeper: Gatekeeper = request.app.state.gatekeeper
         caller = gatekeeper.caller(given.credentials if given else None)
-        if caller.role < self.role:
-            raise HTTPException(403, f"{caller.name} has the role {caller.role.name.lower()}; {self.role.name.lower()} is needed")
+        demand(caller, self.role)
         return caller
 
 
 Reader = Annotated[Caller, Security(Needs(Role.READ))]
 Refresher = Annotated[Caller, Security(Needs(Role.REFRESH))]
 Admin = Annotated[Caller, Security(Needs(Role.ADMIN))]
-Answers = dict[int | str, dict[str, Any]]

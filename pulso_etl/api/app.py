@@ -21,7 +21,7 @@ from fastapi.staticfiles import StaticFiles
 from sse_starlette import EventSourceResponse
 
 from pulso_etl.api import graphql, metrics
-from pulso_etl.api.access import Admin, Answers, Gatekeeper, Guard, Reader, Refresher, split_origins
+from pulso_etl.api.access import Admin, Gatekeeper, Guard, Reader, Refresher, demand
 from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable
 from pulso_etl.api.database import Database, DatabaseUnavailable
 from pulso_etl.api.health import HealthProbe
@@ -44,15 +44,15 @@ from pulso_etl.api.models import (
 from pulso_etl.api.refreshes import Asked, Refreshes
 from pulso_etl.api.status import StatusFeed, StatusReader
 from pulso_etl.api.tokens import parse_tokens
-from pulso_etl.automation.due import BackOff
 from pulso_etl.automation.recovery import Recovered, recover
 from pulso_etl.definitions import build_resources
-from pulso_etl.errors import BudgetExceeded, PlanError
+from pulso_etl.errors import BudgetExceeded, PlanError, first_line
 from pulso_etl.refresh import LIMA, Mode, lima_day
 from pulso_etl.settings import Settings
 from pulso_etl.tables import TABLES
 from pulso_etl.tables.spec import TableSpec
 
+Answers = dict[int | str, dict[str, Any]]
 RETRY_SECONDS = 5
 ROLE_HEADER = "Pulso-Role"
 """Tells a page what its token may do."""
@@ -124,14 +124,13 @@ TableName = Annotated[str, Path(description="The table.", examples=[TABLE_EXAMPL
 class Deployment:
     """What the routes work with."""
 
-    def __init__(self, settings: Settings, tables: Mapping[str, TableSpec]) -> None:
+    def __init__(self, settings: Settings, tables: Mapping[str, TableSpec], *, discreet: bool) -> None:
+        """`discreet`: those may ask for the health who are not to be told of the insides."""
         self.settings = settings
         self.tables = tables
         self.database = Database(settings)
         self.dagster = DagsterClient(settings.dagster_graphql_url)
-        self.reader = StatusReader(
-            self.database, self.dagster, tables, first_day=settings.partitions_start, back_off=BackOff.of(settings)
-        )
+        self.reader = StatusReader(settings, self.database, self.dagster, tables)
         self.feed = StatusFeed(self.reader.snapshot)
         self.refreshes = Refreshes(settings, self.database, self.dagster, self.reader, tables)
         source = build_resources(settings)["bigquery"]
@@ -140,8 +139,7 @@ class Deployment:
             self.dagster,
             source,
             f"{settings.bigquery_project_id}.{settings.bigquery_dataset}",
-            # Who is not from this machine may ask for it without a token.
-            discreet=bool(settings.api_tokens.get_secret_value().strip()),
+            discreet=discreet,
         )
 
     def known(self, *tables: str) -> tuple[str, ...]:
@@ -269,9 +267,9 @@ async def cleanup(request: Request, caller: Admin) -> Cleanup:
     try:
         ended = await asyncio.to_thread(_recover, here)
     except psycopg.OperationalError as error:
-        raise DatabaseUnavailable(str(error).partition("\n")[0]) from error
+        raise DatabaseUnavailable(first_line(error)) from error
     except dg.DagsterError as error:
-        raise DagsterUnavailable(f"Dagster's instance can't be used here: {str(error).partition(chr(10))[0]}") from error
+        raise DagsterUnavailable(f"Dagster's instance can't be used here: {first_line(error)}") from error
     audit.info("%s asked for a cleanup: %d attempt(s) ended", caller.name, len(ended))
     told = [
         Ended(
@@ -386,9 +384,7 @@ async def dagster_graphql(request: Request, caller: Reader) -> Response:
         verdicts = [graphql.decide(body["query"], body["variables"]) for body in bodies]
     except graphql.DocumentRefused as error:
         raise HTTPException(400, str(error)) from None
-    needed = max(verdict.role for verdict in verdicts)
-    if caller.role < needed:
-        raise HTTPException(403, f"{caller.name} has the role {caller.role.name.lower()}; {needed.name.lower()} is needed")
+    demand(caller, max(verdict.role for verdict in verdicts))
     if launches := sum(verdict.launches for verdict in verdicts):
         await request.app.state.gatekeeper.count_launches(caller, launches)
     answers = []
@@ -413,11 +409,12 @@ def _graphql_body(document: Any) -> dict[str, Any]:
 def create_app(settings: Settings, *, tables: Mapping[str, TableSpec] = TABLES) -> FastAPI:
     """The application. Connects when it is started; a part that is away then is waited for at each request."""
     tokens = parse_tokens(settings.api_tokens.get_secret_value())
-    origins = split_origins(settings.api_cors_origins)
+    origins = settings.cors_origins()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        here = Deployment(settings, tables)
+        # With tokens other machines are served, and the health needs none.
+        here = Deployment(settings, tables, discreet=bool(tokens))
         app.state.deployment = here
         app.state.gatekeeper = Gatekeeper(settings, tokens)
         await here.database.open()

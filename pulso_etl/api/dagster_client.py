@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 from dagster import DagsterRunStatus
-from dagster._core.storage.dagster_run import FINISHED_STATUSES, NOT_FINISHED_STATUSES
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
 from pulso_etl.api.models import Progress
 
@@ -45,10 +45,6 @@ class Run:
     created_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
-
-    @property
-    def is_finished(self) -> bool:
-        return self.status in FINISHED_STATUSES
 
     @property
     def progress(self) -> Progress:
@@ -161,11 +157,8 @@ class DagsterClient:
                 return str(reason).strip()[:2000]
         return None
 
-    async def daemons(self) -> dict[str, datetime | None]:
-        """When each daemon that is needed was last heard of; None where it is late, or was never heard of."""
-        found = (await self.execute("daemons"))["instance"]["daemonHealth"]["allDaemonStatuses"]
-        return {
-            entry["daemonType"]: _instant(entry["lastHeartbeatTime"]) if entry["healthy"] else None
-            for entry in found
-            if entry["required"]
-        }
+    async def daemons(self) -> tuple[str, dict[str, bool]]:
+        """Dagster's version, and whether each daemon that is needed was heard of in time."""
+        found = await self.execute("daemons")
+        statuses = found["instance"]["daemonHealth"]["allDaemonStatuses"]
+        return found["version"], {entry["daemonType"]: bool(entry["healthy"]) for entry in statuses if entry["required"]}

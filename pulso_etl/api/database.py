@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 
 import psycopg
 from psycopg import sql
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from pulso_etl.destination.bookkeeping import create_missing
-from pulso_etl.destination.watermarks import Watermarks
+from pulso_etl.destination.watermarks import TableState, Watermarks
+from pulso_etl.errors import first_line
 from pulso_etl.settings import Settings
 
 CREATE = """
@@ -79,8 +81,12 @@ class Database:
             async with self._pool.connection() as conn:
                 yield conn
         except (PoolTimeout, psycopg.OperationalError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise DatabaseUnavailable(f"PostgreSQL does not answer: {reason}") from error
+            raise DatabaseUnavailable(f"PostgreSQL does not answer: {first_line(error)}") from error
+
+    async def states(self, conn: psycopg.AsyncConnection, since: datetime | None = None) -> dict[str, TableState]:
+        """What `Watermarks.read` gives."""
+        query, parameters = self.marks.query(since)
+        return self.marks.states(await (await conn.execute(query, parameters)).fetchall())
 
     def _create(self) -> None:
         with psycopg.connect(self.url, connect_timeout=int(WAIT_SECONDS)) as conn:

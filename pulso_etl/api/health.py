@@ -9,21 +9,17 @@ from datetime import UTC, datetime
 from time import monotonic
 
 from google.api_core import exceptions as api
-from google.api_core.retry import Retry, if_exception_type
 
 from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable
 from pulso_etl.api.database import Database, DatabaseUnavailable
 from pulso_etl.api.models import Health, Part, PartState
-from pulso_etl.errors import PulsoError
-from pulso_etl.source.bigquery import BigQuerySource
+from pulso_etl.errors import PulsoError, first_line
+from pulso_etl.source.bigquery import ONCE, BigQuerySource
 
 LOOK_SECONDS = 6.0
 """A part that takes longer counts as failing: whoever probes does not wait for long."""
 BIGQUERY_SECONDS = 60.0
 """For so long a look at BigQuery stands; the others are made each time."""
-ONCE = Retry(predicate=if_exception_type())
-"""No second attempt."""
-
 logger = logging.getLogger(__name__)
 
 Probe = Callable[[], Awaitable[str]]
@@ -46,13 +42,10 @@ class HealthProbe:
 
     async def look(self) -> Health:
         """The state of every part. Raises nothing."""
-        probes: dict[str, Probe] = {
-            "postgresql": self._postgresql,
-            "dagster": self._dagster,
-            "daemon": self._daemon,
-        }
-        *found, bigquery = await asyncio.gather(*(_part(probe) for probe in probes.values()), self._bigquery_part())
-        parts = dict(zip(probes, found, strict=True)) | {"bigquery": bigquery}
+        postgresql, (dagster, daemon), bigquery = await asyncio.gather(
+            _part(self._postgresql), self._dagster_parts(), self._bigquery_part()
+        )
+        parts = {"postgresql": postgresql, "dagster": dagster, "daemon": daemon, "bigquery": bigquery}
         failing = {name: part for name, part in parts.items() if part.state is PartState.FAILING}
         for name, part in failing.items():
             logger.warning("%s: %s", name, part.message)
@@ -66,15 +59,22 @@ class HealthProbe:
             await conn.execute("SELECT 1")
         return "answers"
 
-    async def _dagster(self) -> str:
-        return f"version {(await self.dagster.execute('daemons'))['version']}"
+    async def _dagster_parts(self) -> tuple[Part, Part]:
+        """The webserver and, by the same answer, the daemon; where there is no answer, nothing is known of either."""
+        heard: dict[str, bool] = {}
 
-    async def _daemon(self) -> str:
-        beats = await self.dagster.daemons()
-        late = [name.lower() for name, beat in beats.items() if beat is None]
-        if late:
-            raise Unwell(f"no heartbeat of {', '.join(late)}: is `dagster-daemon run` up?")
-        return f"{len(beats)} healthy"
+        async def webserver() -> str:
+            version, daemons = await self.dagster.daemons()
+            heard.update(daemons)
+            return f"version {version}"
+
+        async def daemon() -> str:
+            if late := [name.lower() for name, in_time in heard.items() if not in_time]:
+                raise Unwell(f"no heartbeat of {', '.join(late)}: is `dagster-daemon run` up?")
+            return f"{len(heard)} healthy"
+
+        answered = await _part(webserver)
+        return answered, await _part(daemon) if answered.state is PartState.OK else answered
 
     async def _bigquery_part(self) -> Part:
         if self._bigquery_seen is None or monotonic() - self._bigquery_seen[0] > BIGQUERY_SECONDS:
@@ -100,5 +100,5 @@ async def _part(probe: Probe) -> Part:
         state, message = PartState.FAILING, f"no answer within {LOOK_SECONDS:.0f} s"
     except (DagsterUnavailable, DatabaseUnavailable, Unwell, PulsoError, api.GoogleAPIError, OSError) as error:
         # The first line alone: what is below may quote the request.
-        state, message = PartState.FAILING, (str(error).splitlines() or [type(error).__name__])[0][:300]
+        state, message = PartState.FAILING, first_line(error)[:300]
     return Part(state=state, message=message, seconds=round(monotonic() - began, 3))

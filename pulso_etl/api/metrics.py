@@ -13,16 +13,15 @@ from pulso_etl.api.database import Database
 from pulso_etl.api.models import Freshness, Progress, TableStatus
 from pulso_etl.api.status import Snapshot
 
-TOTALS = """
+KINDS = ("read", "inserted", "updated", "unchanged", "deleted", "quarantined")
+SUMMED = ("bytes_billed", "estimated_cost_usd", *(f"rows_{kind}" for kind in KINDS))
+"""What each extraction's metadata tell that can be added up."""
+TOTALS = f"""
 SELECT table_name, status, count(*), coalesce(sum(extraction_duration_seconds), 0),
-    coalesce(sum((metadata->>'bytes_billed')::numeric), 0), coalesce(sum((metadata->>'estimated_cost_usd')::numeric), 0),
-    coalesce(sum((metadata->>'rows_read')::numeric), 0), coalesce(sum((metadata->>'rows_inserted')::numeric), 0),
-    coalesce(sum((metadata->>'rows_updated')::numeric), 0), coalesce(sum((metadata->>'rows_unchanged')::numeric), 0),
-    coalesce(sum((metadata->>'rows_deleted')::numeric), 0), coalesce(sum((metadata->>'rows_quarantined')::numeric), 0)
-FROM {history} GROUP BY table_name, status ORDER BY table_name, status
+    {", ".join(f"coalesce(sum((metadata->>'{name}')::numeric), 0)" for name in SUMMED)}
+FROM {{history}} GROUP BY table_name, status ORDER BY table_name, status
 """
 """Of all time; the history keeps a row for each attempt."""
-KINDS = ("read", "inserted", "updated", "unchanged", "deleted", "quarantined")
 
 
 async def exposition(database: Database, snapshot: Snapshot) -> bytes:

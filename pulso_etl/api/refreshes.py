@@ -28,9 +28,8 @@ from pulso_etl.api.status import StatusReader
 from pulso_etl.api.tokens import Caller
 from pulso_etl.automation.jobs import refreshed_tables, table_job
 from pulso_etl.budget import DailyBudget
-from pulso_etl.destination.watermarks import TableState
-from pulso_etl.launch import range_of, run_tags
-from pulso_etl.refresh import Mode, RefreshPlan, plan_refresh
+from pulso_etl.launch import plan_tables, range_of, run_tags
+from pulso_etl.refresh import Mode, RefreshPlan
 from pulso_etl.settings import Settings
 from pulso_etl.tables.spec import TableSpec
 
@@ -82,7 +81,6 @@ class Launched:
     """A refresh as `etl_refreshes` has it."""
 
     pipeline_id: str
-    asked: Mapping[str, Any]
     parts: Mapping[str, Part]
     requested_by: str
     requested_at: datetime
@@ -90,8 +88,8 @@ class Launched:
     @classmethod
     def of(cls, row: Sequence[Any]) -> Launched:
         """Out of its row."""
-        pipeline_id, asked, parts, requested_by, requested_at = row
-        return cls(pipeline_id, asked, {table: Part(**part) for table, part in parts.items()}, requested_by, requested_at)
+        pipeline_id, parts, requested_by, requested_at = row
+        return cls(pipeline_id, {table: Part(**part) for table, part in parts.items()}, requested_by, requested_at)
 
     @property
     def run_ids(self) -> list[str]:
@@ -202,38 +200,28 @@ class Refreshes:
                 return same
             if not asked.force:
                 (await asyncio.to_thread(self._budget.today)).admit()
-            query, parameters = self.database.marks.query()
-            states = self.database.marks.states(await (await conn.execute(query, parameters)).fetchall())
-            plans = self.plan(asked, states, datetime.now(UTC))
-            runs = await self.dagster.runs_under_way()
-            under_way = {plan.table: run for plan in plans if (run := joinable(plan, runs, self.tables)) is not None}
-            pipeline_id = uuid.uuid4().hex
-            parts = await self._launch_parts(pipeline_id, asked, plans, under_way, caller)
-            requested_at = await self._remember(conn, pipeline_id, asked, parts, caller)
-        launched = Launched(pipeline_id, asked.as_json(), parts, caller.name, requested_at)
-        for table, part in parts.items():
-            came_of_it = part.run_id or part.message
-            audit.info("%s asked for %s of %s: %s (refresh %s)", caller.name, asked.mode, table, came_of_it, pipeline_id)
-        joined = {table: under_way[table] for table, part in parts.items() if part.joined}
-        return progress(launched, Watched(joined), self.settings.dagster_ui_url)
-
-    def plan(self, asked: Asked, states: Mapping[str, TableState], now: datetime) -> list[RefreshPlan]:
-        """What to do about each table that was asked for. Raises PlanError."""
-        return [
-            plan_refresh(
-                self.tables[table],
-                states[table].watermark if table in states else None,
+            plans = plan_tables(
+                self.settings,
+                [self.tables[table] for table in asked.tables],
+                await self.database.states(conn),
                 asked.mode,
-                now,
-                first_day=self.settings.partitions_start,
-                initial_days=self.settings.initial_window_days,
+                datetime.now(UTC),
                 days=asked.days,
                 start=asked.start,
                 end=asked.end,
                 force=asked.force,
             )
-            for table in asked.tables
-        ]
+            runs = await self.dagster.runs_under_way()
+            under_way = {plan.table: run for plan in plans if (run := joinable(plan, runs, self.tables)) is not None}
+            pipeline_id = uuid.uuid4().hex
+            parts = await self._launch_parts(pipeline_id, asked, plans, under_way, caller)
+            requested_at = await self._remember(conn, pipeline_id, asked, parts, caller)
+        launched = Launched(pipeline_id, parts, caller.name, requested_at)
+        for table, part in parts.items():
+            came_of_it = part.run_id or part.message
+            audit.info("%s asked for %s of %s: %s (refresh %s)", caller.name, asked.mode, table, came_of_it, pipeline_id)
+        joined = {table: under_way[table] for table, part in parts.items() if part.joined}
+        return progress(launched, Watched(joined), self.settings.dagster_ui_url)
 
     async def _launch_parts(
         self, pipeline_id: str, asked: Asked, plans: Sequence[RefreshPlan], under_way: Mapping[str, Run], caller: Caller
@@ -314,9 +302,9 @@ class Refreshes:
 
     async def _find(self, conn: psycopg.AsyncConnection, condition: sql.SQL, values: tuple[Any, ...]) -> Launched | None:
         cursor = await conn.execute(
-            sql.SQL(
-                "SELECT pipeline_id, request, runs, requested_by, requested_at FROM {} WHERE {} ORDER BY id DESC LIMIT 1"
-            ).format(self._table, condition),
+            sql.SQL("SELECT pipeline_id, runs, requested_by, requested_at FROM {} WHERE {} ORDER BY id DESC LIMIT 1").format(
+                self._table, condition
+            ),
             values,
         )
         row = await cursor.fetchone()

@@ -29,16 +29,15 @@ from pulso_etl.api.models import (
     TableDetail,
     TableStatus,
 )
-from pulso_etl.automation.due import BackOff, due_at, failed_runs
+from pulso_etl.automation.due import MEMORY, BackOff, Standing, decide
 from pulso_etl.automation.jobs import refreshed_tables
-from pulso_etl.destination.load import table_lock
+from pulso_etl.destination.load import HELD_LOCKS, table_lock
 from pulso_etl.destination.watermarks import TableState
 from pulso_etl.launch import range_of
 from pulso_etl.refresh import DayRange, Watermark, is_stale, lima_day
+from pulso_etl.settings import Settings
 from pulso_etl.tables.spec import TableSpec
 
-MEMORY = timedelta(days=2)
-"""How far back attempts matter to what is due."""
 SHOWN = 20
 """Extractions in a list."""
 CALENDAR_DAYS = 30
@@ -48,11 +47,8 @@ EXTRACTION_COLUMNS = sql.SQL(
     "table_name, extraction_id, attempt, status, partition_start, partition_end, started_at, finished_at, "
     "extraction_duration_seconds, records_extracted, metadata, error_message"
 )
-COPIES = """
-SELECT (classid::bigint << 32) | objid::bigint, tuples_processed
-FROM pg_locks JOIN pg_stat_progress_copy USING (pid)
-WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND command = 'COPY FROM'
-  AND pg_locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+COPIES = f"""
+SELECT key, tuples_processed FROM ({HELD_LOCKS}) AS held JOIN pg_stat_progress_copy USING (pid) WHERE command = 'COPY FROM'
 """
 """Rows that each load's COPY has taken so far, by the key of its table's lock."""
 
@@ -74,6 +70,7 @@ def table_status(
     now: datetime,
     *,
     first_day: date,
+    initial_days: int,
     back_off: BackOff,
 ) -> TableStatus:
     """What is told of one table: its watermark's row, the run under way, if any, and the rows which that has copied."""
@@ -87,8 +84,9 @@ def table_status(
             refresh_every_seconds=int(spec.refresh_every.total_seconds()),
             run_under_way=_under_way(run, None, None),
         )
-    watermark, today = state.watermark, lima_day(now)
-    trailing = DayRange(max(first_day, today - timedelta(days=spec.lookback_days - 1)), today)
+    watermark = state.watermark
+    standing = Standing(watermark, state.attempts)
+    decision = decide(spec, standing, now, first_day=first_day, initial_days=initial_days, back_off=back_off)
     extracted_at = watermark.last_extracted_at
     return TableStatus(
         table=spec.name,
@@ -107,7 +105,7 @@ def table_status(
         estimated_cost_usd=state.metadata.get("estimated_cost_usd"),
         run_id=state.extraction_id,
         run_under_way=_under_way(run, state, rows),
-        next_due=due_at(spec, watermark, failed_runs(state.attempts, trailing), back_off),
+        next_due=decision.due,
         recovery_attempts=state.recovery_attempts,
         error=state.error,
     )
@@ -177,13 +175,12 @@ def extraction(row: Sequence[Any]) -> Extraction:
 
 def calendar(today: date, attempts: Iterable[tuple[date, date, str, datetime, str]]) -> list[PartitionStatus]:
     """The last days up to `today`, by the attempts (first day, last day, status, end, run), oldest first: the last one counts."""
-    days = {
-        day: PartitionStatus(day=day, state=DayState.MISSING) for day in DayRange(today - timedelta(days=CALENDAR_DAYS - 1), today)
-    }
+    shown = DayRange(today - timedelta(days=CALENDAR_DAYS - 1), today)
+    days = {day: PartitionStatus(day=day, state=DayState.MISSING) for day in shown}
     for start, end, status, finished, run_id in attempts:
         state = DayState.LOADED if status == "success" else DayState.FAILED
-        for day in DayRange(max(start, min(days)), end) if end >= min(days) else ():
-            if day in days:
+        for day in shown:
+            if start <= day <= end:
                 days[day] = PartitionStatus(day=day, state=state, loaded_at=finished, run_id=run_id)
     return list(days.values())
 
@@ -194,26 +191,22 @@ def _integer(value: Any) -> int | None:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state at one instant, also as JSON, and the runs behind it."""
+    """The state at one instant, also as JSON."""
 
     status: Status
     json: bytes
-    states: Mapping[str, TableState]
-    runs: Mapping[str, Run]
     taken: float = field(default_factory=monotonic)
 
 
 class StatusReader:
     """Reads the state from PostgreSQL and Dagster."""
 
-    def __init__(
-        self, database: Database, dagster: DagsterClient, tables: Mapping[str, TableSpec], *, first_day: date, back_off: BackOff
-    ) -> None:
+    def __init__(self, settings: Settings, database: Database, dagster: DagsterClient, tables: Mapping[str, TableSpec]) -> None:
+        self.settings = settings
         self.database = database
         self.dagster = dagster
         self.tables = tables
-        self.first_day = first_day
-        self.back_off = back_off
+        self.back_off = BackOff.of(settings)
         self._locks = {table_lock(database.schema, table): table for table in tables}
 
     async def snapshot(self) -> Snapshot:
@@ -222,9 +215,7 @@ class StatusReader:
         runs_under_way = asyncio.ensure_future(self.dagster.runs_under_way())
         try:
             async with self.database.connection() as conn:
-                query, parameters = self.database.marks.query(now - MEMORY)
-                cursor = await conn.execute(query, parameters)
-                states = self.database.marks.states(await cursor.fetchall())
+                states = await self.database.states(conn, now - MEMORY)
                 recent = await self._extractions(conn)
                 copied = await self.rows_copied(conn)
         except BaseException:
@@ -241,13 +232,14 @@ class StatusReader:
                 runs.get(name),
                 copied.get(name),
                 now,
-                first_day=self.first_day,
+                first_day=self.settings.partitions_start,
+                initial_days=self.settings.initial_window_days,
                 back_off=self.back_off,
             )
             for name, spec in self.tables.items()
         ]
         status = overall(told, recent, now, dagster=reached)
-        return Snapshot(status, status.model_dump_json().encode(), states, runs)
+        return Snapshot(status, status.model_dump_json().encode())
 
     async def detail(self, status: TableStatus) -> TableDetail:
         """The table's history beside its status. Raises DatabaseUnavailable."""

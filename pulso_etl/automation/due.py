@@ -11,10 +11,13 @@ from pulso_etl.refresh import DayRange, Mode, Watermark, plan_refresh
 from pulso_etl.settings import Settings
 from pulso_etl.tables.spec import TableSpec
 
+MEMORY = timedelta(days=2)
+"""How far back attempts matter: longer than the daily re-check, and than any back-off."""
+
 
 @dataclass(frozen=True)
 class Standing:
-    """What is known of one table: its watermark, the attempts of the last two days, the run that is under way, if any."""
+    """What is known of one table: its watermark, the attempts within MEMORY, the run that is under way, if any."""
 
     watermark: Watermark | None = None
     attempts: Sequence[Attempt] = ()
@@ -53,7 +56,7 @@ class Decision:
     """What to do about a table: `window` to refresh, or None; `reason` for people.
 
     `slot` names the due refresh: it changes when, and only when, a run of the table has ended. `failures` are the failed runs that
-    no later one has made good.
+    no later one has made good. `due` is when the table is to be refreshed next, None for at once.
     """
 
     table: str
@@ -61,6 +64,7 @@ class Decision:
     reason: str
     slot: str = ""
     failures: Sequence[Attempt] = ()
+    due: datetime | None = None
 
 
 def failed_runs(attempts: Iterable[Attempt], window: DayRange) -> list[Attempt]:
@@ -96,9 +100,10 @@ def decide(
     )
     assert trailing.window is not None
     failures = failed_runs(standing.attempts, trailing.window)
+    due = due_at(spec, standing.watermark, failures, back_off)
 
     def wait(reason: str) -> Decision:
-        return Decision(spec.name, None, reason, failures=failures)
+        return Decision(spec.name, None, reason, failures=failures, due=due)
 
     if standing.in_flight is not None:
         return wait(f"run {standing.in_flight} is under way")
@@ -106,14 +111,13 @@ def decide(
         return wait(plan.reason)
     reason = trailing.reason
     if failures:
-        until = due_at(spec, standing.watermark, failures, back_off)
-        if until is not None and now < until:
-            return wait(f"waits until {until:%Y-%m-%d %H:%M:%S %Z} after {len(failures)} failed run(s)")
+        if due is not None and now < due:
+            return wait(f"waits until {due:%Y-%m-%d %H:%M:%S %Z} after {len(failures)} failed run(s)")
         reason = f"{reason}; retry after {len(failures)} failed run(s)"
     since = standing.watermark.last_extracted_at if standing.watermark else None
     last = max(standing.attempts, key=lambda attempt: attempt.finished_at, default=None)
     slot = f"{since.isoformat() if since else 'never'}/{last.run_id if last else 'none'}"
-    return Decision(spec.name, trailing.window, reason, slot, failures)
+    return Decision(spec.name, trailing.window, reason, slot, failures, due)
 
 
 def loaded_days(window: DayRange, attempts: Iterable[Attempt], now: datetime, recheck_every: timedelta) -> dict[date, datetime]:

@@ -15,7 +15,7 @@ from time import monotonic, sleep
 import dagster as dg
 import psycopg
 
-from pulso_etl.destination.load import table_lock
+from pulso_etl.destination.load import HELD_LOCKS, table_lock
 from pulso_etl.destination.watermarks import Extraction, TableState, Watermarks
 from pulso_etl.refresh import DayRange
 from pulso_etl.tables.spec import TableSpec
@@ -125,12 +125,7 @@ def _terminate(instance: dg.DagsterInstance, run_id: str) -> bool:
 
 def lock_holder(conn: psycopg.Connection, key: int) -> int | None:
     """The server process whose session holds the advisory lock, if one does."""
-    row = conn.execute(
-        "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1 "
-        "AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
-        "AND ((classid::bigint << 32) | objid::bigint) = %s",
-        (key,),
-    ).fetchone()
+    row = conn.execute(f"SELECT pid FROM ({HELD_LOCKS}) AS held WHERE key = %s", (key,)).fetchone()
     return None if row is None else int(row[0])
 
 

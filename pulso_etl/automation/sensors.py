@@ -13,7 +13,7 @@ from dagster._core.storage.dagster_run import FINISHED_STATUSES, NOT_FINISHED_ST
 
 from pulso_etl.alerts.service import Alerts, Flushed
 from pulso_etl.automation.alerting import CheckOutcome, events
-from pulso_etl.automation.due import BackOff, Decision, Standing, changed_days, contiguous, decide, loaded_days
+from pulso_etl.automation.due import MEMORY, BackOff, Decision, Standing, changed_days, contiguous, decide, loaded_days
 from pulso_etl.automation.jobs import refreshed_tables, table_job
 from pulso_etl.automation.recovery import recover
 from pulso_etl.budget import Budget, DailyBudget
@@ -27,8 +27,6 @@ from pulso_etl.source import changes as source_changes
 from pulso_etl.source.bigquery import BigQuerySource
 from pulso_etl.tables.spec import TableSpec
 
-MEMORY = timedelta(days=2)
-"""How far back attempts matter: longer than the daily re-check, and than any back-off."""
 RECHECK_EVERY = timedelta(hours=24)
 """How old a load may be for the source's word that nothing changed to stand for a new one."""
 

@@ -33,6 +33,7 @@ from pulso_etl.errors import (
     DuplicateKeyError,
     RejectedRows,
     ShrinkRefused,
+    first_line,
 )
 from pulso_etl.refresh import DayRange
 from pulso_etl.tables.spec import OnReject, TableSpec
@@ -221,6 +222,14 @@ def load(
     return result
 
 
+HELD_LOCKS = """
+SELECT pid, (classid::bigint << 32) | objid::bigint AS key FROM pg_locks
+WHERE locktype = 'advisory' AND granted AND objsubid = 1
+  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+"""The advisory locks that are held, by such keys as `table_lock` gives, with the server process of each."""
+
+
 def table_lock(schema: str, table: str) -> int:
     """The key of the table's advisory lock, a signed 64-bit integer. A session may take it again inside its transaction."""
     return int.from_bytes(hashlib.sha256(f"pulso_etl:{schema}.{table}".encode()).digest()[:8], "big", signed=True)
@@ -261,13 +270,9 @@ def translated(spec: TableSpec, window: DayRange) -> Iterator[None]:
     except pg.InsufficientPrivilege as error:
         raise DestinationError(f"{where}: {error.diag.message_primary}; grant the role that right") from error
     except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-        raise DestinationUnavailable(f"{where} is away: {_first_line(error)}") from error
+        raise DestinationUnavailable(f"{where} is away: {first_line(error)}") from error
     except psycopg.Error as error:
-        raise DestinationError(f"{where}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+        raise DestinationError(f"{where}: {first_line(error)}") from error
 
 
 def _copy(

@@ -113,7 +113,7 @@ def serve(stack: LocalStack, port: int, api_port: int, say: Callable[[str], None
         stack.children.append(stack.start(child))
     try:
         deadline = time.monotonic() + 120
-        while not (_answers(f"{address}/server_info") and _answers(f"{api_address}/api/v1/etl/health?live=true")):
+        while not (answers(f"{address}/server_info") and answers(f"{api_address}/api/v1/etl/health?live=true")):
             stack.check()
             if time.monotonic() > deadline:
                 raise LocalStackError(f"Dagster's webserver or the HTTP API does not answer; see the logs in {stack.home}")
@@ -196,7 +196,8 @@ def _fail_abandoned_runs() -> None:
             instance.report_run_failed(run, "The process that ran this was killed.")
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Whether the address answers with success, within seconds."""
     try:
         with urllib.request.urlopen(url, timeout=5):
             return True

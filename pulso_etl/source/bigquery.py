@@ -19,7 +19,7 @@ import pyarrow as pa
 from dagster import DagsterInvalidDefinitionError
 from dagster_gcp import BigQueryResource
 from google.api_core import exceptions as api
-from google.api_core.retry import Retry
+from google.api_core.retry import Retry, if_exception_type
 from google.auth.credentials import AnonymousCredentials
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, TransportError
 from google.cloud import bigquery
@@ -39,6 +39,9 @@ TIB = 1024**4
 READ_STREAMS = 2
 QUEUED_BATCHES = 4
 """Batches read ahead of the load, at most; one is 10 MiB at most as BigQuery sends it."""
+
+ONCE = Retry(predicate=if_exception_type())
+"""No second attempt: whoever asks is waiting."""
 
 TRANSIENT_REASONS = {
     "rateLimitExceeded",

@@ -53,7 +53,7 @@ def state(age: timedelta, status: str = "success", **more: object) -> TableState
 
 
 def told(found: TableState | None, run: Run | None = None, rows: int | None = None) -> object:
-    return table_status(DASHBOARD, found, run, rows, NOW, first_day=date(2024, 1, 1), back_off=BackOff())
+    return table_status(DASHBOARD, found, run, rows, NOW, first_day=date(2024, 1, 1), initial_days=30, back_off=BackOff())
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,6 @@ def test_requests_for_the_same_have_one_fingerprint() -> None:
 
 LAUNCHED = Launched(
     "p1",
-    {},
     {"dashboard_data": Part("r1", "lookback"), "evolution_data": Part(None, "fresh")},
     "dashboard",
     NOW,

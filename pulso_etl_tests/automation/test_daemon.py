@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -33,7 +32,6 @@ query ($sensor: SensorSelector!) {
 }
 """
 RUNS = "{ runsOrError { ... on Runs { results { runId jobName status tags { key value } } } } }"
-LOGS = "query ($run: ID!) { logsForRun(runId: $run) { ... on EventConnection { events { ... on MessageEvent { message } } } } }"
 PATIENCE = 120.0
 """Seconds; what is waited for takes a few on a machine that is not busy."""
 
@@ -80,8 +78,8 @@ class Deployment:
 
     def worker(self, run_id: str) -> int:
         """The process of a run."""
-        events = self.stack.graphql(LOGS, run=run_id)["logsForRun"]["events"]
-        (pid,) = {int(found[1]) for event in events if (found := re.search(r"\(pid: (\d+)\)", event.get("message", "")))}
+        pid = self.stack.worker(run_id)
+        assert pid is not None
         return pid
 
     def goes_on(self, before: int) -> None:

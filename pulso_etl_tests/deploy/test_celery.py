@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -23,8 +22,6 @@ from pulso_etl_tests.conftest import running_stack, wait_until
 from pulso_etl_tests.dagster_stack import DagsterStack
 from pulso_etl_tests.deploy.files import DEPLOY, load
 
-LOGS = "query ($run: ID!) { logsForRun(runId: $run) { ... on EventConnection { events { ... on MessageEvent { message } } } } }"
-TERMINATE = "mutation ($run: String!) { terminateRun(runId: $run) { __typename } }"
 TAGS = "query ($run: ID!) { runOrError(runId: $run) { ... on Run { tags { key value } } } }"
 WORKER = load("compose.yaml")["services"]["worker"]["command"]
 
@@ -82,18 +79,11 @@ def window(stack: DagsterStack) -> DayRange:
     return DayRange(stack.data.today - timedelta(days=4), stack.data.today)
 
 
-def run_process(stack: DagsterStack, run_id: str) -> int | None:
-    """The process that works on the run, once it has begun."""
-    events = stack.graphql(LOGS, run=run_id)["logsForRun"]["events"]
-    found = {int(found[1]) for event in events if (found := re.search(r"\(pid: (\d+)\)", event.get("message", "")))}
-    return found.pop() if found else None
-
-
 def test_two_runs_go_on_at_the_same_time_in_two_workers(stack: DagsterStack, workers: list[int]) -> None:
     stack.proxy.hold_page(0)
     runs = {table: stack.launch(table, window(stack)) for table in ("dashboard_data", "operation_data")}
-    wait_until(lambda: all(run_process(stack, run) for run in runs.values()), 60)
-    processes = [run_process(stack, run) for run in runs.values()]
+    wait_until(lambda: all(stack.worker(run) for run in runs.values()), 60)
+    processes = [stack.worker(run) for run in runs.values()]
     assert {psutil.Process(pid).ppid() for pid in processes} == set(workers)
     stack.proxy.release()
     assert {table: stack.wait(run) for table, run in runs.items()} == dict.fromkeys(runs, "SUCCESS")
@@ -103,8 +93,8 @@ def test_a_terminated_run_ends_as_canceled_and_is_not_launched_again(stack: Dags
     stack.proxy.hold_page(0)
     run = stack.launch("productivity_data", window(stack))
     assert stack.proxy.held.wait(60)
-    pid = run_process(stack, run)
-    assert stack.graphql(TERMINATE, run=run)["terminateRun"]["__typename"] == "TerminateRunSuccess"
+    pid = stack.worker(run)
+    assert stack.terminate(run) == "TerminateRunSuccess"
     assert stack.wait(run) == "CANCELED"
     assert "dagster/will_retry" not in {tag["key"] for tag in stack.graphql(TAGS, run=run)["runOrError"]["tags"]}
     stack.proxy.release()

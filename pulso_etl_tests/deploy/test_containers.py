@@ -19,6 +19,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from pulso_etl.local.emulator import _free_port
 from pulso_etl.local.postgres import EmbeddedPostgres
+from pulso_etl.local.stack import answers
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.deploy.files import DEPLOY, ROOT, SETTINGS, environment_file, faults, load, variables
 
@@ -161,14 +162,6 @@ def test_the_trial_has_sample_data_and_ends_when_told() -> None:
             assert len(json.load(answer)["tables"]) == 4
         trial.send_signal(signal.SIGTERM)
         assert trial.wait(20) == 0
-        wait_until(lambda: not _answers(tables))
+        wait_until(lambda: not answers(tables))
     finally:
         trial.kill()
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2):
-            return True
-    except OSError:
-        return False
