@@ -92,7 +92,8 @@ def build_asset(
         name=spec.name,
         description=spec.description,
         partitions_def=partitions,
-        backfill_policy=dg.BackfillPolicy.single_run(),
+        # A refresh is one run, being shorter than a chunk; of long history, a chunk that fails is loaded again alone.
+        backfill_policy=dg.BackfillPolicy.multi_run(spec.chunk_days),
         retry_policy=retries,
         io_manager_key="postgres",
         deps=[source_key(name) for name in spec.sources],

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, date, datetime
 from pathlib import Path
+from time import monotonic
 from typing import Annotated, Any
 
 import dagster as dg
@@ -19,6 +20,7 @@ from pulso_etl import logs
 from pulso_etl.alerts.service import try_channels
 from pulso_etl.api.tokens import Role, make_token
 from pulso_etl.automation.recovery import recover
+from pulso_etl.backfill import Launch, chains, chunks, run_chunks, whole
 from pulso_etl.budget import DailyBudget
 from pulso_etl.definitions import build_defs
 from pulso_etl.destination.statements import Statements
@@ -26,7 +28,7 @@ from pulso_etl.destination.strategies import statements_in_order
 from pulso_etl.destination.watermarks import Watermarks
 from pulso_etl.doctor import diagnose
 from pulso_etl.errors import PlanError, PulsoError, SettingsError
-from pulso_etl.launch import Outcome, plan_tables, run_plan, run_reconciliation
+from pulso_etl.launch import Outcome, plan_tables, run_reconciliation
 from pulso_etl.refresh import DayRange, Mode
 from pulso_etl.settings import Settings, load_env_file, load_settings
 from pulso_etl.tables import TABLES, TableSpec
@@ -84,8 +86,9 @@ def refresh_tables(
     end: date | None = None,
     force: bool = False,
     allow_shrink: bool = False,
+    workers: int = 1,
 ) -> list[Outcome]:
-    """Plans and runs each table in turn; one that fails does not stop the others.
+    """Plans and runs each table, in chunks where it is many days, `workers` at a time; one that fails does not stop the others.
 
     Before any has run, raises PlanError, or BudgetExceeded unless `force`.
     """
@@ -96,17 +99,29 @@ def refresh_tables(
     if not force:
         DailyBudget.of(settings, settings.database_url.get_secret_value()).today().admit()
     plans = plan_tables(settings, specs, states, mode, now, days=days, start=start, end=end, force=force)
-    outcomes = []
-    defs = build_defs(settings)
+    for plan in plans:
+        console.print(f"{plan.table}: {plan.window or 'skipped'} ({plan.reason})", **PLAIN)
     # The report at the end tells people what became of each run; a machine that reads the log wants every line.
     logger = {"log_level": "INFO", "events": True} if logs.as_json() else QUIET
-    with _instance() as instance:
-        for plan in plans:
-            console.print(f"{plan.table}: {plan.window or 'skipped'} ({plan.reason})", **PLAIN)
-            with console.status(f"{plan.table} ..."):
-                outcome = run_plan(defs, instance, TABLES[plan.table], plan, force=force, allow_shrink=allow_shrink, logger=logger)
-            outcomes.append(outcome)
-    return outcomes
+    todo = chains(TABLES, plans)
+    parts: dict[str, list[Outcome]] = {plan.table: [] for plan in plans}
+    seconds: dict[str, float] = {}
+    expected = {plan.table: len(chunks(TABLES[plan.table], plan)) for plan in plans}
+    began = monotonic()
+
+    def tell(outcome: Outcome) -> None:
+        done = parts[outcome.table]
+        done.append(outcome)
+        seconds[outcome.table] = outcome.seconds if expected[outcome.table] == 1 else monotonic() - began
+        if expected[outcome.table] > 1:
+            found = "failed" if outcome.error else f"{outcome.counts.get('read', 0)} rows"
+            place = f"{len(done)} of {expected[outcome.table]}"
+            console.print(f"{outcome.table}: {outcome.window}: {found}, {outcome.seconds:.1f} s ({place})", **PLAIN)
+
+    # What is wrong with Dagster's instance is told before anything runs.
+    with _instance(), console.status("loading ..."):
+        run_chunks(Launch(settings, force, allow_shrink, logger), todo, min(workers, len(todo)), tell)
+    return [whole(TABLES[plan.table], plan, parts[plan.table], seconds[plan.table]) for plan in plans]
 
 
 def _show(table: Table) -> None:
@@ -138,8 +153,9 @@ def refresh(
     end: Annotated[datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="Last day.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Refresh fresh tables too.")] = False,
     allow_shrink: Annotated[bool, typer.Option("--allow-shrink", help="Let many rows be deleted.")] = False,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Runs at a time, each in a process of its own if several.")] = 1,
 ) -> None:
-    """Refreshes tables through Dagster, in this process."""
+    """Refreshes tables through Dagster, without its daemon; many days in chunks."""
     outcomes = refresh_tables(
         load_settings(),
         tables or [],
@@ -149,6 +165,7 @@ def refresh(
         end=end.date() if end else None,
         force=force,
         allow_shrink=allow_shrink,
+        workers=workers,
     )
     _report(outcomes)
 

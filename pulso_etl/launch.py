@@ -14,6 +14,7 @@ from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
     MAX_RUNTIME_SECONDS_TAG,
+    PARTITION_NAME_TAG,
     PRIORITY_TAG,
 )
 
@@ -63,10 +64,10 @@ def range_tags(window: DayRange) -> dict[str, str]:
 
 
 def range_of(tags: Mapping[str, str]) -> DayRange | None:
-    """The range of partitions that a run's tags give it; None where they give none."""
-    if ASSET_PARTITION_RANGE_START_TAG not in tags or ASSET_PARTITION_RANGE_END_TAG not in tags:
-        return None
-    return DayRange.parse(tags[ASSET_PARTITION_RANGE_START_TAG], tags[ASSET_PARTITION_RANGE_END_TAG])
+    """The partitions that a run's tags give it, a range or a single one; None where they give none."""
+    single = tags.get(PARTITION_NAME_TAG)
+    start, end = (tags.get(tag, single) for tag in (ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG))
+    return DayRange.parse(start, end) if start and end else None
 
 
 def run_tags(

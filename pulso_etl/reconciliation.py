@@ -21,7 +21,7 @@ from typing import Any, Literal
 import psycopg
 from psycopg import sql
 
-from pulso_etl.destination.load import table_lock
+from pulso_etl.destination.locks import table_lock
 from pulso_etl.destination.statements import Statements
 from pulso_etl.refresh import DayRange
 from pulso_etl.source.bigquery import BigQuerySource
@@ -86,10 +86,10 @@ def reconcile(
 ) -> Reconciliation:
     """Compares the window's partitions; without one, the last days that are over and loaded (see `default_window`).
 
-    Takes the table's lock, shared, for as long as the session of `conn` lasts: no refresh commits between the two readings.
+    Takes the table's lock for as long as the session of `conn` lasts: no refresh commits between the two readings.
     Raises the errors of `BigQueryStream.open`; those of the server stay psycopg's.
     """
-    conn.execute("SELECT pg_advisory_lock_shared(%s)", (table_lock(schema, spec.name),))
+    conn.execute("SELECT pg_advisory_lock(%s)", (table_lock(schema, spec.name),))
     names = Statements(spec, schema)
     bounds = conn.execute(sql.SQL("SELECT min({0}), max({0}) FROM {1}").format(names.partition, names.target)).fetchone()
     assert bounds is not None

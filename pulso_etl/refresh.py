@@ -42,6 +42,15 @@ class DayRange:
     def days(self) -> int:
         return (self.end - self.start).days + 1
 
+    def overlaps(self, other: DayRange) -> bool:
+        """Whether both have a day."""
+        return self.start <= other.end and other.start <= self.end
+
+    def chunks(self, days: int) -> list[DayRange]:
+        """The range in pieces of so many days at most, the newest first."""
+        ends = range(0, self.days, days)
+        return [DayRange(max(self.start, self.end - timedelta(n + days - 1)), self.end - timedelta(n)) for n in ends]
+
     def __contains__(self, day: date) -> bool:
         return self.start <= day <= self.end
 

@@ -146,7 +146,7 @@ def test_an_asset_says_what_it_is_whose_it_is_and_where_it_belongs(name: str) ->
 @names
 def test_an_asset_runs_a_range_in_one_run_and_is_tried_three_times(name: str) -> None:
     definition, _ = asset(name)
-    assert definition.backfill_policy == dg.BackfillPolicy.single_run()
+    assert definition.backfill_policy == dg.BackfillPolicy.multi_run(92)
     assert definition.op.retry_policy is RETRIES
     assert (RETRIES.max_retries, RETRIES.delay, RETRIES.backoff) == (2, 2, dg.Backoff.EXPONENTIAL)
 

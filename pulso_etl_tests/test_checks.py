@@ -33,7 +33,7 @@ from pulso_etl.checks import (
     unusual_days,
 )
 from pulso_etl.definitions import build_defs
-from pulso_etl.destination.load import table_lock
+from pulso_etl.destination.locks import table_lock
 from pulso_etl.destination.quality import Check
 from pulso_etl.launch import Comparison, run_plan, run_reconciliation, run_tags
 from pulso_etl.local.emulator import BigQueryEmulator

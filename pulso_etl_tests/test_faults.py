@@ -19,7 +19,7 @@ from pydantic import SecretStr
 
 from pulso_etl.assets import RetryUnlessInterrupted
 from pulso_etl.definitions import build_defs
-from pulso_etl.destination.load import table_lock
+from pulso_etl.destination.locks import table_lock
 from pulso_etl.destination.watermarks import Watermarks
 from pulso_etl.launch import Outcome, run_plan
 from pulso_etl.local.emulator import BigQueryEmulator

@@ -31,7 +31,7 @@ from pulso_etl.api.models import (
 )
 from pulso_etl.automation.due import MEMORY, BackOff, Standing, decide
 from pulso_etl.automation.jobs import refreshed_tables
-from pulso_etl.destination.load import HELD_LOCKS, table_lock
+from pulso_etl.destination.locks import HELD_LOCKS, table_lock
 from pulso_etl.destination.watermarks import TableState
 from pulso_etl.launch import range_of
 from pulso_etl.refresh import DayRange, Watermark, is_stale, lima_day
@@ -117,11 +117,12 @@ def _under_way(run: Run | None, state: TableState | None, rows: int | None) -> R
         return RunUnderWay(
             run_id=run.run_id, state=run.progress, partitions=window and str(window), rows=rows, started_at=run.started_at
         )
-    if state is not None and state.status == "running" and state.extraction_id is not None:
+    if state is not None and state.running:
         # Dagster does not answer, or does not know the run: the load says so itself.
-        window = DayRange.parse(state.metadata["partition_start"], state.metadata["partition_end"])
-        began = datetime.fromisoformat(state.metadata["started_at"])
-        return RunUnderWay(run_id=state.extraction_id, state=Progress.RUNNING, partitions=str(window), rows=rows, started_at=began)
+        load = state.running[0]
+        return RunUnderWay(
+            run_id=load.run_id, state=Progress.RUNNING, partitions=str(load.window), rows=rows, started_at=load.started_at
+        )
     return None
 
 
@@ -273,7 +274,11 @@ class StatusReader:
     async def rows_copied(self, conn: psycopg.AsyncConnection) -> dict[str, int]:
         """Rows that the loads under way have copied so far, by table."""
         rows = await (await conn.execute(COPIES)).fetchall()
-        return {self._locks[key]: copied for key, copied in rows if key in self._locks}
+        found: Counter[str] = Counter()
+        for key, copied in rows:
+            if key in self._locks:
+                found[self._locks[key]] += copied
+        return dict(found)
 
 
 def change_key(table: TableStatus) -> TableStatus:

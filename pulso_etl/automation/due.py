@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 
 from pulso_etl.destination.watermarks import Attempt
@@ -17,11 +17,18 @@ MEMORY = timedelta(days=2)
 
 @dataclass(frozen=True)
 class Standing:
-    """What is known of one table: its watermark, the attempts within MEMORY, the run that is under way, if any."""
+    """What is known of one table: its watermark, the attempts within MEMORY, and the runs that are under way.
+
+    `in_flight` are those runs by id, each with its days, or None where it does not say.
+    """
 
     watermark: Watermark | None = None
     attempts: Sequence[Attempt] = ()
-    in_flight: str | None = None
+    in_flight: Mapping[str, DayRange | None] = field(default_factory=dict)
+
+    def run_over(self, window: DayRange) -> str | None:
+        """A run under way that may load days of the window."""
+        return next((run for run, days in self.in_flight.items() if days is None or days.overlaps(window)), None)
 
 
 @dataclass(frozen=True)
@@ -105,8 +112,8 @@ def decide(
     def wait(reason: str) -> Decision:
         return Decision(spec.name, None, reason, failures=failures, due=due)
 
-    if standing.in_flight is not None:
-        return wait(f"run {standing.in_flight} is under way")
+    if (run := standing.run_over(trailing.window)) is not None:
+        return wait(f"run {run} is under way")
     if plan.window is None and not failures:
         return wait(plan.reason)
     reason = trailing.reason

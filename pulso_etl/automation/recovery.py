@@ -1,11 +1,12 @@
 """Recovery: attempts that died or hang are ended, marked as failed, and so become due again.
 
-An attempt holds its table's advisory lock for as long as it lives. So one that is marked as running while nobody holds the lock
+An attempt holds an advisory lock of its own for as long as it lives. So one that is marked as running while nobody holds the lock
 is dead, whatever Dagster still thinks of its run.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -15,12 +16,14 @@ from time import monotonic, sleep
 import dagster as dg
 import psycopg
 
-from pulso_etl.destination.load import HELD_LOCKS, table_lock
+from pulso_etl.destination import locks
 from pulso_etl.destination.watermarks import Extraction, TableState, Watermarks
 from pulso_etl.refresh import DayRange
 from pulso_etl.tables.spec import TableSpec
 
 SESSION_END_SECONDS = 10.0
+LONGEST_RUN = timedelta(days=2)
+"""How far back attempts of runs that still go on are looked for."""
 RUN_END = timedelta(minutes=2)
 """A run has its next attempt, or its end, well within this time of its last one; if not, its process is gone or hangs."""
 
@@ -68,16 +71,13 @@ def recover(
     `conn` is in autocommit mode; its role must be that of the loads, or may end their sessions.
     """
     marks = Watermarks(schema)
-    states = marks.read(conn).values()
-    _end_runs(instance, states, now)
-    for state in states:
-        if state.status != "running" or state.extraction_id is None:
-            continue
-        extraction = Extraction.from_metadata(state.table_name, state.extraction_id, state.metadata)
-        timeout = tables[state.table_name].timeout if state.table_name in tables else timedelta(minutes=30)
-        key = table_lock(schema, state.table_name)
+    states = marks.read(conn, now - LONGEST_RUN)
+    _end_runs(instance, states.values(), now)
+    for extraction in [extraction for state in states.values() for extraction in state.running]:
+        timeout = tables[extraction.table].timeout if extraction.table in tables else timedelta(minutes=30)
+        key = extraction.lock(schema)
         run = instance.get_run_by_id(extraction.run_id)
-        holder = lock_holder(conn, key)
+        holder = locks.holder(conn, key)
         action = decide(
             lock_held=holder is not None,
             run_alive=None if run is None else not run.is_finished,
@@ -92,27 +92,30 @@ def recover(
             if run is not None and run.is_finished:
                 reason = f"its run had ended ({run.status.value}) and its server session had not"
         if action is Action.TERMINATE_RUN and _terminate(instance, extraction.run_id):
-            holder = lock_holder(conn, key)
+            holder = locks.holder(conn, key)
         if holder is not None:
             conn.execute("SELECT pg_terminate_backend(%s, %s)", (holder, int(SESSION_END_SECONDS * 1000)))
-        if ended := _mark_failed(conn, marks, extraction, key, f"stale: {reason}"):
-            yield Recovered(ended.table, ended.window, ended.run_id, reason, state.recovery_attempts + 1)
+        if _mark_failed(conn, marks, extraction, key, f"stale: {reason}"):
+            recoveries = marks.read(conn)[extraction.table].recovery_attempts
+            yield Recovered(extraction.table, extraction.window, extraction.run_id, reason, recoveries)
 
 
 def _end_runs(instance: dg.DagsterInstance, states: Collection[TableState], now: datetime) -> None:
     """Ends runs that have no attempt any more and go on in Dagster's eyes: they keep a slot, and their tables' next runs wait."""
-    for run_id in {state.extraction_id for state in states if state.extraction_id}:
-        attempts = [state for state in states if state.extraction_id == run_id]
-        if any(one.status == "running" or now - one.updated_at <= RUN_END for one in attempts):
+    alive = {extraction.run_id for state in states for extraction in state.running}
+    ended: dict[str, dict[str, datetime]] = defaultdict(dict)
+    for state in states:
+        for attempt in state.attempts:
+            ended[attempt.run_id][state.table_name] = attempt.finished_at
+    for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING])):
+        attempts = ended.get(run.run_id)
+        if not attempts or run.run_id in alive or now - max(attempts.values()) <= RUN_END:
             continue
-        run = instance.get_run_by_id(run_id)
-        if run is None or run.status not in (dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING):
-            continue
-        _terminate(instance, run_id)
-        run = instance.get_run_by_id(run_id)
-        if run is not None and not run.is_finished:
-            tables = ", ".join(one.table_name for one in attempts)
-            instance.report_run_failed(run, f"{tables}: the run did not end after its last attempt; its process is gone, or hung")
+        _terminate(instance, run.run_id)
+        found = instance.get_run_by_id(run.run_id)
+        if found is not None and not found.is_finished:
+            tables = ", ".join(attempts)
+            instance.report_run_failed(found, f"{tables}: the run did not end after its last attempt; its process is gone, or hung")
 
 
 def _terminate(instance: dg.DagsterInstance, run_id: str) -> bool:
@@ -123,22 +126,15 @@ def _terminate(instance: dg.DagsterInstance, run_id: str) -> bool:
         return False
 
 
-def lock_holder(conn: psycopg.Connection, key: int) -> int | None:
-    """The server process whose session holds the advisory lock, if one does."""
-    row = conn.execute(f"SELECT pid FROM ({HELD_LOCKS}) AS held WHERE key = %s", (key,)).fetchone()
-    return None if row is None else int(row[0])
-
-
-def _mark_failed(conn: psycopg.Connection, marks: Watermarks, extraction: Extraction, key: int, reason: str) -> Extraction | None:
-    """Marks the attempt as failed, under the table's lock; None where it ended by itself, or another writer took over."""
+def _mark_failed(conn: psycopg.Connection, marks: Watermarks, extraction: Extraction, key: int, reason: str) -> bool:
+    """Marks the attempt as failed, under its lock; whether it did: not where the attempt ended by itself, or lives on."""
     deadline = monotonic() + SESSION_END_SECONDS
     while conn.execute("SELECT pg_try_advisory_lock(%s)", (key,)).fetchone() == (False,):
         if monotonic() > deadline:
-            return None
+            return False
         sleep(0.1)
     try:
         with conn.transaction():
-            ended = marks.abandon(conn, extraction.table, reason)
-            return ended if ended and ended.run_id == extraction.run_id else None
+            return marks.abandon(conn, extraction, reason)
     finally:
         conn.execute("SELECT pg_advisory_unlock(%s)", (key,))

@@ -35,11 +35,11 @@ def standings(
     instance: dg.DagsterInstance, states: Mapping[str, TableState], tables: Mapping[str, TableSpec], now: datetime
 ) -> dict[str, Standing]:
     """What is known of each table: by the watermarks, and by Dagster's own runs, which may have died before they could write."""
-    in_flight: dict[str, str] = {}
+    in_flight: dict[str, dict[str, DayRange | None]] = defaultdict(dict)
     for run in instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)):
         assets = None if run.asset_selection is None else [key.to_user_string() for key in run.asset_selection]
         for table in refreshed_tables(run.tags, assets, run.job_name, tables):
-            in_flight.setdefault(table, run.run_id)
+            in_flight[table][run.run_id] = range_of(run.tags)
     over: dict[str, list[Attempt]] = defaultdict(list)
     filters = dg.RunsFilter(statuses=FINISHED_STATUSES, tags={TABLE_TAG: list(tables)}, created_after=now - MEMORY)
     for record in instance.get_run_records(filters, limit=500):
@@ -50,7 +50,7 @@ def standings(
         written = state.attempts if state else ()
         known = {attempt.run_id for attempt in written}
         attempts = (*written, *(attempt for attempt in over[table] if attempt.run_id not in known))
-        found[table] = Standing(state.watermark if state else None, attempts, in_flight.get(table))
+        found[table] = Standing(state.watermark if state else None, attempts, in_flight[table])
     return found
 
 

@@ -15,8 +15,9 @@ from dagster import ConfigurableIOManager, Failure, InputContext, OutputContext
 from psycopg.pq import TransactionStatus
 from pydantic import ValidationError
 
+from pulso_etl.destination import locks
 from pulso_etl.destination.conform import WIRE_TYPES
-from pulso_etl.destination.load import LoadResult, Open, load, table_lock, translated
+from pulso_etl.destination.load import LoadResult, Open, load, translated
 from pulso_etl.destination.statements import Statements
 from pulso_etl.destination.verify import verify
 from pulso_etl.destination.watermarks import Extraction, Watermarks
@@ -101,8 +102,9 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         complete = window.end >= today and (verified or window.start <= trailing)
         marks = Watermarks(self.database_schema)
         with translated(spec, window), self.connect(context.run_id) as conn:
-            # Held by the session from before `running` is committed until the end: one writer of the table at a time.
-            conn.execute("SELECT pg_advisory_lock(%s)", (table_lock(self.database_schema, spec.name),))
+            # Held by the session from before `running` is committed until the end: one writer of a day at a time.
+            sole_writer = locks.hold(conn, spec, self.database_schema, window)
+            locks.take(conn, [extraction.lock(self.database_schema)])
             try:
                 with translated(spec, window):
                     with conn.transaction():
@@ -119,6 +121,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
                             allow_shrink=allow_shrink,
                             work_mem_mb=self.work_mem_mb,
                             run_id=context.run_id,
+                            sole_writer=sole_writer,
                         )
                         verify(conn, spec, self.database_schema, window, result.by_day, allow_shrink=allow_shrink)
                         details = _details(result, stream.metadata)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from psycopg import sql
 
 from pulso_etl.destination.conform import Reject, conform
 from pulso_etl.destination.contract import Drift, fit
+from pulso_etl.destination.locks import table_lock
 from pulso_etl.destination.quarantine import Quarantine
 from pulso_etl.destination.schema import ensure_table, migrate_table
 from pulso_etl.destination.statements import STAGE, Statements
@@ -125,13 +125,15 @@ def load(
     work_mem_mb: int = 256,
     plan: Plan | None = None,
     run_id: str = "",
+    sole_writer: bool = True,
 ) -> LoadResult:
     """Makes the window's rows equal to the stream's, inside the transaction that `conn` is in; the caller commits.
 
     The plan follows what the window holds: nothing, and the rows are copied straight into the table; something, and they are
     staged, compared in one join, and only differences are written, as the table's strategy has it. `plan` overrules that choice.
     `repeatable`: the stream can be opened a second time, which tells a duplicate key that a direct copy hits as fully as the
-    merge does, and lets the merge sort out rows that the table quarantines. `run_id` stands with those.
+    merge does, and lets the merge sort out rows that the table quarantines. `run_id` stands with those. `sole_writer` keeps every
+    other writer out; without it the caller holds locks of the window's days, and others may load other days.
     Raises ContractError (with RejectedRows, QuarantineExceeded, SchemaRefused under it) and ShrinkRefused; the caller rolls
     back. Errors of the server stay psycopg's.
     """
@@ -140,10 +142,11 @@ def load(
     bounds = {"start": window.start, "end": window.end}
     clock = _Clock()
     with clock("lock"):
-        # The name is locked as well as the table, so that first loads which create the table queue up too.
-        conn.execute("SELECT pg_advisory_xact_lock(%s)", (table_lock(schema, spec.name),))
+        if sole_writer:
+            # The name is locked as well as the table, so that first loads which create the table queue up too.
+            conn.execute("SELECT pg_advisory_xact_lock(%s)", (table_lock(schema, spec.name),))
         table = ensure_table(conn, spec, schema)
-        conn.execute(statements.lock_target())
+        conn.execute(statements.lock_target(sole_writer))
         conn.execute("SELECT set_config('work_mem', %s, true)", (f"{work_mem_mb}MB",))
         # The joins of the stage need to know how large it is, which a small sample tells as well.
         conn.execute("SELECT set_config('default_statistics_target', '10', true)")
@@ -214,25 +217,18 @@ def load(
                 continue
             try:
                 with conn.transaction() if counted and "inserted" in write.counts else nullcontext():
-                    conn.execute(write.statement(statements))
+                    written = conn.execute(write.statement(statements)).rowcount
             except pg.UniqueViolation:
                 if counted:
                     _refuse_duplicates(conn, statements, spec, window)
                 raise
+            # Nobody else is kept from the rows, whose addresses the differences hold.
+            if not sole_writer and write.by_address and written != sum(getattr(total, count) for count in write.counts):
+                raise DestinationUnavailable(
+                    f"{spec.name} {window}: another program changed rows of these days meanwhile; nothing was loaded, "
+                    "a later attempt may pass"
+                )
     return result
-
-
-HELD_LOCKS = """
-SELECT pid, (classid::bigint << 32) | objid::bigint AS key FROM pg_locks
-WHERE locktype = 'advisory' AND granted AND objsubid = 1
-  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-"""
-"""The advisory locks that are held, by such keys as `table_lock` gives, with the server process of each."""
-
-
-def table_lock(schema: str, table: str) -> int:
-    """The key of the table's advisory lock, a signed 64-bit integer. A session may take it again inside its transaction."""
-    return int.from_bytes(hashlib.sha256(f"pulso_etl:{schema}.{table}".encode()).digest()[:8], "big", signed=True)
 
 
 def refuse_shrink(spec: TableSpec, window: DayRange, existing: dict[date, int], read: dict[date, int]) -> None:

@@ -174,6 +174,12 @@ def read_table(conn: psycopg.Connection, schema: str, name: str) -> Table | None
     )
 
 
+def is_as_declared(conn: psycopg.Connection, spec: TableSpec, schema: str) -> bool:
+    """Whether the table is there and needs no change."""
+    table = read_table(conn, schema, spec.name)
+    return table is not None and not migrate(spec, schema, table)
+
+
 def ensure_table(conn: psycopg.Connection, spec: TableSpec, schema: str) -> Table:
     """The table as it is, created where it was missing: one catalog query where nothing is to be done.
 

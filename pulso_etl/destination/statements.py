@@ -31,9 +31,10 @@ class Statements:
         """The table with its key, checks and indexes."""
         return create_table(self.spec, self.schema)
 
-    def lock_target(self) -> sql.Composed:
-        """Readers go on, every other writer waits: the load relies on row addresses that must not move."""
-        return sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(self.target)
+    def lock_target(self, sole_writer: bool) -> sql.Composed:
+        """Readers go on. Every other writer waits too, or only those who would change what the table is."""
+        mode = "SHARE ROW EXCLUSIVE" if sole_writer else "ROW EXCLUSIVE"
+        return sql.SQL("LOCK TABLE {} IN {} MODE").format(self.target, sql.SQL(mode))
 
     def rows_by_day(self) -> sql.Composed:
         return sql.SQL("SELECT {0}, count(*) FROM {1} WHERE {0} BETWEEN %(start)s AND %(end)s AND {2} GROUP BY 1").format(

@@ -21,10 +21,14 @@ INSTANT = sql.Identifier("pulso_instant")
 
 @dataclass(frozen=True)
 class Write:
-    """A statement that is run where one of these counts (`inserted`, `updated`, `deleted`) is above zero."""
+    """A statement that is run where one of these counts (`inserted`, `updated`, `deleted`) is above zero.
+
+    `by_address`: it finds the rows to write by their addresses, just as many as the counts say together.
+    """
 
     counts: tuple[str, ...]
     statement: Build
+    by_address: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,22 +92,22 @@ STRATEGIES: dict[Strategy, WriteStrategy] = {
     Strategy.UPSERT: WriteStrategy(
         Statements.create_diff,
         (
-            Write(("deleted",), Statements.delete_vanished),
-            Write(("updated",), Statements.update_changed),
+            Write(("deleted",), Statements.delete_vanished, by_address=True),
+            Write(("updated",), Statements.update_changed, by_address=True),
             Write(("inserted",), Statements.insert_new),
         ),
         counts_duplicates=True,
     ),
     Strategy.REPLACE_PARTITION: WriteStrategy(
         replacement,
-        (Write(("deleted",), Statements.delete_vanished), Write(("inserted",), Statements.insert_new)),
+        (Write(("deleted",), Statements.delete_vanished, by_address=True), Write(("inserted",), Statements.insert_new)),
     ),
     Strategy.APPEND: WriteStrategy(missing, (Write(("inserted",), Statements.insert_new),), unique=False, removes=False),
     Strategy.SCD2: WriteStrategy(
         Statements.create_diff,
         (
             Write(("inserted", "updated", "deleted"), instant),
-            Write(("updated", "deleted"), close_versions),
+            Write(("updated", "deleted"), close_versions, by_address=True),
             Write(("inserted", "updated"), open_versions),
         ),
     ),
@@ -115,7 +119,7 @@ def statements_in_order(s: Statements) -> list[sql.Composed]:
     strategy = STRATEGIES[s.spec.strategy]
     return [
         *s.create_table(),
-        s.lock_target(),
+        s.lock_target(not s.spec.partition_in_key),
         s.rows_by_day(),
         s.create_stage(frozenset()),
         s.copy(STAGE),

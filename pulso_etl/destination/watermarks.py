@@ -1,7 +1,7 @@
 """Watermarks (how far each table is loaded) and the append-only history of extractions, both in PostgreSQL.
 
-`etl_watermarks` holds one row a table, its state now. `etl_extractions` gains one row an attempt, when that ends; no row
-of it is ever changed.
+`etl_watermarks` holds one row a table, its state now, and `etl_running` one for each attempt that goes on: several of a table, over
+different days, may. `etl_extractions` gains one row an attempt, when that ends; no row of it is ever changed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from pulso_etl.destination.bookkeeping import create_missing, exists
+from pulso_etl.destination.locks import attempt_lock
 from pulso_etl.refresh import DayRange, Watermark
 
 CREATE = """
@@ -53,8 +54,27 @@ CREATE TABLE IF NOT EXISTS {history} (
 );
 CREATE INDEX IF NOT EXISTS etl_extractions_table_idx ON {history} (table_name, id DESC);
 """
-HAS_VERSION = """
-SELECT FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname = 'data_version' AND NOT attisdropped
+CREATE_RUNNING = """
+CREATE TABLE IF NOT EXISTS {running} (
+    table_name text NOT NULL,
+    extraction_id text NOT NULL,
+    attempt integer NOT NULL,
+    partition_start date NOT NULL,
+    partition_end date NOT NULL,
+    started_at timestamptz NOT NULL,
+    PRIMARY KEY (table_name, extraction_id, attempt)
+);
+"""
+IS_CURRENT = """
+SELECT to_regclass(%(running)s) IS NOT NULL AND EXISTS (
+    SELECT FROM pg_attribute WHERE attrelid = to_regclass(%(watermarks)s) AND attname = 'data_version' AND NOT attisdropped
+)
+"""
+UPGRADE = """
+ALTER TABLE {watermarks} ADD COLUMN IF NOT EXISTS data_version bigint NOT NULL DEFAULT 0;
+INSERT INTO {running} SELECT table_name, extraction_id, (metadata->>'attempt')::int, (metadata->>'partition_start')::date,
+    (metadata->>'partition_end')::date, (metadata->>'started_at')::timestamptz
+FROM {watermarks} WHERE last_extraction_status = 'running' ON CONFLICT DO NOTHING;
 """
 CHANNEL = "pulso_etl_data"
 """Where PostgreSQL notifies of each load that changed rows: JSON with schema, table, data_version, first and last partition."""
@@ -80,10 +100,14 @@ class Extraction:
         }
 
     @classmethod
-    def from_metadata(cls, table: str, run_id: str, metadata: dict[str, Any]) -> Extraction:
-        """The attempt out of the `metadata` of the table's row of `etl_watermarks`."""
-        window = DayRange.parse(metadata["partition_start"], metadata["partition_end"])
-        return cls(table, window, run_id, metadata["attempt"], datetime.fromisoformat(metadata["started_at"]))
+    def of(cls, row: Mapping[str, Any]) -> Extraction:
+        """The attempt out of its row of `etl_running`, as JSON."""
+        window = DayRange.parse(row["partition_start"], row["partition_end"])
+        return cls(row["table_name"], window, row["extraction_id"], row["attempt"], datetime.fromisoformat(row["started_at"]))
+
+    def lock(self, schema: str) -> int:
+        """The key of the lock that the attempt's session holds for as long as the attempt lives."""
+        return attempt_lock(schema, self.table, self.run_id, self.attempt)
 
 
 @dataclass(frozen=True)
@@ -119,6 +143,8 @@ class TableState:
     updated_at: datetime
     data_version: int = 0
     """Greater by one after each load that changed rows, and never otherwise."""
+    running: tuple[Extraction, ...] = ()
+    """The attempts that go on, the oldest first; one may have died without a word."""
     attempts: tuple[Attempt, ...] = ()
 
     @property
@@ -127,11 +153,12 @@ class TableState:
 
 
 class Watermarks:
-    """Reads and writes the two tables over the caller's connection; the caller owns the transaction."""
+    """Reads and writes these tables over the caller's connection; the caller owns the transaction."""
 
     def __init__(self, schema: str) -> None:
         self.schema = schema
         self.table = sql.Identifier(schema, "etl_watermarks")
+        self.running = sql.Identifier(schema, "etl_running")
         self.history = sql.Identifier(schema, "etl_extractions")
 
     def create(self, conn: psycopg.Connection) -> None:
@@ -140,36 +167,48 @@ class Watermarks:
         self._upgrade(conn)
 
     def _upgrade(self, conn: psycopg.Connection) -> None:
-        """Adds what tables lack that an earlier release made. Looked for first, since ALTER TABLE locks all others out."""
-        if conn.execute(HAS_VERSION, (self.table.as_string(conn),)).fetchone() is None:
-            conn.execute(
-                sql.SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS data_version bigint NOT NULL DEFAULT 0").format(self.table)
-            )
+        """Adds what an earlier release did not make. Looked for first, since ALTER TABLE locks all others out."""
+        names = {"watermarks": self.table, "running": self.running}
+        if conn.execute(IS_CURRENT, {key: name.as_string(conn) for key, name in names.items()}).fetchone() == (True,):
+            return
+        create_missing(conn, self.schema, "etl_running", sql.SQL(CREATE_RUNNING).format(running=self.running))
+        conn.execute(sql.SQL(UPGRADE).format(**names))
 
-    def abandon(self, conn: psycopg.Connection, table: str, reason: str) -> Extraction | None:
-        """Ends an attempt that is marked as running and is dead: it enters the history as failed, and counts as a recovery.
+    def abandon(self, conn: psycopg.Connection, extraction: Extraction, reason: str) -> bool:
+        """Ends an attempt that is dead: it enters the history as failed, and counts as a recovery.
 
-        The caller holds the table's lock, which no living attempt would have let go. Returns the attempt, or None where none
-        was running.
+        The caller holds the attempt's lock, which it would not have let go alive. Returns whether it was marked as running.
         """
-        row = conn.execute(
+        if not self._leave(conn, extraction):
+            return False
+        conn.execute(
             sql.SQL(
-                "UPDATE {} SET last_extraction_status = 'failed', error_message = %s, recovery_attempts = recovery_attempts + 1, "
-                "updated_at = clock_timestamp() WHERE table_name = %s AND last_extraction_status = 'running' "
-                "RETURNING extraction_id, metadata"
-            ).format(self.table),
-            (reason, table),
-        ).fetchone()
-        if row is None:
-            return None
-        extraction = Extraction.from_metadata(table, *row)
+                "UPDATE {} SET last_extraction_status = {}, error_message = %(reason)s, recovery_attempts = recovery_attempts + 1, "
+                "updated_at = clock_timestamp() WHERE table_name = %(table)s"
+            ).format(self.table, self._status("failed")),
+            {"reason": reason, "table": extraction.table},
+        )
         values = self._values(extraction, (datetime.now(UTC) - extraction.started_at).total_seconds(), {})
         self._append(conn, values | {"status": "failed", "error": reason, "records": None})
-        return extraction
+        return True
 
     def start(self, conn: psycopg.Connection, extraction: Extraction) -> None:
-        """Marks the table as running, after ending an attempt that died without a word. The caller holds the table's lock."""
-        self.abandon(conn, extraction.table, ABANDONED)
+        """Marks the table as running, after ending attempts that died without a word.
+
+        The caller's session holds the locks of the load, and the attempt's own.
+        """
+        for other in self._running(conn, extraction.table):
+            # For this transaction: whoever looks at the same time must not end it a second time.
+            if conn.execute("SELECT pg_try_advisory_xact_lock(%s)", (other.lock(self.schema),)).fetchone() == (True,):
+                self.abandon(conn, other, ABANDONED)
+        conn.execute(
+            sql.SQL(
+                "INSERT INTO {} (table_name, extraction_id, attempt, partition_start, partition_end, started_at) "
+                "VALUES (%(table)s, %(run)s, %(attempt)s, %(start)s, %(end)s, %(started)s) "
+                "ON CONFLICT (table_name, extraction_id, attempt) DO NOTHING"
+            ).format(self.running),
+            self._values(extraction, 0, {}),
+        )
         conn.execute(
             sql.SQL(
                 "INSERT INTO {} (table_name, last_extraction_status, extraction_id, metadata) "
@@ -202,15 +241,20 @@ class Watermarks:
             "complete": complete,
             "changed": int(changed),
         }
+        self._leave(conn, extraction)
         row = conn.execute(
             sql.SQL(
-                "UPDATE {} SET last_extraction_status = 'success', records_extracted = %(records)s, "
+                "UPDATE {} SET last_extraction_status = {status}, extraction_id = %(run)s, records_extracted = %(records)s, "
                 "extraction_duration_seconds = %(seconds)s, error_message = NULL, metadata = %(metadata)s, "
                 "recovery_attempts = 0, data_version = data_version + %(changed)s, updated_at = clock_timestamp(), "
                 "last_extracted_at = CASE WHEN {moved} THEN %(started)s ELSE last_extracted_at END, "
                 "last_partition = CASE WHEN {moved} THEN %(end)s ELSE last_partition END "
                 "WHERE table_name = %(table)s RETURNING data_version"
-            ).format(self.table, moved=sql.SQL("%(complete)s AND coalesce(%(start)s <= last_partition + 1, true)")),
+            ).format(
+                self.table,
+                status=self._status("success"),
+                moved=sql.SQL("%(complete)s AND coalesce(%(start)s <= last_partition + 1, true)"),
+            ),
             values,
         ).fetchone()
         self._append(conn, values | {"status": "success", "error": None})
@@ -222,18 +266,19 @@ class Watermarks:
     def fail(
         self, conn: psycopg.Connection, extraction: Extraction, *, error: str, seconds: float, metadata: dict[str, Any]
     ) -> None:
-        """Failure with its reason, after the data were rolled back. Does nothing where the attempt is no longer the running one."""
+        """Failure with its reason, after the data were rolled back. Does nothing where the attempt was ended by others."""
         values = self._values(extraction, seconds, metadata) | {"error": error[:4000].replace("\0", ""), "records": None}
-        ours = conn.execute(
+        if not self._leave(conn, extraction):
+            return
+        conn.execute(
             sql.SQL(
-                "UPDATE {} SET last_extraction_status = 'failed', error_message = %(error)s, metadata = %(metadata)s, "
-                "extraction_duration_seconds = %(seconds)s, updated_at = clock_timestamp() WHERE table_name = %(table)s "
-                "AND last_extraction_status = 'running' AND extraction_id = %(run)s AND (metadata->>'attempt')::int = %(attempt)s"
-            ).format(self.table),
+                "UPDATE {} SET last_extraction_status = {}, extraction_id = %(run)s, error_message = %(error)s, "
+                "metadata = %(metadata)s, extraction_duration_seconds = %(seconds)s, updated_at = clock_timestamp() "
+                "WHERE table_name = %(table)s"
+            ).format(self.table, self._status("failed")),
             values,
-        ).rowcount
-        if ours:
-            self._append(conn, values | {"status": "failed"})
+        )
+        self._append(conn, values | {"status": "failed"})
 
     def verify(self, conn: psycopg.Connection, table: str, as_of: datetime, last_partition: date, partitions: int) -> None:
         """Moves the watermark without a load: at the instant `as_of` the source had not changed since the rows were loaded.
@@ -266,10 +311,11 @@ class Watermarks:
         query = sql.SQL(
             "SELECT w.table_name, last_extracted_at, last_partition, last_extraction_status, w.records_extracted, "
             "w.extraction_duration_seconds, w.error_message, w.extraction_id, recovery_attempts, w.metadata, w.updated_at, "
-            "data_version, e.extraction_id, partition_start, partition_end, status = 'success', started_at, finished_at, "
+            "data_version, (SELECT jsonb_agg(r ORDER BY r.started_at) FROM {} r WHERE r.table_name = w.table_name), "
+            "e.extraction_id, e.partition_start, e.partition_end, status = 'success', e.started_at, e.finished_at, "
             "e.error_message, e.metadata "
             "FROM {} w LEFT JOIN {} e ON e.table_name = w.table_name AND e.finished_at > %s ORDER BY w.table_name, e.id"
-        ).format(self.table, self.history)
+        ).format(self.running, self.table, self.history)
         return query, (since or datetime.max.replace(tzinfo=UTC),)
 
     def states(self, rows: Sequence[tuple[Any, ...]]) -> dict[str, TableState]:
@@ -277,8 +323,9 @@ class Watermarks:
         states: dict[str, TableState] = {}
         for table, entries in groupby(rows, key=lambda row: row[0]):
             found = list(entries)
-            attempts = tuple(Attempt(row[12], DayRange(row[13], row[14]), *row[15:]) for row in found if row[12] is not None)
-            states[table] = TableState(*(*found[0][:12], attempts))
+            running = tuple(Extraction.of(row) for row in found[0][12] or ())
+            attempts = tuple(Attempt(row[13], DayRange(row[14], row[15]), *row[16:]) for row in found if row[13] is not None)
+            states[table] = TableState(*(*found[0][:12], running, attempts))
         return states
 
     def billed(self, conn: psycopg.Connection, since: datetime) -> int:
@@ -293,6 +340,25 @@ class Watermarks:
         ).fetchone()
         assert row is not None
         return int(row[0])
+
+    def _running(self, conn: psycopg.Connection, table: str) -> list[Extraction]:
+        """The table's attempts that are marked as running."""
+        query = sql.SQL("SELECT to_jsonb(r) FROM {} r WHERE table_name = %s").format(self.running)
+        return [Extraction.of(row) for (row,) in conn.execute(query, (table,)).fetchall()]
+
+    def _leave(self, conn: psycopg.Connection, extraction: Extraction) -> bool:
+        """The attempt goes on no longer; whether it was marked as running."""
+        ended = conn.execute(
+            sql.SQL("DELETE FROM {} WHERE table_name = %s AND extraction_id = %s AND attempt = %s").format(self.running),
+            (extraction.table, extraction.run_id, extraction.attempt),
+        )
+        return ended.rowcount > 0
+
+    def _status(self, ended: str) -> sql.Composed:
+        """The table's status after an attempt that `ended` so: while others of it go on, it is running."""
+        return sql.SQL("CASE WHEN EXISTS (SELECT FROM {} r WHERE r.table_name = {}.table_name) THEN 'running' ELSE {} END").format(
+            self.running, self.table, ended
+        )
 
     def _values(self, extraction: Extraction, seconds: float, metadata: dict[str, Any]) -> dict[str, Any]:
         return {

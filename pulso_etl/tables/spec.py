@@ -95,6 +95,7 @@ class TableSpec(BaseModel):
     `minimum_kept_share`: a load that would leave less than this share (0..1) of a partition range's rows is refused.
     `minimum_records`: rows that the last `lookback_days` days should hold at least; 0 says nothing.
     `volume_factor`: a day with so many times more, or fewer, rows than the same weekday before it is a warning.
+    `chunk_days`: a back-fill of more days is split into runs of so many, which may go on at the same time.
     `reconcile_days`: trailing days that a reconciliation compares with the source.
     `batch_rows`: rows per batch read from the source. `priority`: runs of a greater one leave the queue first.
 
@@ -143,6 +144,7 @@ class TableSpec(BaseModel):
     minimum_kept_share: float = Field(default=0.5, ge=0, le=1)
     minimum_records: int = Field(default=0, ge=0)
     volume_factor: float = Field(default=2.0, gt=1)
+    chunk_days: int = Field(default=92, ge=1, le=366)
     reconcile_days: int = Field(default=35, ge=1)
     contract: Contract = Contract.FREEZE
     on_reject: OnReject = OnReject.FAIL

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from pulso_etl.destination.load import table_lock
+from pulso_etl.destination.locks import table_lock
 from pulso_etl.destination.watermarks import Extraction, Watermarks
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.refresh import DayRange, lima_day

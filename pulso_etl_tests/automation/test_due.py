@@ -53,9 +53,15 @@ def test_a_table_is_due_when_its_last_success_is_as_old_as_its_frequency() -> No
 
 
 def test_a_table_with_a_run_under_way_waits_and_says_for_which() -> None:
-    decision = due(Standing(None, in_flight="run-7"))
-    assert decision.window is None
-    assert "run-7" in decision.reason
+    for days in (None, DayRange(back(400), back(3)), DayRange(TODAY, TODAY)):
+        decision = due(Standing(loaded(timedelta(days=1)), in_flight={"run-6": DayRange(back(400), back(7)), "run-7": days}))
+        assert decision.window is None
+        assert "run-7" in decision.reason
+
+
+def test_a_back_fill_of_older_days_keeps_no_refresh_waiting() -> None:
+    standing = Standing(loaded(timedelta(days=1)), in_flight={"run-7": DayRange(back(400), back(7))})
+    assert due(standing).window == DayRange(back(6), TODAY)
 
 
 @pytest.mark.parametrize(("failures", "wait"), [(1, 2), (2, 4), (3, 8), (4, 16), (5, 6 * 60), (9, 6 * 60)])

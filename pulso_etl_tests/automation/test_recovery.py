@@ -9,8 +9,8 @@ import dagster as dg
 import psycopg
 import pytest
 
-from pulso_etl.automation.recovery import Action, Recovered, decide, lock_holder, recover
-from pulso_etl.destination.load import table_lock
+from pulso_etl.automation.recovery import Action, Recovered, decide, recover
+from pulso_etl.destination import locks
 from pulso_etl.destination.watermarks import Extraction, Watermarks
 from pulso_etl.refresh import DayRange
 from pulso_etl.tables import TABLES
@@ -39,6 +39,13 @@ def begin(conn: psycopg.Connection, schema: str, age: timedelta, run_id: str = "
     marks.create(conn)
     with conn.transaction():
         marks.start(conn, Extraction(TABLE, WINDOW, run_id, 1, NOW - age))
+
+
+def live(writer: psycopg.Connection, schema: str, run_id: str = "run-1") -> int:
+    """Makes the session that of a living attempt."""
+    key = locks.attempt_lock(schema, TABLE, run_id, 1)
+    locks.take(writer, [key])
+    return key
 
 
 def run(conn: psycopg.Connection, schema: str, instance: dg.DagsterInstance) -> list[Recovered]:
@@ -78,9 +85,9 @@ def test_a_dead_attempt_is_marked_once_and_enters_the_history(
 def test_a_living_attempt_is_left_alone(
     conn: psycopg.Connection, schema: str, instance: dg.DagsterInstance, writer: psycopg.Connection
 ) -> None:
-    writer.execute("SELECT pg_advisory_lock(%s)", (table_lock(schema, TABLE),))
+    key = live(writer, schema)
     begin(conn, schema, TIMEOUT - timedelta(seconds=5))
-    assert lock_holder(conn, table_lock(schema, TABLE)) == writer.info.backend_pid
+    assert locks.holder(conn, key) == writer.info.backend_pid
     assert run(conn, schema, instance) == []
     assert Watermarks(schema).read(conn)[TABLE].status == "running"
 
@@ -88,13 +95,13 @@ def test_a_living_attempt_is_left_alone(
 def test_a_hung_attempt_loses_its_server_session(
     conn: psycopg.Connection, schema: str, instance: dg.DagsterInstance, writer: psycopg.Connection
 ) -> None:
-    writer.execute("SELECT pg_advisory_lock(%s)", (table_lock(schema, TABLE),))
+    key = live(writer, schema)
     begin(conn, schema, TIMEOUT + timedelta(minutes=1))
     (ended,) = run(conn, schema, instance)
     assert "0:31:00" in ended.reason
     with pytest.raises(psycopg.OperationalError):
         writer.execute("SELECT 1")
-    assert lock_holder(conn, table_lock(schema, TABLE)) is None
+    assert locks.holder(conn, key) is None
     assert Watermarks(schema).read(conn)[TABLE].status == "failed"
 
 
@@ -103,7 +110,7 @@ def test_a_session_that_outlives_its_run_is_ended(
 ) -> None:
     job = dg.GraphDefinition(name="empty").to_job()
     run_id = job.execute_in_process(instance=instance).run_id
-    writer.execute("SELECT pg_advisory_lock(%s)", (table_lock(schema, TABLE),))
+    live(writer, schema, run_id)
     begin(conn, schema, timedelta(minutes=1), run_id)
     (ended,) = run(conn, schema, instance)
     assert "its run had ended (SUCCESS)" in ended.reason
