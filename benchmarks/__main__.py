@@ -19,6 +19,7 @@ import typer
 from benchmarks import page
 from benchmarks.launch import measure_launches
 from benchmarks.loads import FIRST, ROOT, SCENARIOS, UNCHANGED, LoadBench, Measurement
+from benchmarks.parallel import measure_parallel
 from benchmarks.status import measure_status
 from benchmarks.ways import WAYS
 from pulso_etl.local.postgres import EmbeddedPostgres
@@ -32,6 +33,7 @@ class Section(StrEnum):
 
     LOADS = "loads"
     MEMORY = "memory"
+    PARALLEL = "parallel"
     LAUNCHES = "launches"
     STATUS = "status"
 
@@ -58,7 +60,7 @@ def bench(
     with TemporaryDirectory(prefix="pulso-bench-") as folder:
         home = Path(folder)
         home.chmod(0o755)
-        if Section.LOADS in sections or Section.MEMORY in sections:
+        if {Section.LOADS, Section.MEMORY, Section.PARALLEL} & set(sections):
             with _server(home) as url:
                 with psycopg.connect(url) as conn:
                     where = page.machine(conn)
@@ -70,6 +72,10 @@ def bench(
                     for size in memory_rows or MEMORY_ROWS:
                         measured += _measure(url, home, size, 4 * timeout, ["pulso"], 1, (FIRST, UNCHANGED))
                     _publish(Section.MEMORY, f"{where}\n\n{page.memory(measured)}", write)
+                if Section.PARALLEL in sections:
+                    with TemporaryDirectory(dir=home) as files:
+                        throughput = measure_parallel(url, Path(files), rows, timeout=timeout, say=_say)
+                    _publish(Section.PARALLEL, f"{where}\n\n{page.parallel(throughput)}", write)
         if Section.LAUNCHES in sections:
             launches = measure_launches(home / "launches", repeats, timeout=timeout, say=_say)
             _publish(Section.LAUNCHES, page.launches(launches), write)

@@ -71,7 +71,7 @@ class LoadBench:
                         figures = result.error or f"{result.seconds:.2f} s, {result.peak_mb:.0f} MB"
                         self.say(f"{self.rows:,} rows, {repeat + 1} of {repeats}, {scenario}, {way}: {figures}")
                 for way in ways:
-                    _drop(conn, _schema(way))
+                    drop(conn, schema_of(way))
         return measurements
 
     def _inputs(self, conn: psycopg.Connection, scenarios: Sequence[str]) -> tuple[dict[str, Inputs], dict[str, Checksum]]:
@@ -86,16 +86,16 @@ class LoadBench:
         return inputs, expected
 
     def _load(self, conn: psycopg.Connection, way: str, scenario: str, inputs: Inputs, expected: Checksum) -> Measurement:
-        schema = _schema(way)
+        schema = schema_of(way)
         own_files = self.folder / way
         if scenario == FIRST:
             shutil.rmtree(own_files, ignore_errors=True)
             own_files.mkdir()
-            _drop(conn, schema)
+            drop(conn, schema)
             conn.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
             if not WAYS[way].creates_table:
-                _create_table(conn, schema)
-        _settle(conn)
+                create_table(conn, schema)
+        settle(conn)
         job = Job(way, self.url, schema, str(inputs.arrow), str(inputs.binary), str(own_files))
         try:
             child = subprocess.run(
@@ -120,7 +120,7 @@ class LoadBench:
         return Measurement(way, scenario, self.rows, **json.loads(child.stdout.splitlines()[-1]))
 
 
-def _settle(conn: psycopg.Connection) -> None:
+def settle(conn: psycopg.Connection) -> None:
     """No load pays for cleaning up after those before it, or for writing out what they left."""
     deadline = time.monotonic() + SETTLE_SECONDS
     while conn.execute(VACUUMS).fetchone() is not None and time.monotonic() < deadline:
@@ -141,28 +141,31 @@ def checksum(conn: psycopg.Connection, table: sql.Identifier) -> Checksum:
 
 
 def _expected(conn: psycopg.Connection, inputs: Inputs) -> Checksum:
-    schema = _schema("expected")
-    _drop(conn, schema)
+    schema = schema_of("expected")
+    drop(conn, schema)
     conn.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
-    _create_table(conn, schema)
+    create_table(conn, schema)
     statements = Statements(SPEC, schema)
     with inputs.binary.open("rb") as file, conn.cursor() as cursor, cursor.copy(statements.copy(statements.target)) as copy:
         while data := file.read(2**20):
             copy.write(data)
     result = checksum(conn, statements.target)
-    _drop(conn, schema)
+    drop(conn, schema)
     return result
 
 
-def _schema(name: str) -> str:
+def schema_of(name: str) -> str:
+    """The schema of that way."""
     return f"bench_{name}"
 
 
-def _create_table(conn: psycopg.Connection, schema: str) -> None:
+def create_table(conn: psycopg.Connection, schema: str) -> None:
+    """The table as production makes it."""
     for statement in Statements(SPEC, schema).create_table():
         conn.execute(statement)
 
 
-def _drop(conn: psycopg.Connection, schema: str) -> None:
+def drop(conn: psycopg.Connection, schema: str) -> None:
+    """Drops the schema, and dlt's beside it."""
     for name in (schema, f"{schema}_staging"):  # the second is dlt's
         conn.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(name)))

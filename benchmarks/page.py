@@ -14,6 +14,7 @@ import psycopg
 
 from benchmarks.launch import LAUNCHED, TABLE, Launch
 from benchmarks.loads import CHANGED, FIRST, SCENARIOS, UNCHANGED, Measurement
+from benchmarks.parallel import Throughput
 from benchmarks.status import Readings
 from benchmarks.ways import WAYS
 
@@ -85,6 +86,22 @@ def memory(measurements: Sequence[Measurement]) -> str:
             for m in measurements
         ],
     )
+
+
+def parallel(measured: Sequence[Throughput]) -> str:
+    """Rows a second by the number of processes, and how many times those of one."""
+    alone = {one.scenario: one.seconds for one in measured if one.workers == 1}
+    scenarios = list(alone)
+    found = {(one.workers, one.scenario): one for one in measured}
+    table = []
+    for workers in dict.fromkeys(one.workers for one in measured):
+        cells = []
+        for scenario in scenarios:
+            one = found[workers, scenario]
+            cells += [_speed(one.rows, one.seconds), f"{alone[scenario] / one.seconds:.2f}"]
+        table.append((str(workers), *cells))
+    head = [cell for scenario in scenarios for cell in (scenario, "times one process")]
+    return _table(("processes", *head), table)
 
 
 def launches(measured: Sequence[Launch]) -> str:

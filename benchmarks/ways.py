@@ -23,7 +23,10 @@ from benchmarks.rows import SPEC, WINDOW, reader
 
 @dataclass(frozen=True)
 class Job:
-    """One load: the same rows as an Arrow stream and in COPY's binary format, a schema, and a folder for the way's own files."""
+    """One load: the same rows as an Arrow stream and in COPY's binary format, a schema, and a folder for the way's own files.
+
+    `start` and `end` are the first and the last day of the rows.
+    """
 
     way: str
     url: str
@@ -31,6 +34,8 @@ class Job:
     arrow: str
     binary: str
     folder: str
+    start: str = str(WINDOW.start)
+    end: str = str(WINDOW.end)
 
     @property
     def target(self) -> sql.Identifier:
@@ -88,8 +93,8 @@ def pulso(job: Job) -> float:
         graph.execute_in_process(
             instance=instance,
             tags={
-                "dagster/asset_partition_range_start": str(WINDOW.start),
-                "dagster/asset_partition_range_end": str(WINDOW.end),
+                "dagster/asset_partition_range_start": job.start,
+                "dagster/asset_partition_range_end": job.end,
             },
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         )
@@ -236,5 +241,11 @@ def _list(names: tuple[str, ...]) -> sql.Composed:
 
 
 if __name__ == "__main__":
-    given = Job(**json.load(sys.stdin))
-    print(json.dumps({"seconds": WAYS[given.way].load(given), "peak_mb": peak_mb()}))
+    if "--wait" in sys.argv:
+        # Whoever measures several of these at once starts the clock when all are ready.
+        import pulso_etl.definitions  # noqa: F401
+
+        print("ready", flush=True)
+    given = json.loads(sys.stdin.readline())
+    for job in [Job(**entry) for entry in (given if isinstance(given, list) else [given])]:
+        print(json.dumps({"seconds": WAYS[job.way].load(job), "peak_mb": peak_mb()}))

@@ -163,7 +163,7 @@ def test_a_long_backfill_is_loaded_in_chunks_at_the_same_time_and_does_not_keep_
         return Counter(run["status"] for run in tagged)
 
     def loading() -> int:
-        return len(deployment.query("SELECT FROM etl_running WHERE table_name = %s", PRODUCTIVITY))
+        return len(deployment.query("SELECT 1 FROM etl_running WHERE table_name = %s", PRODUCTIVITY))
 
     # Just loaded, the table is not due again before the back-fill has begun.
     loads = deployment.successes(PRODUCTIVITY)
