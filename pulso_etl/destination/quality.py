@@ -35,12 +35,25 @@ class Check(StrEnum):
 
 @dataclass(frozen=True)
 class Rule:
-    """What every row keeps to: `fault` names what a row that does not has in `column`, `broken` finds such rows."""
+    """What every row keeps to: its value in `column` is not null, or, where there is a limit, not `below` it or not above it."""
 
     check: Check
     column: str
-    fault: str
-    broken: sql.Composed
+    limit: int | None = None
+    below: bool = False
+
+    @property
+    def fault(self) -> str:
+        """What a row that breaks the rule has in the column."""
+        return "null" if self.limit is None else f"{'below' if self.below else 'above'} {self.limit}"
+
+    @property
+    def broken(self) -> sql.Composed:
+        """Finds the rows that break the rule."""
+        name = sql.Identifier(self.column)
+        if self.limit is None:
+            return sql.SQL("{} IS NULL").format(name)
+        return sql.SQL("{} {} {}").format(name, sql.SQL("<" if self.below else ">"), sql.Literal(self.limit))
 
 
 @dataclass(frozen=True)
@@ -66,22 +79,19 @@ def rules(spec: TableSpec) -> tuple[Rule, ...]:
     """What the declaration says of single rows."""
     found: list[Rule] = []
     for column in spec.columns:
-        name = sql.Identifier(column.name)
-        null = sql.SQL("{} IS NULL").format(name)
         if column.name in spec.primary_key:
-            found.append(Rule(Check.PRIMARY_KEY, column.name, "null", null))
+            found.append(Rule(Check.PRIMARY_KEY, column.name))
         elif spec.required(column):
-            found.append(Rule(Check.REQUIRED_COLUMNS, column.name, "null", null))
+            found.append(Rule(Check.REQUIRED_COLUMNS, column.name))
         elif column.expected:
-            found.append(Rule(Check.EXPECTED_VALUES, column.name, "null", null))
+            found.append(Rule(Check.EXPECTED_VALUES, column.name))
         for check, minimum, maximum in (
             (Check.VALUE_LIMITS, column.minimum, column.maximum),
             (Check.EXPECTED_VALUES, column.expected_minimum, column.expected_maximum),
         ):
-            for limit, fault, operator in ((minimum, "below", "<"), (maximum, "above", ">")):
-                if limit is not None:
-                    broken = sql.SQL("{} {} {}").format(name, sql.SQL(operator), sql.Literal(limit))
-                    found.append(Rule(check, column.name, f"{fault} {limit}", broken))
+            found += [
+                Rule(check, column.name, limit, below) for limit, below in ((minimum, True), (maximum, False)) if limit is not None
+            ]
     return tuple(found)
 
 
