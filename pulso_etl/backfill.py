@@ -106,7 +106,9 @@ def whole(spec: TableSpec, plan: RefreshPlan, parts: Sequence[Outcome], seconds:
     failed = sorted((part for part in parts if part.error), key=lambda part: str(part.window))
     error = failed[0].error if failed else None
     if failed and len(parts) > 1:
-        again = "; ".join(f"pulso-etl refresh {spec.name} --from {p.window.start} --to {p.window.end}" for p in failed if p.window)
+        again = "; ".join(
+            f"pulso-etl refresh {spec.as_argument} --from {p.window.start} --to {p.window.end}" for p in failed if p.window
+        )
         error = f"{len(failed)} of {len(parts)} chunks failed, the others are loaded; first: {error}\nto load them again: {again}"
     return Outcome(
         spec.name,

@@ -31,6 +31,7 @@ from pulso_etl.budget import DailyBudget
 from pulso_etl.launch import plan_tables, range_of, run_tags
 from pulso_etl.refresh import Mode, RefreshPlan
 from pulso_etl.settings import Settings
+from pulso_etl.tables import TABLES
 from pulso_etl.tables.spec import TableSpec
 
 PIPELINE_TAG = "pulso_etl/pipeline"
@@ -266,7 +267,7 @@ class Refreshes:
         assert plan.window is not None
         spec = self.tables[plan.table]
         try:
-            run_id = await self.dagster.launch(table_job(plan.table), {**run_tags(spec, plan.window, force=asked.force), **tags})
+            run_id = await self.dagster.launch(table_job(spec), {**run_tags(spec, plan.window, force=asked.force), **tags})
         except LaunchRefused as error:
             return Part(None, str(error), error=True)
         return Part(run_id, plan.reason)
@@ -324,7 +325,7 @@ class Refreshes:
             self.dagster.runs(tags=[{"key": PIPELINE_TAG, "value": launched.pipeline_id}]),
             self.dagster.runs(runIds=launched.run_ids),
         )
-        newest = newest_runs(launched, [*own, *named])
+        newest = newest_runs(launched, [*own, *named], self.tables)
         copied = await self.reader.rows_copied(conn)
         cursor = await conn.execute(
             sql.SQL(
@@ -347,12 +348,12 @@ class Refreshes:
         return Watched(newest, rows, errors, asked=True)
 
 
-def newest_runs(launched: Launched, runs: Iterable[Run]) -> dict[str, Run]:
+def newest_runs(launched: Launched, runs: Iterable[Run], tables: Mapping[str, TableSpec] = TABLES) -> dict[str, Run]:
     """The newest run of each table's part: the one it was launched with, or one that took its place after a crash."""
     newest: dict[str, Run] = {}
     for run in sorted(runs, key=lambda run: run.created_at):
         own = run.tags.get(PIPELINE_TAG) == launched.pipeline_id
         for table, part in launched.parts.items():
-            if run.run_id == part.run_id or (own and run.job == table_job(table)):
+            if run.run_id == part.run_id or (own and table in tables and run.job == table_job(tables[table])):
                 newest[table] = run
     return newest
