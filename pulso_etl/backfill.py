@@ -32,6 +32,7 @@ class Launch:
     """What all chunks of a refresh have in common; `logger` is the configuration of `logs.run_logger`."""
 
     settings: Settings
+    tables: Mapping[str, TableSpec]
     force: bool = False
     allow_shrink: bool = False
     logger: Mapping[str, Any] | None = None
@@ -91,7 +92,7 @@ def run_chunks(launch: Launch, todo: Sequence[Chain], workers: int, tell: Tell) 
 
 def run_chain(launch: Launch, chain: Chain) -> Iterator[Outcome]:
     """Runs the chunks of the chain in this process. Raises KeyboardInterrupt where an interrupt or SIGTERM ended a run."""
-    defs = build_defs(launch.settings)
+    defs = build_defs(launch.settings, tables=launch.tables)
     with dg.DagsterInstance.get() as instance:
         for plan in chain.plans:
             grants = {"force": launch.force, "allow_shrink": launch.allow_shrink}

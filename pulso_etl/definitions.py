@@ -22,22 +22,27 @@ from pulso_etl.tables.spec import TableSpec, qualified
 from pulso_etl.tenants import deployed
 
 
+def build_source(settings: Settings) -> BigQuerySource:
+    """The source that the settings describe."""
+    return BigQuerySource(
+        project=settings.bigquery_project_id,
+        location=settings.bigquery_location,
+        sources=settings.sources(),
+        maximum_bytes_billed=settings.bigquery_maximum_bytes_billed,
+        price_per_tib=settings.bigquery_price_per_tib,
+        use_storage_api=settings.bigquery_use_storage_api,
+        emulator_host=settings.bigquery_emulator_host,
+        emulator_storage=settings.bigquery_emulator_storage,
+    )
+
+
 def build_resources(settings: Settings) -> dict[str, Any]:
     """The source, the budget and the destination that the settings describe, under their names for their owner."""
     # By reference: Dagster shows a resource's configuration in its UI, and this one holds a password.
     owner = settings.owner
     database_url = dg.EnvVar(owner.database_url_variable)
     resources = {
-        "bigquery": BigQuerySource(
-            project=settings.bigquery_project_id,
-            location=settings.bigquery_location,
-            sources=settings.sources(),
-            maximum_bytes_billed=settings.bigquery_maximum_bytes_billed,
-            price_per_tib=settings.bigquery_price_per_tib,
-            use_storage_api=settings.bigquery_use_storage_api,
-            emulator_host=settings.bigquery_emulator_host,
-            emulator_storage=settings.bigquery_emulator_storage,
-        ),
+        "bigquery": build_source(settings),
         "budget": DailyBudget.of(settings, database_url, owner.database_role),
         "postgres": PostgresUpsertIOManager(
             database_url=database_url,

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 IDENTIFIER = r"^[a-z_][a-z0-9_]{0,62}$"
-TENANT = r"^[a-z](_?[a-z0-9])*$"
+TENANT = r"^[a-z](?:_?[a-z0-9])*$"
 """Names of tenants: no two underscores together and none at the end, so that `TENANT__NAME` is read in one way."""
 
 
