@@ -2,4 +2,6 @@
 
 from pulso_etl.cli import main
 
-main()
+# The processes of a refresh with several workers import this module, too.
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime
 from typing import Any
@@ -34,6 +35,9 @@ class RetryUnlessInterrupted(dg.RetryPolicy):
             raise error
         return super().calculate_delay(attempt_num)
 
+
+# Dagster marks the parameter as beta; the choice is made, and no process needs a reminder for each table at its start.
+warnings.filterwarnings("ignore", message=".*backfill_policy.*", category=dg.BetaWarning)
 
 RETRIES = RetryUnlessInterrupted(max_retries=2, delay=2, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 """Three attempts in all; delay in seconds."""

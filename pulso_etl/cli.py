@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, date, datetime
@@ -369,8 +368,6 @@ def _say(text: str) -> None:
 
 def main() -> None:
     """Entry point: errors of ours are one line and exit code 2, never a trace."""
-    # backfill_policy is marked beta by Dagster; the choice is made in the design, and needs no reminder at each start.
-    warnings.filterwarnings("ignore", category=dg.BetaWarning)
     try:
         app()
     except PulsoError as error:

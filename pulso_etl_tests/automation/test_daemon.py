@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,7 +22,7 @@ from pulso_etl.refresh import lima_day
 from pulso_etl.settings import Settings
 from pulso_etl_tests.automation.short_tables import SHORT
 from pulso_etl_tests.conftest import wait_until
-from pulso_etl_tests.dagster_stack import DagsterStack
+from pulso_etl_tests.dagster_stack import CHECKOUT, DagsterStack
 from pulso_etl_tests.holding_proxy import HoldingProxy
 
 DASHBOARD, PRODUCTIVITY = SHORT
@@ -113,8 +114,19 @@ def deployment(emulator: BigQueryEmulator, tmp_path_factory: pytest.TempPathFact
         settings = Settings(database_url=SecretStr(env["DATABASE_URL"]), bigquery_dataset="DAEMON")
         data = SampleData(settings.sources(), lima_day(datetime.now(UTC)), days=5, dashboard_rows_per_day=60)
         data.seed_into(emulator.client())
-        with DagsterStack(home, env, proxy, data, "pulso_etl_tests.automation.short_tables") as stack:
+        instance_file = home / "parallel.yaml"
+        instance_file.write_text(parallel((CHECKOUT / "dagster.yaml").read_text(encoding="utf-8")), encoding="utf-8")
+        module = "pulso_etl_tests.automation.short_tables"
+        with DagsterStack(home, env, proxy, data, module, instance_file) as stack:
             yield Deployment(stack, server, emulator)
+
+
+def parallel(text: str) -> str:
+    """Dagster's instance file with room for two chunks of a back-fill at the same time, and two runs beside them."""
+    for limit, few, more in (("max_concurrent_runs", 2, 4), ("default_limit", 1, 2), ("dagster/backfill\n        limit", 1, 2)):
+        assert text.count(f"{limit}: {few}") == 1
+        text = text.replace(f"{limit}: {few}", f"{limit}: {more}")
+    return text
 
 
 def freshness(deployment: Deployment) -> dict[str, str]:
@@ -140,30 +152,40 @@ def test_tables_are_loaded_by_themselves_and_told_as_fresh(deployment: Deploymen
     assert (tags["dagster/max_runtime"], tags["dagster/priority"]) == ("1800", "10")
 
 
-def test_a_long_backfill_does_not_keep_the_refresh_waiting(deployment: Deployment) -> None:
+def test_a_long_backfill_is_loaded_in_chunks_at_the_same_time_and_does_not_keep_the_refresh_waiting(
+    deployment: Deployment,
+) -> None:
     today = lima_day(datetime.now(UTC))
     days = [str(today - timedelta(days=back)) for back in range(399, -1, -1)]
 
-    def backfill() -> list[str]:
+    def backfill() -> Counter[str]:
         tagged = [run for run in deployment.runs() if "dagster/backfill" in {tag["key"] for tag in run["tags"]}]
-        return [run["status"] for run in tagged]
+        return Counter(run["status"] for run in tagged)
+
+    def loading() -> int:
+        return len(deployment.query("SELECT FROM etl_running WHERE table_name = %s", PRODUCTIVITY))
 
     # Just loaded, the table is not due again before the back-fill has begun.
     loads = deployment.successes(PRODUCTIVITY)
     deployment.make_due(PRODUCTIVITY)
     deployment.await_success(PRODUCTIVITY, loads)
     with psycopg.connect(deployment.url) as blocker:
-        # The back-fill stands still in its load for as long as this lock is held.
+        # The back-fill stands still in its loads for as long as this lock is held.
         blocker.execute("LOCK TABLE target.productivity_data IN SHARE MODE")
         deployment.stack.backfill(PRODUCTIVITY, days)
-        wait_until(lambda: backfill() == ["STARTED"], PATIENCE)
+        wait_until(lambda: backfill() == {"STARTED": 2, "QUEUED": 3} and loading() == 2, PATIENCE)
         before = deployment.successes(DASHBOARD)
         deployment.make_due(DASHBOARD)
         deployment.await_success(DASHBOARD, before)
-        assert backfill() == ["STARTED"]
+        assert backfill() == {"STARTED": 2, "QUEUED": 3}
         blocker.rollback()
-    wait_until(lambda: backfill() == ["SUCCESS"], PATIENCE)
-    assert deployment.query("SELECT max(partition_end - partition_start) + 1 FROM etl_extractions") == [(400,)]
+    wait_until(lambda: backfill() == {"SUCCESS": 5}, PATIENCE)
+    chunks = deployment.query(
+        "SELECT partition_end - partition_start + 1 FROM etl_extractions WHERE table_name = %s AND partition_start < %s ORDER BY 1",
+        PRODUCTIVITY,
+        str(today - timedelta(days=5)),
+    )
+    assert chunks == [(32,), *[(92,)] * 4]
     # From here on this table's source is broken: it can't be refreshed, and first nears its limit.
     deployment.emulator.client().delete_table(deployment.stack.data.names["agentes"])
     wait_until(lambda: freshness(deployment)[PRODUCTIVITY] == "WARNING", 2 * PATIENCE)
