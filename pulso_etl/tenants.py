@@ -148,10 +148,11 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """YAML in which no key may be given twice: the second would replace the first without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = Counter(self.construct_object(key) for key, _ in node.value)
-        for (key, times), (place, _) in zip(keys.items(), node.value, strict=False):
-            if times > 1:
-                raise yaml.MarkedYAMLError(problem=f"{key} is given twice", problem_mark=place.start_mark)
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
+            seen.add(key.value)
         found: dict[Any, Any] = super().construct_mapping(node, deep)
         return found
 
