@@ -51,6 +51,8 @@ def make_token(name: str, role: Role, tenant: str = "") -> tuple[str, Token]:
     """A new secret, to be told once, and what is kept of it. Raises ValueError for a name that can't be."""
     if not re.fullmatch(NAME, name):
         raise ValueError("a token's name is 1 to 64 letters, digits, dots, dashes or underscores")
+    if tenant and not re.fullmatch(TENANT, tenant):
+        raise ValueError("a tenant's name is small letters, digits and single underscores")
     secret = f"pulso_{secrets.token_urlsafe(32)}"
     return secret, Token(Caller(f"{name}@{tenant}" if tenant else name, role, tenant), _digest(secret))
 
