@@ -16,6 +16,7 @@ from pydantic import SecretStr
 
 from pulso_etl.api.tokens import Role, make_token
 from pulso_etl.coordinator import TENANT_BACKFILL_TAG, TENANT_TAG
+from pulso_etl.launch import range_tags
 from pulso_etl.refresh import DayRange
 from pulso_etl_tests.api.browser import chromium, find_chromium
 from pulso_etl_tests.api.server import ApiServer
@@ -36,14 +37,6 @@ SECRETS = {
 ACME, GLOBEX, OPERATOR, READER = (SECRETS[name][0] for name in SECRETS)
 STATUS, TABLE = "api/v1/etl/status", "api/v1/etl/refresh/table"
 RUNS = "query ($ids: [String]!) { runsOrError(filter: {runIds: $ids}) { ... on Runs { results { status tags { key value } } } } }"
-BACKFILL = """
-mutation ($params: LaunchBackfillParams!) {
-  launchPartitionBackfill(backfillParams: $params) { __typename ... on LaunchBackfillSuccess { backfillId launchedRunIds } }
-}
-"""
-TAGGED = (
-    "query ($tag: ExecutionTag!) { runsOrError(filter: {tags: [$tag]}) { ... on Runs { results { status tags { key value } } } } }"
-)
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +74,6 @@ def api(tenancy: Tenancy, stack: DagsterStack) -> Iterator[ApiServer]:
         yield server
 
 
-@pytest.fixture(scope="module")
-def backfill(stack: DagsterStack) -> str:
-    """A back-fill of globex as the UI asks for it; Dagster takes its time to take it up, and other tests use that."""
-    params = {"assetSelection": [{"path": ["globex", "operation_data"]}], "partitionNames": [str(day) for day in WINDOW]}
-    return str(stack.graphql(BACKFILL, params=params)["launchPartitionBackfill"]["backfillId"])
-
-
 def told(api: ApiServer, tenant: str, token: str, path: str = STATUS) -> Any:
     answer = api.call("GET", f"/tenants/{tenant}/{path}", token)
     assert answer.status_code == 200, answer.text
@@ -108,12 +94,12 @@ def finished(api: ApiServer, token: str, asked: Mapping[str, Any]) -> dict[str, 
     return found  # type: ignore[no-any-return]
 
 
-def launch_assets(stack: DagsterStack, *paths: list[str]) -> dict[str, Any]:
+def launch_assets(stack: DagsterStack, *paths: list[str], tags: Mapping[str, str] | None = None) -> dict[str, Any]:
     """A launch of chosen assets, as Dagster's UI makes it, without any tag of ours."""
-    tags = {"dagster/asset_partition_range_start": str(WINDOW.start), "dagster/asset_partition_range_end": str(WINDOW.end)}
+    given = range_tags(WINDOW) | (tags or {})
     params = {
         "selector": stack.repository | {"jobName": "__ASSET_JOB", "assetSelection": [{"path": path} for path in paths]},
-        "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in tags.items()]},
+        "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in given.items()]},
         "mode": "default",
     }
     # Dagster's webserver answers 500 where it tells of an error that it met.
@@ -122,7 +108,7 @@ def launch_assets(stack: DagsterStack, *paths: list[str]) -> dict[str, Any]:
 
 
 def test_a_tenant_that_takes_its_whole_share_leaves_the_other_s_refresh_alone(
-    api: ApiServer, stack: DagsterStack, backfill: str, tenancy: Tenancy
+    api: ApiServer, stack: DagsterStack, tenancy: Tenancy
 ) -> None:
     acme = tenancy.schema("acme")
     with psycopg.connect(tenancy.url("acme")) as blocker:
@@ -197,17 +183,17 @@ def test_a_refresh_and_dagster_s_own_graphql_are_not_for_other_tenants(api: ApiS
     assert list(answers.values()) == [401, 401, 401, 200]
 
 
-def test_a_run_over_two_tenants_is_refused_and_a_backfill_bears_its_tenant(stack: DagsterStack, backfill: str) -> None:
+def test_a_run_over_two_tenants_is_refused_and_a_backfill_bears_its_tenant(stack: DagsterStack) -> None:
     refused = launch_assets(stack, ["acme", "dashboard_data"], ["globex", "dashboard_data"])
     assert refused["__typename"] == "PythonError"
     assert "a run is of one tenant; choose the assets of one of acme, globex" in refused["message"]
-
-    def runs() -> list[dict[str, Any]]:
-        found = stack.graphql(TAGGED, tag={"key": "dagster/backfill", "value": backfill})["runsOrError"]["results"]
-        return [{"status": run["status"], **{tag["key"]: tag["value"] for tag in run["tags"]}} for run in found]
-
-    wait_until(lambda: [run["status"] for run in runs()] == ["SUCCESS"], PATIENCE)
-    assert {TENANT_TAG: "globex", TENANT_BACKFILL_TAG: "globex"}.items() <= runs()[0].items()
+    # As Dagster tags the runs of a back-fill.
+    launched = launch_assets(stack, ["globex", "operation_data"], tags={"dagster/backfill": "by hand"})
+    run_id = launched["run"]["runId"]
+    assert stack.wait(run_id, PATIENCE) == "SUCCESS"
+    [run] = stack.graphql(RUNS, ids=[run_id])["runsOrError"]["results"]
+    tags = {tag["key"]: tag["value"] for tag in run["tags"]}
+    assert (tags[TENANT_TAG], tags[TENANT_BACKFILL_TAG]) == ("globex", "globex")
 
 
 def test_the_page_of_a_tenant_asks_for_the_tenant_s_token_and_shows_its_tables(api: ApiServer) -> None:
