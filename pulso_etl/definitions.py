@@ -35,6 +35,7 @@ def build_resources(settings: Settings) -> dict[str, Any]:
             use_storage_api=settings.bigquery_use_storage_api,
             emulator_host=settings.bigquery_emulator_host,
             emulator_storage=settings.bigquery_emulator_storage,
+            change_margin_seconds=settings.change_margin_seconds,
         ),
         "budget": DailyBudget.of(settings, database_url),
         "postgres": PostgresUpsertIOManager(
