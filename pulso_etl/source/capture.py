@@ -16,8 +16,8 @@ from google.cloud import bigquery
 from pulso_etl.refresh import DayRange, Watermark
 from pulso_etl.tables.spec import CAPTURE_LAG, DELETED, ROW_SOURCE, ChangeCapture, Strategy, TableSpec
 
-LONGEST = {ChangeCapture.CHANGES: timedelta(days=1), ChangeCapture.APPENDS: timedelta(days=7)}
-"""The longest interval: what one call of CHANGES takes, and the time travel window, beyond which APPENDS knows nothing."""
+LONGEST = timedelta(days=1)
+"""The longest interval that one call of CHANGES takes; the shortest time travel window, which bounds APPENDS too, is longer."""
 CHANGE = "_CHANGE_TYPE AS pulso_change_type, _CHANGE_TIMESTAMP AS pulso_changed_at"
 
 
@@ -50,8 +50,8 @@ def interval(
         return f"the watermark speaks of {spec.lookback_days} days only"
     if max(since, written_at or since) >= end:
         return f"it was loaded less than {CAPTURE_LAG} ago"
-    start, longest = since - margin, LONGEST[spec.change_capture or ChangeCapture.CHANGES]
-    return Interval(start, end) if end - start <= longest else f"its last load is more than {longest} old"
+    start = since - margin
+    return Interval(start, end) if end - start <= LONGEST else f"its last load is more than {LONGEST} old"
 
 
 def refusal(table: bigquery.Table, changes: Interval) -> str | None:
