@@ -41,6 +41,10 @@ CALLS = TableSpec(
 class ChangeHistoryProxy(FaultyProxy):
     """Passes requests on to the emulator, with each call of a function of the change history as a query of the log."""
 
+    def __enter__(self) -> ChangeHistoryProxy:
+        super().__enter__()
+        return self
+
     def fault_for(self, request: Request) -> Fault | None:
         """The fault whose turn it is, or the translation of a call."""
         return super().fault_for(request) or (_translated if CALL.search(request.body) else None)
@@ -85,7 +89,8 @@ class Source:
         old = [("DELETE", key, self.rows[key]) for key in (*gone, *(key for key in put if key in self.rows))]
         new = [("UPDATE" if key in self.rows else "INSERT", key, amount) for key, amount in put.items()]
         # The deletion of an updated row stands anywhere among the rows of its transaction.
-        self.log += [(at, kind, key, amount) for kind, key, amount in (*new, *old)]
+        changes = (*new, *old) if len(self.log) % 2 else (*old, *new)
+        self.log += [(at, kind, key, amount) for kind, key, amount in changes]
         self.rows = {key: amount for key, amount in self.rows.items() if key not in gone} | dict(put)
 
     def write(self) -> None:

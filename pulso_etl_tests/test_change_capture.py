@@ -17,7 +17,7 @@ from pulso_etl.automation.jobs import build_jobs
 from pulso_etl.automation.sensors import Automation
 from pulso_etl.budget import DailyBudget
 from pulso_etl.destination.io_manager import CAPTURE_TAG, PostgresUpsertIOManager
-from pulso_etl.destination.watermarks import Watermarks
+from pulso_etl.destination.watermarks import TableState, Watermarks
 from pulso_etl.launch import run_tags
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.refresh import DayRange, lima_day
@@ -75,12 +75,12 @@ class Deployment:
         return self.state.metadata
 
     @property
-    def state(self) -> Any:
+    def state(self) -> TableState:
         return Watermarks(self.manager.database_schema).read(self.conn)["calls"]
 
     def age(self, by: timedelta) -> None:
         """Lets everything that was committed and loaded so far have been so that much earlier."""
-        self.source.log = [(at - by, *rest) for at, *rest in self.source.log]
+        self.source.log = [(at - by, kind, key, amount) for at, kind, key, amount in self.source.log]
         self.conn.execute("UPDATE etl_watermarks SET last_extracted_at = last_extracted_at - %s", (by,))
         self.conn.execute("UPDATE etl_extractions SET finished_at = finished_at - %s", (by,))
 

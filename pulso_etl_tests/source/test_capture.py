@@ -10,7 +10,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 from google.cloud import bigquery
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -55,7 +55,7 @@ def test_the_interval_begins_a_margin_before_the_last_load_and_ends_ten_minutes_
     ],
 )
 def test_the_whole_window_is_read_where_changes_can_not_stand_for_it(given: dict[str, Any], reason: str) -> None:
-    usual = {"spec": CALLS, "window": WINDOW, "watermark": Watermark(LOADED, DAYS[-1]), "written_at": None}
+    usual: dict[str, Any] = {"spec": CALLS, "window": WINDOW, "watermark": Watermark(LOADED, DAYS[-1]), "written_at": None}
     found = interval(**(usual | given), now=NOW, margin=MARGIN)
     assert isinstance(found, str)
     assert reason in found
@@ -185,7 +185,7 @@ commits = st.tuples(st.dictionaries(keys, st.integers(0, 9), max_size=3), st.set
 
 
 @given(rounds=st.lists(st.lists(commits, min_size=1, max_size=3), min_size=1, max_size=2), unseen=commits)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=8)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=8, phases=[Phase.generate])
 def test_after_any_changes_the_table_is_as_the_source_was_and_as_a_whole_load_makes_it(
     rounds: list[list[tuple[dict[Key, int], set[Key]]]],
     unseen: tuple[dict[Key, int], set[Key]],
