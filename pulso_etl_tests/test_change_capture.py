@@ -148,6 +148,7 @@ def test_a_refresh_reads_and_writes_what_changed_and_the_next_goes_on_from_there
     assert tuple(told[name] for name in counts) == (2, 1, 1, 0, 1)
     start, end = (datetime.fromisoformat(bound) for bound in told["capture_interval"].split(".."))
     as_of = deployment.state.last_extracted_at
+    assert as_of is not None
     assert abs(as_of - (now - timedelta(minutes=10))) < timedelta(minutes=1)
     assert (end, deployment.state.last_partition) == (as_of.replace(microsecond=0), deployment.days[-1])
     assert now - 3 * HOUR < start < now - 2 * HOUR
@@ -169,7 +170,9 @@ def test_what_nobody_lets_be_captured_is_read_as_a_whole(loaded_before: Deployme
     told = deployment.run(capture=False)
     assert (told["capture"], told["capture_reason"], told["load_plan"]) == ("whole window", "the run asks for it", "merge")
     assert deployment.history.captures == []
-    assert deployment.state.last_extracted_at > now
+    as_of = deployment.state.last_extracted_at
+    assert as_of is not None
+    assert as_of > now
 
 
 def test_a_load_of_days_of_the_window_minutes_ago_makes_the_next_one_whole(loaded_before: Deployment, now: datetime) -> None:
