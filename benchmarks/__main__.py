@@ -20,12 +20,13 @@ from benchmarks import page
 from benchmarks.launch import measure_launches
 from benchmarks.loads import FIRST, ROOT, SCENARIOS, UNCHANGED, LoadBench, Measurement
 from benchmarks.parallel import measure_parallel
+from benchmarks.scale import measure_tables, measure_years
 from benchmarks.status import measure_status
 from benchmarks.ways import WAYS
 from pulso_etl.local.postgres import EmbeddedPostgres
 
 PAGE = ROOT / "docs" / "performance.md"
-MEMORY_ROWS = (100_000, 1_000_000, 5_000_000)
+MEMORY_ROWS = (100_000, 1_000_000, 5_000_000, 10_000_000)
 
 
 class Section(StrEnum):
@@ -36,6 +37,8 @@ class Section(StrEnum):
     PARALLEL = "parallel"
     LAUNCHES = "launches"
     STATUS = "status"
+    TABLES = "tables"
+    YEARS = "years"
 
 
 Way = StrEnum("Way", {name: name for name in WAYS})  # type: ignore[misc]
@@ -82,6 +85,12 @@ def bench(
         if Section.STATUS in sections:
             readings = measure_status(home / "status", timeout=timeout, say=_say)
             _publish(Section.STATUS, page.status(readings), write)
+        if Section.TABLES in sections:
+            many = measure_tables(home / "tables", timeout=timeout, say=_say)
+            _publish(Section.TABLES, page.tables(many), write)
+        if Section.YEARS in sections:
+            past = measure_years(home / "years", timeout=timeout, say=_say)
+            _publish(Section.YEARS, page.years(past), write)
 
 
 def _measure(

@@ -15,6 +15,7 @@ import psycopg
 from benchmarks.launch import LAUNCHED, TABLE, Launch
 from benchmarks.loads import CHANGED, FIRST, SCENARIOS, UNCHANGED, Measurement
 from benchmarks.parallel import Throughput
+from benchmarks.scale import Many, Past
 from benchmarks.status import Readings
 from benchmarks.ways import WAYS
 
@@ -144,6 +145,54 @@ def status(readings: Readings) -> str:
             _table(("target", "measured", "met"), [("95% of the answers within 50 ms", shown[1], met)]),
         )
     )
+
+
+def tables(measured: Sequence[Many]) -> str:
+    """Seconds by stage and number of tables, of ours, of a graph of that shape in Dagster alone, and of the sensors."""
+    found = {(one.what, one.tables): one for one in measured}
+    counts = list(dict.fromkeys(one.tables for one in measured))
+    most = counts[-1]
+
+    def rows(what: str) -> list[Row]:
+        stages = dict.fromkeys(stage for one in measured if one.what == what for stage in one.seconds)
+        shown = [(stage, *(f"{found[what, count].seconds[stage]:.2f} s" for count in counts)) for stage in stages]
+        return [*shown, ("peak memory", *(f"{found[what, count].peak_mb:.0f} MB" for count in counts))]
+
+    def total(what: str, *left_out: str) -> float:
+        return sum(seconds for stage, seconds in found[what, most].seconds.items() if stage not in left_out)
+
+    lazy = ("jobs", "snapshot")
+    beyond = total("ours", *lazy) - total("plain", *lazy)
+    ready = total("ours") - total("plain")
+    ticks = {stage: seconds for stage, seconds in found["tick", most].seconds.items() if stage.startswith("refresh")}
+    slowest = max(ticks.values())
+    targets = [
+        (f"{most:,} tables: definitions and repository, at most 3 s more than Dagster alone", f"{beyond:.1f} s", beyond <= 3),
+        (f"{most:,} tables: with every job and the snapshot, at most 3 s more than Dagster alone", f"{ready:.1f} s", ready <= 3),
+        (f"{most:,} tables: the refresh sensor under 1 s", f"{slowest:.2f} s", slowest < 1),
+    ]
+    head = [f"{count:,} tables" for count in counts]
+    return "\n\n".join(
+        (
+            _table(("Dagster alone: an asset and three ops of checks a table", *head), rows("plain")),
+            _table(("this project", *head), rows("ours")),
+            _table(("one evaluation", *head), rows("tick")),
+            _table(("target", "measured", "met"), [(name, value, "yes" if met else "no") for name, value, met in targets]),
+        )
+    )
+
+
+def years(measured: Sequence[Past]) -> str:
+    """Milliseconds of the answers by years of history."""
+    shown = [
+        (
+            str(past.years),
+            f"{past.extractions:,}",
+            *(f"{readings.percentile(percent):.1f} ms" for readings in (past.status, past.detail) for percent in (50, 95)),
+        )
+        for past in measured
+    ]
+    return _table(("years", "extractions", "state, median", "95%", "one table, median", "95%"), shown)
 
 
 def write(page: Path, section: str, text: str) -> None:

@@ -48,15 +48,16 @@ def measure_status(home: Path, *, timeout: float, say: Say) -> Readings:
     with without_variables("DATABASE_URL", "DATABASE_SCHEMA", "DAGSTER_POSTGRES_URL", "API_TOKENS"), local_stack(home):
         say("status: loading the five tables, starting Dagster and the API")
         refresh_by_command(OWN, list(TABLES), DayRange(today - timedelta(days=5), today), timeout)
-        with dagster_servers(home) as dagster, _api(home, dagster.url, timeout) as port:
-            asyncio.run(_read(port, 10, 1.0))
-            readings = asyncio.run(_read(port, READERS, SECONDS))
+        with dagster_servers(home) as dagster, api_server(home, dagster.url, timeout) as port:
+            asyncio.run(read_answers(port, 10, 1.0))
+            readings = asyncio.run(read_answers(port, READERS, SECONDS))
     say(f"status: {len(readings.milliseconds):,} answers, 95% within {readings.percentile(95):.1f} ms")
     return readings
 
 
 @contextmanager
-def _api(home: Path, graphql_url: str, timeout: float) -> Iterator[int]:
+def api_server(home: Path, graphql_url: str, timeout: float) -> Iterator[int]:
+    """The API as a process; its port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -75,14 +76,15 @@ def _api(home: Path, graphql_url: str, timeout: float) -> Iterator[int]:
         child.wait(30)
 
 
-async def _read(port: int, readers: int, seconds: float) -> Readings:
+async def read_answers(port: int, readers: int, seconds: float, path: str = PATH) -> Readings:
+    """What the readers see for so many seconds. Raises RuntimeError for an answer that is not 200."""
     milliseconds: list[float] = []
     sizes: set[int] = set()
     began = time.perf_counter()
 
     async def reader() -> None:
         stream, out = await asyncio.open_connection("127.0.0.1", port)
-        request = f"GET {PATH} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()
+        request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()
         while time.perf_counter() - began < seconds:
             asked = time.perf_counter()
             out.write(request)

@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime
+from typing import Any
 
 import dagster as dg
 from dagster._core.storage.tags import (
@@ -14,11 +15,12 @@ from dagster._core.storage.tags import (
 )
 
 from pulso_etl.budget import FORCE_TAG, AdmittedStream, DailyBudget
+from pulso_etl.coordinator import TENANT_TAG
 from pulso_etl.destination.io_manager import SPEC_KEY, DeferredStream
 from pulso_etl.errors import PlanError
 from pulso_etl.refresh import LIMA, DayRange, lima_day
 from pulso_etl.source.bigquery import BigQuerySource
-from pulso_etl.tables.spec import TableSpec
+from pulso_etl.tables.spec import TableSpec, qualified
 
 
 class RetryUnlessInterrupted(dg.RetryPolicy):
@@ -68,22 +70,32 @@ def column_schema(spec: TableSpec) -> dg.TableSchema:
     )
 
 
-def source_key(name: str) -> dg.AssetKey:
+def asset_key(spec: TableSpec) -> dg.AssetKey:
+    """The key of the table's asset."""
+    return dg.AssetKey(spec.asset_path)
+
+
+def source_key(name: str, tenant: str = "") -> dg.AssetKey:
     """The key of a source table or view, by the placeholder that the `.sql` files use."""
-    return dg.AssetKey(["bigquery", name])
+    return dg.AssetKey([*filter(None, [tenant]), "bigquery", name])
+
+
+def resource(context: Any, spec: TableSpec, name: str) -> Any:
+    """The resource of the table's tenant: a parameter of the op could only have a name that is known beforehand."""
+    return context.resources.original_resource_dict[spec.qualify(name)]
 
 
 def build_sources(tables: Iterable[TableSpec], full_names: Mapping[str, str]) -> list[dg.AssetSpec]:
     """What the tables read in BigQuery, as external assets: the graph shows where the rows come from."""
     return [
         dg.AssetSpec(
-            source_key(name),
+            source_key(name, tenant),
             description=f"`{full_names[name]}` in BigQuery, kept by others.",
-            group_name="source",
+            group_name=qualified(tenant, "source"),
             kinds={"bigquery"},
             metadata={"dagster/table_name": full_names[name]},
         )
-        for name in sorted({name for spec in tables for name in spec.sources})
+        for tenant, name in sorted({(spec.tenant, name) for spec in tables for name in spec.sources})
     ]
 
 
@@ -94,20 +106,22 @@ def build_asset(
 
     @dg.asset(
         name=spec.name,
+        key_prefix=spec.asset_path[:-1] or None,
         description=spec.description,
         partitions_def=partitions,
         # A refresh is one run, being shorter than a chunk; of long history, a chunk that fails is loaded again alone.
         backfill_policy=dg.BackfillPolicy.multi_run(spec.chunk_days),
         retry_policy=retries,
-        io_manager_key="postgres",
-        deps=[source_key(name) for name in spec.sources],
+        io_manager_key=spec.qualify("postgres"),
+        required_resource_keys={spec.qualify("bigquery"), spec.qualify("budget")},
+        deps=[source_key(name, spec.tenant) for name in spec.sources],
         # Dagster queues a second writer of the table instead of letting it wait for the table's lock in a run slot.
-        pool=f"writer_{spec.name}",
-        group_name=spec.group,
+        pool=f"writer_{spec.qualify(spec.name)}",
+        group_name=spec.qualify(spec.group),
         freshness_policy=dg.FreshnessPolicy.time_window(fail_window=2 * spec.refresh_every, warn_window=spec.refresh_every),
         kinds={"bigquery", "postgres"},
         owners=list(spec.owners),
-        tags=spec.tags,
+        tags=spec.tags | ({TENANT_TAG: spec.tenant} if spec.tenant else {}),
         metadata={
             SPEC_KEY: spec.as_metadata(),
             "dagster/column_schema": column_schema(spec),
@@ -116,7 +130,9 @@ def build_asset(
         },
         code_version=_code_version(spec),
     )
-    def table(context: dg.AssetExecutionContext, bigquery: BigQuerySource, budget: DailyBudget) -> DeferredStream:
+    def table(context: dg.AssetExecutionContext) -> DeferredStream:
+        bigquery: BigQuerySource = resource(context, spec, "bigquery")
+        budget: DailyBudget = resource(context, spec, "budget")
         try:
             window = launched_range(spec, context.run.tags, partitions.start.date(), lima_day(datetime.now(UTC)))
         except PlanError as error:
@@ -146,4 +162,4 @@ def launched_range(spec: TableSpec, tags: Mapping[str, str], first_day: date, to
 
 
 def _code_version(spec: TableSpec) -> str:
-    return hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:12]
+    return hashlib.sha256(spec.model_dump_json(exclude={"tenant"}).encode()).hexdigest()[:12]

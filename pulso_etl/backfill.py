@@ -32,6 +32,7 @@ class Launch:
     """What all chunks of a refresh have in common; `logger` is the configuration of `logs.run_logger`."""
 
     settings: Settings
+    tables: Mapping[str, TableSpec]
     force: bool = False
     allow_shrink: bool = False
     logger: Mapping[str, Any] | None = None
@@ -91,7 +92,7 @@ def run_chunks(launch: Launch, todo: Sequence[Chain], workers: int, tell: Tell) 
 
 def run_chain(launch: Launch, chain: Chain) -> Iterator[Outcome]:
     """Runs the chunks of the chain in this process. Raises KeyboardInterrupt where an interrupt or SIGTERM ended a run."""
-    defs = build_defs(launch.settings)
+    defs = build_defs(launch.settings, tables=launch.tables)
     with dg.DagsterInstance.get() as instance:
         for plan in chain.plans:
             grants = {"force": launch.force, "allow_shrink": launch.allow_shrink}
@@ -106,7 +107,9 @@ def whole(spec: TableSpec, plan: RefreshPlan, parts: Sequence[Outcome], seconds:
     failed = sorted((part for part in parts if part.error), key=lambda part: str(part.window))
     error = failed[0].error if failed else None
     if failed and len(parts) > 1:
-        again = "; ".join(f"pulso-etl refresh {spec.name} --from {p.window.start} --to {p.window.end}" for p in failed if p.window)
+        again = "; ".join(
+            f"pulso-etl refresh {spec.as_argument} --from {p.window.start} --to {p.window.end}" for p in failed if p.window
+        )
         error = f"{len(failed)} of {len(parts)} chunks failed, the others are loaded; first: {error}\nto load them again: {again}"
     return Outcome(
         spec.name,

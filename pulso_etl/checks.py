@@ -18,7 +18,7 @@ from typing import Any
 import dagster as dg
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG, PARTITION_NAME_TAG
 
-from pulso_etl.assets import RETRIES
+from pulso_etl.assets import RETRIES, asset_key, resource
 from pulso_etl.destination.io_manager import PostgresUpsertIOManager
 from pulso_etl.destination.load import translated
 from pulso_etl.destination.quality import WEEKS, Check, Inspection, inspect, rules
@@ -55,35 +55,35 @@ def build_checks(spec: TableSpec) -> list[dg.AssetChecksDefinition]:
     """The three ops of a table: its checks of every refresh, its reconciliation, and whether it is up to date."""
 
     @dg.multi_asset_check(
-        name=f"{spec.name}_checks",
+        name=spec.qualify(f"{spec.name}_checks"),
         description=f"Looks at what {spec.name} holds in PostgreSQL, in one statement.",
         specs=[
-            dg.AssetCheckSpec(check.value, asset=spec.name, description=text, blocking=check in BLOCKING)
+            dg.AssetCheckSpec(check.value, asset=asset_key(spec), description=text, blocking=check in BLOCKING)
             for check, text in descriptions(spec).items()
         ],
         can_subset=True,
         compute_kind="postgres",
+        required_resource_keys={spec.qualify("postgres")},
         retry_policy=RETRIES,
     )
-    def checks(
-        context: dg.AssetCheckExecutionContext, postgres: dg.ResourceParam[PostgresUpsertIOManager]
-    ) -> Iterator[dg.AssetCheckResult]:
+    def checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        postgres: PostgresUpsertIOManager = resource(context, spec, "postgres")
         today = lima_day(datetime.now(UTC))
         lookback = DayRange(today - timedelta(days=spec.lookback_days - 1), today)
         window = run_window(context.run.tags) or lookback
         with translated(spec, window), postgres.connect(context.run.run_id) as conn:
             inspection = inspect(conn, spec, postgres.database_schema, window, lookback)
         for finding in findings(spec, inspection, window, lookback):
-            if dg.AssetCheckKey(dg.AssetKey(spec.name), finding.check.value) in context.selected_asset_check_keys:
+            if dg.AssetCheckKey(asset_key(spec), finding.check.value) in context.selected_asset_check_keys:
                 yield result(finding, window)
 
     @dg.multi_asset_check(
-        name=f"{spec.name}_reconciliation",
+        name=spec.qualify(f"{spec.name}_reconciliation"),
         description=f"Compares {spec.name} with its source. Costs a query in BigQuery.",
         specs=[
             dg.AssetCheckSpec(
                 Check.RECONCILIATION.value,
-                asset=spec.name,
+                asset=asset_key(spec),
                 description=f"Rows, sums and numbers of values of each partition are the same in BigQuery, over the last "
                 f"{spec.reconcile_days} days or the run's range. Integers and amounts exactly, doubles to {RELATIVE_TOLERANCE:g} "
                 f"of their size or {ABSOLUTE_TOLERANCE:g}."
@@ -93,13 +93,12 @@ def build_checks(spec: TableSpec) -> list[dg.AssetChecksDefinition]:
         # Optional outputs: a run that materializes the table gets no result.
         can_subset=True,
         compute_kind="bigquery",
+        required_resource_keys={spec.qualify("bigquery"), spec.qualify("postgres")},
     )
-    def reconciliation(
-        context: dg.AssetCheckExecutionContext,
-        bigquery: BigQuerySource,
-        postgres: dg.ResourceParam[PostgresUpsertIOManager],
-    ) -> Iterator[dg.AssetCheckResult]:
-        if dg.AssetKey(spec.name) in context.job_def.asset_layer.selected_asset_keys:
+    def reconciliation(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        bigquery: BigQuerySource = resource(context, spec, "bigquery")
+        postgres: PostgresUpsertIOManager = resource(context, spec, "postgres")
+        if asset_key(spec) in context.job_def.asset_layer.selected_asset_keys:
             context.log.info(f"{spec.name}: not reconciled, this run refreshes it; launch the check alone")
             return
         today = lima_day(datetime.now(UTC))
@@ -109,15 +108,15 @@ def build_checks(spec: TableSpec) -> list[dg.AssetChecksDefinition]:
         yield result(reconciled(spec, compared, today), compared.window)
 
     @dg.asset_check(
-        asset=spec.name,
+        asset=asset_key(spec),
         name=Check.UP_TO_DATE.value,
         description=f"The last refresh is not older than {2 * spec.refresh_every}, and took in today's partition (while the day is "
         "younger than that, yesterday's will do). Unlike the freshness policy, it is not misled by a load of older days.",
         compute_kind="postgres",
+        required_resource_keys={spec.qualify("postgres")},
     )
-    def up_to_date(
-        context: dg.AssetCheckExecutionContext, postgres: dg.ResourceParam[PostgresUpsertIOManager]
-    ) -> dg.AssetCheckResult:
+    def up_to_date(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+        postgres: PostgresUpsertIOManager = resource(context, spec, "postgres")
         today = lima_day(datetime.now(UTC))
         with translated(spec, DayRange(today, today)), postgres.connect(context.run.run_id) as conn:
             state = Watermarks(postgres.database_schema).read(conn).get(spec.name)
@@ -139,7 +138,7 @@ def currency(spec: TableSpec, watermark: Watermark | None, now: datetime) -> dg.
     partition = watermark.last_partition if watermark else None
     return dg.AssetCheckEvaluation(
         check_name=Check.UP_TO_DATE.value,
-        asset_key=dg.AssetKey(spec.name),
+        asset_key=asset_key(spec),
         passed=not is_stale(spec, watermark, now),
         severity=dg.AssetCheckSeverity.WARN,
         description=f"last refresh {extracted:%Y-%m-%d %H:%M %Z}, newest partition {partition}" if extracted else "never refreshed",
@@ -149,23 +148,23 @@ def currency(spec: TableSpec, watermark: Watermark | None, now: datetime) -> dg.
 
 def refresh_check_keys(spec: TableSpec) -> list[dg.AssetCheckKey]:
     """The checks that belong into every refresh of the table."""
-    return [dg.AssetCheckKey(dg.AssetKey(spec.name), check.value) for check in descriptions(spec)]
+    return [dg.AssetCheckKey(asset_key(spec), check.value) for check in descriptions(spec)]
 
 
 def reconciliation_key(spec: TableSpec) -> dg.AssetCheckKey:
     """The check that compares the table with its source."""
-    return dg.AssetCheckKey(dg.AssetKey(spec.name), Check.RECONCILIATION.value)
+    return dg.AssetCheckKey(asset_key(spec), Check.RECONCILIATION.value)
 
 
 def up_to_date_key(spec: TableSpec) -> dg.AssetCheckKey:
     """The check that the table is not stale."""
-    return dg.AssetCheckKey(dg.AssetKey(spec.name), Check.UP_TO_DATE.value)
+    return dg.AssetCheckKey(asset_key(spec), Check.UP_TO_DATE.value)
 
 
 def refresh_selection(specs: Iterable[TableSpec]) -> dg.AssetSelection:
     """The tables with their checks of every refresh, for a job that refreshes them."""
     chosen = list(specs)
-    assets = dg.AssetSelection.assets(*(spec.name for spec in chosen)).without_checks()
+    assets = dg.AssetSelection.assets(*map(asset_key, chosen)).without_checks()
     return assets | dg.AssetSelection.checks(*(key for spec in chosen for key in refresh_check_keys(spec)))
 
 
@@ -297,7 +296,7 @@ def reconciled(spec: TableSpec, found: Reconciliation, today: date) -> Finding:
             f"{one.measure} is {_plain(one.source)} in BigQuery, {_plain(one.target)} in PostgreSQL" for one in shown[:3]
         )
         text += (
-            f". Load them again: pulso-etl refresh {spec.name} --from {days[0]} --to {days[-1]}"
+            f". Load them again: pulso-etl refresh {spec.as_argument} --from {days[0]} --to {days[-1]}"
             if settled
             else ". The next refresh reads these days again; if they differ after it, that is a fault"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -31,6 +31,7 @@ from pulso_etl.launch import Outcome, plan_tables, run_reconciliation
 from pulso_etl.refresh import DayRange, Mode
 from pulso_etl.settings import Settings, load_env_file, load_settings
 from pulso_etl.tables import TABLES, TableSpec
+from pulso_etl.tenants import Deployed, chosen, deployed, grants, select
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console()
@@ -39,6 +40,7 @@ QUIET: dict[str, Any] = {"log_level": "WARNING", "events": False}
 """The runs' own warnings on the terminal, and nothing of Dagster's."""
 HomeOption = Annotated[Path, typer.Option(help="Folder of the embedded servers' data.")]
 RowsOption = Annotated[int, typer.Option(min=1, help="Dashboard rows of the sample data a day; the rest in proportion.")]
+TenantOption = Annotated[str | None, typer.Option("--tenant", help="Whose tables, where TENANTS_FILE names tenants.")]
 COUNTS = ("read", "inserted", "updated", "unchanged", "deleted", "quarantined")
 
 
@@ -69,15 +71,17 @@ def _connect(settings: Settings) -> psycopg.Connection:
     return psycopg.connect(settings.database_url.get_secret_value(), autocommit=True, connect_timeout=10)
 
 
-def _spec(table: str) -> TableSpec:
-    if table not in TABLES:
-        raise PlanError(f"unknown table {table}; known are {', '.join(TABLES)}")
-    return TABLES[table]
+def _specs(names: Sequence[str], tables: Mapping[str, TableSpec]) -> list[TableSpec]:
+    """The tables of these names, or all of them. Raises PlanError."""
+    for name in names:
+        if name not in tables:
+            raise PlanError(f"unknown table {name}; known are {', '.join(tables)}")
+    return [tables[name] for name in names or tables]
 
 
 def refresh_tables(
-    settings: Settings,
-    tables: Sequence[str],
+    part: Deployed,
+    names: Sequence[str],
     mode: Mode,
     *,
     days: int | None = None,
@@ -91,7 +95,8 @@ def refresh_tables(
 
     Before any has run, raises PlanError, or BudgetExceeded unless `force`.
     """
-    specs = [_spec(name) for name in tables] or list(TABLES.values())
+    settings, tables = part
+    specs = _specs(names, tables)
     now = datetime.now(UTC)
     with _connect(settings) as conn:
         states = Watermarks(settings.database_schema).read(conn)
@@ -102,10 +107,10 @@ def refresh_tables(
         console.print(f"{plan.table}: {plan.window or 'skipped'} ({plan.reason})", **PLAIN)
     # The report at the end tells people what became of each run; a machine that reads the log wants every line.
     logger = {"log_level": "INFO", "events": True} if logs.as_json() else QUIET
-    todo = chains(TABLES, plans)
+    todo = chains(tables, plans)
     parts: dict[str, list[Outcome]] = {plan.table: [] for plan in plans}
     seconds: dict[str, float] = {}
-    expected = {plan.table: len(chunks(TABLES[plan.table], plan)) for plan in plans}
+    expected = {plan.table: len(chunks(tables[plan.table], plan)) for plan in plans}
     began = monotonic()
 
     def tell(outcome: Outcome) -> None:
@@ -119,8 +124,8 @@ def refresh_tables(
 
     # What is wrong with Dagster's instance is told before anything runs.
     with _instance(), console.status("loading ..."):
-        run_chunks(Launch(settings, force, allow_shrink, logger), todo, min(workers, len(todo)), tell)
-    return [whole(TABLES[plan.table], plan, parts[plan.table], seconds[plan.table]) for plan in plans]
+        run_chunks(Launch(settings, tables, force, allow_shrink, logger), todo, min(workers, len(todo)), tell)
+    return [whole(tables[plan.table], plan, parts[plan.table], seconds[plan.table]) for plan in plans]
 
 
 def _show(table: Table) -> None:
@@ -153,10 +158,11 @@ def refresh(
     force: Annotated[bool, typer.Option("--force", help="Refresh fresh tables too.")] = False,
     allow_shrink: Annotated[bool, typer.Option("--allow-shrink", help="Let many rows be deleted.")] = False,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Runs at a time, each in a process of its own if several.")] = 1,
+    tenant: TenantOption = None,
 ) -> None:
     """Refreshes tables through Dagster, without its daemon; many days in chunks."""
     outcomes = refresh_tables(
-        load_settings(),
+        chosen(load_settings(), tenant),
         tables or [],
         mode,
         days=days,
@@ -170,13 +176,13 @@ def refresh(
 
 
 @app.command()
-def status() -> None:
+def status(tenant: TenantOption = None) -> None:
     """Shows how far and how fresh each table is."""
-    settings, now = load_settings(), datetime.now(UTC)
+    (settings, tables), now = chosen(load_settings(), tenant), datetime.now(UTC)
     with _connect(settings) as conn:
         states = Watermarks(settings.database_schema).read(conn)
     table = Table("table", "status", "fresh", "last partition", "age", "records", "seconds", box=None)
-    for name, spec in TABLES.items():
+    for name, spec in tables.items():
         state = states.get(name)
         if state is None:
             table.add_row(name, "never loaded")
@@ -197,14 +203,15 @@ def reconcile(
     tables: Annotated[list[str] | None, typer.Argument(help="Tables; all of them if none is named.")] = None,
     start: Annotated[datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="First day.")] = None,
     end: Annotated[datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="Last day.")] = None,
+    tenant: TenantOption = None,
 ) -> None:
     """Compares tables with BigQuery: rows and sums of each partition. Costs a query a table."""
-    settings = load_settings()
-    specs = [_spec(name) for name in tables or TABLES]
+    settings, known = chosen(load_settings(), tenant)
+    specs = _specs(tables or [], known)
     if (start is None) != (end is None):
         raise PlanError("give both --from and --to, or neither")
     window = DayRange(start.date(), end.date()) if start and end else None
-    defs = build_defs(settings)
+    defs = build_defs(settings, tables=known)
     shown = Table("table", "agrees", "partitions", "seconds", "bytes billed", "cost USD", "result", box=None)
     agree = True
     with _instance() as instance:
@@ -221,9 +228,9 @@ def reconcile(
 
 
 @app.command()
-def alert_test() -> None:
-    """Sends a trial message to every channel of ALERT_URLS."""
-    deliveries = try_channels(load_settings(), datetime.now(UTC))
+def alert_test(tenant: TenantOption = None) -> None:
+    """Sends a trial message to every channel of ALERT_URLS, or of the tenant's own."""
+    deliveries = try_channels(chosen(load_settings(), tenant).settings, datetime.now(UTC))
     for delivery in deliveries:
         console.print(f"{'ok  ' if delivery.ok else 'FAIL'} {delivery.channel}: {delivery.text}", **PLAIN)
     if not deliveries:
@@ -233,33 +240,37 @@ def alert_test() -> None:
 
 
 @app.command()
-def cleanup() -> None:
-    """Ends attempts that died or run past their table's time-out, and says what it did."""
-    settings = load_settings()
-    with _instance() as instance, _connect(settings) as conn:
-        ended = list(recover(conn, settings.database_schema, instance, TABLES, datetime.now(UTC)))
-    for one in ended:
-        console.print(f"{one.table} {one.window}: run {one.run_id} is marked as failed: {one.reason}", **PLAIN)
-    console.print(f"{len(ended)} attempt(s) ended", **PLAIN)
+def cleanup(tenant: TenantOption = None) -> None:
+    """Ends attempts that died or run past their table's time-out, and says what it did; of all tenants without a name."""
+    ended = 0
+    with _instance() as instance:
+        for settings, tables in select(load_settings(), tenant):
+            with _connect(settings) as conn:
+                for one in recover(conn, settings.database_schema, instance, tables, datetime.now(UTC)):
+                    ended += 1
+                    name = "/".join(filter(None, [settings.owner.tenant, one.table]))
+                    console.print(f"{name} {one.window}: run {one.run_id} is marked as failed: {one.reason}", **PLAIN)
+    console.print(f"{ended} attempt(s) ended", **PLAIN)
 
 
 @app.command("sql")
 def show_sql(
     table: Annotated[str, typer.Argument(help="The table.")],
+    tenant: TenantOption = None,
 ) -> None:
     """Prints the statements that a refresh of the table runs, on BigQuery and on PostgreSQL."""
-    settings = load_settings()
-    spec = _spec(table)
+    settings, tables = chosen(load_settings(), tenant)
+    [spec] = _specs([table], tables)
     console.print(f"-- BigQuery\n{spec.query.format(**settings.sources())}\n-- PostgreSQL", **PLAIN)
     for statement in statements_in_order(Statements(spec, settings.database_schema)):
         console.print(f"{statement.as_string()};", **PLAIN)
 
 
 @app.command()
-def doctor() -> None:
-    """Checks settings, BigQuery, PostgreSQL and Dagster, a line each."""
+def doctor(tenant: TenantOption = None) -> None:
+    """Checks settings, BigQuery, PostgreSQL and Dagster, a line each; of all tenants without a name."""
     healthy = True
-    for finding in diagnose():
+    for finding in diagnose(tenant):
         healthy = healthy and finding.ok
         console.print(f"{'ok  ' if finding.ok else 'FAIL'} {finding.part}: {finding.text}", **PLAIN)
     if not healthy:
@@ -284,15 +295,36 @@ def api(
 def token(
     name: Annotated[str, typer.Argument(help="Whose token it is; the name stands in the log of launches.")],
     role: Annotated[str, typer.Argument(help="read, refresh or admin.")],
+    tenant: Annotated[str, typer.Option(help="The only tenant whose routes it opens.")] = "",
 ) -> None:
     """Makes a token for the HTTP API: the secret, and the entry that API_TOKENS keeps of it."""
     if role.upper() not in Role.__members__:
         raise SettingsError(f"unknown role {role}; known are {', '.join(known.name.lower() for known in Role)}")
     try:
-        secret, entry = make_token(name, Role[role.upper()])
+        secret, entry = make_token(name, Role[role.upper()], tenant)
     except ValueError as error:
         raise SettingsError(str(error)) from None
     console.print(f"token, shown this once: {secret}\nentry of API_TOKENS:    {entry}", **PLAIN)
+
+
+@app.command()
+def tenants(
+    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL that makes their roles and schemas.")] = False,
+) -> None:
+    """Lists the tenants of TENANTS_FILE."""
+    settings = load_settings()
+    if settings.tenants_file is None:
+        raise SettingsError("TENANTS_FILE is not set: there are no tenants")
+    parts = deployed(settings)
+    if sql:
+        for statement in grants(parts):
+            console.print(f"{statement.as_string()};", **PLAIN)
+        return
+    shown = Table("tenant", "source", "schema", "role", "tables", box=None)
+    for part in parts:
+        source = f"{part.settings.bigquery_project_id}.{part.settings.bigquery_dataset}"
+        shown.add_row(part.tenant, source, part.settings.database_schema, part.settings.owner.database_role, str(len(part.tables)))
+    _show(shown)
 
 
 @app.command()
@@ -306,7 +338,7 @@ def run(
 
     try:
         with local_stack(home, revision=revision, rows_per_day=rows_per_day, say=_say):
-            outcomes = refresh_tables(load_settings(), [], Mode.INCREMENTAL, force=True)
+            outcomes = refresh_tables(Deployed(load_settings(), TABLES), [], Mode.INCREMENTAL, force=True)
     except KeyboardInterrupt:
         _say("interrupted; everything is stopped")
         raise typer.Exit(130) from None

@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 
 from pulso_etl.assets import RETRIES, build_asset, build_sources, daily_partitions
-from pulso_etl.automation.jobs import build_jobs, build_reconciliation_job
+from pulso_etl.automation.jobs import build_jobs, build_reconciliation_job, launched_job
 from pulso_etl.automation.schedules import build_schedules
 from pulso_etl.automation.sensors import Automation
 from pulso_etl.budget import DailyBudget
@@ -18,33 +18,42 @@ from pulso_etl.logs import run_logger
 from pulso_etl.settings import Settings, load_settings
 from pulso_etl.source.bigquery import BigQuerySource
 from pulso_etl.tables import TABLES
-from pulso_etl.tables.spec import TableSpec
+from pulso_etl.tables.spec import TableSpec, qualified
+from pulso_etl.tenants import deployed
+
+
+def build_source(settings: Settings) -> BigQuerySource:
+    """The source that the settings describe."""
+    return BigQuerySource(
+        project=settings.bigquery_project_id,
+        location=settings.bigquery_location,
+        sources=settings.sources(),
+        maximum_bytes_billed=settings.bigquery_maximum_bytes_billed,
+        price_per_tib=settings.bigquery_price_per_tib,
+        use_storage_api=settings.bigquery_use_storage_api,
+        emulator_host=settings.bigquery_emulator_host,
+        emulator_storage=settings.bigquery_emulator_storage,
+        change_margin_seconds=settings.change_margin_seconds,
+    )
 
 
 def build_resources(settings: Settings) -> dict[str, Any]:
-    """The source and the destination that the settings describe."""
+    """The source, the budget and the destination that the settings describe, under their names for their owner."""
     # By reference: Dagster shows a resource's configuration in its UI, and this one holds a password.
-    database_url = dg.EnvVar("DATABASE_URL")
-    return {
-        "bigquery": BigQuerySource(
-            project=settings.bigquery_project_id,
-            location=settings.bigquery_location,
-            sources=settings.sources(),
-            maximum_bytes_billed=settings.bigquery_maximum_bytes_billed,
-            price_per_tib=settings.bigquery_price_per_tib,
-            use_storage_api=settings.bigquery_use_storage_api,
-            emulator_host=settings.bigquery_emulator_host,
-            emulator_storage=settings.bigquery_emulator_storage,
-            change_margin_seconds=settings.change_margin_seconds,
-        ),
-        "budget": DailyBudget.of(settings, database_url),
+    owner = settings.owner
+    database_url = dg.EnvVar(owner.database_url_variable)
+    resources = {
+        "bigquery": build_source(settings),
+        "budget": DailyBudget.of(settings, database_url, owner.database_role),
         "postgres": PostgresUpsertIOManager(
             database_url=database_url,
+            database_role=owner.database_role,
             database_schema=settings.database_schema,
             lock_timeout_seconds=settings.lock_timeout_seconds,
             work_mem_mb=settings.work_mem_mb,
         ),
     }
+    return {qualified(owner.tenant, name): resource for name, resource in resources.items()}
 
 
 def build_defs(
@@ -54,12 +63,13 @@ def build_defs(
     resource_overrides: Mapping[str, Any] | None = None,
     retries: dg.RetryPolicy = RETRIES,
 ) -> dg.Definitions:
-    """Fresh definitions; `resource_overrides` replaces resources by key."""
+    """Fresh definitions of one tenant's tables, or of a deployment without; `resource_overrides` replaces resources by key."""
     partitions = daily_partitions(settings.partitions_start)
     jobs = build_jobs(tables)
     reconciliation = build_reconciliation_job(tables)
     checks = [key for spec in tables.values() for key in (*refresh_check_keys(spec), reconciliation_key(spec))]
-    automation = Automation(settings, tables, jobs[: len(tables)], checks)
+    launched = {launched_job(spec, tables) for spec in tables.values()}
+    automation = Automation(settings, tables, [job for job in jobs if job.name in launched], checks)
     return dg.Definitions(
         assets=[
             *build_sources(tables.values(), settings.sources()),
@@ -81,4 +91,4 @@ def build_defs(
 @dg.definitions
 def defs() -> dg.Definitions:
     """The definitions of this deployment. Raises SettingsError."""
-    return build_defs(load_settings())
+    return dg.Definitions.merge(*(build_defs(part.settings, tables=part.tables) for part in deployed(load_settings())))

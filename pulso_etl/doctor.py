@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 
@@ -16,7 +16,8 @@ from google.api_core import exceptions as api
 from google.auth.exceptions import GoogleAuthError
 from google.cloud import bigquery
 
-from pulso_etl.definitions import build_resources
+from pulso_etl.coordinator import TENANT_TAG, TenantRunCoordinator
+from pulso_etl.definitions import build_source
 from pulso_etl.destination.contract import fit
 from pulso_etl.destination.schema import Table
 from pulso_etl.errors import PulsoError
@@ -25,6 +26,7 @@ from pulso_etl.settings import Settings, load_settings
 from pulso_etl.source.bigquery import ONCE, BigQuerySource, raising_source_errors
 from pulso_etl.tables import TABLES
 from pulso_etl.tables.spec import TableSpec
+from pulso_etl.tenants import Deployed, select
 
 CREDENTIALS = {
     "google.oauth2.service_account": "the key of a service account",
@@ -78,27 +80,36 @@ class Finding:
     text: str
 
 
-def diagnose() -> Iterator[Finding]:
-    """Findings, part by part; a part that needs an earlier one is left out where that failed."""
+def diagnose(tenant: str | None = None) -> Iterator[Finding]:
+    """Findings, part by part, of every tenant without a name; a part that needs an earlier one is left out where that failed."""
     try:
         settings = load_settings()
+        parts = select(settings, tenant)
     except PulsoError as error:
         yield Finding("settings", False, str(error).removeprefix("settings: "))
         return
-    yield Finding("settings", True, f"dataset {settings.bigquery_dataset}, PostgreSQL schema {settings.database_schema}")
-    source: BigQuerySource = build_resources(settings)["bigquery"]
-    reached = yield from _in_turn({"credentials": partial(_credentials, settings), "BigQuery": partial(_bigquery, source)})
-    if reached:
-        for spec in TABLES.values():
-            yield _check(f"source of {spec.name}", partial(_source, source, spec))
-    yield _check("PostgreSQL", partial(_postgres, settings))
+    for part in parts:
+        for finding in _diagnose(part):
+            yield replace(finding, part=f"{part.tenant}: {finding.part}") if part.tenant else finding
     yield from _in_turn(
         {
             "Dagster home": partial(_dagster_home, settings),
             "Dagster storage": partial(_dagster_storage, settings),
+            **({"Dagster queue": _dagster_queue} if settings.tenants_file else {}),
             "Dagster daemon": _dagster_daemon,
         }
     )
+
+
+def _diagnose(part: Deployed) -> Iterator[Finding]:
+    settings, tables = part
+    yield Finding("settings", True, f"dataset {settings.bigquery_dataset}, PostgreSQL schema {settings.database_schema}")
+    source = build_source(settings)
+    reached = yield from _in_turn({"credentials": partial(_credentials, settings), "BigQuery": partial(_bigquery, source)})
+    if reached:
+        for spec in tables.values():
+            yield _check(f"source of {spec.name}", partial(_source, source, spec))
+    yield _check("PostgreSQL", partial(_postgres, settings))
 
 
 def _in_turn(parts: dict[str, Callable[[], str]]) -> Generator[Finding, None, bool]:
@@ -168,9 +179,12 @@ def _postgres(settings: Settings) -> str:
             raise RuntimeError(f"version {version} is too old; 15 or newer is needed")
         tables = [*TABLES, "etl_watermarks", "etl_extractions", "etl_alerts", "etl_alert_messages", "etl_quarantine"]
         (lacking,) = conn.execute(RIGHTS, {"schema": settings.database_schema, "tables": tables}).fetchone() or ([],)
+        role = settings.owner.database_role or conn.info.user
+        if settings.owner.database_role and conn.execute("SELECT current_user").fetchone() != (role,):
+            raise RuntimeError(f"the session does not work as {role}; a pooler must pass the start-up parameter `options` on")
         if lacking:
-            raise RuntimeError(f"role {conn.info.user} lacks rights; run as an administrator: {'; '.join(lacking)}")
-        return f"version {version}, role {conn.info.user} may load into schema {settings.database_schema}"
+            raise RuntimeError(f"role {role} lacks rights; run as an administrator: {'; '.join(lacking)}")
+        return f"version {version}, role {role} may load into schema {settings.database_schema}"
 
 
 def _dagster_home(settings: Settings) -> str:
@@ -202,6 +216,16 @@ def _dagster_storage(settings: Settings) -> str:
         if not instance.freshness_enabled:
             raise RuntimeError("freshness policies are off; set `freshness: enabled: true` in dagster.yaml")
         return f"{type(storage).__name__}, {runs} runs, freshness policies on"
+
+
+def _dagster_queue() -> str:
+    """Whether a tenant's runs are known as its own, and can't take every slot."""
+    with dg.DagsterInstance.get() as instance:
+        queue = instance.get_concurrency_config().run_queue_config
+        limited = {limit["key"]: limit["limit"] for limit in queue.tag_concurrency_limits or ()} if queue else {}
+        if not isinstance(instance.run_coordinator, TenantRunCoordinator) or TENANT_TAG not in limited or queue is None:
+            raise RuntimeError("does not know tenants; take deploy/dagster.tenants.yaml as the dagster.yaml of DAGSTER_HOME")
+        return f"{queue.max_concurrent_runs} slots, {limited[TENANT_TAG]} for a tenant at most"
 
 
 def _dagster_daemon() -> str:

@@ -18,8 +18,10 @@ from dagster._core.storage.tags import (
     PRIORITY_TAG,
 )
 
+from pulso_etl.assets import asset_key
 from pulso_etl.budget import FORCE_TAG
 from pulso_etl.checks import reconciliation_key, refresh_check_keys
+from pulso_etl.coordinator import TENANT_TAG
 from pulso_etl.destination.io_manager import ALLOW_SHRINK_TAG, CAPTURE_TAG, VERIFIED_TAG
 from pulso_etl.destination.watermarks import TableState
 from pulso_etl.refresh import DayRange, Mode, RefreshPlan, plan_refresh
@@ -49,13 +51,15 @@ class Outcome:
 
 
 def job_tags(specs: Sequence[TableSpec]) -> dict[str, str]:
-    """The tags of a run of these tables, whatever its range: time-out (seconds), place in the queue, and the table if it is one."""
+    """The tags of a run of these tables of one tenant, whatever its range: time-out (seconds), place in the queue, the tenant, and
+    the table if it is one."""
     tags = {
         MAX_RUNTIME_SECONDS_TAG: str(sum(int(spec.timeout.total_seconds()) for spec in specs)),
         PRIORITY_TAG: str(max(spec.priority for spec in specs)),
         SOURCE_TAG: "bigquery",
     }
-    return tags | ({TABLE_TAG: specs[0].name} if len(specs) == 1 else {})
+    tenant = {TENANT_TAG: specs[0].tenant} if specs[0].tenant else {}
+    return tags | tenant | ({TABLE_TAG: specs[0].name} if len(specs) == 1 else {})
 
 
 def range_tags(window: DayRange) -> dict[str, str]:
@@ -136,7 +140,7 @@ def run_plan(
         return Outcome(plan.table, None, plan.reason)
     began = time.perf_counter()
     tags = run_tags(spec, plan.window, force=force, allow_shrink=allow_shrink)
-    result = _execute(defs, instance, {dg.AssetKey(plan.table)}, set(refresh_check_keys(spec)), tags, logger)
+    result = _execute(defs, instance, {asset_key(spec)}, set(refresh_check_keys(spec)), tags, logger)
     seconds = time.perf_counter() - began
     if not result.success:
         return Outcome(plan.table, plan.window, plan.reason, result.run_id, failure_reason(result), seconds)
@@ -231,7 +235,7 @@ def run_reconciliation(
     The result is recorded as the table's asset check. An error of the run is in the outcome, not raised.
     """
     began = time.perf_counter()
-    tags = range_tags(window) if window else {}
+    tags = ({TENANT_TAG: spec.tenant} if spec.tenant else {}) | (range_tags(window) if window else {})
     result = _execute(defs, instance, set(), {reconciliation_key(spec)}, tags, logger)
     seconds = time.perf_counter() - began
     if not result.success:

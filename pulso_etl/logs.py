@@ -1,4 +1,4 @@
-"""Structured logs: each line of a run carries its id, its table and its range of partitions, as text or as JSON."""
+"""Structured logs: each line of a run carries its id, its tenant, its table and its range of partitions, as text or as JSON."""
 
 from __future__ import annotations
 
@@ -10,20 +10,25 @@ from datetime import UTC, datetime
 import dagster as dg
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
+from pulso_etl.coordinator import TENANT_TAG
+from pulso_etl.tables.spec import qualified
+
 FORMAT_VARIABLE = "PULSO_LOG_FORMAT"
 """Environment variable; "json" asks for one JSON object a line."""
 
 
 def run_fields(record: logging.LogRecord) -> dict[str, str]:
-    """Run id, table and partitions of a line that a Dagster run wrote; nothing for other lines."""
+    """Run id, tenant, table and partitions of a line that a Dagster run wrote; nothing for other lines."""
     meta = getattr(record, "dagster_meta", None)
     if not meta:
         return {}
     tags = meta["job_tags"]
     start, end = tags.get(ASSET_PARTITION_RANGE_START_TAG), tags.get(ASSET_PARTITION_RANGE_END_TAG)
+    tenant = tags.get(TENANT_TAG)
     fields = {
         "run_id": meta["run_id"],
-        "table": meta["step_key"] or tags.get("pulso_etl/table"),
+        "tenant": tenant,
+        "table": (meta["step_key"] or tags.get("pulso_etl/table") or "").removeprefix(qualified(tenant or "", "")),
         "partitions": f"{start}..{end}" if start else tags.get("dagster/partition"),
     }
     return {key: value for key, value in fields.items() if value}

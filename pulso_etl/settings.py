@@ -9,6 +9,7 @@ Google client alike. The embedded default (`pulso-etl run` and `dev`) reads no `
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from datetime import date
 from io import StringIO
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Annotated, Any, Literal
 import psycopg
 from dotenv import load_dotenv
 from psycopg.conninfo import conninfo_to_dict
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PrivateAttr, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pulso_etl.alerts.channels import parse_channels
@@ -27,6 +28,18 @@ from pulso_etl.errors import SettingsError
 GIBIBYTE = 1024**3
 NAME = r"^[A-Za-z0-9_-]+$"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Whose settings these are: a tenant, and as whom it works in PostgreSQL; both empty where there are no tenants.
+
+    `database_url_variable` is the environment variable that holds the URL of its PostgreSQL.
+    """
+
+    tenant: str = ""
+    database_role: str = ""
+    database_url_variable: str = "DATABASE_URL"
 
 
 class Settings(BaseSettings):
@@ -114,12 +127,28 @@ class Settings(BaseSettings):
     dagster_graphql_url: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")] = "http://127.0.0.1:3000/graphql"
     """Where the API reaches the GraphQL of Dagster's webserver."""
 
+    tenants_file: Path | None = None
+    """File that declares the tenants, YAML or TOML; none: the deployment is a single organisation's."""
+
     dagster_home: Path | None = None
     """Absolute folder that holds `dagster.yaml` and the runs' logs. Read by Dagster."""
     dagster_postgres_url: SecretStr | None = None
     """`postgresql://…` of Dagster's own storage: a database or a schema of its own. Read by `dagster.yaml`."""
     pulso_log_format: Literal["text", "json"] = "text"
     """Form of the command line's log lines."""
+
+    _owner: Owner = PrivateAttr(default_factory=Owner)
+
+    @property
+    def owner(self) -> Owner:
+        """Whose settings these are."""
+        return self._owner
+
+    def owned_by(self, owner: Owner, **changes: Any) -> Settings:
+        """The same settings as the owner has them; `changes`, by field, are taken as they are."""
+        found = self.model_copy(update=changes)
+        found._owner = owner
+        return found
 
     @field_validator("alert_urls")
     @classmethod

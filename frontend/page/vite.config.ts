@@ -4,9 +4,10 @@ import { defineConfig } from "vite";
 
 const here = (path: string) => fileURLToPath(new URL(path, import.meta.url));
 
-/** The status page, built into the Python package, which serves it at `/`. `npm run dev` asks the API at 127.0.0.1:8000. */
+/** The status page, built into the Python package, which serves it at any path. `npm run dev` asks the API at 127.0.0.1:8000. */
 export default defineConfig({
   root: here("."),
+  base: "./",
   plugins: [react()],
   build: { outDir: here("../../pulso_etl/api/page"), emptyOutDir: true, modulePreload: { polyfill: false } },
   server: { proxy: { "/api": "http://127.0.0.1:8000" } },

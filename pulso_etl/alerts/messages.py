@@ -132,11 +132,11 @@ WORDINGS: Mapping[Cause, Wording] = {
 }
 
 
-def render(notice: Notice, dagster_ui_url: str) -> Message:
-    """The message of a notice. Times are America/Lima; runs are linked at `dagster_ui_url`/runs/ID."""
+def render(notice: Notice, dagster_ui_url: str, tenant: str = "") -> Message:
+    """The message of a notice, which names the tenant. Times are America/Lima; runs are linked at `dagster_ui_url`/runs/ID."""
     incident, wording = notice.incident, WORDINGS[notice.incident.cause]
     if notice.stage is Stage.RECOVERED:
-        return _recovered(incident, wording)
+        return _recovered(incident, wording, tenant)
     subjects = incident.failing
     prefix = "Sigue: " if notice.stage is Stage.REMINDER else ""
     lines = [f"Qué pasó: {wording.what}", f"Desde: {_instant(incident.first_seen)}", *_failures(incident)]
@@ -145,10 +145,10 @@ def render(notice: Notice, dagster_ui_url: str) -> Message:
     lines.append(f"Qué hacer: {wording.to_do}")
     if incident.cause in OUTAGES and (detail := max(subjects, key=lambda subject: subject.last).detail):
         lines.append(f"Detalle técnico: {detail}")
-    return Message(_title(prefix + wording.title, subjects), "\n".join(lines), wording.severity)
+    return Message(_title(prefix + wording.title, subjects, tenant), "\n".join(lines), wording.severity)
 
 
-def _recovered(incident: Incident, wording: Wording) -> Message:
+def _recovered(incident: Incident, wording: Wording, tenant: str) -> Message:
     ended = incident.recovered_at or incident.last_seen
     lines = [
         f"Qué pasó: {wording.recovered}. El problema era «{wording.title}».",
@@ -159,13 +159,13 @@ def _recovered(incident: Incident, wording: Wording) -> Message:
         *_subjects(incident, incident.subjects, None),
         "Qué hacer: nada.",
     ]
-    return Message(_title(f"Recuperado: {wording.recovered}", incident.subjects), "\n".join(lines), "success")
+    return Message(_title(f"Recuperado: {wording.recovered}", incident.subjects, tenant), "\n".join(lines), "success")
 
 
-def trial_message(now: datetime) -> Message:
+def trial_message(now: datetime, tenant: str = "") -> Message:
     """What `pulso-etl alert-test` sends."""
     return Message(
-        "[Pulso] Mensaje de prueba",
+        f"{_sender(tenant)} Mensaje de prueba",
         f"Qué pasó: nada; alguien probó los avisos de Pulso.\nHora: {_instant(now)}\nQué hacer: nada.",
         "info",
     )
@@ -180,10 +180,14 @@ def duration(span: timedelta) -> str:
     return " ".join(f"{value} {unit}" for value, unit in units[first : first + 2] if value) or "0 s"
 
 
-def _title(title: str, subjects: Sequence[Subject]) -> str:
+def _sender(tenant: str) -> str:
+    return f"[Pulso {tenant}]" if tenant else "[Pulso]"
+
+
+def _title(title: str, subjects: Sequence[Subject], tenant: str) -> str:
     tables = list(dict.fromkeys(subject.table for subject in subjects if subject.table))
     suffix = f" ({tables[0] if len(tables) == 1 else f'{len(tables)} tablas'})" if tables else ""
-    return f"[Pulso] {title}{suffix}"
+    return f"{_sender(tenant)} {title}{suffix}"
 
 
 def _subjects(incident: Incident, subjects: Sequence[Subject], dagster_ui_url: str | None) -> list[str]:

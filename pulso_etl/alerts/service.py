@@ -61,6 +61,7 @@ class Alerts:
         )
         self._timeout = settings.alert_timeout_seconds
         self._dagster_ui_url = settings.dagster_ui_url
+        self._tenant = settings.owner.tenant
         self._lock = threading.Lock()
         self._backlog: list[Event] = []
         self._outage: list[Incident] = []
@@ -127,7 +128,7 @@ class Alerts:
             book, notices = announce(absorb(self._adopted(before, now), events), now, self._policy)
             book = self._store.save(conn, before, book)
             for notice in notices:
-                message = render(notice, self._dagster_ui_url)
+                message = render(notice, self._dagster_ui_url, self._tenant)
                 names = [channel.name for channel in self._channels]
                 self._store.post(conn, book[notice.position], notice.stage, message, names, now)
         self._outage = [incident for incident in book if incident.open and incident.cause is DATABASE_AWAY]
@@ -196,7 +197,9 @@ class Alerts:
             (self._away,) = absorb(self._outage, [Failed(DATABASE_AWAY, "", now, DATABASE, detail=str(error))])
         (told,), notices = announce([self._away], now, self._policy)
         deliveries = [
-            delivery for notice in notices for delivery in self._send(self._channels, render(notice, self._dagster_ui_url))
+            delivery
+            for notice in notices
+            for delivery in self._send(self._channels, render(notice, self._dagster_ui_url, self._tenant))
         ]
         if any(delivery.ok for delivery in deliveries):
             self._away = told
@@ -211,4 +214,4 @@ def _retry_wait(attempts: int) -> timedelta:
 def try_channels(settings: Settings, now: datetime) -> list[Delivery]:
     """Sends a trial message to every channel and says of each how it went; empty where ALERT_URLS is not set."""
     channels = parse_channels(settings.alert_urls.get_secret_value())
-    return send(channels, trial_message(now), timeout=settings.alert_timeout_seconds)
+    return send(channels, trial_message(now, settings.owner.tenant), timeout=settings.alert_timeout_seconds)

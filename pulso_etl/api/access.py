@@ -104,16 +104,18 @@ class Guard:
 
 
 class Gatekeeper:
-    """Knows the tokens and counts the launches."""
+    """Knows the tokens that open its routes, and counts the launches."""
 
-    def __init__(self, settings: Settings, tokens: Sequence[Token]) -> None:
+    def __init__(self, settings: Settings, tokens: Sequence[Token], *, local: bool) -> None:
+        """`local`: the deployment has no tokens at all, and so serves this machine alone, with every right."""
         self.tokens = tokens
+        self.local = local
         self.limit: RateLimitItem = parse(settings.api_launch_limit)
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
 
     def caller(self, secret: str | None) -> Caller:
         """Who asks. Raises HTTPException 401."""
-        if not self.tokens:
+        if self.local:
             return LOCAL
         found = None if secret is None else find_caller(self.tokens, secret)
         if found is None:

@@ -43,9 +43,9 @@ from pulso_etl.api.models import (
 )
 from pulso_etl.api.refreshes import Asked, Refreshes
 from pulso_etl.api.status import StatusFeed, StatusReader
-from pulso_etl.api.tokens import parse_tokens
+from pulso_etl.api.tokens import opening, parse_tokens
 from pulso_etl.automation.recovery import Recovered, recover
-from pulso_etl.definitions import build_resources
+from pulso_etl.definitions import build_source
 from pulso_etl.errors import BudgetExceeded, PlanError, first_line
 from pulso_etl.refresh import LIMA, Mode, lima_day
 from pulso_etl.settings import Settings
@@ -133,11 +133,10 @@ class Deployment:
         self.reader = StatusReader(settings, self.database, self.dagster, tables)
         self.feed = StatusFeed(self.reader.snapshot)
         self.refreshes = Refreshes(settings, self.database, self.dagster, self.reader, tables)
-        source = build_resources(settings)["bigquery"]
         self.health = HealthProbe(
             self.database,
             self.dagster,
-            source,
+            build_source(settings),
             f"{settings.bigquery_project_id}.{settings.bigquery_dataset}",
             discreet=discreet,
         )
@@ -343,6 +342,10 @@ async def events(request: Request, caller: Reader) -> EventSourceResponse:
 
 
 root = APIRouter()
+gateway = APIRouter()
+"""The way to Dagster itself, which shows whatever runs there."""
+no_gateway = APIRouter()
+"""In its place, where others run there as well."""
 
 
 @root.get(
@@ -358,7 +361,7 @@ async def prometheus(request: Request, caller: Reader) -> Response:
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-@root.post(
+@gateway.post(
     "/graphql",
     response_class=Response,
     responses={**REFUSED, **GRAPHQL_ANSWERS, 413: {"model": Fault}, 415: {"model": Fault}, 429: TOO_MANY, 503: UNAVAILABLE},
@@ -397,6 +400,12 @@ async def dagster_graphql(request: Request, caller: Reader) -> Response:
     return Response(answers[0].content, answers[0].status_code, media_type="application/json")
 
 
+@no_gateway.post("/graphql", include_in_schema=False)
+async def no_graphql() -> Response:
+    """Says where it is."""
+    raise HTTPException(404, "Dagster's GraphQL shows every tenant's runs: administrators of no tenant reach it at /graphql")
+
+
 def _graphql_body(document: Any) -> dict[str, Any]:
     fields = document if isinstance(document, dict) else {}
     query, variables, name = (fields.get(key) for key in ("query", "variables", "operationName"))
@@ -407,16 +416,17 @@ def _graphql_body(document: Any) -> dict[str, Any]:
 
 
 def create_app(settings: Settings, *, tables: Mapping[str, TableSpec] = TABLES) -> FastAPI:
-    """The application. Connects when it is started; a part that is away then is waited for at each request."""
+    """The application of a deployment, or of one tenant of it. Connects when it is started; a part that is away then is waited for
+    at each request."""
     tokens = parse_tokens(settings.api_tokens.get_secret_value())
-    origins = settings.cors_origins()
+    tenant = settings.owner.tenant
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # With tokens other machines are served, and the health needs none.
         here = Deployment(settings, tables, discreet=bool(tokens))
         app.state.deployment = here
-        app.state.gatekeeper = Gatekeeper(settings, tokens)
+        app.state.gatekeeper = Gatekeeper(settings, opening(tokens, tenant), local=not tokens)
         await here.database.open()
         try:
             yield
@@ -437,7 +447,15 @@ def create_app(settings: Settings, *, tables: Mapping[str, TableSpec] = TABLES) 
     )
     app.include_router(router)
     app.include_router(root)
+    app.include_router(no_gateway if tenant else gateway)
     _serve_page(app)
+    guard(app, settings)
+    return app
+
+
+def guard(app: FastAPI, settings: Settings) -> None:
+    """What every application has: answers to errors, and a look at each request before all else."""
+    origins = settings.cors_origins()
     for kind, answer in ANSWERS.items():
         app.add_exception_handler(kind, answer)
     if origins:
@@ -449,8 +467,7 @@ def create_app(settings: Settings, *, tables: Mapping[str, TableSpec] = TABLES) 
             expose_headers=[ROLE_HEADER, "ETag", "Retry-After"],
             max_age=600,
         )
-    app.add_middleware(Guard, tokens=bool(tokens), origins=origins)
-    return app
+    app.add_middleware(Guard, tokens=bool(parse_tokens(settings.api_tokens.get_secret_value())), origins=origins)
 
 
 def _serve_page(app: FastAPI) -> None:

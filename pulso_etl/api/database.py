@@ -37,14 +37,14 @@ class DatabaseUnavailable(Exception):
 
 
 class Database:
-    """The connections, and the names of the tables that the API uses. Our own tables are created at the first use."""
+    """The connections, and the names of the tables that the API uses. Our own tables are created at the first use, if `tables`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, tables: bool = True) -> None:
         self.url = settings.database_url.get_secret_value()
         self.schema = settings.database_schema
         self.marks = Watermarks(self.schema)
         self.refreshes = sql.Identifier(self.schema, "etl_refreshes")
-        self._created = False
+        self._created = not tables
         self._pool = AsyncConnectionPool(
             self.url,
             min_size=1,

@@ -32,7 +32,10 @@ class Unwell(Exception):
 class HealthProbe:
     """Looks at PostgreSQL, BigQuery, Dagster and its daemon. With `discreet`, why a part fails stands in the log alone."""
 
-    def __init__(self, database: Database, dagster: DagsterClient, source: BigQuerySource, dataset: str, *, discreet: bool) -> None:
+    def __init__(
+        self, database: Database, dagster: DagsterClient, source: BigQuerySource | None, dataset: str, *, discreet: bool
+    ) -> None:
+        """Without a `source`, BigQuery is not looked at."""
         self.discreet = discreet
         self.database = database
         self.dagster = dagster
@@ -43,9 +46,9 @@ class HealthProbe:
     async def look(self) -> Health:
         """The state of every part. Raises nothing."""
         postgresql, (dagster, daemon), bigquery = await asyncio.gather(
-            _part(self._postgresql), self._dagster_parts(), self._bigquery_part()
+            _part(self._postgresql), self._dagster_parts(), self._bigquery_parts()
         )
-        parts = {"postgresql": postgresql, "dagster": dagster, "daemon": daemon, "bigquery": bigquery}
+        parts = {"postgresql": postgresql, "dagster": dagster, "daemon": daemon, **bigquery}
         failing = {name: part for name, part in parts.items() if part.state is PartState.FAILING}
         for name, part in failing.items():
             logger.warning("%s: %s", name, part.message)
@@ -76,17 +79,20 @@ class HealthProbe:
         answered = await _part(webserver)
         return answered, await _part(daemon) if answered.state is PartState.OK else answered
 
-    async def _bigquery_part(self) -> Part:
+    async def _bigquery_parts(self) -> dict[str, Part]:
+        return {} if self.source is None else {"bigquery": await self._bigquery_part(self.source)}
+
+    async def _bigquery_part(self, source: BigQuerySource) -> Part:
         if self._bigquery_seen is None or monotonic() - self._bigquery_seen[0] > BIGQUERY_SECONDS:
-            part = await _part(lambda: asyncio.to_thread(self._bigquery))
+            part = await _part(lambda: asyncio.to_thread(self._bigquery, source))
             if part.state is PartState.FAILING:
                 return part
             self._bigquery_seen = (monotonic(), part)
         return self._bigquery_seen[1]
 
-    def _bigquery(self) -> str:
+    def _bigquery(self, source: BigQuerySource) -> str:
         # The dataset's own entry: no query, no cost.
-        with self.source.get_client() as client:
+        with source.get_client() as client:
             client.get_dataset(self.dataset, retry=ONCE, timeout=LOOK_SECONDS - 1)
         return "answers"
 

@@ -26,12 +26,13 @@ from pulso_etl.api.database import Database
 from pulso_etl.api.models import Progress, Refresh, RefreshState, TableRun
 from pulso_etl.api.status import StatusReader
 from pulso_etl.api.tokens import Caller
-from pulso_etl.automation.jobs import refreshed_tables, table_job
+from pulso_etl.automation.jobs import launched_job, refreshed_tables, table_job
 from pulso_etl.budget import DailyBudget
-from pulso_etl.launch import plan_tables, range_of, run_tags
+from pulso_etl.launch import TABLE_TAG, plan_tables, range_of, run_tags
 from pulso_etl.refresh import Mode, RefreshPlan
 from pulso_etl.settings import Settings
 from pulso_etl.tables.spec import TableSpec
+from pulso_etl.tenants import route
 
 PIPELINE_TAG = "pulso_etl/pipeline"
 """Run tag: the refresh that the run is part of."""
@@ -126,8 +127,8 @@ def slots(tables: Sequence[str], max_concurrent: int) -> dict[str, int]:
     return {table: place % max_concurrent for place, table in enumerate(tables)}
 
 
-def progress(launched: Launched, watched: Watched, ui_url: str) -> Refresh:
-    """How far the refresh is."""
+def progress(launched: Launched, watched: Watched, ui_url: str, base: str = "") -> Refresh:
+    """How far the refresh is; `base` is what the paths of the API begin with."""
     runs = {table: _table_run(table, part, watched, ui_url) for table, part in launched.parts.items()}
     states = {run.state for run in runs.values()}
     ends = [run.finished_at for run in runs.values() if run.finished_at is not None]
@@ -143,7 +144,7 @@ def progress(launched: Launched, watched: Watched, ui_url: str) -> Refresh:
         runs=runs,
         started_at=launched.requested_at,
         finished_at=None if status is RefreshState.RUNNING else max(ends, default=launched.requested_at),
-        status_url=f"{ROUTE}/{launched.pipeline_id}",
+        status_url=f"{base}{ROUTE}/{launched.pipeline_id}",
         requested_by=launched.requested_by,
     )
 
@@ -195,7 +196,8 @@ class Refreshes:
         """
         async with self._launching, self.database.connection() as conn, conn.transaction():
             # One launch at a time, of all processes, so that two identical requests can't miss each other.
-            await conn.execute("SELECT pg_advisory_xact_lock(hashtextextended('pulso_etl:refreshes', 0))")
+            key = f"pulso_etl:refreshes:{self.database.schema}"
+            await conn.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (key,))
             if (same := await self._same_under_way(conn, asked)) is not None:
                 return same
             if not asked.force:
@@ -219,9 +221,10 @@ class Refreshes:
         launched = Launched(pipeline_id, parts, caller.name, requested_at)
         for table, part in parts.items():
             came_of_it = part.run_id or part.message
-            audit.info("%s asked for %s of %s: %s (refresh %s)", caller.name, asked.mode, table, came_of_it, pipeline_id)
+            name = self.tables[table].asset_name
+            audit.info("%s asked for %s of %s: %s (refresh %s)", caller.name, asked.mode, name, came_of_it, pipeline_id)
         joined = {table: under_way[table] for table, part in parts.items() if part.joined}
-        return progress(launched, Watched(joined), self.settings.dagster_ui_url)
+        return self._told(launched, Watched(joined))
 
     async def _launch_parts(
         self, pipeline_id: str, asked: Asked, plans: Sequence[RefreshPlan], under_way: Mapping[str, Run], caller: Caller
@@ -265,8 +268,10 @@ class Refreshes:
     async def _launch_part(self, plan: RefreshPlan, asked: Asked, tags: Mapping[str, str]) -> Part:
         assert plan.window is not None
         spec = self.tables[plan.table]
+        job = launched_job(spec, self.tables)
+        selection = None if job == table_job(spec) else spec
         try:
-            run_id = await self.dagster.launch(table_job(plan.table), {**run_tags(spec, plan.window, force=asked.force), **tags})
+            run_id = await self.dagster.launch(job, {**run_tags(spec, plan.window, force=asked.force), **tags}, selection)
         except LaunchRefused as error:
             return Part(None, str(error), error=True)
         return Part(run_id, plan.reason)
@@ -297,7 +302,7 @@ class Refreshes:
         found = await self._find(conn, sql.SQL("fingerprint = %s AND requested_at > %s"), (asked.fingerprint, since))
         if found is None or not found.run_ids:
             return None
-        told = progress(found, await self._watch(conn, found), self.settings.dagster_ui_url)
+        told = self._told(found, await self._watch(conn, found))
         return told.model_copy(update={"already_running": True}) if told.status is RefreshState.RUNNING else None
 
     async def _find(self, conn: psycopg.AsyncConnection, condition: sql.SQL, values: tuple[Any, ...]) -> Launched | None:
@@ -314,7 +319,10 @@ class Refreshes:
         """How far that refresh is; None where it is not known. Raises DagsterUnavailable and DatabaseUnavailable."""
         async with self.database.connection() as conn:
             found = await self._find(conn, sql.SQL("pipeline_id = %s"), (pipeline_id,))
-            return None if found is None else progress(found, await self._watch(conn, found), self.settings.dagster_ui_url)
+            return None if found is None else self._told(found, await self._watch(conn, found))
+
+    def _told(self, launched: Launched, watched: Watched) -> Refresh:
+        return progress(launched, watched, self.settings.dagster_ui_url, route(self.settings.owner.tenant))
 
     async def _watch(self, conn: psycopg.AsyncConnection, launched: Launched) -> Watched:
         """Looks at the refresh's runs, and at runs that Dagster launched again after a crash."""
@@ -353,6 +361,6 @@ def newest_runs(launched: Launched, runs: Iterable[Run]) -> dict[str, Run]:
     for run in sorted(runs, key=lambda run: run.created_at):
         own = run.tags.get(PIPELINE_TAG) == launched.pipeline_id
         for table, part in launched.parts.items():
-            if run.run_id == part.run_id or (own and run.job == table_job(table)):
+            if run.run_id == part.run_id or (own and run.tags.get(TABLE_TAG) == table):
                 newest[table] = run
     return newest

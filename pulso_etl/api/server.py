@@ -7,7 +7,7 @@ import logging
 
 import uvicorn
 
-from pulso_etl.api.app import create_app
+from pulso_etl.api.tenants import application
 from pulso_etl.settings import Settings
 
 
@@ -15,7 +15,7 @@ def serve(settings: Settings) -> None:
     """Listens until an interrupt or SIGTERM. Requests that are under way then have a few seconds to end."""
     # Each request to Dagster would leave a line.
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    app = create_app(settings)
+    app = application(settings)
     # What the imports left is there to stay: the garbage collector need not look through it again, which takes a tenth of a second.
     gc.collect()
     gc.freeze()

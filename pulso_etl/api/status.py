@@ -273,7 +273,15 @@ class StatusReader:
 
     async def rows_copied(self, conn: psycopg.AsyncConnection) -> dict[str, int]:
         """Rows that the loads under way have copied so far, by table."""
-        rows = await (await conn.execute(COPIES)).fetchall()
+        role = self.settings.owner.database_role
+        if role:
+            # Of its login's other sessions a role is told nothing, and they are the loads.
+            await conn.execute("SET ROLE NONE")
+        try:
+            rows = await (await conn.execute(COPIES)).fetchall()
+        finally:
+            if role:
+                await conn.execute("RESET ROLE")
         found: Counter[str] = Counter()
         for key, copied in rows:
             if key in self._locks:

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+from pulso_etl.tables.spec import TENANT
+
 NAME = r"[A-Za-z0-9_.-]{1,64}"
-ENTRY = re.compile(rf"({NAME}):(read|refresh|admin):([0-9a-f]{{64}})")
+ENTRY = re.compile(rf"({NAME}(?:@({TENANT.strip('^$')}))?):(read|refresh|admin):([0-9a-f]{{64}})")
 
 
 class Role(IntEnum):
@@ -24,10 +26,11 @@ class Role(IntEnum):
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks."""
+    """Who asks; `name` is `name@tenant` where the token is of one tenant."""
 
     name: str
     role: Role
+    tenant: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,16 +47,18 @@ class Token:
         return f"{self.caller.name}:{self.caller.role.name.lower()}:{self.digest}"
 
 
-def make_token(name: str, role: Role) -> tuple[str, Token]:
+def make_token(name: str, role: Role, tenant: str = "") -> tuple[str, Token]:
     """A new secret, to be told once, and what is kept of it. Raises ValueError for a name that can't be."""
     if not re.fullmatch(NAME, name):
         raise ValueError("a token's name is 1 to 64 letters, digits, dots, dashes or underscores")
+    if tenant and not re.fullmatch(TENANT, tenant):
+        raise ValueError("a tenant's name is small letters, digits and single underscores")
     secret = f"pulso_{secrets.token_urlsafe(32)}"
-    return secret, Token(Caller(name, role), _digest(secret))
+    return secret, Token(Caller(f"{name}@{tenant}" if tenant else name, role, tenant), _digest(secret))
 
 
 def parse_tokens(text: str) -> tuple[Token, ...]:
-    """The tokens of entries `name:role:digest` with commas or white space between them.
+    """The tokens of entries `name:role:digest`, or `name@tenant:role:digest`, with commas or white space between them.
 
     Raises ValueError, without quoting what stands there.
     """
@@ -64,12 +69,22 @@ def parse_tokens(text: str) -> tuple[Token, ...]:
         found = ENTRY.fullmatch(entry)
         if found is None:
             raise ValueError(f"entry {place} is not name:role:digest as `pulso-etl token NAME ROLE` prints it")
-        name, role, digest = found.groups()
-        tokens.append(Token(Caller(name, Role[role.upper()]), digest))
+        name, tenant, role, digest = found.groups()
+        tokens.append(Token(Caller(name, Role[role.upper()], tenant or ""), digest))
     names = [token.caller.name for token in tokens]
     if len(names) != len(set(names)):
         raise ValueError("two tokens have the same name")
     return tuple(tokens)
+
+
+def opening(tokens: Sequence[Token], tenant: str) -> tuple[Token, ...]:
+    """Those of the tokens that open the routes of the tenant: its own, and those of administrators who are of no tenant.
+
+    Without tenants: those that are of none.
+    """
+    return tuple(
+        token for token in tokens if token.caller.tenant == tenant or (not token.caller.tenant and token.caller.role is Role.ADMIN)
+    )
 
 
 def find_caller(tokens: Sequence[Token], secret: str) -> Caller | None:

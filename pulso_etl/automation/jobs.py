@@ -1,6 +1,8 @@
 """The jobs that people and programs launch by name: one per table, one per group, one for all.
 
-What a job refreshes is said at launch, by the range tags of `launch.run_tags`.
+What a job refreshes is said at launch, by the range tags of `launch.run_tags`. With more tables than MOST_TABLE_JOBS a table has
+no job of its own, for each costs Dagster a look at the whole graph when a code server starts: it is then launched as the selection
+of the job for all.
 """
 
 from __future__ import annotations
@@ -9,36 +11,70 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import dagster as dg
 
-from pulso_etl.checks import reconciliation_selection, refresh_selection
+from pulso_etl.assets import asset_key
+from pulso_etl.checks import reconciliation_selection, refresh_check_keys, refresh_selection
+from pulso_etl.coordinator import TENANT_TAG
 from pulso_etl.launch import TABLE_TAG, job_tags
-from pulso_etl.tables.spec import TableSpec
+from pulso_etl.tables.spec import TableSpec, qualified
 
+ALL_JOB = "refresh_all"
+MOST_TABLE_JOBS = 100
 RECONCILIATION_JOB = "reconcile_all"
 
 
-def table_job(table: str) -> str:
+def tenant_of(tables: Mapping[str, TableSpec]) -> str:
+    """Whose tables these are; empty where there are no tenants."""
+    return next((spec.tenant for spec in tables.values()), "")
+
+
+def table_job(spec: TableSpec) -> str:
     """The name of the table's job."""
-    return f"refresh_{table}"
+    return spec.qualify(f"refresh_{spec.name}")
 
 
 def job_tables(tables: Mapping[str, TableSpec]) -> dict[str, tuple[str, ...]]:
     """Every job's name with the tables that it refreshes."""
-    jobs: dict[str, tuple[str, ...]] = {table_job(name): (name,) for name in tables}
+    tenant = tenant_of(tables)
+    jobs: dict[str, tuple[str, ...]] = {}
+    if len(tables) <= MOST_TABLE_JOBS:
+        jobs |= {table_job(spec): (name,) for name, spec in tables.items()}
     for group in dict.fromkeys(spec.group for spec in tables.values()):
-        jobs[f"refresh_{group}"] = tuple(name for name, spec in tables.items() if spec.group == group)
-    return jobs | {"refresh_all": tuple(tables)}
+        jobs[qualified(tenant, f"refresh_{group}")] = tuple(name for name, spec in tables.items() if spec.group == group)
+    return jobs | {qualified(tenant, ALL_JOB): tuple(tables)}
+
+
+def launched_job(spec: TableSpec, tables: Mapping[str, TableSpec]) -> str:
+    """The job by which a run of the table is launched: its own, or that of all, of which it is then the selection."""
+    return table_job(spec) if len(tables) <= MOST_TABLE_JOBS else qualified(spec.tenant, ALL_JOB)
+
+
+def run_request(spec: TableSpec, tables: Mapping[str, TableSpec], run_key: str, tags: Mapping[str, str]) -> dg.RunRequest:
+    """A sensor's request for a run of the table, with its checks."""
+    job = launched_job(spec, tables)
+    if job == table_job(spec):
+        return dg.RunRequest(run_key, job_name=job, tags=tags)
+    return dg.RunRequest(
+        run_key, job_name=job, tags=tags, asset_selection=[asset_key(spec)], asset_check_keys=refresh_check_keys(spec)
+    )
 
 
 def refreshed_tables(
     tags: Mapping[str, str], assets: Iterable[str] | None, job: str, tables: Mapping[str, TableSpec]
 ) -> Sequence[str]:
-    """The tables that a run refreshes, by its tag, its selection or its job; all of them where it does not say."""
+    """The tables that a run refreshes, by its tags, its selection or its job; all of them where it does not say.
+
+    `assets` are keys as text. Nothing of a run that is another tenant's.
+    """
+    tenant = tenant_of(tables)
+    if tags.get(TENANT_TAG, tenant) != tenant or (TABLE_TAG in tags and tags.get(TENANT_TAG, "") != tenant):
+        return ()
     if TABLE_TAG in tags:
         return [tags[TABLE_TAG]]
     if assets is not None:
         # Empty for a run of checks alone.
-        return list(assets)
-    return ({RECONCILIATION_JOB: ()} | job_tables(tables)).get(job, tuple(tables))
+        prefix = f"{tenant}/" if tenant else ""
+        return [asset.removeprefix(prefix) for asset in assets if asset.startswith(prefix)]
+    return ({qualified(tenant, RECONCILIATION_JOB): ()} | job_tables(tables)).get(job, tuple(tables))
 
 
 def build_jobs(tables: Mapping[str, TableSpec]) -> list[dg.UnresolvedAssetJobDefinition]:
@@ -49,7 +85,7 @@ def build_jobs(tables: Mapping[str, TableSpec]) -> list[dg.UnresolvedAssetJobDef
 def build_reconciliation_job(tables: Mapping[str, TableSpec]) -> dg.UnresolvedAssetJobDefinition:
     """The job that compares every table with BigQuery, over the partitions that are over."""
     return dg.define_asset_job(
-        RECONCILIATION_JOB,
+        qualified(tenant_of(tables), RECONCILIATION_JOB),
         selection=reconciliation_selection(tables.values()),
         description="Compares every table with BigQuery: rows and sums of each partition.",
         tags=job_tags(list(tables.values())),

@@ -17,6 +17,7 @@ import dagster as dg
 import psycopg
 
 from pulso_etl.destination import locks
+from pulso_etl.destination.roles import as_login
 from pulso_etl.destination.watermarks import Extraction, TableState, Watermarks
 from pulso_etl.refresh import DayRange
 from pulso_etl.tables.spec import TableSpec
@@ -94,7 +95,8 @@ def recover(
         if action is Action.TERMINATE_RUN and _terminate(instance, extraction.run_id):
             holder = locks.holder(conn, key)
         if holder is not None:
-            conn.execute("SELECT pg_terminate_backend(%s, %s)", (holder, int(SESSION_END_SECONDS * 1000)))
+            with as_login(conn):
+                conn.execute("SELECT pg_terminate_backend(%s, %s)", (holder, int(SESSION_END_SECONDS * 1000)))
         if _mark_failed(conn, marks, extraction, key, f"stale: {reason}"):
             recoveries = marks.read(conn)[extraction.table].recovery_attempts
             yield Recovered(extraction.table, extraction.window, extraction.run_id, reason, recoveries)

@@ -7,11 +7,13 @@ from datetime import date
 
 import dagster as dg
 
+from pulso_etl.assets import asset_key
+from pulso_etl.automation.jobs import ALL_JOB, tenant_of
 from pulso_etl.budget import Budget
 from pulso_etl.checks import refresh_check_keys
 from pulso_etl.launch import run_tags
 from pulso_etl.refresh import LIMA, Mode, lima_day, plan_refresh
-from pulso_etl.tables.spec import TableSpec
+from pulso_etl.tables.spec import TableSpec, qualified
 
 NIGHTLY = "30 2 * * *"
 """Off-peak: the call centre is closed, and the source's own nightly jobs are over."""
@@ -32,13 +34,14 @@ def build_schedules(
 
     `running`: whether they are on from the start.
     """
+    tenant = tenant_of(tables)
     status = dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED
 
     @dg.schedule(
-        name="nightly_recheck",
+        name=qualified(tenant, "nightly_recheck"),
         cron_schedule=NIGHTLY,
         execution_timezone=LIMA.key,
-        job_name="refresh_all",
+        job_name=qualified(tenant, ALL_JOB),
         default_status=status,
         description="Re-materializes the whole lookback window of every table, whatever the source says has changed.",
     )
@@ -52,13 +55,13 @@ def build_schedules(
             assert plan.window is not None
             yield dg.RunRequest(
                 run_key=f"nightly/{lima_day(now)}/{spec.name}",
-                asset_selection=[dg.AssetKey(spec.name)],
+                asset_selection=[asset_key(spec)],
                 asset_check_keys=refresh_check_keys(spec),
                 tags=run_tags(spec, plan.window),
             )
 
     @dg.schedule(
-        name="weekly_reconciliation",
+        name=qualified(tenant, "weekly_reconciliation"),
         cron_schedule=WEEKLY,
         execution_timezone=LIMA.key,
         job=reconciliation,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import dagster as dg
 import psycopg
@@ -14,10 +15,11 @@ from dagster._core.storage.dagster_run import FINISHED_STATUSES, NOT_FINISHED_ST
 from pulso_etl.alerts.service import Alerts, Flushed
 from pulso_etl.automation.alerting import CheckOutcome, events
 from pulso_etl.automation.due import MEMORY, BackOff, Decision, Standing, changed_days, contiguous, decide, loaded_days
-from pulso_etl.automation.jobs import refreshed_tables, table_job
+from pulso_etl.automation.jobs import refreshed_tables, run_request, tenant_of
 from pulso_etl.automation.recovery import recover
 from pulso_etl.budget import Budget, DailyBudget
 from pulso_etl.checks import currency, up_to_date_key
+from pulso_etl.coordinator import TENANT_TAG
 from pulso_etl.destination.watermarks import Attempt, TableState, Watermarks
 from pulso_etl.errors import PulsoError
 from pulso_etl.launch import TABLE_TAG, range_of, run_tags
@@ -25,7 +27,7 @@ from pulso_etl.refresh import DayRange
 from pulso_etl.settings import Settings
 from pulso_etl.source import changes as source_changes
 from pulso_etl.source.bigquery import BigQuerySource
-from pulso_etl.tables.spec import TableSpec
+from pulso_etl.tables.spec import TableSpec, qualified
 
 RECHECK_EVERY = timedelta(hours=24)
 """How old a load may be for the source's word that nothing changed to stand for a new one."""
@@ -41,7 +43,9 @@ def standings(
         for table in refreshed_tables(run.tags, assets, run.job_name, tables):
             in_flight[table][run.run_id] = range_of(run.tags)
     over: dict[str, list[Attempt]] = defaultdict(list)
-    filters = dg.RunsFilter(statuses=FINISHED_STATUSES, tags={TABLE_TAG: list(tables)}, created_after=now - MEMORY)
+    tenant = tenant_of(tables)
+    tags: dict[str, str | list[str]] = {TABLE_TAG: list(tables)} | ({TENANT_TAG: tenant} if tenant else {})
+    filters = dg.RunsFilter(statuses=FINISHED_STATUSES, tags=tags, created_after=now - MEMORY)
     for record in instance.get_run_records(filters, limit=500):
         over[record.dagster_run.tags[TABLE_TAG]] += _attempt(record)
     found = {}
@@ -72,9 +76,10 @@ class Automation:
         jobs: Sequence[dg.UnresolvedAssetJobDefinition],
         checks: Sequence[dg.AssetCheckKey] = (),
     ) -> None:
-        """`jobs` are the tables' own, `checks` those whose failures are worth an alert."""
+        """`jobs` are those by which tables are launched, `checks` those whose failures are worth an alert."""
         self.settings = settings
         self.tables = tables
+        self.tenant = tenant_of(tables)
         self.jobs = jobs
         self.checks = checks
         self.alerts = Alerts(settings)
@@ -105,17 +110,20 @@ class Automation:
 
     def refresh_sensor(self) -> dg.SensorDefinition:
         """Asks for a run of each table that is due."""
+        source_key = qualified(self.tenant, "bigquery")
 
         @dg.sensor(
-            name="refresh_sensor",
+            name=qualified(self.tenant, "refresh_sensor"),
             jobs=self.jobs,
             minimum_interval_seconds=self.settings.sensor_interval_seconds,
             default_status=self.status,
             description="Refreshes the trailing range of each table whose last success is older than its refresh frequency.",
+            required_resource_keys={source_key},
         )
-        def refresh(context: dg.SensorEvaluationContext, bigquery: BigQuerySource) -> dg.SensorResult:
+        def refresh(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+            source: Any = context.resources.original_resource_dict[source_key]
             now = datetime.now(UTC)
-            requests, reasons = self.tick(context.instance, bigquery, now)
+            requests, reasons = self.tick(context.instance, source, now)
             for line in reasons:
                 context.log.info(line)
             return dg.SensorResult(requests, skip_reason=None if requests else dg.SkipReason("; ".join(reasons)))
@@ -139,10 +147,11 @@ class Automation:
                 if not ranges:
                     self._verified(instance, conn, spec, decision.window, now)
                 requests += [
-                    dg.RunRequest(
-                        run_key=f"{table}/{window}/{decision.slot}",
-                        job_name=table_job(table),
-                        tags=run_tags(
+                    run_request(
+                        spec,
+                        self.tables,
+                        f"{table}/{window}/{decision.slot}",
+                        run_tags(
                             *(spec, window),
                             # Of several ranges, the one up to today moves the watermark; another that fails makes the table due.
                             verified=window != decision.window and window.end == decision.window.end,
@@ -211,7 +220,7 @@ class Automation:
         """Ends attempts that died or hang, so that the refresh sensor takes their tables up again."""
 
         @dg.sensor(
-            name="recovery_sensor",
+            name=qualified(self.tenant, "recovery_sensor"),
             minimum_interval_seconds=self.settings.sensor_interval_seconds,
             default_status=self.status,
             description="Marks attempts as failed whose process died, and ends those that run past their table's time-out.",
@@ -228,7 +237,7 @@ class Automation:
         """Tells of failed runs, stale tables, failed checks, the limit of recoveries and the budget."""
 
         @dg.sensor(
-            name="alert_sensor",
+            name=qualified(self.tenant, "alert_sensor"),
             minimum_interval_seconds=self.settings.sensor_interval_seconds,
             default_status=self.status,
             description="Sends what went wrong since the last look, and what is well again, to the channels of ALERT_URLS.",
@@ -284,7 +293,7 @@ def check_outcomes(instance: dg.DagsterInstance, keys: Sequence[dg.AssetCheckKey
             assert record.event.dagster_event is not None
             evaluation = record.event.dagster_event.asset_check_evaluation_data
             yield CheckOutcome(
-                key.asset_key.to_user_string(),
+                key.asset_key.path[-1],
                 key.name,
                 evaluation.passed,
                 datetime.fromtimestamp(record.event.timestamp, UTC),

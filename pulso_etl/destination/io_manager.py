@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from pulso_etl.destination import locks
 from pulso_etl.destination.conform import WIRE_TYPES
 from pulso_etl.destination.load import LoadResult, Open, load, translated
+from pulso_etl.destination.roles import as_role
 from pulso_etl.destination.schema import is_as_declared
 from pulso_etl.destination.statements import Statements
 from pulso_etl.destination.verify import verify
@@ -79,11 +80,12 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
 
     Works for any daily-partitioned asset whose definition metadata hold a TableSpec under `pulso_etl/table`. Takes a
     DeferredStream, pyarrow.RecordBatchReader, pyarrow.Table or pandas.DataFrame; gives a downstream asset its partition or range
-    as pyarrow.Table, or pandas.DataFrame by type annotation. `lock_timeout_seconds` bounds the wait for another writer,
-    `work_mem_mb` is the server's work memory in MiB.
+    as pyarrow.Table, or pandas.DataFrame by type annotation. The login of `database_url` works as `database_role`, where one is
+    named. `lock_timeout_seconds` bounds the wait for another writer, `work_mem_mb` is the server's work memory in MiB.
     """
 
     database_url: str
+    database_role: str = ""
     database_schema: str = "public"
     lock_timeout_seconds: int = 900
     work_mem_mb: int = 256
@@ -91,9 +93,8 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
     @contextmanager
     def connect(self, purpose: str) -> Iterator[psycopg.Connection]:
         """A connection in autocommit mode, named after its purpose (a run's id) so that its server session can be found."""
-        with psycopg.connect(
-            self.database_url, autocommit=True, application_name=f"pulso-etl {purpose}"[:63], connect_timeout=10
-        ) as conn:
+        url = as_role(self.database_url, self.database_role)
+        with psycopg.connect(url, autocommit=True, application_name=f"pulso-etl {purpose}"[:63], connect_timeout=10) as conn:
             conn.execute("SELECT set_config('lock_timeout', %s, false)", (f"{self.lock_timeout_seconds}s",))
             conn.execute("SET TIME ZONE 'UTC'")
             # A killed process must not leave its statement running on the server, with the table's lock held.

@@ -53,6 +53,7 @@ CREATE TABLE IF NOT EXISTS {history} (
     finished_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE INDEX IF NOT EXISTS etl_extractions_table_idx ON {history} (table_name, id DESC);
+CREATE INDEX IF NOT EXISTS etl_extractions_finished_idx ON {history} (table_name, finished_at);
 """
 CREATE_RUNNING = """
 CREATE TABLE IF NOT EXISTS {running} (
@@ -66,11 +67,12 @@ CREATE TABLE IF NOT EXISTS {running} (
 );
 """
 IS_CURRENT = """
-SELECT to_regclass(%(running)s) IS NOT NULL AND EXISTS (
+SELECT to_regclass(%(running)s) IS NOT NULL AND to_regclass(%(finished)s) IS NOT NULL AND EXISTS (
     SELECT FROM pg_attribute WHERE attrelid = to_regclass(%(watermarks)s) AND attname = 'data_version' AND NOT attisdropped
 )
 """
 UPGRADE = """
+CREATE INDEX IF NOT EXISTS etl_extractions_finished_idx ON {history} (table_name, finished_at);
 ALTER TABLE {watermarks} ADD COLUMN IF NOT EXISTS data_version bigint NOT NULL DEFAULT 0;
 INSERT INTO {running} SELECT table_name, extraction_id, (metadata->>'attempt')::int, (metadata->>'partition_start')::date,
     (metadata->>'partition_end')::date, (metadata->>'started_at')::timestamptz
@@ -168,11 +170,12 @@ class Watermarks:
 
     def _upgrade(self, conn: psycopg.Connection) -> None:
         """Adds what an earlier release did not make. Looked for first, since ALTER TABLE locks all others out."""
-        names = {"watermarks": self.table, "running": self.running}
+        finished = sql.Identifier(self.schema, "etl_extractions_finished_idx")
+        names = {"watermarks": self.table, "running": self.running, "finished": finished}
         if conn.execute(IS_CURRENT, {key: name.as_string(conn) for key, name in names.items()}).fetchone() == (True,):
             return
         create_missing(conn, self.schema, "etl_running", sql.SQL(CREATE_RUNNING).format(running=self.running))
-        conn.execute(sql.SQL(UPGRADE).format(**names))
+        conn.execute(sql.SQL(UPGRADE).format(watermarks=self.table, running=self.running, history=self.history))
 
     def abandon(self, conn: psycopg.Connection, extraction: Extraction, reason: str) -> bool:
         """Ends an attempt that is dead: it enters the history as failed, and counts as a recovery.

@@ -15,6 +15,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 IDENTIFIER = r"^[a-z_][a-z0-9_]{0,62}$"
+TENANT = r"^[a-z](?:_?[a-z0-9])*$"
+"""Names of tenants: no two underscores together and none at the end, so that `TENANT__NAME` is read in one way."""
 
 
 class ColumnType(StrEnum):
@@ -101,6 +103,11 @@ NOT_BY_ROW = re.compile(r"\b(WITH|DISTINCT|JOIN|UNION|GROUP|HAVING|OVER|QUALIFY|
 """What a query can't have where each row of its source makes one row at most, whatever the others are."""
 
 
+def qualified(tenant: str, name: str) -> str:
+    """The name in Dagster of what is a tenant's own: `TENANT__NAME`, or just the name where there are no tenants."""
+    return f"{tenant}__{name}" if tenant else name
+
+
 class TableSpec(BaseModel):
     """One table: where it comes from, what it holds, and how it is kept.
 
@@ -126,6 +133,8 @@ class TableSpec(BaseModel):
     row that the table holds of a quarantined key stays as it is: the key has not vanished from the source, and its last good
     state stands. (A row whose key is itself at fault protects nothing.) Where more than `maximum_quarantined_share` (0..1)
     of the rows read would be quarantined, the load fails; more than `alert_quarantined_share` raise an alert.
+
+    `tenant`: whose table it is, where a deployment has several; the file of tenants says it, never a declaration.
 
     `strategy`: how a range that is loaded again changes the table.
     - `upsert`: new rows are inserted, changed ones updated, vanished ones deleted where the partition column is in the key.
@@ -154,8 +163,8 @@ class TableSpec(BaseModel):
     owners: tuple[str, ...] = ("team:data-engineering",)
     tags: dict[str, str] = Field(default_factory=dict)
     lookback_days: int = Field(default=1, ge=1)
-    refresh_every: timedelta = timedelta(hours=24)
-    timeout: timedelta = timedelta(minutes=30)
+    refresh_every: timedelta = Field(default=timedelta(hours=24), gt=timedelta(0))
+    timeout: timedelta = Field(default=timedelta(minutes=30), gt=timedelta(0))
     batch_rows: int = Field(default=10_000, ge=1)
     priority: int = 0
     version_column: str | None = None
@@ -171,6 +180,7 @@ class TableSpec(BaseModel):
     alert_quarantined_share: float = Field(default=0.01, ge=0, le=1)
     strategy: Strategy = Strategy.UPSERT
     change_capture: ChangeCapture | None = None
+    tenant: str = Field(default="", pattern=rf"^$|{TENANT}", max_length=31)
 
     @model_validator(mode="after")
     def _names_exist(self) -> TableSpec:
@@ -238,6 +248,25 @@ class TableSpec(BaseModel):
     def _with(self, columns: tuple[Column, ...]) -> TableSpec:
         fields = {name: getattr(self, name) for name in type(self).model_fields}
         return type(self).model_validate(fields | {"columns": columns})
+
+    @cached_property
+    def asset_path(self) -> tuple[str, ...]:
+        """The key of the table's asset, piece by piece."""
+        return (self.tenant, self.name) if self.tenant else (self.name,)
+
+    @cached_property
+    def asset_name(self) -> str:
+        """The key of the table's asset as Dagster writes it in one text."""
+        return "/".join(self.asset_path)
+
+    @cached_property
+    def as_argument(self) -> str:
+        """How the command line is told of the table."""
+        return f"{self.name} --tenant {self.tenant}" if self.tenant else self.name
+
+    def qualify(self, name: str) -> str:
+        """The name in Dagster of something that belongs to the table's tenant."""
+        return qualified(self.tenant, name)
 
     @cached_property
     def kept_columns(self) -> tuple[Column, ...]:

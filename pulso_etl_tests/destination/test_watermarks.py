@@ -13,8 +13,9 @@ import psycopg
 import pyarrow as pa
 import pytest
 
+from pulso_etl.destination import locks
 from pulso_etl.destination.io_manager import PostgresUpsertIOManager
-from pulso_etl.destination.watermarks import Extraction, TableState, Watermarks
+from pulso_etl.destination.watermarks import ABANDONED, Extraction, TableState, Watermarks
 from pulso_etl.errors import SourceError
 from pulso_etl.refresh import DayRange, lima_day
 from pulso_etl_tests.destination.visits import ALL, D1, D3, Deferred, materialize, table, visits
@@ -334,3 +335,35 @@ def test_tables_of_an_earlier_release_gain_the_data_version(marks: Watermarks, c
     assert marks.read(conn)["visits"].data_version == 0
     succeed(marks, conn, attempt())
     assert marks.read(conn)["visits"].data_version == 1
+
+
+def test_an_attempt_that_an_earlier_release_marked_as_running_is_found_to_be_dead(
+    marks: Watermarks, conn: psycopg.Connection, schema: str
+) -> None:
+    marks.start(conn, attempt())
+    conn.execute("DROP TABLE etl_running")
+    conn.execute("DROP INDEX etl_extractions_finished_idx")
+    assert [one.run_id for one in marks.read(conn)["visits"].running] == ["run-1"]
+    marks.start(conn, attempt(run="run-2"))
+    assert history(conn) == [("run-1", 1, "failed", ABANDONED)]
+    succeed(marks, conn, attempt(run="run-2"))
+    assert marks.read(conn)["visits"].running == ()
+    assert conn.execute("SELECT to_regclass('etl_extractions_finished_idx')").fetchone() != (None,)
+
+
+def test_while_another_attempt_of_the_table_goes_on_the_table_is_running(
+    marks: Watermarks, conn: psycopg.Connection, server_url: str, schema: str
+) -> None:
+    past = Extraction("visits", DayRange(date(2026, 1, 1), date(2026, 1, 2)), "run-2", 1, THEN)
+    with psycopg.connect(server_url, autocommit=True) as other:
+        locks.take(other, [past.lock(schema)])
+        marks.start(conn, past)
+        marks.start(conn, attempt())
+        assert {one.run_id for one in marks.read(conn)["visits"].running} == {"run-1", "run-2"}
+        succeed(marks, conn, attempt())
+        state = marks.read(conn)["visits"]
+        assert (state.status, state.last_partition, [one.run_id for one in state.running]) == ("running", D3, ["run-2"])
+        fail(marks, conn, past)
+    state = marks.read(conn)["visits"]
+    assert (state.status, state.error, state.last_partition) == ("failed", "no luck", D3)
+    assert history(conn) == [("run-1", 1, "success", None), ("run-2", 1, "failed", "no luck")]

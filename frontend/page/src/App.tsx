@@ -5,13 +5,15 @@ import { Explained } from "./Explained";
 import { TokenForm } from "./TokenForm";
 import { explainRefusal } from "./words";
 
-const KEY = "pulso-token";
+/** Where the page stands, and with it the API: a tenant's has a path of its own, and a token of its own. */
+const HERE = new URL(".", document.baseURI);
+const KEY = `pulso-token${HERE.pathname.replace(/\/$/, "")}`;
 const RETRY_MS = 5000;
 
 /** Finds out who asks, with a token where one is needed, and shows the tables. */
 export function App() {
   const [token, setToken] = useState(() => sessionStorage.getItem(KEY));
-  const client = useMemo(() => createClient({ token }), [token]);
+  const client = useMemo(() => createClient({ baseUrl: HERE.href, token }), [token]);
   const [session, setSession] = useState<Session | null>(null);
   const [error, setError] = useState<ETLError | null>(null);
   const [round, setRound] = useState(0);

@@ -1,0 +1,135 @@
+"""Many tables: as a process of its own, what their definitions cost, and what a look at them costs the sensors. Prints JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+BEGAN = time.perf_counter()
+
+import dagster as dg  # noqa: E402  the clock stands before it
+
+IMPORTED = time.perf_counter()
+
+HISTORY = """
+INSERT INTO etl_extractions (table_name, extraction_id, attempt, partition_start, partition_end, status, records_extracted,
+    extraction_duration_seconds, metadata, started_at, finished_at)
+SELECT name, 'run-' || name || n, 1, current_date - 6, current_date, 'success', 1000, 2.5, '{"rows_read": 1000}',
+    now() - n * interval '6 hours' - interval '1 minute', now() - n * interval '6 hours'
+FROM unnest(%s::text[]) AS name, generate_series(0, 7) AS n
+"""
+MARKS = """
+INSERT INTO etl_watermarks (table_name, last_extracted_at, last_partition, last_extraction_status, records_extracted, extraction_id)
+SELECT name, now() - CASE WHEN place <= %(due)s THEN interval '2 days' ELSE interval '1 minute' END,
+    (now() AT TIME ZONE 'America/Lima')::date, 'success', 1000, 'run-' || name || 0
+FROM unnest(%(names)s::text[]) WITH ORDINALITY AS named (name, place)
+"""
+DUE = 10
+"""Of the tables, those that a tick finds due."""
+
+
+def plain(tables: int) -> dg.Definitions:
+    """What Dagster alone takes for a graph of this shape: an asset and three ops of checks a table, and no jobs of their own."""
+    days = dg.DailyPartitionsDefinition("2024-01-01", timezone="America/Lima", end_offset=1)
+
+    def asset(name: str) -> dg.AssetsDefinition:
+        @dg.asset(name=name, partitions_def=days)
+        def table() -> None: ...
+
+        return table
+
+    def check(name: str, number: int) -> dg.AssetChecksDefinition:
+        @dg.asset_check(asset=name, name=f"check_{number}")
+        def passes() -> dg.AssetCheckResult:
+            return dg.AssetCheckResult(passed=True)
+
+        return passes
+
+    names = [f"table_{n}" for n in range(tables)]
+    return dg.Definitions([asset(name) for name in names], asset_checks=[check(name, n) for name in names for n in range(3)])
+
+
+def load(tables: int, *, ours: bool) -> dict[str, float]:
+    """Seconds of each stage that a code server goes through before it is ready."""
+    from dagster._core.remote_representation.external_data import RepositorySnap
+
+    seconds: dict[str, float] = {"import dagster": IMPORTED - BEGAN}
+
+    @contextmanager
+    def clock(stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        seconds[stage] = time.perf_counter() - began
+
+    if ours:
+        with clock("import this project"):
+            from benchmarks.specs import many
+            from pulso_etl.definitions import build_defs
+            from pulso_etl.settings import load_settings
+        specs, settings = many(tables), load_settings()
+    with clock("definitions"):
+        defs = build_defs(settings, tables=specs) if ours else plain(tables)
+    with clock("repository"):
+        repository = defs.get_repository_def()
+    with clock("jobs"):
+        repository.get_all_jobs()
+    with clock("snapshot"):
+        RepositorySnap.from_def(repository, defer_snapshots=True)
+    return seconds
+
+
+def tick(tables: int) -> dict[str, float]:
+    """Seconds that one evaluation of each sensor takes, with the tables' watermarks and two days of history in PostgreSQL."""
+    from datetime import UTC, datetime
+
+    from benchmarks.specs import many
+    from pulso_etl.automation.recovery import recover
+    from pulso_etl.automation.sensors import Automation
+    from pulso_etl.checks import reconciliation_key, refresh_check_keys
+    from pulso_etl.definitions import build_resources
+    from pulso_etl.destination.watermarks import Watermarks
+    from pulso_etl.settings import load_settings
+
+    settings, specs = load_settings(change_aware=False), many(tables)
+    checks = [key for spec in specs.values() for key in (*refresh_check_keys(spec), reconciliation_key(spec))]
+    automation = Automation(settings, specs, [], checks)
+    found: dict[str, float] = {}
+    with dg.DagsterInstance.get() as instance, automation.connect() as conn:
+        Watermarks(settings.database_schema).create(conn)
+        conn.execute("TRUNCATE etl_watermarks, etl_extractions, etl_running")
+        conn.execute(HISTORY, (list(specs),))
+        conn.execute(MARKS, {"names": list(specs), "due": 0})
+        conn.execute("ANALYZE etl_watermarks, etl_extractions")
+        source = build_resources(settings)["bigquery"]
+
+        def evaluate(name: str, requests: int) -> None:
+            began = time.perf_counter()
+            asked, _ = automation.tick(instance, source, datetime.now(UTC))
+            found[name] = time.perf_counter() - began
+            assert len(asked) == requests
+
+        evaluate("refresh sensor, first", 0)
+        evaluate("refresh sensor, none due", 0)
+        conn.execute("TRUNCATE etl_watermarks")
+        conn.execute(MARKS, {"names": list(specs), "due": min(DUE, tables)})
+        evaluate(f"refresh sensor, {DUE} due", min(DUE, tables))
+        for name in ("alert sensor, first", "alert sensor"):
+            began = time.perf_counter()
+            now = datetime.now(UTC)
+            automation.tell(instance, now, now)
+            found[name] = time.perf_counter() - began
+        began = time.perf_counter()
+        list(recover(conn, settings.database_schema, instance, specs, datetime.now(UTC)))
+        found["recovery sensor"] = time.perf_counter() - began
+    return found
+
+
+if __name__ == "__main__":
+    what, count = sys.argv[1], int(sys.argv[2])
+    from benchmarks.ways import peak_mb
+
+    result = tick(count) if what == "tick" else load(count, ours=what == "ours")
+    print(json.dumps({"seconds": result, "peak_mb": peak_mb()}))

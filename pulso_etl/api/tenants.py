@@ -1,0 +1,122 @@
+"""The HTTP API of a deployment with tenants: an application for each, under a path of its own, and one for who runs them all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from typing import Annotated
+
+from fastapi import APIRouter, FastAPI, Query, Request, Response, Security
+from starlette.applications import Starlette
+from starlette.responses import RedirectResponse
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.types import ASGIApp
+
+from pulso_etl.api.access import Admin, Gatekeeper, Needs
+from pulso_etl.api.app import create_app, gateway, guard
+from pulso_etl.api.dagster_client import DagsterClient
+from pulso_etl.api.database import Database
+from pulso_etl.api.health import HealthProbe
+from pulso_etl.api.models import Health
+from pulso_etl.api.tokens import Role, opening, parse_tokens
+from pulso_etl.settings import Settings
+from pulso_etl.tables import TABLES
+from pulso_etl.tables.spec import TableSpec
+from pulso_etl.tenants import Deployed, deployed, route
+
+
+logger = logging.getLogger(__name__)
+
+
+class Operation:
+    """What the routes of those who run the deployment work with: what its tenants share."""
+
+    def __init__(self, settings: Settings, parts: Sequence[Deployed], *, discreet: bool) -> None:
+        self.parts = parts
+        self.database = Database(settings, tables=False)
+        self.dagster = DagsterClient(settings.dagster_graphql_url)
+        # A tenant's source that fails is that tenant's own trouble.
+        self.health = HealthProbe(self.database, self.dagster, None, "", discreet=discreet)
+
+
+router = APIRouter(prefix="/api/v1")
+
+
+@router.get("/etl/health")
+async def health(request: Request, response: Response, live: Annotated[bool, Query()] = False) -> Health:
+    """Whether what the tenants share answers: 200, or 503 where a part fails. Needs no token."""
+    if live:
+        return Health(ready=True, parts={}, checked_at=datetime.now(UTC))
+    found: Health = await request.app.state.deployment.health.look()
+    response.status_code = 200 if found.ready else 503
+    return found
+
+
+@router.get("/tenants")
+async def tenants(request: Request, caller: Admin) -> dict[str, str]:
+    """The path of each tenant."""
+    return {part.tenant: f"{route(part.tenant)}/" for part in request.app.state.deployment.parts}
+
+
+def application(settings: Settings, *, tables: Mapping[str, TableSpec] = TABLES) -> ASGIApp:
+    """The application that the settings ask for, with tenants or without. Raises SettingsError."""
+    if settings.tenants_file is None:
+        return create_app(settings, tables=tables)
+    parts = deployed(settings, tables)
+    for token in parse_tokens(settings.api_tokens.get_secret_value()):
+        if token.caller.tenant not in {"", *(part.tenant for part in parts)}:
+            logger.warning("API_TOKENS: %s is of a tenant that there is not, and opens nothing", token.caller.name)
+    applications = {part.tenant: create_app(part.settings, tables=part.tables) for part in parts}
+    operation = _operation(settings, parts)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        # What is mounted is not told of a start by itself.
+        async with AsyncExitStack() as started:
+            for one in (*applications.values(), operation):
+                await started.enter_async_context(one.router.lifespan_context(one))
+            yield
+
+    routes: list[BaseRoute] = []
+    for tenant, one in applications.items():
+        routes += [Route(route(tenant), partial(_to_page, tenant)), Mount(route(tenant), one)]
+    return Starlette(routes=[*routes, Mount("", operation)], lifespan=lifespan)
+
+
+async def _to_page(tenant: str, request: Request) -> Response:
+    # Relative, for whatever a proxy has put before it.
+    return RedirectResponse(f"{tenant}/")
+
+
+def _operation(settings: Settings, parts: Sequence[Deployed]) -> FastAPI:
+    tokens = parse_tokens(settings.api_tokens.get_secret_value())
+    administrators = [token for token in opening(tokens, "") if token.caller.role is Role.ADMIN]
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        here = Operation(settings, parts, discreet=bool(tokens))
+        app.state.deployment = here
+        app.state.gatekeeper = Gatekeeper(settings, administrators, local=not tokens)
+        await here.database.open()
+        try:
+            yield
+        finally:
+            await here.dagster.close()
+            await here.database.close()
+
+    app = FastAPI(
+        title="Pulso ETL",
+        version="1",
+        description="What tenants share. Their own routes begin with /tenants/NAME.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
+    app.include_router(router)
+    app.include_router(gateway, dependencies=[Security(Needs(Role.ADMIN))])
+    guard(app, settings)
+    return app

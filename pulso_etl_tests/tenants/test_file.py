@@ -1,0 +1,127 @@
+"""What the file of tenants says, and how it is refused."""
+
+from __future__ import annotations
+
+import pickle
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from pulso_etl.errors import PlanError, SettingsError
+from pulso_etl.settings import Owner, Settings
+from pulso_etl.tables import TABLES
+from pulso_etl.tenants import chosen, deployed, grants, select
+
+URL = "postgresql://pulso:secreto@db.example/dashboard?options=-csearch_path%3Dx"
+ACME = "tenants:\n  - name: acme\n    database_schema: acme\n"
+
+
+def settings(tmp_path: Path, text: str, name: str = "tenants.yaml") -> Settings:
+    file = tmp_path / name
+    file.write_text(text, encoding="utf-8")
+    return Settings(database_url=SecretStr(URL), tenants_file=file, bigquery_daily_budget_bytes=1000)
+
+
+def test_a_tenant_has_its_own_settings_and_tables_and_the_deployment_s_for_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACME_ALERTS", "jsons://hooks.example/acme")
+    text = """
+    [[tenants]]
+    name = "acme"
+    database_schema = "acme_data"
+    database_role = "pulso_acme"
+    bigquery_dataset = "ACME"
+    bigquery_daily_budget_bytes = 7
+    alert_urls_env = "ACME_ALERTS"
+    [tenants.tables.operation_data]
+    refresh_every = "00:30:00"
+    lookback_days = 4
+    [tenants.tables.evolution_data]
+    enabled = false
+    [[tenants]]
+    name = "globex"
+    database_schema = "globex"
+    """
+    acme, globex = deployed(settings(tmp_path, text, "tenants.toml"))
+    assert (acme.tenant, globex.tenant) == ("acme", "globex")
+    assert acme.settings.sources()["agentes"].startswith("mibot-222814.ACME.")
+    assert (acme.settings.database_schema, acme.settings.bigquery_daily_budget_bytes) == ("acme_data", 7)
+    assert acme.settings.alert_urls.get_secret_value() == "jsons://hooks.example/acme"
+    assert acme.settings.owner == Owner("acme", "pulso_acme", "DATABASE_URL")
+    assert "options='-csearch_path=x -c role=pulso_acme'" in acme.settings.database_url.get_secret_value()
+    assert (globex.settings.bigquery_dataset, globex.settings.bigquery_daily_budget_bytes) == ("BI_USA", 1000)
+    assert globex.settings.database_url.get_secret_value() == URL
+    assert list(globex.tables) == list(TABLES)
+    assert list(acme.tables) == [name for name in TABLES if name != "evolution_data"]
+    operation = acme.tables["operation_data"]
+    assert (operation.refresh_every, operation.lookback_days) == (timedelta(minutes=30), 4)
+    assert operation.columns == TABLES["operation_data"].columns
+    # A worker's process has them as well.
+    assert pickle.loads(pickle.dumps(acme.settings)).owner == acme.settings.owner
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("tenants: []", "tenants: List should have at least 1 item"),
+        ("- acme", "Input should be a valid dictionary"),
+        ("tenants: [", "expected the node content"),
+        (ACME + "    database_schema: other\n", "database_schema is given twice (line 4)"),
+        (ACME + "    tables:\n      operation_data: {}\n      operation_data: {}\n", "operation_data is given twice (line 6)"),
+        (ACME + "  - name: globex\n", "tenant globex: database_schema: is not given"),
+        (ACME + "  - name: globex\n    database_schema: acme\n", "tenants acme, globex: database_schema: acme is given 2 times"),
+        (ACME.replace("acme\n    d", "Acme\n    d"), "tenant Acme: name: String should match pattern"),
+        (ACME.replace("acme\n    d", "a__b\n    d"), "tenant a__b: name: String should match pattern"),
+        (ACME.replace("schema: acme", "schema: A-B"), "tenant acme: database_schema: String should match pattern"),
+        (ACME + "    api_host: 0.0.0.0\n", "tenant acme: api_host: Extra inputs are not permitted"),
+        (ACME + "    bigquery_dataset: a.b\n", "tenant acme: bigquery_dataset: String should match pattern"),
+        (ACME + "    alert_urls_env: NOT_THERE\n", "tenant acme: alert_urls_env: the environment variable NOT_THERE is not set"),
+        (ACME + "    alert_urls_env: json://x\n", "tenant acme: alert_urls_env: String should match pattern"),
+        (ACME + "    tables: {nothing: {}}\n", "tenant acme: tables.nothing: unknown table"),
+        (ACME + "    tables: {operation_data: {columns: []}}\n", "tenant acme: tables.operation_data.columns: can't be set here"),
+        (
+            ACME + "    tables: {operation_data: {lookback_days: 0}}\n",
+            "tenant acme: tables.operation_data.lookback_days: Input should be greater than or equal to 1",
+        ),
+        (ACME + f"    tables: {{{', '.join(f'{name}: {{enabled: false}}' for name in TABLES)}}}\n", "every table is turned off"),
+    ],
+)
+def test_a_fault_is_one_line_that_names_tenant_and_field(tmp_path: Path, text: str, reason: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        deployed(settings(tmp_path, text))
+    assert reason in str(raised.value)
+    assert "secreto" not in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"TENANTS_FILE: .* can't be read: No such file"):
+        deployed(Settings(database_url=SecretStr(URL), tenants_file=tmp_path / "none.yaml"))
+
+
+def test_a_command_must_name_its_tenant_where_there_are_any_and_not_where_there_are_none(tmp_path: Path) -> None:
+    many = settings(tmp_path, ACME)
+    assert chosen(many, "acme").tenant == "acme"
+    assert [part.tenant for part in select(many, None)] == ["acme"]
+    with pytest.raises(PlanError, match="--tenant NAME; known are acme"):
+        chosen(many, None)
+    with pytest.raises(PlanError, match="unknown tenant globex; known are acme"):
+        chosen(many, "globex")
+    alone = Settings(database_url=SecretStr(URL))
+    assert chosen(alone, None) == (alone, TABLES)
+    with pytest.raises(PlanError, match="TENANTS_FILE is not set"):
+        select(alone, "acme")
+
+
+def test_a_url_of_its_own_is_the_tenant_s_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACME_URL", "postgresql://acme:otro@db.example/acme")
+    (part,) = deployed(settings(tmp_path, ACME + "    database_url_env: ACME_URL\n"))
+    assert part.settings.database_url.get_secret_value() == "postgresql://acme:otro@db.example/acme"
+    assert part.settings.owner == Owner("acme", "", "ACME_URL")
+    assert [statement.as_string() for statement in grants([part])] == [
+        'CREATE SCHEMA "acme" AUTHORIZATION "acme"',
+        'REVOKE ALL ON SCHEMA "acme" FROM PUBLIC',
+    ]
