@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from pulso_etl.destination import locks
 from pulso_etl.destination.conform import WIRE_TYPES
 from pulso_etl.destination.load import LoadResult, Open, load, translated
+from pulso_etl.destination.months import create_months, refuse_expired
 from pulso_etl.destination.roles import as_role
 from pulso_etl.destination.statements import Statements
 from pulso_etl.destination.verify import verify
@@ -111,6 +112,11 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
                     with conn.transaction():
                         marks.create(conn)
                         marks.start(conn, extraction)
+                    # In a transaction of its own: it would keep other loads from adding months for as long as this one takes.
+                    with conn.transaction():
+                        refuse_expired(spec, window, today)
+                        if not sole_writer:
+                            create_months(conn, spec, self.database_schema, window)
                     with conn.transaction():
                         result = load(
                             conn,

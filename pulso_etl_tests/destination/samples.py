@@ -53,6 +53,11 @@ def things(*more: Column, **changes: Any) -> TableSpec:
     return TableSpec(**fields | changes)
 
 
+def by_month(*more: Column, **changes: Any) -> TableSpec:
+    """`things` in partitions of a month each: D2 is the last day of one, D3 the first of the next."""
+    return things(*more, **{"partition_by": "month"} | changes)
+
+
 def monthly(**changes: Any) -> TableSpec:
     """`things` with a key that lives in several partitions, of which the newest day counts."""
     return things(primary_key=("name",), version_column="day", **changes)
@@ -96,7 +101,7 @@ class Loads:
 
     def addresses(self) -> set[tuple[Any, ...]]:
         """Where each row of `things` lies and who wrote it: the same before and after means not written."""
-        return set(self.rows("SELECT xmin::text, ctid::text FROM things"))
+        return set(self.rows("SELECT xmin::text, tableoid, ctid::text FROM things"))
 
     def columns(self) -> dict[str, str]:
         found = "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = 'things'::regclass"

@@ -20,9 +20,10 @@ from pulso_etl.destination.statements import Statements
 from pulso_etl.errors import ContractError, DuplicateKeyError, PulsoError, ShrinkRefused
 from pulso_etl.refresh import DayRange
 from pulso_etl.tables.spec import TableSpec
-from pulso_etl_tests.destination.samples import D1, D2, D3, NOON, SCHEMA, WINDOW, Loads, monthly, row, things
+from pulso_etl_tests.destination.samples import D1, D2, D3, NOON, SCHEMA, WINDOW, Loads, by_month, monthly, row, things
 
 SPEC = things()
+BY_MONTH = by_month()
 MONTHLY = monthly(name="monthly")
 
 Loader = Callable[..., LoadResult]
