@@ -30,7 +30,7 @@ DETACH_SECONDS = 5
 
 @dataclass(frozen=True)
 class Partition:
-    """A range partition: days from `start` to before `end`, where it has such ends. `rows` are the server's estimate, `size` bytes."""
+    """A range partition: days from `start` to before `end`, where it has such ends. `rows` are an estimate, `size` is in bytes."""
 
     schema: str
     name: str
@@ -89,7 +89,7 @@ def create_months(conn: psycopg.Connection, spec: TableSpec, schema: str, window
         attach = _attach(spec, schema, first)
         if conn.execute("SELECT to_regclass(%s)", (quoted_name(schema, name),)).fetchone() != (None,):
             raise SchemaRefused(
-                f"{spec.name} {window}: {schema}.{name} is there and no partition of the table; rename it, or bring it back by hand: "
+                f"{spec.name} {window}: {schema}.{name} is there and no partition of the table; rename it, or bring it back: "
                 f"{attach.as_string()};"
             )
         # CREATE TABLE … PARTITION OF would keep readers of the whole table out until the load commits; ATTACH does not.
@@ -126,7 +126,7 @@ def remove_expired(
                         conn.execute(sql.SQL("DROP TABLE {}").format(name))
             except pg.LockNotAvailable as error:
                 raise DestinationUnavailable(
-                    f"{spec.name}: a reader held the table longer than {DETACH_SECONDS} s; {partition.name} and the months after it "
+                    f"{spec.name}: a reader held the table longer than {DETACH_SECONDS} s; {partition.name} and later months "
                     "are as they were, try again later"
                 ) from error
             yield partition

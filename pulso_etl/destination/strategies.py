@@ -78,8 +78,8 @@ def instant(s: Statements) -> sql.Composed:
     return sql.SQL(
         "CREATE TEMP TABLE {instant} ON COMMIT DROP AS SELECT greatest(clock_timestamp(), "
         "(SELECT max(t.valid_from) + interval '1 microsecond' FROM {target} t JOIN {diff} d ON {same_row}), "
-        "(SELECT max(t.valid_to) FROM {diff} d JOIN {stage} s ON s.ctid = d.sid JOIN {target} t ON {same}{in_window} WHERE d.tid IS NULL)"
-        ") AS at"
+        "(SELECT max(t.valid_to) FROM {diff} d JOIN {stage} s ON s.ctid = d.sid JOIN {target} t ON {same}{in_window} "
+        "WHERE d.tid IS NULL)) AS at"
     ).format(instant=INSTANT, target=s.target, diff=DIFF, stage=STAGE, same=s.same_key, same_row=s.same_row, in_window=s.in_window)
 
 

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 import psycopg
 import pyarrow as pa
@@ -86,15 +86,22 @@ class Loads:
 
     conn: psycopg.Connection
     schema: str
+    partition_by: Literal["month"] | None = None
+    """How tables whose key allows it are partitioned."""
 
     def __call__(
         self, source: Sequence[dict[str, Any]] | pa.Table, spec: TableSpec, window: DayRange = WINDOW, **options: Any
     ) -> LoadResult:
         given = source if isinstance(source, pa.Table) else table(source)
+        spec = self.declared(spec)
         with translated(spec, window), self.conn.transaction():
             return load(
                 self.conn, spec, self.schema, window, lambda: nullcontext(given.to_reader(max_chunksize=2)), run_id="r", **options
             )
+
+    def declared(self, spec: TableSpec) -> TableSpec:
+        """The declaration that is loaded instead."""
+        return spec.model_copy(update={"partition_by": self.partition_by}) if self.partition_by and spec.partition_in_key else spec
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         return self.conn.execute(query.encode()).fetchall()
