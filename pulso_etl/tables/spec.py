@@ -5,11 +5,12 @@ Nothing here talks to a database or to Dagster.
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from enum import StrEnum
 from functools import cached_property
 from string import Formatter
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -53,6 +54,13 @@ class Strategy(StrEnum):
     SCD2 = "scd2"
 
 
+class ChangeCapture(StrEnum):
+    """BigQuery's function that tells a source table's changes."""
+
+    CHANGES = "changes"
+    APPENDS = "appends"
+
+
 class Column(BaseModel):
     """One column of a table.
 
@@ -83,8 +91,18 @@ VALIDITY = (
     Column(name="valid_from", type=ColumnType.TIMESTAMP, required=True),
     Column(name="valid_to", type=ColumnType.TIMESTAMP),
 )
-RESERVED = {"sid", "tid", "ctid", "tableoid", "xmin", "xmax", "cmin", "cmax"}
+RESERVED = {"sid", "tid", "pulso_part", "ctid", "tableoid", "xmin", "xmax", "cmin", "cmax"}
 """Names that the load's own statements or the server need."""
+DELETED = Column(name="pulso_deleted", type=ColumnType.BOOLEAN, required=True)
+"""Beside the columns of a row that was read as a change: whether the source has deleted the row."""
+CAPTURE_LAG = timedelta(minutes=10)
+"""How old a change must be to be captured: the latest ones may still be missing in BigQuery's change history."""
+ROW_SOURCE = re.compile(r",?\s*\bFROM\s+`\{(\w+)\}`", re.IGNORECASE)
+"""Where a query that is fed with changes names its one source table."""
+NOT_BY_ROW = re.compile(r"\b(WITH|DISTINCT|JOIN|UNION|GROUP|HAVING|OVER|QUALIFY|LIMIT)\b", re.IGNORECASE)
+"""What a query can't have where each row of its source makes one row at most, whatever the others are."""
+LONGEST_PARTITIONED = 54
+"""Characters of a name to which a month, such as `_y2026m01`, can still be added in PostgreSQL's 63."""
 
 
 def qualified(tenant: str, name: str) -> str:
@@ -130,6 +148,12 @@ class TableSpec(BaseModel):
     - `scd2`: rows are versions of a key, valid from `valid_from` until before `valid_to` (instants of loads; null: the current
       version). A changed row closes the current version and opens another at the same instant, a vanished one is closed, an
       unchanged one is not written.
+
+    `change_capture`: the refresh sensor's runs read the rows that changed, by that function of BigQuery, instead of the whole
+    window where they can (see `source.capture`). The query makes each of its rows of one row of one base table.
+    `partition_by`: with `month` the table in PostgreSQL has range partitions by the partition column, a month each; that column
+    must be in the primary key. `retention_months`: how many whole months before the current one are kept; `pulso-etl retention`
+    removes older ones, and no load brings them back.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -160,6 +184,9 @@ class TableSpec(BaseModel):
     maximum_quarantined_share: float = Field(default=0.05, ge=0, le=1)
     alert_quarantined_share: float = Field(default=0.01, ge=0, le=1)
     strategy: Strategy = Strategy.UPSERT
+    change_capture: ChangeCapture | None = None
+    partition_by: Literal["month"] | None = None
+    retention_months: int | None = Field(default=None, ge=1)
     tenant: str = Field(default="", pattern=rf"^$|{TENANT}", max_length=31)
 
     @model_validator(mode="after")
@@ -184,10 +211,43 @@ class TableSpec(BaseModel):
                 f"{self.name}: {self.strategy} needs the partition column {self.partition_column} in the primary key, "
                 "and no version_column"
             )
+        if self.partition_by and not self.partition_in_key:
+            raise ValueError(
+                f"{self.name}: partition_by needs the partition column {self.partition_column} in the primary key: "
+                "PostgreSQL keeps a key unique within a partition only"
+            )
+        if self.partition_by and len(self.name) > LONGEST_PARTITIONED:
+            raise ValueError(f"{self.name}: the name of a table with partitions has {LONGEST_PARTITIONED} characters at most")
+        if self.retention_months is not None:
+            if not self.partition_by:
+                raise ValueError(f"{self.name}: retention_months needs partition_by")
+            # The shortest month has 28 days: no lookback or reconciliation reaches a month that is gone.
+            if max(self.lookback_days, self.reconcile_days) > 28 * self.retention_months:
+                raise ValueError(f"{self.name}: retention_months must cover lookback_days and reconcile_days, at 28 days a month")
         if not self.partition_in_key and self.version_column is None:
             raise ValueError(
                 f"{self.name}: a key that lives in several partitions needs a version_column, or an older day would win"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _changes_can_be_captured(self) -> TableSpec:
+        if self.change_capture is None:
+            return self
+        fed = (Strategy.UPSERT, Strategy.APPEND) if self.change_capture is ChangeCapture.APPENDS else (Strategy.UPSERT,)
+        faults = [
+            (not self.partition_in_key or self.version_column, "the partition column in the primary key, and no version_column"),
+            (self.strategy not in fed, f"the strategy {' or '.join(fed)}"),
+            (self.on_reject is not OnReject.FAIL, "on_reject fail"),
+            (self.refresh_every <= CAPTURE_LAG, f"refresh_every above {CAPTURE_LAG}"),
+        ]
+        # A declaration that was read back from an asset's metadata has no query.
+        if self.query:
+            named = [name for _, name, _, _ in Formatter().parse(self.query) if name is not None]
+            by_row = len(named) == 1 and ROW_SOURCE.search(self.query) and not NOT_BY_ROW.search(self.query)
+            faults.append((not by_row, "a query of the form SELECT … FROM `{source}` WHERE …, which makes each row of one row"))
+        if needs := [need for fault, need in faults if fault]:
+            raise ValueError(f"{self.name}: change_capture {self.change_capture} needs {'; '.join(needs)}")
         return self
 
     def column(self, name: str) -> Column:
@@ -199,8 +259,15 @@ class TableSpec(BaseModel):
 
     def with_columns(self, more: tuple[Column, ...]) -> TableSpec:
         """The declaration with more columns."""
+        return self._with(self.columns + more)
+
+    def without(self, column: Column) -> TableSpec:
+        """The declaration without that column."""
+        return self._with(tuple(other for other in self.columns if other.name != column.name))
+
+    def _with(self, columns: tuple[Column, ...]) -> TableSpec:
         fields = {name: getattr(self, name) for name in type(self).model_fields}
-        return type(self).model_validate(fields | {"columns": self.columns + more})
+        return type(self).model_validate(fields | {"columns": columns})
 
     # Not kept: a copy under another name would have the names of the first.
     @property
