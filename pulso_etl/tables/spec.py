@@ -269,17 +269,18 @@ class TableSpec(BaseModel):
         fields = {name: getattr(self, name) for name in type(self).model_fields}
         return type(self).model_validate(fields | {"columns": columns})
 
-    @cached_property
+    # Not kept: a copy under another name would have the names of the first.
+    @property
     def asset_path(self) -> tuple[str, ...]:
         """The key of the table's asset, piece by piece."""
         return (self.tenant, self.name) if self.tenant else (self.name,)
 
-    @cached_property
+    @property
     def asset_name(self) -> str:
         """The key of the table's asset as Dagster writes it in one text."""
         return "/".join(self.asset_path)
 
-    @cached_property
+    @property
     def as_argument(self) -> str:
         """How the command line is told of the table."""
         return f"{self.name} --tenant {self.tenant}" if self.tenant else self.name

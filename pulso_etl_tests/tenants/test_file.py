@@ -116,6 +116,13 @@ def test_a_command_must_name_its_tenant_where_there_are_any_and_not_where_there_
         select(alone, "acme")
 
 
+def test_a_copy_of_a_table_under_another_name_has_the_names_of_that() -> None:
+    spec = TABLES["operation_data"]
+    assert (spec.asset_name, spec.as_argument) == ("operation_data", "operation_data")
+    copy = spec.model_copy(update={"name": "calls", "tenant": "acme"})
+    assert (copy.asset_name, copy.as_argument) == ("acme/calls", "calls --tenant acme")
+
+
 def test_a_url_of_its_own_is_the_tenant_s_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACME_URL", "postgresql://acme:otro@db.example/acme")
     (part,) = deployed(settings(tmp_path, ACME + "    database_url_env: ACME_URL\n"))
