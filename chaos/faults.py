@@ -22,7 +22,7 @@ from pulso_etl_tests.faulty_proxy import Fault, FaultyProxy, delayed, error, res
 
 REQUEST = r"^(GET|POST) "
 PAGE = 8192
-SMALL_DISK = 64 * PAGE
+SMALL_DISK = 4096 * PAGE
 
 
 class Kind(StrEnum):
@@ -38,7 +38,8 @@ class Kind(StrEnum):
     BACKEND_KILLED = "PostgreSQL: server process ended"
     DISK_FULL = "PostgreSQL: disk full"
     WORKER_KILLED = "the run's process killed"
-    CLOCK_JUMP = "clock jumps"
+    CLOCK_JUMP = "clock jumps in the middle"
+    CLOCK_WRONG = "clock is wrong from the start"
 
 
 @dataclass
@@ -50,44 +51,34 @@ class Injected:
 
 
 class SmallDisk:
-    """A file system of half a MiB of which the server makes a tablespace. Needs the right to mount one."""
+    """A file system of 32 MiB on which the server keeps what the database `conn` is in will hold. Needs the right to mount one."""
 
     def __init__(self, conn: psycopg.Connection) -> None:
         """Raises OSError where that right is missing."""
         self.folder = Path(tempfile.mkdtemp(prefix="pulso-chaos-disk-"))
-        options = f"size={SMALL_DISK},mode=0777"
+        options = f"size={SMALL_DISK},mode=0755"
         mounted = subprocess.run(
             ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.folder)], capture_output=True, check=False
         )
         if mounted.returncode:
             self.folder.rmdir()
             raise OSError("a small file system can't be mounted here")
-        (self.folder / "space").mkdir()
-        (self.folder / "space").chmod(0o777)
-        self._own(conn)
-        conn.execute(f"CREATE TABLESPACE small LOCATION '{self.folder / 'space'}'")  # type: ignore[call-overload]
-        conn.execute("GRANT CREATE ON TABLESPACE small TO PUBLIC")
-        self.conn = conn
+        space, self._filler = self.folder / "space", self.folder / "filler"
+        space.mkdir()
+        owner = Path(conn.execute("SHOW data_directory").fetchone()[0]).stat()  # type: ignore[index]
+        os.chown(space, owner.st_uid, owner.st_gid)
+        conn.execute(f"CREATE TABLESPACE small LOCATION '{space}'")  # type: ignore[call-overload]
+        for setting in ("default_tablespace", "temp_tablespaces"):
+            conn.execute(f"ALTER DATABASE {conn.info.dbname} SET {setting} = small")  # type: ignore[call-overload]
 
-    def _own(self, conn: psycopg.Connection) -> None:
-        row = conn.execute("SHOW data_directory").fetchone()
-        assert row is not None
-        owner = Path(row[0]).stat()
-        os.chown(self.folder / "space", owner.st_uid, owner.st_gid)
+    def fill(self, pages: int) -> None:
+        """Leaves so many pages of 8 KiB free."""
+        found = os.statvfs(self.folder)
+        with self._filler.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, max(1, found.f_bavail * found.f_frsize - pages * PAGE))
 
-    @contextmanager
-    def with_free_pages(self, pages: int) -> Iterator[None]:
-        """Temporary tables of new sessions stand on the disk, which has so many free pages of 8 KiB."""
-        filler = self.folder / "filler"
-        free = os.statvfs(self.folder)
-        filler.write_bytes(b"\0" * max(0, free.f_bavail * free.f_frsize - pages * PAGE))
-        database = self.conn.info.dbname
-        self.conn.execute(f"ALTER DATABASE {database} SET temp_tablespaces = small")  # type: ignore[call-overload]
-        try:
-            yield
-        finally:
-            self.conn.execute(f"ALTER DATABASE {database} RESET temp_tablespaces")  # type: ignore[call-overload]
-            filler.unlink()
+    def clear(self) -> None:
+        self._filler.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Gives the mount back; the server no longer needs it."""
@@ -130,30 +121,36 @@ class Boundary:
             self.postgres.arm(at, on_the_wire[kind])
             yield injected
             injected.happened = self.postgres.happened
-        elif kind is Kind.CLOCK_JUMP:
-            jump = random.choice((-1, 1)) * timedelta(seconds=random.choice((90, 7_200, 200_000, 3_000_000)))
-            injected = Injected(f"by {jump} after {at:,} bytes")
+        elif kind in (Kind.CLOCK_JUMP, Kind.CLOCK_WRONG):
+            sign, seconds = random.choice("+-"), random.choice((90, 7_200, 200_000, 3_000_000))
+            jump = timedelta(seconds=seconds if sign == "+" else -seconds)
+            injected = Injected(f"by {sign}{abs(jump)}" + f" after {at:,} bytes" * (kind is Kind.CLOCK_JUMP))
             with _clock() as shift:
-                self.postgres.arm(at, lambda _: shift(jump))
+                if kind is Kind.CLOCK_WRONG:
+                    shift(jump)
+                else:
+                    self.postgres.arm(at, lambda _: shift(jump))
                 yield injected
-            injected.happened = self.postgres.happened
+            injected.happened = kind is Kind.CLOCK_WRONG or self.postgres.happened
         elif kind is Kind.DISK_FULL:
             assert self.disk is not None
-            pages = random.randrange(6)
-            injected = Injected(f"{pages} pages free")
-            with self.disk.with_free_pages(pages):
+            disk, pages = self.disk, random.randrange(6)
+            injected = Injected(f"{pages} pages free after {at:,} bytes")
+            self.postgres.arm(at, lambda _: disk.fill(pages))
+            try:
                 yield injected
-            injected.happened = True
+            finally:
+                disk.clear()
         else:
             times = random.choice((1, 3, 12))
             injected = Injected(f"{times} time(s) after {skip} request(s)")
-            faults: list[Fault] = {
+            by_kind: dict[Kind, list[Fault]] = {
                 Kind.BIGQUERY_RESET: [reset],
                 Kind.BIGQUERY_DELAY: [delayed(0.3)],
                 Kind.BIGQUERY_TRUNCATED: [truncated],
                 Kind.BIGQUERY_BURST: [error(429, "rateLimitExceeded"), error(503, "backendError")],
-            }[kind]
-            for fault in faults:
+            }
+            for fault in by_kind[kind]:
                 self.bigquery.inject(REQUEST, fault, times=times, skip=skip)
             yield injected
             injected.happened = self.bigquery.call_off()

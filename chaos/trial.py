@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,10 +27,10 @@ from pulso_etl.launch import Outcome
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl.local.sample_data import SampleData, load_table
-from pulso_etl.refresh import DayRange, lima_day
+from pulso_etl.refresh import DayRange, Watermark, lima_day
 from pulso_etl.settings import Settings, load_settings
 from pulso_etl.tables import TABLES
-from pulso_etl_tests.faulty_proxy import FaultyProxy
+from pulso_etl_tests.holding_proxy import HoldingProxy
 
 ROOT = Path(__file__).resolve().parents[1]
 DAYS = 4
@@ -62,7 +63,6 @@ class World:
     def __init__(self, boundary: Boundary, settings: Settings, names: dict[str, str], source: bigquery.Client) -> None:
         self.boundary, self.settings, self.source = boundary, settings, source
         self.today = lima_day(datetime.now(UTC))
-        self.window = DayRange(self.today - timedelta(days=DAYS - 1), self.today)
         self.names = names
         self.revision = 0
         self.marks = Watermarks(settings.database_schema)
@@ -93,23 +93,30 @@ class World:
         keys = len(spec.primary_key)
         return {row[:keys]: row[keys:] for row in found}
 
-    def wanted(self, table: str) -> Rows:
-        """What BigQuery says, asked without a proxy and without any code of a load."""
+    def window(self, table: str) -> DayRange:
+        """The days that a refresh takes whose clock is right."""
+        return DayRange(self.today - timedelta(days=TABLES[table].lookback_days - 1), self.today)
+
+    def wanted(self, table: str, window: DayRange, before: Rows) -> Rows:
+        """What the table should hold after a load of the window. BigQuery is asked without a proxy or any code of a load."""
         spec = TABLES[table]
         config = bigquery.QueryJobConfig(
             query_parameters=[
-                bigquery.ScalarQueryParameter("start", "DATE", self.window.start),
-                bigquery.ScalarQueryParameter("end", "DATE", self.window.end),
+                bigquery.ScalarQueryParameter("start", "DATE", window.start),
+                bigquery.ScalarQueryParameter("end", "DATE", window.end),
             ]
         )
         found = [dict(row) for row in self.source.query(spec.query.format(**self.names), job_config=config).result()]
         if spec.version_column is not None:
             found.sort(key=lambda row: row[spec.version_column])
         wanted = {tuple(row[k] for k in spec.primary_key): tuple(row[c] for c in spec.compared_columns) for row in found}
-        if spec.partition_in_key:
-            return wanted
-        # Rows that only older loads knew stay: a key that lives in several partitions is never deleted.
-        return dict(self.rows(table)) | wanted
+        if spec.version_column is None:
+            day = spec.primary_key.index(spec.partition_column)
+            return {key: row for key, row in before.items() if key[day] not in window} | wanted
+        # A key that lives in several partitions is never deleted, and keeps its newest row.
+        version = spec.compared_columns.index(spec.version_column)
+        newer = {key: row for key, row in before.items() if key not in wanted or row[version] > wanted[key][version]}
+        return wanted | newer
 
     def state(self, table: str) -> TableState:
         return self.marks.read(self.conn, datetime.now(UTC) - timedelta(days=400))[table]
@@ -119,10 +126,14 @@ class World:
         self.boundary.bigquery.call_off()
         self.boundary.bigquery.requests.clear()
         self.boundary.postgres.arm()
-        outcome = refresh(self.settings, table, self.window, retries=0)
+        before = self.rows(table) if self.sizes.get(table) else {}
+        outcome = refresh(self.settings, table, retries=0)
         expect(outcome.error is None, f"a refresh without a fault failed: {outcome.error}")
-        expect(self.rows(table) == self.wanted(table), "a refresh without a fault left other rows than the source has")
-        expect(self.state(table).status == "success", "a refresh without a fault did not end as a success")
+        wanted = self.wanted(table, self.window(table), before)
+        expect(self.rows(table) == wanted, "a refresh without a fault left other rows than the source has")
+        told = self.state(table)
+        expect(told.status == "success", "a refresh without a fault did not end as a success")
+        expect(told.last_partition == self.today, f"a refresh without a fault left the watermark at {told.last_partition}")
         self.sizes[table] = (len(self.boundary.bigquery.requests), self.boundary.postgres.passed)
 
     def trial(self, number: int, seed: int) -> Result:
@@ -131,49 +142,74 @@ class World:
         kinds = self.boundary.kinds()
         # Every kind in turn, so that none is missed by chance.
         kind, table = kinds[number % len(kinds)], random.choice(list(TABLES))
-        began = datetime.now(UTC)
+        began = time.monotonic()
         self.change_source(table)
         others = {name: self.rows(name) for name in TABLES if name != table}
-        before, after, mark = self.rows(table), self.wanted(table), self.state(table)
+        before, mark = self.rows(table), self.state(table)
         with self.boundary.inject(kind, random, *self.sizes[table]) as injected:
             outcome = self._refresh(table, kind, retries=random.choice((0, 1)))
-        if kind is Kind.DISK_FULL:
-            injected.happened = "no disk left" in (outcome.error or "")
-        said = f"{kind} {injected.point}, {table}: {outcome.error or 'success'}"
+        self._wait_for_sessions()
         # What a dead process left behind is for the recovery to find, as it does every minute.
         with dg.DagsterInstance.ephemeral() as instance:
             list(recover(self.conn, self.settings.database_schema, instance, TABLES, datetime.now(UTC)))
-        left, told = self.rows(table), self.state(table)
-        expect(left in (before, after), f"{said}: the table is neither as it was nor as the source has it")
-        expect({name: self.rows(name) for name in others} == others, f"{said}: another table has changed")
-        expect(not told.running, f"{said}: an attempt is still marked as running")
-        loaded = told.status == "success"
-        expect(told.status in ("success", "failed"), f"{said}: the watermark says {told.status}")
-        if before != after:
-            expect(loaded == (left == after), f"{said}: the watermark says {told.status}, the rows say otherwise")
-        # An answer that is lost after the commit makes a run fail whose rows and watermark are there.
-        expect(loaded or outcome.error is not None, f"{said}: the run ended well, the watermark says {told.status}")
-        expect(loaded or bool(told.error), f"{said}: the failure has no reason")
-        expect(told.data_version == mark.data_version + (left != before), f"{said}: the data version is {told.data_version}")
-        if not loaded:
-            expect(told.watermark == mark.watermark, f"{said}: the watermark has moved without the rows")
-        # Without an attempt that was begun there is nothing to tell of.
-        expect(told.attempts[len(mark.attempts) :] != () or told.updated_at == mark.updated_at, f"{said}: no history")
-        self.refresh_well(table)
-        seconds = (datetime.now(UTC) - began).total_seconds()
-        return Result(number, kind, table, injected.point, injected.happened, loaded, outcome.error, seconds)
+        told = self.state(table)
+        new = told.attempts[len(mark.attempts) :]
+        if kind is Kind.DISK_FULL:
+            injected.happened = any("no disk left" in (text or "") for text in (outcome.error, *(one.error for one in new)))
+        try:
+            expect({name: self.rows(name) for name in others} == others, "another table has changed")
+            self._judge(table, kind, outcome, before, mark, told)
+            self.refresh_well(table)
+        except Broken as error:
+            raise Broken(f"{kind} {injected.point}, {table}: {outcome.error or 'success'}: {error}") from None
+        loaded = any(attempt.succeeded for attempt in new)
+        return Result(number, kind, table, injected.point, injected.happened, loaded, outcome.error, time.monotonic() - began)
+
+    def _judge(self, table: str, kind: Kind, outcome: Outcome, before: Rows, mark: TableState, told: TableState) -> None:
+        """Holds the rows and what is told of them against what was there before the refresh. Raises Broken."""
+        assert outcome.window is not None
+        new = told.attempts[len(mark.attempts) :]
+        expect(not told.running, "an attempt is still marked as running")
+        successes = [attempt for attempt in new if attempt.succeeded]
+        left, after = self.rows(table), self.wanted(table, outcome.window, before)
+        expect(left in (before, after), "the table is neither as it was nor as the source has it")
+        expect(left == (after if successes else before), f"the history has {len(successes)} successes, the rows say otherwise")
+        expect(told.data_version == mark.data_version + (left != before), f"the data version is {told.data_version}")
+        expect(all(attempt.succeeded or attempt.error for attempt in new), "a failure has no reason")
+        # An answer that is lost after the commit makes a run fail whose rows and watermark are there; not the other way round.
+        expect(outcome.error is not None or (bool(new) and new[-1].succeeded), "the run ended well, the history says otherwise")
+        if not new:
+            expect(told == mark, "the watermark has changed without an attempt in the history")
+            return
+        expect(told.status == ("success" if new[-1].succeeded else "failed"), f"the watermark says {told.status}")
+        expect(bool(told.error) != new[-1].succeeded, f"the watermark gives the reason {told.error!r}")
+        moved = Watermark(successes[-1].started_at, outcome.window.end) if successes else mark.watermark
+        # By a clock that is wrong the load may have left out days, and then the watermark stays.
+        stays = kind in (Kind.CLOCK_JUMP, Kind.CLOCK_WRONG) and told.watermark == mark.watermark
+        expect(told.watermark == moved or stays, f"the watermark is {told.watermark}, and should be {moved}")
+
+    def _wait_for_sessions(self) -> None:
+        """A session whose client is gone ends within seconds, its locks with it. Raises Broken."""
+        others = (
+            "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND datname = current_database() "
+            "AND pid <> pg_backend_pid()"
+        )
+        deadline = time.monotonic() + 20
+        while self.conn.execute(others).fetchone() != (0,):
+            expect(time.monotonic() < deadline, "a session of the refresh goes on at the server")
+            time.sleep(0.02)
 
     def _refresh(self, table: str, kind: Kind, retries: int) -> Outcome:
         if kind is not Kind.WORKER_KILLED:
-            return refresh(self.settings, table, self.window, retries=retries)
-        command = [sys.executable, "-m", "chaos.worker", table, str(self.window.start), str(self.window.end)]
+            return refresh(self.settings, table, retries=retries)
+        command = [sys.executable, "-m", "chaos.worker", table, str(retries)]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self.boundary.worker = subprocess.Popen(command, cwd=ROOT, **quiet)  # type: ignore[call-overload]
         try:
             code = self.boundary.worker.wait(120)
         finally:
             self.boundary.worker.kill()
-        return Outcome(table, self.window, "chaos", error=f"exit code {code}" if code else None)
+        return Outcome(table, self.window(table), "chaos", error=f"exit code {code}" if code else None)
 
 
 def expect(condition: bool, text: str) -> None:
@@ -191,7 +227,7 @@ def world(home: Path) -> Iterator[World]:
         emulator = stack.enter_context(BigQueryEmulator(home / "emulator.log"))
         url = server.create_database("chaos")
         wire = stack.enter_context(WireProxy(url))
-        proxy = stack.enter_context(FaultyProxy(emulator.rest_url))
+        proxy = stack.enter_context(HoldingProxy(emulator.rest_url))
         conn = stack.enter_context(psycopg.connect(url, autocommit=True))
         conn.execute("SET TIME ZONE 'UTC'")
         boundary = Boundary(proxy, wire, conn)

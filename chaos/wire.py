@@ -1,4 +1,4 @@
-"""A TCP proxy in front of PostgreSQL that lets something happen after so many bytes of a connection."""
+"""A TCP proxy in front of PostgreSQL that lets something happen when just so many bytes have passed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from types import TracebackType
 
 from psycopg.conninfo import conninfo_to_dict
 
-CHUNK = 512
-"""Bytes passed on at once: the points at which something can happen lie no further apart."""
+CHUNK = 65_536
+"""Bytes taken from a socket at once."""
 Happening = Callable[["Connection"], None]
 
 
@@ -67,13 +67,14 @@ class WireProxy:
         with self._lock:
             self.passed, self.happened, self._at, self._happening = 0, False, at, happening
 
-    def _due(self, length: int) -> Happening | None:
+    def _due(self, length: int) -> int | None:
+        """Of the next `length` bytes, how many are to pass before it happens; None where it does not."""
         with self._lock:
-            self.passed += length
+            before, self.passed = self.passed, self.passed + length
             if self._at is None or self.happened or self.passed < self._at:
                 return None
             self.happened = True
-            return self._happening
+            return self._at - before
 
     def __enter__(self) -> WireProxy:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -99,11 +100,13 @@ class WireProxy:
         with suppress(OSError, ValueError):
             while True:
                 for ready in select.select([client, server], [], [])[0]:
-                    data = ready.recv(CHUNK)
-                    happening = self._due(len(data))
-                    if happening is not None:
-                        happening(connection)
+                    other, data = server if ready is client else client, ready.recv(CHUNK)
                     if not data:
                         return connection.close()
-                    (server if ready is client else client).sendall(data)
+                    due = self._due(len(data))
+                    if due is not None:
+                        other.sendall(data[:due])
+                        data = data[due:]
+                        self._happening(connection)
+                    other.sendall(data)
         connection.close()

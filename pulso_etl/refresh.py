@@ -85,6 +85,14 @@ def lima_day(now: datetime) -> date:
     return now.astimezone(LIMA).date()
 
 
+def first_kept_day(spec: TableSpec, today: date) -> date:
+    """The first day of the oldest month that the table keeps; `date.min` where it keeps all."""
+    if spec.retention_months is None:
+        return date.min
+    months = today.year * 12 + today.month - 1 - spec.retention_months
+    return date(months // 12, months % 12 + 1, 1)
+
+
 def plan_refresh(
     spec: TableSpec,
     watermark: Watermark | None,
@@ -102,9 +110,10 @@ def plan_refresh(
 
     An explicit `start` or `end` (a missing one is the first day, or today) wins over the mode. `days` goes with
     sliding_window; without it that is the table's lookback. Freshness skips an incremental refresh only, and `force` overrules it.
-    No range leaves `first_day`..today. Raises PlanError for a range that can't be.
+    No range leaves `first_day`..today, nor takes days that the table no longer keeps. Raises PlanError for a range that can't be.
     """
     today = lima_day(now)
+    first_day = max(first_day, first_kept_day(spec, today))
     if first_day > today:
         raise PlanError(f"{spec.name}: the first partition {first_day} lies after today {today}")
     if days is not None and days < 1:
@@ -116,7 +125,8 @@ def plan_refresh(
     if start or end:
         window = DayRange(start or first_day, end or today)
         if window.start < first_day or window.end > today:
-            raise PlanError(f"{spec.name}: {window} leaves the partitions {first_day}..{today}")
+            kept = f" (retention_months={spec.retention_months})" if spec.retention_months else ""
+            raise PlanError(f"{spec.name}: {window} leaves the partitions {first_day}..{today}{kept}")
         return RefreshPlan(spec.name, window, "explicit range")
 
     def trailing(last: date, count: int) -> DayRange:

@@ -1,4 +1,4 @@
-"""Lists of column names as SQL, quoted."""
+"""Names as SQL, quoted."""
 
 from __future__ import annotations
 
@@ -17,3 +17,8 @@ def equal(names: Iterable[str], left: str, right: str) -> sql.Composed:
     return sql.SQL(" AND ").join(
         sql.SQL("{} = {}").format(sql.Identifier(left, name), sql.Identifier(right, name)) for name in names
     )
+
+
+def quoted_name(schema: str, table: str) -> str:
+    """The table's full name, quoted, as text for `to_regclass`."""
+    return sql.Identifier(schema, table).as_string()

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from pulso_etl.destination import locks
 from pulso_etl.destination.conform import WIRE_TYPES
 from pulso_etl.destination.load import LoadResult, Open, load, translated
+from pulso_etl.destination.months import create_months, refuse_expired
 from pulso_etl.destination.roles import as_role
 from pulso_etl.destination.schema import is_as_declared
 from pulso_etl.destination.statements import Statements
@@ -128,9 +129,15 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
             sole_writer = locks.hold(conn, spec, self.database_schema, window)
             locks.take(conn, [extraction.lock(self.database_schema)])
             try:
-                with translated(spec, window), conn.transaction():
-                    marks.create(conn)
-                    marks.start(conn, extraction)
+                with translated(spec, window):
+                    with conn.transaction():
+                        marks.create(conn)
+                        marks.start(conn, extraction)
+                    # In a transaction of its own: it would keep other loads from adding months for as long as this one takes.
+                    with conn.transaction():
+                        refuse_expired(spec, window, today)
+                        if not sole_writer:
+                            create_months(conn, spec, self.database_schema, window)
                 captures = None if spec.change_capture is None else stream.changes
                 as_of = None if captures is None else self._capture(conn, spec, window, captures, step.run_tags, marks)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import UTC, date, datetime
 from threading import Thread
 from typing import Literal
 
@@ -22,6 +22,7 @@ from psycopg import sql
 from pulso_etl.destination.conform import Reject, conform
 from pulso_etl.destination.contract import Drift, fit
 from pulso_etl.destination.locks import table_lock
+from pulso_etl.destination.months import create_months, refuse_expired
 from pulso_etl.destination.quarantine import Quarantine
 from pulso_etl.destination.schema import ensure_table, migrate_table
 from pulso_etl.destination.statements import STAGE, Statements
@@ -36,7 +37,7 @@ from pulso_etl.errors import (
     VerificationFailed,
     first_line,
 )
-from pulso_etl.refresh import DayRange
+from pulso_etl.refresh import DayRange, lima_day
 from pulso_etl.tables.spec import DELETED, OnReject, TableSpec
 
 Plan = Literal["direct", "merge", "changes"]
@@ -146,11 +147,13 @@ def load(
     quarantines = spec.on_reject is OnReject.QUARANTINE
     bounds = {"start": window.start, "end": window.end}
     clock = _Clock()
+    refuse_expired(spec, window, lima_day(datetime.now(UTC)))
     with clock("lock"):
         if sole_writer:
             # The name is locked as well as the table, so that first loads which create the table queue up too.
             conn.execute("SELECT pg_advisory_xact_lock(%s)", (table_lock(schema, spec.name),))
         table = ensure_table(conn, spec, schema)
+        create_months(conn, spec, schema, window)
         conn.execute(statements.lock_target(sole_writer))
         conn.execute("SELECT set_config('work_mem', %s, true)", (f"{work_mem_mb}MB",))
         # The joins of the stage need to know how large it is, which a small sample tells as well.
@@ -233,7 +236,7 @@ def load(
                 continue
             try:
                 with conn.transaction() if counted and "inserted" in write.counts else nullcontext():
-                    written = conn.execute(write.statement(statements)).rowcount
+                    written = conn.execute(write.statement(statements), bounds).rowcount
             except pg.UniqueViolation:
                 if counted:
                     _refuse_duplicates(conn, statements, spec, window)

@@ -31,6 +31,11 @@ def table_lock(schema: str, table: str) -> int:
     return _key(schema, table)
 
 
+def months_lock(schema: str, table: str) -> int:
+    """The key of the lock under which months are added to a table with partitions, one transaction at a time."""
+    return _key(schema, table, "months")
+
+
 def attempt_lock(schema: str, table: str, run_id: str, attempt: int) -> int:
     """The key of the lock that an attempt holds for as long as it lives."""
     return _key(schema, table, run_id, str(attempt))

@@ -118,9 +118,10 @@ class Quarantine:
         if self._keys:
             same = equal(self.spec.primary_key, "t", "k")
             conn.execute(
-                sql.SQL("DELETE FROM {} d USING {} t, {} k WHERE d.sid IS NULL AND t.ctid = d.tid AND {}").format(
-                    DIFF, statements.target, KEPT, same
-                )
+                sql.SQL("DELETE FROM {} d USING {} t, {} k WHERE d.sid IS NULL AND {} AND {}").format(
+                    DIFF, statements.target, KEPT, statements.same_row, same
+                ),
+                {"start": self.window.start, "end": self.window.end},
             )
 
     def _take_repeated(self, conn: psycopg.Connection, read: int) -> None:

@@ -14,7 +14,7 @@ from pulso_etl.errors import SchemaRefused
 from pulso_etl.tables.spec import Column, ColumnType, Contract, Strategy, TableSpec
 
 CATALOG = """
-SELECT c.relkind,
+SELECT c.relkind, pg_get_partkeydef(c.oid),
     (SELECT coalesce(jsonb_agg(jsonb_build_object('name', attname, 'type', format_type(atttypid, atttypmod),
             'not_null', attnotnull, 'filled', atthasdef OR attidentity <> '') ORDER BY attnum), '[]')
         FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped),
@@ -57,6 +57,8 @@ class Table:
     limits: Mapping[tuple[str, str], Limit] = field(default_factory=dict)
     indexes: frozenset[str] = frozenset()
     holds_rows: bool = True
+    partitioned_by: str = ""
+    """As PostgreSQL prints it, such as `RANGE (day)`; empty for a table without partitions."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def create_table(spec: TableSpec, schema: str) -> list[sql.Composed]:
         lines.append(sql.SQL("PRIMARY KEY ({})").format(listed(spec.table_key)))
     target = sql.Identifier(schema, spec.name)
     return [
-        sql.SQL("CREATE TABLE IF NOT EXISTS {} ({})").format(target, sql.SQL(", ").join(lines)),
+        sql.SQL("CREATE TABLE IF NOT EXISTS {} ({}){}").format(target, sql.SQL(", ").join(lines), _partitioning(spec)),
         *_indexes(spec, target).values(),
     ]
 
@@ -86,6 +88,8 @@ def migrate(spec: TableSpec, schema: str, table: Table) -> list[Change]:
     lifted, a type loses its length where PostgreSQL rewrites nothing for that. The others are refused.
     """
     target = sql.Identifier(schema, spec.name)
+    if table.partitioned_by.replace('"', "") != (f"RANGE ({spec.partition_column})" if spec.partition_by else ""):
+        return _conversion(spec, schema, table)
     changes: list[Change] = []
 
     def alter(action: str, *values: sql.Composable, refusal: str | None = None) -> None:
@@ -155,8 +159,8 @@ def read_table(conn: psycopg.Connection, schema: str, name: str) -> Table | None
     row = conn.execute(CATALOG, (schema, name)).fetchone()
     if row is None:
         return None
-    kind, columns, constraints, indexes = row
-    if kind != "r":
+    kind, partitioning, columns, constraints, indexes = row
+    if kind not in ("r", "p"):
         raise SchemaRefused(f"{schema}.{name} is not an ordinary table; rename it, or set another schema (DATABASE_SCHEMA)")
     key = next((c for c in constraints if c["kind"] == "p"), None)
     limits = {}
@@ -171,6 +175,7 @@ def read_table(conn: psycopg.Connection, schema: str, name: str) -> Table | None
         primary_key_name=key["name"] if key else "",
         limits=limits,
         indexes=frozenset(indexes or ()),
+        partitioned_by=partitioning or "",
     )
 
 
@@ -218,6 +223,34 @@ def _refuse(spec: TableSpec, schema: str, changes: list[Change]) -> None:
             f"{spec.name}: the table in schema {schema} is not as declared, and to change it may lose data or rewrite all of it:"
             f"{''.join(refusals)}\nNothing was loaded. Correct the declaration, or run by hand, in this order:{''.join(statements)}"
         )
+
+
+def _partitioning(spec: TableSpec) -> sql.Composed:
+    if spec.partition_by is None:
+        return sql.Composed([])
+    return sql.SQL(" PARTITION BY RANGE ({})").format(sql.Identifier(spec.partition_column))
+
+
+def _conversion(spec: TableSpec, schema: str, table: Table) -> list[Change]:
+    """The statements that rewrite the table with the partitions that it should have, or without any."""
+    name = f"{spec.name[:51]}_unconverted"
+    old, target = sql.Identifier(schema, name), sql.Identifier(schema, spec.name)
+    kept = listed(column.name for column in (*spec.columns, *spec.kept_columns) if column.name in table.columns)
+    declared, got = _partitioning(spec).as_string().strip() or "none", table.partitioned_by or "none"
+    create, *indexes = create_table(spec, schema)
+    statements = [sql.SQL("ALTER TABLE {} RENAME TO {}").format(target, sql.Identifier(name)), create]
+    if spec.partition_by:
+        statements.append(
+            sql.SQL(
+                "DO $$ DECLARE first date; BEGIN FOR first IN SELECT DISTINCT date_trunc('month', {})::date FROM {} LOOP "
+                "EXECUTE format('CREATE TABLE %I.%I PARTITION OF %I.%I FOR VALUES FROM (%L) TO (%L)', {}, {} || "
+                "to_char(first, '\"_y\"YYYY\"m\"MM'), {}, {}, first, (first + interval '1 month')::date); END LOOP; END $$"
+            ).format(sql.Identifier(spec.partition_column), old, *map(sql.Literal, (schema, spec.name, schema, spec.name)))
+        )
+    statements += [sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {}").format(target, kept, kept, old)]
+    statements += [sql.SQL("DROP TABLE {}").format(old), *indexes]
+    refusal = f"partitions: declared {declared.removeprefix('PARTITION BY ')}, the table has {got}"
+    return [Change(statement, refusal if number == 0 else None) for number, statement in enumerate(statements)]
 
 
 def _definition(spec: TableSpec, column: Column, *, nullable: bool = False) -> sql.Composed:

@@ -28,6 +28,14 @@ class Statements:
         self.keys = listed(spec.primary_key)
         self.same_key = equal(spec.primary_key, "t", "s")
         self.staged_values = listed(spec.column_names, "s")
+        partitioned = spec.partition_by is not None
+        # Each partition has addresses of its own; the window lets the server pass over the others.
+        self.part = sql.SQL(", tableoid AS pulso_part" if partitioned else "")
+        self.diff_part = sql.SQL(", pulso_part" if partitioned else "")
+        self.in_window = sql.SQL(" AND t.{} BETWEEN %(start)s AND %(end)s" if partitioned else "").format(self.partition)
+        self.same_row = sql.SQL("t.ctid = d.tid{}{}").format(
+            sql.SQL(" AND t.tableoid = d.pulso_part" if partitioned else ""), self.in_window
+        )
         # Closed versions are history: no load compares, counts or closes them again.
         self.current = sql.SQL("valid_to IS NULL" if spec.strategy is Strategy.SCD2 else "true")
         self.kept = sql.SQL("WHERE NOT {}").format(sql.Identifier(DELETED.name)) if captured else sql.SQL("")
@@ -111,14 +119,16 @@ class Statements:
             )
             changed = sql.SQL("s.{0} >= t.{0} AND {1}").format(version, changed)
         if self.spec.partition_in_key:
-            target = sql.SQL("(SELECT ctid AS tid, * FROM {} WHERE {} BETWEEN %(start)s AND %(end)s AND {} {})").format(
-                self.target, self.partition, self.current, self.told
+            target = sql.SQL("(SELECT ctid AS tid{}, * FROM {} WHERE {} BETWEEN %(start)s AND %(end)s AND {} {})").format(
+                self.part, self.target, self.partition, self.current, self.told
             )
             join, day = sql.SQL("FULL JOIN"), sql.SQL("coalesce(s.{0}, t.{0})").format(self.partition)
         return sql.SQL(
-            "CREATE TEMP TABLE {diff} ON COMMIT DROP AS SELECT sid, tid, {day} AS day FROM {stage} s {join} {target} t "
+            "CREATE TEMP TABLE {diff} ON COMMIT DROP AS SELECT sid, tid{part}, {day} AS day FROM {stage} s {join} {target} t "
             "ON {same} WHERE sid IS NULL OR tid IS NULL OR ({changed})"
-        ).format(diff=DIFF, day=day, stage=stage, join=join, target=target, same=self.same_key, changed=changed)
+        ).format(
+            diff=DIFF, part=self.diff_part, day=day, stage=stage, join=join, target=target, same=self.same_key, changed=changed
+        )
 
     def count_diff(self) -> sql.Composed:
         return sql.SQL(
@@ -127,12 +137,12 @@ class Statements:
         ).format(DIFF)
 
     def delete_vanished(self) -> sql.Composed:
-        return sql.SQL("DELETE FROM {} t USING {} d WHERE t.ctid = d.tid AND d.sid IS NULL").format(self.target, DIFF)
+        return sql.SQL("DELETE FROM {} t USING {} d WHERE {} AND d.sid IS NULL").format(self.target, DIFF, self.same_row)
 
     def update_changed(self) -> sql.Composed:
         pairs = [sql.SQL("{0} = s.{0}").format(sql.Identifier(name)) for name in self.spec.value_columns]
-        return sql.SQL("UPDATE {} t SET {}, updated_at = now() FROM {} d JOIN {} s ON s.ctid = d.sid WHERE t.ctid = d.tid").format(
-            self.target, sql.SQL(", ").join(pairs), DIFF, STAGE
+        return sql.SQL("UPDATE {} t SET {}, updated_at = now() FROM {} d JOIN {} s ON s.ctid = d.sid WHERE {}").format(
+            self.target, sql.SQL(", ").join(pairs), DIFF, STAGE, self.same_row
         )
 
     def insert_new(self) -> sql.Composed:

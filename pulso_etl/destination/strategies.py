@@ -48,9 +48,16 @@ class WriteStrategy:
 def replacement(s: Statements) -> sql.Composed:
     """Every row of the range goes and every row of the stage comes: nothing is compared."""
     return sql.SQL(
-        "CREATE TEMP TABLE {diff} ON COMMIT DROP AS SELECT NULL::tid AS sid, ctid AS tid, {day} AS day FROM {target} "
-        "WHERE {day} BETWEEN %(start)s AND %(end)s UNION ALL SELECT ctid, NULL, {day} FROM {stage}"
-    ).format(diff=DIFF, day=s.partition, target=s.target, stage=STAGE)
+        "CREATE TEMP TABLE {diff} ON COMMIT DROP AS SELECT NULL::tid AS sid, ctid AS tid{part}, {day} AS day FROM {target} "
+        "WHERE {day} BETWEEN %(start)s AND %(end)s UNION ALL SELECT ctid, NULL{none}, {day} FROM {stage}"
+    ).format(
+        diff=DIFF,
+        part=s.part,
+        none=sql.SQL(", NULL" if s.spec.partition_by else ""),
+        day=s.partition,
+        target=s.target,
+        stage=STAGE,
+    )
 
 
 def missing(s: Statements) -> sql.Composed:
@@ -70,15 +77,15 @@ def instant(s: Statements) -> sql.Composed:
     """When this load closes and opens versions: now, but after all that the history says of their keys, if the clock went back."""
     return sql.SQL(
         "CREATE TEMP TABLE {instant} ON COMMIT DROP AS SELECT greatest(clock_timestamp(), "
-        "(SELECT max(t.valid_from) + interval '1 microsecond' FROM {target} t JOIN {diff} d ON t.ctid = d.tid), "
-        "(SELECT max(t.valid_to) FROM {diff} d JOIN {stage} s ON s.ctid = d.sid JOIN {target} t ON {same} WHERE d.tid IS NULL)"
-        ") AS at"
-    ).format(instant=INSTANT, target=s.target, diff=DIFF, stage=STAGE, same=s.same_key)
+        "(SELECT max(t.valid_from) + interval '1 microsecond' FROM {target} t JOIN {diff} d ON {same_row}), "
+        "(SELECT max(t.valid_to) FROM {diff} d JOIN {stage} s ON s.ctid = d.sid JOIN {target} t ON {same}{in_window} "
+        "WHERE d.tid IS NULL)) AS at"
+    ).format(instant=INSTANT, target=s.target, diff=DIFF, stage=STAGE, same=s.same_key, same_row=s.same_row, in_window=s.in_window)
 
 
 def close_versions(s: Statements) -> sql.Composed:
-    return sql.SQL("UPDATE {} t SET valid_to = i.at, updated_at = now() FROM {} d, {} i WHERE t.ctid = d.tid").format(
-        s.target, DIFF, INSTANT
+    return sql.SQL("UPDATE {} t SET valid_to = i.at, updated_at = now() FROM {} d, {} i WHERE {}").format(
+        s.target, DIFF, INSTANT, s.same_row
     )
 
 

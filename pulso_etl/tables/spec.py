@@ -10,7 +10,7 @@ from datetime import timedelta
 from enum import StrEnum
 from functools import cached_property
 from string import Formatter
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -91,7 +91,7 @@ VALIDITY = (
     Column(name="valid_from", type=ColumnType.TIMESTAMP, required=True),
     Column(name="valid_to", type=ColumnType.TIMESTAMP),
 )
-RESERVED = {"sid", "tid", "ctid", "tableoid", "xmin", "xmax", "cmin", "cmax"}
+RESERVED = {"sid", "tid", "pulso_part", "ctid", "tableoid", "xmin", "xmax", "cmin", "cmax"}
 """Names that the load's own statements or the server need."""
 DELETED = Column(name="pulso_deleted", type=ColumnType.BOOLEAN, required=True)
 """Beside the columns of a row that was read as a change: whether the source has deleted the row."""
@@ -101,6 +101,8 @@ ROW_SOURCE = re.compile(r",?\s*\bFROM\s+`\{(\w+)\}`", re.IGNORECASE)
 """Where a query that is fed with changes names its one source table."""
 NOT_BY_ROW = re.compile(r"\b(WITH|DISTINCT|JOIN|UNION|GROUP|HAVING|OVER|QUALIFY|LIMIT)\b", re.IGNORECASE)
 """What a query can't have where each row of its source makes one row at most, whatever the others are."""
+LONGEST_PARTITIONED = 54
+"""Characters of a name to which a month, such as `_y2026m01`, can still be added in PostgreSQL's 63."""
 
 
 def qualified(tenant: str, name: str) -> str:
@@ -149,6 +151,9 @@ class TableSpec(BaseModel):
 
     `change_capture`: the refresh sensor's runs read the rows that changed, by that function of BigQuery, instead of the whole
     window where they can (see `source.capture`). The query makes each of its rows of one row of one base table.
+    `partition_by`: with `month` the table in PostgreSQL has range partitions by the partition column, a month each; that column
+    must be in the primary key. `retention_months`: how many whole months before the current one are kept; `pulso-etl retention`
+    removes older ones, and no load brings them back.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -180,6 +185,8 @@ class TableSpec(BaseModel):
     alert_quarantined_share: float = Field(default=0.01, ge=0, le=1)
     strategy: Strategy = Strategy.UPSERT
     change_capture: ChangeCapture | None = None
+    partition_by: Literal["month"] | None = None
+    retention_months: int | None = Field(default=None, ge=1)
     tenant: str = Field(default="", pattern=rf"^$|{TENANT}", max_length=31)
 
     @model_validator(mode="after")
@@ -204,6 +211,19 @@ class TableSpec(BaseModel):
                 f"{self.name}: {self.strategy} needs the partition column {self.partition_column} in the primary key, "
                 "and no version_column"
             )
+        if self.partition_by and not self.partition_in_key:
+            raise ValueError(
+                f"{self.name}: partition_by needs the partition column {self.partition_column} in the primary key: "
+                "PostgreSQL keeps a key unique within a partition only"
+            )
+        if self.partition_by and len(self.name) > LONGEST_PARTITIONED:
+            raise ValueError(f"{self.name}: the name of a table with partitions has {LONGEST_PARTITIONED} characters at most")
+        if self.retention_months is not None:
+            if not self.partition_by:
+                raise ValueError(f"{self.name}: retention_months needs partition_by")
+            # The shortest month has 28 days: no lookback or reconciliation reaches a month that is gone.
+            if max(self.lookback_days, self.reconcile_days) > 28 * self.retention_months:
+                raise ValueError(f"{self.name}: retention_months must cover lookback_days and reconcile_days, at 28 days a month")
         if not self.partition_in_key and self.version_column is None:
             raise ValueError(
                 f"{self.name}: a key that lives in several partitions needs a version_column, or an older day would win"

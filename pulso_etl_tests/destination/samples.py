@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 import psycopg
 import pyarrow as pa
@@ -53,6 +53,11 @@ def things(*more: Column, **changes: Any) -> TableSpec:
     return TableSpec(**fields | changes)
 
 
+def by_month(*more: Column, **changes: Any) -> TableSpec:
+    """`things` in partitions of a month each: D2 is the last day of one, D3 the first of the next."""
+    return things(*more, **{"partition_by": "month"} | changes)
+
+
 def monthly(**changes: Any) -> TableSpec:
     """`things` with a key that lives in several partitions, of which the newest day counts."""
     return things(primary_key=("name",), version_column="day", **changes)
@@ -81,22 +86,29 @@ class Loads:
 
     conn: psycopg.Connection
     schema: str
+    partition_by: Literal["month"] | None = None
+    """How tables whose key allows it are partitioned."""
 
     def __call__(
         self, source: Sequence[dict[str, Any]] | pa.Table, spec: TableSpec, window: DayRange = WINDOW, **options: Any
     ) -> LoadResult:
         given = source if isinstance(source, pa.Table) else table(source)
+        spec = self.declared(spec)
         with translated(spec, window), self.conn.transaction():
             return load(
                 self.conn, spec, self.schema, window, lambda: nullcontext(given.to_reader(max_chunksize=2)), run_id="r", **options
             )
+
+    def declared(self, spec: TableSpec) -> TableSpec:
+        """The declaration that is loaded instead."""
+        return spec.model_copy(update={"partition_by": self.partition_by}) if self.partition_by and spec.partition_in_key else spec
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         return self.conn.execute(query.encode()).fetchall()
 
     def addresses(self) -> set[tuple[Any, ...]]:
         """Where each row of `things` lies and who wrote it: the same before and after means not written."""
-        return set(self.rows("SELECT xmin::text, ctid::text FROM things"))
+        return set(self.rows("SELECT xmin::text, tableoid, ctid::text FROM things"))
 
     def columns(self) -> dict[str, str]:
         found = "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = 'things'::regclass"

@@ -28,6 +28,11 @@ QUARANTINING = things(on_reject="quarantine", maximum_quarantined_share=1)
 NAN = float("nan")
 
 
+@pytest.fixture(params=[None, "month"], ids=["one table", "by month"])
+def loads(conn: psycopg.Connection, schema: str, request: pytest.FixtureRequest) -> Loads:
+    return Loads(conn, schema, request.param)
+
+
 def quarantined(loads: Loads) -> list[tuple[Any, ...]]:
     return loads.rows("SELECT partition, column_name, reason, source_row->>'name' FROM etl_quarantine ORDER BY id")
 

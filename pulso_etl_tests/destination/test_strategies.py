@@ -26,6 +26,11 @@ ONLY_D2 = DayRange(D2, D2)
 LATER = NOON + timedelta(hours=1)
 
 
+@pytest.fixture(params=[None, "month"], ids=["one table", "by month"])
+def loads(conn: psycopg.Connection, schema: str, request: pytest.FixtureRequest) -> Loads:
+    return Loads(conn, schema, request.param)
+
+
 def current(loads: Loads) -> list[tuple[Any, ...]]:
     return loads.rows("SELECT day, name, money::int FROM things WHERE valid_to IS NULL ORDER BY 1, 2")
 
