@@ -160,11 +160,11 @@ def load(
         conn.execute("SELECT set_config('default_statistics_target', '10', true)")
         existing: dict[date, int] = dict(conn.execute(statements.rows_by_day(), bounds).fetchall())
         empty = not existing and conn.execute(statements.holds_rows(), bounds).fetchone() is None
+    if captured and not existing:
+        raise VerificationFailed(f"{spec.name} {window}: PostgreSQL holds no row of these days, which changes can't bring back")
     if captured:
         plan = "changes"
-        if not existing:
-            raise VerificationFailed(f"{spec.name} {window}: PostgreSQL holds no row of these days, which changes can't bring back")
-    if plan is None:
+    elif plan is None:
         plan = "direct" if empty and spec.version_column is None and (repeatable or not quarantines) else "merge"
 
     if plan == "direct":
@@ -220,7 +220,8 @@ def load(
         for day, inserted, updated, deleted in conn.execute(statements.count_diff()):
             counts = by_day.setdefault(day, Counts())
             counts.inserted, counts.updated, counts.deleted = inserted, updated, deleted
-    result = LoadResult(plan, by_day, clock.seconds, drift, migration, dict(quarantine.by_reason) if quarantine else {})
+    reasons = dict(quarantine.by_reason) if quarantine else {}
+    result = LoadResult("changes" if captured else "merge", by_day, clock.seconds, drift, migration, reasons)
     total = result.total
     if captured:
         result.expected = {day: existing.get(day, 0) + counts.inserted - counts.deleted for day, counts in by_day.items()}
