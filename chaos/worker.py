@@ -1,0 +1,14 @@
+"""One refresh as a process of its own, which may be killed: `python -m chaos.worker TABLE FIRST LAST`."""
+
+from __future__ import annotations
+
+import sys
+
+from chaos.refresh import refresh
+from pulso_etl.refresh import DayRange
+from pulso_etl.settings import load_settings
+
+if __name__ == "__main__":
+    table, first, last = sys.argv[1:]
+    outcome = refresh(load_settings(), table, DayRange.parse(first, last), retries=0)
+    sys.exit(outcome.error is not None)
