@@ -27,7 +27,6 @@ from pulso_etl.tables import TABLES
 from pulso_etl.tables.spec import TableSpec
 from pulso_etl.tenants import Deployed, deployed, route
 
-
 logger = logging.getLogger(__name__)
 
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 from enum import StrEnum
 from functools import cached_property
 from string import Formatter
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -189,6 +189,13 @@ class TableSpec(BaseModel):
                 f"{self.name}: a key that lives in several partitions needs a version_column, or an older day would win"
             )
         return self
+
+    def __copy__(self) -> Self:
+        """A copy for `model_copy`, which changes fields: what was derived from them is derived anew."""
+        copied = super().__copy__()
+        for name in copied.__dict__.keys() - type(self).model_fields.keys():
+            del copied.__dict__[name]
+        return copied
 
     def column(self, name: str) -> Column:
         """The column of that name. Raises KeyError."""
