@@ -147,13 +147,13 @@ class Boundary:
         else:
             times = random.choice((1, 3, 12))
             injected = Injected(f"{times} time(s) after {skip} request(s)")
-            faults: list[Fault] = {
+            by_kind: dict[Kind, list[Fault]] = {
                 Kind.BIGQUERY_RESET: [reset],
                 Kind.BIGQUERY_DELAY: [delayed(0.3)],
                 Kind.BIGQUERY_TRUNCATED: [truncated],
                 Kind.BIGQUERY_BURST: [error(429, "rateLimitExceeded"), error(503, "backendError")],
-            }[kind]
-            for fault in faults:
+            }
+            for fault in by_kind[kind]:
                 self.bigquery.inject(REQUEST, fault, times=times, skip=skip)
             yield injected
             injected.happened = self.bigquery.call_off()

@@ -33,6 +33,7 @@ def build_source(settings: Settings) -> BigQuerySource:
         use_storage_api=settings.bigquery_use_storage_api,
         emulator_host=settings.bigquery_emulator_host,
         emulator_storage=settings.bigquery_emulator_storage,
+        change_margin_seconds=settings.change_margin_seconds,
     )
 
 

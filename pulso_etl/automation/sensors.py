@@ -159,8 +159,13 @@ class Automation:
                         spec,
                         self.tables,
                         f"{table}/{window}/{decision.slot}",
-                        # Of several ranges, the one up to today moves the watermark; another that fails makes the table due again.
-                        run_tags(spec, window, verified=window != decision.window and window.end == decision.window.end),
+                        run_tags(
+                            *(spec, window),
+                            # Of several ranges, the one up to today moves the watermark; another that fails makes the table due.
+                            verified=window != decision.window and window.end == decision.window.end,
+                            # After a failure nothing but the source itself is trusted.
+                            capture=self._captures(spec) and not decision.failures,
+                        ),
                     )
                     for window in ranges
                 ]
@@ -177,6 +182,10 @@ class Automation:
             back_off=self.back_off,
         )
 
+    def _captures(self, spec: TableSpec) -> bool:
+        """Whether the run itself asks for what changed."""
+        return self.settings.change_aware and spec.change_capture is not None
+
     def _ranges(
         self, source: BigQuerySource, spec: TableSpec, standing: Standing, decision: Decision, now: datetime
     ) -> tuple[list[DayRange], str]:
@@ -185,6 +194,8 @@ class Automation:
         assert window is not None
         if not self.settings.change_aware:
             return [window], "the whole window: the look at changes is turned off"
+        if self._captures(spec):
+            return [window], "by its changes, where the source tells them"
         margin = timedelta(seconds=self.settings.change_margin_seconds)
         loaded = loaded_days(window, standing.attempts, now, RECHECK_EVERY)
         if not loaded:
