@@ -95,3 +95,11 @@ def test_tables_resources_and_retries_can_be_replaced(settings: Settings) -> Non
     found = graph.get(dg.AssetKey("operation_data")).assets_def
     assert found.op.retry_policy is once
     assert found.resource_defs["bigquery"] is other
+
+
+def test_a_copy_of_a_declaration_under_another_name_derives_the_rest_from_that() -> None:
+    spec = TABLES["dashboard_data"]
+    assert spec.asset_name == "dashboard_data"
+    copy = spec.model_copy(update={"name": "other_data"})
+    assert (copy.asset_name, copy.asset_path) == ("other_data", ("other_data",))
+    assert spec.asset_name == "dashboard_data"

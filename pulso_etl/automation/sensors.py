@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any
 
 import dagster as dg
 import psycopg
 from dagster._core.storage.asset_check_execution_record import COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES
-from dagster._core.storage.dagster_run import FINISHED_STATUSES, NOT_FINISHED_STATUSES, RunRecord
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES, RunRecord
 
 from pulso_etl.alerts.service import Alerts, Flushed
 from pulso_etl.automation.alerting import CheckOutcome, events
@@ -31,6 +32,11 @@ from pulso_etl.tables.spec import TableSpec, qualified
 
 RECHECK_EVERY = timedelta(hours=24)
 """How old a load may be for the source's word that nothing changed to stand for a new one."""
+FAILED_RUNS = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+SHOWN = 20
+"""Tables of which an evaluation says why, at most: Dagster keeps what each evaluation says."""
+REPORTED = 100
+"""Tables of which an evaluation tells Dagster whether they are up to date, at most: each is a write, and it has a minute."""
 
 
 def standings(
@@ -45,7 +51,7 @@ def standings(
     over: dict[str, list[Attempt]] = defaultdict(list)
     tenant = tenant_of(tables)
     tags: dict[str, str | list[str]] = {TABLE_TAG: list(tables)} | ({TENANT_TAG: tenant} if tenant else {})
-    filters = dg.RunsFilter(statuses=FINISHED_STATUSES, tags=tags, created_after=now - MEMORY)
+    filters = dg.RunsFilter(statuses=FAILED_RUNS, tags=tags, created_after=now - MEMORY)
     for record in instance.get_run_records(filters, limit=500):
         over[record.dagster_run.tags[TABLE_TAG]] += _attempt(record)
     found = {}
@@ -59,7 +65,7 @@ def standings(
 
 
 def _attempt(record: RunRecord) -> Iterator[Attempt]:
-    """A run that ended and left nothing in the history of extractions: it loaded nothing."""
+    """A run that failed and left nothing in the history of extractions: it loaded nothing."""
     window = range_of(record.dagster_run.tags)
     if window is not None and record.end_time is not None:
         ended = datetime.fromtimestamp(record.end_time, UTC)
@@ -124,23 +130,25 @@ class Automation:
             source: Any = context.resources.original_resource_dict[source_key]
             now = datetime.now(UTC)
             requests, reasons = self.tick(context.instance, source, now)
-            for line in reasons:
+            told = reasons if len(reasons) <= SHOWN else [*reasons[:SHOWN], f"and {len(reasons) - SHOWN} more tables"]
+            for line in told:
                 context.log.info(line)
-            return dg.SensorResult(requests, skip_reason=None if requests else dg.SkipReason("; ".join(reasons)))
+            return dg.SensorResult(requests, skip_reason=None if requests else dg.SkipReason("; ".join(told)))
 
         return refresh
 
     def tick(self, instance: dg.DagsterInstance, source: BigQuerySource, now: datetime) -> tuple[list[dg.RunRequest], list[str]]:
-        """The runs to ask for at the instant `now`, and a line for each table that says why, or why not."""
+        """The runs to ask for at the instant `now`, and a line for each table that says why, or why not (these last)."""
         requests: list[dg.RunRequest] = []
         reasons: list[str] = []
+        waiting: list[str] = []
         if (budget := self.budget()).is_spent:
             return [], [f"the day's BigQuery budget is spent: {budget}"]
         with self.connect() as conn:
             for table, standing in self.observe(instance, conn, now).items():
                 spec, decision = self.tables[table], self.decide(table, standing, now)
                 if decision.window is None:
-                    reasons.append(f"{table}: {decision.reason}")
+                    waiting.append(f"{table}: {decision.reason}")
                     continue
                 ranges, note = self._ranges(source, spec, standing, decision, now)
                 reasons.append(f"{table}: {decision.reason}; {note}")
@@ -161,7 +169,7 @@ class Automation:
                     )
                     for window in ranges
                 ]
-        return requests, reasons
+        return requests, reasons + waiting
 
     def decide(self, table: str, standing: Standing, now: datetime) -> Decision:
         """Whether the table is due, by this deployment's settings."""
@@ -257,7 +265,6 @@ class Automation:
         try:
             with self.connect() as conn:
                 found = self.observe(instance, conn, now)
-            self._report_currency(instance, found, now)
             happened = list(
                 events(
                     self.tables,
@@ -272,17 +279,19 @@ class Automation:
             )
         except psycopg.Error:
             # The flush meets the same, and tells of it.
-            happened = []
-        return self.alerts.flush(now, happened)
+            found, happened = {}, []
+        flushed = self.alerts.flush(now, happened)
+        self._report_currency(instance, found, now)
+        return flushed
 
     def _report_currency(self, instance: dg.DagsterInstance, found: Mapping[str, Standing], now: datetime) -> None:
-        """Tells Dagster of each table that turned stale, or up to date: no run would."""
-        keys = [up_to_date_key(spec) for spec in self.tables.values()]
+        """Tells Dagster of tables that turned stale, or up to date: no run would. Where there are many, the next look goes on."""
+        keys = [up_to_date_key(self.tables[table]) for table in found]
         known = {outcome.table: outcome.passed for outcome in check_outcomes(instance, keys)}
-        for table, spec in self.tables.items():
-            told = currency(spec, found[table].watermark, now)
-            if told.passed is not known.get(table):
-                instance.report_runless_asset_event(told)
+        told = (currency(self.tables[table], standing.watermark, now) for table, standing in found.items())
+        changed = (one for one in told if one.passed is not known.get(one.asset_key.path[-1]))
+        for one in islice(changed, REPORTED):
+            instance.report_runless_asset_event(one)
 
 
 def check_outcomes(instance: dg.DagsterInstance, keys: Sequence[dg.AssetCheckKey]) -> Iterator[CheckOutcome]:

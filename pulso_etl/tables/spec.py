@@ -10,7 +10,7 @@ from datetime import timedelta
 from enum import StrEnum
 from functools import cached_property
 from string import Formatter
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -249,6 +249,13 @@ class TableSpec(BaseModel):
         if needs := [need for fault, need in faults if fault]:
             raise ValueError(f"{self.name}: change_capture {self.change_capture} needs {'; '.join(needs)}")
         return self
+
+    def __copy__(self) -> Self:
+        """A copy for `model_copy`, which changes fields: what was derived from them is derived anew."""
+        copied = super().__copy__()
+        for name in copied.__dict__.keys() - type(self).model_fields.keys():
+            del copied.__dict__[name]
+        return copied
 
     def column(self, name: str) -> Column:
         """The column of that name. Raises KeyError."""

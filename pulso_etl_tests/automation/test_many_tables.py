@@ -1,0 +1,162 @@
+"""What a look of the sensors costs does not grow with the number of tables: statements are counted, nothing is timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import dagster as dg
+import psycopg
+import pytest
+from dagster._core.utils import make_new_run_id
+from pydantic import SecretStr
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+
+from benchmarks.many import HISTORY, MARKS
+from benchmarks.specs import many
+from pulso_etl.automation.jobs import build_jobs
+from pulso_etl.automation.recovery import recover
+from pulso_etl.automation.sensors import REPORTED, SHOWN, Automation, check_outcomes
+from pulso_etl.checks import up_to_date_key
+from pulso_etl.definitions import build_source
+from pulso_etl.destination.watermarks import Watermarks
+from pulso_etl.launch import run_tags
+from pulso_etl.refresh import DayRange, lima_day
+from pulso_etl.settings import Settings
+from pulso_etl.tables.spec import TableSpec
+
+FEW, MANY = 20, 200
+DUE = 5
+
+
+class Statements:
+    """Counts what is sent to our PostgreSQL and to Dagster's storage."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+
+    def cursor(self, *args: Any, **options: Any) -> psycopg.Cursor:
+        counter = self
+
+        class Counting(psycopg.Cursor):
+            def execute(self, *args: Any, **options: Any) -> psycopg.Cursor:
+                counter.sent += 1
+                return super().execute(*args, **options)
+
+        return Counting(*args, **options)
+
+    def dagsters(self, *_: object) -> None:
+        self.sent += 1
+
+    def during(self, act: Callable[[], object]) -> int:
+        before = self.sent
+        act()
+        return self.sent - before
+
+
+@pytest.fixture
+def statements() -> Iterator[Statements]:
+    counter = Statements()
+    event.listen(Engine, "before_cursor_execute", counter.dagsters)
+    yield counter
+    event.remove(Engine, "before_cursor_execute", counter.dagsters)
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+class Looks:
+    """The sensors over so many tables, DUE of them due; each look gives the number of statements that it took."""
+
+    def __init__(
+        self, specs: dict[str, TableSpec], server_url: str, schema: str, instance: dg.DagsterInstance, statements: Statements
+    ) -> None:
+        self.settings = Settings(database_url=SecretStr(server_url), database_schema=schema, change_aware=False)
+        self.specs, self.instance, self.statements = specs, instance, statements
+
+        class Counted(Automation):
+            def connect(self) -> psycopg.Connection:
+                conn = super().connect()
+                conn.cursor_factory = statements.cursor  # type: ignore[assignment]
+                return conn
+
+        self.automation = Counted(self.settings, specs, build_jobs(specs))
+        with psycopg.connect(server_url, autocommit=True) as conn:
+            conn.execute(f"SET search_path = {schema}")
+            Watermarks(schema).create(conn)
+            conn.execute("TRUNCATE etl_watermarks, etl_extractions")
+            conn.execute(HISTORY, (list(specs),))
+            conn.execute(MARKS, {"names": list(specs), "due": DUE})
+
+    def refresh(self) -> int:
+        def tick() -> None:
+            requests, reasons = self.automation.tick(self.instance, build_source(self.settings), datetime.now(UTC))
+            assert (len(requests), len(reasons)) == (DUE, len(self.specs))
+
+        return self.statements.during(tick)
+
+    def recovery(self) -> int:
+        with self.automation.connect() as conn:
+            schema, now = self.settings.database_schema, datetime.now(UTC)
+            return self.statements.during(lambda: list(recover(conn, schema, self.instance, self.specs, now)))
+
+    def alert(self) -> int:
+        now = datetime.now(UTC)
+        return self.statements.during(lambda: self.automation.tell(self.instance, now, now))
+
+    def told(self) -> dict[str, bool]:
+        """What Dagster knows of the tables: whether each is up to date."""
+        found = check_outcomes(self.instance, [up_to_date_key(spec) for spec in self.specs.values()])
+        return {outcome.table: outcome.passed for outcome in found}
+
+
+def test_a_look_sends_as_many_statements_for_many_tables_as_for_few(
+    server_url: str, schema: str, statements: Statements, instance: dg.DagsterInstance
+) -> None:
+    taken: list[tuple[int, int, int]] = []
+    for tables in (FEW, MANY):
+        looks = Looks(many(tables), server_url, schema, instance, statements)
+        while len(looks.told()) < tables:
+            known = len(looks.told())
+            looks.alert()
+            assert known < len(looks.told()) <= known + REPORTED, "a look tells Dagster of more tables, and not of too many"
+        assert sum(not passed for passed in looks.told().values()) == DUE
+        taken.append((looks.refresh(), looks.recovery(), looks.alert()))
+    assert taken[0] == taken[1]
+    assert all(0 < number < 20 for number in taken[0])
+
+
+def test_what_a_look_at_many_tables_says_is_short(
+    server_url: str, schema: str, statements: Statements, instance: dg.DagsterInstance
+) -> None:
+    looks = Looks(many(MANY), server_url, schema, instance, statements)
+    with psycopg.connect(server_url, autocommit=True) as conn:
+        conn.execute(f"UPDATE {schema}.etl_watermarks SET last_extracted_at = now()".encode())
+    sensor = looks.automation.refresh_sensor()
+    with dg.build_sensor_context(instance, resources={"bigquery": build_source(looks.settings)}) as context:
+        message = sensor.evaluate_tick(context).skip_message
+    assert message is not None
+    assert message.count("fresh: loaded") == SHOWN
+    assert message.endswith(f"and {MANY - SHOWN} more tables")
+
+
+def test_a_failed_run_is_known_however_many_have_succeeded_since(
+    server_url: str, schema: str, statements: Statements, instance: dg.DagsterInstance
+) -> None:
+    specs = many(FEW)
+    looks = Looks(specs, server_url, schema, instance, statements)
+    first, other = list(specs.values())[:2]
+    today = lima_day(datetime.now(UTC))
+    tags = {spec.name: run_tags(spec, DayRange(today - timedelta(days=1), today)) for spec in (first, other)}
+    run = dg.DagsterRun("refresh_all", make_new_run_id(), tags=tags[first.name], status=dg.DagsterRunStatus.STARTED)
+    instance.add_run(run)
+    instance.report_run_failed(run)
+    for _ in range(510):
+        instance.add_run(dg.DagsterRun("refresh_all", make_new_run_id(), tags=tags[other.name], status=dg.DagsterRunStatus.SUCCESS))
+    _, reasons = looks.automation.tick(instance, build_source(looks.settings), datetime.now(UTC))
+    assert any(reason.startswith(f"{first.name}: waits until") for reason in reasons)
