@@ -22,13 +22,14 @@ from pulso_etl.automation.recovery import recover
 from pulso_etl.backfill import Launch, chains, chunks, run_chunks, whole
 from pulso_etl.budget import DailyBudget
 from pulso_etl.definitions import build_defs
+from pulso_etl.destination.months import expired, remove_expired
 from pulso_etl.destination.statements import Statements
 from pulso_etl.destination.strategies import statements_in_order
 from pulso_etl.destination.watermarks import Watermarks
 from pulso_etl.doctor import diagnose
 from pulso_etl.errors import PlanError, PulsoError, SettingsError
 from pulso_etl.launch import Outcome, plan_tables, run_reconciliation
-from pulso_etl.refresh import DayRange, Mode
+from pulso_etl.refresh import DayRange, Mode, first_kept_day, lima_day
 from pulso_etl.settings import Settings, load_env_file, load_settings
 from pulso_etl.tables import TABLES, TableSpec
 from pulso_etl.tenants import Deployed, chosen, deployed, grants, select
@@ -251,6 +252,38 @@ def cleanup(tenant: TenantOption = None) -> None:
                     name = "/".join(filter(None, [settings.owner.tenant, one.table]))
                     console.print(f"{name} {one.window}: run {one.run_id} is marked as failed: {one.reason}", **PLAIN)
     console.print(f"{ended} attempt(s) ended", **PLAIN)
+
+
+@app.command()
+def retention(
+    tables: Annotated[list[str] | None, typer.Argument(help="Tables; all of them if none is named.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Take the months off, and leave each as a table of its own.")] = False,
+    drop: Annotated[bool, typer.Option("--drop", help="Delete the months with their rows.")] = False,
+    tenant: TenantOption = None,
+) -> None:
+    """Shows the months that tables no longer keep; removes them only with --detach or --drop."""
+    if detach and drop:
+        raise PlanError("give either --detach or --drop")
+    settings, known = chosen(load_settings(), tenant)
+    schema, today = settings.database_schema, lima_day(datetime.now(UTC))
+    months = 0
+    with _connect(settings) as conn:
+        for spec in _specs(tables or [], known):
+            if spec.retention_months is None:
+                console.print(f"{spec.name}: keeps every month (no retention_months)", **PLAIN)
+                continue
+            wait = settings.lock_timeout_seconds
+            removing = detach or drop
+            found = remove_expired(conn, spec, schema, today, drop=drop, lock_timeout_seconds=wait) if removing else None
+            console.print(f"{spec.name}: keeps days from {first_kept_day(spec, today)} on", **PLAIN)
+            for one in expired(conn, spec, schema, today) if found is None else found:
+                months += 1
+                done = "dropped" if drop else f"now the table {one.schema}.{one.name}" if detach else "would go"
+                size = f"about {one.rows} rows, {one.size / 2**20:.1f} MiB"
+                console.print(
+                    f"{spec.name}: {one.name}, {one.start or 'the beginning'} to before {one.end}, {size}: {done}", **PLAIN
+                )
+    console.print(f"{months} month(s)" + ("" if detach or drop else "; nothing was done: --detach or --drop does it"), **PLAIN)
 
 
 @app.command("sql")

@@ -31,6 +31,7 @@ def build_source(settings: Settings) -> BigQuerySource:
         maximum_bytes_billed=settings.bigquery_maximum_bytes_billed,
         price_per_tib=settings.bigquery_price_per_tib,
         use_storage_api=settings.bigquery_use_storage_api,
+        wire_compression=settings.bigquery_wire_compression,
         emulator_host=settings.bigquery_emulator_host,
         emulator_storage=settings.bigquery_emulator_storage,
         change_margin_seconds=settings.change_margin_seconds,

@@ -77,6 +77,8 @@ class Settings(BaseSettings):
     """On-demand price, used for the estimate in a run's metadata."""
     bigquery_use_storage_api: bool = True
     """Whether results come over the Storage Read API where it is reachable; REST otherwise."""
+    bigquery_wire_compression: Literal["lz4", "zstd", "none"] = "lz4"
+    """How rows are compressed on their way over the Storage Read API."""
     bigquery_emulator_host: Annotated[str, Field(pattern=r"^https?://")] | None = None
     """REST address of an emulator, such as `http://127.0.0.1:9050`; with it no credentials are needed."""
     bigquery_emulator_storage: Annotated[str, Field(pattern=r"^[^/]+:\d+$")] | None = None

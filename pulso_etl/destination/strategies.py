@@ -68,9 +68,16 @@ def missing(s: Statements) -> sql.Composed:
         ctid=sql.SQL(""), keys=s.keys, source=s.target, day=s.partition
     )
     return sql.SQL(
-        "CREATE TEMP TABLE {diff} ON COMMIT DROP AS SELECT s.sid, NULL::tid AS tid, s.{day} AS day FROM ({stage}) s "
+        "CREATE TEMP TABLE {diff} ON COMMIT DROP AS SELECT s.sid, NULL::tid AS tid{part}, s.{day} AS day FROM ({stage}) s "
         "WHERE NOT EXISTS (SELECT FROM ({target}) t WHERE {same} AND t.copy = s.copy)"
-    ).format(diff=DIFF, day=s.partition, stage=stage, target=target, same=s.same_key)
+    ).format(
+        diff=DIFF,
+        part=sql.SQL(", NULL::oid AS pulso_part" if s.spec.partition_by else ""),
+        day=s.partition,
+        stage=stage,
+        target=target,
+        same=s.same_key,
+    )
 
 
 def instant(s: Statements) -> sql.Composed:

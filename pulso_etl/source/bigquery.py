@@ -30,7 +30,7 @@ from requests import RequestException
 from pulso_etl.errors import CostCapExceeded, SourceError, SourceUnavailable
 from pulso_etl.refresh import DayRange, Watermark
 from pulso_etl.source.capture import Interval, captured_sql, interval, refusal
-from pulso_etl.source.storage_read import ReadClient, plaintext_transport
+from pulso_etl.source.storage_read import Compression, ReadClient, plaintext_transport
 from pulso_etl.tables.spec import TableSpec
 
 log = logging.getLogger(__name__)
@@ -78,6 +78,7 @@ class BigQuerySource(BigQueryResource):
     maximum_bytes_billed: int = 20 * 1024**3
     price_per_tib: float = 6.25
     use_storage_api: bool = True
+    wire_compression: Compression = "lz4"
     emulator_host: str | None = None
     emulator_storage: str | None = None
     retry_initial_seconds: float = 1.0
@@ -123,6 +124,7 @@ class BigQuerySource(BigQueryResource):
             stream_seconds=stream_seconds,
             retry_seconds=self.retry_timeout_seconds,
             retry_initial_seconds=self.retry_initial_seconds,
+            compression=self.wire_compression,
             transport=plaintext_transport(address) if address else None,
         )
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import grpc
 from google.api_core import exceptions as api
 from google.api_core.retry import Retry, if_exception_type
-from google.cloud.bigquery_storage import BigQueryReadClient
+from google.cloud.bigquery_storage import ArrowSerializationOptions, BigQueryReadClient
 from google.cloud.bigquery_storage_v1.services.big_query_read.transports import BigQueryReadGrpcTransport
 
 SESSION_SECONDS = 30.0
 """How long BigQuery may take to open a read session before REST is used instead."""
 LONGEST_DELAY_SECONDS = 10.0
+Compression = Literal["lz4", "zstd", "none"]
+CODECS = {
+    "lz4": ArrowSerializationOptions.CompressionCodec.LZ4_FRAME,
+    "zstd": ArrowSerializationOptions.CompressionCodec.ZSTD,
+    "none": ArrowSerializationOptions.CompressionCodec.COMPRESSION_UNSPECIFIED,
+}
+"""How BigQuery compresses the rows that it sends. Left alone, the client asks for LZ4."""
 
 
 class ReadClient(BigQueryReadClient):
@@ -23,8 +30,17 @@ class ReadClient(BigQueryReadClient):
     for `retry_seconds`, with exponential back-off from `retry_initial_seconds`.
     """
 
-    def __init__(self, *, stream_seconds: float, retry_seconds: float, retry_initial_seconds: float, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        stream_seconds: float,
+        retry_seconds: float,
+        retry_initial_seconds: float,
+        compression: Compression = "lz4",
+        **options: Any,
+    ) -> None:
         super().__init__(**options)  # type: ignore[no-untyped-call]
+        self._compression = compression
         self._rows_limits = {
             "timeout": stream_seconds,
             "retry": Retry(
@@ -37,6 +53,7 @@ class ReadClient(BigQueryReadClient):
 
     def create_read_session(self, *args: Any, **options: Any) -> Any:
         """Opens a read session, without a retry: REST is there. Raises google.api_core.exceptions.GoogleAPICallError."""
+        options["read_session"].read_options.arrow_serialization_options.buffer_compression = CODECS[self._compression]
         return super().create_read_session(*args, **options | {"timeout": SESSION_SECONDS, "retry": None})
 
     def read_rows(self, name: str, *args: Any, **options: Any) -> Any:  # type: ignore[override]

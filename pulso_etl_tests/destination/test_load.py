@@ -217,7 +217,7 @@ def test_dictionaries_large_strings_and_small_integers_are_taken(loader: Loader,
     assert conn.execute("SELECT name, hour, stamp FROM things").fetchone() == ("ñ", 3, NOON)
 
 
-def test_two_writers_queue_up(server_url: str, schema: str, loader: Loader, conn: psycopg.Connection) -> None:
+def test_two_writers_queue_up(server_url: str, schema: str, loader: Loader, loads: Loads, conn: psycopg.Connection) -> None:
     loader([])
     failures: list[BaseException] = []
 
@@ -225,7 +225,7 @@ def test_two_writers_queue_up(server_url: str, schema: str, loader: Loader, conn
         try:
             with psycopg.connect(server_url, autocommit=True) as other, other.transaction():
                 table = pa.Table.from_pylist([row(D1, f"n{i}", money) for i in range(200)], schema=SCHEMA)
-                load(other, SPEC, schema, WINDOW, lambda: nullcontext(table.to_reader()))
+                load(other, loads.declared(SPEC), schema, WINDOW, lambda: nullcontext(table.to_reader()))
         except BaseException as error:
             failures.append(error)
 

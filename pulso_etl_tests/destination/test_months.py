@@ -11,10 +11,13 @@ import pytest
 from pydantic import ValidationError
 
 from pulso_etl.destination.load import load
+from pulso_etl.destination.locks import table_lock
 from pulso_etl.destination.months import expired, partitions, remove_expired
 from pulso_etl.destination.statements import Statements
+from pulso_etl.destination.strategies import STRATEGIES
 from pulso_etl.errors import ContractError, DestinationUnavailable, PlanError, SchemaRefused
 from pulso_etl.refresh import DayRange, Mode, first_kept_day, plan_refresh
+from pulso_etl.tables.spec import Strategy, TableSpec
 from pulso_etl_tests.destination.samples import D1, D2, D3, NOON, WINDOW, Loads, by_month, monthly, row, table, things
 
 SPEC = by_month()
@@ -50,8 +53,6 @@ def test_rows_at_one_address_in_two_months_are_told_apart(loads: Loads) -> None:
 
 @pytest.mark.parametrize("strategy", ["upsert", "replace_partition", "append", "scd2"])
 def test_the_statements_of_a_load_read_the_months_of_its_window_only(loads: Loads, strategy: str) -> None:
-    from pulso_etl.destination.strategies import STRATEGIES, Strategy
-
     spec = by_month(strategy=strategy)
     loads([row(date(2026, 1, 5), "x")], spec, DayRange(date(2026, 1, 5), date(2026, 1, 5)))
     loads(ROWS, spec)
@@ -94,16 +95,16 @@ def test_loads_that_need_the_same_new_month_make_it_once(loads: Loads, server_ur
 
 @pytest.mark.parametrize(("before", "after"), [(things(), SPEC), (SPEC, things())])
 def test_a_table_that_is_not_partitioned_as_declared_is_refused_and_the_statements_convert_it(
-    loads: Loads, before: object, after: object
+    loads: Loads, before: TableSpec, after: TableSpec
 ) -> None:
-    loads(ROWS, before)  # type: ignore[arg-type]
+    loads(ROWS, before)
     held = loads.rows("SELECT * FROM things ORDER BY day")
     with pytest.raises(SchemaRefused, match=r"partitions: declared .*the table has") as caught:
-        loads(ROWS, after)  # type: ignore[arg-type]
+        loads(ROWS, after)
     assert loads.rows("SELECT * FROM things ORDER BY day") == held
     loads.conn.execute(str(caught.value).split("in this order:")[1].encode())
     assert loads.rows("SELECT * FROM things ORDER BY day") == held
-    result = loads(ROWS, after)  # type: ignore[arg-type]
+    result = loads(ROWS, after)
     assert (result.plan, result.total.unchanged, result.migration) == ("merge", 3, [])
 
 
@@ -132,8 +133,6 @@ def test_retention_waits_for_loads_and_readers_and_gives_up_in_time(loads: Loads
 
 
 def lock_of(loads: Loads) -> int:
-    from pulso_etl.destination.locks import table_lock
-
     return table_lock(loads.schema, "things")
 
 

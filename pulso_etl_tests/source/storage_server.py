@@ -46,6 +46,7 @@ class StorageServer:
         """ReadRows calls that have not ended."""
         self._jobs = jobs
         self._parts: dict[str, pa.Table] = {}
+        self._codecs: dict[str, int] = {}
         self._lock = threading.Lock()
         self._server = grpc.server(ThreadPoolExecutor(16, "storage-server"))
         self._server.add_generic_rpc_handlers(
@@ -85,6 +86,8 @@ class StorageServer:
         size = -(-table.num_rows // count)
         parts = {f"{name}/streams/{n}": table.slice(n * size, size) for n in range(count) if n * size < table.num_rows}
         self._parts |= parts
+        codec = request.read_session.read_options.arrow_serialization_options.buffer_compression
+        self._codecs |= dict.fromkeys(parts, codec)
         return types.ReadSession(
             name=name,
             table=request.read_session.table,
@@ -123,7 +126,9 @@ class StorageServer:
             batch = part.slice(position, self.batch_rows).combine_chunks().to_batches()[0]
             yield types.ReadRowsResponse(
                 row_count=batch.num_rows,
-                arrow_record_batch=types.ArrowRecordBatch(serialized_record_batch=_message(batch)),
+                arrow_record_batch=types.ArrowRecordBatch(
+                    serialized_record_batch=_message(batch, self._codecs[request.read_stream])
+                ),
                 arrow_schema=_schema(part.schema) if position == request.offset else None,
             )
             position += batch.num_rows
@@ -152,10 +157,12 @@ def _schema(schema: pa.Schema) -> types.ArrowSchema:
     return types.ArrowSchema(serialized_schema=schema.serialize().to_pybytes())
 
 
-def _message(batch: pa.RecordBatch) -> bytes:
+def _message(batch: pa.RecordBatch, codec: int) -> bytes:
     """The batch as one IPC message, compressed as the client asks for."""
     stream = pa.BufferOutputStream()
-    with pa.ipc.new_stream(stream, batch.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
+    with pa.ipc.new_stream(
+        stream, batch.schema, options=pa.ipc.IpcWriteOptions(compression={1: "lz4", 2: "zstd"}.get(codec))
+    ) as writer:
         writer.write_batch(batch)
     messages = pa.ipc.MessageReader.open_stream(stream.getvalue())
     messages.read_next_message()

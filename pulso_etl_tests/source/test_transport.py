@@ -95,6 +95,15 @@ def test_both_transports_give_the_same_schema_and_rows(make_source: MakeSource, 
     assert len(storage.sessions) == 1
 
 
+@pytest.mark.parametrize(("setting", "codec"), [("lz4", 1), ("zstd", 2), ("none", 0)])
+def test_rows_are_compressed_on_their_way_as_set(
+    make_source: MakeSource, storage: StorageServer, data: SampleData, setting: str, codec: int
+) -> None:
+    table, told = read(make_source(emulator_storage=storage.address, wire_compression=setting))
+    assert storage.sessions[0].read_session.read_options.arrow_serialization_options.buffer_compression == codec
+    assert (in_order(table), told["transport"]) == (expected(data), "storage")
+
+
 def test_a_result_of_one_page_comes_over_rest_and_says_so(
     make_source: MakeSource, storage: StorageServer, bigquery_proxy: FaultyProxy
 ) -> None:
