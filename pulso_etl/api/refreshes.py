@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import uuid
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -27,9 +28,10 @@ from pulso_etl.api.models import Progress, Refresh, RefreshState, TableRun
 from pulso_etl.api.status import StatusReader
 from pulso_etl.api.tokens import Caller
 from pulso_etl.automation.jobs import launched_job, refreshed_tables, table_job
+from pulso_etl.backfill import chunks
 from pulso_etl.budget import DailyBudget
 from pulso_etl.launch import TABLE_TAG, plan_tables, range_of, run_tags
-from pulso_etl.refresh import Mode, RefreshPlan
+from pulso_etl.refresh import DayRange, Mode, RefreshPlan
 from pulso_etl.settings import Settings
 from pulso_etl.tables.spec import TableSpec
 from pulso_etl.tenants import route
@@ -69,12 +71,20 @@ class Asked:
 
 @dataclass(frozen=True)
 class Part:
-    """One table's part as it was launched: skipped where no run is named and no error; `joined`: the run was under way before."""
+    """One table's part as it was launched: skipped where no run is named and no error; `joined`: the run was under way before.
+
+    Many days are several runs, a chunk each: `run_id` is that of the newest days, `more` are the others.
+    """
 
     run_id: str | None
     message: str
     error: bool = False
     joined: bool = False
+    more: Sequence[str] = ()
+
+    @property
+    def run_ids(self) -> list[str]:
+        return [] if self.run_id is None else [self.run_id, *self.more]
 
 
 @dataclass(frozen=True)
@@ -94,15 +104,15 @@ class Launched:
 
     @property
     def run_ids(self) -> list[str]:
-        return [part.run_id for part in self.parts.values() if part.run_id is not None]
+        return [run_id for part in self.parts.values() for run_id in part.run_ids]
 
 
 @dataclass(frozen=True)
 class Watched:
-    """What is known of a refresh's runs, by table: the newest run, the rows it has copied so far or read in the end, and why it
-    failed."""
+    """What is known of a refresh's runs, by table: the newest run of each of its chunks, the rows that they have copied so far or
+    read in the end, and why one failed."""
 
-    runs: Mapping[str, Run] = field(default_factory=dict)
+    runs: Mapping[str, Sequence[Run]] = field(default_factory=dict)
     rows: Mapping[str, int] = field(default_factory=dict)
     errors: Mapping[str, str] = field(default_factory=dict)
     asked: bool = False
@@ -122,9 +132,9 @@ def joinable(plan: RefreshPlan, runs: Iterable[Run], tables: Mapping[str, TableS
     return None
 
 
-def slots(tables: Sequence[str], max_concurrent: int) -> dict[str, int]:
-    """The slot of each table: as many slots as runs may go on at the same time."""
-    return {table: place % max_concurrent for place, table in enumerate(tables)}
+def slots(runs: int, max_concurrent: int) -> list[int]:
+    """The slot of each run: as many slots as runs may go on at the same time."""
+    return [place % max_concurrent for place in range(runs)]
 
 
 def progress(launched: Launched, watched: Watched, ui_url: str, base: str = "") -> Refresh:
@@ -152,25 +162,44 @@ def progress(launched: Launched, watched: Watched, ui_url: str, base: str = "") 
 def _table_run(table: str, part: Part, watched: Watched, ui_url: str) -> TableRun:
     if part.run_id is None:
         return TableRun(table=table, state=Progress.FAILED if part.error else Progress.SKIPPED, message=part.message)
-    run = watched.runs.get(table)
-    run_id = run.run_id if run else part.run_id
+    runs = watched.runs.get(table, ())
+    told = telling(runs)
+    run_id = told.run_id if told else part.run_id
     shown = TableRun(table=table, state=Progress.QUEUED, run_id=run_id, run_url=f"{ui_url}/runs/{run_id}", message=part.message)
-    if run is None and watched.asked:
+    if told is None and watched.asked:
         gone = "Dagster does not know this run any more; look at the table's status"
         return shown.model_copy(update={"state": Progress.FAILED, "message": gone})
-    if run is None:
+    if told is None:
         return shown
-    window = range_of(run.tags)
+    windows = [window for run in runs if (window := range_of(run.tags)) is not None]
+    message = watched.errors.get(table, part.message)
+    ended = [run for run in runs if run.progress not in (Progress.QUEUED, Progress.RUNNING)]
+    if len(runs) > 1:
+        message = f"{message}; {len(ended)} of {len(runs)} chunks are over"
+    state = told.progress
+    if state is Progress.QUEUED and ended:
+        state = Progress.RUNNING
+    elif state is Progress.SUCCESS and part.error:
+        # Of its chunks not all could be launched.
+        state = Progress.FAILED
     return shown.model_copy(
         update={
-            "state": run.progress,
-            "partitions": window and str(window),
+            "state": state,
+            "partitions": str(DayRange(min(w.start for w in windows), max(w.end for w in windows))) if windows else None,
             "rows": watched.rows.get(table),
-            "message": watched.errors.get(table, part.message),
-            "started_at": run.started_at,
-            "finished_at": run.ended_at,
+            "message": message,
+            "started_at": min((run.started_at for run in runs if run.started_at is not None), default=None),
+            "finished_at": max((run.ended_at for run in ended if run.ended_at is not None), default=None)
+            if len(ended) == len(runs)
+            else None,
         }
     )
+
+
+def telling(runs: Sequence[Run]) -> Run | None:
+    """The run that stands for all of a table's: one that goes on, then one that waits, then one that failed, then any."""
+    order = (Progress.RUNNING, Progress.QUEUED, Progress.FAILED, Progress.CANCELED, Progress.SUCCESS)
+    return min(runs, key=lambda run: order.index(run.progress), default=None)
 
 
 class Refreshes:
@@ -223,7 +252,7 @@ class Refreshes:
             came_of_it = part.run_id or part.message
             name = self.tables[table].asset_name
             audit.info("%s asked for %s of %s: %s (refresh %s)", caller.name, asked.mode, name, came_of_it, pipeline_id)
-        joined = {table: under_way[table] for table, part in parts.items() if part.joined}
+        joined = {table: [under_way[table]] for table, part in parts.items() if part.joined}
         return self._told(launched, Watched(joined))
 
     async def _launch_parts(
@@ -239,17 +268,13 @@ class Refreshes:
                 parts[plan.table] = Part(run.run_id, "a run of this table was under way already", joined=True)
             else:
                 to_launch.append(plan)
-        places = slots([plan.table for plan in to_launch], asked.max_concurrent)
+        pieces = [piece for plan in to_launch for piece in chunks(self.tables[plan.table], plan)]
+        tags = [
+            {PIPELINE_TAG: pipeline_id, SLOT_TAG: f"{pipeline_id}/{slot}", CALLER_TAG: caller.name}
+            for slot in slots(len(pieces), asked.max_concurrent)
+        ]
         launches = [
-            self._launch_part(
-                plan,
-                asked,
-                {
-                    PIPELINE_TAG: pipeline_id,
-                    SLOT_TAG: f"{pipeline_id}/{places[plan.table]}",
-                    CALLER_TAG: caller.name,
-                },
-            )
+            self._launch_part([(piece, tag) for piece, tag in zip(pieces, tags, strict=True) if piece.table == plan.table], asked)
             for plan in to_launch
         ]
         launched = await asyncio.gather(*launches, return_exceptions=True)
@@ -265,16 +290,24 @@ class Refreshes:
             raise lost[0]
         return {table: parts[table] for table in asked.tables}
 
-    async def _launch_part(self, plan: RefreshPlan, asked: Asked, tags: Mapping[str, str]) -> Part:
-        assert plan.window is not None
-        spec = self.tables[plan.table]
-        job = launched_job(spec, self.tables)
-        selection = None if job == table_job(spec) else spec
-        try:
-            run_id = await self.dagster.launch(job, {**run_tags(spec, plan.window, force=asked.force), **tags}, selection)
-        except LaunchRefused as error:
-            return Part(None, str(error), error=True)
-        return Part(run_id, plan.reason)
+    async def _launch_part(self, pieces: Sequence[tuple[RefreshPlan, Mapping[str, str]]], asked: Asked) -> Part:
+        """Launches a table's chunks, the newest days first. Raises DagsterUnavailable where not even the first was launched."""
+        run_ids: list[str] = []
+        for plan, tags in pieces:
+            assert plan.window is not None
+            spec = self.tables[plan.table]
+            job = launched_job(spec, self.tables)
+            selection = None if job == table_job(spec) else spec
+            try:
+                run_ids.append(
+                    await self.dagster.launch(job, {**run_tags(spec, plan.window, force=asked.force), **tags}, selection)
+                )
+            except (LaunchRefused, DagsterUnavailable) as error:
+                if not run_ids and isinstance(error, DagsterUnavailable):
+                    raise
+                left = f"{len(run_ids)} of {len(pieces)} chunks are launched: " if len(pieces) > 1 else ""
+                return Part(run_ids[0] if run_ids else None, f"{left}{error}", error=True, more=run_ids[1:])
+        return Part(run_ids[0], pieces[0][0].reason, more=run_ids[1:])
 
     async def _remember(
         self, conn: psycopg.AsyncConnection, pipeline_id: str, asked: Asked, parts: Mapping[str, Part], caller: Caller
@@ -333,34 +366,36 @@ class Refreshes:
             self.dagster.runs(runIds=launched.run_ids),
         )
         newest = newest_runs(launched, [*own, *named])
+        every = [run.run_id for runs in newest.values() for run in runs]
         copied = await self.reader.rows_copied(conn)
         cursor = await conn.execute(
             sql.SQL(
-                "SELECT DISTINCT ON (table_name) table_name, extraction_id, records_extracted, error_message FROM {} "
-                "WHERE extraction_id = ANY(%s) ORDER BY table_name, id DESC"
+                "SELECT DISTINCT ON (table_name, extraction_id) table_name, extraction_id, records_extracted, error_message "
+                "FROM {} WHERE extraction_id = ANY(%s) ORDER BY table_name, extraction_id, id DESC"
             ).format(self.database.marks.history),
-            ([run.run_id for run in newest.values()],),
+            (every,),
         )
         ended = {(table, run_id): (records, error) for table, run_id, records, error in await cursor.fetchall()}
         rows: dict[str, int] = {}
         errors: dict[str, str] = {}
-        for table, run in newest.items():
-            records, error = ended.get((table, run.run_id), (None, None))
-            if run.progress is Progress.RUNNING and table in copied:
+        for table, runs in newest.items():
+            if any(run.progress is Progress.RUNNING for run in runs) and table in copied:
                 rows[table] = copied[table]
-            elif records is not None:
-                rows[table] = records
-            if run.progress is Progress.FAILED:
-                errors[table] = error or await self.dagster.failure(run.run_id) or "the run failed; see its page in Dagster"
+            for run in runs:
+                records, error = ended.get((table, run.run_id), (None, None))
+                if records is not None:
+                    rows[table] = rows.get(table, 0) + int(records)
+                if run.progress is Progress.FAILED and table not in errors:
+                    errors[table] = error or await self.dagster.failure(run.run_id) or "the run failed; see its page in Dagster"
         return Watched(newest, rows, errors, asked=True)
 
 
-def newest_runs(launched: Launched, runs: Iterable[Run]) -> dict[str, Run]:
-    """The newest run of each table's part: the one it was launched with, or one that took its place after a crash."""
-    newest: dict[str, Run] = {}
+def newest_runs(launched: Launched, runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """The newest run of each chunk of each table's part: the one it was launched with, or one that took its place after a crash."""
+    newest: dict[str, dict[DayRange | None, Run]] = defaultdict(dict)
     for run in sorted(runs, key=lambda run: run.created_at):
         own = run.tags.get(PIPELINE_TAG) == launched.pipeline_id
         for table, part in launched.parts.items():
-            if run.run_id == part.run_id or (own and run.tags.get(TABLE_TAG) == table):
-                newest[table] = run
-    return newest
+            if run.run_id in part.run_ids or (own and run.tags.get(TABLE_TAG) == table):
+                newest[table][range_of(run.tags)] = run
+    return {table: list(by_window.values()) for table, by_window in newest.items()}

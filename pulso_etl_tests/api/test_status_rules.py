@@ -26,7 +26,7 @@ from pulso_etl.api.refreshes import (
 from pulso_etl.api.status import CALENDAR_DAYS, calendar, freshness, overall, runs_by_table, table_status
 from pulso_etl.automation.due import BackOff
 from pulso_etl.destination.watermarks import Extraction, TableState
-from pulso_etl.launch import TABLE_TAG
+from pulso_etl.launch import TABLE_TAG, range_tags
 from pulso_etl.refresh import DayRange, RefreshPlan, Watermark
 from pulso_etl.tables import TABLES
 
@@ -130,10 +130,31 @@ def test_the_calendar_shows_the_last_attempt_of_each_day(attempts: list[tuple[da
             assert (day.state, day.run_id) == (expected, str(covering[-1][0]))
 
 
-@given(st.lists(st.text(min_size=1), unique=True, max_size=20), st.integers(1, 30))
-def test_slots_let_as_many_runs_go_on_as_asked_and_no_more(tables: list[str], max_concurrent: int) -> None:
-    taken = set(slots(tables, max_concurrent).values())
-    assert len(taken) == min(len(tables), max_concurrent)
+@given(st.integers(0, 20), st.integers(1, 30))
+def test_slots_let_as_many_runs_go_on_as_asked_and_no_more(runs: int, max_concurrent: int) -> None:
+    taken = slots(runs, max_concurrent)
+    assert (len(taken), len(set(taken))) == (runs, min(runs, max_concurrent))
+
+
+def test_chunks_of_a_table_are_told_as_one() -> None:
+    def chunk(n: int, status: DagsterRunStatus) -> Run:
+        window = DayRange(TODAY - timedelta(days=10 * n + 9), TODAY - timedelta(days=10 * n))
+        return replace(
+            RUN, run_id=f"r{n}", status=status, tags=range_tags(window) | {PIPELINE_TAG: "p1", TABLE_TAG: "dashboard_data"}
+        )
+
+    launched = replace(LAUNCHED, parts={"dashboard_data": Part("r0", "every partition", more=["r1", "r2"])})
+    good, bad, waiting = DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.QUEUED
+    for statuses, state, over in (
+        ((good, waiting, waiting), Progress.RUNNING, 1),
+        ((waiting, waiting, waiting), Progress.QUEUED, 0),
+        ((good, bad, good), Progress.FAILED, 3),
+        ((good, good, good), Progress.SUCCESS, 3),
+    ):
+        runs = newest_runs(launched, [chunk(n, status) for n, status in enumerate(statuses)])
+        told = progress(launched, Watched(runs, {"dashboard_data": 30}, asked=True), "http://dagster").runs["dashboard_data"]
+        assert (told.state, told.rows, told.partitions) == (state, 30, str(DayRange(TODAY - timedelta(days=29), TODAY)))
+        assert told.message == f"every partition; {over} of 3 chunks are over"
 
 
 def test_requests_for_the_same_have_one_fingerprint() -> None:
@@ -163,7 +184,7 @@ LAUNCHED = Launched(
     ],
 )
 def test_a_refresh_is_as_far_as_its_runs(status: DagsterRunStatus, expected: tuple[str, str]) -> None:
-    watched = Watched({"dashboard_data": replace(RUN, status=status)}, {"dashboard_data": 7}, {})
+    watched = Watched({"dashboard_data": [replace(RUN, status=status)]}, {"dashboard_data": 7}, {})
     found = progress(LAUNCHED, watched, "http://dagster")
     assert (found.status, found.runs["dashboard_data"].state) == expected
     assert found.runs["dashboard_data"].run_url == "http://dagster/runs/r1"
@@ -197,4 +218,4 @@ def test_a_run_that_took_the_place_of_a_crashed_one_is_the_one_that_counts() -> 
     crashed = replace(RUN, status=DagsterRunStatus.FAILURE)
     again = replace(RUN, run_id="r9", created_at=NOW + timedelta(minutes=1), tags={PIPELINE_TAG: "p1", TABLE_TAG: "dashboard_data"})
     foreign = replace(again, run_id="r10", created_at=NOW + timedelta(minutes=2), tags={**again.tags, PIPELINE_TAG: "p2"})
-    assert newest_runs(LAUNCHED, [foreign, again, crashed])["dashboard_data"].run_id == "r9"
+    assert newest_runs(LAUNCHED, [foreign, again, crashed])["dashboard_data"][-1].run_id == "r9"
