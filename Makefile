@@ -4,7 +4,7 @@ PYTHON ?= python3
 PORT ?= 3000
 API_PORT ?= 8000
 
-.PHONY: run dev test test-frontend page bench runtime lock clean
+.PHONY: run dev test test-frontend page bench chaos runtime lock clean
 
 ifneq ($(words $(CURDIR)),1)
 $(error PostgreSQL can not be run in a folder with a space in its path; move "$(CURDIR)")
@@ -31,6 +31,9 @@ test-frontend: page ## types, lint and tests of the TypeScript client, and wheth
 
 bench: $(VENV)/.bench ## measure the load path beside other ways; BENCH="--help" shows the options
 	$(BIN)/python -m benchmarks $(BENCH)
+
+chaos: $(VENV)/.installed ## refreshes with faults at random points, 20 minutes at most; CHAOS="--help" shows the options
+	$(BIN)/python -m chaos --minutes 20 $(CHAOS)
 
 $(VENV)/.bench: requirements-bench.lock $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-bench.lock

@@ -14,11 +14,11 @@ import dagster as dg
 import psycopg
 import pyarrow as pa
 
-from pulso_etl.destination.io_manager import DeferredStream
+from pulso_etl.destination.io_manager import ChangeStream
 from pulso_etl.destination.roles import as_role
 from pulso_etl.destination.watermarks import Watermarks
 from pulso_etl.errors import BudgetExceeded
-from pulso_etl.refresh import LIMA, lima_day
+from pulso_etl.refresh import LIMA, Watermark, lima_day
 from pulso_etl.settings import GIBIBYTE, Settings
 from pulso_etl.source.bigquery import TIB
 
@@ -90,9 +90,9 @@ class DailyBudget(dg.ConfigurableResource[None]):
 
 @dataclass(frozen=True)
 class AdmittedStream:
-    """A stream that is opened only where the budget admits it; a DeferredStream itself."""
+    """A stream that asks only where the budget admits it; a ChangeStream itself."""
 
-    stream: DeferredStream
+    stream: ChangeStream
     budget: DailyBudget
 
     @property
@@ -103,6 +103,14 @@ class AdmittedStream:
         """Raises BudgetExceeded, or what the stream raises."""
         self.budget.today().admit()
         return self.stream.open()
+
+    def capture(self, watermark: Watermark, written_at: datetime | None, now: datetime) -> datetime | None:
+        """Raises BudgetExceeded, or what the stream raises."""
+        self.budget.today().admit()
+        return self.stream.capture(watermark, written_at, now)
+
+    def whole(self, reason: str) -> None:
+        self.stream.whole(reason)
 
 
 def read_budget(conn: psycopg.Connection, schema: str, now: datetime, limit: int, price_per_tib: float) -> Budget:

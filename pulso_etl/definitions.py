@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 
 from pulso_etl.assets import RETRIES, build_asset, build_sources, daily_partitions
-from pulso_etl.automation.jobs import build_jobs, build_reconciliation_job
+from pulso_etl.automation.jobs import build_jobs, build_reconciliation_job, launched_job
 from pulso_etl.automation.schedules import build_schedules
 from pulso_etl.automation.sensors import Automation
 from pulso_etl.budget import DailyBudget
@@ -34,6 +34,7 @@ def build_source(settings: Settings) -> BigQuerySource:
         wire_compression=settings.bigquery_wire_compression,
         emulator_host=settings.bigquery_emulator_host,
         emulator_storage=settings.bigquery_emulator_storage,
+        change_margin_seconds=settings.change_margin_seconds,
     )
 
 
@@ -68,7 +69,8 @@ def build_defs(
     jobs = build_jobs(tables)
     reconciliation = build_reconciliation_job(tables)
     checks = [key for spec in tables.values() for key in (*refresh_check_keys(spec), reconciliation_key(spec))]
-    automation = Automation(settings, tables, jobs[: len(tables)], checks)
+    launched = {launched_job(spec, tables) for spec in tables.values()}
+    automation = Automation(settings, tables, [job for job in jobs if job.name in launched], checks)
     return dg.Definitions(
         assets=[
             *build_sources(tables.values(), settings.sources()),

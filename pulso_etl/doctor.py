@@ -180,6 +180,8 @@ def _postgres(settings: Settings) -> str:
         tables = [*TABLES, "etl_watermarks", "etl_extractions", "etl_alerts", "etl_alert_messages", "etl_quarantine"]
         (lacking,) = conn.execute(RIGHTS, {"schema": settings.database_schema, "tables": tables}).fetchone() or ([],)
         role = settings.owner.database_role or conn.info.user
+        if settings.owner.database_role and conn.execute("SELECT current_user").fetchone() != (role,):
+            raise RuntimeError(f"the session does not work as {role}; a pooler must pass the start-up parameter `options` on")
         if lacking:
             raise RuntimeError(f"role {role} lacks rights; run as an administrator: {'; '.join(lacking)}")
         return f"version {version}, role {role} may load into schema {settings.database_schema}"

@@ -11,6 +11,7 @@ import dagster as dg
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from pulso_etl.coordinator import TENANT_TAG
+from pulso_etl.tables.spec import qualified
 
 FORMAT_VARIABLE = "PULSO_LOG_FORMAT"
 """Environment variable; "json" asks for one JSON object a line."""
@@ -27,7 +28,7 @@ def run_fields(record: logging.LogRecord) -> dict[str, str]:
     fields = {
         "run_id": meta["run_id"],
         "tenant": tenant,
-        "table": (meta["step_key"] or tags.get("pulso_etl/table") or "").removeprefix(f"{tenant}__"),
+        "table": (meta["step_key"] or tags.get("pulso_etl/table") or "").removeprefix(qualified(tenant or "", "")),
         "partitions": f"{start}..{end}" if start else tags.get("dagster/partition"),
     }
     return {key: value for key, value in fields.items() if value}

@@ -129,6 +129,7 @@ class _Injected:
     fault: Fault
     times: int | None
     skip: int
+    fired: bool = False
 
     def takes(self, line: str) -> bool:
         if self.times == 0 or not self.pattern.search(line):
@@ -138,6 +139,7 @@ class _Injected:
             return False
         if self.times is not None:
             self.times -= 1
+        self.fired = True
         return True
 
 
@@ -157,6 +159,13 @@ class FaultyProxy:
         """Lets `fault` answer the requests whose `line` has the regular expression: `times` of them (None: all), after `skip`."""
         with self._lock:
             self._injected.append(_Injected(re.compile(pattern), fault, times, skip))
+
+    def call_off(self) -> bool:
+        """Injects nothing any more; whether any fault has answered a request."""
+        with self._lock:
+            fired = any(injected.fired for injected in self._injected)
+            self._injected.clear()
+        return fired
 
     def seen(self, pattern: str) -> list[Request]:
         """The requests so far whose `line` has the regular expression."""

@@ -467,7 +467,7 @@ def guard(app: FastAPI, settings: Settings) -> None:
             expose_headers=[ROLE_HEADER, "ETag", "Retry-After"],
             max_age=600,
         )
-    app.add_middleware(Guard, tokens=bool(settings.api_tokens.get_secret_value().strip()), origins=origins)
+    app.add_middleware(Guard, tokens=bool(parse_tokens(settings.api_tokens.get_secret_value())), origins=origins)
 
 
 def _serve_page(app: FastAPI) -> None:

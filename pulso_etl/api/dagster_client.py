@@ -14,6 +14,8 @@ from dagster import DagsterRunStatus
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
 from pulso_etl.api.models import Progress
+from pulso_etl.checks import refresh_check_keys
+from pulso_etl.tables.spec import TableSpec
 
 TIMEOUT_SECONDS = 20.0
 WAITING = {DagsterRunStatus.QUEUED, DagsterRunStatus.NOT_STARTED, DagsterRunStatus.MANAGED, DagsterRunStatus.STARTING}
@@ -119,10 +121,18 @@ class DagsterClient:
         """The runs that wait or go on, newest first."""
         return await self.runs(statuses=[status.value for status in NOT_FINISHED_STATUSES])
 
-    async def launch(self, job: str, tags: Mapping[str, str]) -> str:
-        """Launches the job with these tags; returns the run's id. Raises LaunchRefused where Dagster does not take it."""
+    async def launch(self, job: str, tags: Mapping[str, str], only: TableSpec | None = None) -> str:
+        """Launches the job with these tags, or only that table of it; returns the run's id.
+
+        Raises LaunchRefused where Dagster does not take it.
+        """
+        selection: dict[str, Any] = {}
+        if only is not None:
+            path = {"path": list(only.asset_path)}
+            checks = [{"assetKey": path, "name": key.name} for key in refresh_check_keys(only)]
+            selection = {"assetSelection": [path], "assetCheckSelection": checks}
         params = {
-            "selector": await self._selector(job),
+            "selector": await self._selector(job) | selection,
             "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in tags.items()]},
         }
         found = (await self.execute("launch_run", params=params))["launchRun"]

@@ -26,12 +26,11 @@ from pulso_etl.api.database import Database
 from pulso_etl.api.models import Progress, Refresh, RefreshState, TableRun
 from pulso_etl.api.status import StatusReader
 from pulso_etl.api.tokens import Caller
-from pulso_etl.automation.jobs import refreshed_tables, table_job
+from pulso_etl.automation.jobs import launched_job, refreshed_tables, table_job
 from pulso_etl.budget import DailyBudget
-from pulso_etl.launch import plan_tables, range_of, run_tags
+from pulso_etl.launch import TABLE_TAG, plan_tables, range_of, run_tags
 from pulso_etl.refresh import Mode, RefreshPlan
 from pulso_etl.settings import Settings
-from pulso_etl.tables import TABLES
 from pulso_etl.tables.spec import TableSpec
 from pulso_etl.tenants import route
 
@@ -269,8 +268,10 @@ class Refreshes:
     async def _launch_part(self, plan: RefreshPlan, asked: Asked, tags: Mapping[str, str]) -> Part:
         assert plan.window is not None
         spec = self.tables[plan.table]
+        job = launched_job(spec, self.tables)
+        selection = None if job == table_job(spec) else spec
         try:
-            run_id = await self.dagster.launch(table_job(spec), {**run_tags(spec, plan.window, force=asked.force), **tags})
+            run_id = await self.dagster.launch(job, {**run_tags(spec, plan.window, force=asked.force), **tags}, selection)
         except LaunchRefused as error:
             return Part(None, str(error), error=True)
         return Part(run_id, plan.reason)
@@ -331,7 +332,7 @@ class Refreshes:
             self.dagster.runs(tags=[{"key": PIPELINE_TAG, "value": launched.pipeline_id}]),
             self.dagster.runs(runIds=launched.run_ids),
         )
-        newest = newest_runs(launched, [*own, *named], self.tables)
+        newest = newest_runs(launched, [*own, *named])
         copied = await self.reader.rows_copied(conn)
         cursor = await conn.execute(
             sql.SQL(
@@ -354,12 +355,12 @@ class Refreshes:
         return Watched(newest, rows, errors, asked=True)
 
 
-def newest_runs(launched: Launched, runs: Iterable[Run], tables: Mapping[str, TableSpec] = TABLES) -> dict[str, Run]:
+def newest_runs(launched: Launched, runs: Iterable[Run]) -> dict[str, Run]:
     """The newest run of each table's part: the one it was launched with, or one that took its place after a crash."""
     newest: dict[str, Run] = {}
     for run in sorted(runs, key=lambda run: run.created_at):
         own = run.tags.get(PIPELINE_TAG) == launched.pipeline_id
         for table, part in launched.parts.items():
-            if run.run_id == part.run_id or (own and table in tables and run.job == table_job(tables[table])):
+            if run.run_id == part.run_id or (own and run.tags.get(TABLE_TAG) == table):
                 newest[table] = run
     return newest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
@@ -25,6 +26,8 @@ from pulso_etl.settings import Settings
 from pulso_etl.tables import TABLES
 from pulso_etl.tables.spec import TableSpec
 from pulso_etl.tenants import Deployed, deployed, route
+
+logger = logging.getLogger(__name__)
 
 
 class Operation:
@@ -62,6 +65,9 @@ def application(settings: Settings, *, tables: Mapping[str, TableSpec] = TABLES)
     if settings.tenants_file is None:
         return create_app(settings, tables=tables)
     parts = deployed(settings, tables)
+    for token in parse_tokens(settings.api_tokens.get_secret_value()):
+        if token.caller.tenant not in {"", *(part.tenant for part in parts)}:
+            logger.warning("API_TOKENS: %s is of a tenant that there is not, and opens nothing", token.caller.name)
     applications = {part.tenant: create_app(part.settings, tables=part.tables) for part in parts}
     operation = _operation(settings, parts)
 

@@ -128,10 +128,13 @@ def decide(
 
 
 def loaded_days(window: DayRange, attempts: Iterable[Attempt], now: datetime, recheck_every: timedelta) -> dict[date, datetime]:
-    """The days of the window that were loaded within `recheck_every`, each with when the last such load began."""
+    """The days of the window that were loaded within `recheck_every`, each with when the last such load began.
+
+    One that began after `now`, by a clock that was wrong, says nothing: nobody knows what it saw of the source.
+    """
     loaded: dict[date, datetime] = {}
     for attempt in attempts:
-        if attempt.succeeded and now - attempt.started_at < recheck_every:
+        if attempt.succeeded and timedelta(0) <= now - attempt.started_at < recheck_every:
             for day in attempt.window:
                 if day in window:
                     loaded[day] = max(attempt.started_at, loaded.get(day, attempt.started_at))

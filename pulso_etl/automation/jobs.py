@@ -1,6 +1,8 @@
 """The jobs that people and programs launch by name: one per table, one per group, one for all.
 
-What a job refreshes is said at launch, by the range tags of `launch.run_tags`.
+What a job refreshes is said at launch, by the range tags of `launch.run_tags`. With more tables than MOST_TABLE_JOBS a table has
+no job of its own, for each costs Dagster a look at the whole graph when a code server starts: it is then launched as the selection
+of the job for all.
 """
 
 from __future__ import annotations
@@ -9,12 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import dagster as dg
 
-from pulso_etl.checks import reconciliation_selection, refresh_selection
+from pulso_etl.assets import asset_key
+from pulso_etl.checks import reconciliation_selection, refresh_check_keys, refresh_selection
 from pulso_etl.coordinator import TENANT_TAG
 from pulso_etl.launch import TABLE_TAG, job_tags
 from pulso_etl.tables.spec import TableSpec, qualified
 
 ALL_JOB = "refresh_all"
+MOST_TABLE_JOBS = 100
 RECONCILIATION_JOB = "reconcile_all"
 
 
@@ -31,10 +35,27 @@ def table_job(spec: TableSpec) -> str:
 def job_tables(tables: Mapping[str, TableSpec]) -> dict[str, tuple[str, ...]]:
     """Every job's name with the tables that it refreshes."""
     tenant = tenant_of(tables)
-    jobs: dict[str, tuple[str, ...]] = {table_job(spec): (name,) for name, spec in tables.items()}
+    jobs: dict[str, tuple[str, ...]] = {}
+    if len(tables) <= MOST_TABLE_JOBS:
+        jobs |= {table_job(spec): (name,) for name, spec in tables.items()}
     for group in dict.fromkeys(spec.group for spec in tables.values()):
         jobs[qualified(tenant, f"refresh_{group}")] = tuple(name for name, spec in tables.items() if spec.group == group)
     return jobs | {qualified(tenant, ALL_JOB): tuple(tables)}
+
+
+def launched_job(spec: TableSpec, tables: Mapping[str, TableSpec]) -> str:
+    """The job by which a run of the table is launched: its own, or that of all, of which it is then the selection."""
+    return table_job(spec) if len(tables) <= MOST_TABLE_JOBS else qualified(spec.tenant, ALL_JOB)
+
+
+def run_request(spec: TableSpec, tables: Mapping[str, TableSpec], run_key: str, tags: Mapping[str, str]) -> dg.RunRequest:
+    """A sensor's request for a run of the table, with its checks."""
+    job = launched_job(spec, tables)
+    if job == table_job(spec):
+        return dg.RunRequest(run_key, job_name=job, tags=tags)
+    return dg.RunRequest(
+        run_key, job_name=job, tags=tags, asset_selection=[asset_key(spec)], asset_check_keys=refresh_check_keys(spec)
+    )
 
 
 def refreshed_tables(

@@ -15,7 +15,7 @@ from dagster._core.storage.dagster_run import FINISHED_STATUSES, NOT_FINISHED_ST
 from pulso_etl.alerts.service import Alerts, Flushed
 from pulso_etl.automation.alerting import CheckOutcome, events
 from pulso_etl.automation.due import MEMORY, BackOff, Decision, Standing, changed_days, contiguous, decide, loaded_days
-from pulso_etl.automation.jobs import refreshed_tables, table_job, tenant_of
+from pulso_etl.automation.jobs import refreshed_tables, run_request, tenant_of
 from pulso_etl.automation.recovery import recover
 from pulso_etl.budget import Budget, DailyBudget
 from pulso_etl.checks import currency, up_to_date_key
@@ -76,7 +76,7 @@ class Automation:
         jobs: Sequence[dg.UnresolvedAssetJobDefinition],
         checks: Sequence[dg.AssetCheckKey] = (),
     ) -> None:
-        """`jobs` are the tables' own, `checks` those whose failures are worth an alert."""
+        """`jobs` are those by which tables are launched, `checks` those whose failures are worth an alert."""
         self.settings = settings
         self.tables = tables
         self.tenant = tenant_of(tables)
@@ -147,11 +147,17 @@ class Automation:
                 if not ranges:
                     self._verified(instance, conn, spec, decision.window, now)
                 requests += [
-                    dg.RunRequest(
-                        run_key=f"{table}/{window}/{decision.slot}",
-                        job_name=table_job(spec),
-                        # Of several ranges, the one up to today moves the watermark; another that fails makes the table due again.
-                        tags=run_tags(spec, window, verified=window != decision.window and window.end == decision.window.end),
+                    run_request(
+                        spec,
+                        self.tables,
+                        f"{table}/{window}/{decision.slot}",
+                        run_tags(
+                            *(spec, window),
+                            # Of several ranges, the one up to today moves the watermark; another that fails makes the table due.
+                            verified=window != decision.window and window.end == decision.window.end,
+                            # After a failure nothing but the source itself is trusted.
+                            capture=self._captures(spec) and not decision.failures,
+                        ),
                     )
                     for window in ranges
                 ]
@@ -168,6 +174,10 @@ class Automation:
             back_off=self.back_off,
         )
 
+    def _captures(self, spec: TableSpec) -> bool:
+        """Whether the run itself asks for what changed."""
+        return self.settings.change_aware and spec.change_capture is not None
+
     def _ranges(
         self, source: BigQuerySource, spec: TableSpec, standing: Standing, decision: Decision, now: datetime
     ) -> tuple[list[DayRange], str]:
@@ -176,6 +186,8 @@ class Automation:
         assert window is not None
         if not self.settings.change_aware:
             return [window], "the whole window: the look at changes is turned off"
+        if self._captures(spec):
+            return [window], "by its changes, where the source tells them"
         margin = timedelta(seconds=self.settings.change_margin_seconds)
         loaded = loaded_days(window, standing.attempts, now, RECHECK_EVERY)
         if not loaded:

@@ -13,13 +13,14 @@ def exists(conn: psycopg.Connection, schema: str, table: str) -> bool:
 
 
 def create_missing(conn: psycopg.Connection, schema: str, table: str, statements: sql.Composed) -> None:
-    """Runs the statements, which create `table`, unless it is there; creates the schema too. One process at a time does so.
+    """Runs the statements, which create `table`, unless it is there; creates the schema too. One process at a time does so in a
+    schema.
 
     The caller owns the transaction.
     """
     if exists(conn, schema, table):
         return
-    conn.execute("SELECT pg_advisory_xact_lock(hashtextextended('pulso_etl:ddl', 0))")
+    conn.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"pulso_etl:ddl:{schema}",))
     # Not CREATE SCHEMA IF NOT EXISTS: that asks for the right to create one even where it exists.
     if conn.execute("SELECT FROM pg_namespace WHERE nspname = %s", (schema,)).fetchone() is None:
         conn.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))

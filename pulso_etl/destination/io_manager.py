@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -20,12 +20,13 @@ from pulso_etl.destination.conform import WIRE_TYPES
 from pulso_etl.destination.load import LoadResult, Open, load, translated
 from pulso_etl.destination.months import create_months, refuse_expired
 from pulso_etl.destination.roles import as_role
+from pulso_etl.destination.schema import is_as_declared
 from pulso_etl.destination.statements import Statements
 from pulso_etl.destination.verify import verify
 from pulso_etl.destination.watermarks import Extraction, Watermarks
-from pulso_etl.errors import ContractError, PulsoError
-from pulso_etl.refresh import DayRange, lima_day
-from pulso_etl.tables.spec import Column, ColumnType, TableSpec
+from pulso_etl.errors import ContractError, DestinationError, PulsoError
+from pulso_etl.refresh import DayRange, Watermark, lima_day
+from pulso_etl.tables.spec import CAPTURE_LAG, Column, ColumnType, TableSpec
 
 SPEC_KEY = "pulso_etl/table"
 """Definition metadata of an asset under which its TableSpec stands, as `TableSpec.as_metadata()` gives it."""
@@ -33,6 +34,8 @@ ALLOW_SHRINK_TAG = "pulso_etl/allow_shrink"
 """Run tag; "true" lets a load delete more rows than the table's guard allows."""
 VERIFIED_TAG = "pulso_etl/verified"
 """Run tag; "true" says that the trailing days which the run leaves out are known to be as the source has them."""
+CAPTURE_TAG = "pulso_etl/capture"
+"""Run tag; "true" lets a table with `change_capture` be loaded by what changed, as the source was some minutes ago."""
 
 
 @runtime_checkable
@@ -46,13 +49,31 @@ class DeferredStream(Protocol):
     def open(self) -> AbstractContextManager[pa.RecordBatchReader]: ...
 
 
+@runtime_checkable
+class ChangeStream(DeferredStream, Protocol):
+    """A deferred stream that may be able to give what changed instead of the whole window."""
+
+    def capture(self, watermark: Watermark, written_at: datetime | None, now: datetime) -> datetime | None:
+        """Turns to the changes since the watermark, and tells as of when; None where it stays with the whole window.
+
+        `written_at`: when the last load of these days ended that the watermark may not tell of.
+        """
+
+    def whole(self, reason: str) -> None:
+        """Turns to the whole window."""
+
+
 @dataclass(frozen=True)
 class Stream:
-    """How to open what the asset yielded, the metadata that opening fills, and whether it can be opened twice."""
+    """How to open what the asset yielded, the metadata that opening fills, and whether it can be opened twice.
+
+    `changes` is there where it may give changes.
+    """
 
     open: Open
     metadata: dict[str, Any]
     repeatable: bool
+    changes: ChangeStream | None = None
 
 
 class PostgresUpsertIOManager(ConfigurableIOManager):
@@ -117,7 +138,11 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
                         refuse_expired(spec, window, today)
                         if not sole_writer:
                             create_months(conn, spec, self.database_schema, window)
-                    with conn.transaction():
+                captures = None if spec.change_capture is None else stream.changes
+                as_of = None if captures is None else self._capture(conn, spec, window, captures, step.run_tags, marks)
+
+                def write() -> tuple[LoadResult, dict[str, Any]]:
+                    with translated(spec, window), conn.transaction():
                         result = load(
                             conn,
                             spec,
@@ -129,8 +154,13 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
                             work_mem_mb=self.work_mem_mb,
                             run_id=context.run_id,
                             sole_writer=sole_writer,
+                            captured=as_of is not None,
                         )
-                        verify(conn, spec, self.database_schema, window, result.by_day, allow_shrink=allow_shrink)
+                        verify(
+                            *(conn, spec, self.database_schema, window, result.by_day),
+                            allow_shrink=allow_shrink,
+                            expected=result.expected,
+                        )
                         details = _details(result, stream.metadata)
                         marks.succeed(
                             conn,
@@ -140,7 +170,19 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
                             complete=complete,
                             changed=result.total.written > 0,
                             metadata=details,
+                            as_of=as_of,
                         )
+                    return result, details
+
+                try:
+                    result, details = write()
+                except DestinationError as error:
+                    if captures is None or as_of is None or error.retryable:
+                        raise
+                    # Only the whole window tells whether the table may become what the changes would make of it.
+                    captures.whole(f"what changed was refused: {error}")
+                    as_of = None
+                    result, details = write()
             except BaseException as error:
                 # Whatever went wrong, an interrupt included: the data are rolled back and the watermark says so.
                 self._record_failure(context, conn, marks, extraction, error, time.monotonic() - began, stream.metadata)
@@ -149,6 +191,8 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
             context.log.warning(f"{spec.name}: {warning}")
         for statement in result.migration:
             context.log.info(f"{spec.name}: the table was migrated: {statement}")
+        if "capture_reason" in details:
+            context.log.info(f"{spec.name} {window}: read as a whole, not by what changed: {details['capture_reason']}")
         if result.quarantine_reasons:
             context.log.warning(f"{spec.name} {window}: rows in etl_quarantine, by column and reason: {result.quarantine_reasons}")
         context.log.info(f"{spec.name} {window}: {result.plan}, {result.total.as_dict()}, seconds {result.seconds}")
@@ -156,6 +200,32 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         for day, counts in result.by_day.items():
             # The range's output metadata are the same for all its partitions; these are each one's own.
             step.add_asset_metadata(counts.as_dict(), context.asset_key, partition_key=day.isoformat())
+
+    def _capture(
+        self,
+        conn: psycopg.Connection,
+        spec: TableSpec,
+        window: DayRange,
+        stream: ChangeStream,
+        tags: Mapping[str, str],
+        marks: Watermarks,
+    ) -> datetime | None:
+        """Turns the stream to what changed, if it can be; see `ChangeStream.capture`. The caller holds the locks of the load."""
+        if tags.get(CAPTURE_TAG) != "true":
+            stream.whole("the run asks for it")
+            return None
+        if not is_as_declared(conn, spec, self.database_schema):
+            stream.whole("the table is not as declared, or not there")
+            return None
+        now = datetime.now(UTC)
+        state = marks.read(conn, now - CAPTURE_LAG)[spec.name]
+        # A load of changes wrote rows as they were at the watermark, not at its end.
+        written = [
+            attempt.finished_at
+            for attempt in state.attempts
+            if attempt.succeeded and attempt.window.overlaps(window) and "capture_interval" not in attempt.metadata
+        ]
+        return stream.capture(state.watermark, max(written, default=None), now)
 
     def _record_failure(
         self,
@@ -257,7 +327,7 @@ def _window(spec: TableSpec, context: InputContext | OutputContext) -> DayRange:
 
 def _stream(spec: TableSpec, obj: Any) -> Stream:
     if isinstance(obj, DeferredStream):
-        return Stream(obj.open, obj.metadata, repeatable=True)
+        return Stream(obj.open, obj.metadata, repeatable=True, changes=obj if isinstance(obj, ChangeStream) else None)
     if isinstance(obj, pa.RecordBatchReader):
         return Stream(lambda: nullcontext(obj), {}, repeatable=False)
     # pyarrow.Table and pandas.DataFrame, and whatever else speaks Arrow; pandas itself need not be imported for that.

@@ -34,12 +34,13 @@ from pulso_etl.errors import (
     DuplicateKeyError,
     RejectedRows,
     ShrinkRefused,
+    VerificationFailed,
     first_line,
 )
 from pulso_etl.refresh import DayRange, lima_day
-from pulso_etl.tables.spec import OnReject, TableSpec
+from pulso_etl.tables.spec import DELETED, OnReject, TableSpec
 
-Plan = Literal["direct", "merge"]
+Plan = Literal["direct", "merge", "changes"]
 Open = Callable[[], AbstractContextManager[pa.RecordBatchReader]]
 
 CHUNK_ROWS = 2_500
@@ -86,7 +87,8 @@ class Counts:
 class LoadResult:
     """What a load did: counts by day, the plan, and the seconds of each stage.
 
-    `quarantine_reasons` are counts by `column: reason`. `migration` are the statements that changed the table's columns.
+    `quarantine_reasons` are counts by `column: reason`. `migration` are the statements that changed the table's columns. `expected`
+    are the rows that each day should hold now, where they are not those that were read.
     """
 
     plan: Plan
@@ -95,6 +97,7 @@ class LoadResult:
     drift: Drift = field(default_factory=Drift)
     migration: list[str] = field(default_factory=list)
     quarantine_reasons: dict[str, int] = field(default_factory=dict)
+    expected: dict[date, int] | None = None
 
     @property
     def quarantined_share(self) -> float:
@@ -127,6 +130,7 @@ def load(
     plan: Plan | None = None,
     run_id: str = "",
     sole_writer: bool = True,
+    captured: bool = False,
 ) -> LoadResult:
     """Makes the window's rows equal to the stream's, inside the transaction that `conn` is in; the caller commits.
 
@@ -135,6 +139,7 @@ def load(
     `repeatable`: the stream can be opened a second time, which tells a duplicate key that a direct copy hits as fully as the
     merge does, and lets the merge sort out rows that the table quarantines. `run_id` stands with those. `sole_writer` keeps every
     other writer out; without it the caller holds locks of the window's days, and others may load other days.
+    `captured`: the stream holds the rows that changed, with the column DELETED; rows of other keys stay as they are.
     Raises ContractError (with RejectedRows, QuarantineExceeded, SchemaRefused under it) and ShrinkRefused; the caller rolls
     back. Errors of the server stay psycopg's.
     """
@@ -155,6 +160,10 @@ def load(
         conn.execute("SELECT set_config('default_statistics_target', '10', true)")
         existing: dict[date, int] = dict(conn.execute(statements.rows_by_day(), bounds).fetchall())
         empty = not existing and conn.execute(statements.holds_rows(), bounds).fetchone() is None
+    if captured:
+        plan = "changes"
+        if not existing:
+            raise VerificationFailed(f"{spec.name} {window}: PostgreSQL holds no row of these days, which changes can't bring back")
     if plan is None:
         plan = "direct" if empty and spec.version_column is None and (repeatable or not quarantines) else "merge"
 
@@ -178,12 +187,13 @@ def load(
                 ) from error
 
     with open_stream() as reader:
-        spec, wire, drift = fit(spec, reader.schema, table, window)
-        statements, texts = Statements(spec, schema), _text_columns(spec, wire)
+        staged_spec, wire, drift = fit(spec.with_columns((DELETED,)) if captured else spec, reader.schema, table, window)
+        spec, texts = staged_spec.without(DELETED) if captured else staged_spec, _text_columns(staged_spec, wire)
+        statements, stage = Statements(spec, schema, captured=captured), Statements(staged_spec, schema)
         quarantine = Quarantine(spec, window) if quarantines else None
         with clock("copy"):
-            conn.execute(statements.create_stage(texts))
-            staged = _copy(conn, statements, STAGE, spec, reader, wire, window, quarantine.take if quarantine else None)
+            conn.execute(stage.create_stage(texts))
+            staged = _copy(conn, stage, STAGE, staged_spec, reader, wire, window, quarantine.take if quarantine else None)
     if texts:
         with clock("analyze"):
             conn.execute(statements.read_text_as_numeric(texts))
@@ -193,10 +203,11 @@ def load(
         with clock("quarantine"):
             quarantine.settle(conn, schema, run_id, staged)
         read, present, set_aside = quarantine.source_rows(staged), quarantine.present_rows(staged), quarantine.by_day
-    by_day = _every_day(window, {day: Counts(read=n, quarantined=set_aside[day]) for day, n in read.items()})
-    if spec.partition_in_key and strategy.removes and not allow_shrink:
+    gone: dict[date, int] = dict(conn.execute(statements.deletions_by_day()).fetchall()) if captured else {}
+    by_day = _every_day(window, {day: Counts(n - gone.get(day, 0), quarantined=set_aside[day]) for day, n in read.items()})
+    if spec.partition_in_key and not captured and strategy.removes and not allow_shrink:
         refuse_shrink(spec, window, existing, present)
-    counted = strategy.counts_duplicates and spec.version_column is None and not quarantine
+    counted = strategy.counts_duplicates and spec.version_column is None and not quarantine and not captured
     with clock("analyze"):
         conn.execute(statements.analyze_stage())
         if strategy.unique and not quarantine and not counted:
@@ -209,8 +220,12 @@ def load(
         for day, inserted, updated, deleted in conn.execute(statements.count_diff()):
             counts = by_day.setdefault(day, Counts())
             counts.inserted, counts.updated, counts.deleted = inserted, updated, deleted
-    result = LoadResult("merge", by_day, clock.seconds, drift, migration, dict(quarantine.by_reason) if quarantine else {})
+    result = LoadResult(plan, by_day, clock.seconds, drift, migration, dict(quarantine.by_reason) if quarantine else {})
     total = result.total
+    if captured:
+        result.expected = {day: existing.get(day, 0) + counts.inserted - counts.deleted for day, counts in by_day.items()}
+        if not allow_shrink:
+            refuse_shrink(spec, window, existing, result.expected)
     if counted and total.read - total.inserted > sum(existing.values()) - total.deleted:
         # More staged rows than rows of the table found their partner. Counting this is free, grouping by the key is not.
         _refuse_duplicates(conn, statements, spec, window)

@@ -60,7 +60,7 @@ def partitions(conn: psycopg.Connection, spec: TableSpec, schema: str) -> list[P
     """The table's partitions in order, whoever made them; a default partition is not among them."""
     found = conn.execute(PARTITIONS, (quoted_name(schema, spec.name),))
     return [
-        Partition(place, name, *(date.fromisoformat(day) if day else None for day in (start, end)), rows, size)
+        Partition(place, name, date.fromisoformat(start) if start else None, date.fromisoformat(end) if end else None, rows, size)
         for place, name, start, end, rows, size in found
     ]
 

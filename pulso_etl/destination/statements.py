@@ -6,16 +6,20 @@ from psycopg import sql
 
 from pulso_etl.destination.identifiers import equal, listed
 from pulso_etl.destination.schema import create_table
-from pulso_etl.tables.spec import ColumnType, Strategy, TableSpec
+from pulso_etl.tables.spec import DELETED, ColumnType, Strategy, TableSpec
 
 STAGE = sql.Identifier("pulso_stage")
 DIFF = sql.Identifier("pulso_diff")
 
 
 class Statements:
-    """The statements for one table in one schema."""
+    """The statements for one table in one schema.
 
-    def __init__(self, spec: TableSpec, schema: str) -> None:
+    `captured`: the stage holds changed rows only, marked where the source has deleted them; of the table, the differences look at
+    the rows of their keys alone.
+    """
+
+    def __init__(self, spec: TableSpec, schema: str, *, captured: bool = False) -> None:
         self.spec = spec
         self.schema = schema
         self.target = sql.Identifier(schema, spec.name)
@@ -34,6 +38,8 @@ class Statements:
         )
         # Closed versions are history: no load compares, counts or closes them again.
         self.current = sql.SQL("valid_to IS NULL" if spec.strategy is Strategy.SCD2 else "true")
+        self.kept = sql.SQL("WHERE NOT {}").format(sql.Identifier(DELETED.name)) if captured else sql.SQL("")
+        self.told = sql.SQL("AND ({0}) IN (SELECT {0} FROM {1})").format(self.keys, STAGE) if captured else sql.SQL("")
 
     def create_table(self) -> list[sql.Composed]:
         """The table with its key, checks and indexes."""
@@ -79,6 +85,12 @@ class Statements:
         """Statistics of the columns by which the stage is joined, all that the planner asks for."""
         return sql.SQL("ANALYZE {} ({})").format(STAGE, self.keys)
 
+    def deletions_by_day(self) -> sql.Composed:
+        """How many staged rows of each day the source has deleted."""
+        return sql.SQL("SELECT {}, count(*) FROM {} WHERE {} GROUP BY 1").format(
+            self.partition, STAGE, sql.Identifier(DELETED.name)
+        )
+
     def duplicates(self) -> sql.Composed:
         """Keys that occur more than once (with a version: more than once at one version), and how many there are."""
         version = self.spec.version_column
@@ -97,7 +109,7 @@ class Statements:
             if self.spec.compared_columns
             else sql.SQL("false")
         )
-        stage: sql.Composable = sql.SQL("(SELECT ctid AS sid, * FROM {})").format(STAGE)
+        stage: sql.Composable = sql.SQL("(SELECT ctid AS sid, * FROM {} {})").format(STAGE, self.kept)
         target: sql.Composable = sql.SQL("(SELECT ctid AS tid, * FROM {} WHERE {})").format(self.target, self.current)
         join, day = sql.SQL("LEFT JOIN"), sql.SQL("s.{}").format(self.partition)
         if self.spec.version_column is not None:
@@ -107,8 +119,8 @@ class Statements:
             )
             changed = sql.SQL("s.{0} >= t.{0} AND {1}").format(version, changed)
         if self.spec.partition_in_key:
-            target = sql.SQL("(SELECT ctid AS tid{}, * FROM {} WHERE {} BETWEEN %(start)s AND %(end)s AND {})").format(
-                self.part, self.target, self.partition, self.current
+            target = sql.SQL("(SELECT ctid AS tid{}, * FROM {} WHERE {} BETWEEN %(start)s AND %(end)s AND {} {})").format(
+                self.part, self.target, self.partition, self.current, self.told
             )
             join, day = sql.SQL("FULL JOIN"), sql.SQL("coalesce(s.{0}, t.{0})").format(self.partition)
         return sql.SQL(

@@ -22,8 +22,10 @@ def verify(
     by_day: Mapping[date, Counts],
     *,
     allow_shrink: bool = False,
+    expected: Mapping[date, int] | None = None,
 ) -> None:
-    """Compares PostgreSQL with what the load read, inside its transaction, after the write; `by_day` is `LoadResult.by_day`.
+    """Compares PostgreSQL with what the load read, inside its transaction, after the write; `by_day` and `expected` are of its
+    `LoadResult`.
 
     Where a partition owns its rows, each day holds exactly as many rows as were read, and a window as long as the table's
     lookback does not fall below `minimum_records`. A table whose key lives in several partitions (a version column) keeps one row
@@ -40,7 +42,7 @@ def verify(
     held: dict[date, int] = dict(
         conn.execute(Statements(spec, schema).rows_by_day(), {"start": window.start, "end": window.end}).fetchall()
     )
-    read = {day: counts.read - counts.quarantined for day, counts in by_day.items()}
+    read = {day: counts.read - counts.quarantined for day, counts in by_day.items()} if expected is None else expected
     # The row that the table holds of a quarantined key stays.
     spared = any(counts.quarantined for counts in by_day.values())
     differing = [
@@ -49,8 +51,9 @@ def verify(
         if held.get(day, 0) != read.get(day, 0) and not (spared and held.get(day, 0) > read.get(day, 0))
     ]
     if differing:
+        due = "read" if expected is None else "due"
         days = "; ".join(
-            f"partition {day}: {read.get(day, 0)} rows read, {held.get(day, 0)} in PostgreSQL" for day in differing[:5]
+            f"partition {day}: {read.get(day, 0)} rows {due}, {held.get(day, 0)} in PostgreSQL" for day in differing[:5]
         )
         raise VerificationFailed(
             f"{spec.name} {window}: {len(differing)} partition(s) do not hold what the source gave: {days}. Nothing was loaded. "

@@ -232,17 +232,19 @@ class Watermarks:
         complete: bool,
         changed: bool,
         metadata: dict[str, Any],
+        as_of: datetime | None = None,
     ) -> None:
         """Success, in the transaction that holds the data. Where that `changed` rows, those who listen are told at the commit.
 
         Only a `complete` load moves the watermark, one that leaves every trailing day as the source has it, and only where it left
-        no days out after the last one: those would never be caught up. `last_extracted_at` is when the extraction began: what the
-        source gained while it ran may be missing.
+        no days out after the last one: those would never be caught up. `last_extracted_at` is when the extraction began, as what
+        the source gained while it ran may be missing; or `as_of`, where the rows are those of the source at that earlier instant.
         """
         values = self._values(extraction, seconds, metadata) | {
             "records": records,
             "complete": complete,
             "changed": int(changed),
+            "as_of": as_of or extraction.started_at,
         }
         self._leave(conn, extraction)
         row = conn.execute(
@@ -250,7 +252,7 @@ class Watermarks:
                 "UPDATE {} SET last_extraction_status = {status}, extraction_id = %(run)s, records_extracted = %(records)s, "
                 "extraction_duration_seconds = %(seconds)s, error_message = NULL, metadata = %(metadata)s, "
                 "recovery_attempts = 0, data_version = data_version + %(changed)s, updated_at = clock_timestamp(), "
-                "last_extracted_at = CASE WHEN {moved} THEN %(started)s ELSE last_extracted_at END, "
+                "last_extracted_at = CASE WHEN {moved} THEN %(as_of)s ELSE last_extracted_at END, "
                 "last_partition = CASE WHEN {moved} THEN %(end)s ELSE last_partition END "
                 "WHERE table_name = %(table)s RETURNING data_version"
             ).format(

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from itertools import chain, islice
 from math import ceil
 from typing import Any, Literal
@@ -27,7 +28,8 @@ from google.cloud.bigquery.retry import DEFAULT_JOB_RETRY, DEFAULT_RETRY
 from requests import RequestException
 
 from pulso_etl.errors import CostCapExceeded, SourceError, SourceUnavailable
-from pulso_etl.refresh import DayRange
+from pulso_etl.refresh import DayRange, Watermark
+from pulso_etl.source.capture import Interval, captured_sql, interval, refusal
 from pulso_etl.source.storage_read import Compression, ReadClient, plaintext_transport
 from pulso_etl.tables.spec import TableSpec
 
@@ -69,6 +71,7 @@ class BigQuerySource(BigQueryResource):
     on demand; `maximum_bytes_billed` caps one query. A request that fails for a passing reason is sent again with exponential
     back-off from `retry_initial_seconds`, for `retry_timeout_seconds` in all. `request_timeout_seconds` is how long one request may
     take before its connection counts as broken; the client gives requests for rows 120 seconds at least.
+    `change_margin_seconds` is how far BigQuery's clock and ours may be apart.
     """
 
     sources: dict[str, str] = {}
@@ -81,6 +84,7 @@ class BigQuerySource(BigQueryResource):
     retry_initial_seconds: float = 1.0
     retry_timeout_seconds: float = 120.0
     request_timeout_seconds: float = 120.0
+    change_margin_seconds: float = 600.0
 
     @property
     def retry(self) -> Retry:
@@ -139,7 +143,10 @@ class BigQuerySource(BigQueryResource):
 
 @dataclass
 class BigQueryStream:
-    """A query that runs when it is opened. Opened again, it reads the same result again, at no further cost."""
+    """A query that runs when it is opened. Opened again, it reads the same result again, at no further cost.
+
+    It asks for the whole window, or after `capture` for the rows that changed.
+    """
 
     source: BigQuerySource
     spec: TableSpec
@@ -147,12 +154,51 @@ class BigQueryStream:
     run_id: str
     metadata: dict[str, Any] = field(default_factory=dict)
     """After `open`: transport, job id, cache hit; bytes processed, bytes billed and their estimated on-demand price in US dollars
-    where the job's statistics tell them (an emulator's tell no bill)."""
+    where the job's statistics tell them (an emulator's tell no bill). After `capture`: which changes, or why the whole window."""
+    _changes: Interval | None = field(default=None, repr=False)
     _done: Any = field(default=None, repr=False)
+    _abandoned: Any = field(default=None, repr=False)
+    """A job whose changes were not loaded."""
 
     def sql(self) -> str:
         """The statement that runs, with the names of the source tables filled in."""
-        return self.spec.query.format(**self.source.tables(self.spec))
+        query = captured_sql(self.spec) if self._changes else self.spec.query
+        return query.format(**self.source.tables(self.spec))
+
+    def capture(self, watermark: Watermark, written_at: datetime | None, now: datetime) -> datetime | None:
+        """Makes this the stream of what changed since the watermark, and returns the instant as of which that is.
+
+        Such a stream has the column DELETED. Returns None, and remains the whole window's, where the changes can't stand for that,
+        or BigQuery refuses them. For the arguments see `capture.interval`. Raises SourceUnavailable for faults that pass.
+        """
+        margin = timedelta(seconds=self.source.change_margin_seconds)
+        changes = interval(self.spec, self.window, watermark, written_at, now, margin)
+        try:
+            with raising_source_errors(self.spec, self.window), self.source.get_client() as client:
+                if isinstance(changes, Interval):
+                    changes = self._refusal(client, changes) or changes
+                if isinstance(changes, str):
+                    self.whole(changes)
+                    return None
+                self._changes = changes
+                self._done = self._finished(client)
+        except SourceError as error:
+            if error.retryable:
+                raise
+            self.whole(str(error))
+            return None
+        self.metadata |= {"capture": f"{self.spec.change_capture}", "capture_interval": str(changes)}
+        return changes.end
+
+    def whole(self, reason: str) -> None:
+        """Makes this the stream of the whole window."""
+        self._abandoned, self._changes, self._done = self._done, None, None
+        self.metadata |= {"capture": "whole window", "capture_reason": reason}
+        self.metadata.pop("capture_interval", None)
+
+    def _refusal(self, client: bigquery.Client, changes: Interval) -> str | None:
+        (name,) = self.source.tables(self.spec).values()
+        return refusal(client.get_table(name, retry=self.source.retry, timeout=self.source.request_timeout_seconds), changes)
 
     @contextmanager
     def open(self) -> Iterator[pa.RecordBatchReader]:
@@ -164,7 +210,7 @@ class BigQueryStream:
             with raising_source_errors(self.spec, self.window):
                 client = stack.enter_context(self.source.get_client())
                 self._done = job = self._finished(client)
-                self.metadata.update(statistics(job, self.source.price_per_tib))
+                self.metadata.update(statistics(job, self.source.price_per_tib, self._abandoned))
                 batches, transport = self._batches(job, stack)
             self.metadata["transport"] = transport
             first = next(batches)
@@ -176,11 +222,17 @@ class BigQueryStream:
             return client.get_job(self._done.job_id, location=self._done.location, retry=self.source.retry)
         retry, timeout = self.source.retry, self.spec.timeout.total_seconds()
         at_once = min(timeout, self.source.request_timeout_seconds)
+        parameters = [
+            bigquery.ScalarQueryParameter("start", "DATE", self.window.start),
+            bigquery.ScalarQueryParameter("end", "DATE", self.window.end),
+        ]
+        if self._changes:
+            parameters += [
+                bigquery.ScalarQueryParameter("since", "TIMESTAMP", self._changes.start),
+                bigquery.ScalarQueryParameter("until", "TIMESTAMP", self._changes.end),
+            ]
         config = bigquery.QueryJobConfig(
-            query_parameters=[
-                bigquery.ScalarQueryParameter("start", "DATE", self.window.start),
-                bigquery.ScalarQueryParameter("end", "DATE", self.window.end),
-            ],
+            query_parameters=parameters,
             labels={"app": "pulso-etl", "table": self.spec.name, "run_id": label(self.run_id)},
             maximum_bytes_billed=self.source.maximum_bytes_billed,
             job_timeout_ms=int(timeout * 1000),
@@ -300,16 +352,18 @@ def naming_credentials() -> Iterator[None]:
         raise SourceError("BigQuery: both gcp_credentials and GOOGLE_APPLICATION_CREDENTIALS are set; keep one of them") from None
 
 
-def statistics(job: bigquery.QueryJob, price_per_tib: float) -> dict[str, Any]:
-    """A finished job's identity and cost, as far as its statistics tell; the price is US dollars."""
-    told: dict[str, Any] = {
-        "bigquery_job_id": job.job_id,
-        "cache_hit": job.cache_hit,
-        "bytes_processed": job.total_bytes_processed,
-        "bytes_billed": job.total_bytes_billed,
-    }
+def statistics(job: bigquery.QueryJob, price_per_tib: float, abandoned: bigquery.QueryJob | None = None) -> dict[str, Any]:
+    """A finished job's identity and cost, as far as its statistics tell; the price is US dollars.
+
+    The cost is that of an `abandoned` job before it, too.
+    """
+    earlier = (abandoned.total_bytes_processed or 0, abandoned.total_bytes_billed or 0) if abandoned else (0, 0)
+    told: dict[str, Any] = {"bigquery_job_id": job.job_id, "cache_hit": job.cache_hit}
+    if job.total_bytes_processed is not None:
+        told["bytes_processed"] = job.total_bytes_processed + earlier[0]
     if job.total_bytes_billed is not None:
-        told["estimated_cost_usd"] = round(job.total_bytes_billed / TIB * price_per_tib, 6)
+        told["bytes_billed"] = job.total_bytes_billed + earlier[1]
+        told["estimated_cost_usd"] = round(told["bytes_billed"] / TIB * price_per_tib, 6)
     return {name: value for name, value in told.items() if value is not None}
 
 

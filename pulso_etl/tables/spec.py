@@ -5,6 +5,7 @@ Nothing here talks to a database or to Dagster.
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from enum import StrEnum
 from functools import cached_property
@@ -53,6 +54,13 @@ class Strategy(StrEnum):
     SCD2 = "scd2"
 
 
+class ChangeCapture(StrEnum):
+    """BigQuery's function that tells a source table's changes."""
+
+    CHANGES = "changes"
+    APPENDS = "appends"
+
+
 class Column(BaseModel):
     """One column of a table.
 
@@ -85,6 +93,14 @@ VALIDITY = (
 )
 RESERVED = {"sid", "tid", "pulso_part", "ctid", "tableoid", "xmin", "xmax", "cmin", "cmax"}
 """Names that the load's own statements or the server need."""
+DELETED = Column(name="pulso_deleted", type=ColumnType.BOOLEAN, required=True)
+"""Beside the columns of a row that was read as a change: whether the source has deleted the row."""
+CAPTURE_LAG = timedelta(minutes=10)
+"""How old a change must be to be captured: the latest ones may still be missing in BigQuery's change history."""
+ROW_SOURCE = re.compile(r",?\s*\bFROM\s+`\{(\w+)\}`", re.IGNORECASE)
+"""Where a query that is fed with changes names its one source table."""
+NOT_BY_ROW = re.compile(r"\b(WITH|DISTINCT|JOIN|UNION|GROUP|HAVING|OVER|QUALIFY|LIMIT)\b", re.IGNORECASE)
+"""What a query can't have where each row of its source makes one row at most, whatever the others are."""
 LONGEST_PARTITIONED = 54
 """Characters of a name to which a month, such as `_y2026m01`, can still be added in PostgreSQL's 63."""
 
@@ -133,6 +149,8 @@ class TableSpec(BaseModel):
       version). A changed row closes the current version and opens another at the same instant, a vanished one is closed, an
       unchanged one is not written.
 
+    `change_capture`: the refresh sensor's runs read the rows that changed, by that function of BigQuery, instead of the whole
+    window where they can (see `source.capture`). The query makes each of its rows of one row of one base table.
     `partition_by`: with `month` the table in PostgreSQL has range partitions by the partition column, a month each; that column
     must be in the primary key. `retention_months`: how many whole months before the current one are kept; `pulso-etl retention`
     removes older ones, and no load brings them back.
@@ -166,6 +184,7 @@ class TableSpec(BaseModel):
     maximum_quarantined_share: float = Field(default=0.05, ge=0, le=1)
     alert_quarantined_share: float = Field(default=0.01, ge=0, le=1)
     strategy: Strategy = Strategy.UPSERT
+    change_capture: ChangeCapture | None = None
     partition_by: Literal["month"] | None = None
     retention_months: int | None = Field(default=None, ge=1)
     tenant: str = Field(default="", pattern=rf"^$|{TENANT}", max_length=31)
@@ -211,6 +230,26 @@ class TableSpec(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _changes_can_be_captured(self) -> TableSpec:
+        if self.change_capture is None:
+            return self
+        fed = (Strategy.UPSERT, Strategy.APPEND) if self.change_capture is ChangeCapture.APPENDS else (Strategy.UPSERT,)
+        faults = [
+            (not self.partition_in_key or self.version_column, "the partition column in the primary key, and no version_column"),
+            (self.strategy not in fed, f"the strategy {' or '.join(fed)}"),
+            (self.on_reject is not OnReject.FAIL, "on_reject fail"),
+            (self.refresh_every <= CAPTURE_LAG, f"refresh_every above {CAPTURE_LAG}"),
+        ]
+        # A declaration that was read back from an asset's metadata has no query.
+        if self.query:
+            named = [name for _, name, _, _ in Formatter().parse(self.query) if name is not None]
+            by_row = len(named) == 1 and ROW_SOURCE.search(self.query) and not NOT_BY_ROW.search(self.query)
+            faults.append((not by_row, "a query of the form SELECT … FROM `{source}` WHERE …, which makes each row of one row"))
+        if needs := [need for fault, need in faults if fault]:
+            raise ValueError(f"{self.name}: change_capture {self.change_capture} needs {'; '.join(needs)}")
+        return self
+
     def column(self, name: str) -> Column:
         """The column of that name. Raises KeyError."""
         for column in self.columns:
@@ -220,8 +259,15 @@ class TableSpec(BaseModel):
 
     def with_columns(self, more: tuple[Column, ...]) -> TableSpec:
         """The declaration with more columns."""
+        return self._with(self.columns + more)
+
+    def without(self, column: Column) -> TableSpec:
+        """The declaration without that column."""
+        return self._with(tuple(other for other in self.columns if other.name != column.name))
+
+    def _with(self, columns: tuple[Column, ...]) -> TableSpec:
         fields = {name: getattr(self, name) for name in type(self).model_fields}
-        return type(self).model_validate(fields | {"columns": self.columns + more})
+        return type(self).model_validate(fields | {"columns": columns})
 
     @cached_property
     def asset_path(self) -> tuple[str, ...]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
+import httpx
 import pytest
+from pydantic import SecretStr
 from starlette.datastructures import Headers
 
 from pulso_etl.api.access import MAXIMUM_BODY_BYTES, refusal
+from pulso_etl.api.app import create_app
+from pulso_etl.settings import Settings
 from pulso_etl_tests.api.conftest import SECRETS
 from pulso_etl_tests.api.server import ApiServer
 
@@ -34,6 +39,18 @@ def test_without_tokens_only_this_machine_and_its_own_page_are_served(
     client: str | None, headers: dict[str, str], served: bool
 ) -> None:
     assert (refusal(client, Headers(headers), tokens=False, origins=()) is None) is served
+
+
+@pytest.mark.parametrize("entries", ["", " , "])
+def test_a_setting_without_an_entry_is_no_token(entries: str) -> None:
+    settings = Settings(database_url=SecretStr("postgresql://nowhere/none"), api_tokens=SecretStr(entries))
+
+    async def ask() -> int:
+        transport = httpx.ASGITransport(create_app(settings), client=("10.0.0.5", 4711))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as stranger:
+            return (await stranger.get("/api/v1/etl/config/extraction-modes")).status_code
+
+    assert asyncio.run(ask()) == 403
 
 
 def test_with_tokens_other_machines_are_served_and_pages_of_known_origins() -> None:

@@ -90,6 +90,8 @@ def test_a_refresh_is_asked_for_watched_and_seen_to_its_end(api: ApiServer, stac
     for watched in (page, beside):
         expect(card(watched).get_by_role("definition").nth(0)).to_have_text("ahora")
         expect(card(watched).get_by_role("definition").nth(2)).to_have_text("150")
+        version = api.call("GET", "/api/v1/etl/status/table/dashboard_data").json()["table"]["data_version"]
+        expect(card(watched).get_by_role("definition").nth(6)).to_have_text(str(version))
         expect(card(watched)).to_contain_text("Fresco")
         expect(watched.get_by_role("row", name=TITLE).get_by_role("cell").last).to_contain_text("cargado")
     expect(page.get_by_role("listitem").filter(has_text=TITLE).filter(has_text="150 filas").first).to_be_visible()

@@ -25,7 +25,8 @@ from pulso_etl.api.refreshes import (
 )
 from pulso_etl.api.status import CALENDAR_DAYS, calendar, freshness, overall, runs_by_table, table_status
 from pulso_etl.automation.due import BackOff
-from pulso_etl.destination.watermarks import TableState
+from pulso_etl.destination.watermarks import Extraction, TableState
+from pulso_etl.launch import TABLE_TAG
 from pulso_etl.refresh import DayRange, RefreshPlan, Watermark
 from pulso_etl.tables import TABLES
 
@@ -84,9 +85,10 @@ def test_a_run_under_way_is_told_with_its_range_and_the_rows_so_far() -> None:
 
 
 def test_a_load_is_told_as_running_where_dagster_does_not_answer() -> None:
-    metadata = {"partition_start": "2026-11-19", "partition_end": "2026-11-25", "started_at": NOW.isoformat(), "attempt": 1}
-    found = told(state(timedelta(hours=7), "running", metadata=metadata))
-    assert (found.run_under_way.run_id, found.run_under_way.started_at) == ("r0", NOW)
+    load = Extraction("dashboard_data", DayRange(TODAY - timedelta(days=6), TODAY), "r5", 1, NOW)
+    found = told(replace(state(timedelta(hours=7), "running"), running=(load,)))
+    assert (found.run_under_way.run_id, found.run_under_way.started_at) == ("r5", NOW)
+    assert found.run_under_way.partitions == str(load.window)
 
 
 def test_the_whole_is_degraded_by_a_failed_or_a_stale_table() -> None:
@@ -193,6 +195,6 @@ def test_only_a_run_up_to_the_same_day_is_joined(first: str, last: str, joins: b
 
 def test_a_run_that_took_the_place_of_a_crashed_one_is_the_one_that_counts() -> None:
     crashed = replace(RUN, status=DagsterRunStatus.FAILURE)
-    again = replace(RUN, run_id="r9", created_at=NOW + timedelta(minutes=1), tags={PIPELINE_TAG: "p1"})
-    foreign = replace(again, run_id="r10", created_at=NOW + timedelta(minutes=2), tags={PIPELINE_TAG: "p2"})
+    again = replace(RUN, run_id="r9", created_at=NOW + timedelta(minutes=1), tags={PIPELINE_TAG: "p1", TABLE_TAG: "dashboard_data"})
+    foreign = replace(again, run_id="r10", created_at=NOW + timedelta(minutes=2), tags={**again.tags, PIPELINE_TAG: "p2"})
     assert newest_runs(LAUNCHED, [foreign, again, crashed])["dashboard_data"].run_id == "r9"

@@ -121,6 +121,11 @@ def test_no_change_is_missed(attempts: list[Attempt], modified: dict[date, datet
         assert (day in read_again) == stale
 
 
+def test_a_load_that_began_in_the_future_is_no_reason_to_leave_a_day_out() -> None:
+    by_a_wrong_clock = Attempt("r", DAYS, True, NOW + timedelta(days=30), NOW + timedelta(days=30))
+    assert loaded_days(DAYS, [by_a_wrong_clock], NOW, timedelta(hours=24)) == {}
+
+
 @given(st.sets(st.sampled_from(list(DAYS))))
 def test_contiguous_ranges_hold_the_days_and_nothing_else(days: set[date]) -> None:
     found = contiguous(days)

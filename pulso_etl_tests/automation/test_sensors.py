@@ -216,3 +216,26 @@ def test_a_spent_budget_stops_every_table_and_says_so(deployment: Deployment, co
     conn.execute(f"UPDATE {history} SET metadata = metadata || '{{\"bytes_billed\": 100}}'")
     deployment.automation.settings = deployment.settings.model_copy(update={"bigquery_daily_budget_bytes": 200})
     assert "budget is spent" in deployment.tick(now + 2 * DUE)[1]
+
+
+def test_of_very_many_tables_one_is_launched_out_of_the_job_for_all(
+    deployment: Deployment, conn: psycopg.Connection, instance: dg.DagsterInstance
+) -> None:
+    many = {f"dashboard_data_{n}": TABLES["dashboard_data"].model_copy(update={"name": f"dashboard_data_{n}"}) for n in range(101)}
+    defs = build_defs(deployment.settings, tables=many)
+    jobs = {job.name for job in defs.get_repository_def().get_all_jobs()}
+    assert {"refresh_all", "refresh_dashboard", "reconcile_all"} <= jobs
+    assert len(jobs) < 10
+    automation = Automation(deployment.settings, many, [])
+    requests, _ = automation.tick(instance, deployment.source, datetime.now(UTC))
+    assert {request.job_name for request in requests} == {"refresh_all"}
+    request = next(request for request in requests if request.tags["pulso_etl/table"] == "dashboard_data_7")
+    assert request.asset_selection == [dg.AssetKey("dashboard_data_7")]
+    assert request.asset_check_keys
+    job = defs.resolve_job_def("refresh_all").get_subset(
+        asset_selection=set(request.asset_selection), asset_check_selection=set(request.asset_check_keys)
+    )
+    assert job.execute_in_process(tags=request.tags, instance=instance).success
+    states = Watermarks(deployment.settings.database_schema).read(conn)
+    assert {name: state.status for name, state in states.items()} == {"dashboard_data_7": "success"}
+    assert automation.tick(instance, deployment.source, datetime.now(UTC))[0][0].tags["pulso_etl/table"] == "dashboard_data_0"

@@ -13,7 +13,8 @@ import pytest
 import yaml
 from pydantic import SecretStr
 
-from pulso_etl.api.tokens import Role, opening, parse_tokens
+from pulso_etl.api.tenants import application
+from pulso_etl.api.tokens import Role, make_token, opening, parse_tokens
 from pulso_etl.cli import main
 from pulso_etl.settings import Settings
 from pulso_etl.tenants import OVERRIDABLE, Tenant, deployed, grants
@@ -105,6 +106,14 @@ def test_a_token_of_a_tenant_opens_that_tenant_and_an_operator_s_all(pulso: Puls
     }
     assert [token.caller.role for token in tokens] == [Role.REFRESH, Role.READ, Role.ADMIN, Role.READ]
     assert pulso("token", "dashboard", "read", "--tenant", "Ac me").code == 2
+
+
+def test_a_token_of_a_tenant_that_there_is_not_is_told(environment: Tenancy, caplog: pytest.LogCaptureFixture) -> None:
+    _, entry = make_token("dashboard", Role.READ, "initech")
+    application(environment.settings.model_copy(update={"api_tokens": SecretStr(str(entry))}))
+    assert [record.getMessage() for record in caplog.records if record.name == "pulso_etl.api.tenants"] == [
+        "API_TOKENS: dashboard@initech is of a tenant that there is not, and opens nothing"
+    ]
 
 
 def test_the_file_of_the_docs_is_taken_and_its_sql_is_what_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

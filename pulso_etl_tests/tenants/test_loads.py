@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
@@ -21,6 +22,7 @@ from pulso_etl.definitions import build_defs, build_resources, defs
 from pulso_etl.destination import locks
 from pulso_etl.destination.watermarks import Extraction, Watermarks
 from pulso_etl.launch import Outcome, run_plan
+from pulso_etl.logs import run_fields
 from pulso_etl.refresh import DayRange, RefreshPlan
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.tenants.conftest import TODAY, Tenancy
@@ -118,6 +120,15 @@ def test_a_role_ends_hung_sessions_of_its_loads_and_sees_how_far_they_are(
         assert conn.execute("SELECT current_user").fetchone() == (settings.owner.database_role,)
         with pytest.raises(psycopg.OperationalError):
             load.execute("SELECT 1")
+
+
+def test_lines_of_a_run_name_its_tenant_and_its_table() -> None:
+    meta = {"run_id": "r1", "step_key": "acme__dashboard_data", "job_tags": {"pulso_etl/tenant": "acme"}}
+    assert run_fields(logging.makeLogRecord({"dagster_meta": meta})) == {
+        "run_id": "r1",
+        "tenant": "acme",
+        "table": "dashboard_data",
+    }
 
 
 async def copied(tenancy: Tenancy, tenant: str) -> int:

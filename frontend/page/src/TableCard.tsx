@@ -63,6 +63,9 @@ export function TableCard({ table, run, detail, now, mayRefresh, dagster, force,
           {cost(table.estimated_cost_usd)}
         </Fact>
         <Fact name="Último día">{table.last_partition ? days(table.last_partition) : "—"}</Fact>
+        <Fact name="Versión" title="Sube en uno con cada carga que cambia filas de la tabla">
+          {count(table.data_version)}
+        </Fact>
       </dl>
       {mayRefresh && (
         <div className="card__action">

@@ -1,0 +1,1 @@
+"""Faults at random points of refreshes on real servers: `python -m chaos`, or `make chaos`."""

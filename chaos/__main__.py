@@ -1,0 +1,88 @@
+"""`python -m chaos`: refreshes with faults, one after the other; prints what became of them, and writes it with `--write`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+
+from benchmarks import page
+from chaos.faults import Kind
+from chaos.trial import ROOT, Broken, Result, world
+
+PAGE = ROOT / "docs" / "faults.md"
+
+
+def chaos(
+    refreshes: Annotated[int, typer.Option(min=1, help="Refreshes that meet a fault.")] = 220,
+    seed: Annotated[int, typer.Option(help="Chooses tables and points; the same seed gives the same ones.")] = 1,
+    only: Annotated[int | None, typer.Option(min=0, help="The refresh of that number alone.")] = None,
+    minutes: Annotated[float, typer.Option(min=0.1, help="No further refresh is begun after so long.")] = 30,
+    write: Annotated[bool, typer.Option("--write", help=f"Write the table into {PAGE.relative_to(ROOT)} as well.")] = False,
+) -> None:
+    """Lets refreshes meet faults on servers of their own. Ends with code 1 where anything was lost, half loaded or told wrong."""
+    began, results = time.monotonic(), list[Result]()
+    numbers = range(refreshes) if only is None else [only]
+    with TemporaryDirectory(prefix="pulso-chaos-") as folder:
+        home = Path(folder)
+        home.chmod(0o755)
+        with world(home) as found:
+            if found.boundary.disk is None:
+                _say(f"left out, as no small file system can be mounted here: {Kind.DISK_FULL}")
+            for number in numbers:
+                if time.monotonic() - began > 60 * minutes:
+                    _say(f"{minutes:g} minutes are over")
+                    break
+                try:
+                    result = found.trial(number, seed)
+                except Broken as error:
+                    print(f"BROKEN at refresh {number} of seed {seed} (again: --seed {seed} --only {number}): {error}", flush=True)
+                    raise typer.Exit(1) from None
+                results.append(result)
+                outcome = "as the source has it" if result.survived else "as it was"
+                hit = "" if result.happened else " (not reached)"
+                _say(f"{number}: {result.kind} {result.point}{hit}, {result.table}: {outcome}, healed; {result.seconds:.1f} s")
+    text = report(results, seed, time.monotonic() - began)
+    print(text)
+    if write:
+        page.write(PAGE, "faults", text)
+
+
+def report(results: Sequence[Result], seed: int, seconds: float) -> str:
+    """The counts by kind, as Markdown."""
+    rows: list[tuple[str, list[int]]] = []
+    for kind in Kind:
+        found = [result for result in results if result.kind is kind]
+        hit = [result for result in found if result.happened]
+        survived = sum(result.survived for result in hit)
+        if found:
+            rows.append((kind.value, [len(found), len(hit), len(hit) - survived, survived, len(found)]))
+    totals = [sum(column) for column in zip(*(counts for _, counts in rows), strict=True)]
+    lines = [f"| {name} | {' | '.join(map(str, counts))} |" for name, counts in [*rows, ("all", totals)]]
+    head = ("fault", "refreshes", "met it", "left the table as it was", "loaded it all the same", "next refresh healed")
+    return "\n".join(
+        (
+            f"{datetime.now(UTC):%Y-%m-%d}, seed {seed}: {len(results)} refreshes in {seconds / 60:.0f} minutes, "
+            f"{totals[1]} of which met their fault. No row was lost, none half loaded, and no watermark told otherwise.",
+            "",
+            f"| {' | '.join(head)} |",
+            f"| {' | '.join(['---'] * len(head))} |",
+            *lines,
+        )
+    )
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    typer.run(chaos)

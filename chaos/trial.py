@@ -1,0 +1,251 @@
+"""Trials: the source changes, a refresh meets a fault, and what is left is held against what was there and what should be."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import dagster as dg
+import psycopg
+from google.cloud import bigquery
+
+from chaos.faults import Boundary, Kind, SmallDisk
+from chaos.refresh import refresh
+from chaos.wire import WireProxy
+from pulso_etl.automation.recovery import recover
+from pulso_etl.destination.watermarks import TableState, Watermarks
+from pulso_etl.launch import Outcome
+from pulso_etl.local.emulator import BigQueryEmulator
+from pulso_etl.local.postgres import EmbeddedPostgres
+from pulso_etl.local.sample_data import SampleData, load_table
+from pulso_etl.refresh import DayRange, Watermark, lima_day
+from pulso_etl.settings import Settings, load_settings
+from pulso_etl.tables import TABLES
+from pulso_etl_tests.holding_proxy import HoldingProxy
+
+ROOT = Path(__file__).resolve().parents[1]
+DAYS = 4
+ROWS_PER_DAY = 40
+Rows = Mapping[tuple[Any, ...], tuple[Any, ...]]
+"""What a table holds, by its primary key: every column that makes a row a changed one."""
+
+
+class Broken(AssertionError):
+    """Something was lost, half loaded, or told wrong."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one trial. `survived`: the refresh went through all the same, so that the table is as the source has it."""
+
+    number: int
+    kind: Kind
+    table: str
+    point: str
+    happened: bool
+    survived: bool
+    error: str | None
+    seconds: float
+
+
+class World:
+    """Real servers with proxies before them, and the five tables loaded."""
+
+    def __init__(self, boundary: Boundary, settings: Settings, names: dict[str, str], source: bigquery.Client) -> None:
+        self.boundary, self.settings, self.source = boundary, settings, source
+        self.today = lima_day(datetime.now(UTC))
+        self.names = names
+        self.revision = 0
+        self.marks = Watermarks(settings.database_schema)
+        self.sizes: dict[str, tuple[int, int]] = {}
+        self._data().seed_into(source)
+        for table in TABLES:
+            self.refresh_well(table)
+
+    @property
+    def conn(self) -> psycopg.Connection:
+        return self.boundary.conn
+
+    def _data(self) -> SampleData:
+        return SampleData(self.names, self.today, DAYS, ROWS_PER_DAY, revision=self.revision)
+
+    def change_source(self, table: str) -> None:
+        """Late corrections, rows that vanish and rows that are new, in what the table is made of."""
+        self.revision += 1
+        found = self._data().tables()
+        for name in TABLES[table].sources:
+            load_table(self.source, self.names[name], found[name])
+
+    def rows(self, table: str) -> Rows:
+        """What PostgreSQL holds."""
+        spec = TABLES[table]
+        columns = (*spec.primary_key, *spec.compared_columns)
+        found = self.conn.execute(f"SELECT {', '.join(columns)} FROM {table}").fetchall()  # type: ignore[call-overload]
+        keys = len(spec.primary_key)
+        return {row[:keys]: row[keys:] for row in found}
+
+    def window(self, table: str) -> DayRange:
+        """The days that a refresh takes whose clock is right."""
+        return DayRange(self.today - timedelta(days=TABLES[table].lookback_days - 1), self.today)
+
+    def wanted(self, table: str, window: DayRange, before: Rows) -> Rows:
+        """What the table should hold after a load of the window. BigQuery is asked without a proxy or any code of a load."""
+        spec = TABLES[table]
+        config = bigquery.QueryJobConfig(
+            query_parameters=[
+                bigquery.ScalarQueryParameter("start", "DATE", window.start),
+                bigquery.ScalarQueryParameter("end", "DATE", window.end),
+            ]
+        )
+        found = [dict(row) for row in self.source.query(spec.query.format(**self.names), job_config=config).result()]
+        if spec.version_column is not None:
+            found.sort(key=lambda row: row[spec.version_column])
+        wanted = {tuple(row[k] for k in spec.primary_key): tuple(row[c] for c in spec.compared_columns) for row in found}
+        if spec.version_column is None:
+            day = spec.primary_key.index(spec.partition_column)
+            return {key: row for key, row in before.items() if key[day] not in window} | wanted
+        # A key that lives in several partitions is never deleted, and keeps its newest row.
+        version = spec.compared_columns.index(spec.version_column)
+        newer = {key: row for key, row in before.items() if key not in wanted or row[version] > wanted[key][version]}
+        return wanted | newer
+
+    def state(self, table: str) -> TableState:
+        return self.marks.read(self.conn, datetime.now(UTC) - timedelta(days=400))[table]
+
+    def refresh_well(self, table: str) -> None:
+        """A refresh without a fault, which has to leave the table as the source has it."""
+        self.boundary.bigquery.call_off()
+        self.boundary.bigquery.requests.clear()
+        self.boundary.postgres.arm()
+        before = self.rows(table) if self.sizes.get(table) else {}
+        outcome = refresh(self.settings, table, retries=0)
+        expect(outcome.error is None, f"a refresh without a fault failed: {outcome.error}")
+        wanted = self.wanted(table, self.window(table), before)
+        expect(self.rows(table) == wanted, "a refresh without a fault left other rows than the source has")
+        told = self.state(table)
+        expect(told.status == "success", "a refresh without a fault did not end as a success")
+        expect(told.last_partition == self.today, f"a refresh without a fault left the watermark at {told.last_partition}")
+        self.sizes[table] = (len(self.boundary.bigquery.requests), self.boundary.postgres.passed)
+
+    def trial(self, number: int, seed: int) -> Result:
+        """The trial of that number: the same faults at the same points for the same seed. Raises Broken."""
+        random = Random(f"{seed}/{number}")
+        kinds = self.boundary.kinds()
+        # Every kind in turn, so that none is missed by chance.
+        kind, table = kinds[number % len(kinds)], random.choice(list(TABLES))
+        began = time.monotonic()
+        self.change_source(table)
+        others = {name: self.rows(name) for name in TABLES if name != table}
+        before, mark = self.rows(table), self.state(table)
+        with self.boundary.inject(kind, random, *self.sizes[table]) as injected:
+            outcome = self._refresh(table, kind, retries=random.choice((0, 1)))
+        self._wait_for_sessions()
+        # What a dead process left behind is for the recovery to find, as it does every minute.
+        with dg.DagsterInstance.ephemeral() as instance:
+            list(recover(self.conn, self.settings.database_schema, instance, TABLES, datetime.now(UTC)))
+        told = self.state(table)
+        new = told.attempts[len(mark.attempts) :]
+        if kind is Kind.DISK_FULL:
+            injected.happened = any("no disk left" in (text or "") for text in (outcome.error, *(one.error for one in new)))
+        try:
+            expect({name: self.rows(name) for name in others} == others, "another table has changed")
+            self._judge(table, kind, outcome, before, mark, told)
+            self.refresh_well(table)
+        except Broken as error:
+            raise Broken(f"{kind} {injected.point}, {table}: {outcome.error or 'success'}: {error}") from None
+        loaded = any(attempt.succeeded for attempt in new)
+        return Result(number, kind, table, injected.point, injected.happened, loaded, outcome.error, time.monotonic() - began)
+
+    def _judge(self, table: str, kind: Kind, outcome: Outcome, before: Rows, mark: TableState, told: TableState) -> None:
+        """Holds the rows and what is told of them against what was there before the refresh. Raises Broken."""
+        assert outcome.window is not None
+        new = told.attempts[len(mark.attempts) :]
+        expect(not told.running, "an attempt is still marked as running")
+        successes = [attempt for attempt in new if attempt.succeeded]
+        left, after = self.rows(table), self.wanted(table, outcome.window, before)
+        expect(left in (before, after), "the table is neither as it was nor as the source has it")
+        expect(left == (after if successes else before), f"the history has {len(successes)} successes, the rows say otherwise")
+        expect(told.data_version == mark.data_version + (left != before), f"the data version is {told.data_version}")
+        expect(all(attempt.succeeded or attempt.error for attempt in new), "a failure has no reason")
+        # An answer that is lost after the commit makes a run fail whose rows and watermark are there; not the other way round.
+        expect(outcome.error is not None or (bool(new) and new[-1].succeeded), "the run ended well, the history says otherwise")
+        if not new:
+            expect(told == mark, "the watermark has changed without an attempt in the history")
+            return
+        expect(told.status == ("success" if new[-1].succeeded else "failed"), f"the watermark says {told.status}")
+        expect(bool(told.error) != new[-1].succeeded, f"the watermark gives the reason {told.error!r}")
+        moved = Watermark(successes[-1].started_at, outcome.window.end) if successes else mark.watermark
+        # By a clock that is wrong the load may have left out days, and then the watermark stays.
+        stays = kind in (Kind.CLOCK_JUMP, Kind.CLOCK_WRONG) and told.watermark == mark.watermark
+        expect(told.watermark == moved or stays, f"the watermark is {told.watermark}, and should be {moved}")
+
+    def _wait_for_sessions(self) -> None:
+        """A session whose client is gone ends within seconds, its locks with it. Raises Broken."""
+        others = (
+            "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND datname = current_database() "
+            "AND pid <> pg_backend_pid()"
+        )
+        deadline = time.monotonic() + 20
+        while self.conn.execute(others).fetchone() != (0,):
+            expect(time.monotonic() < deadline, "a session of the refresh goes on at the server")
+            time.sleep(0.02)
+
+    def _refresh(self, table: str, kind: Kind, retries: int) -> Outcome:
+        if kind is not Kind.WORKER_KILLED:
+            return refresh(self.settings, table, retries=retries)
+        command = [sys.executable, "-m", "chaos.worker", table, str(retries)]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.boundary.worker = subprocess.Popen(command, cwd=ROOT, **quiet)  # type: ignore[call-overload]
+        try:
+            code = self.boundary.worker.wait(120)
+        finally:
+            self.boundary.worker.kill()
+        return Outcome(table, self.window(table), "chaos", error=f"exit code {code}" if code else None)
+
+
+def expect(condition: bool, text: str) -> None:
+    """Raises Broken with the text unless the condition holds."""
+    if not condition:
+        raise Broken(text)
+
+
+@contextmanager
+def world(home: Path) -> Iterator[World]:
+    """Servers of its own in `home`; for as long, this process's environment names them."""
+    before = dict(os.environ)
+    with ExitStack() as stack:
+        server = stack.enter_context(EmbeddedPostgres(home / "postgres"))
+        emulator = stack.enter_context(BigQueryEmulator(home / "emulator.log"))
+        url = server.create_database("chaos")
+        wire = stack.enter_context(WireProxy(url))
+        proxy = stack.enter_context(HoldingProxy(emulator.rest_url))
+        conn = stack.enter_context(psycopg.connect(url, autocommit=True))
+        conn.execute("SET TIME ZONE 'UTC'")
+        boundary = Boundary(proxy, wire, conn)
+        try:
+            boundary.disk = SmallDisk(conn)
+            stack.callback(boundary.disk.close)
+        except OSError:
+            boundary.disk = None
+        stack.callback(os.environ.update, before)
+        stack.callback(os.environ.clear)
+        for name in ("TENANTS_FILE", "DATABASE_SCHEMA", "BIGQUERY_EMULATOR_STORAGE"):
+            os.environ.pop(name, None)
+        os.environ |= {
+            "DATABASE_URL": wire.url,
+            "BIGQUERY_EMULATOR_HOST": proxy.url,
+            "BIGQUERY_DATASET": "CHAOS",
+            "DAGSTER_HOME": str(home),
+        }
+        settings = load_settings()
+        source = stack.enter_context(emulator.client())
+        yield World(boundary, settings, settings.sources(), source)

@@ -1,0 +1,45 @@
+"""The short form of `make chaos`: every kind of fault once, at points that a seed chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from chaos.__main__ import report
+from chaos.faults import Kind
+from chaos.trial import Broken, World, world
+from pulso_etl.launch import Outcome
+
+SEED = 5
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    home = tmp_path_factory.mktemp("chaos")
+    with world(home) as found:
+        yield found
+
+
+def test_a_refresh_that_meets_a_fault_loads_all_or_nothing_and_the_next_one_heals(found: World) -> None:
+    kinds = found.boundary.kinds()
+    results = [found.trial(number, SEED) for number in range(len(kinds))]
+    assert {result.kind for result in results} == set(kinds)
+    assert sum(result.happened for result in results) > len(results) / 2
+    left = [result for result in results if result.error]
+    assert left, "no fault made a refresh fail"
+    told = report(results, SEED, 1.0)
+    assert f"| all | {len(results)} |" in told
+
+
+def test_a_lost_row_is_found_out(found: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    refresh = found._refresh
+
+    def losing(table: str, kind: Kind, retries: int) -> Outcome:
+        outcome = refresh(table, kind, retries)
+        found.conn.execute(f"DELETE FROM {table} WHERE ctid = (SELECT min(ctid) FROM {table})")  # type: ignore[call-overload]
+        return outcome
+
+    monkeypatch.setattr(found, "_refresh", losing)
+    with pytest.raises(Broken, match="neither as it was nor as the source has it"):
+        found.trial(list(found.boundary.kinds()).index(Kind.BIGQUERY_DELAY), SEED)
