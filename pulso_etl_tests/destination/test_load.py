@@ -217,15 +217,16 @@ def test_dictionaries_large_strings_and_small_integers_are_taken(loader: Loader,
     assert conn.execute("SELECT name, hour, stamp FROM things").fetchone() == ("ñ", 3, NOON)
 
 
-def test_two_writers_queue_up(server_url: str, schema: str, loader: Loader, loads: Loads, conn: psycopg.Connection) -> None:
+def test_two_writers_queue_up(server_url: str, schema: str, loads: Loads, loader: Loader, conn: psycopg.Connection) -> None:
     loader([])
+    spec = loads.declared(SPEC)
     failures: list[BaseException] = []
 
     def write(money: str) -> None:
         try:
             with psycopg.connect(server_url, autocommit=True) as other, other.transaction():
                 table = pa.Table.from_pylist([row(D1, f"n{i}", money) for i in range(200)], schema=SCHEMA)
-                load(other, loads.declared(SPEC), schema, WINDOW, lambda: nullcontext(table.to_reader()))
+                load(other, spec, schema, WINDOW, lambda: nullcontext(table.to_reader()))
         except BaseException as error:
             failures.append(error)
 
