@@ -23,6 +23,7 @@ from benchmarks.parallel import measure_parallel
 from benchmarks.scale import measure_tables, measure_years
 from benchmarks.status import measure_status
 from benchmarks.ways import WAYS
+from benchmarks.wire import measure_wire
 from pulso_etl.local.postgres import EmbeddedPostgres
 
 PAGE = ROOT / "docs" / "performance.md"
@@ -35,6 +36,7 @@ class Section(StrEnum):
     LOADS = "loads"
     MEMORY = "memory"
     PARALLEL = "parallel"
+    WIRE = "wire"
     LAUNCHES = "launches"
     STATUS = "status"
     TABLES = "tables"
@@ -79,6 +81,10 @@ def bench(
                     with TemporaryDirectory(dir=home) as files:
                         throughput = measure_parallel(url, Path(files), rows, timeout=timeout, say=_say)
                     _publish(Section.PARALLEL, f"{where}\n\n{page.parallel(throughput)}", write)
+        if Section.WIRE in sections:
+            with TemporaryDirectory(dir=home) as files:
+                downloads = measure_wire(Path(files), rows, repeats, timeout=timeout, say=_say)
+            _publish(Section.WIRE, page.wire(downloads), write)
         if Section.LAUNCHES in sections:
             launches = measure_launches(home / "launches", repeats, timeout=timeout, say=_say)
             _publish(Section.LAUNCHES, page.launches(launches), write)
