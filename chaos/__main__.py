@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -16,7 +14,8 @@ import typer
 
 from benchmarks import page
 from chaos.faults import Kind
-from chaos.trial import ROOT, Broken, Result, world
+from chaos.share import end_on_sigterm, run_share, say
+from chaos.trial import ROOT, Broken, Result
 
 PAGE = ROOT / "docs" / "faults.md"
 
@@ -38,39 +37,18 @@ def chaos(
         home.chmod(0o755)
         shares = [(home / str(n), numbers[n::workers], seed, began + 60 * minutes) for n in range(workers)]
         # Each a process: the clock and the environment, which a trial changes, are a process's own.
-        with get_context("spawn").Pool(workers, _end_on_sigterm) as pool:
+        with get_context("spawn").Pool(workers, end_on_sigterm) as pool:
             try:
                 results = [result for share in pool.starmap(run_share, shares, chunksize=1) for result in share]
             except Broken as error:
                 print(f"BROKEN: {error}", flush=True)
                 raise typer.Exit(1) from None
     if len(results) < len(numbers):
-        _say(f"{minutes:g} minutes are over")
+        say(f"{minutes:g} minutes are over")
     text = report(results, seed, time.monotonic() - began)
     print(text)
     if write:
         page.write(PAGE, "faults", text)
-
-
-def run_share(home: Path, numbers: Sequence[int], seed: int, until: float) -> list[Result]:
-    """The refreshes of these numbers, on servers in `home`; none is begun after the monotonic clock says `until`. Raises Broken."""
-    home.mkdir()
-    results: list[Result] = []
-    with world(home) as found:
-        if found.boundary.disk is None:
-            _say(f"left out, as no small file system can be mounted here: {Kind.DISK_FULL}")
-        for number in numbers:
-            if time.monotonic() > until:
-                break
-            try:
-                result = found.trial(number, seed)
-            except Broken as error:
-                raise Broken(f"refresh {number} (again: --seed {seed} --only {number}): {error}") from None
-            results.append(result)
-            outcome = "as the source has it" if result.survived else "as it was"
-            hit = "" if result.happened else " (not reached)"
-            _say(f"{number}: {result.kind} {result.point}{hit}, {result.table}: {outcome}, healed; {result.seconds:.1f} s")
-    return results
 
 
 def report(results: Sequence[Result], seed: int, seconds: float) -> str:
@@ -97,15 +75,6 @@ def report(results: Sequence[Result], seed: int, seconds: float) -> str:
     )
 
 
-def _end_on_sigterm() -> None:
-    """An end that stops the servers and removes the files."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-
-def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
-
-
 if __name__ == "__main__":
-    _end_on_sigterm()
+    end_on_sigterm()
     typer.run(chaos)
