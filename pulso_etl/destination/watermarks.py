@@ -241,8 +241,8 @@ class Watermarks:
         """Success, in the transaction that holds the data. Where that `changed` rows, those who listen are told at the commit.
 
         Only a `complete` load moves the watermark, one that leaves every trailing day as the source has it, and only where it left
-        no days out after the last one: those would never be caught up. Nor does one move it back that ends before the last day, as
-        by a clock that is slow; but where that day is still to come, by a clock that was fast, any does. `last_extracted_at` is when
+        no days out after the last one: those would never be caught up. Nor does one move it back that ends before the last day,
+        by a slow clock; but where that day is still to come, by a fast clock, any does. `last_extracted_at` is when
         the extraction began, as what the source gained while it ran may be missing; or `as_of`, where the rows are those of the
         source at that earlier instant.
         """
