@@ -12,6 +12,7 @@ from statistics import median
 
 import psycopg
 
+from benchmarks.indexes import RUNS, Read
 from benchmarks.launch import LAUNCHED, TABLE, Launch
 from benchmarks.loads import CHANGED, FIRST, SCENARIOS, UNCHANGED, Measurement
 from benchmarks.parallel import Throughput
@@ -103,6 +104,39 @@ def parallel(measured: Sequence[Throughput]) -> str:
         table.append((str(workers), *cells))
     head = [cell for scenario in scenarios for cell in (scenario, "times one process")]
     return _table(("processes", *head), table)
+
+
+def indexes(reads: Sequence[Read], loaded: Sequence[Measurement]) -> str:
+    """What each query reads by the indexes that there are, and medians of the loads of a table that has one more."""
+    table = [
+        (
+            read.query.name,
+            f"`{read.index}`, {read.index_mb:.1f} MB" if read.index else "primary key alone",
+            ", ".join("the extra one" if name == "extra" else f"`{name}`" for name in read.used) or "none",
+            f"{read.milliseconds:.1f} ms",
+            f"{read.rows:,}",
+            f"{read.blocks:,}",
+        )
+        for read in reads
+    ]
+    seconds = {key: median(values) for key, values in _group(loaded).items()}
+    ways = list(dict.fromkeys(m.way for m in loaded))
+    repeats = sum((m.way, m.scenario) == (ways[0], FIRST) for m in loaded)
+    costs = [
+        (
+            WAYS[way].title if WAYS[way].index else "primary key alone",
+            *(f"{seconds[way, scenario]:.1f} s" if (way, scenario) in seconds else "failed" for scenario in SCENARIOS),
+        )
+        for way in ways
+    ]
+    return "\n\n".join(
+        (
+            f"Medians of {RUNS} runs, all pages in memory or in the system's cache.",
+            _table(("query", "index", "the plan used", "time", "rows read", "blocks read"), table),
+            f"Loads of {loaded[0].rows:,} rows of `dashboard_data` in random key order, medians of {repeats}.",
+            _table(("the table has", *SCENARIOS), costs),
+        )
+    )
 
 
 def launches(measured: Sequence[Launch]) -> str:

@@ -169,7 +169,9 @@ def test_an_index_that_was_added_by_hand_outlives_loads_and_migrations(loads: Lo
     window = {"direct": DayRange(D2, D2), "merge": DayRange(D1, D1)}[plan]
     result = loads(wider([row(window.start, "a", "2")], colour=["red"]), things(COLOUR), window)
     assert (result.plan, len(result.migration)) == (plan, 1)
-    indexes = "SELECT relname::text FROM pg_index JOIN pg_class c ON c.oid = indexrelid WHERE indrelid = 'things'::regclass ORDER BY 1"
+    indexes = (
+        "SELECT relname::text FROM pg_index JOIN pg_class c ON c.oid = indexrelid WHERE indrelid = 'things'::regclass ORDER BY 1"
+    )
     assert loads.rows(indexes) == [("by_day",), ("by_name",), ("things_pkey",)]
     conn.execute("SET enable_seqscan = off")
     assert loads.rows("SELECT money::int FROM things WHERE name = 'a' AND colour = 'red'") == [(2,)]
