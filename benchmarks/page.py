@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -107,7 +108,9 @@ def parallel(measured: Sequence[Throughput]) -> str:
 
 
 def indexes(reads: Sequence[Read], loaded: Sequence[Measurement]) -> str:
-    """What each query reads by the indexes that there are, and medians of the loads of a table that has one more."""
+    """The queries, what each reads by the indexes that there are, and medians of the loads of a table that has one more."""
+    queries = dict.fromkeys(read.query for read in reads)
+    texts = "\n".join(f"-- {query.name}\n{textwrap.fill(query.text, 120)};" for query in queries)
     table = [
         (
             read.query.name,
@@ -131,6 +134,7 @@ def indexes(reads: Sequence[Read], loaded: Sequence[Measurement]) -> str:
     ]
     return "\n\n".join(
         (
+            f"```sql\n{texts}\n```",
             f"Medians of {RUNS} runs, all pages in memory or in the system's cache.",
             _table(("query", "index", "the plan used", "time", "rows read", "blocks read"), table),
             f"Loads of {loaded[0].rows:,} rows of `dashboard_data` in random key order, medians of {repeats}.",

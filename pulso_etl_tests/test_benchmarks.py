@@ -79,6 +79,7 @@ def test_a_query_is_told_with_the_primary_key_alone_and_with_one_more_index(serv
 
     loaded = [Measurement("pulso", FIRST, 1_000, 2.0), Measurement("pulso_indexed", FIRST, 1_000, 3.0)]
     text = page.indexes([alone, extra], loaded)
+    assert f"-- promises\n{query.text};\n" in text
     assert f"| promises | `(total_pdp)`, {extra.index_mb:.1f} MB | the extra one |" in text
     assert "| 2,000 |" in text
     assert "| primary key alone | 2.0 s | failed | failed |" in text
