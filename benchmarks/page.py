@@ -135,7 +135,7 @@ def indexes(reads: Sequence[Read], loaded: Sequence[Measurement]) -> str:
     return "\n\n".join(
         (
             f"```sql\n{texts}\n```",
-            f"Medians of {RUNS} runs, all pages in memory or in the system's cache.",
+            f"Medians of {RUNS} warm runs. Rows are those that the scans gave or threw away, blocks pages of 8 KiB.",
             _table(("query", "index", "the plan used", "time", "rows read", "blocks read"), table),
             f"Loads of {loaded[0].rows:,} rows of `dashboard_data` in random key order, medians of {repeats}.",
             _table(("the table has", *SCENARIOS), costs),
