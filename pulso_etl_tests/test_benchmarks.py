@@ -10,6 +10,7 @@ import pytest
 from psycopg import sql
 
 from benchmarks import page
+from benchmarks.indexes import SCHEMA, Query, measure_indexes
 from benchmarks.loads import CHANGED, FIRST, UNCHANGED, LoadBench, Measurement, checksum
 from benchmarks.rows import SPEC, write_inputs
 from benchmarks.ways import WAYS, Job
@@ -65,6 +66,23 @@ def test_a_load_that_takes_too_long_or_fails_is_told_and_its_re_loads_are_left_o
     bench = LoadBench(server_url, tmp_path, ROWS, timeout=0.01, say=told.append)
     assert bench.measure(["psycopg"], 1) == [Measurement("psycopg", FIRST, ROWS, error="took longer than 0 s")]
     assert told[-1] == "2,000 rows, 1 of 1, first load, psycopg: took longer than 0 s"
+
+
+def test_a_query_is_told_with_the_primary_key_alone_and_with_one_more_index(server_url: str, conn: psycopg.Connection) -> None:
+    query = Query("promises", "operation_data", "SELECT count(*) FROM operation_data WHERE total_pdp = 7", ("(total_pdp)",))
+    alone, extra = measure_indexes(server_url, say=lambda _: None, queries=[query], limit=2_000)
+    assert (alone.index, alone.used, alone.rows) == ("", (), 2_000)
+    assert (extra.index, extra.used) == ("(total_pdp)", ("extra",))
+    assert extra.rows < alone.rows
+    assert extra.blocks < alone.blocks
+    assert conn.execute("SELECT to_regnamespace(%s)", (SCHEMA,)).fetchone() == (None,)
+
+    loaded = [Measurement("pulso", FIRST, 1_000, 2.0), Measurement("pulso_indexed", FIRST, 1_000, 3.0)]
+    text = page.indexes([alone, extra], loaded)
+    assert f"-- promises\n{query.text};\n" in text
+    assert f"| promises | `(total_pdp)`, {extra.index_mb:.1f} MB | the extra one |" in text
+    assert "| 2,000 |" in text
+    assert "| primary key alone | 2.0 s | failed | failed |" in text
 
 
 def test_medians_and_ratios_stand_in_the_page(tmp_path: Path) -> None:
