@@ -17,6 +17,7 @@ import psycopg
 import typer
 
 from benchmarks import page
+from benchmarks.indexes import measure_indexes
 from benchmarks.launch import measure_launches
 from benchmarks.loads import FIRST, ROOT, SCENARIOS, UNCHANGED, LoadBench, Measurement
 from benchmarks.parallel import measure_parallel
@@ -27,6 +28,8 @@ from benchmarks.wire import measure_wire
 from pulso_etl.local.postgres import EmbeddedPostgres
 
 PAGE = ROOT / "docs" / "performance.md"
+INDEX_PAGE = ROOT / "docs" / "indexes.md"
+INDEXED = ("pulso", *(name for name, way in WAYS.items() if way.index))
 MEMORY_ROWS = (100_000, 1_000_000, 5_000_000, 10_000_000)
 
 
@@ -36,6 +39,7 @@ class Section(StrEnum):
     LOADS = "loads"
     MEMORY = "memory"
     PARALLEL = "parallel"
+    INDEXES = "indexes"
     WIRE = "wire"
     LAUNCHES = "launches"
     STATUS = "status"
@@ -49,11 +53,11 @@ Way = StrEnum("Way", {name: name for name in WAYS})  # type: ignore[misc]
 def bench(
     rows: Annotated[int, typer.Option(min=1_000, help="Rows of each load.")] = 1_000_000,
     repeats: Annotated[int, typer.Option(min=1, help="Times that each load and launch is measured; medians are shown.")] = 3,
-    way: Annotated[list[Way] | None, typer.Option(help="Ways of loading; all of them if none is named.")] = None,
+    way: Annotated[list[Way] | None, typer.Option(help="Ways of loading; all, without another index, if none is named.")] = None,
     section: Annotated[list[Section] | None, typer.Option(help="Parts to measure; all of them if none is named.")] = None,
     memory_rows: Annotated[list[int] | None, typer.Option(min=1_000, help="Sizes at which memory is measured.")] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds after which one load or launch is given up.")] = 300,
-    write: Annotated[bool, typer.Option("--write", help=f"Write the tables into {PAGE.relative_to(ROOT)} as well.")] = False,
+    write: Annotated[bool, typer.Option("--write", help="Write the tables into the pages in docs/ as well.")] = False,
 ) -> None:
     """Measures the load path beside other ways on one server, its memory, the time from launch to SUCCESS, and the API's answers.
 
@@ -61,11 +65,11 @@ def bench(
     always use the embedded default. Server-side COPY needs files that the server can read, so the same machine.
     """
     sections = section or list(Section)
-    ways = [name.value for name in way or list(Way)]
+    ways = [name.value for name in way or Way if way or not WAYS[name].index]
     with TemporaryDirectory(prefix="pulso-bench-") as folder:
         home = Path(folder)
         home.chmod(0o755)
-        if {Section.LOADS, Section.MEMORY, Section.PARALLEL} & set(sections):
+        if {Section.LOADS, Section.MEMORY, Section.PARALLEL, Section.INDEXES} & set(sections):
             with _server(home) as url:
                 with psycopg.connect(url) as conn:
                     where = page.machine(conn)
@@ -81,6 +85,10 @@ def bench(
                     with TemporaryDirectory(dir=home) as files:
                         throughput = measure_parallel(url, Path(files), rows, timeout=timeout, say=_say)
                     _publish(Section.PARALLEL, f"{where}\n\n{page.parallel(throughput)}", write)
+                if Section.INDEXES in sections:
+                    reads = measure_indexes(url, say=_say)
+                    measured = _measure(url, home, rows, timeout, INDEXED, repeats)
+                    _publish(Section.INDEXES, f"{where}\n\n{page.indexes(reads, measured)}", write, INDEX_PAGE)
         if Section.WIRE in sections:
             with TemporaryDirectory(dir=home) as files:
                 downloads = measure_wire(Path(files), rows, repeats, timeout=timeout, say=_say)
@@ -116,10 +124,10 @@ def _server(home: Path) -> Iterator[str]:
         yield server.create_database("bench")
 
 
-def _publish(section: Section, text: str, write: bool) -> None:
+def _publish(section: Section, text: str, write: bool, into: Path = PAGE) -> None:
     print(f"## {section}\n\n{text}\n", flush=True)
     if write:
-        page.write(PAGE, section.value, text)
+        page.write(into, section.value, text)
 
 
 def _say(text: str) -> None:

@@ -95,6 +95,8 @@ class LoadBench:
             conn.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
             if not WAYS[way].creates_table:
                 create_table(conn, schema)
+            if WAYS[way].index:
+                conn.execute(sql.SQL("CREATE INDEX ON {} ").format(sql.Identifier(schema, SPEC.name)) + sql.SQL(WAYS[way].index))
         settle(conn)
         job = Job(way, self.url, schema, str(inputs.arrow), str(inputs.binary), str(own_files))
         try:

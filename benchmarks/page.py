@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from statistics import median
 
 import psycopg
 
+from benchmarks.indexes import RUNS, Read
 from benchmarks.launch import LAUNCHED, TABLE, Launch
 from benchmarks.loads import CHANGED, FIRST, SCENARIOS, UNCHANGED, Measurement
 from benchmarks.parallel import Throughput
@@ -104,6 +106,42 @@ def parallel(measured: Sequence[Throughput]) -> str:
         table.append((str(workers), *cells))
     head = [cell for scenario in scenarios for cell in (scenario, "times one process")]
     return _table(("processes", *head), table)
+
+
+def indexes(reads: Sequence[Read], loaded: Sequence[Measurement]) -> str:
+    """The queries, what each reads by the indexes that there are, and medians of the loads of a table that has one more."""
+    queries = dict.fromkeys(read.query for read in reads)
+    texts = "\n".join(f"-- {query.name}\n{textwrap.fill(query.text, 120)};" for query in queries)
+    table = [
+        (
+            read.query.name,
+            f"`{read.index}`, {read.index_mb:.1f} MB" if read.index else "primary key alone",
+            ", ".join("the extra one" if name == "extra" else f"`{name}`" for name in read.used) or "none",
+            f"{read.milliseconds:.1f} ms",
+            f"{read.rows:,}",
+            f"{read.blocks:,}",
+        )
+        for read in reads
+    ]
+    seconds = {key: median(values) for key, values in _group(loaded).items()}
+    ways = list(dict.fromkeys(m.way for m in loaded))
+    repeats = sum((m.way, m.scenario) == (ways[0], FIRST) for m in loaded)
+    costs = [
+        (
+            WAYS[way].title if WAYS[way].index else "primary key alone",
+            *(f"{seconds[way, scenario]:.1f} s" if (way, scenario) in seconds else "failed" for scenario in SCENARIOS),
+        )
+        for way in ways
+    ]
+    return "\n\n".join(
+        (
+            f"```sql\n{texts}\n```",
+            f"Medians of {RUNS} warm runs. Rows are those that the scans gave or threw away, blocks pages of 8 KiB.",
+            _table(("query", "index", "the plan used", "time", "rows read", "blocks read"), table),
+            f"Loads of {loaded[0].rows:,} rows of `dashboard_data` in random key order, medians of {repeats}.",
+            _table(("the table has", *SCENARIOS), costs),
+        )
+    )
 
 
 def wire(measured: Sequence[Download]) -> str:

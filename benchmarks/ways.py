@@ -196,12 +196,16 @@ def _dlt(job: Job, file_format: Any) -> float:
 
 @dataclass(frozen=True)
 class Way:
-    """A way of loading: its name for people, and what it can do. `upserts`: it can load over rows that are there."""
+    """A way of loading: its name for people, and what it can do. `upserts`: it can load over rows that are there.
+
+    `index`: one that the table has beside its key, as CREATE INDEX names it after ON the table.
+    """
 
     title: str
     load: Callable[[Job], float]
     upserts: bool = True
     creates_table: bool = False
+    index: str = ""
 
 
 WAYS = {
@@ -212,6 +216,12 @@ WAYS = {
     "sqlalchemy": Way("SQLAlchemy batched INSERT … ON CONFLICT, batches of 10,000", sqlalchemy_insert),
     "dlt": Way("dlt merge (upsert), over CSV", dlt_csv, creates_table=True),
     "dlt_adbc": Way("dlt merge (upsert), over Parquet and ADBC", dlt_adbc, creates_table=True),
+    "pulso_indexed": Way("and (archivo, fecha_foto)", pulso, index="(archivo, fecha_foto)"),
+    "pulso_covering": Way(
+        "and (fecha_foto, cartera) INCLUDE (cuentas_gestionadas, recupero)",
+        pulso,
+        index="(fecha_foto, cartera) INCLUDE (cuentas_gestionadas, recupero)",
+    ),
 }
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -15,7 +14,8 @@ import typer
 
 from benchmarks import page
 from chaos.faults import Kind
-from chaos.trial import ROOT, Broken, Result, world
+from chaos.share import end_on_sigterm, run_share, say
+from chaos.trial import ROOT, Broken, Result
 
 PAGE = ROOT / "docs" / "faults.md"
 
@@ -25,30 +25,26 @@ def chaos(
     seed: Annotated[int, typer.Option(help="Chooses tables and points; the same seed gives the same ones.")] = 1,
     only: Annotated[int | None, typer.Option(min=0, help="The refresh of that number alone.")] = None,
     minutes: Annotated[float, typer.Option(min=0.1, help="No further refresh is begun after so long.")] = 30,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share them, each with servers of its own.")] = 2,
     write: Annotated[bool, typer.Option("--write", help=f"Write the table into {PAGE.relative_to(ROOT)} as well.")] = False,
 ) -> None:
     """Lets refreshes meet faults on servers of their own. Ends with code 1 where anything was lost, half loaded or told wrong."""
-    began, results = time.monotonic(), list[Result]()
-    numbers = range(refreshes) if only is None else [only]
+    began = time.monotonic()
+    numbers = [only] if only is not None else list(range(refreshes))
+    workers = min(workers, len(numbers))
     with TemporaryDirectory(prefix="pulso-chaos-") as folder:
         home = Path(folder)
         home.chmod(0o755)
-        with world(home) as found:
-            if found.boundary.disk is None:
-                _say(f"left out, as no small file system can be mounted here: {Kind.DISK_FULL}")
-            for number in numbers:
-                if time.monotonic() - began > 60 * minutes:
-                    _say(f"{minutes:g} minutes are over")
-                    break
-                try:
-                    result = found.trial(number, seed)
-                except Broken as error:
-                    print(f"BROKEN at refresh {number} of seed {seed} (again: --seed {seed} --only {number}): {error}", flush=True)
-                    raise typer.Exit(1) from None
-                results.append(result)
-                outcome = "as the source has it" if result.survived else "as it was"
-                hit = "" if result.happened else " (not reached)"
-                _say(f"{number}: {result.kind} {result.point}{hit}, {result.table}: {outcome}, healed; {result.seconds:.1f} s")
+        shares = [(home / str(n), numbers[n::workers], seed, began + 60 * minutes) for n in range(workers)]
+        # Each a process: the clock and the environment, which a trial changes, are a process's own.
+        with get_context("spawn").Pool(workers, end_on_sigterm) as pool:
+            try:
+                results = [result for share in pool.starmap(run_share, shares, chunksize=1) for result in share]
+            except Broken as error:
+                print(f"BROKEN: {error}", flush=True)
+                raise typer.Exit(1) from None
+    if len(results) < len(numbers):
+        say(f"{minutes:g} minutes are over")
     text = report(results, seed, time.monotonic() - began)
     print(text)
     if write:
@@ -79,10 +75,6 @@ def report(results: Sequence[Result], seed: int, seconds: float) -> str:
     )
 
 
-def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    end_on_sigterm()
     typer.run(chaos)

@@ -13,7 +13,6 @@ from enum import StrEnum
 from pathlib import Path
 from random import Random
 
-import psutil
 import psycopg
 import time_machine
 
@@ -96,6 +95,8 @@ class Boundary:
     conn: psycopg.Connection
     disk: SmallDisk | None = None
     worker: subprocess.Popen[bytes] | None = None
+    ended: bool = True
+    """Whether there was a session or a process to end when the point came."""
 
     def kinds(self) -> list[Kind]:
         """Those that can be brought about on this machine."""
@@ -108,7 +109,8 @@ class Boundary:
         """
         self.bigquery.call_off()
         self.postgres.arm()
-        skip, at = random.randrange(max(1, requests)), random.randrange(max(1, size))
+        # As shares of what the last refresh took: the draws that follow are the same if that was a little more or less.
+        skip, at = int(random.random() * requests), int(random.random() * size)
         on_the_wire: dict[Kind, Callable[[Connection], None]] = {
             Kind.POSTGRES_RESET: Connection.reset,
             Kind.POSTGRES_DELAY: lambda connection: connection.stall(0.3),
@@ -119,8 +121,9 @@ class Boundary:
         if kind in on_the_wire:
             injected = Injected(f"after {at:,} bytes")
             self.postgres.arm(at, on_the_wire[kind])
+            self.ended = True
             yield injected
-            injected.happened = self.postgres.happened
+            injected.happened = self.postgres.happened and self.ended
         elif kind in (Kind.CLOCK_JUMP, Kind.CLOCK_WRONG):
             sign, seconds = random.choice("+-"), random.choice((90, 7_200, 200_000, 3_000_000))
             jump = timedelta(seconds=seconds if sign == "+" else -seconds)
@@ -158,15 +161,16 @@ class Boundary:
         self.postgres.arm()
 
     def _end_session(self) -> None:
-        self.conn.execute(
+        found = self.conn.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pulso-etl %' "
             "AND datname = current_database() AND pid <> pg_backend_pid()"
         )
+        self.ended = found.rowcount > 0
 
     def _kill_worker(self) -> None:
+        self.ended = self.worker is not None and self.worker.poll() is None
         if self.worker is not None:
-            with suppress(psutil.NoSuchProcess):
-                psutil.Process(self.worker.pid).kill()
+            self.worker.kill()
 
 
 @contextmanager

@@ -78,9 +78,9 @@ class World:
     def _data(self) -> SampleData:
         return SampleData(self.names, self.today, DAYS, ROWS_PER_DAY, revision=self.revision)
 
-    def change_source(self, table: str) -> None:
+    def change_source(self, table: str, revision: int) -> None:
         """Late corrections, rows that vanish and rows that are new, in what the table is made of."""
-        self.revision += 1
+        self.revision = revision
         found = self._data().tables()
         for name in TABLES[table].sources:
             load_table(self.source, self.names[name], found[name])
@@ -143,7 +143,7 @@ class World:
         # Every kind in turn, so that none is missed by chance.
         kind, table = kinds[number % len(kinds)], random.choice(list(TABLES))
         began = time.monotonic()
-        self.change_source(table)
+        self.change_source(table, number + 1)
         others = {name: self.rows(name) for name in TABLES if name != table}
         before, mark = self.rows(table), self.state(table)
         with self.boundary.inject(kind, random, *self.sizes[table]) as injected:

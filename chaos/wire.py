@@ -26,9 +26,11 @@ class Connection:
         self.client, self.server = client, server
 
     def reset(self) -> None:
-        """Both sides get a TCP RST, or as near as a Unix socket comes to that."""
+        """The client gets a TCP RST; the server, over its Unix socket, the end of the stream."""
         with suppress(OSError):
             self.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        # A shutdown would first tell the client of an orderly end.
+        self.client.close()
         self.close()
 
     def close(self) -> None:

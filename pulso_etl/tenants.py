@@ -36,6 +36,7 @@ OVERRIDABLE = (
     "minimum_kept_share",
     "volume_factor",
     "reconcile_days",
+    "retention_months",
     "on_reject",
     "maximum_quarantined_share",
     "alert_quarantined_share",

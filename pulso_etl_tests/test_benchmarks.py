@@ -11,6 +11,7 @@ import pytest
 from psycopg import sql
 
 from benchmarks import page, wire
+from benchmarks.indexes import SCHEMA, Query, measure_indexes
 from benchmarks.loads import CHANGED, FIRST, UNCHANGED, LoadBench, Measurement, checksum
 from benchmarks.rows import SPEC, reader, write_inputs
 from benchmarks.ways import WAYS, Job
@@ -82,6 +83,23 @@ def test_rows_arrive_whole_over_the_wire_and_smaller_where_they_are_compressed(e
     assert 0 < zstd < lz4 < none
     measured = [wire.Download(name, rows, size, 1.0, 0.5) for name, size in (("none", 2_000_000), ("zstd", 1_000_000))]
     assert "| zstd | 1.0 MB, 50 a row | 2.00 | 1.00 s | 0.50 s |" in page.wire(measured)
+
+
+def test_a_query_is_told_with_the_primary_key_alone_and_with_one_more_index(server_url: str, conn: psycopg.Connection) -> None:
+    query = Query("promises", "operation_data", "SELECT count(*) FROM operation_data WHERE total_pdp = 7", ("(total_pdp)",))
+    alone, extra = measure_indexes(server_url, say=lambda _: None, queries=[query], limit=2_000)
+    assert (alone.index, alone.used, alone.rows) == ("", (), 2_000)
+    assert (extra.index, extra.used) == ("(total_pdp)", ("extra",))
+    assert extra.rows < alone.rows
+    assert extra.blocks < alone.blocks
+    assert conn.execute("SELECT to_regnamespace(%s)", (SCHEMA,)).fetchone() == (None,)
+
+    loaded = [Measurement("pulso", FIRST, 1_000, 2.0), Measurement("pulso_indexed", FIRST, 1_000, 3.0)]
+    text = page.indexes([alone, extra], loaded)
+    assert f"-- promises\n{query.text};\n" in text
+    assert f"| promises | `(total_pdp)`, {extra.index_mb:.1f} MB | the extra one |" in text
+    assert "| 2,000 |" in text
+    assert "| primary key alone | 2.0 s | failed | failed |" in text
 
 
 def test_medians_and_ratios_stand_in_the_page(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The short form of `make chaos`: every kind of fault once, at points that a seed chooses."""
+"""The short form of `make chaos`: every kind of fault once or twice, at points that a seed chooses."""
 
 from __future__ import annotations
 

@@ -78,6 +78,10 @@ INSERT INTO {running} SELECT table_name, extraction_id, (metadata->>'attempt')::
     (metadata->>'partition_end')::date, (metadata->>'started_at')::timestamptz
 FROM {watermarks} WHERE last_extraction_status = 'running' ON CONFLICT DO NOTHING;
 """
+MOVED = """
+(%(complete)s AND (last_partition IS NULL OR (%(start)s <= last_partition + 1
+    AND %(end)s >= least(last_partition, (clock_timestamp() AT TIME ZONE 'America/Lima')::date))))
+"""
 CHANNEL = "pulso_etl_data"
 """Where PostgreSQL notifies of each load that changed rows: JSON with schema, table, data_version, first and last partition."""
 ABANDONED = "the attempt ended without a word: its process or its server session was killed"
@@ -237,8 +241,10 @@ class Watermarks:
         """Success, in the transaction that holds the data. Where that `changed` rows, those who listen are told at the commit.
 
         Only a `complete` load moves the watermark, one that leaves every trailing day as the source has it, and only where it left
-        no days out after the last one: those would never be caught up. `last_extracted_at` is when the extraction began, as what
-        the source gained while it ran may be missing; or `as_of`, where the rows are those of the source at that earlier instant.
+        no days out after the last one: those would never be caught up. Nor does one move it back that ends before the last day,
+        by a slow clock; but where that day is still to come, by a fast clock, any does. `last_extracted_at` is when
+        the extraction began, as what the source gained while it ran may be missing; or `as_of`, where the rows are those of the
+        source at that earlier instant.
         """
         values = self._values(extraction, seconds, metadata) | {
             "records": records,
@@ -258,7 +264,7 @@ class Watermarks:
             ).format(
                 self.table,
                 status=self._status("success"),
-                moved=sql.SQL("%(complete)s AND coalesce(%(start)s <= last_partition + 1, true)"),
+                moved=sql.SQL(MOVED),
             ),
             values,
         ).fetchone()

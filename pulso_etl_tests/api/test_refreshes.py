@@ -294,3 +294,15 @@ def test_the_etag_stays_while_no_row_changes_and_changes_when_one_does(api: ApiS
     assert refreshed() != first
     for url, tag in ((path, first), ("/api/v1/etl/status", whole)):
         assert api.call("GET", url, headers={"If-None-Match": tag}).status_code == 200
+
+
+def test_many_days_are_launched_in_chunks_and_told_as_one(api: ApiServer, target: Target) -> None:
+    start = TODAY - timedelta(days=2 * 92 - 1)
+    launched = api.call("POST", f"{TABLE}/evolution_data?from={start}&to={TODAY}").json()
+    told = finished(api, launched)
+    run = told["runs"]["evolution_data"]
+    assert (told["status"], run["state"], run["partitions"], run["rows"]) == ("success", "success", f"{start}..{TODAY}", 150)
+    assert run["message"] == "explicit range; 2 of 2 chunks are over"
+    query = "SELECT partition_start, status FROM etl_extractions WHERE table_name = 'evolution_data' ORDER BY id DESC LIMIT 2"
+    middle = TODAY - timedelta(days=91)
+    assert sorted(target.rows(query)) == [(start, "success"), (middle, "success")]

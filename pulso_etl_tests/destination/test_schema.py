@@ -162,6 +162,21 @@ def test_a_gained_column_is_added_with_the_data_and_earlier_rows_have_null(loads
     assert loads(source, things(COLOUR, WEIGHT), window).migration == []
 
 
+def test_an_index_that_was_added_by_hand_outlives_loads_and_migrations(loads: Loads, conn: psycopg.Connection, plan: Plan) -> None:
+    loads([row(D1, "a")], things())
+    conn.execute("CREATE INDEX by_name ON things (name, day) INCLUDE (money)")
+    conn.execute("CREATE INDEX by_day ON things USING brin (day)")
+    window = {"direct": DayRange(D2, D2), "merge": DayRange(D1, D1)}[plan]
+    result = loads(wider([row(window.start, "a", "2")], colour=["red"]), things(COLOUR), window)
+    assert (result.plan, len(result.migration)) == (plan, 1)
+    indexes = (
+        "SELECT relname::text FROM pg_index JOIN pg_class c ON c.oid = indexrelid WHERE indrelid = 'things'::regclass ORDER BY 1"
+    )
+    assert loads.rows(indexes) == [("by_day",), ("by_name",), ("things_pkey",)]
+    conn.execute("SET enable_seqscan = off")
+    assert loads.rows("SELECT money::int FROM things WHERE name = 'a' AND colour = 'red'") == [(2,)]
+
+
 def test_a_migration_is_undone_with_the_load_that_needed_it(loads: Loads, plan: Plan) -> None:
     loads([row(D1, "a")], things())
     bad = wider([row(D1, "b"), row(D1, "c"), row(D1, "d", rate=float("nan"))], colour=["red"] * 3)

@@ -367,3 +367,24 @@ def test_while_another_attempt_of_the_table_goes_on_the_table_is_running(
     state = marks.read(conn)["visits"]
     assert (state.status, state.error, state.last_partition) == ("failed", "no luck", D3)
     assert history(conn) == [("run-1", 1, "success", None), ("run-2", 1, "failed", "no luck")]
+
+
+def test_a_load_by_a_clock_that_is_slow_does_not_move_the_watermark_back(marks: Watermarks, conn: psycopg.Connection) -> None:
+    marks.start(conn, attempt())
+    succeed(marks, conn, attempt())
+    slow = Extraction("visits", DayRange(D1 - timedelta(days=30), D3 - timedelta(days=30)), "run-2", 1, THEN - timedelta(days=30))
+    marks.start(conn, slow)
+    succeed(marks, conn, slow)
+    state = marks.read(conn)["visits"]
+    assert (state.last_partition, state.last_extracted_at, state.status) == (D3, attempt().started_at, "success")
+
+
+def test_a_watermark_of_the_future_is_set_right_by_the_next_load(marks: Watermarks, conn: psycopg.Connection) -> None:
+    today = lima_day(datetime.now(UTC))
+    for ahead, run in ((30, "fast"), (0, "right")):
+        window = DayRange(today + timedelta(days=ahead - 6), today + timedelta(days=ahead))
+        extraction = Extraction("visits", window, run, 1, datetime.now(UTC) + timedelta(days=ahead))
+        marks.start(conn, extraction)
+        succeed(marks, conn, extraction)
+        state = marks.read(conn)["visits"]
+        assert (state.last_partition, state.last_extracted_at) == (window.end, extraction.started_at)
