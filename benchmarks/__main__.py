@@ -24,6 +24,7 @@ from benchmarks.parallel import measure_parallel
 from benchmarks.scale import measure_tables, measure_years
 from benchmarks.status import measure_status
 from benchmarks.ways import WAYS
+from benchmarks.wire import measure_wire
 from pulso_etl.local.postgres import EmbeddedPostgres
 
 PAGE = ROOT / "docs" / "performance.md"
@@ -39,6 +40,7 @@ class Section(StrEnum):
     MEMORY = "memory"
     PARALLEL = "parallel"
     INDEXES = "indexes"
+    WIRE = "wire"
     LAUNCHES = "launches"
     STATUS = "status"
     TABLES = "tables"
@@ -87,6 +89,10 @@ def bench(
                     reads = measure_indexes(url, say=_say)
                     measured = _measure(url, home, rows, timeout, INDEXED, repeats)
                     _publish(Section.INDEXES, f"{where}\n\n{page.indexes(reads, measured)}", write, INDEX_PAGE)
+        if Section.WIRE in sections:
+            with TemporaryDirectory(dir=home) as files:
+                downloads = measure_wire(Path(files), rows, repeats, timeout=timeout, say=_say)
+            _publish(Section.WIRE, page.wire(downloads), write)
         if Section.LAUNCHES in sections:
             launches = measure_launches(home / "launches", repeats, timeout=timeout, say=_say)
             _publish(Section.LAUNCHES, page.launches(launches), write)

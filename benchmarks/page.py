@@ -20,6 +20,7 @@ from benchmarks.parallel import Throughput
 from benchmarks.scale import Many, Past
 from benchmarks.status import Readings
 from benchmarks.ways import WAYS
+from benchmarks.wire import Download
 
 SETTINGS = ("shared_buffers", "max_wal_size", "checkpoint_timeout", "synchronous_commit", "fsync", "wal_level", "jit")
 Row = Sequence[str]
@@ -141,6 +142,26 @@ def indexes(reads: Sequence[Read], loaded: Sequence[Measurement]) -> str:
             _table(("the table has", *SCENARIOS), costs),
         )
     )
+
+
+def wire(measured: Sequence[Download]) -> str:
+    """Bytes, and medians of the seconds, by compression."""
+    groups: dict[str, list[Download]] = {}
+    for one in measured:
+        groups.setdefault(one.compression, []).append(one)
+    plain = groups["none"][0].size
+    table = [
+        (
+            compression,
+            f"{found[0].size / 1e6:.1f} MB, {found[0].size / found[0].rows:.0f} a row",
+            f"{plain / found[0].size:.2f}",
+            f"{median(one.seconds for one in found):.2f} s",
+            f"{median(one.processor for one in found):.2f} s",
+        )
+        for compression, found in groups.items()
+    ]
+    head = ("compression", "bytes of the rows", "times smaller", "seconds", "client's processor seconds")
+    return f"{measured[0].rows:,} rows; medians of {len(groups['none'])}.\n\n{_table(head, table)}"
 
 
 def launches(measured: Sequence[Launch]) -> str:

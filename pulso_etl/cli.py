@@ -279,11 +279,13 @@ def retention(
             for one in expired(conn, spec, schema, today) if found is None else found:
                 months += 1
                 done = "dropped" if drop else f"now the table {one.schema}.{one.name}" if detach else "would go"
-                size = f"about {one.rows} rows, {one.size / 2**20:.1f} MiB"
+                rows = "rows not counted yet" if one.rows is None else f"about {one.rows:,} rows"
+                size = f"{rows}, {one.size / 2**20:.1f} MiB"
                 console.print(
                     f"{spec.name}: {one.name}, {one.start or 'the beginning'} to before {one.end}, {size}: {done}", **PLAIN
                 )
-    console.print(f"{months} month(s)" + ("" if detach or drop else "; nothing was done: --detach or --drop does it"), **PLAIN)
+    untouched = months and not (detach or drop)
+    console.print(f"{months} month(s)" + ("; nothing was done: --detach or --drop does it" if untouched else ""), **PLAIN)
 
 
 @app.command("sql")

@@ -22,6 +22,7 @@ import psycopg
 from psycopg import sql
 
 from pulso_etl.destination.locks import table_lock
+from pulso_etl.destination.months import refuse_expired
 from pulso_etl.destination.statements import Statements
 from pulso_etl.refresh import DayRange
 from pulso_etl.source.bigquery import BigQuerySource
@@ -87,7 +88,8 @@ def reconcile(
     """Compares the window's partitions; without one, the last days that are over and loaded (see `default_window`).
 
     Takes the table's lock for as long as the session of `conn` lasts: no refresh commits between the two readings.
-    Raises the errors of `BigQueryStream.open`; those of the server stay psycopg's.
+    Raises the errors of `BigQueryStream.open`, and ContractError for days that the table no longer keeps; those of the server
+    stay psycopg's.
     """
     conn.execute("SELECT pg_advisory_lock(%s)", (table_lock(schema, spec.name),))
     names = Statements(spec, schema)
@@ -96,6 +98,7 @@ def reconcile(
     first, last = bounds
     if window is None:
         window = default_window(spec, today, first)
+    refuse_expired(spec, window, today)
     read = window if spec.partition_in_key or last is None or last < window.start else DayRange(window.start, last)
 
     by = measures(spec)

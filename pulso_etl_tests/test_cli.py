@@ -7,9 +7,10 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,15 @@ import pytest
 from pydantic import SecretStr
 
 from pulso_etl.cli import main
+from pulso_etl.destination import months
+from pulso_etl.destination.locks import table_lock
+from pulso_etl.destination.schema import create_table
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import SampleData, load_table
-from pulso_etl.refresh import lima_day
+from pulso_etl.refresh import DayRange, first_kept_day, lima_day
 from pulso_etl.settings import Settings
-from pulso_etl.tables import TABLES
+from pulso_etl.tables import TABLES, TableSpec
+from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.dagster_stack import CHECKOUT
 
 TODAY = lima_day(datetime.now(UTC))
@@ -300,3 +305,136 @@ def test_a_process_takes_settings_from_an_env_file_and_logs_json(conn: psycopg.C
         (run_id, "dashboard_data", window)
     }
     assert {"time", "level", "message"} <= logged[0].keys()
+
+
+@pytest.fixture
+def by_month(monkeypatch: pytest.MonkeyPatch) -> TableSpec:
+    """dashboard_data in partitions of a month, two of which it keeps besides the current one."""
+    spec = TABLES["dashboard_data"].model_copy(update={"partition_by": "month", "retention_months": 2})
+    monkeypatch.setitem(TABLES, spec.name, spec)
+    return spec
+
+
+OLD = ("dashboard_data_y2024m01", "dashboard_data_y2024m02")
+
+
+@pytest.fixture
+def long_ago(by_month: TableSpec, conn: psycopg.Connection, schema: str) -> TableSpec:
+    """The table with three rows in each of two months of 2024 and today; the server has statistics of the first."""
+    for statement in create_table(by_month, schema):
+        conn.execute(statement)
+    for day in (date(2024, 1, 31), date(2024, 2, 1), TODAY):
+        months.create_months(conn, by_month, schema, DayRange(day, day))
+        conn.execute(
+            "INSERT INTO dashboard_data (fecha_foto, archivo, cartera, servicio) SELECT %s, n::text, 'x', 'FIJA' "
+            "FROM generate_series(1, 3) AS n",
+            (day,),
+        )
+    conn.execute("ANALYZE dashboard_data_y2024m01")
+    return by_month
+
+
+def attached(conn: psycopg.Connection) -> list[str]:
+    """The table's months of 2024."""
+    found = conn.execute(
+        "SELECT relname FROM pg_inherits JOIN pg_class ON oid = inhrelid "
+        "WHERE inhparent = 'dashboard_data'::regclass AND relname LIKE '%%2024%%' ORDER BY 1"
+    )
+    return [name for (name,) in found]
+
+
+def test_retention_shows_the_months_that_would_go_and_changes_nothing(
+    pulso: Pulso, conn: psycopg.Connection, long_ago: TableSpec
+) -> None:
+    told = pulso("retention")
+    kept, first, second, *others, end = told.out.splitlines()
+    assert told.code == 0
+    assert kept == f"dashboard_data: keeps days from {first_kept_day(long_ago, TODAY)} on"
+    assert first == ("dashboard_data: dashboard_data_y2024m01, 2024-01-01 to before 2024-02-01, about 3 rows, 0.0 MiB: would go")
+    assert second.startswith("dashboard_data: dashboard_data_y2024m02, 2024-02-01 to before 2024-03-01, rows not counted yet, ")
+    assert others == [f"{name}: keeps every month (no retention_months)" for name in TABLES if name != "dashboard_data"]
+    assert end == "2 month(s); nothing was done: --detach or --drop does it"
+    assert count(conn, "dashboard_data") == 9
+    assert attached(conn) == list(OLD)
+
+
+@pytest.mark.parametrize(("option", "left"), [("--detach", list(OLD)), ("--drop", [None, None])])
+def test_retention_takes_old_months_off_and_leaves_them_as_tables_or_drops_them(
+    pulso: Pulso, conn: psycopg.Connection, long_ago: TableSpec, option: str, left: list[str | None]
+) -> None:
+    told = pulso("retention", "dashboard_data", option)
+    assert (told.code, told.out.splitlines()[-1]) == (0, "2 month(s)")
+    assert conn.execute("SELECT DISTINCT fecha_foto, count(*) OVER () FROM dashboard_data").fetchall() == [(TODAY, 3)]
+    assert [conn.execute("SELECT to_regclass(%s)::text", (name,)).fetchone() for name in OLD] == [(name,) for name in left]
+    if option == "--detach":
+        assert count(conn, OLD[0]) == 3
+    assert pulso("retention", "dashboard_data").out.splitlines()[1:] == ["0 month(s)"]
+
+
+def test_retention_waits_for_the_load_that_is_under_way(
+    pulso: Pulso, conn: psycopg.Connection, long_ago: TableSpec, schema: str, server_url: str
+) -> None:
+    key = table_lock(schema, "dashboard_data")
+    seen: list[list[str]] = []
+
+    def load(loading: psycopg.Connection) -> None:
+        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND objid::bigint = %s & 4294967295"
+        wait_until(lambda: loading.execute(waiting, (key,)).fetchone() == (1,))
+        seen.append(attached(conn))
+        loading.execute("SELECT pg_advisory_unlock_shared(%s)", (key,))
+
+    with psycopg.connect(server_url, autocommit=True) as loading:
+        loading.execute("SELECT pg_advisory_lock_shared(%s)", (key,))
+        thread = threading.Thread(target=load, args=(loading,))
+        thread.start()
+        told = pulso("retention", "dashboard_data", "--drop")
+        thread.join(20)
+    assert (told.code, seen) == (0, [list(OLD)])
+    assert attached(conn) == []
+
+
+def test_a_reader_or_a_view_that_keeps_a_month_from_being_removed_is_one_line_and_what_was_told_is_done(
+    pulso: Pulso, conn: psycopg.Connection, long_ago: TableSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(months, "DETACH_SECONDS", 1)
+    with conn.transaction():
+        conn.execute("SELECT FROM dashboard_data")
+        busy = pulso("retention", "dashboard_data", "--detach")
+    assert (busy.code, busy.err.count("\n")) == (2, 1)
+    assert "a reader held the table longer than 1 s; dashboard_data_y2024m01 and later months are as they were" in busy.err
+    assert attached(conn) == list(OLD)
+
+    conn.execute("CREATE VIEW february AS SELECT FROM dashboard_data_y2024m02")
+    used = pulso("retention", "dashboard_data", "--drop")
+    assert (used.code, used.err.count("\n")) == (2, 1)
+    assert "february depends on table" in used.err
+    assert [line.split()[1] for line in used.out.splitlines() if line.endswith(": dropped")] == ["dashboard_data_y2024m01,"]
+    assert attached(conn) == [OLD[1]]
+
+
+def test_a_table_in_months_is_refreshed_reconciled_and_looked_at_as_any_other(
+    pulso: Pulso, conn: psycopg.Connection, by_month: TableSpec, emulator: BigQueryEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BIGQUERY_DATASET", "CLI_MONTHS")
+    names = Settings(database_url=SecretStr("postgresql://nowhere"), bigquery_dataset="CLI_MONTHS").sources()
+    data = SampleData(names, TODAY, days=35, dashboard_rows_per_day=4)
+    with emulator.client() as client:
+        data.seed_into(client)
+    border = TODAY.replace(day=1)
+    days = ("--from", str(border - timedelta(days=1)), "--to", str(border))
+    for counts in (["8", "8", "0", "0", "0"], ["8", "0", "0", "8", "0"]):
+        loaded = pulso("refresh", "dashboard_data", *days)
+        assert loaded.code == 0, loaded.out
+        assert [words[2:7] for words in loaded.words if words[:1] == ["dashboard_data"]] == [counts]
+    assert conn.execute("SELECT count(*) FROM pg_inherits WHERE inhparent = 'dashboard_data'::regclass").fetchone() == (2,)
+    agreed = pulso("reconcile", "dashboard_data", *days)
+    assert (agreed.code, agreed.words[1][:2]) == (0, ["dashboard_data", "yes"])
+    kept = first_kept_day(by_month, TODAY)
+    early = ("--from", str(kept - timedelta(days=1)), "--to", str(TODAY))
+    for told in (pulso("reconcile", "dashboard_data", *early), pulso("refresh", "dashboard_data", *early)):
+        text = " ".join((told.out + told.err).split())
+        assert told.code in (1, 2)
+        assert "retention_months=2" in text
+        assert str(kept) in text
+    assert "success" in pulso("status").out
+    assert "FAIL source of dashboard_data" not in pulso("doctor").out

@@ -13,12 +13,12 @@ from psycopg import sql
 
 from pulso_etl.destination.identifiers import quoted_name
 from pulso_etl.destination.locks import months_lock, table_lock
-from pulso_etl.errors import ContractError, DestinationUnavailable, SchemaRefused
+from pulso_etl.errors import ContractError, DestinationError, DestinationUnavailable, SchemaRefused
 from pulso_etl.refresh import DayRange, first_kept_day
 from pulso_etl.tables.spec import TableSpec
 
 PARTITIONS = """
-SELECT n.nspname, c.relname, b.bounds[1], b.bounds[2], greatest(c.reltuples, 0)::bigint, pg_total_relation_size(c.oid)
+SELECT n.nspname, c.relname, b.bounds[1], b.bounds[2], nullif(c.reltuples, -1)::bigint, pg_total_relation_size(c.oid)
 FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 CROSS JOIN LATERAL (SELECT regexp_match(pg_get_expr(c.relpartbound, c.oid),
     '^FOR VALUES FROM \\((?:MINVALUE|''(.+?)'')\\) TO \\((?:MAXVALUE|''(.+?)'')\\)$') AS bounds) AS b
@@ -30,13 +30,16 @@ DETACH_SECONDS = 5
 
 @dataclass(frozen=True)
 class Partition:
-    """A range partition: days from `start` to before `end`, where it has such ends. `rows` are an estimate, `size` is in bytes."""
+    """A range partition: days from `start` to before `end`, where it has such ends.
+
+    `rows` are an estimate, None before the server has one; `size` is in bytes.
+    """
 
     schema: str
     name: str
     start: date | None
     end: date | None
-    rows: int
+    rows: int | None
     size: int
 
     def holds(self, day: date) -> bool:
@@ -71,7 +74,7 @@ def refuse_expired(spec: TableSpec, window: DayRange, today: date) -> None:
     if window.start < kept:
         raise ContractError(
             f"{spec.name} {window}: the table keeps days from {kept} on (retention_months={spec.retention_months}); "
-            "nothing was loaded. Launch the range from that day, or declare a longer retention"
+            "launch the range from that day, or declare a longer retention"
         )
 
 
@@ -113,7 +116,7 @@ def remove_expired(
     """Takes the expired partitions off the table, each in a transaction of its own, and drops them, or leaves them as tables.
 
     No load of the table is under way meanwhile. `conn` is in autocommit mode. Raises DestinationUnavailable where a load or a
-    reader does not end in time; what was given until then is done.
+    reader does not end in time, DestinationError where the server refuses; what was given until then is done.
     """
     with _alone(conn, spec, schema, lock_timeout_seconds):
         for partition in expired(conn, spec, schema, today):
@@ -128,6 +131,11 @@ def remove_expired(
                 raise DestinationUnavailable(
                     f"{spec.name}: a reader held the table longer than {DETACH_SECONDS} s; {partition.name} and later months "
                     "are as they were, try again later"
+                ) from error
+            except (pg.DependentObjectsStillExist, pg.ForeignKeyViolation, pg.InsufficientPrivilege) as error:
+                reason = "; ".join(filter(None, [error.diag.message_primary, error.diag.message_detail]))
+                raise DestinationError(
+                    f"{spec.name}: PostgreSQL refuses: {reason}; {partition.name} and later months are as they were"
                 ) from error
             yield partition
 

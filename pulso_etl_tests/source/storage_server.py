@@ -80,7 +80,7 @@ class StorageServer:
         self.sessions.append(request)
         if self.refusal is not None:
             context.abort(self.refusal, "injected")
-        table = self._result(request.read_session.table.split("/")[-1]).slice(self.lost)
+        table = self.result(request.read_session.table.split("/")[-1]).slice(self.lost)
         name = f"{request.parent}/locations/us/sessions/{len(self.sessions)}"
         count = min(self.streams, request.max_stream_count or self.streams)
         size = -(-table.num_rows // count)
@@ -96,7 +96,8 @@ class StorageServer:
             streams=[types.ReadStream(name=stream) for stream in parts],
         )
 
-    def _result(self, table_id: str) -> pa.Table:
+    def result(self, table_id: str) -> pa.Table:
+        """The rows of the job whose result has that id."""
         for job in self._jobs.list_jobs():
             if job.destination is not None and job.destination.table_id == table_id:
                 return job.result().to_arrow(create_bqstorage_client=False).combine_chunks()
@@ -123,15 +124,21 @@ class StorageServer:
                     ended.wait()
                     return
                 context.abort(broken.status, "injected")
-            batch = part.slice(position, self.batch_rows).combine_chunks().to_batches()[0]
-            yield types.ReadRowsResponse(
-                row_count=batch.num_rows,
-                arrow_record_batch=types.ArrowRecordBatch(
-                    serialized_record_batch=_message(batch, self._codecs[request.read_stream])
-                ),
-                arrow_schema=_schema(part.schema) if position == request.offset else None,
-            )
-            position += batch.num_rows
+            response = self.batch(request.read_stream, position)
+            if position == request.offset:
+                response.arrow_schema = _schema(part.schema)
+            yield response
+            position += response.row_count
+
+    def codec(self, stream: str) -> int:
+        """How the stream's session asks for its rows."""
+        return self._codecs[stream]
+
+    def batch(self, stream: str, position: int) -> types.ReadRowsResponse:
+        """The stream's rows from that position on, as many as one message has."""
+        rows = self._parts[stream].slice(position, self.batch_rows).combine_chunks().to_batches()[0]
+        message = types.ArrowRecordBatch(serialized_record_batch=_message(rows, self.codec(stream)))
+        return types.ReadRowsResponse(row_count=rows.num_rows, arrow_record_batch=message)
 
     def _break(self, stream: int) -> Break | None:
         with self._lock:

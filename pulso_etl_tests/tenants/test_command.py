@@ -63,6 +63,8 @@ def test_commands_are_for_the_tenant_that_is_named(environment: Tenancy, pulso: 
     assert pulso("reconcile", "operation_data", "--tenant", "acme").code == 0
     schema = environment.schema("globex")
     assert f'"{schema}"."dashboard_data"' in pulso("sql", "dashboard_data", "--tenant", "globex").out
+    assert "operation_data: keeps every month" in pulso("retention", "operation_data", "--tenant", "acme").out
+    assert "say whose tables" in pulso("retention", "--drop").err
     assert pulso("cleanup").out == "0 attempt(s) ended\n"
     assert "ALERT_URLS is not set" in pulso("alert-test", "--tenant", "acme").out
     listed = pulso("tenants").out

@@ -1,0 +1,115 @@
+"""How rows come over the Storage Read API by compression: bytes, seconds, and what the client's processor does for it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from google.cloud import bigquery
+from google.cloud.bigquery_storage import types
+
+from benchmarks.loads import ROOT, Say
+from benchmarks.rows import SPEC, WINDOW, reader, write_inputs
+from pulso_etl.local.emulator import BigQueryEmulator
+from pulso_etl.source.bigquery import BigQuerySource
+from pulso_etl.source.storage_read import Compression
+from pulso_etl_tests.source.storage_server import StorageServer
+
+CHECKED = "cuentas"
+"""The column whose sum tells that the rows have arrived."""
+
+
+@dataclass(frozen=True)
+class Download:
+    """One reading of all rows: bytes of the messages that hold them, seconds of wall-clock and of the client's processor."""
+
+    compression: str
+    rows: int
+    size: int
+    seconds: float
+    processor: float
+
+
+class RowsServer(StorageServer):
+    """Gives every session the same rows, each message compressed once; counts the bytes of those that it sends."""
+
+    def __init__(self, jobs: bigquery.Client, rows: pa.Table) -> None:
+        super().__init__(jobs, batch_rows=SPEC.batch_rows)
+        self.sent = 0
+        self._rows = rows
+        self._made: dict[tuple[int, str, int], types.ReadRowsResponse] = {}
+
+    def result(self, table_id: str) -> pa.Table:
+        return self._rows
+
+    def batch(self, stream: str, position: int) -> types.ReadRowsResponse:
+        place = (self.codec(stream), stream.rsplit("/", 1)[1], position)
+        if place not in self._made:
+            self._made[place] = super().batch(stream, position)
+        response = self._made[place]
+        self.sent += len(response.arrow_record_batch.serialized_record_batch)
+        return response
+
+
+def measure_wire(folder: Path, rows: int, repeats: int, *, timeout: float, say: Say) -> list[Download]:
+    """Reads the rows with each compression in turn. Raises RuntimeError where they do not all arrive."""
+    table = reader(write_inputs(folder, rows, changed=False).arrow).read_all()
+    expected = (rows, pc.sum(table[CHECKED]).as_py())
+    measured = []
+    with BigQueryEmulator(folder / "log") as emulator, RowsServer(emulator.client(), table) as server:
+        for repeat in range(repeats):
+            for compression in get_args(Compression):
+                job = {"rest": emulator.rest_url, "storage": server.address, "compression": compression, "rows": rows}
+                before = server.sent
+                child = subprocess.run(
+                    [sys.executable, "-m", "benchmarks.wire"],
+                    input=json.dumps(job),
+                    cwd=ROOT,
+                    capture_output=True,
+                    text=True,
+                    timeout=timeout,
+                )
+                if child.returncode:
+                    raise RuntimeError(f"{compression}: {child.stderr.strip().splitlines()[-1]}")
+                told = json.loads(child.stdout.splitlines()[-1])
+                if (told["rows"], told["sum"]) != expected:
+                    raise RuntimeError(f"{compression}: the rows that arrived are not those that were sent")
+                # Each reads them twice.
+                one = Download(compression, rows, (server.sent - before) // 2, told["seconds"], told["processor"])
+                measured.append(one)
+                say(
+                    f"{rows:,} rows, {repeat + 1} of {repeats}, {compression}: "
+                    f"{one.size / 1e6:.1f} MB, {one.seconds:.2f} s, processor {one.processor:.2f} s"
+                )
+    return measured
+
+
+def _read(rest: str, storage: str, compression: Compression, rows: int) -> dict[str, Any]:
+    """Reads the rows twice, and tells of the second time: then the query is done, and the server has its messages made."""
+    source = BigQuerySource(
+        project="benchmark", sources={}, emulator_host=rest, emulator_storage=storage, wire_compression=compression
+    )
+    # The server gives its own rows for the result; the emulator only has to tell how many there are.
+    query = f"SELECT n FROM UNNEST(GENERATE_ARRAY(1, {rows})) AS n WHERE @start <= @end"
+    stream = source.stream(SPEC.model_copy(update={"query": query}), WINDOW, "benchmark")
+    for _ in range(2):
+        began, processor, read, total = time.perf_counter(), time.process_time(), 0, 0
+        with stream.open() as batches:
+            for batch in batches:
+                read += batch.num_rows
+                total += pc.sum(batch.column(CHECKED)).as_py()
+        seconds, processor = time.perf_counter() - began, time.process_time() - processor
+    if stream.metadata["transport"] != "storage":
+        raise RuntimeError("the rows came over REST")
+    return {"rows": read, "sum": total, "seconds": seconds, "processor": processor}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_read(**json.loads(sys.stdin.read()))))
