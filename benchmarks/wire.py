@@ -8,12 +8,13 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from google.cloud import bigquery
-from google.cloud.bigquery_storage import types
+from google.cloud.bigquery_storage_v1 import types
 
 from benchmarks.loads import ROOT, Say
 from benchmarks.rows import SPEC, WINDOW, reader, write_inputs
@@ -43,6 +44,7 @@ class RowsServer(StorageServer):
     def __init__(self, jobs: bigquery.Client, rows: pa.Table) -> None:
         super().__init__(jobs, batch_rows=SPEC.batch_rows)
         self.sent = 0
+        self._counting = Lock()
         self._rows = rows
         self._made: dict[tuple[int, str, int], types.ReadRowsResponse] = {}
 
@@ -54,7 +56,9 @@ class RowsServer(StorageServer):
         if place not in self._made:
             self._made[place] = super().batch(stream, position)
         response = self._made[place]
-        self.sent += len(response.arrow_record_batch.serialized_record_batch)
+        size = len(response.arrow_record_batch.serialized_record_batch)
+        with self._counting:
+            self.sent += size
         return response
 
 
@@ -91,7 +95,7 @@ def measure_wire(folder: Path, rows: int, repeats: int, *, timeout: float, say: 
     return measured
 
 
-def _read(rest: str, storage: str, compression: Compression, rows: int) -> dict[str, Any]:
+def read(rest: str, storage: str, compression: Compression, rows: int) -> dict[str, Any]:
     """Reads the rows twice, and tells of the second time: then the query is done, and the server has its messages made."""
     source = BigQuerySource(
         project="benchmark", sources={}, emulator_host=rest, emulator_storage=storage, wire_compression=compression
@@ -100,16 +104,16 @@ def _read(rest: str, storage: str, compression: Compression, rows: int) -> dict[
     query = f"SELECT n FROM UNNEST(GENERATE_ARRAY(1, {rows})) AS n WHERE @start <= @end"
     stream = source.stream(SPEC.model_copy(update={"query": query}), WINDOW, "benchmark")
     for _ in range(2):
-        began, processor, read, total = time.perf_counter(), time.process_time(), 0, 0
+        began, processor, count, total = time.perf_counter(), time.process_time(), 0, 0
         with stream.open() as batches:
             for batch in batches:
-                read += batch.num_rows
+                count += batch.num_rows
                 total += pc.sum(batch.column(CHECKED)).as_py()
         seconds, processor = time.perf_counter() - began, time.process_time() - processor
     if stream.metadata["transport"] != "storage":
         raise RuntimeError("the rows came over REST")
-    return {"rows": read, "sum": total, "seconds": seconds, "processor": processor}
+    return {"rows": count, "sum": total, "seconds": seconds, "processor": processor}
 
 
 if __name__ == "__main__":
-    print(json.dumps(_read(**json.loads(sys.stdin.read()))))
+    print(json.dumps(read(**json.loads(sys.stdin.read()))))

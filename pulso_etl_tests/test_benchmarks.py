@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg import sql
 
-from benchmarks import page
+from benchmarks import page, wire
 from benchmarks.indexes import SCHEMA, Query, measure_indexes
 from benchmarks.loads import CHANGED, FIRST, UNCHANGED, LoadBench, Measurement, checksum
-from benchmarks.rows import SPEC, write_inputs
+from benchmarks.rows import SPEC, reader, write_inputs
 from benchmarks.ways import WAYS, Job
 from pulso_etl.destination.statements import Statements
+from pulso_etl.local.emulator import BigQueryEmulator
 
 ROWS = 2_000
 needs_files = pytest.mark.skipif("DATABASE_URL" in os.environ, reason="the server must see this machine's files")
@@ -66,6 +68,21 @@ def test_a_load_that_takes_too_long_or_fails_is_told_and_its_re_loads_are_left_o
     bench = LoadBench(server_url, tmp_path, ROWS, timeout=0.01, say=told.append)
     assert bench.measure(["psycopg"], 1) == [Measurement("psycopg", FIRST, ROWS, error="took longer than 0 s")]
     assert told[-1] == "2,000 rows, 1 of 1, first load, psycopg: took longer than 0 s"
+
+
+def test_rows_arrive_whole_over_the_wire_and_smaller_where_they_are_compressed(emulator: BigQueryEmulator, tmp_path: Path) -> None:
+    rows = 2 * SPEC.batch_rows
+    table = reader(write_inputs(tmp_path, rows, changed=False).arrow).read_all()
+    sent, total = [0], sum(table[wire.CHECKED].to_pylist())
+    with wire.RowsServer(emulator.client(), table) as server:
+        for compression in ("zstd", "lz4", "none"):
+            told = wire.read(emulator.rest_url, server.address, compression, rows)
+            assert (told["rows"], told["sum"]) == (rows, total)
+            sent.append(server.sent)
+    zstd, lz4, none = (after - before for before, after in pairwise(sent))
+    assert 0 < zstd < lz4 < none
+    measured = [wire.Download(name, rows, size, 1.0, 0.5) for name, size in (("none", 2_000_000), ("zstd", 1_000_000))]
+    assert "| zstd | 1.0 MB, 50 a row | 2.00 | 1.00 s | 0.50 s |" in page.wire(measured)
 
 
 def test_a_query_is_told_with_the_primary_key_alone_and_with_one_more_index(server_url: str, conn: psycopg.Connection) -> None:

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Self
 
 import grpc
 import pyarrow as pa
 from google.cloud import bigquery
-from google.cloud.bigquery_storage import types
+from google.cloud.bigquery_storage_v1 import types
 
 SERVICE = "google.cloud.bigquery.storage.v1.BigQueryRead"
 
@@ -152,7 +153,7 @@ class StorageServer:
         """Stops listening, and drops every call."""
         self._server.stop(None).wait()
 
-    def __enter__(self) -> StorageServer:
+    def __enter__(self) -> Self:
         self._server.start()
         return self
 
