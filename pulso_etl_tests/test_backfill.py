@@ -135,7 +135,7 @@ def test_a_chunk_that_fails_stops_no_other_and_is_loaded_again_alone(
     spec = TABLES[PARALLEL]
     short = DayRange(window.end - timedelta(days=3 * 92 - 1), window.end)
     bad = short.chunks(92)[1]
-    process = refresh(short, PARALLEL, "--workers", "2")
+    process = refresh(short, PARALLEL)
     assert process.wait(240) == 0, process.communicate()[0]
     columns = ", ".join(spec.column_names)
     conn.execute(
@@ -143,7 +143,7 @@ def test_a_chunk_that_fails_stops_no_other_and_is_loaded_again_alone(
         "generate_series(1, 30) n WHERE fecha_foto = %s",
         (bad.start,),
     )
-    again = refresh(short, PARALLEL, "--workers", "2")
+    again = refresh(short, PARALLEL)
     out, _ = again.communicate(timeout=240)
     assert again.returncode == 1
     assert "1 of 3 chunks failed, the others are loaded" in out
