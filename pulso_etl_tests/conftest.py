@@ -25,7 +25,7 @@ from pulso_etl_tests.dagster_stack import CHECKOUT, DagsterStack
 from pulso_etl_tests.faulty_proxy import FaultyProxy
 from pulso_etl_tests.holding_proxy import HoldingProxy
 
-hypothesis_settings.register_profile("pulso", deadline=None, max_examples=40, derandomize=True)
+hypothesis_settings.register_profile("pulso", deadline=None, max_examples=30, derandomize=True)
 hypothesis_settings.load_profile("pulso")
 
 
