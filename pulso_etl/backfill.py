@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -101,9 +102,9 @@ def run_chain(launch: Launch, chain: Chain) -> Iterator[Outcome]:
 
 def whole(spec: TableSpec, plan: RefreshPlan, parts: Sequence[Outcome], seconds: float) -> Outcome:
     """What became of the whole plan, by what became of its chunks. `seconds` is how long it took in all, wall-clock."""
-    counts: dict[str, int] = {}
-    for name, number in (item for part in parts for item in part.counts.items()):
-        counts[name] = counts.get(name, 0) + number
+    counts: Counter[str] = Counter()
+    for part in parts:
+        counts.update(part.counts)
     failed = sorted((part for part in parts if part.error), key=lambda part: str(part.window))
     error = failed[0].error if failed else None
     if failed and len(parts) > 1:
@@ -118,7 +119,7 @@ def whole(spec: TableSpec, plan: RefreshPlan, parts: Sequence[Outcome], seconds:
         parts[0].run_id if len(parts) == 1 else None,
         error,
         seconds,
-        counts,
+        dict(counts),
         sum(part.bytes_billed for part in parts),
         sum(part.cost for part in parts),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, date, datetime
@@ -19,7 +20,7 @@ from pulso_etl import logs
 from pulso_etl.alerts.service import try_channels
 from pulso_etl.api.tokens import Role, make_token
 from pulso_etl.automation.recovery import recover
-from pulso_etl.backfill import Launch, chains, chunks, run_chunks, whole
+from pulso_etl.backfill import Launch, chains, run_chunks, whole
 from pulso_etl.budget import DailyBudget
 from pulso_etl.definitions import build_defs
 from pulso_etl.destination.months import expired, remove_expired
@@ -111,7 +112,7 @@ def refresh_tables(
     todo = chains(tables, plans)
     parts: dict[str, list[Outcome]] = {plan.table: [] for plan in plans}
     seconds: dict[str, float] = {}
-    expected = {plan.table: len(chunks(tables[plan.table], plan)) for plan in plans}
+    expected = Counter(plan.table for chain in todo for plan in chain.plans)
     began = monotonic()
 
     def tell(outcome: Outcome) -> None:

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from pathlib import Path as FilePath
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import dagster as dg
 import psycopg
@@ -425,14 +425,8 @@ def create_app(settings: Settings, *, tables: Mapping[str, TableSpec] = TABLES) 
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # With tokens other machines are served, and the health needs none.
         here = Deployment(settings, tables, discreet=bool(tokens))
-        app.state.deployment = here
-        app.state.gatekeeper = Gatekeeper(settings, opening(tokens, tenant), local=not tokens)
-        await here.database.open()
-        try:
+        async with serving(app, here, Gatekeeper(settings, opening(tokens, tenant), local=not tokens)):
             yield
-        finally:
-            await here.dagster.close()
-            await here.database.close()
 
     app = FastAPI(
         title="Pulso ETL",
@@ -451,6 +445,26 @@ def create_app(settings: Settings, *, tables: Mapping[str, TableSpec] = TABLES) 
     _serve_page(app)
     guard(app, settings)
     return app
+
+
+class Connected(Protocol):
+    """What an application works with: at least PostgreSQL and Dagster."""
+
+    database: Database
+    dagster: DagsterClient
+
+
+@asynccontextmanager
+async def serving(app: FastAPI, here: Connected, gatekeeper: Gatekeeper) -> AsyncIterator[None]:
+    """What every application has from its start to its end."""
+    app.state.deployment = here
+    app.state.gatekeeper = gatekeeper
+    await here.database.open()
+    try:
+        yield
+    finally:
+        await here.dagster.close()
+        await here.database.close()
 
 
 def guard(app: FastAPI, settings: Settings) -> None:

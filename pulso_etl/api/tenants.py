@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp
 
 from pulso_etl.api.access import Admin, Gatekeeper, Needs
-from pulso_etl.api.app import create_app, gateway, guard
+from pulso_etl.api.app import create_app, gateway, guard, serving
 from pulso_etl.api.dagster_client import DagsterClient
 from pulso_etl.api.database import Database
 from pulso_etl.api.health import HealthProbe
@@ -97,14 +97,8 @@ def _operation(settings: Settings, parts: Sequence[Deployed]) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         here = Operation(settings, parts, discreet=bool(tokens))
-        app.state.deployment = here
-        app.state.gatekeeper = Gatekeeper(settings, administrators, local=not tokens)
-        await here.database.open()
-        try:
+        async with serving(app, here, Gatekeeper(settings, administrators, local=not tokens)):
             yield
-        finally:
-            await here.dagster.close()
-            await here.database.close()
 
     app = FastAPI(
         title="Pulso ETL",

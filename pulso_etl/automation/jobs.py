@@ -35,9 +35,9 @@ def table_job(spec: TableSpec) -> str:
 def job_tables(tables: Mapping[str, TableSpec]) -> dict[str, tuple[str, ...]]:
     """Every job's name with the tables that it refreshes."""
     tenant = tenant_of(tables)
-    jobs: dict[str, tuple[str, ...]] = {}
-    if len(tables) <= MOST_TABLE_JOBS:
-        jobs |= {table_job(spec): (name,) for name, spec in tables.items()}
+    jobs: dict[str, tuple[str, ...]] = {
+        table_job(spec): (name,) for name, spec in tables.items() if launched_job(spec, tables) == table_job(spec)
+    }
     for group in dict.fromkeys(spec.group for spec in tables.values()):
         jobs[qualified(tenant, f"refresh_{group}")] = tuple(name for name, spec in tables.items() if spec.group == group)
     return jobs | {qualified(tenant, ALL_JOB): tuple(tables)}

@@ -16,6 +16,7 @@ from time import monotonic, sleep
 import dagster as dg
 import psycopg
 
+from pulso_etl.automation.due import MEMORY
 from pulso_etl.destination import locks
 from pulso_etl.destination.roles import as_login
 from pulso_etl.destination.watermarks import Extraction, TableState, Watermarks
@@ -23,8 +24,6 @@ from pulso_etl.refresh import DayRange
 from pulso_etl.tables.spec import TableSpec
 
 SESSION_END_SECONDS = 10.0
-LONGEST_RUN = timedelta(days=2)
-"""How far back attempts of runs that still go on are looked for."""
 RUN_END = timedelta(minutes=2)
 """A run has its next attempt, or its end, well within this time of its last one; if not, its process is gone or hangs."""
 
@@ -72,7 +71,7 @@ def recover(
     `conn` is in autocommit mode; its role must be that of the loads, or may end their sessions.
     """
     marks = Watermarks(schema)
-    states = marks.read(conn, now - LONGEST_RUN)
+    states = marks.read(conn, now - MEMORY)
     _end_runs(instance, states.values(), now)
     for extraction in [extraction for state in states.values() for extraction in state.running]:
         timeout = tables[extraction.table].timeout if extraction.table in tables else timedelta(minutes=30)
