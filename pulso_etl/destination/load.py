@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
+from queue import Empty, Queue
 from threading import Thread
 from typing import Literal
 
@@ -43,8 +43,10 @@ from pulso_etl.tables.spec import DELETED, OnReject, TableSpec
 Plan = Literal["direct", "merge", "changes"]
 Open = Callable[[], AbstractContextManager[pa.RecordBatchReader]]
 
-CHUNK_ROWS = 2_500
+CHUNK_ROWS = 600
 """Rows encoded at once, so that memory does not follow the size of the source's batches."""
+CHUNKS_AHEAD = 12
+"""Chunks encoded before the server asks for them, at most: it goes on while the source's next batch comes."""
 SMALL_PARTITION_ROWS = 20
 """A partition with fewer rows may shrink freely; the whole range is still guarded."""
 
@@ -319,28 +321,44 @@ def _copy(
                 rows[entry["values"]] += entry["counts"]
         yield encoder.finish()
 
-    # The next batch is read and encoded while the server takes this one: neither waits for the other, and two are in memory.
-    chunks = encoded()
-    with conn.cursor() as cursor, cursor.copy(statements.copy(into)) as copy:
-        coming = _begin_next(chunks)
-        while (chunk := coming.result()) is not None:
-            coming = _begin_next(chunks)
+    with conn.cursor() as cursor, cursor.copy(statements.copy(into)) as copy, read_ahead(encoded()) as chunks:
+        for chunk in chunks:
             copy.write(chunk)
     return dict(rows)
 
 
-def _begin_next(chunks: Iterator[bytes]) -> Future[bytes | None]:
-    """The next chunk, None at the end, made by a thread that nobody waits for: an interrupt must not wait for the source."""
-    future: Future[bytes | None] = Future()
+@contextmanager
+def read_ahead(chunks: Iterator[bytes]) -> Iterator[Iterator[bytes]]:
+    """The chunks, made while the server takes those before; by a thread that nobody waits for: an interrupt must not wait for the
+    source."""
+    ready: Queue[bytes | BaseException | None] = Queue(CHUNKS_AHEAD)
+    wanted = True
 
-    def run() -> None:
+    def make() -> None:
         try:
-            future.set_result(next(chunks, None))
+            for chunk in chunks:
+                ready.put(chunk)
+                if not wanted:
+                    return
+            ready.put(None)
         except BaseException as error:
-            future.set_exception(error)
+            ready.put(error)
 
-    Thread(target=run, daemon=True).start()
-    return future
+    def take() -> Iterator[bytes]:
+        while (chunk := ready.get()) is not None:
+            if isinstance(chunk, BaseException):
+                raise chunk
+            yield chunk
+
+    Thread(target=make, daemon=True).start()
+    try:
+        yield take()
+    finally:
+        wanted = False
+        # A thread that waits for room finds it, and ends.
+        with suppress(Empty):
+            while True:
+                ready.get_nowait()
 
 
 def _refuse_duplicates(conn: psycopg.Connection, statements: Statements, spec: TableSpec, window: DayRange) -> None:

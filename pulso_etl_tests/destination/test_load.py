@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from datetime import date, timedelta
 from decimal import Decimal
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pulso_etl.destination.load import LoadResult, Plan, load
+from pulso_etl.destination.load import CHUNKS_AHEAD, LoadResult, Plan, load, read_ahead
 from pulso_etl.destination.statements import Statements
 from pulso_etl.errors import ContractError, DuplicateKeyError, PulsoError, ShrinkRefused
 from pulso_etl.refresh import DayRange
@@ -290,3 +291,31 @@ def test_versioned_loads_in_any_order_keep_the_newest(
 def test_errors_of_ours_are_one_tree() -> None:
     assert issubclass(DuplicateKeyError, ContractError)
     assert issubclass(ShrinkRefused, PulsoError)
+
+
+def test_what_is_read_ahead_has_an_end_where_its_reader_ends() -> None:
+    before, made = threading.active_count(), []
+
+    def chunks() -> Iterator[bytes]:
+        for n in range(1_000):
+            made.append(n)
+            yield b"chunk"
+
+    with read_ahead(chunks()) as given:
+        assert next(given)
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+    assert len(made) <= 2 * (CHUNKS_AHEAD + 2)
+
+
+def test_a_fault_of_what_is_read_ahead_comes_after_what_was_there() -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b"chunk"
+        raise ConnectionError("the source is gone")
+
+    with read_ahead(chunks()) as given:
+        assert next(given) == b"chunk"
+        with pytest.raises(ConnectionError, match="gone"):
+            next(given)
