@@ -82,7 +82,8 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
     Works for any daily-partitioned asset whose definition metadata hold a TableSpec under `pulso_etl/table`. Takes a
     DeferredStream, pyarrow.RecordBatchReader, pyarrow.Table or pandas.DataFrame; gives a downstream asset its partition or range
     as pyarrow.Table, or pandas.DataFrame by type annotation. The login of `database_url` works as `database_role`, where one is
-    named. `lock_timeout_seconds` bounds the wait for another writer, `work_mem_mb` is the server's work memory in MiB.
+    named. `lock_timeout_seconds` bounds the wait for another writer, `work_mem_mb` is the server's work memory in MiB, of which
+    a load's join may take twice that, and its stage as much before it goes to disk.
     """
 
     database_url: str
@@ -98,6 +99,8 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         with psycopg.connect(url, autocommit=True, application_name=f"pulso-etl {purpose}"[:63], connect_timeout=10) as conn:
             conn.execute("SELECT set_config('lock_timeout', %s, false)", (f"{self.lock_timeout_seconds}s",))
             conn.execute("SET TIME ZONE 'UTC'")
+            # Of the session: the server takes it only before the first temporary table. As much as a hash join may have.
+            conn.execute("SELECT set_config('temp_buffers', %s, false)", (f"{2 * self.work_mem_mb}MB",))
             # A killed process must not leave its statement running on the server, with the table's lock held.
             conn.execute("SET client_connection_check_interval = '2s'")
             yield conn
