@@ -1,8 +1,8 @@
 """The jobs that people and programs launch by name: one per table, one per group, one for all.
 
-What a job refreshes is said at launch, by the range tags of `launch.run_tags`. With more tables than MOST_TABLE_JOBS a table has
-no job of its own, for each costs Dagster a look at the whole graph when a code server starts: it is then launched as the selection
-of the job for all.
+What a job refreshes is said at launch, by the range tags of `launch.run_tags`. With more tables than MOST_TABLE_JOBS the
+job for all is the only one of these, for each costs Dagster a look at the whole graph when a code server starts: a table or a group
+is then launched as a selection of it.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def table_job(spec: TableSpec) -> str:
 def job_tables(tables: Mapping[str, TableSpec]) -> dict[str, tuple[str, ...]]:
     """Every job's name with the tables that it refreshes."""
     tenant = tenant_of(tables)
-    jobs: dict[str, tuple[str, ...]] = {
-        table_job(spec): (name,) for name, spec in tables.items() if launched_job(spec, tables) == table_job(spec)
-    }
-    for group in dict.fromkeys(spec.group for spec in tables.values()):
-        jobs[qualified(tenant, f"refresh_{group}")] = tuple(name for name, spec in tables.items() if spec.group == group)
+    jobs: dict[str, tuple[str, ...]] = {}
+    if len(tables) <= MOST_TABLE_JOBS:
+        jobs |= {table_job(spec): (name,) for name, spec in tables.items()}
+        for group in dict.fromkeys(spec.group for spec in tables.values()):
+            jobs[qualified(tenant, f"refresh_{group}")] = tuple(name for name, spec in tables.items() if spec.group == group)
     return jobs | {qualified(tenant, ALL_JOB): tuple(tables)}
 
 
