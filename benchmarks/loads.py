@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import psutil
 import psycopg
 from psycopg import errors as pg
 from psycopg import sql
@@ -29,6 +30,7 @@ Checksum = tuple[int, int]
 """Rows, and the sum of a hash of each row."""
 VACUUMS = "SELECT FROM pg_stat_activity WHERE backend_type = 'autovacuum worker'"
 SETTLE_SECONDS = 120
+IDLE_PERCENT = 5
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ def settle(conn: psycopg.Connection) -> None:
     with suppress(pg.InsufficientPrivilege):
         conn.execute("CHECKPOINT")
     os.sync()
+    while psutil.cpu_percent(interval=2) > IDLE_PERCENT and time.monotonic() < deadline:
+        pass
 
 
 def clean_up(conn: psycopg.Connection, schema: str) -> None:

@@ -24,7 +24,7 @@ from pulso_etl.tenants import deployed
 
 # Definitions are very many objects that stay. Python's default looks through them for garbage after each 700 new ones, which took
 # a fifth of the start of a code server with 1,000 tables.
-gc.set_threshold(50_000)
+gc.set_threshold(10_000)
 
 
 def build_source(settings: Settings) -> BigQuerySource:
