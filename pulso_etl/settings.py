@@ -57,8 +57,7 @@ class Settings(BaseSettings):
     lock_timeout_seconds: Annotated[int, Field(ge=1)] = 900
     """How long a load waits for another writer of its table."""
     work_mem_mb: Annotated[int, Field(ge=4)] = 256
-    """PostgreSQL work_mem of a load's transaction, in MiB. Enough keeps a load in memory: its hash join may take twice that, and
-    its staged rows as much again. A load takes what its rows need, and gives it back at its end."""
+    """PostgreSQL work_mem of a load's transaction, in MiB; its hash join may take twice that, its staged rows as much again."""
 
     bigquery_project_id: Annotated[str, Field(pattern=r"^[a-z0-9.:-]+$")] = "mibot-222814"
     """Project of the source tables, which also pays for the queries."""
