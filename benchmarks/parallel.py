@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from psycopg import sql
 
-from benchmarks.loads import FIRST, ROOT, UNCHANGED, Say, checksum, create_table, drop, schema_of, settle
+from benchmarks.loads import FIRST, ROOT, UNCHANGED, Say, checksum, clean_up, create_table, drop, schema_of, settle
 from benchmarks.rows import SPEC, WINDOW, reader, write_inputs
 from benchmarks.ways import Job
 from pulso_etl.refresh import DayRange
@@ -58,7 +58,7 @@ def measure_parallel(url: str, folder: Path, rows: int, *, timeout: float, say: 
                 expected = expected or found
                 if found != expected or found[0] != rows:
                     raise RuntimeError(f"{workers} processes, {scenario}: the table does not hold the rows that were given")
-                conn.execute(sql.SQL("VACUUM (ANALYZE) {}").format(sql.Identifier(schema, SPEC.name)))
+                clean_up(conn, schema)
                 measured.append(Throughput(workers, scenario, rows, seconds))
                 say(f"{rows:,} rows in {len(chunks)} chunks, {workers} at a time, {scenario}: {seconds:.2f} s")
             drop(conn, schema)
