@@ -1,7 +1,8 @@
 """Asset checks of every table, built from its declaration. No table is special-cased here.
 
-The checks of `refresh_check_keys` ask PostgreSQL only, in one statement a table, and run with every refresh. `reconciliation` asks
-BigQuery, which bills for it, and runs alone: by a job, the UI's button, or `pulso-etl reconcile`.
+They are one op a table: Dagster looks at every op of a graph again for each job when a code server starts. The checks of
+`refresh_check_keys` ask PostgreSQL only, in one statement a table, and run with every refresh. `reconciliation` asks BigQuery,
+which bills for it, and runs alone: by a job, the UI's button, or `pulso-etl reconcile`.
 
 Which checks a run takes is up to how it is launched. Dagster 1.13 adds every check of a selected asset wherever a launch names
 no checks (`RunRequest`, GraphQL with an `assetSelection` only, back-fills), and the UI's Materialize names them all; nothing on a
@@ -24,6 +25,7 @@ from pulso_etl.destination.load import translated
 from pulso_etl.destination.quality import WEEKS, Check, Inspection, inspect, rules
 from pulso_etl.destination.strategies import STRATEGIES
 from pulso_etl.destination.watermarks import Watermarks
+from pulso_etl.errors import PulsoError
 from pulso_etl.reconciliation import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE, Reconciliation, reconcile
 from pulso_etl.refresh import DayRange, Watermark, is_stale, lima_day
 from pulso_etl.source.bigquery import BigQuerySource
@@ -31,6 +33,8 @@ from pulso_etl.tables.spec import TableSpec
 
 BLOCKING = {Check.PRIMARY_KEY, Check.REQUIRED_COLUMNS, Check.VALUE_LIMITS}
 """A load refuses what these look for: where one fails, something else wrote to the table. It fails the run."""
+APART = {Check.UP_TO_DATE, Check.RECONCILIATION}
+"""Not for a refresh: the first changes without one, the second is billed for."""
 COMPARED_WEEKS = 2
 """With fewer earlier weeks that hold rows, nothing is said of a day's volume."""
 SMALL_DIFFERENCE = 10
@@ -51,85 +55,85 @@ class Finding:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-def build_checks(spec: TableSpec) -> list[dg.AssetChecksDefinition]:
-    """The three ops of a table: its checks of every refresh, its reconciliation, and whether it is up to date."""
+def build_checks(spec: TableSpec) -> dg.AssetChecksDefinition:
+    """All checks of a table as one op, of which a run takes those that it names."""
 
     @dg.multi_asset_check(
         name=spec.qualify(f"{spec.name}_checks"),
-        description=f"Looks at what {spec.name} holds in PostgreSQL, in one statement.",
+        description=f"Looks at what {spec.name} holds in PostgreSQL; `{Check.RECONCILIATION}` compares it with BigQuery.",
         specs=[
             dg.AssetCheckSpec(check.value, asset=asset_key(spec), description=text, blocking=check in BLOCKING)
-            for check, text in descriptions(spec).items()
+            for check, text in (descriptions(spec) | _descriptions_apart(spec)).items()
         ],
         can_subset=True,
         compute_kind="postgres",
-        required_resource_keys={spec.qualify("postgres")},
+        required_resource_keys={spec.qualify("bigquery"), spec.qualify("postgres")},
         retry_policy=RETRIES,
     )
     def checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
-        postgres: PostgresUpsertIOManager = resource(context, spec, "postgres")
-        today = lima_day(datetime.now(UTC))
-        lookback = DayRange(today - timedelta(days=spec.lookback_days - 1), today)
-        window = run_window(context.run.tags) or lookback
-        with translated(spec, window), postgres.connect(context.run.run_id) as conn:
-            inspection = inspect(conn, spec, postgres.database_schema, window, lookback)
-        for finding in findings(spec, inspection, window, lookback):
-            if dg.AssetCheckKey(asset_key(spec), finding.check.value) in context.selected_asset_check_keys:
-                yield result(finding, window)
+        chosen = {Check(key.name) for key in context.selected_asset_check_keys}
+        if chosen - APART:
+            yield from (one for one in _inspect(context, spec) if one.check_name in chosen)
+        if Check.UP_TO_DATE in chosen:
+            yield _look_at_watermark(context, spec)
+        if Check.RECONCILIATION in chosen:
+            yield from _reconcile(context, spec)
 
-    @dg.multi_asset_check(
-        name=spec.qualify(f"{spec.name}_reconciliation"),
-        description=f"Compares {spec.name} with its source. Costs a query in BigQuery.",
-        specs=[
-            dg.AssetCheckSpec(
-                Check.RECONCILIATION.value,
-                asset=asset_key(spec),
-                description=f"Rows, sums and numbers of values of each partition are the same in BigQuery, over the last "
-                f"{spec.reconcile_days} days or the run's range. Integers and amounts exactly, doubles to {RELATIVE_TOLERANCE:g} "
-                f"of their size or {ABSOLUTE_TOLERANCE:g}."
-                + (f" A key counts in the partition of its newest {spec.version_column}." if spec.version_column else ""),
-            )
-        ],
-        # Optional outputs: a run that materializes the table gets no result.
-        can_subset=True,
-        compute_kind="bigquery",
-        required_resource_keys={spec.qualify("bigquery"), spec.qualify("postgres")},
+    return checks
+
+
+def _inspect(context: dg.AssetCheckExecutionContext, spec: TableSpec) -> Iterator[dg.AssetCheckResult]:
+    postgres: PostgresUpsertIOManager = resource(context, spec, "postgres")
+    today = lima_day(datetime.now(UTC))
+    lookback = DayRange(today - timedelta(days=spec.lookback_days - 1), today)
+    window = run_window(context.run.tags) or lookback
+    with translated(spec, window), postgres.connect(context.run.run_id) as conn:
+        inspection = inspect(conn, spec, postgres.database_schema, window, lookback)
+    return (result(finding, window) for finding in findings(spec, inspection, window, lookback))
+
+
+def _look_at_watermark(context: dg.AssetCheckExecutionContext, spec: TableSpec) -> dg.AssetCheckResult:
+    postgres: PostgresUpsertIOManager = resource(context, spec, "postgres")
+    now = datetime.now(UTC)
+    today = lima_day(now)
+    with translated(spec, DayRange(today, today)), postgres.connect(context.run.run_id) as conn:
+        state = Watermarks(postgres.database_schema).read(conn).get(spec.name)
+    told = currency(spec, state.watermark if state else None, now)
+    return dg.AssetCheckResult(
+        check_name=told.check_name,
+        passed=told.passed,
+        severity=told.severity,
+        description=told.description,
+        metadata=told.metadata,
     )
-    def reconciliation(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
-        bigquery: BigQuerySource = resource(context, spec, "bigquery")
-        postgres: PostgresUpsertIOManager = resource(context, spec, "postgres")
-        if asset_key(spec) in context.job_def.asset_layer.selected_asset_keys:
-            context.log.info(f"{spec.name}: not reconciled, this run refreshes it; launch the check alone")
-            return
-        today = lima_day(datetime.now(UTC))
-        given = run_window(context.run.tags)
+
+
+def _reconcile(context: dg.AssetCheckExecutionContext, spec: TableSpec) -> Iterator[dg.AssetCheckResult]:
+    bigquery: BigQuerySource = resource(context, spec, "bigquery")
+    postgres: PostgresUpsertIOManager = resource(context, spec, "postgres")
+    if asset_key(spec) in context.job_def.asset_layer.selected_asset_keys:
+        context.log.info(f"{spec.name}: not reconciled, this run refreshes it; launch the check alone")
+        return
+    today = lima_day(datetime.now(UTC))
+    given = run_window(context.run.tags)
+    try:
         with translated(spec, given or DayRange(today, today)), postgres.connect(context.run.run_id) as conn:
             compared = reconcile(conn, bigquery, spec, postgres.database_schema, given, today, context.run.run_id)
-        yield result(reconciled(spec, compared, today), compared.window)
+    except PulsoError as error:
+        # Another attempt would wait for the table's lock as long again, or be billed again: that is for a person to ask for.
+        raise dg.Failure(str(error), allow_retries=False) from error
+    yield result(reconciled(spec, compared, today), compared.window)
 
-    @dg.asset_check(
-        asset=asset_key(spec),
-        name=Check.UP_TO_DATE.value,
-        description=f"The last refresh is not older than {2 * spec.refresh_every}, and took in today's partition (while the day is "
-        "younger than that, yesterday's will do). Unlike the freshness policy, it is not misled by a load of older days.",
-        compute_kind="postgres",
-        required_resource_keys={spec.qualify("postgres")},
-    )
-    def up_to_date(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-        postgres: PostgresUpsertIOManager = resource(context, spec, "postgres")
-        today = lima_day(datetime.now(UTC))
-        with translated(spec, DayRange(today, today)), postgres.connect(context.run.run_id) as conn:
-            state = Watermarks(postgres.database_schema).read(conn).get(spec.name)
-        told = currency(spec, state.watermark if state else None, datetime.now(UTC))
-        return dg.AssetCheckResult(
-            check_name=told.check_name,
-            passed=told.passed,
-            severity=told.severity,
-            description=told.description,
-            metadata=told.metadata,
-        )
 
-    return [checks, reconciliation, up_to_date]
+def _descriptions_apart(spec: TableSpec) -> dict[Check, str]:
+    kept = f" A key counts in the partition of its newest {spec.version_column}." if spec.version_column else ""
+    return {
+        Check.UP_TO_DATE: f"The last refresh is not older than {2 * spec.refresh_every}, and took in today's partition (while the "
+        "day is younger than that, yesterday's will do). Unlike the freshness policy, it is not misled by a load of older days.",
+        Check.RECONCILIATION: f"Rows, sums and numbers of values of each partition are the same in BigQuery, over the last "
+        f"{spec.reconcile_days} days or the run's range. Integers and amounts exactly, doubles to {RELATIVE_TOLERANCE:g} of their "
+        f"size or {ABSOLUTE_TOLERANCE:g}. Costs a query in BigQuery.{kept}",
+    }
 
 
 def currency(spec: TableSpec, watermark: Watermark | None, now: datetime) -> dg.AssetCheckEvaluation:

@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 
 from pulso_etl.assets import RETRIES, build_asset, build_sources, daily_partitions
-from pulso_etl.automation.jobs import build_jobs, build_reconciliation_job, launched_job
+from pulso_etl.automation.jobs import build_jobs, launched_job
 from pulso_etl.automation.schedules import build_schedules
 from pulso_etl.automation.sensors import Automation
 from pulso_etl.budget import DailyBudget
@@ -72,7 +72,6 @@ def build_defs(
     """Fresh definitions of one tenant's tables, or of a deployment without; `resource_overrides` replaces resources by key."""
     partitions = daily_partitions(settings.partitions_start)
     jobs = build_jobs(tables)
-    reconciliation = build_reconciliation_job(tables)
     checks = [key for spec in tables.values() for key in (*refresh_check_keys(spec), reconciliation_key(spec))]
     launched = {launched_job(spec, tables) for spec in tables.values()}
     automation = Automation(settings, tables, [job for job in jobs if job.name in launched], checks)
@@ -81,11 +80,9 @@ def build_defs(
             *build_sources(tables.values(), settings.sources()),
             *(build_asset(spec, partitions, retries) for spec in tables.values()),
         ],
-        asset_checks=[check for spec in tables.values() for check in build_checks(spec)],
-        jobs=[*jobs, reconciliation],
-        schedules=build_schedules(
-            tables, settings.partitions_start, reconciliation, automation.budget, running=settings.automation
-        ),
+        asset_checks=[build_checks(spec) for spec in tables.values()],
+        jobs=jobs,
+        schedules=build_schedules(tables, settings.partitions_start, automation.budget, running=settings.automation),
         sensors=automation.sensors(),
         resources={**build_resources(settings), **(resource_overrides or {})},
         # One process per run: Python's start-up is most of a small refresh's time.

@@ -29,6 +29,7 @@ from pulso_etl.settings import Settings
 from pulso_etl.tables.spec import TableSpec
 
 TABLE_TAG = "pulso_etl/table"
+"""Run tag: the one table that the run refreshes."""
 SOURCE_TAG = "pulso_etl/source"
 """Run tag by which `dagster.yaml` limits the runs that query BigQuery at the same time."""
 DAGSTERS_OWN = ("Dagster", "RetryRequested")
@@ -51,15 +52,18 @@ class Outcome:
 
 
 def job_tags(specs: Sequence[TableSpec]) -> dict[str, str]:
-    """The tags of a run of these tables of one tenant, whatever its range: time-out (seconds), place in the queue, the tenant, and
-    the table if it is one."""
+    """The tags of a run of these tables of one tenant, whatever it does: time-out (seconds), place in the queue, the tenant."""
     tags = {
         MAX_RUNTIME_SECONDS_TAG: str(sum(int(spec.timeout.total_seconds()) for spec in specs)),
         PRIORITY_TAG: str(max(spec.priority for spec in specs)),
         SOURCE_TAG: "bigquery",
     }
-    tenant = {TENANT_TAG: specs[0].tenant} if specs[0].tenant else {}
-    return tags | tenant | ({TABLE_TAG: specs[0].name} if len(specs) == 1 else {})
+    return tags | ({TENANT_TAG: specs[0].tenant} if specs[0].tenant else {})
+
+
+def refresh_tags(specs: Sequence[TableSpec]) -> dict[str, str]:
+    """The tags of a run that refreshes these tables of one tenant, whatever its range: with the table if it is one."""
+    return job_tags(specs) | ({TABLE_TAG: specs[0].name} if len(specs) == 1 else {})
 
 
 def range_tags(window: DayRange) -> dict[str, str]:
@@ -89,7 +93,7 @@ def run_tags(
     `capture`: what changed may stand for the window.
     """
     granted = {FORCE_TAG: force, ALLOW_SHRINK_TAG: allow_shrink, VERIFIED_TAG: verified, CAPTURE_TAG: capture}
-    return job_tags([spec]) | range_tags(window) | {tag: "true" for tag, given in granted.items() if given}
+    return refresh_tags([spec]) | range_tags(window) | {tag: "true" for tag, given in granted.items() if given}
 
 
 def plan_tables(

@@ -528,8 +528,8 @@ def test_jobs_select_checks_with_or_without_the_reconciliation(configured: Setti
     result = defs.resolve_job_def("refresh").execute_in_process(instance=instance, run_config=QUIET, tags=run_tags(spec, WINDOW))
     assert steps(result) == {"operation_data", "operation_data_checks"}
     result = defs.resolve_job_def("weekly").execute_in_process(instance=instance, run_config=QUIET)
-    assert steps(result) == {"operation_data_reconciliation"}
-    assert evaluations(result)[Check.RECONCILIATION].passed
+    assert steps(result) == {"operation_data_checks"}
+    assert {check: evaluation.passed for check, evaluation in evaluations(result).items()} == {Check.RECONCILIATION: True}
 
 
 def test_a_launch_that_names_no_checks_refreshes_without_reconciling(

@@ -4,7 +4,7 @@
  * It knows what Dagster knows: no rows of a run under way, and of an extraction only its end. Where the HTTP API can be reached,
  * `createClient` tells more.
  */
-import codeLocations from "../../pulso_etl/api/operations/code_locations.graphql?raw";
+import assetLocation from "../../pulso_etl/api/operations/asset_location.graphql?raw";
 import freshnessQuery from "../../pulso_etl/api/operations/freshness.graphql?raw";
 import launchRuns from "../../pulso_etl/api/operations/launch_runs.graphql?raw";
 import runFailure from "../../pulso_etl/api/operations/run_failure.graphql?raw";
@@ -55,6 +55,9 @@ const RANGE_END = "dagster/asset_partition_range_end";
 const PIPELINE = "pulso_etl/pipeline";
 const TABLE = "pulso_etl/table";
 const FORCE = "pulso_etl/force";
+const WHOLE_GRAPH = "__ASSET_JOB";
+/** The tag by which Dagster limits how many runs query BigQuery at once. */
+const QUERIES = { "pulso_etl/source": "bigquery" };
 const WAITING = ["QUEUED", "NOT_STARTED", "MANAGED", "STARTING"];
 const UNDER_WAY = [...WAITING, "STARTED", "CANCELING"];
 const ENDS: Record<string, TableRun["state"]> = { SUCCESS: "success", FAILURE: "failed", CANCELED: "canceled" };
@@ -94,16 +97,22 @@ export function createGraphQLTransport(options: GraphQLOptions = {}): Transport 
     return runsOrError.results;
   }
 
-  /** Where each job is. */
-  async function selectors(signal: AbortSignal | undefined) {
-    type Repository = { name: string; location: { name: string }; jobs: { name: string }[] };
-    type Answer = { repositoriesOrError: Fault & { nodes?: Repository[] } };
-    const { repositoriesOrError } = await ask<Answer>(codeLocations, {}, signal);
-    const nodes = repositoriesOrError.nodes ?? [];
-    return (jobName: string) => {
-      const found = nodes.find(({ jobs }) => jobs.some(({ name }) => name === jobName));
-      if (found) return { repositoryName: found.name, repositoryLocationName: found.location.name, jobName };
-      throw new ETLError(repositoriesOrError.message ?? `no code location of Dagster's has the job ${jobName}`);
+  /** What launches each table: its own job or, of very many tables, a selection of Dagster's job of all assets. */
+  async function selectors(tables: string[], signal: AbortSignal | undefined) {
+    type Repository = { name: string; location: { name: string } };
+    type Node = { assetKey: { path: string[] }; repository: Repository; jobNames: string[] };
+    const assetKeys = tables.map((table) => ({ path: [table] }));
+    const { assetNodes } = await ask<{ assetNodes: Node[] }>(assetLocation, { assetKeys }, signal);
+    return (table: string) => {
+      const found = assetNodes.find(({ assetKey }) => assetKey.path.join("/") === table);
+      if (!found) throw new ETLError(`no code location of Dagster's has the asset ${table}`);
+      const { name, location } = found.repository;
+      const job = found.jobNames.find((name) => name === `refresh_${table}`);
+      return {
+        repositoryName: name,
+        repositoryLocationName: location.name,
+        ...(job ? { jobName: job } : { jobName: WHOLE_GRAPH, assetSelection: [{ path: [table] }] }),
+      };
     };
   }
 
@@ -136,12 +145,15 @@ export function createGraphQLTransport(options: GraphQLOptions = {}): Transport 
     signal: AbortSignal | undefined,
   ): Promise<TableRun[]> {
     if (due.length === 0) return [];
-    const selectorOf = await selectors(signal);
+    const selectorOf = await selectors(
+      due.map(({ table }) => table),
+      signal,
+    );
     const params = due.map(({ table, lookback_days }) => {
       const { start, end } = trailingDays(lookback_days, now);
-      const tags = Object.entries({ [RANGE_START]: start, [RANGE_END]: end, ...more });
+      const tags = Object.entries({ [TABLE]: table, ...QUERIES, [RANGE_START]: start, [RANGE_END]: end, ...more });
       return {
-        selector: selectorOf(`refresh_${table}`),
+        selector: selectorOf(table),
         executionMetadata: { tags: tags.map(([key, value]) => ({ key, value })) },
       };
     });

@@ -13,17 +13,23 @@ const OPERATION = /(?:query|mutation) (\w+)/;
 /** What Dagster answers, by the operation's name. */
 type World = Record<string, unknown>;
 
-const JOBS = ["dashboard_data", "evolution_data", "assignment_data"].map((table) => ({ name: `refresh_${table}` }));
+const REPOSITORY = { name: "__repository__", location: { name: "pulso_etl" } };
 const WORLD: World = {
-  CodeLocations: {
-    repositoriesOrError: {
-      __typename: "RepositoryConnection",
-      nodes: [{ name: "__repository__", location: { name: "pulso_etl" }, jobs: JOBS }],
-    },
-  },
+  AssetLocation: locations((table) => [`refresh_${table}`, "refresh_all"]),
   Freshness: { assetNodes: [] },
   Runs: { runsOrError: { __typename: "Runs", results: [] } },
 };
+
+/** Where the tables are that are asked for, each in these jobs. */
+function locations(jobs: (table: string) => string[]) {
+  return ({ assetKeys }: { assetKeys: { path: [string] }[] }) => ({
+    assetNodes: assetKeys.map(({ path: [table] }) => ({
+      assetKey: { path: [table] },
+      repository: REPOSITORY,
+      jobNames: jobs(table),
+    })),
+  });
+}
 
 function run(table: string, status: string, more: object = {}) {
   const tags = [
@@ -179,6 +185,34 @@ describe("the hooks over GraphQL", () => {
       key: "pulso_etl/force",
       value: "true",
     });
+  });
+
+  it("launch a table without a job of its own out of the job of all assets", async () => {
+    const world: World = {
+      AssetLocation: locations(() => ["__ASSET_JOB"]),
+      LaunchRuns: launched("assignment_data"),
+      Runs: ({ filter }: { filter: { runIds?: string[] } }) =>
+        filter.runIds ? runs(run("assignment_data", "SUCCESS")) : runs(),
+    };
+    server.current.on("POST /graphql", dagster(world));
+    const { result } = renderHook(() => useETLRefresh(10), { wrapper: wrapper() });
+    await act(async () => {
+      await result.current.triggerRefresh(false, ["assignment_data"]);
+    });
+    expect(result.current.progress?.status).toBe("success");
+    const { selector, executionMetadata } = asked("LaunchRuns")[0].variables.params[0];
+    expect(selector).toMatchObject({ jobName: "__ASSET_JOB", assetSelection: [{ path: ["assignment_data"] }] });
+    expect(executionMetadata.tags).toContainEqual({ key: "pulso_etl/table", value: "assignment_data" });
+    expect(executionMetadata.tags).toContainEqual({ key: "pulso_etl/source", value: "bigquery" });
+  });
+
+  it("say so where Dagster does not know the table", async () => {
+    server.current.on("POST /graphql", dagster({ AssetLocation: { assetNodes: [] } }));
+    const { result } = renderHook(() => useETLRefresh(10), { wrapper: wrapper() });
+    await act(async () => {
+      await result.current.triggerRefresh(false, ["assignment_data"]);
+    });
+    expect(result.current.error?.message).toContain("no code location of Dagster's has the asset assignment_data");
   });
 
   it("give the reason of a run that fails", async () => {

@@ -87,6 +87,7 @@ class DagsterClient:
         self.url = url
         self._http = httpx.AsyncClient(timeout=TIMEOUT_SECONDS, trust_env=False)
         self._repositories: dict[str, dict[str, str]] = {}
+        """Selectors by asset."""
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -121,18 +122,19 @@ class DagsterClient:
         """The runs that wait or go on, newest first."""
         return await self.runs(statuses=[status.value for status in NOT_FINISHED_STATUSES])
 
-    async def launch(self, job: str, tags: Mapping[str, str], only: TableSpec | None = None) -> str:
-        """Launches the job with these tags, or only that table of it; returns the run's id.
+    async def launch(self, spec: TableSpec, job: str, tags: Mapping[str, str]) -> str:
+        """Launches the table, with its checks, out of the job; returns the run's id.
 
         Raises LaunchRefused where Dagster does not take it.
         """
-        selection: dict[str, Any] = {}
-        if only is not None:
-            path = {"path": list(only.asset_path)}
-            checks = [{"assetKey": path, "name": key.name} for key in refresh_check_keys(only)]
-            selection = {"assetSelection": [path], "assetCheckSelection": checks}
+        path = {"path": list(spec.asset_path)}
+        selection = {
+            "jobName": job,
+            "assetSelection": [path],
+            "assetCheckSelection": [{"assetKey": path, "name": key.name} for key in refresh_check_keys(spec)],
+        }
         params = {
-            "selector": await self._selector(job) | selection,
+            "selector": await self._repository(spec) | selection,
             "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in tags.items()]},
         }
         found = (await self.execute("launch_run", params=params))["launchRun"]
@@ -143,19 +145,20 @@ class DagsterClient:
             raise LaunchRefused(f"Dagster did not take the run: {next(filter(None, reasons), found['__typename'])[:500]}")
         return str(found["run"]["runId"])
 
-    async def _selector(self, job: str) -> dict[str, str]:
-        if job not in self._repositories:
-            found = (await self.execute("code_locations"))["repositoriesOrError"]
-            self._repositories = {
-                entry["name"]: {"repositoryName": node["name"], "repositoryLocationName": node["location"]["name"]}
-                for node in found.get("nodes", [])
-                for entry in node["jobs"]
+    async def _repository(self, spec: TableSpec) -> dict[str, str]:
+        asset = spec.asset_name
+        if asset not in self._repositories:
+            found = (await self.execute("asset_location", assetKeys=[{"path": list(spec.asset_path)}]))["assetNodes"]
+            if not found:
+                raise DagsterUnavailable(
+                    f"no code location of Dagster's has the asset {asset}; look at its page Deployment for what is wrong"
+                )
+            repository = found[0]["repository"]
+            self._repositories[asset] = {
+                "repositoryName": repository["name"],
+                "repositoryLocationName": repository["location"]["name"],
             }
-        if job not in self._repositories:
-            raise DagsterUnavailable(
-                f"no code location of Dagster's has the job {job}; look at its page Deployment for what is wrong"
-            )
-        return self._repositories[job] | {"jobName": job}
+        return self._repositories[asset]
 
     async def failure(self, run_id: str) -> str | None:
         """Why the run failed, as far as Dagster knows."""

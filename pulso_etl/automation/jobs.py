@@ -1,8 +1,8 @@
-"""The jobs that people and programs launch by name: one per table, one per group, one for all.
+"""The jobs that people and programs launch by name: one per table, one per group, one for all, and one that compares all.
 
-What a job refreshes is said at launch, by the range tags of `launch.run_tags`. With more tables than MOST_TABLE_JOBS the
-job for all is the only one of these, for each costs Dagster a look at the whole graph when a code server starts: a table or a group
-is then launched as a selection of it.
+What a job refreshes is said at launch, by the range tags of `launch.run_tags`. With more tables than MOST_TABLES_WITH_JOBS there
+are none, for each costs Dagster a look at the whole graph when a code server starts: what is launched is then a selection of
+Dagster's own job of all assets.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from collections.abc import Iterable, Mapping, Sequence
 import dagster as dg
 
 from pulso_etl.assets import asset_key
-from pulso_etl.checks import reconciliation_selection, refresh_check_keys, refresh_selection
-from pulso_etl.coordinator import TENANT_TAG
-from pulso_etl.launch import TABLE_TAG, job_tags
+from pulso_etl.checks import reconciliation_key, reconciliation_selection, refresh_check_keys, refresh_selection
+from pulso_etl.coordinator import TENANT_TAG, WHOLE_GRAPH
+from pulso_etl.launch import TABLE_TAG, job_tags, refresh_tags, run_tags
+from pulso_etl.refresh import DayRange
 from pulso_etl.tables.spec import TableSpec, qualified
 
 ALL_JOB = "refresh_all"
-MOST_TABLE_JOBS = 100
 RECONCILIATION_JOB = "reconcile_all"
+MOST_TABLES_WITH_JOBS = 100
 
 
 def tenant_of(tables: Mapping[str, TableSpec]) -> str:
@@ -33,29 +34,40 @@ def table_job(spec: TableSpec) -> str:
 
 
 def job_tables(tables: Mapping[str, TableSpec]) -> dict[str, tuple[str, ...]]:
-    """Every job's name with the tables that it refreshes."""
+    """The name of every job that refreshes, with its tables."""
+    if len(tables) > MOST_TABLES_WITH_JOBS:
+        return {}
     tenant = tenant_of(tables)
-    jobs: dict[str, tuple[str, ...]] = {}
-    if len(tables) <= MOST_TABLE_JOBS:
-        jobs |= {table_job(spec): (name,) for name, spec in tables.items()}
-        for group in dict.fromkeys(spec.group for spec in tables.values()):
-            jobs[qualified(tenant, f"refresh_{group}")] = tuple(name for name, spec in tables.items() if spec.group == group)
+    jobs: dict[str, tuple[str, ...]] = {table_job(spec): (name,) for name, spec in tables.items()}
+    for group in dict.fromkeys(spec.group for spec in tables.values()):
+        jobs[qualified(tenant, f"refresh_{group}")] = tuple(name for name, spec in tables.items() if spec.group == group)
     return jobs | {qualified(tenant, ALL_JOB): tuple(tables)}
 
 
 def launched_job(spec: TableSpec, tables: Mapping[str, TableSpec]) -> str:
-    """The job by which a run of the table is launched: its own, or that of all, of which it is then the selection."""
-    return table_job(spec) if len(tables) <= MOST_TABLE_JOBS else qualified(spec.tenant, ALL_JOB)
+    """The job of which a run of the table is a selection."""
+    return table_job(spec) if len(tables) <= MOST_TABLES_WITH_JOBS else WHOLE_GRAPH
 
 
-def run_request(spec: TableSpec, tables: Mapping[str, TableSpec], run_key: str, tags: Mapping[str, str]) -> dg.RunRequest:
-    """A sensor's request for a run of the table, with its checks."""
-    job = launched_job(spec, tables)
-    if job == table_job(spec):
-        return dg.RunRequest(run_key, job_name=job, tags=tags)
+def schedule_job(name: str, tables: Mapping[str, TableSpec]) -> str:
+    """The job of which the runs of a schedule are selections: the tenant's job `name`, where there are jobs."""
+    return qualified(tenant_of(tables), name) if len(tables) <= MOST_TABLES_WITH_JOBS else WHOLE_GRAPH
+
+
+def refresh_request(spec: TableSpec, run_key: str, window: DayRange, job: str | None = None, **granted: bool) -> dg.RunRequest:
+    """A request for a run that refreshes the table with its checks; for `granted` see `run_tags`. A schedule's has no `job`."""
     return dg.RunRequest(
-        run_key, job_name=job, tags=tags, asset_selection=[asset_key(spec)], asset_check_keys=refresh_check_keys(spec)
+        run_key,
+        job_name=job,
+        tags=run_tags(spec, window, **granted),
+        asset_selection=[asset_key(spec)],
+        asset_check_keys=refresh_check_keys(spec),
     )
+
+
+def reconciliation_request(spec: TableSpec, run_key: str) -> dg.RunRequest:
+    """A schedule's request for a run that compares the table with its source."""
+    return dg.RunRequest(run_key, tags=job_tags([spec]), asset_selection=[], asset_check_keys=[reconciliation_key(spec)])
 
 
 def refreshed_tables(
@@ -78,18 +90,18 @@ def refreshed_tables(
 
 
 def build_jobs(tables: Mapping[str, TableSpec]) -> list[dg.UnresolvedAssetJobDefinition]:
-    """The jobs of `job_tables`, with each one's time-out and place in the queue."""
-    return [_job(name, [tables[table] for table in members]) for name, members in job_tables(tables).items()]
-
-
-def build_reconciliation_job(tables: Mapping[str, TableSpec]) -> dg.UnresolvedAssetJobDefinition:
-    """The job that compares every table with BigQuery, over the partitions that are over."""
-    return dg.define_asset_job(
-        qualified(tenant_of(tables), RECONCILIATION_JOB),
-        selection=reconciliation_selection(tables.values()),
-        description="Compares every table with BigQuery: rows and sums of each partition.",
-        tags=job_tags(list(tables.values())),
-    )
+    """The jobs of `job_tables`, with each one's time-out and place in the queue, and the one that compares."""
+    jobs = [_job(name, [tables[table] for table in members]) for name, members in job_tables(tables).items()]
+    if jobs:
+        jobs.append(
+            dg.define_asset_job(
+                qualified(tenant_of(tables), RECONCILIATION_JOB),
+                selection=reconciliation_selection(tables.values()),
+                description="Compares every table with BigQuery: rows and sums of each partition.",
+                tags=job_tags(list(tables.values())),
+            )
+        )
+    return jobs
 
 
 def _job(name: str, specs: Sequence[TableSpec]) -> dg.UnresolvedAssetJobDefinition:
@@ -97,5 +109,5 @@ def _job(name: str, specs: Sequence[TableSpec]) -> dg.UnresolvedAssetJobDefiniti
         name,
         selection=refresh_selection(specs),
         description=f"Refreshes {', '.join(spec.name for spec in specs)} over the range of partitions given at launch.",
-        tags=job_tags(specs),
+        tags=refresh_tags(specs),
     )

@@ -7,11 +7,15 @@ from datetime import date
 
 import dagster as dg
 
-from pulso_etl.assets import asset_key
-from pulso_etl.automation.jobs import ALL_JOB, tenant_of
+from pulso_etl.automation.jobs import (
+    ALL_JOB,
+    RECONCILIATION_JOB,
+    reconciliation_request,
+    refresh_request,
+    schedule_job,
+    tenant_of,
+)
 from pulso_etl.budget import Budget
-from pulso_etl.checks import refresh_check_keys
-from pulso_etl.launch import run_tags
 from pulso_etl.refresh import LIMA, Mode, lima_day, plan_refresh
 from pulso_etl.tables.spec import TableSpec, qualified
 
@@ -25,7 +29,6 @@ WEEKLY = "0 4 * * 0"
 def build_schedules(
     tables: Mapping[str, TableSpec],
     first_day: date,
-    reconciliation: dg.UnresolvedAssetJobDefinition,
     budget: Callable[[], Budget],
     *,
     running: bool,
@@ -41,7 +44,7 @@ def build_schedules(
         name=qualified(tenant, "nightly_recheck"),
         cron_schedule=NIGHTLY,
         execution_timezone=LIMA.key,
-        job_name=qualified(tenant, ALL_JOB),
+        job_name=schedule_job(ALL_JOB, tables),
         default_status=status,
         description="Re-materializes the whole lookback window of every table, whatever the source says has changed.",
     )
@@ -53,24 +56,21 @@ def build_schedules(
         for spec in tables.values():
             plan = plan_refresh(spec, None, Mode.SLIDING_WINDOW, now, first_day=first_day, initial_days=1)
             assert plan.window is not None
-            yield dg.RunRequest(
-                run_key=f"nightly/{lima_day(now)}/{spec.name}",
-                asset_selection=[asset_key(spec)],
-                asset_check_keys=refresh_check_keys(spec),
-                tags=run_tags(spec, plan.window),
-            )
+            yield refresh_request(spec, f"nightly/{lima_day(now)}/{spec.name}", plan.window)
 
     @dg.schedule(
         name=qualified(tenant, "weekly_reconciliation"),
         cron_schedule=WEEKLY,
         execution_timezone=LIMA.key,
-        job=reconciliation,
+        job_name=schedule_job(RECONCILIATION_JOB, tables),
         default_status=status,
-        description="Compares rows and sums of each partition with BigQuery.",
+        description="Compares rows and sums of each partition with BigQuery, a run a table.",
     )
-    def weekly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+    def weekly(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
         if (today := budget()).is_spent:
-            return dg.SkipReason(f"the day's BigQuery budget is spent: {today}")
-        return dg.RunRequest(run_key=f"weekly/{lima_day(context.scheduled_execution_time)}")
+            yield dg.SkipReason(f"the day's BigQuery budget is spent: {today}")
+            return
+        for spec in tables.values():
+            yield reconciliation_request(spec, f"weekly/{lima_day(context.scheduled_execution_time)}/{spec.name}")
 
     return [nightly, weekly]

@@ -14,16 +14,17 @@ from dagster._core.storage.asset_check_execution_record import COMPLETED_ASSET_C
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES, RunRecord
 
 from pulso_etl.alerts.service import Alerts, Flushed
+from pulso_etl.assets import asset_key
 from pulso_etl.automation.alerting import CheckOutcome, events
 from pulso_etl.automation.due import MEMORY, BackOff, Decision, Standing, changed_days, contiguous, decide, loaded_days
-from pulso_etl.automation.jobs import refreshed_tables, run_request, tenant_of
+from pulso_etl.automation.jobs import launched_job, refresh_request, refreshed_tables, tenant_of
 from pulso_etl.automation.recovery import recover
 from pulso_etl.budget import Budget, DailyBudget
 from pulso_etl.checks import currency, up_to_date_key
-from pulso_etl.coordinator import TENANT_TAG
+from pulso_etl.coordinator import TENANT_TAG, WHOLE_GRAPH
 from pulso_etl.destination.watermarks import Attempt, TableState, Watermarks
 from pulso_etl.errors import PulsoError
-from pulso_etl.launch import TABLE_TAG, range_of, run_tags
+from pulso_etl.launch import TABLE_TAG, range_of
 from pulso_etl.refresh import DayRange
 from pulso_etl.settings import Settings
 from pulso_etl.source import changes as source_changes
@@ -82,7 +83,7 @@ class Automation:
         jobs: Sequence[dg.UnresolvedAssetJobDefinition],
         checks: Sequence[dg.AssetCheckKey] = (),
     ) -> None:
-        """`jobs` are those by which tables are launched, `checks` those whose failures are worth an alert."""
+        """`jobs` are those by which tables are launched, none where Dagster's own is; of failed `checks`, alerts are sent."""
         self.settings = settings
         self.tables = tables
         self.tenant = tenant_of(tables)
@@ -120,7 +121,8 @@ class Automation:
 
         @dg.sensor(
             name=qualified(self.tenant, "refresh_sensor"),
-            jobs=self.jobs,
+            jobs=self.jobs or None,
+            job_name=None if self.jobs else WHOLE_GRAPH,
             minimum_interval_seconds=self.settings.sensor_interval_seconds,
             default_status=self.status,
             description="Refreshes the trailing range of each table whose last success is older than its refresh frequency.",
@@ -155,17 +157,15 @@ class Automation:
                 if not ranges:
                     self._verified(instance, conn, spec, decision.window, now)
                 requests += [
-                    run_request(
+                    refresh_request(
                         spec,
-                        self.tables,
                         f"{table}/{window}/{decision.slot}",
-                        run_tags(
-                            *(spec, window),
-                            # Of several ranges, the one up to today moves the watermark; another that fails makes the table due.
-                            verified=window != decision.window and window.end == decision.window.end,
-                            # After a failure nothing but the source itself is trusted.
-                            capture=self._captures(spec) and not decision.failures,
-                        ),
+                        window,
+                        launched_job(spec, self.tables),
+                        # Of several ranges, the one up to today moves the watermark; another that fails makes the table due.
+                        verified=window != decision.window and window.end == decision.window.end,
+                        # After a failure nothing but the source itself is trusted.
+                        capture=self._captures(spec) and not decision.failures,
                     )
                     for window in ranges
                 ]
@@ -217,7 +217,7 @@ class Automation:
         self.marks.verify(conn, spec.name, now, window.end, window.days)
         instance.report_runless_asset_event(
             dg.AssetMaterialization(
-                spec.name,
+                asset_key(spec),
                 partition=str(window.end),
                 description="The source has not changed since this range was loaded; nothing was read.",
                 metadata={"partitions_verified": window.days, "range": str(window)},

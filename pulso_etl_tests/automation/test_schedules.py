@@ -51,10 +51,17 @@ def test_every_night_each_table_s_whole_window_is_asked_for(deployment: Settings
 
 
 def test_every_week_the_tables_are_compared_with_bigquery(deployment: Settings) -> None:
-    (request,) = tick(deployment, "weekly_reconciliation", datetime(2026, 3, 1, 4, 0, tzinfo=LIMA)).run_requests or []
-    assert request.run_key == "weekly/2026-03-01"
+    requests = tick(deployment, "weekly_reconciliation", datetime(2026, 3, 1, 4, 0, tzinfo=LIMA)).run_requests or []
+    assert [request.run_key for request in requests] == [f"weekly/2026-03-01/{name}" for name in TABLES]
     job = build_defs(deployment).resolve_job_def("reconcile_all")
-    assert {node.name for node in job.nodes} == {f"{name}_reconciliation" for name in TABLES}
+    for request, name in zip(requests, TABLES, strict=True):
+        # Or the run would be taken for a refresh that is under way.
+        assert "pulso_etl/table" not in request.tags
+        chosen = job.get_subset(
+            asset_selection=set(request.asset_selection or []), asset_check_selection=set(request.asset_check_keys or [])
+        )
+        assert [node.name for node in chosen.nodes] == [f"{name}_checks"]
+        assert not chosen.asset_layer.selected_asset_keys
 
 
 @pytest.mark.parametrize("name", ["nightly_recheck", "weekly_reconciliation"])

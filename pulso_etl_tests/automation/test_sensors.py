@@ -218,21 +218,23 @@ def test_a_spent_budget_stops_every_table_and_says_so(deployment: Deployment, co
     assert "budget is spent" in deployment.tick(now + 2 * DUE)[1]
 
 
-def test_of_very_many_tables_one_is_launched_out_of_the_job_for_all(
+def test_of_very_many_tables_one_is_launched_out_of_dagster_s_job_of_all_assets(
     deployment: Deployment, conn: psycopg.Connection, instance: dg.DagsterInstance
 ) -> None:
     many = {f"dashboard_data_{n}": TABLES["dashboard_data"].model_copy(update={"name": f"dashboard_data_{n}"}) for n in range(101)}
     defs = build_defs(deployment.settings, tables=many)
-    jobs = {job.name for job in defs.get_repository_def().get_all_jobs()}
-    assert jobs == {"refresh_all", "reconcile_all", "__ASSET_JOB"}
+    repository = defs.get_repository_def()
+    assert [job.name for job in repository.get_all_jobs()] == ["__ASSET_JOB"]
+    assert {schedule.job_name for schedule in repository.schedule_defs} == {"__ASSET_JOB"}
+    assert [target.job_name for target in repository.get_sensor_def("refresh_sensor").targets] == ["__ASSET_JOB"]
     automation = Automation(deployment.settings, many, [])
     requests, _ = automation.tick(instance, deployment.source, datetime.now(UTC))
-    assert {request.job_name for request in requests} == {"refresh_all"}
+    assert {request.job_name for request in requests} == {"__ASSET_JOB"}
     request = next(request for request in requests if request.tags["pulso_etl/table"] == "dashboard_data_7")
     assert request.asset_selection == [dg.AssetKey("dashboard_data_7")]
     assert request.asset_check_keys
-    job = defs.resolve_job_def("refresh_all").get_subset(
-        asset_selection=set(request.asset_selection), asset_check_selection=set(request.asset_check_keys)
+    job = repository.get_maybe_subset_job_def(
+        request.job_name, asset_selection=set(request.asset_selection), asset_check_selection=set(request.asset_check_keys)
     )
     assert job.execute_in_process(tags=request.tags, instance=instance).success
     states = Watermarks(deployment.settings.database_schema).read(conn)

@@ -1,4 +1,7 @@
-"""A running deployment of two tenants: Dagster with the limits that it ships, and the HTTP API before it."""
+"""A running deployment of two tenants: Dagster with the limits that it ships, and the HTTP API before it.
+
+There are no jobs of the project's own, as with very many tables.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from playwright.sync_api import expect
 from pydantic import SecretStr
 
 from pulso_etl.api.tokens import Role, make_token
+from pulso_etl.automation import jobs
 from pulso_etl.coordinator import TENANT_BACKFILL_TAG, TENANT_TAG
 from pulso_etl.launch import range_tags
 from pulso_etl.refresh import DayRange
@@ -56,7 +60,8 @@ def stack(tenancy: Tenancy, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         admin.execute(f"CREATE SCHEMA {storage}".encode())
         file = CHECKOUT / "deploy" / "dagster.tenants.yaml"
         try:
-            with DagsterStack(tmp_path_factory.mktemp("dagster"), env, proxy, tenancy.data["acme"], instance_file=file) as stack:
+            home, module = tmp_path_factory.mktemp("dagster"), "pulso_etl_tests.tenants.without_jobs"
+            with DagsterStack(home, env, proxy, tenancy.data["acme"], module, file) as stack:
                 yield stack
         finally:
             admin.execute(f"DROP SCHEMA {storage} CASCADE".encode())
@@ -70,7 +75,8 @@ def api(tenancy: Tenancy, stack: DagsterStack) -> Iterator[ApiServer]:
         "api_tokens": SecretStr(" ".join(str(entry) for _, entry in SECRETS.values())),
         "api_launch_limit": "10000/second",
     }
-    with ApiServer(tenancy.settings.model_copy(update=given)) as server:
+    with pytest.MonkeyPatch.context() as patch, ApiServer(tenancy.settings.model_copy(update=given)) as server:
+        patch.setattr(jobs, "MOST_TABLES_WITH_JOBS", 0)
         yield server
 
 
