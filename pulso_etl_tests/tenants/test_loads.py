@@ -96,6 +96,24 @@ def test_a_source_that_is_broken_is_its_tenant_s_trouble_alone(environment: Tena
     assert titles["globex"][0][0].startswith("[Pulso globex] ")
 
 
+def test_a_source_that_has_not_changed_is_told_of_the_tenant_s_own_asset(
+    environment: Tenancy, instance: dg.DagsterInstance
+) -> None:
+    settings, tables = environment.parts["acme"]
+    assert load(environment, instance, "acme", "operation_data").error is None
+    aware = settings.model_copy(update={"change_aware": True, "change_margin_seconds": 0})
+    due = {"operation_data": tables["operation_data"].model_copy(update={"refresh_every": timedelta(seconds=1)})}
+    later = datetime.now(UTC) + timedelta(seconds=2)
+    requests, reasons = Automation(aware, due, []).tick(instance, build_resources(aware)["acme__bigquery"], later)
+    assert (requests, ["2 verified" in reason for reason in reasons]) == ([], [True])
+    keys = [("acme", "operation_data"), ("operation_data",)]
+    event, stranger = (instance.get_latest_materialization_event(dg.AssetKey(key)) for key in keys)
+    assert event is not None
+    assert event.asset_materialization is not None
+    assert event.asset_materialization.metadata["partitions_verified"].value == 2
+    assert stranger is None
+
+
 def test_a_role_ends_hung_sessions_of_its_loads_and_sees_how_far_they_are(
     environment: Tenancy, instance: dg.DagsterInstance
 ) -> None:
