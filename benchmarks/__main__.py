@@ -52,7 +52,7 @@ Way = StrEnum("Way", {name: name for name in WAYS})  # type: ignore[misc]
 
 def bench(
     rows: Annotated[int, typer.Option(min=1_000, help="Rows of each load.")] = 1_000_000,
-    repeats: Annotated[int, typer.Option(min=1, help="Times that each load and launch is measured; medians are shown.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Times that each load, launch and start is measured; medians are shown.")] = 3,
     way: Annotated[list[Way] | None, typer.Option(help="Ways of loading; all, without another index, if none is named.")] = None,
     section: Annotated[list[Section] | None, typer.Option(help="Parts to measure; all of them if none is named.")] = None,
     memory_rows: Annotated[list[int] | None, typer.Option(min=1_000, help="Sizes at which memory is measured.")] = None,
@@ -100,7 +100,7 @@ def bench(
             readings = measure_status(home / "status", timeout=timeout, say=_say)
             _publish(Section.STATUS, page.status(readings), write)
         if Section.TABLES in sections:
-            many = measure_tables(home / "tables", timeout=timeout, say=_say)
+            many = measure_tables(home / "tables", repeats, timeout=timeout, say=_say)
             _publish(Section.TABLES, page.tables(many), write)
         if Section.YEARS in sections:
             past = measure_years(home / "years", timeout=timeout, say=_say)

@@ -7,11 +7,14 @@ import json
 import os
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import psycopg
 
@@ -39,7 +42,8 @@ FROM unnest(%s::text[]) AS name, generate_series(4 * 365 * %s, 1, -1) AS n,
 
 @dataclass(frozen=True)
 class Many:
-    """What one process measured (`ours`, `plain` or `tick`) with so many tables: seconds by stage, and peak memory in MB."""
+    """What processes measured (`ours`, `plain` or `tick`) with so many tables: the median of the seconds by stage, and the greatest
+    peak memory in MB."""
 
     what: str
     tables: int
@@ -57,18 +61,34 @@ class Past:
     detail: Readings
 
 
-def measure_tables(home: Path, *, timeout: float, say: Say) -> list[Many]:
-    """Definitions and sensors by the number of tables, each measured in a process of its own. Raises CalledProcessError."""
-    measured = []
+def measure_tables(home: Path, repeats: int, *, timeout: float, say: Say) -> list[Many]:
+    """Definitions by the number of tables, `repeats` times over and in turns, and once the sensors; each in a process of its own.
+
+    Raises CalledProcessError.
+    """
+    found: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
     with _storage(home) as env:
-        for what in ("plain", "ours", "tick"):
-            for tables in TABLE_COUNTS:
-                command = [sys.executable, "-m", "benchmarks.many", what, str(tables)]
-                ended = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True, timeout=timeout, check=True)
-                found = json.loads(ended.stdout.splitlines()[-1])
-                measured.append(Many(what, tables, found["seconds"], found["peak_mb"]))
-                say(f"{what}, {tables:,} tables: {sum(found['seconds'].values()):.2f} s in all")
-    return measured
+
+        def measure(what: str, tables: int) -> None:
+            command = [sys.executable, "-m", "benchmarks.many", what, str(tables)]
+            ended = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True, timeout=timeout, check=True)
+            found[what, tables].append(json.loads(ended.stdout.splitlines()[-1]))
+            say(f"{what}, {tables:,} tables: {sum(found[what, tables][-1]['seconds'].values()):.2f} s in all")
+
+        for tables in TABLE_COUNTS:
+            for _ in range(repeats):
+                measure("plain", tables)
+                measure("ours", tables)
+        for tables in TABLE_COUNTS:
+            measure("tick", tables)
+    return [
+        Many(
+            *which,
+            {stage: median(run["seconds"][stage] for run in runs) for stage in runs[0]["seconds"]},
+            max(run["peak_mb"] for run in runs),
+        )
+        for which, runs in found.items()
+    ]
 
 
 def measure_years(home: Path, *, timeout: float, say: Say) -> list[Past]:
