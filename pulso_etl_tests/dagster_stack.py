@@ -49,6 +49,9 @@ mutation ($params: LaunchBackfillParams!) {
 LOGS = "query ($run: ID!) { logsForRun(runId: $run) { ... on EventConnection { events { ... on MessageEvent { message } } } } }"
 TERMINATE = "mutation ($run: String!) { terminateRun(runId: $run) { __typename } }"
 STATUS = "query ($run: ID!) { runOrError(runId: $run) { ... on Run { status } } }"
+UNFINISHED = """
+{ runsOrError(filter: {statuses: [QUEUED, NOT_STARTED, STARTING, STARTED, CANCELING]}) { ... on Runs { results { runId } } } }
+"""
 FINAL = {"SUCCESS", "FAILURE", "CANCELED"}
 
 
@@ -183,6 +186,14 @@ class DagsterStack:
     def terminate(self, run_id: str) -> str:
         """Asks for the end of the run; the type of the answer."""
         return str(self.graphql(TERMINATE, run=run_id)["terminateRun"]["__typename"])
+
+    def end_all_runs(self) -> None:
+        """Ends every run that waits or goes on, and waits for that. Raises TimeoutError."""
+        unfinished = self.graphql(UNFINISHED)["runsOrError"]["results"]
+        for run in unfinished:
+            self.terminate(run["runId"])
+        for run in unfinished:
+            self.wait(run["runId"])
 
     def wait(self, run_id: str, seconds: float = 60) -> str:
         """The final status of the run. Raises TimeoutError."""

@@ -50,6 +50,8 @@ def strict(stack: DagsterStack, tmp_path_factory: pytest.TempPathFactory) -> Ite
         patch.setenv("DAGSTER_HOME", stack.env["DAGSTER_HOME"])
         patch.setenv("DAGSTER_POSTGRES_URL", stack.env["DAGSTER_POSTGRES_URL"])
         yield server
+    # A launch may be of years, in many runs: they would hold the buttons of the page that is tested next.
+    stack.end_all_runs()
 
 
 def test_the_routes_are_these() -> None:
