@@ -143,19 +143,29 @@ def build_asset(
     return table
 
 
-def launched_range(spec: TableSpec, tags: Mapping[str, str], first_day: date, today: date) -> DayRange:
-    """The days that a run was launched over, by its tags. Raises PlanError where they name none, or not those of partitions."""
+def tagged_range(tags: Mapping[str, str]) -> DayRange | None:
+    """The days that a run's tags name, a range or a partition; None where they name none. Raises PlanError for what is no range."""
     partition = tags.get(PARTITION_NAME_TAG)
     start, end = (tags.get(tag, partition) for tag in (ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG))
     if start is None or end is None:
+        return None
+    try:
+        return DayRange.parse(start, end)
+    except ValueError as error:
+        raise PlanError(f"{start}..{end} are not days such as 2026-11-25: {error}") from error
+
+
+def launched_range(spec: TableSpec, tags: Mapping[str, str], first_day: date, today: date) -> DayRange:
+    """The days that a run was launched over, by its tags. Raises PlanError where they name none, or not those of partitions."""
+    try:
+        window = tagged_range(tags)
+    except PlanError as error:
+        raise PlanError(f"{spec.name}: {error}") from error
+    if window is None:
         raise PlanError(
             f"{spec.name}: the launch names no days; give the run the tags {ASSET_PARTITION_RANGE_START_TAG} and "
             f"{ASSET_PARTITION_RANGE_END_TAG}, days such as {today}, or choose a partition"
         )
-    try:
-        window = DayRange.parse(start, end)
-    except ValueError as error:
-        raise PlanError(f"{spec.name}: {start}..{end} are not days such as {today}: {error}") from error
     if window.start < first_day or window.end > today:
         raise PlanError(f"{spec.name}: {window} leaves the partitions {first_day}..{today}; launch it over days of these")
     return window

@@ -17,9 +17,8 @@ from statistics import median
 from typing import Any
 
 import dagster as dg
-from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG, PARTITION_NAME_TAG
 
-from pulso_etl.assets import RETRIES, asset_key, resource
+from pulso_etl.assets import RETRIES, asset_key, resource, tagged_range
 from pulso_etl.destination.io_manager import PostgresUpsertIOManager
 from pulso_etl.destination.load import translated
 from pulso_etl.destination.quality import WEEKS, Check, Inspection, inspect, rules
@@ -86,7 +85,7 @@ def _inspect(context: dg.AssetCheckExecutionContext, spec: TableSpec) -> Iterato
     postgres: PostgresUpsertIOManager = resource(context, spec, "postgres")
     today = lima_day(datetime.now(UTC))
     lookback = DayRange(today - timedelta(days=spec.lookback_days - 1), today)
-    window = run_window(context.run.tags) or lookback
+    window = tagged_range(context.run.tags) or lookback
     with translated(spec, window), postgres.connect(context.run.run_id) as conn:
         inspection = inspect(conn, spec, postgres.database_schema, window, lookback)
     return (result(finding, window) for finding in findings(spec, inspection, window, lookback))
@@ -115,7 +114,7 @@ def _reconcile(context: dg.AssetCheckExecutionContext, spec: TableSpec) -> Itera
         context.log.info(f"{spec.name}: not reconciled, this run refreshes it; launch the check alone")
         return
     today = lima_day(datetime.now(UTC))
-    given = run_window(context.run.tags)
+    given = tagged_range(context.run.tags)
     try:
         with translated(spec, given or DayRange(today, today)), postgres.connect(context.run.run_id) as conn:
             compared = reconcile(conn, bigquery, spec, postgres.database_schema, given, today, context.run.run_id)
@@ -175,14 +174,6 @@ def refresh_selection(specs: Iterable[TableSpec]) -> dg.AssetSelection:
 def reconciliation_selection(specs: Iterable[TableSpec]) -> dg.AssetSelection:
     """The reconciliations of the tables and nothing else, for a job that compares them with their sources."""
     return dg.AssetSelection.checks(*map(reconciliation_key, specs))
-
-
-def run_window(tags: Mapping[str, str]) -> DayRange | None:
-    """The partitions of a run by its tags; None for a run without."""
-    start = tags.get(ASSET_PARTITION_RANGE_START_TAG) or tags.get(PARTITION_NAME_TAG)
-    if start is None:
-        return None
-    return DayRange.parse(start, tags.get(ASSET_PARTITION_RANGE_END_TAG) or start)
 
 
 def descriptions(spec: TableSpec) -> dict[Check, str]:

@@ -14,16 +14,16 @@ from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
     MAX_RUNTIME_SECONDS_TAG,
-    PARTITION_NAME_TAG,
     PRIORITY_TAG,
 )
 
-from pulso_etl.assets import asset_key
+from pulso_etl.assets import asset_key, tagged_range
 from pulso_etl.budget import FORCE_TAG
 from pulso_etl.checks import reconciliation_key, refresh_check_keys
 from pulso_etl.coordinator import TENANT_TAG
 from pulso_etl.destination.io_manager import ALLOW_SHRINK_TAG, CAPTURE_TAG, VERIFIED_TAG
 from pulso_etl.destination.watermarks import TableState
+from pulso_etl.errors import PlanError
 from pulso_etl.refresh import DayRange, Mode, RefreshPlan, plan_refresh
 from pulso_etl.settings import Settings
 from pulso_etl.tables.spec import TableSpec
@@ -72,10 +72,11 @@ def range_tags(window: DayRange) -> dict[str, str]:
 
 
 def range_of(tags: Mapping[str, str]) -> DayRange | None:
-    """The partitions that a run's tags give it, a range or a single one; None where they give none."""
-    single = tags.get(PARTITION_NAME_TAG)
-    start, end = (tags.get(tag, single) for tag in (ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG))
-    return DayRange.parse(start, end) if start and end else None
+    """The partitions of a run that someone launched, by its tags; None where they name none, or no range: it loads nothing."""
+    try:
+        return tagged_range(tags)
+    except PlanError:
+        return None
 
 
 def run_tags(

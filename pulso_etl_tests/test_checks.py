@@ -24,12 +24,12 @@ from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
 from dagster_graphql.test.utils import execute_dagster_graphql
 from psycopg import sql
 
+from pulso_etl.assets import tagged_range
 from pulso_etl.checks import (
     reconciliation_key,
     reconciliation_selection,
     refresh_check_keys,
     refresh_selection,
-    run_window,
     unusual_days,
 )
 from pulso_etl.definitions import build_defs
@@ -618,9 +618,9 @@ def test_graphql_launches_the_checks_and_shows_what_they_found(
 
 def test_a_run_s_window_is_its_range_its_partition_or_unknown() -> None:
     window = DayRange(date(2026, 3, 1), date(2026, 3, 2))
-    assert run_window(run_tags(TABLES["operation_data"], window)) == window
-    assert run_window({"dagster/partition": "2026-03-01"}) == replace(window, end=window.start)
-    assert run_window({}) is None
+    assert tagged_range(run_tags(TABLES["operation_data"], window)) == window
+    assert tagged_range({"dagster/partition": "2026-03-01"}) == replace(window, end=window.start)
+    assert tagged_range({}) is None
 
 
 def test_a_table_s_checks_follow_from_its_declaration() -> None:

@@ -65,6 +65,9 @@ def events(
 def _ended(spec: TableSpec, attempt: Attempt) -> Iterator[Event]:
     if not attempt.succeeded:
         cause = failure_cause([str(attempt.metadata.get("error_class", ""))])
+        # Whoever ended it, its own time was up.
+        if cause is Cause.RUN_FAILURE and attempt.finished_at - attempt.started_at >= spec.timeout:
+            cause = Cause.TIMEOUT
         yield Failed(
             cause, spec.name, attempt.finished_at, window=attempt.window, run_id=attempt.run_id, detail=attempt.error or ""
         )

@@ -69,8 +69,9 @@ def _attempt(record: RunRecord) -> Iterator[Attempt]:
     """A run that failed and left nothing in the history of extractions: it loaded nothing."""
     window = range_of(record.dagster_run.tags)
     if window is not None and record.end_time is not None:
-        ended = datetime.fromtimestamp(record.end_time, UTC)
-        yield Attempt(record.dagster_run.run_id, window, False, record.create_timestamp, ended)
+        # Without the time that it waited in the queue; one that never began took none.
+        began, ended = (datetime.fromtimestamp(at, UTC) for at in (record.start_time or record.end_time, record.end_time))
+        yield Attempt(record.dagster_run.run_id, window, False, began, ended)
 
 
 class Automation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -67,6 +68,17 @@ def causes(given: list[Event]) -> set[Cause]:
 def test_a_failed_attempt_is_told_with_its_cause_range_and_run(error: str, cause: Cause) -> None:
     (failed,) = [event for event in told(Standing(FRESH, [attempt(error)])) if isinstance(event, Failed)]
     assert failed == Failed(cause, NAME, NOW - HOUR, window=WINDOW, run_id="run-1", detail="why")
+
+
+def test_an_attempt_that_was_ended_after_its_time_took_too_long() -> None:
+    def ended(after: timedelta, error: str = "DagsterExecutionInterruptedError") -> set[Cause]:
+        failed = attempt(error)
+        return causes(told(Standing(FRESH, [replace(failed, started_at=failed.finished_at - after)])))
+
+    timeout = TABLES[NAME].timeout
+    assert ended(timeout) == {Cause.TIMEOUT}
+    assert ended(timeout - timedelta(seconds=1)) == {Cause.RUN_FAILURE}
+    assert ended(timeout, "SourceUnavailable") == {Cause.SOURCE_UNAVAILABLE}
 
 
 def test_what_ended_before_the_last_look_is_not_told_again() -> None:

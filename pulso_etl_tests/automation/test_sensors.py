@@ -22,6 +22,7 @@ from pulso_etl_tests.faulty_proxy import FaultyProxy, edited, set_modified, set_
 
 DUE = timedelta(minutes=10)
 SOME = {name: TABLES[name].model_copy(update={"refresh_every": DUE}) for name in ("dashboard_data", "operation_data")}
+RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 
@@ -75,7 +76,7 @@ def now() -> datetime:
 
 def ranges(requests: list[dg.RunRequest]) -> list[tuple[str, str, str]]:
     tags = [request.tags for request in requests]
-    keys = ("pulso_etl/table", "dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
+    keys = ("pulso_etl/table", *RANGE_TAGS)
     return [tuple(tag[key] for key in keys) for tag in tags]  # type: ignore[misc]
 
 
@@ -197,6 +198,17 @@ def test_a_run_that_died_before_it_could_write_counts_as_failed(deployment: Depl
     assert "is under way" in deployment.tick(now)[1]
     instance.report_run_failed(run)
     assert "dashboard_data: waits until" in deployment.tick(datetime.now(UTC))[1]
+
+
+def test_a_run_that_was_launched_over_a_range_that_ends_before_it_starts_does_not_stop_the_sensors(deployment: Deployment) -> None:
+    now, instance = datetime.now(UTC), deployment.instance
+    request = deployment.tick(now)[0][0]
+    tags = dict(request.tags) | dict(zip(RANGE_TAGS, ("2026-03-02", "2026-03-01"), strict=True))
+    run = instance.create_run_for_job(deployment.defs.resolve_job_def("refresh_dashboard_data"), tags=tags)
+    assert "dashboard_data: run" in deployment.tick(now)[1]
+    instance.report_run_failed(run)
+    assert len(deployment.tick(datetime.now(UTC))[0]) == 2
+    deployment.automation.tell(instance, now, now)
 
 
 @pytest.mark.parametrize("status", [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTED])
