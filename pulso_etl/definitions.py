@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 
 from pulso_etl.assets import RETRIES, build_asset, build_sources, daily_partitions
-from pulso_etl.automation.jobs import build_jobs, launched_job
+from pulso_etl.automation.jobs import MOST_TABLES_WITH_JOBS, build_jobs, table_job
 from pulso_etl.automation.schedules import build_schedules
 from pulso_etl.automation.sensors import Automation
 from pulso_etl.budget import DailyBudget
@@ -66,15 +66,19 @@ def build_defs(
     settings: Settings,
     *,
     tables: Mapping[str, TableSpec] = TABLES,
+    tables_in_all: int | None = None,
     resource_overrides: Mapping[str, Any] | None = None,
     retries: dg.RetryPolicy = RETRIES,
 ) -> dg.Definitions:
-    """Fresh definitions of one tenant's tables, or of a deployment without; `resource_overrides` replaces resources by key."""
+    """Fresh definitions of one tenant's tables, or of a deployment without.
+
+    `tables_in_all`: how many the deployment has, where that is more. `resource_overrides` replaces resources by key.
+    """
     partitions = daily_partitions(settings.partitions_start)
-    jobs = build_jobs(tables)
+    jobs = build_jobs(tables) if (tables_in_all or len(tables)) <= MOST_TABLES_WITH_JOBS else []
     checks = [key for spec in tables.values() for key in (*refresh_check_keys(spec), reconciliation_key(spec))]
-    launched = {launched_job(spec, tables) for spec in tables.values()}
-    automation = Automation(settings, tables, [job for job in jobs if job.name in launched], checks)
+    by_table = {table_job(spec) for spec in tables.values()}
+    automation = Automation(settings, tables, [job for job in jobs if job.name in by_table], checks)
     return dg.Definitions(
         assets=[
             *build_sources(tables.values(), settings.sources()),
@@ -82,7 +86,9 @@ def build_defs(
         ],
         asset_checks=[build_checks(spec) for spec in tables.values()],
         jobs=jobs,
-        schedules=build_schedules(tables, settings.partitions_start, automation.budget, running=settings.automation),
+        schedules=build_schedules(
+            tables, settings.partitions_start, automation.budget, with_jobs=bool(jobs), running=settings.automation
+        ),
         sensors=automation.sensors(),
         resources={**build_resources(settings), **(resource_overrides or {})},
         # One process per run: Python's start-up is most of a small refresh's time.
@@ -94,4 +100,6 @@ def build_defs(
 @dg.definitions
 def defs() -> dg.Definitions:
     """The definitions of this deployment. Raises SettingsError."""
-    return dg.Definitions.merge(*(build_defs(part.settings, tables=part.tables) for part in deployed(load_settings())))
+    parts = deployed(load_settings())
+    tables = sum(len(part.tables) for part in parts)
+    return dg.Definitions.merge(*(build_defs(part.settings, tables=part.tables, tables_in_all=tables) for part in parts))

@@ -14,7 +14,9 @@ from dagster import DagsterRunStatus
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
 from pulso_etl.api.models import Progress
+from pulso_etl.automation.jobs import table_job
 from pulso_etl.checks import refresh_check_keys
+from pulso_etl.coordinator import WHOLE_GRAPH
 from pulso_etl.tables.spec import TableSpec
 
 TIMEOUT_SECONDS = 20.0
@@ -86,8 +88,8 @@ class DagsterClient:
     def __init__(self, url: str) -> None:
         self.url = url
         self._http = httpx.AsyncClient(timeout=TIMEOUT_SECONDS, trust_env=False)
-        self._repositories: dict[str, dict[str, str]] = {}
-        """Selectors by asset."""
+        self._places: dict[str, dict[str, str]] = {}
+        """By asset, where it is and the job that launches it, as a launch must name them."""
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -122,43 +124,43 @@ class DagsterClient:
         """The runs that wait or go on, newest first."""
         return await self.runs(statuses=[status.value for status in NOT_FINISHED_STATUSES])
 
-    async def launch(self, spec: TableSpec, job: str, tags: Mapping[str, str]) -> str:
-        """Launches the table, with its checks, out of the job; returns the run's id.
+    async def launch(self, spec: TableSpec, tags: Mapping[str, str]) -> str:
+        """Launches the table with its checks, by its job or, where there is none, out of Dagster's own; returns the run's id.
 
         Raises LaunchRefused where Dagster does not take it.
         """
         path = {"path": list(spec.asset_path)}
         selection = {
-            "jobName": job,
             "assetSelection": [path],
             "assetCheckSelection": [{"assetKey": path, "name": key.name} for key in refresh_check_keys(spec)],
         }
         params = {
-            "selector": await self._repository(spec) | selection,
+            "selector": await self._place(spec) | selection,
             "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in tags.items()]},
         }
         found = (await self.execute("launch_run", params=params))["launchRun"]
         if found["__typename"] != "LaunchRunSuccess":
             # The code location may have moved; the next launch looks for it anew.
-            self._repositories.clear()
+            self._places.clear()
             reasons = [found.get("message")] + [error["message"] for error in found.get("errors", [])]
             raise LaunchRefused(f"Dagster did not take the run: {next(filter(None, reasons), found['__typename'])[:500]}")
         return str(found["run"]["runId"])
 
-    async def _repository(self, spec: TableSpec) -> dict[str, str]:
-        asset = spec.asset_name
-        if asset not in self._repositories:
+    async def _place(self, spec: TableSpec) -> dict[str, str]:
+        asset, job = spec.asset_name, table_job(spec)
+        if asset not in self._places:
             found = (await self.execute("asset_location", assetKeys=[{"path": list(spec.asset_path)}]))["assetNodes"]
             if not found:
                 raise DagsterUnavailable(
                     f"no code location of Dagster's has the asset {asset}; look at its page Deployment for what is wrong"
                 )
-            repository = found[0]["repository"]
-            self._repositories[asset] = {
-                "repositoryName": repository["name"],
-                "repositoryLocationName": repository["location"]["name"],
+            node = found[0]
+            self._places[asset] = {
+                "repositoryName": node["repository"]["name"],
+                "repositoryLocationName": node["repository"]["location"]["name"],
+                "jobName": job if job in node["jobNames"] else WHOLE_GRAPH,
             }
-        return self._repositories[asset]
+        return self._places[asset]
 
     async def failure(self, run_id: str) -> str | None:
         """Why the run failed, as far as Dagster knows."""

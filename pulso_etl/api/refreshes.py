@@ -27,7 +27,7 @@ from pulso_etl.api.database import Database
 from pulso_etl.api.models import Progress, Refresh, RefreshState, TableRun
 from pulso_etl.api.status import StatusReader
 from pulso_etl.api.tokens import Caller
-from pulso_etl.automation.jobs import launched_job, refreshed_tables
+from pulso_etl.automation.jobs import refreshed_tables
 from pulso_etl.backfill import chunks
 from pulso_etl.budget import DailyBudget
 from pulso_etl.launch import TABLE_TAG, plan_tables, range_of, run_tags
@@ -298,7 +298,7 @@ class Refreshes:
             spec = self.tables[plan.table]
             given = run_tags(spec, plan.window, force=asked.force) | dict(tags)
             try:
-                run_ids.append(await self.dagster.launch(spec, launched_job(spec, self.tables), given))
+                run_ids.append(await self.dagster.launch(spec, given))
             except (LaunchRefused, DagsterUnavailable) as error:
                 if not run_ids and isinstance(error, DagsterUnavailable):
                     raise

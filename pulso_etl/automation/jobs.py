@@ -1,8 +1,8 @@
 """The jobs that people and programs launch by name: one per table, one per group, one for all, and one that compares all.
 
-What a job refreshes is said at launch, by the range tags of `launch.run_tags`. With more tables than MOST_TABLES_WITH_JOBS there
-are none, for each costs Dagster a look at the whole graph when a code server starts: what is launched is then a selection of
-Dagster's own job of all assets.
+What a job refreshes is said at launch, by the range tags of `launch.run_tags`. A deployment of more tables than
+MOST_TABLES_WITH_JOBS has none, for each costs Dagster a look at the whole graph when a code server starts: what is launched is then
+a selection of Dagster's own job of all assets.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import dagster as dg
 
 from pulso_etl.assets import asset_key
 from pulso_etl.checks import reconciliation_key, reconciliation_selection, refresh_check_keys, refresh_selection
-from pulso_etl.coordinator import TENANT_TAG, WHOLE_GRAPH
+from pulso_etl.coordinator import TENANT_TAG
 from pulso_etl.launch import TABLE_TAG, job_tags, refresh_tags, run_tags
 from pulso_etl.refresh import DayRange
 from pulso_etl.tables.spec import TableSpec, qualified
 
 ALL_JOB = "refresh_all"
 RECONCILIATION_JOB = "reconcile_all"
-MOST_TABLES_WITH_JOBS = 100
+MOST_TABLES_WITH_JOBS = 50
+"""Of all tenants together: the jobs of one look at the tables, and the resources, of all."""
 
 
 def tenant_of(tables: Mapping[str, TableSpec]) -> str:
@@ -35,23 +36,11 @@ def table_job(spec: TableSpec) -> str:
 
 def job_tables(tables: Mapping[str, TableSpec]) -> dict[str, tuple[str, ...]]:
     """The name of every job that refreshes, with its tables."""
-    if len(tables) > MOST_TABLES_WITH_JOBS:
-        return {}
     tenant = tenant_of(tables)
     jobs: dict[str, tuple[str, ...]] = {table_job(spec): (name,) for name, spec in tables.items()}
     for group in dict.fromkeys(spec.group for spec in tables.values()):
         jobs[qualified(tenant, f"refresh_{group}")] = tuple(name for name, spec in tables.items() if spec.group == group)
     return jobs | {qualified(tenant, ALL_JOB): tuple(tables)}
-
-
-def launched_job(spec: TableSpec, tables: Mapping[str, TableSpec]) -> str:
-    """The job of which a run of the table is a selection."""
-    return table_job(spec) if len(tables) <= MOST_TABLES_WITH_JOBS else WHOLE_GRAPH
-
-
-def schedule_job(name: str, tables: Mapping[str, TableSpec]) -> str:
-    """The job of which the runs of a schedule are selections: the tenant's job `name`, where there are jobs."""
-    return qualified(tenant_of(tables), name) if len(tables) <= MOST_TABLES_WITH_JOBS else WHOLE_GRAPH
 
 
 def refresh_request(spec: TableSpec, run_key: str, window: DayRange, job: str | None = None, **granted: bool) -> dg.RunRequest:
@@ -91,17 +80,16 @@ def refreshed_tables(
 
 def build_jobs(tables: Mapping[str, TableSpec]) -> list[dg.UnresolvedAssetJobDefinition]:
     """The jobs of `job_tables`, with each one's time-out and place in the queue, and the one that compares."""
-    jobs = [_job(name, [tables[table] for table in members]) for name, members in job_tables(tables).items()]
-    if jobs:
-        jobs.append(
-            dg.define_asset_job(
-                qualified(tenant_of(tables), RECONCILIATION_JOB),
-                selection=reconciliation_selection(tables.values()),
-                description="Compares every table with BigQuery: rows and sums of each partition.",
-                tags=job_tags(list(tables.values())),
-            )
-        )
-    return jobs
+    tenant = tenant_of(tables)
+    return [
+        *(_job(name, [tables[table] for table in members]) for name, members in job_tables(tables).items()),
+        dg.define_asset_job(
+            qualified(tenant, RECONCILIATION_JOB),
+            selection=reconciliation_selection(tables.values()),
+            description="Compares every table with BigQuery: rows and sums of each partition.",
+            tags=job_tags(list(tables.values())),
+        ),
+    ]
 
 
 def _job(name: str, specs: Sequence[TableSpec]) -> dg.UnresolvedAssetJobDefinition:

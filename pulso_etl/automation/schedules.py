@@ -12,10 +12,10 @@ from pulso_etl.automation.jobs import (
     RECONCILIATION_JOB,
     reconciliation_request,
     refresh_request,
-    schedule_job,
     tenant_of,
 )
 from pulso_etl.budget import Budget
+from pulso_etl.coordinator import WHOLE_GRAPH
 from pulso_etl.refresh import LIMA, Mode, lima_day, plan_refresh
 from pulso_etl.tables.spec import TableSpec, qualified
 
@@ -31,11 +31,12 @@ def build_schedules(
     first_day: date,
     budget: Callable[[], Budget],
     *,
+    with_jobs: bool,
     running: bool,
 ) -> list[dg.ScheduleDefinition]:
     """The nightly re-check of each table's lookback window, and the weekly reconciliation; not while the day's budget is spent.
 
-    `running`: whether they are on from the start.
+    `with_jobs`: whether there are jobs besides Dagster's own. `running`: whether they are on from the start.
     """
     tenant = tenant_of(tables)
     status = dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED
@@ -44,7 +45,7 @@ def build_schedules(
         name=qualified(tenant, "nightly_recheck"),
         cron_schedule=NIGHTLY,
         execution_timezone=LIMA.key,
-        job_name=schedule_job(ALL_JOB, tables),
+        job_name=qualified(tenant, ALL_JOB) if with_jobs else WHOLE_GRAPH,
         default_status=status,
         description="Re-materializes the whole lookback window of every table, whatever the source says has changed.",
     )
@@ -62,7 +63,7 @@ def build_schedules(
         name=qualified(tenant, "weekly_reconciliation"),
         cron_schedule=WEEKLY,
         execution_timezone=LIMA.key,
-        job_name=schedule_job(RECONCILIATION_JOB, tables),
+        job_name=qualified(tenant, RECONCILIATION_JOB) if with_jobs else WHOLE_GRAPH,
         default_status=status,
         description="Compares rows and sums of each partition with BigQuery, a run a table.",
     )

@@ -17,7 +17,7 @@ from pulso_etl.alerts.service import Alerts, Flushed
 from pulso_etl.assets import asset_key
 from pulso_etl.automation.alerting import CheckOutcome, events
 from pulso_etl.automation.due import MEMORY, BackOff, Decision, Standing, changed_days, contiguous, decide, loaded_days
-from pulso_etl.automation.jobs import launched_job, refresh_request, refreshed_tables, tenant_of
+from pulso_etl.automation.jobs import refresh_request, refreshed_tables, table_job, tenant_of
 from pulso_etl.automation.recovery import recover
 from pulso_etl.budget import Budget, DailyBudget
 from pulso_etl.checks import currency, up_to_date_key
@@ -84,7 +84,7 @@ class Automation:
         jobs: Sequence[dg.UnresolvedAssetJobDefinition],
         checks: Sequence[dg.AssetCheckKey] = (),
     ) -> None:
-        """`jobs` are those by which tables are launched, none where Dagster's own is; of failed `checks`, alerts are sent."""
+        """`jobs` are those of single tables, none where Dagster's own launches them; of failed `checks`, alerts are sent."""
         self.settings = settings
         self.tables = tables
         self.tenant = tenant_of(tables)
@@ -162,7 +162,7 @@ class Automation:
                         spec,
                         f"{table}/{window}/{decision.slot}",
                         window,
-                        launched_job(spec, self.tables),
+                        table_job(spec) if self.jobs else WHOLE_GRAPH,
                         # Of several ranges, the one up to today moves the watermark; another that fails makes the table due.
                         verified=window != decision.window and window.end == decision.window.end,
                         # After a failure nothing but the source itself is trusted.

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import psutil
 import psycopg
 import pytest
@@ -186,9 +187,8 @@ def test_a_long_backfill_is_loaded_in_chunks_at_the_same_time_and_does_not_keep_
         str(today - timedelta(days=5)),
     )
     assert chunks == [(32,), *[(92,)] * 4]
-    # From here on this table's source is broken: it can't be refreshed, and first nears its limit.
+    # From here on this table's source is broken: it can't be refreshed.
     deployment.emulator.client().delete_table(deployment.stack.data.names["agentes"])
-    wait_until(lambda: freshness(deployment)[PRODUCTIVITY] == "WARNING", 2 * PATIENCE)
 
 
 def test_a_killed_run_worker_is_found_out_and_its_table_loaded(deployment: Deployment) -> None:
@@ -230,10 +230,18 @@ def test_a_run_that_hangs_past_its_time_out_is_terminated_and_its_table_loaded(d
     assert deployment.rows_are_right()
 
 
-def test_a_table_that_can_not_be_refreshed_turns_stale(deployment: Deployment) -> None:
+def test_a_table_that_can_not_be_refreshed_nears_its_limit_and_turns_stale(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Its source is broken since the back-fill.
-    wait_until(lambda: freshness(deployment)[PRODUCTIVITY] == "DEGRADED", 2 * PATIENCE)
+    wait_until(lambda: freshness(deployment)[PRODUCTIVITY] == "DEGRADED", PATIENCE)
     assert freshness(deployment)[DASHBOARD] in ("HEALTHY", "WARNING")
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", deployment.stack.env["DAGSTER_POSTGRES_URL"])
+    with dg.DagsterInstance.from_config(str(deployment.stack.home)) as instance:
+        changes = dg.EventRecordsFilter(dg.DagsterEventType.FRESHNESS_STATE_CHANGE, asset_key=dg.AssetKey(PRODUCTIVITY))
+        records = instance.get_event_records(changes, ascending=True)
+    states = [record.event_log_entry.get_dagster_event().event_specific_data.new_state.value for record in records]  # type: ignore[union-attr]
+    assert states[-2:] == ["WARN", "FAIL"]
 
 
 def test_a_server_that_restarts_during_a_load_loses_nothing(deployment: Deployment) -> None:

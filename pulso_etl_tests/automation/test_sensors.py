@@ -233,7 +233,7 @@ def test_a_spent_budget_stops_every_table_and_says_so(deployment: Deployment, co
 def test_of_very_many_tables_one_is_launched_out_of_dagster_s_job_of_all_assets(
     deployment: Deployment, conn: psycopg.Connection, instance: dg.DagsterInstance
 ) -> None:
-    many = {f"dashboard_data_{n}": TABLES["dashboard_data"].model_copy(update={"name": f"dashboard_data_{n}"}) for n in range(101)}
+    many = {f"dashboard_data_{n}": TABLES["dashboard_data"].model_copy(update={"name": f"dashboard_data_{n}"}) for n in range(51)}
     defs = build_defs(deployment.settings, tables=many)
     repository = defs.get_repository_def()
     assert [job.name for job in repository.get_all_jobs()] == ["__ASSET_JOB"]

@@ -46,7 +46,7 @@ def expected(data: SampleData) -> list[dict[str, Any]]:
     return in_order(data.tables()["dashboard_cobranzas"].select(SPEC.column_names))
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 5) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float = 20) -> bool:
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -18,7 +18,6 @@ from playwright.sync_api import expect
 from pydantic import SecretStr
 
 from pulso_etl.api.tokens import Role, make_token
-from pulso_etl.automation import jobs
 from pulso_etl.coordinator import TENANT_BACKFILL_TAG, TENANT_TAG
 from pulso_etl.launch import range_tags
 from pulso_etl.refresh import DayRange
@@ -75,8 +74,7 @@ def api(tenancy: Tenancy, stack: DagsterStack) -> Iterator[ApiServer]:
         "api_tokens": SecretStr(" ".join(str(entry) for _, entry in SECRETS.values())),
         "api_launch_limit": "10000/second",
     }
-    with pytest.MonkeyPatch.context() as patch, ApiServer(tenancy.settings.model_copy(update=given)) as server:
-        patch.setattr(jobs, "MOST_TABLES_WITH_JOBS", 0)
+    with ApiServer(tenancy.settings.model_copy(update=given)) as server:
         yield server
 
 

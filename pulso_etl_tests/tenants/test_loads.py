@@ -16,6 +16,7 @@ from pulso_etl.alerts.service import Alerts
 from pulso_etl.api.dagster_client import DagsterClient
 from pulso_etl.api.database import Database
 from pulso_etl.api.status import StatusReader
+from pulso_etl.automation.jobs import build_jobs
 from pulso_etl.automation.recovery import recover
 from pulso_etl.automation.sensors import Automation
 from pulso_etl.definitions import build_defs, build_resources, defs
@@ -72,7 +73,7 @@ def test_a_source_that_is_broken_is_its_tenant_s_trouble_alone(environment: Tena
             broken, well = (load(environment, instance, tenant, "operation_data") for tenant in ("globex", "acme"))
             now, told = datetime.now(UTC), {}
             for tenant, (settings, tables) in environment.parts.items():
-                automation = Automation(settings, tables, [])
+                automation = Automation(settings, tables, build_jobs(tables))
                 source = build_resources(settings)[f"{tenant}__bigquery"]
                 told[tenant] = {request.job_name for request in automation.tick(instance, source, now)[0]}
                 automation.tell(instance, now, now - timedelta(hours=1))
