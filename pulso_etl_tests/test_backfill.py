@@ -56,6 +56,13 @@ def here(settings: Settings, data: SampleData, monkeypatch: pytest.MonkeyPatch) 
     return Settings()  # type: ignore[call-arg]
 
 
+@pytest.fixture
+def proxy(emulator: BigQueryEmulator, here: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[HoldingProxy]:
+    with HoldingProxy(emulator.rest_url) as proxy:
+        monkeypatch.setenv("BIGQUERY_EMULATOR_HOST", proxy.url)
+        yield proxy
+
+
 def refresh(window: DayRange, *options: str) -> subprocess.Popen[str]:
     days = ["--from", str(window.start), "--to", str(window.end)]
     command = [sys.executable, "-m", "pulso_etl", "refresh", *options, *days]
@@ -72,6 +79,13 @@ def rows(conn: psycopg.Connection, table: str, schema: str) -> list[tuple[Any, .
 def history(conn: psycopg.Connection, table: str) -> list[tuple[date, date, str]]:
     query = "SELECT partition_start, partition_end, status FROM etl_extractions WHERE table_name = %s ORDER BY partition_start, id"
     return conn.execute(query, (table,)).fetchall()
+
+
+def running(conn: psycopg.Connection, table: str) -> int:
+    """How many attempts of the table go on."""
+    if conn.execute("SELECT to_regclass('etl_running')").fetchone() == (None,):
+        return 0
+    return conn.execute("SELECT count(*) FROM etl_running WHERE table_name = %s", (table,)).fetchone()[0]  # type: ignore[index,no-any-return]
 
 
 def at_once(conn: psycopg.Connection, table: str) -> int:
@@ -99,9 +113,15 @@ def test_a_table_whose_keys_live_in_several_partitions_is_loaded_chunk_after_chu
 
 
 def test_two_years_in_four_processes_are_the_rows_of_one_run(
-    here: Settings, window: DayRange, schema: str, conn: psycopg.Connection
+    here: Settings, proxy: HoldingProxy, window: DayRange, schema: str, conn: psycopg.Connection
 ) -> None:
+    proxy.page_rows = 10_000
+    # Behind the first load of each table, which makes it: those that follow stand still until there are several, however long their
+    # processes take to start.
+    proxy.hold_page(2)
     process = refresh(window, PARALLEL, SERIAL, "--workers", "4")
+    wait_until(lambda: running(conn, PARALLEL) > 1, 60)
+    proxy.release()
     out, _ = process.communicate(timeout=240)
     assert process.returncode == 0, out
     assert f"{PARALLEL}: {window} (explicit range)" in out
@@ -158,13 +178,6 @@ def test_a_chunk_that_fails_stops_no_other_and_is_loaded_again_alone(
     assert conn.execute(f"SELECT count(*) FROM {PARALLEL}").fetchone() == (4 * short.days,)
 
 
-@pytest.fixture
-def proxy(emulator: BigQueryEmulator, here: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[HoldingProxy]:
-    with HoldingProxy(emulator.rest_url) as proxy:
-        monkeypatch.setenv("BIGQUERY_EMULATOR_HOST", proxy.url)
-        yield proxy
-
-
 def test_a_killed_process_of_a_chunk_is_replaced_and_an_interrupt_ends_them_all(
     proxy: HoldingProxy, window: DayRange, conn: psycopg.Connection
 ) -> None:
@@ -175,8 +188,7 @@ def test_a_killed_process_of_a_chunk_is_replaced_and_an_interrupt_ends_them_all(
     reader = threading.Thread(target=lambda: output.append(process.communicate()[0]))
     reader.start()
     assert proxy.held.wait(60)
-    wait_until(lambda: conn.execute("SELECT FROM pg_tables WHERE tablename = 'etl_running'").fetchone() is not None, 30)
-    wait_until(lambda: conn.execute("SELECT FROM etl_running").fetchone() is not None, 30)
+    wait_until(lambda: running(conn, PARALLEL) > 0, 30)
     workers = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
     assert len(workers) == 2
     workers[0].kill()

@@ -359,6 +359,8 @@ class Watermarks:
 
     def _leave(self, conn: psycopg.Connection, extraction: Extraction) -> bool:
         """The attempt goes on no longer; whether it was marked as running."""
+        # One after the other: of two that end at once, neither would see the other gone, and the table would stay running.
+        conn.execute(sql.SQL("SELECT FROM {} WHERE table_name = %s FOR UPDATE").format(self.table), (extraction.table,))
         ended = conn.execute(
             sql.SQL("DELETE FROM {} WHERE table_name = %s AND extraction_id = %s AND attempt = %s").format(self.running),
             (extraction.table, extraction.run_id, extraction.attempt),

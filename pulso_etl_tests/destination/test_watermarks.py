@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
@@ -18,6 +18,7 @@ from pulso_etl.destination.io_manager import PostgresUpsertIOManager
 from pulso_etl.destination.watermarks import ABANDONED, Extraction, TableState, Watermarks
 from pulso_etl.errors import SourceError
 from pulso_etl.refresh import DayRange, lima_day
+from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.destination.visits import ALL, D1, D3, Deferred, materialize, table, visits
 
 WINDOW = DayRange(D1, D3)
@@ -367,6 +368,28 @@ def test_while_another_attempt_of_the_table_goes_on_the_table_is_running(
     state = marks.read(conn)["visits"]
     assert (state.status, state.error, state.last_partition) == ("failed", "no luck", D3)
     assert history(conn) == [("run-1", 1, "success", None), ("run-2", 1, "failed", "no luck")]
+
+
+@pytest.mark.parametrize("second", [succeed, fail])
+def test_a_table_whose_last_attempts_end_at_the_same_time_is_not_running(
+    marks: Watermarks, conn: psycopg.Connection, server_url: str, schema: str, second: Callable[..., None]
+) -> None:
+    past = Extraction("visits", DayRange(date(2026, 1, 1), date(2026, 1, 2)), "run-2", 1, THEN)
+    with psycopg.connect(server_url) as one, psycopg.connect(server_url) as other, ThreadPoolExecutor(1) as pool:
+        for session, extraction in ((one, attempt()), (other, past)):
+            locks.take(session, [extraction.lock(schema)])
+            session.commit()
+            marks.start(session, extraction)
+            session.commit()
+        succeed(marks, one, attempt())
+        ending = pool.submit(second, marks, other, past)
+        waiting = "SELECT FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'"
+        wait_until(lambda: conn.execute(waiting, (other.info.backend_pid,)).fetchone() is not None, 10)
+        one.commit()
+        ending.result(10)
+        other.commit()
+    state = marks.read(conn)["visits"]
+    assert (state.status, state.running) == ("success" if second is succeed else "failed", ())
 
 
 def test_a_load_by_a_clock_that_is_slow_does_not_move_the_watermark_back(marks: Watermarks, conn: psycopg.Connection) -> None:
