@@ -16,6 +16,7 @@ import psycopg
 from benchmarks.indexes import RUNS, Read
 from benchmarks.launch import LAUNCHED, TABLE, Launch
 from benchmarks.loads import CHANGED, FIRST, SCENARIOS, UNCHANGED, Measurement
+from benchmarks.many import CHECKS
 from benchmarks.parallel import Throughput
 from benchmarks.scale import Many, Past
 from benchmarks.status import Readings
@@ -233,7 +234,7 @@ def tables(measured: Sequence[Many]) -> str:
     head = [f"{count:,} tables" for count in counts]
     return "\n\n".join(
         (
-            _table(("Dagster alone: an asset and an op of 7 checks a table", *head), rows("plain")),
+            _table((f"Dagster alone: an asset and an op of {CHECKS} checks a table", *head), rows("plain")),
             _table(("this project", *head), rows("ours")),
             _table(("one evaluation", *head), rows("tick")),
             _table(("target", "measured", "met"), [(name, value, "yes" if met else "no") for name, value, met in targets]),

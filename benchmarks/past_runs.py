@@ -9,6 +9,7 @@ import dagster as dg
 import psycopg
 from dagster._core.utils import make_new_run_id
 
+from pulso_etl.coordinator import WHOLE_GRAPH
 from pulso_etl.launch import run_tags
 from pulso_etl.refresh import DayRange
 from pulso_etl.tables.spec import TableSpec
@@ -33,7 +34,7 @@ def add_past_runs(instance: dg.DagsterInstance, url: str, specs: Mapping[str, Ta
     """Puts them into the instance's storage, which is at `url`, in the place of all runs there: copies of one run."""
     spec = next(iter(specs.values()))
     tags = run_tags(spec, DayRange(date(2026, 1, 1), date(2026, 1, 7)))
-    run = dg.DagsterRun("__ASSET_JOB", make_new_run_id(), tags=tags, status=dg.DagsterRunStatus.SUCCESS)
+    run = dg.DagsterRun(WHOLE_GRAPH, make_new_run_id(), tags=tags, status=dg.DagsterRunStatus.SUCCESS)
     with psycopg.connect(url, autocommit=True) as conn:
         conn.execute("TRUNCATE runs CASCADE")
         instance.add_run(run)

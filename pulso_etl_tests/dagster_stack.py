@@ -49,9 +49,7 @@ mutation ($params: LaunchBackfillParams!) {
 LOGS = "query ($run: ID!) { logsForRun(runId: $run) { ... on EventConnection { events { ... on MessageEvent { message } } } } }"
 TERMINATE = "mutation ($run: String!) { terminateRun(runId: $run) { __typename } }"
 STATUS = "query ($run: ID!) { runOrError(runId: $run) { ... on Run { status } } }"
-UNFINISHED = """
-{ runsOrError(filter: {statuses: [QUEUED, NOT_STARTED, STARTING, STARTED, CANCELING]}) { ... on Runs { results { runId } } } }
-"""
+RUNS = "{ runsOrError { ... on Runs { results { runId status } } } }"
 FINAL = {"SUCCESS", "FAILURE", "CANCELED"}
 
 
@@ -189,11 +187,12 @@ class DagsterStack:
 
     def end_all_runs(self) -> None:
         """Ends every run that waits or goes on, and waits for that. Raises TimeoutError."""
-        unfinished = self.graphql(UNFINISHED)["runsOrError"]["results"]
-        for run in unfinished:
-            self.terminate(run["runId"])
-        for run in unfinished:
-            self.wait(run["runId"])
+        runs = self.graphql(RUNS)["runsOrError"]["results"]
+        unfinished = [run["runId"] for run in runs if run["status"] not in FINAL]
+        for run_id in unfinished:
+            self.terminate(run_id)
+        for run_id in unfinished:
+            self.wait(run_id)
 
     def wait(self, run_id: str, seconds: float = 60) -> str:
         """The final status of the run. Raises TimeoutError."""

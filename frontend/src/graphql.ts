@@ -107,11 +107,13 @@ export function createGraphQLTransport(options: GraphQLOptions = {}): Transport 
       const found = assetNodes.find(({ assetKey }) => assetKey.path.join("/") === table);
       if (!found) throw new ETLError(`no code location of Dagster's has the asset ${table}`);
       const { name, location } = found.repository;
-      const job = found.jobNames.find((name) => name === `refresh_${table}`);
+      const jobName = `refresh_${table}`;
       return {
         repositoryName: name,
         repositoryLocationName: location.name,
-        ...(job ? { jobName: job } : { jobName: WHOLE_GRAPH, assetSelection: [{ path: [table] }] }),
+        ...(found.jobNames.includes(jobName)
+          ? { jobName }
+          : { jobName: WHOLE_GRAPH, assetSelection: [{ path: [table] }] }),
       };
     };
   }

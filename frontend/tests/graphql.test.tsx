@@ -85,6 +85,22 @@ function wrapper(options: GraphQLOptions = {}) {
   return ({ children }: { children: ReactNode }) => <ETLProvider client={client}>{children}</ETLProvider>;
 }
 
+/** `assignment_data` is asked for, and its refresh followed to its end. */
+async function refreshed(world: World, force = false) {
+  server.current.on("POST /graphql", dagster(world));
+  const { result } = renderHook(() => useETLRefresh(10), { wrapper: wrapper() });
+  await act(async () => {
+    await result.current.triggerRefresh(force, ["assignment_data"]);
+  });
+  return result;
+}
+
+/** The run of `assignment_data`, of which nothing is known before it is launched. */
+function ended(status: string) {
+  return ({ filter }: { filter: { runIds?: string[] } }) =>
+    filter.runIds ? runs(run("assignment_data", status)) : runs();
+}
+
 function launched(...tables: string[]) {
   const results = tables.map((table) => ({
     __typename: "LaunchRunSuccess",
@@ -160,11 +176,7 @@ describe("the hooks over GraphQL", () => {
         return filter.statuses ? runs(run("assignment_data", "STARTED", { tags: days("2024-01-31") })) : runs();
       },
     };
-    server.current.on("POST /graphql", dagster(world));
-    const { result } = renderHook(() => useETLRefresh(10), { wrapper: wrapper() });
-    await act(async () => {
-      await result.current.triggerRefresh(false, ["assignment_data"]);
-    });
+    await refreshed(world);
     expect(asked("LaunchRuns")).toHaveLength(1);
   });
 
@@ -172,14 +184,9 @@ describe("the hooks over GraphQL", () => {
     const world: World = {
       Freshness: { assetNodes: [loaded("assignment_data", 60)] },
       LaunchRuns: launched("assignment_data"),
-      Runs: ({ filter }: { filter: { runIds?: string[] } }) =>
-        filter.runIds ? runs(run("assignment_data", "SUCCESS")) : runs(),
+      Runs: ended("SUCCESS"),
     };
-    server.current.on("POST /graphql", dagster(world));
-    const { result } = renderHook(() => useETLRefresh(10), { wrapper: wrapper() });
-    await act(async () => {
-      await result.current.triggerRefresh(true, ["assignment_data"]);
-    });
+    const result = await refreshed(world, true);
     expect(result.current.progress?.status).toBe("success");
     expect(asked("LaunchRuns")[0].variables.params[0].executionMetadata.tags).toContainEqual({
       key: "pulso_etl/force",
@@ -191,14 +198,9 @@ describe("the hooks over GraphQL", () => {
     const world: World = {
       AssetLocation: locations(() => ["__ASSET_JOB"]),
       LaunchRuns: launched("assignment_data"),
-      Runs: ({ filter }: { filter: { runIds?: string[] } }) =>
-        filter.runIds ? runs(run("assignment_data", "SUCCESS")) : runs(),
+      Runs: ended("SUCCESS"),
     };
-    server.current.on("POST /graphql", dagster(world));
-    const { result } = renderHook(() => useETLRefresh(10), { wrapper: wrapper() });
-    await act(async () => {
-      await result.current.triggerRefresh(false, ["assignment_data"]);
-    });
+    const result = await refreshed(world);
     expect(result.current.progress?.status).toBe("success");
     const { selector, executionMetadata } = asked("LaunchRuns")[0].variables.params[0];
     expect(selector).toMatchObject({ jobName: "__ASSET_JOB", assetSelection: [{ path: ["assignment_data"] }] });
@@ -207,19 +209,14 @@ describe("the hooks over GraphQL", () => {
   });
 
   it("say so where Dagster does not know the table", async () => {
-    server.current.on("POST /graphql", dagster({ AssetLocation: { assetNodes: [] } }));
-    const { result } = renderHook(() => useETLRefresh(10), { wrapper: wrapper() });
-    await act(async () => {
-      await result.current.triggerRefresh(false, ["assignment_data"]);
-    });
+    const result = await refreshed({ AssetLocation: { assetNodes: [] } });
     expect(result.current.error?.message).toContain("no code location of Dagster's has the asset assignment_data");
   });
 
   it("give the reason of a run that fails", async () => {
     const world: World = {
       LaunchRuns: launched("assignment_data"),
-      Runs: ({ filter }: { filter: { runIds?: string[] } }) =>
-        filter.runIds ? runs(run("assignment_data", "FAILURE")) : runs(),
+      Runs: ended("FAILURE"),
       RunFailure: {
         logsForRun: {
           events: [
@@ -233,11 +230,7 @@ describe("the hooks over GraphQL", () => {
         },
       },
     };
-    server.current.on("POST /graphql", dagster(world));
-    const { result } = renderHook(() => useETLRefresh(10), { wrapper: wrapper() });
-    await act(async () => {
-      await result.current.triggerRefresh(false, ["assignment_data"]);
-    });
+    const result = await refreshed(world);
     expect(result.current.error?.message).toBe("assignment_data: BigQuery does not know the table");
   });
 
@@ -250,11 +243,7 @@ describe("the hooks over GraphQL", () => {
         return filter.runIds ? runs(run("assignment_data", "FAILURE")) : runs();
       },
     };
-    server.current.on("POST /graphql", dagster(world));
-    const { result } = renderHook(() => useETLRefresh(10), { wrapper: wrapper() });
-    await act(async () => {
-      await result.current.triggerRefresh(false, ["assignment_data"]);
-    });
+    const result = await refreshed(world);
     expect(result.current).toMatchObject({
       error: null,
       progress: { runs: { assignment_data: { run_id: "second", state: "success" } } },

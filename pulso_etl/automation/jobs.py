@@ -80,11 +80,10 @@ def refreshed_tables(
 
 def build_jobs(tables: Mapping[str, TableSpec]) -> list[dg.UnresolvedAssetJobDefinition]:
     """The jobs of `job_tables`, with each one's time-out and place in the queue, and the one that compares."""
-    tenant = tenant_of(tables)
     return [
         *(_job(name, [tables[table] for table in members]) for name, members in job_tables(tables).items()),
         dg.define_asset_job(
-            qualified(tenant, RECONCILIATION_JOB),
+            qualified(tenant_of(tables), RECONCILIATION_JOB),
             selection=reconciliation_selection(tables.values()),
             description="Compares every table with BigQuery: rows and sums of each partition.",
             tags=job_tags(list(tables.values())),

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date
 
 import dagster as dg
 
-from pulso_etl.automation.jobs import (
-    ALL_JOB,
-    RECONCILIATION_JOB,
-    reconciliation_request,
-    refresh_request,
-    tenant_of,
-)
+from pulso_etl.automation.jobs import ALL_JOB, RECONCILIATION_JOB, reconciliation_request, refresh_request, tenant_of
 from pulso_etl.budget import Budget
 from pulso_etl.coordinator import WHOLE_GRAPH
 from pulso_etl.refresh import LIMA, Mode, lima_day, plan_refresh
@@ -41,6 +35,12 @@ def build_schedules(
     tenant = tenant_of(tables)
     status = dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED
 
+    def within_budget(requests: Iterable[dg.RunRequest]) -> Iterator[dg.RunRequest | dg.SkipReason]:
+        if (today := budget()).is_spent:
+            yield dg.SkipReason(f"the day's BigQuery budget is spent: {today}")
+        else:
+            yield from requests
+
     @dg.schedule(
         name=qualified(tenant, "nightly_recheck"),
         cron_schedule=NIGHTLY,
@@ -51,13 +51,13 @@ def build_schedules(
     )
     def nightly(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
         now = context.scheduled_execution_time
-        if (today := budget()).is_spent:
-            yield dg.SkipReason(f"the day's BigQuery budget is spent: {today}")
-            return
-        for spec in tables.values():
+
+        def request(spec: TableSpec) -> dg.RunRequest:
             plan = plan_refresh(spec, None, Mode.SLIDING_WINDOW, now, first_day=first_day, initial_days=1)
             assert plan.window is not None
-            yield refresh_request(spec, f"nightly/{lima_day(now)}/{spec.name}", plan.window)
+            return refresh_request(spec, f"nightly/{lima_day(now)}/{spec.name}", plan.window)
+
+        yield from within_budget(map(request, tables.values()))
 
     @dg.schedule(
         name=qualified(tenant, "weekly_reconciliation"),
@@ -68,10 +68,7 @@ def build_schedules(
         description="Compares rows and sums of each partition with BigQuery, a run a table.",
     )
     def weekly(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
-        if (today := budget()).is_spent:
-            yield dg.SkipReason(f"the day's BigQuery budget is spent: {today}")
-            return
-        for spec in tables.values():
-            yield reconciliation_request(spec, f"weekly/{lima_day(context.scheduled_execution_time)}/{spec.name}")
+        day = lima_day(context.scheduled_execution_time)
+        yield from within_budget(reconciliation_request(spec, f"weekly/{day}/{spec.name}") for spec in tables.values())
 
     return [nightly, weekly]
