@@ -86,16 +86,20 @@ def resource(context: Any, spec: TableSpec, name: str) -> Any:
 
 
 def build_sources(tables: Iterable[TableSpec], full_names: Mapping[str, str]) -> list[dg.AssetSpec]:
-    """What the tables read in BigQuery, as external assets: the graph shows where the rows come from."""
+    """What the tables read in BigQuery, as external assets: the graph shows where the rows come from.
+
+    Raises SourceError for a source that `full_names` lacks.
+    """
+    read = {(spec.tenant, name): full for spec in tables for name, full in spec.source_tables(full_names).items()}
     return [
         dg.AssetSpec(
             source_key(name, tenant),
-            description=f"`{full_names[name]}` in BigQuery, kept by others.",
+            description=f"`{full}` in BigQuery, kept by others.",
             group_name=qualified(tenant, "source"),
             kinds={"bigquery"},
-            metadata={"dagster/table_name": full_names[name]},
+            metadata={"dagster/table_name": full},
         )
-        for tenant, name in sorted({(spec.tenant, name) for spec in tables for name in spec.sources})
+        for (tenant, name), full in sorted(read.items())
     ]
 
 

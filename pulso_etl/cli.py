@@ -33,6 +33,7 @@ from pulso_etl.launch import Outcome, plan_tables, run_reconciliation
 from pulso_etl.refresh import DayRange, Mode, first_kept_day, lima_day
 from pulso_etl.settings import Settings, load_env_file, load_settings
 from pulso_etl.tables import TABLES, TableSpec
+from pulso_etl.tables.spec import fill
 from pulso_etl.tenants import Deployed, chosen, deployed, grants, select
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -297,7 +298,7 @@ def show_sql(
     """Prints the statements that a refresh of the table runs, on BigQuery and on PostgreSQL."""
     settings, tables = chosen(load_settings(), tenant)
     [spec] = _specs([table], tables)
-    console.print(f"-- BigQuery\n{spec.query.format(**settings.sources())}\n-- PostgreSQL", **PLAIN)
+    console.print(f"-- BigQuery\n{fill(spec.query, spec.source_tables(settings.sources()))}\n-- PostgreSQL", **PLAIN)
     for statement in statements_in_order(Statements(spec, settings.database_schema)):
         console.print(f"{statement.as_string()};", **PLAIN)
 

@@ -18,6 +18,7 @@ from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.refresh import DayRange, Mode, plan_refresh
 from pulso_etl.settings import Settings
 from pulso_etl.tables import TABLES
+from pulso_etl.tables.spec import fill
 from pulso_etl_tests.conftest import seed
 
 
@@ -57,7 +58,7 @@ def source_rows(settings: Settings, emulator: BigQueryEmulator, name: str, windo
         ]
     )
     with emulator.client() as client:
-        found = client.query(TABLES[name].query.format(**settings.sources()), job_config=config).result()
+        found = client.query(fill(TABLES[name].query, settings.sources()), job_config=config).result()
         return keyed(name, [dict(row) for row in found])
 
 

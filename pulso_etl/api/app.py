@@ -305,7 +305,7 @@ async def config_tables(request: Request, caller: Reader) -> list[TableConfig]:
             refresh_every_seconds=int(spec.refresh_every.total_seconds()),
             timeout_seconds=int(spec.timeout.total_seconds()),
             strategy=spec.strategy,
-            source_tables=[names[source] for source in spec.sources],
+            source_tables=list(spec.source_tables(names).values()),
             columns=[
                 ColumnConfig(name=column.name, type=column.type, description=column.description, unit=column.unit)
                 for column in (*spec.columns, *spec.kept_columns)

@@ -31,7 +31,7 @@ from pulso_etl.errors import CostCapExceeded, SourceError, SourceUnavailable
 from pulso_etl.refresh import DayRange, Watermark
 from pulso_etl.source.capture import Interval, captured_sql, interval, refusal
 from pulso_etl.source.storage_read import Compression, ReadClient, plaintext_transport
-from pulso_etl.tables.spec import TableSpec
+from pulso_etl.tables.spec import TableSpec, fill
 
 log = logging.getLogger(__name__)
 
@@ -130,11 +130,7 @@ class BigQuerySource(BigQueryResource):
 
     def tables(self, spec: TableSpec) -> dict[str, str]:
         """Full names of the source tables that the spec's query reads, by placeholder. Raises SourceError for an unknown one."""
-        if unknown := set(spec.sources) - self.sources.keys():
-            raise SourceError(
-                f"{spec.name}.sql names the sources {sorted(unknown)}, which no setting describes; known are {sorted(self.sources)}"
-            )
-        return {name: self.sources[name] for name in spec.sources}
+        return spec.source_tables(self.sources)
 
     def stream(self, spec: TableSpec, window: DayRange, run_id: str) -> BigQueryStream:
         """The table's rows of the window, not yet asked for: see `BigQueryStream.open`."""
@@ -163,7 +159,7 @@ class BigQueryStream:
     def sql(self) -> str:
         """The statement that runs, with the names of the source tables filled in."""
         query = captured_sql(self.spec) if self._changes else self.spec.query
-        return query.format(**self.source.tables(self.spec))
+        return fill(query, self.source.tables(self.spec))
 
     def capture(self, watermark: Watermark, written_at: datetime | None, now: datetime) -> datetime | None:
         """Makes this the stream of what changed since the watermark, and returns the instant as of which that is.

@@ -6,13 +6,15 @@ Nothing here talks to a database or to Dagster.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import timedelta
 from enum import StrEnum
 from functools import cached_property
-from string import Formatter
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pulso_etl.errors import SourceError
 
 IDENTIFIER = r"^[a-z_][a-z0-9_]{0,62}$"
 TENANT = r"^[a-z](?:_?[a-z0-9])*$"
@@ -97,12 +99,19 @@ DELETED = Column(name="pulso_deleted", type=ColumnType.BOOLEAN, required=True)
 """Beside the columns of a row that was read as a change: whether the source has deleted the row."""
 CAPTURE_LAG = timedelta(minutes=10)
 """How old a change must be to be captured: the latest ones may still be missing in BigQuery's change history."""
+PLACEHOLDER = re.compile(r"`\{(\w+)\}`")
+"""A source table in a query, its back-ticks included. Every other brace is the query's own: a pattern, JSON, a comment."""
 ROW_SOURCE = re.compile(r",?\s*\bFROM\s+`\{(\w+)\}`", re.IGNORECASE)
 """Where a query that is fed with changes names its one source table."""
 NOT_BY_ROW = re.compile(r"\b(WITH|DISTINCT|JOIN|UNION|GROUP|HAVING|OVER|QUALIFY|LIMIT)\b", re.IGNORECASE)
 """What a query can't have where each row of its source makes one row at most, whatever the others are."""
 LONGEST_PARTITIONED = 54
 """Characters of a name to which a month, such as `_y2026m01`, can still be added in PostgreSQL's 63."""
+
+
+def fill(query: str, tables: Mapping[str, str]) -> str:
+    """The query with the full names of its source tables for their placeholders, which `tables` has all of."""
+    return PLACEHOLDER.sub(lambda found: f"`{tables[found[1]]}`", query)
 
 
 def qualified(tenant: str, name: str) -> str:
@@ -114,7 +123,8 @@ class TableSpec(BaseModel):
     """One table: where it comes from, what it holds, and how it is kept.
 
     `columns` are all that the query returns, keys included; the destination adds `kept_columns`.
-    `query` is BigQuery SQL with `{placeholders}` for the source tables and the parameters `@start`, `@end` (DATE, inclusive).
+    `query` is BigQuery SQL with placeholders for the source tables, in back-ticks and braces (`PLACEHOLDER`), and the parameters
+    `@start`, `@end` (DATE, inclusive).
     `version_column`: where one key appears in several partitions, the row with the greatest version is kept.
     `stamp_columns` say when the source computed a row; a change in them alone is no change of the row.
     `minimum_kept_share`: a load that would leave less than this share (0..1) of a partition range's rows is refused.
@@ -243,8 +253,9 @@ class TableSpec(BaseModel):
         ]
         # A declaration that was read back from an asset's metadata has no query.
         if self.query:
-            named = [name for _, name, _, _ in Formatter().parse(self.query) if name is not None]
-            by_row = len(named) == 1 and ROW_SOURCE.search(self.query) and not NOT_BY_ROW.search(self.query)
+            by_row = (
+                len(PLACEHOLDER.findall(self.query)) == 1 and ROW_SOURCE.search(self.query) and not NOT_BY_ROW.search(self.query)
+            )
             faults.append((not by_row, "a query of the form SELECT … FROM `{source}` WHERE …, which makes each row of one row"))
         if needs := [need for fault, need in faults if fault]:
             raise ValueError(f"{self.name}: change_capture {self.change_capture} needs {'; '.join(needs)}")
@@ -318,7 +329,18 @@ class TableSpec(BaseModel):
     @cached_property
     def sources(self) -> tuple[str, ...]:
         """The source tables that the query reads, by placeholder."""
-        return tuple(sorted({name for _, name, _, _ in Formatter().parse(self.query) if name is not None}))
+        return tuple(sorted(set(PLACEHOLDER.findall(self.query))))
+
+    def source_tables(self, known: Mapping[str, str]) -> dict[str, str]:
+        """Full names of the source tables that the query reads, by placeholder, out of the `known` ones.
+
+        Raises SourceError for a placeholder that is not known.
+        """
+        if unknown := [name for name in self.sources if name not in known]:
+            raise SourceError(
+                f"{self.name}: the query names the sources {unknown}, which no setting describes; known are {sorted(known)}"
+            )
+        return {name: known[name] for name in self.sources}
 
     @cached_property
     def partition_in_key(self) -> bool:

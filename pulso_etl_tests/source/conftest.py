@@ -9,12 +9,14 @@ import pytest
 
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import SCHEMAS, SampleData
+from pulso_etl.refresh import DayRange
 from pulso_etl.source.bigquery import BigQuerySource
 from pulso_etl_tests.source.storage_server import StorageServer
 
 DATA = SampleData(
     {name: f"mibot-222814.SOURCE_TESTS.{name}" for name in SCHEMAS}, date(2026, 7, 15), days=10, dashboard_rows_per_day=40
 )
+WINDOW = DayRange(date(2026, 7, 6), date(2026, 7, 15))
 MakeSource = Callable[..., BigQuerySource]
 
 

@@ -21,7 +21,7 @@ from pulso_etl.refresh import DayRange, Watermark
 from pulso_etl.source.bigquery import BigQuerySource, BigQueryStream, statistics
 from pulso_etl.source.capture import Interval, captured_sql, interval
 from pulso_etl.tables import TABLES
-from pulso_etl.tables.spec import CAPTURE_LAG, TableSpec
+from pulso_etl.tables.spec import CAPTURE_LAG, TableSpec, fill
 from pulso_etl_tests.change_history import CALLS, ChangeHistoryProxy, Key, Source, loaded
 from pulso_etl_tests.faulty_proxy import error
 
@@ -88,7 +88,7 @@ def test_the_declaration_survives_the_metadata_of_its_asset_and_no_table_of_ours
 
 
 def test_the_query_takes_the_changes_in_place_of_the_table() -> None:
-    assert captured_sql(CALLS).format(calls="p.d.calls") == (
+    assert fill(captured_sql(CALLS), {"calls": "p.d.calls"}) == (
         "SELECT * EXCEPT (pulso_change_type, pulso_changed_at), pulso_change_type = 'DELETE' AS pulso_deleted FROM (\n"
         "SELECT fecha AS day, UPPER(agente) AS agent, monto AS amount,\n"
         "  _CHANGE_TYPE AS pulso_change_type, _CHANGE_TIMESTAMP AS pulso_changed_at\n"
