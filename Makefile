@@ -36,19 +36,24 @@ chaos: $(VENV)/.installed ## refreshes with faults at random points, 20 minutes 
 	$(BIN)/python -m chaos --minutes 20 $(CHAOS)
 
 $(VENV)/.bench: requirements-bench.lock $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-bench.lock
+	$(INSTALL) --require-hashes -r requirements-bench.lock
 	touch $@
 
-$(VENV)/.installed: requirements.lock pyproject.toml
+# uv installs what is locked in seconds. Where it can't be had, pip installs the same.
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+INSTALL = $$(if [ -x $(BIN)/uv ]; then echo "$(BIN)/uv pip install --quiet --no-deps --python $(BIN)/python"; else echo "$(PIP)"; fi)
+
+$(VENV)/.installed: requirements.lock installer.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo "Python 3.11 or newer is needed, and $(PYTHON) is not that; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo "$(PYTHON) can't make virtual environments; install its venv module (Debian: apt install python3-venv)" >&2; exit 1; }
 	@echo "creating $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
-	@echo "installing $$(grep -c '^[a-z]' requirements.lock) packages into $(VENV), a minute or two"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@echo "installing $$(grep -c '^[a-z]' requirements.lock) packages into $(VENV)"
+	@$(PIP) --require-hashes -r installer.lock 2>/dev/null || echo "uv can't be had here: pip installs, which takes a minute or two"
+	@$(INSTALL) --require-hashes -r requirements.lock
+	@$(INSTALL) --no-build-isolation -e .
 	@touch $@
 
 COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
@@ -71,6 +76,7 @@ EXTRAS = --extra local --extra celery --extra kubernetes --extra dev
 lock: ## renew the lock files from pyproject.toml
 	$(PYTHON) -m venv $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip install --quiet uv
+	$(COMPILE) installer.in -o installer.lock
 	$(COMPILE) build.in pyproject.toml $(EXTRAS) -o requirements.lock
 	$(COMPILE) build.in pyproject.toml $(EXTRAS) --extra bench --constraint requirements.lock -o requirements-bench.lock
 	$(COMPILE) build.in --constraint requirements.lock -o deploy/build.lock
