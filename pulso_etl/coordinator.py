@@ -1,19 +1,23 @@
-"""Dagster's run queue where there are tenants: every run carries the tag of its tenant, however it was launched.
+"""Dagster's run queue, as `dagster.yaml` names it: age counts in its order, and an outage ends no back-fill.
 
-Jobs, sensors, schedules, the HTTP API and the command line tag their runs themselves. A launch of chosen assets, or a back-fill, in
-Dagster's UI or GraphQL tags nothing: there the queue takes the tenant from the assets. `deploy/dagster.tenants.yaml` names this
-class and sets the limits that go by its tags.
+Where there are tenants, every run carries the tag of its tenant, however it was launched. Jobs, sensors, schedules, the HTTP API
+and the command line tag their runs themselves. A launch of chosen assets, or a back-fill, in Dagster's UI or GraphQL tags nothing:
+there the queue takes the tenant from the assets. `deploy/dagster.tenants.yaml` sets the limits that go by its tags.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from dagster import AssetKey, DagsterInvariantViolationError, DagsterRun
 from dagster._core.definitions.assets.graph.remote_asset_graph import RemoteAssetGraph
+from dagster._core.errors import DagsterAssetBackfillDataLoadError, DagsterDefinitionChangedDeserializationError
 from dagster._core.run_coordinator import QueuedRunCoordinator, SubmitRunContext
-from dagster._core.storage.tags import BACKFILL_ID_TAG
+from dagster._core.storage.tags import BACKFILL_ID_TAG, PRIORITY_TAG
+from dagster._daemon import backfill
 
 TENANT_TAG = "pulso_etl/tenant"
 """Tag of a tenant's assets and runs."""
@@ -21,10 +25,64 @@ TENANT_BACKFILL_TAG = "pulso_etl/tenant_backfill"
 """Run tag: the tenant whose back-fill the run is part of."""
 WHOLE_GRAPH = "__ASSET_JOB"
 """Dagster's own job, which holds every asset."""
+QUEUED_TAG = "pulso_etl/queued_at"
+"""Run tag: since when the run, or the one that it repeats, waits in the queue; seconds since 1970."""
+HEAD_START_SECONDS = 6
+"""A run leaves the queue before those of a priority lower by one that came so much earlier, and after all that came before them."""
+BACKFILL_LOOKS = 20
+"""Looks at a back-fill, 30 seconds apart, that may meet an outage in a row before it fails."""
+CODE_MISSING = (DagsterDefinitionChangedDeserializationError, DagsterAssetBackfillDataLoadError)
+"""What Dagster's look at a back-fill raises while its assets are not known, as when their code server can't be reached."""
 
 
-class TenantRunCoordinator(QueuedRunCoordinator):
-    """Dagster's queue, which adds the tenant's tags to runs of its assets, and refuses runs over several tenants."""
+class PulsoRunCoordinator(QueuedRunCoordinator):
+    """Dagster's queue, whose order goes by age and head start: no run waits for ever behind others of a greater priority."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _let_backfills_wait()
+
+    def submit_run(self, context: SubmitRunContext) -> DagsterRun:
+        """The run once it is in the queue."""
+        run = context.dagster_run
+        if QUEUED_TAG not in run.tags:
+            self._instance.add_run_tags(run.run_id, queue_tags(run.tags, int(time.time())))
+        return super().submit_run(context)
+
+
+def queue_tags(tags: Mapping[str, str], now: int) -> dict[str, str]:
+    """The tags that put a run in its place in the queue; `now` is seconds since 1970.
+
+    Dagster takes the greatest priority first. So that age counts, it is that of a run's time: the earlier, the greater.
+    """
+    try:
+        priority = int(tags.get(PRIORITY_TAG, "0"))
+    except ValueError:
+        # As Dagster reads it.
+        priority = 0
+    return {QUEUED_TAG: str(now), PRIORITY_TAG: str(priority * HEAD_START_SECONDS - now)}
+
+
+def _let_backfills_wait() -> None:
+    """Lets the daemon's back-fills wait until their code is there again.
+
+    Dagster repeats a look at a back-fill that can't reach the code server. Where a reload of the workspace found no code server, the
+    assets are not known at all. Dagster takes them for deleted then, and fails the back-fill for good; no setting changes that.
+    """
+    os.environ.setdefault("DAGSTER_MAX_BACKFILL_RETRIES", str(BACKFILL_LOOKS))
+    backfill._is_retryable_backfill_error = _passes
+
+
+_passes_for_dagster: Callable[[Exception], bool] = backfill._is_retryable_backfill_error
+
+
+def _passes(e: Exception) -> bool:
+    """Whether a later look at a back-fill may go well."""
+    return isinstance(e, CODE_MISSING) or _passes_for_dagster(e)
+
+
+class TenantRunCoordinator(PulsoRunCoordinator):
+    """The queue, which also adds the tenant's tags to runs of its assets, and refuses runs over several tenants."""
 
     def submit_run(self, context: SubmitRunContext) -> DagsterRun:
         """Raises DagsterInvariantViolationError, which Dagster shows to whoever launches, for a run over several tenants."""

@@ -19,10 +19,10 @@ from dagster._core.code_pointer import ModuleCodePointer
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.launcher import LaunchRunContext
 from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
-from dagster._core.run_coordinator import QueuedRunCoordinator
 from dagster_postgres import DagsterPostgresStorage
 
 from pulso_etl.celery_launcher import CancelingCeleryRunLauncher
+from pulso_etl.coordinator import PulsoRunCoordinator
 from pulso_etl_tests.deploy.files import ROOT, load
 
 Config = dict[str, Any]
@@ -53,13 +53,7 @@ def chart_instance(values: Config) -> Config:
     k8s = launcher["runK8sConfig"]
     return {
         "storage": {"postgres": postgres},
-        "run_coordinator": {
-            "module": "dagster.core.run_coordinator",
-            "class": daemon["runCoordinator"]["type"],
-            "config": {
-                "dequeue_interval_seconds": daemon["runCoordinator"]["config"]["queuedRunCoordinator"]["dequeueIntervalSeconds"]
-            },
-        },
+        "run_coordinator": daemon["runCoordinator"]["config"]["customRunCoordinator"],
         "run_launcher": {
             "module": "dagster_k8s",
             "class": values["runLauncher"]["type"],
@@ -146,7 +140,8 @@ def test_dagster_takes_a_variant_with_the_limits_of_the_top_level_one(name: str,
             queue = instance.get_concurrency_config().run_queue_config
             assert queue is not None
             limits.append((queue.max_concurrent_runs, queue.tag_concurrency_limits, instance.get_concurrency_config().pool_config))
-            assert isinstance(instance.run_coordinator, QueuedRunCoordinator)
+            assert isinstance(instance.run_coordinator, PulsoRunCoordinator)
+            assert (queue.max_user_code_failure_retries, queue.user_code_failure_retry_delay) == (20, 10)
             assert instance.freshness_enabled
     assert limits[0] == limits[1]
 

@@ -1,0 +1,87 @@
+"""The run queue: age counts in its order, and a back-fill whose code is away for a while goes on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
+from dagster._core.remote_origin import CodeLocationOrigin, InProcessCodeLocationOrigin
+from dagster._core.storage.tags import PRIORITY_TAG
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster._core.workspace.context import WorkspaceProcessContext
+from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
+from dagster._daemon.backfill import execute_backfill_iteration
+from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
+from dagster._time import get_current_timestamp
+
+from pulso_etl.coordinator import HEAD_START_SECONDS, QUEUED_TAG, queue_tags
+from pulso_etl_tests.dagster_stack import CHECKOUT
+
+NOW = 1_800_000_000
+
+
+def order(*runs: tuple[str, int, int]) -> list[str]:
+    """The order in which Dagster's daemon takes runs of a name and a priority that came at a second."""
+    queued = [dg.DagsterRun(job_name=name, tags=queue_tags({PRIORITY_TAG: str(priority)}, NOW + at)) for name, priority, at in runs]
+    with QueuedRunCoordinatorDaemon(interval_seconds=1) as daemon:
+        return [run.job_name for run in daemon._priority_sort(queued)]
+
+
+def test_a_greater_priority_is_a_head_start_and_no_more() -> None:
+    assert order(("small", 0, 0), ("dashboard", 10, 10 * HEAD_START_SECONDS - 1)) == ["dashboard", "small"]
+    assert order(("small", 0, 0), ("dashboard", 10, 10 * HEAD_START_SECONDS + 1)) == ["small", "dashboard"]
+    assert order(("second", 0, 1), ("first", 0, 0)) == ["first", "second"]
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    """An instance on SQLite with the queue of `dagster.yaml`."""
+    text = (CHECKOUT / "dagster.yaml").read_text(encoding="utf-8")
+    queue = text[text.index("run_coordinator:") : text.index("concurrency:")]
+    (tmp_path / "dagster.yaml").write_text(f"{queue}telemetry:\n  enabled: false\n", encoding="utf-8")
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        yield instance
+
+
+@dg.asset(partitions_def=dg.DailyPartitionsDefinition("2026-01-01", end_date="2026-02-01"))
+def loaded() -> None:
+    """An asset to back-fill."""
+
+
+defs = dg.Definitions(assets=[loaded])
+
+
+def location(module: str) -> InProcessWorkspaceLoadTarget:
+    origin: CodeLocationOrigin = InProcessCodeLocationOrigin(
+        LoadableTargetOrigin(executable_path=None, module_name=module, attribute=None), location_name="here"
+    )
+    return InProcessWorkspaceLoadTarget(origin)
+
+
+def look(instance: dg.DagsterInstance, module: str) -> BulkActionStatus:
+    """Lets the daemon look at the back-fill once, with that module as the code location; returns the back-fill's state."""
+    with WorkspaceProcessContext(instance, location(module)) as context:
+        list(execute_backfill_iteration(context, logging.getLogger("test")))
+    found = instance.get_backfill("outage")
+    assert found is not None
+    return found.status
+
+
+def test_a_backfill_waits_for_code_that_can_not_be_reached(instance: dg.DagsterInstance) -> None:
+    assert instance.run_coordinator is not None
+    with WorkspaceProcessContext(instance, location(__name__)) as context:
+        graph = context.create_request_context().asset_graph
+        backfill = PartitionBackfill.from_asset_partitions(
+            "outage", graph, ["2026-01-05"], [loaded.key], get_current_timestamp(), {}, instance, False, None, None, None
+        )
+        instance.add_backfill(backfill)
+    for _ in range(7):
+        assert look(instance, "pulso_etl_tests.nothing_of_that_name") is BulkActionStatus.REQUESTED
+    assert look(instance, __name__) is BulkActionStatus.REQUESTED
+    (run,) = instance.get_runs()
+    assert run.status is dg.DagsterRunStatus.QUEUED
+    assert int(run.tags[PRIORITY_TAG]) == -int(run.tags[QUEUED_TAG])
