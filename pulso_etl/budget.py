@@ -15,7 +15,6 @@ import psycopg
 import pyarrow as pa
 
 from pulso_etl.destination.io_manager import ChangeStream
-from pulso_etl.destination.roles import as_role
 from pulso_etl.destination.watermarks import Watermarks
 from pulso_etl.errors import BudgetExceeded
 from pulso_etl.refresh import LIMA, Watermark, lima_day
@@ -64,17 +63,15 @@ class DailyBudget(dg.ConfigurableResource[None]):
     """The budget of a deployment: how many bytes a day of America/Lima may bill (None: no limit), US dollars per TiB."""
 
     database_url: str
-    database_role: str = ""
     database_schema: str = "public"
     limit: int | None = None
     price_per_tib: float = 6.25
 
     @classmethod
-    def of(cls, settings: Settings, database_url: str, database_role: str = "") -> DailyBudget:
+    def of(cls, settings: Settings) -> DailyBudget:
         """The budget that the settings describe."""
         return cls(
-            database_url=database_url,
-            database_role=database_role,
+            database_url=settings.database_url.get_secret_value(),
             database_schema=settings.database_schema,
             limit=settings.bigquery_daily_budget_bytes,
             price_per_tib=settings.bigquery_price_per_tib,
@@ -84,7 +81,7 @@ class DailyBudget(dg.ConfigurableResource[None]):
         """The budget now. Asks PostgreSQL only where there is a limit. Raises psycopg.Error."""
         if self.limit is None:
             return Budget(None, 0, self.price_per_tib)
-        with psycopg.connect(as_role(self.database_url, self.database_role), autocommit=True, connect_timeout=10) as conn:
+        with psycopg.connect(self.database_url, autocommit=True, connect_timeout=10) as conn:
             return read_budget(conn, self.database_schema, datetime.now(UTC), self.limit, self.price_per_tib)
 
 

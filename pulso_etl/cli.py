@@ -104,7 +104,7 @@ def refresh_tables(
     with _connect(settings) as conn:
         states = Watermarks(settings.database_schema).read(conn)
     if not force:
-        DailyBudget.of(settings, settings.database_url.get_secret_value()).today().admit()
+        DailyBudget.of(settings).today().admit()
     plans = plan_tables(settings, specs, states, mode, now, days=days, start=start, end=end, force=force)
     for plan in plans:
         console.print(f"{plan.table}: {plan.window or 'skipped'} ({plan.reason})", **PLAIN)

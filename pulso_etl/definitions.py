@@ -45,21 +45,34 @@ def build_source(settings: Settings) -> BigQuerySource:
 
 def build_resources(settings: Settings) -> dict[str, Any]:
     """The source, the budget and the destination that the settings describe, under their names for their owner."""
-    # By reference: Dagster shows a resource's configuration in its UI, and this one holds a password.
-    owner = settings.owner
-    database_url = dg.EnvVar(owner.database_url_variable)
     resources = {
         "bigquery": build_source(settings),
-        "budget": DailyBudget.of(settings, database_url, owner.database_role),
+        "budget": DailyBudget.of(settings),
         "postgres": PostgresUpsertIOManager(
-            database_url=database_url,
-            database_role=owner.database_role,
+            # As the owner's role already, where it has one.
+            database_url=settings.database_url.get_secret_value(),
             database_schema=settings.database_schema,
             lock_timeout_seconds=settings.lock_timeout_seconds,
             work_mem_mb=settings.work_mem_mb,
         ),
     }
-    return {qualified(owner.tenant, name): resource for name, resource in resources.items()}
+    return {qualified(settings.owner.tenant, name): resource for name, resource in resources.items()}
+
+
+def fixed(resource: Any) -> dg.ResourceDefinition:
+    """The resource as it is, with nothing for a launch to configure: Dagster refuses run configuration for it, and shows none.
+
+    A configurable resource would take other servers from whoever launches, and any environment variable by its name.
+    """
+    if isinstance(resource, dg.ResourceDefinition):
+        return resource
+    if isinstance(resource, dg.IOManager):
+        return dg.IOManagerDefinition(lambda _: resource, config_schema={})
+    return dg.ResourceDefinition(lambda _: resource, config_schema={})
+
+
+UNUSED = {"io_manager": fixed(dg.InMemoryIOManager())}
+"""In place of Dagster's own, of which no step has need, and whose folder a launch could choose."""
 
 
 def build_defs(
@@ -90,7 +103,7 @@ def build_defs(
             tables, settings.partitions_start, automation.budget, with_jobs=bool(jobs), running=settings.automation
         ),
         sensors=automation.sensors(),
-        resources={**build_resources(settings), **(resource_overrides or {})},
+        resources=UNUSED | {key: fixed(one) for key, one in {**build_resources(settings), **(resource_overrides or {})}.items()},
         # One process per run: Python's start-up is most of a small refresh's time.
         executor=dg.in_process_executor,
         loggers={"console": run_logger},

@@ -32,14 +32,10 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 @dataclass(frozen=True)
 class Owner:
-    """Whose settings these are: a tenant, and as whom it works in PostgreSQL; both empty where there are no tenants.
-
-    `database_url_variable` is the environment variable that holds the URL of its PostgreSQL.
-    """
+    """Whose settings these are: a tenant, and as whom it works in PostgreSQL; both empty where there are no tenants."""
 
     tenant: str = ""
     database_role: str = ""
-    database_url_variable: str = "DATABASE_URL"
 
 
 class Settings(BaseSettings):

@@ -88,7 +88,7 @@ class Tenant(BaseModel):
         found = Settings(**{name: getattr(shared, name) for name in Settings.model_fields} | own)
         role = self.database_role or ""
         return found.owned_by(
-            Owner(self.name, role, self.database_url_env or "DATABASE_URL"),
+            Owner(self.name, role),
             database_url=SecretStr(as_role(found.database_url.get_secret_value(), role)),
         )
 

@@ -82,8 +82,38 @@ def test_definitions_are_valid_and_their_runs_need_one_process(settings: Setting
 def test_what_dagster_shows_of_the_definitions_holds_no_secret(settings: Settings) -> None:
     snapshot = RepositorySnap.from_def(build_defs(settings).get_repository_def())
     text = dg.serialize_value(snapshot)
-    assert "DATABASE_URL" in text
     assert SECRET not in text
+    assert [one.name for one in snapshot.resources or [] if one.configured_values] == []
+
+
+@pytest.mark.parametrize(
+    "resources",
+    [
+        {"bigquery": {"config": {"project": {"env": "DATABASE_URL"}, "emulator_host": "http://127.0.0.1:1"}}},
+        {"bigquery": {"config": {"sources": {}}}},
+        {"budget": {"config": {"limit": 10**18}}},
+        {"postgres": {"config": {"database_url": "postgresql://elsewhere/none"}}},
+        {"postgres": {"config": {"database_schema": {"env": "DATABASE_URL"}}}},
+        {"postgres": {"config": {"work_mem_mb": 10**6}}},
+        {"io_manager": {"config": {"base_dir": {"env": "DATABASE_URL"}}}},
+    ],
+    ids=lambda one: str(next(iter(one))),
+)
+def test_a_launch_can_configure_no_resource(
+    settings: Settings, resources: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", URL)
+    job = build_defs(settings).resolve_implicit_global_asset_job_def()
+    with pytest.raises(dg.DagsterInvalidConfigError) as refused:
+        dg.validate_run_config(job, {"resources": resources})
+    assert SECRET not in str(refused.value)
+
+
+def test_no_field_that_a_launch_can_give_reads_the_environment(settings: Settings) -> None:
+    repository = build_defs(settings).get_repository_def()
+    for job in repository.get_all_jobs():
+        types = job.run_config_schema.config_type_dict_by_name
+        assert [name for name in types if "Source" in name] == []
 
 
 def test_tables_resources_and_retries_can_be_replaced(settings: Settings) -> None:

@@ -213,7 +213,7 @@ class Refreshes:
         self.dagster = dagster
         self.reader = reader
         self.tables = tables
-        self._budget = DailyBudget.of(settings, settings.database_url.get_secret_value())
+        self._budget = DailyBudget.of(settings)
         self._table = database.refreshes
         # Those who wait for their turn must not hold the connections that others need.
         self._launching = asyncio.Lock()

@@ -110,7 +110,7 @@ class Automation:
 
     def budget(self) -> Budget:
         """What may still be billed today."""
-        return DailyBudget.of(self.settings, self.settings.database_url.get_secret_value()).today()
+        return DailyBudget.of(self.settings).today()
 
     def sensors(self) -> list[dg.SensorDefinition]:
         """Every sensor."""
