@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
+from pulso_etl.destination.identifiers import listed
 from pulso_etl.destination.statements import DIFF, STAGE, Statements
 from pulso_etl.tables.spec import Strategy
 
@@ -61,22 +62,35 @@ def replacement(s: Statements) -> sql.Composed:
 
 
 def missing(s: Statements) -> sql.Composed:
-    """Staged rows beyond those of their key that the range holds already: the third of three copies, where it holds two."""
-    numbered = "SELECT {ctid} {keys}, row_number() OVER (PARTITION BY {keys}) AS copy FROM {source}"
-    stage = sql.SQL(numbered).format(ctid=sql.SQL("ctid AS sid,"), keys=s.keys, source=STAGE)
-    target = sql.SQL(numbered + " WHERE {day} BETWEEN %(start)s AND %(end)s").format(
-        ctid=sql.SQL(""), keys=s.keys, source=s.target, day=s.partition
-    )
+    """Of each key as many staged rows as the stage has more than the range: the third of three copies, where the range holds two.
+
+    Copies with equal values are matched first. Each other copy of the range is one of the other copies of the stage as that was
+    before it changed, and nobody can tell which. So the greatest are added, compared by their values in the order of the
+    declaration, null above all.
+    """
     return sql.SQL(
-        "CREATE TEMP TABLE {diff} ON COMMIT DROP AS SELECT s.sid, NULL::tid AS tid{part}, s.{day} AS day FROM ({stage}) s "
-        "WHERE NOT EXISTS (SELECT FROM ({target}) t WHERE {same} AND t.copy = s.copy)"
+        "CREATE TEMP TABLE {diff} ON COMMIT DROP AS "
+        "WITH pulso_rows AS NOT MATERIALIZED (SELECT ctid AS pulso_sid, {columns} FROM {stage} "
+        "UNION ALL SELECT NULL, {columns} FROM {target} WHERE {day} BETWEEN %(start)s AND %(end)s), "
+        "pulso_keys AS (SELECT {keys} FROM pulso_rows GROUP BY {keys} HAVING count(pulso_sid) > count(*) - count(pulso_sid)), "
+        "pulso_copies AS (SELECT *, row_number() OVER (PARTITION BY {values}, pulso_sid IS NULL) AS pulso_copy "
+        "FROM pulso_rows WHERE ({keys}) IN (SELECT {keys} FROM pulso_keys)), "
+        "pulso_pairs AS (SELECT *, count(*) OVER (PARTITION BY {values}, pulso_copy) AS pulso_sides FROM pulso_copies), "
+        "pulso_rest AS (SELECT pulso_sid, {day}, row_number() OVER (PARTITION BY {keys}, pulso_sid IS NULL ORDER BY {order}) "
+        "AS pulso_place, count(*) FILTER (WHERE pulso_sid IS NULL) OVER (PARTITION BY {keys}) AS pulso_changed "
+        "FROM pulso_pairs WHERE pulso_sides = 1) "
+        "SELECT pulso_sid AS sid, NULL::tid AS tid{part}, {day} AS day FROM pulso_rest "
+        "WHERE pulso_sid IS NOT NULL AND pulso_place > pulso_changed"
     ).format(
         diff=DIFF,
-        part=sql.SQL(", NULL::oid AS pulso_part" if s.spec.partition_by else ""),
+        columns=s.columns,
+        stage=STAGE,
+        target=s.target,
         day=s.partition,
-        stage=stage,
-        target=target,
-        same=s.same_key,
+        keys=s.keys,
+        values=listed((*s.spec.primary_key, *s.spec.compared_columns)),
+        order=listed((*s.spec.compared_columns, *s.spec.stamp_columns, *s.spec.primary_key)),
+        part=sql.SQL(", NULL::oid AS pulso_part" if s.spec.partition_by else ""),
     )
 
 

@@ -154,7 +154,8 @@ class TableSpec(BaseModel):
     - `replace_partition`: every row of the range is deleted and every row of the source inserted, changed or not.
     - `append`: rows are only ever added. The primary key says which rows are the same and may repeat, in the source as in the
       table. A range that is loaded again gains what it lacks: as many rows of a key as the source has more than the table. So
-      nothing is added twice, and a row that changed in the source, or vanished, stays as it was first loaded.
+      nothing is added twice, and a row that changed in the source, or vanished, stays as it was first loaded. Copies with equal
+      values are matched first; see `destination.strategies.missing`.
     - `scd2`: rows are versions of a key, valid from `valid_from` until before `valid_to` (instants of loads; null: the current
       version). A changed row closes the current version and opens another at the same instant, a vanished one is closed, an
       unchanged one is not written.
