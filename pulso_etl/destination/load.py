@@ -199,16 +199,14 @@ def load(
     if texts:
         with clock("analyze"):
             conn.execute(statements.read_text_as_numeric(texts))
-    read = present = staged
+    read = staged
     set_aside: Counter[date] = Counter()
     if quarantine:
         with clock("quarantine"):
             quarantine.settle(conn, schema, run_id, staged)
-        read, present, set_aside = quarantine.source_rows(staged), quarantine.present_rows(staged), quarantine.by_day
+        read, set_aside = quarantine.source_rows(staged), quarantine.by_day
     gone: dict[date, int] = dict(conn.execute(statements.deletions_by_day()).fetchall()) if captured else {}
     by_day = _every_day(window, {day: Counts(n - gone.get(day, 0), quarantined=set_aside[day]) for day, n in read.items()})
-    if spec.partition_in_key and not captured and strategy.removes and not allow_shrink:
-        refuse_shrink(spec, window, existing, present)
     counted = strategy.counts_duplicates and spec.version_column is None and not quarantine and not captured
     with clock("analyze"):
         conn.execute(statements.analyze_stage())
@@ -225,10 +223,13 @@ def load(
     reasons = dict(quarantine.by_reason) if quarantine else {}
     result = LoadResult("changes" if captured else "merge", by_day, clock.seconds, drift, migration, reasons)
     total = result.total
+    after = {day: existing.get(day, 0) + counts.inserted - counts.deleted for day, counts in by_day.items()}
+    if spec.partition_in_key and strategy.removes and not allow_shrink:
+        refuse_shrink(spec, window, existing, after)
     if captured:
-        result.expected = {day: existing.get(day, 0) + counts.inserted - counts.deleted for day, counts in by_day.items()}
-        if not allow_shrink:
-            refuse_shrink(spec, window, existing, result.expected)
+        result.expected = after
+    elif spec.version_column is not None and spec.partition_in_key:
+        result.expected = dict(conn.execute(statements.keys_by_day()).fetchall())
     if counted and total.read - total.inserted > sum(existing.values()) - total.deleted:
         # More staged rows than rows of the table found their partner. Counting this is free, grouping by the key is not.
         _refuse_duplicates(conn, statements, spec, window)

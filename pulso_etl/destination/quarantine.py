@@ -106,19 +106,12 @@ class Quarantine:
         """The rows of each day that the source gave, of which `staged` came to the stage."""
         return Counter(staged) + (self.by_day - self._repeated)
 
-    def present_rows(self, staged: Mapping[date, int]) -> Counter[date]:
-        """The rows of each day that the table can hold after the load: those left in the stage, and one for each key remembered."""
-        rows = Counter(staged) - self._repeated
-        if self.spec.partition_in_key:
-            rows.update(key[self.spec.primary_key.index(self.spec.partition_column)] for key in self._keys)
-        return rows
-
     def spare(self, conn: psycopg.Connection, statements: Statements) -> None:
-        """Takes rows of the table whose key is remembered off the list of those that have vanished."""
+        """Takes rows of the table whose key is remembered off the list of those that have vanished, or have an older version."""
         if self._keys:
             same = equal(self.spec.primary_key, "t", "k")
             conn.execute(
-                sql.SQL("DELETE FROM {} d USING {} t, {} k WHERE d.sid IS NULL AND {} AND {}").format(
+                sql.SQL("DELETE FROM {} d USING {} t, {} k WHERE {} AND {}").format(
                     DIFF, statements.target, KEPT, statements.same_row, same
                 ),
                 {"start": self.window.start, "end": self.window.end},

@@ -101,6 +101,12 @@ class Statements:
             "GROUP BY {by} HAVING count(*) > 1 LIMIT 1"
         ).format(keys=self.keys, stage=STAGE, by=by)
 
+    def keys_by_day(self) -> sql.Composed:
+        """How many keys the stage has of each day, where a day owns its rows."""
+        return sql.SQL("SELECT {}, count(*) FROM (SELECT DISTINCT {} FROM {}) k GROUP BY 1").format(
+            self.partition, self.keys, STAGE
+        )
+
     def create_diff(self) -> sql.Composed:
         """One pass over both sides: `sid` without `tid` is new, both is changed, `tid` without `sid` has vanished."""
         changed = (
@@ -118,7 +124,8 @@ class Statements:
             stage = sql.SQL("(SELECT DISTINCT ON ({0}) ctid AS sid, * FROM {1} ORDER BY {0}, {2} DESC)").format(
                 self.keys, STAGE, version
             )
-            changed = sql.SQL("s.{0} >= t.{0} AND {1}").format(version, changed)
+            if not self.spec.partition_in_key:
+                changed = sql.SQL("s.{0} >= t.{0} AND {1}").format(version, changed)
         if self.spec.partition_in_key:
             target = sql.SQL("(SELECT ctid AS tid{}, * FROM {} WHERE {} BETWEEN %(start)s AND %(end)s AND {} {})").format(
                 self.part, self.target, self.partition, self.current, self.told

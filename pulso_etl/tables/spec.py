@@ -125,7 +125,8 @@ class TableSpec(BaseModel):
     `columns` are all that the query returns, keys included; the destination adds `kept_columns`.
     `query` is BigQuery SQL with placeholders for the source tables, in back-ticks and braces (`PLACEHOLDER`), and the parameters
     `@start`, `@end` (DATE, inclusive).
-    `version_column`: where one key appears in several partitions, the row with the greatest version is kept.
+    `version_column`: where the source has several rows of a key, the one with the greatest version is kept. Required, like a key.
+    Where the partition column is in the key, that is the greatest of the source's now; elsewhere the greatest ever seen.
     `stamp_columns` say when the source computed a row; a change in them alone is no change of the row.
     `minimum_kept_share`: a load that would leave less than this share (0..1) of a partition range's rows is refused.
     `minimum_records`: rows that the last `lookback_days` days should hold at least; 0 says nothing.
@@ -359,7 +360,7 @@ class TableSpec(BaseModel):
 
     def required(self, column: Column) -> bool:
         """Whether the column is NOT NULL."""
-        return column.required or column.name in self.primary_key or column.name == self.partition_column
+        return column.required or column.name in (*self.primary_key, self.partition_column, self.version_column)
 
     def as_metadata(self) -> dict[str, Any]:
         """The declaration as plain JSON, for an asset's definition metadata (see `from_metadata`)."""

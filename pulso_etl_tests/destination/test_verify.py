@@ -35,7 +35,7 @@ def load_and_verify(
         conn.execute(statement)
     with conn.transaction():
         result = load(conn, spec, schema, window, lambda: nullcontext(table.to_reader()), allow_shrink=allow_shrink)
-        verify(conn, spec, schema, window, result.by_day, allow_shrink=allow_shrink)
+        verify(conn, spec, schema, window, result.by_day, allow_shrink=allow_shrink, expected=result.expected)
     return result
 
 
