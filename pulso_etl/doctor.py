@@ -177,7 +177,16 @@ def _postgres(settings: Settings) -> str:
         version = conn.info.server_version // 10_000
         if version < 15:
             raise RuntimeError(f"version {version} is too old; 15 or newer is needed")
-        tables = [*TABLES, "etl_watermarks", "etl_extractions", "etl_alerts", "etl_alert_messages", "etl_quarantine"]
+        tables = [
+            *TABLES,
+            "etl_watermarks",
+            "etl_days",
+            "etl_running",
+            "etl_extractions",
+            "etl_alerts",
+            "etl_alert_messages",
+            "etl_quarantine",
+        ]
         (lacking,) = conn.execute(RIGHTS, {"schema": settings.database_schema, "tables": tables}).fetchone() or ([],)
         role = settings.owner.database_role or conn.info.user
         if settings.owner.database_role and conn.execute("SELECT current_user").fetchone() != (role,):

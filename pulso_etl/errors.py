@@ -54,6 +54,12 @@ class DestinationUnavailable(DestinationError):
     retryable = True
 
 
+class NewerReading(DestinationError):
+    """Days of the range were loaded from a later reading of the source than this load's own."""
+
+    retryable = True
+
+
 class ContractError(DestinationError):
     """The data do not fit the table's declaration: a missing column, a wrong type, ..."""
 

@@ -21,7 +21,7 @@ from pulso_etl.assets import asset_key, tagged_range
 from pulso_etl.budget import FORCE_TAG
 from pulso_etl.checks import reconciliation_key, refresh_check_keys
 from pulso_etl.coordinator import TENANT_TAG
-from pulso_etl.destination.io_manager import ALLOW_SHRINK_TAG, CAPTURE_TAG, VERIFIED_TAG
+from pulso_etl.destination.io_manager import ALLOW_SHRINK_TAG, CAPTURE_TAG
 from pulso_etl.destination.watermarks import TableState
 from pulso_etl.errors import PlanError
 from pulso_etl.refresh import DayRange, Mode, RefreshPlan, plan_refresh
@@ -85,15 +85,13 @@ def run_tags(
     *,
     force: bool = False,
     allow_shrink: bool = False,
-    verified: bool = False,
     capture: bool = False,
 ) -> dict[str, str]:
     """The tags of a run that materializes the window of the table.
 
-    `force` overrules the day's budget, `allow_shrink` the guard; `verified`: the trailing days before the window need no load;
-    `capture`: what changed may stand for the window.
+    `force` overrules the day's budget, `allow_shrink` the guard; `capture`: what changed may stand for the window.
     """
-    granted = {FORCE_TAG: force, ALLOW_SHRINK_TAG: allow_shrink, VERIFIED_TAG: verified, CAPTURE_TAG: capture}
+    granted = {FORCE_TAG: force, ALLOW_SHRINK_TAG: allow_shrink, CAPTURE_TAG: capture}
     return refresh_tags([spec]) | range_tags(window) | {tag: "true" for tag, given in granted.items() if given}
 
 

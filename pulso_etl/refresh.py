@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta
 from enum import StrEnum
 from zoneinfo import ZoneInfo
@@ -63,10 +63,34 @@ class DayRange:
 
 @dataclass(frozen=True)
 class Watermark:
-    """How far a table is loaded: the last refresh that reached its own today (instant with zone), and the newest day."""
+    """How far a table is loaded: at `last_extracted_at` (with zone) every day up to `last_partition` that could still change was as
+    the source had it.
+
+    `read_at`: when each day was last read from the source (with zone), of the days that may be owed.
+    """
 
     last_extracted_at: datetime | None
     last_partition: date | None
+    read_at: Mapping[date, datetime] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """What a load makes of the watermark: whether it `moved`, and the days that are `owed` where it did not."""
+
+    watermark: Watermark
+    moved: bool
+    owed: tuple[DayRange, ...] = ()
+
+    def as_metadata(self) -> dict[str, str]:
+        return {} if self.moved else {"days_owed": ", ".join(map(str, self.owed))}
+
+    def __str__(self) -> str:
+        if self.moved:
+            return f"the watermark is at {self.watermark.last_partition}"
+        last = self.watermark.last_partition
+        stays = "there is no watermark yet" if last is None else f"the watermark stays at {last}"
+        return f"{stays}, as days are still owed: {', '.join(map(str, self.owed)) or 'none'}"
 
 
 @dataclass(frozen=True)
@@ -93,6 +117,72 @@ def first_kept_day(spec: TableSpec, today: date) -> date:
     return date(months // 12, months % 12 + 1, 1)
 
 
+def contiguous(days: Iterable[date]) -> list[DayRange]:
+    """The days as ranges without gaps, oldest first."""
+    ranges: list[DayRange] = []
+    for day in sorted(set(days)):
+        if ranges and day - ranges[-1].end == timedelta(days=1):
+            ranges[-1] = DayRange(ranges[-1].start, day)
+        else:
+            ranges.append(DayRange(day, day))
+    return ranges
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """Which days of a table can be owed: none before `first_day`, and each as long as the source changes it, that is for
+    `lookback_days` after it."""
+
+    lookback_days: int = 1
+    first_day: date = date.min
+
+    @classmethod
+    def of(cls, spec: TableSpec, first_day: date, today: date) -> Horizon:
+        """That of the table, whose partitions begin on `first_day`."""
+        return cls(spec.lookback_days, max(first_day, first_kept_day(spec, today)))
+
+    def closes(self, day: date, read_at: datetime) -> bool:
+        """Whether the source changes the day no more after that reading of it."""
+        return lima_day(read_at) >= day + timedelta(days=self.lookback_days)
+
+
+def owed_days(horizon: Horizon, watermark: Watermark, today: date) -> list[date]:
+    """The days up to `today` that the source may have changed since they were last read, in order.
+
+    A day is closed by a reading `lookback_days` after it, or later. Owed is every other day that was read, and every day from the
+    table's lookback before the watermark (without one: before today) on that was not. Days before these that nobody has asked for
+    are not owed.
+    """
+    read = watermark.read_at
+    reached = today if watermark.last_partition is None else min(watermark.last_partition, today)
+    begin = max(horizon.first_day, reached - timedelta(days=horizon.lookback_days - 1))
+    unread = {day for day in DayRange(begin, today) if day not in read} if begin <= today else set()
+    # A reading of days to come is of a clock that was wrong, and closes none.
+    closed = {day for day, at in read.items() if horizon.closes(day, at) and lima_day(at) <= today}
+    still_open = {day for day in read.keys() - closed if horizon.first_day <= day <= today}
+    return sorted(unread | still_open)
+
+
+def settle(horizon: Horizon, watermark: Watermark, at: datetime) -> Settlement:
+    """The watermark once days were read at the instant `at`, which stand in its `read_at` already; that must hold every day read.
+
+    It moves to the oldest reading among the days that are owed, where every one of them has been read and the newest is the day of
+    that reading: at that instant, nothing was owed. So it does not matter which launches read the days, nor in which order.
+    """
+    today, last = lima_day(at), watermark.last_extracted_at
+    reached = max((day for day in watermark.read_at if day <= today), default=None)
+    if reached is not None:
+        readings = [watermark.read_at.get(day) for day in owed_days(horizon, watermark, reached)]
+        oldest = min((reading for reading in readings if reading is not None), default=None)
+        covered = oldest is not None and None not in readings and lima_day(oldest) <= reached
+        # A watermark of the future was set by a clock that was wrong.
+        future = last is not None and (last > at or (watermark.last_partition or today) > today)
+        if covered and oldest is not None and (last is None or oldest > last or future):
+            return Settlement(Watermark(oldest, reached, watermark.read_at), moved=True)
+    overdue = [day for day in owed_days(horizon, watermark, today) if (read := watermark.read_at.get(day)) is None or read < at]
+    return Settlement(watermark, False, tuple(contiguous(overdue)))
+
+
 def plan_refresh(
     spec: TableSpec,
     watermark: Watermark | None,
@@ -108,8 +198,9 @@ def plan_refresh(
 ) -> RefreshPlan:
     """The partitions that a refresh of `spec` takes at the instant `now`.
 
-    An explicit `start` or `end` (a missing one is the first day, or today) wins over the mode. `days` goes with
-    sliding_window; without it that is the table's lookback. Freshness skips an incremental refresh only, and `force` overrules it.
+    An explicit `start` or `end` (a missing one is the first day, or today) wins over the mode; so do the `days` of a
+    sliding_window. Every other range begins with the table's lookback or with the first day that is owed, whichever is earlier.
+    Freshness skips an incremental refresh only, and `force` overrules it.
     No range leaves `first_day`..today, nor takes days that the table no longer keeps. Raises PlanError for a range that can't be.
     """
     today = lima_day(now)
@@ -129,24 +220,29 @@ def plan_refresh(
             raise PlanError(f"{spec.name}: {window} leaves the partitions {first_day}..{today}{kept}")
         return RefreshPlan(spec.name, window, "explicit range")
 
-    def trailing(last: date, count: int) -> DayRange:
-        return DayRange(max(first_day, min(last, today) - timedelta(days=count - 1)), today)
+    owed = owed_days(Horizon.of(spec, first_day, today), watermark or Watermark(None, None), today)
+
+    def trailing(count: int, *, since: date = today) -> DayRange:
+        return DayRange(max(first_day, min(since, today - timedelta(days=count - 1))), today)
 
     if mode is Mode.FULL_REFRESH:
         return RefreshPlan(spec.name, DayRange(first_day, today), "every partition")
+    if mode is Mode.SLIDING_WINDOW and days is not None:
+        return RefreshPlan(spec.name, trailing(days), f"last {days} days")
+    first_owed = min(owed, default=today)
+    window = trailing(spec.lookback_days, since=first_owed)
+    behind = f"; owed since {first_owed}" if window.days > spec.lookback_days + 1 else ""
     if mode is Mode.SLIDING_WINDOW:
-        count = days or spec.lookback_days
-        return RefreshPlan(spec.name, trailing(today, count), f"last {count} days")
+        return RefreshPlan(spec.name, window, f"last {spec.lookback_days} days{behind}")
     if watermark is None or watermark.last_partition is None:
         count = max(initial_days, spec.lookback_days)
-        return RefreshPlan(spec.name, trailing(today, count), f"first load, {count} days")
+        return RefreshPlan(spec.name, trailing(count, since=first_owed), f"first load, {count} days")
     # A watermark of the future (a clock that was wrong) says nothing about freshness.
     if not force and watermark.last_extracted_at is not None:
         age = now - watermark.last_extracted_at
         if timedelta(0) <= age < spec.refresh_every:
             return RefreshPlan(spec.name, None, f"fresh: loaded {str(age).split('.')[0]} ago, due every {spec.refresh_every}")
-    window = trailing(max(watermark.last_partition, first_day), spec.lookback_days)
-    return RefreshPlan(spec.name, window, f"lookback of {spec.lookback_days} days from {watermark.last_partition}")
+    return RefreshPlan(spec.name, window, f"lookback of {spec.lookback_days} days from {watermark.last_partition}{behind}")
 
 
 def is_stale(spec: TableSpec, watermark: Watermark | None, now: datetime) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 from pulso_etl.budget import Budget, read_budget
 from pulso_etl.definitions import build_defs
-from pulso_etl.destination.watermarks import Extraction, Watermarks
+from pulso_etl.destination.watermarks import Extraction, Loaded, Watermarks
 from pulso_etl.errors import BudgetExceeded
 from pulso_etl.launch import run_plan
 from pulso_etl.local.emulator import BigQueryEmulator
@@ -33,7 +33,7 @@ def billed(conn: psycopg.Connection, schema: str, size: int, *, failed: bool = F
         if failed:
             marks.fail(conn, extraction, error="no", seconds=1.0, metadata=metadata)
         else:
-            marks.succeed(conn, extraction, records=0, seconds=1.0, complete=False, changed=True, metadata=metadata)
+            marks.succeed(conn, extraction, Loaded(datetime.now(UTC), {}, 0, 1.0, True, metadata=metadata))
 
 
 def test_what_was_billed_today_counts_failed_attempts_too(conn: psycopg.Connection, schema: str) -> None:

@@ -82,6 +82,7 @@ class Deployment:
         """Lets everything that was committed and loaded so far have been so that much earlier."""
         self.source.log = [(at - by, kind, key, amount) for at, kind, key, amount in self.source.log]
         self.conn.execute("UPDATE etl_watermarks SET last_extracted_at = last_extracted_at - %s", (by,))
+        self.conn.execute("UPDATE etl_days SET read_at = read_at - %s, loaded_at = loaded_at - %s", (by, by))
         self.conn.execute("UPDATE etl_extractions SET finished_at = finished_at - %s", (by,))
 
     def rows(self) -> list[tuple[Any, ...]]:
@@ -190,6 +191,8 @@ def test_a_load_of_days_of_the_window_minutes_ago_makes_the_next_one_whole(loade
 def test_a_new_day_begins_with_the_whole_window(loaded_before: Deployment, now: datetime) -> None:
     deployment = loaded_before
     deployment.conn.execute("UPDATE etl_watermarks SET last_partition = last_partition - 1")
+    for days in (-10, 9):
+        deployment.conn.execute("UPDATE etl_days SET day = day + %s", (days,))
     assert "not " + str(deployment.days[-1]) in deployment.run()["capture_reason"]
     assert deployment.state.last_partition == deployment.days[-1]
 

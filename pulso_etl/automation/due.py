@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 
+from pulso_etl.destination.ledger import Day
 from pulso_etl.destination.watermarks import Attempt
 from pulso_etl.refresh import DayRange, Mode, Watermark, plan_refresh
 from pulso_etl.settings import Settings
@@ -17,7 +18,8 @@ MEMORY = timedelta(days=2)
 
 @dataclass(frozen=True)
 class Standing:
-    """What is known of one table: its watermark, the attempts within MEMORY, and the runs that are under way.
+    """What is known of one table: its watermark, the attempts within MEMORY, the runs that are under way, and the `days` of its
+    ledger.
 
     `in_flight` are those runs by id, each with its days, or None where it does not say.
     """
@@ -25,6 +27,7 @@ class Standing:
     watermark: Watermark | None = None
     attempts: Sequence[Attempt] = ()
     in_flight: Mapping[str, DayRange | None] = field(default_factory=dict)
+    days: Mapping[date, Day] = field(default_factory=dict)
 
     def run_over(self, window: DayRange) -> str | None:
         """A run under way that may load days of the window."""
@@ -127,18 +130,16 @@ def decide(
     return Decision(spec.name, trailing.window, reason, slot, failures, due)
 
 
-def loaded_days(window: DayRange, attempts: Iterable[Attempt], now: datetime, recheck_every: timedelta) -> dict[date, datetime]:
-    """The days of the window that were loaded within `recheck_every`, each with when the last such load began.
+def loaded_days(window: DayRange, days: Mapping[date, Day], now: datetime, recheck_every: timedelta) -> dict[date, datetime]:
+    """The days of the window that were loaded within `recheck_every`, each with when its rows were read.
 
-    One that began after `now`, by a clock that was wrong, says nothing: nobody knows what it saw of the source.
+    `now` is by the server's clock, as are the readings; one after it was of a clock that was wrong, and says nothing.
     """
-    loaded: dict[date, datetime] = {}
-    for attempt in attempts:
-        if attempt.succeeded and timedelta(0) <= now - attempt.started_at < recheck_every:
-            for day in attempt.window:
-                if day in window:
-                    loaded[day] = max(attempt.started_at, loaded.get(day, attempt.started_at))
-    return loaded
+    return {
+        day: known.loaded_at
+        for day, known in days.items()
+        if day in window and timedelta(0) <= now - known.loaded_at < recheck_every
+    }
 
 
 def changed_days(
@@ -149,14 +150,3 @@ def changed_days(
     `margin` allows for clocks that differ and for commits that come late. A day that `modified` does not name has not changed.
     """
     return [day for day in window if day not in loaded or (day in modified and modified[day] >= loaded[day] - margin)]
-
-
-def contiguous(days: Iterable[date]) -> list[DayRange]:
-    """The days as ranges without gaps, oldest first."""
-    ranges: list[DayRange] = []
-    for day in sorted(set(days)):
-        if ranges and day - ranges[-1].end == timedelta(days=1):
-            ranges[-1] = DayRange(ranges[-1].start, day)
-        else:
-            ranges.append(DayRange(day, day))
-    return ranges

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
 from itertools import islice
 from typing import Any
 
@@ -16,16 +16,17 @@ from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES, RunRecord
 from pulso_etl.alerts.service import Alerts, Flushed
 from pulso_etl.assets import asset_key
 from pulso_etl.automation.alerting import CheckOutcome, events
-from pulso_etl.automation.due import MEMORY, BackOff, Decision, Standing, changed_days, contiguous, decide, loaded_days
+from pulso_etl.automation.due import MEMORY, BackOff, Decision, Standing, changed_days, decide, loaded_days
 from pulso_etl.automation.jobs import refresh_request, refreshed_tables, table_job, tenant_of
 from pulso_etl.automation.recovery import recover
 from pulso_etl.budget import Budget, DailyBudget
 from pulso_etl.checks import currency, up_to_date_key
 from pulso_etl.coordinator import TENANT_TAG, WHOLE_GRAPH
+from pulso_etl.destination.ledger import server_clock
 from pulso_etl.destination.watermarks import Attempt, TableState, Watermarks
 from pulso_etl.errors import PulsoError
 from pulso_etl.launch import TABLE_TAG, range_of
-from pulso_etl.refresh import DayRange
+from pulso_etl.refresh import DayRange, Horizon, contiguous, lima_day
 from pulso_etl.settings import Settings
 from pulso_etl.source import changes as source_changes
 from pulso_etl.source.bigquery import BigQuerySource
@@ -61,7 +62,7 @@ def standings(
         written = state.attempts if state else ()
         known = {attempt.run_id for attempt in written}
         attempts = (*written, *(attempt for attempt in over[table] if attempt.run_id not in known))
-        found[table] = Standing(state.watermark if state else None, attempts, in_flight[table])
+        found[table] = Standing(state.watermark if state else None, attempts, in_flight[table], state.days if state else {})
     return found
 
 
@@ -131,7 +132,9 @@ class Automation:
         )
         def refresh(context: dg.SensorEvaluationContext) -> dg.SensorResult:
             source: Any = context.resources.original_resource_dict[source_key]
-            now = datetime.now(UTC)
+            with self.connect() as conn:
+                # Of that clock are the readings, to which instants of the look at changes are compared.
+                now = server_clock(conn)
             requests, reasons = self.tick(context.instance, source, now)
             told = reasons if len(reasons) <= SHOWN else [*reasons[:SHOWN], f"and {len(reasons) - SHOWN} more tables"]
             for line in told:
@@ -141,7 +144,8 @@ class Automation:
         return refresh
 
     def tick(self, instance: dg.DagsterInstance, source: BigQuerySource, now: datetime) -> tuple[list[dg.RunRequest], list[str]]:
-        """The runs to ask for at the instant `now`, and a line for each table that says why, or why not (these last)."""
+        """The runs to ask for at the instant `now` (the server's clock), and a line for each table that says why, or why not (these
+        last)."""
         requests: list[dg.RunRequest] = []
         reasons: list[str] = []
         waiting: list[str] = []
@@ -153,22 +157,24 @@ class Automation:
                 if decision.window is None:
                     waiting.append(f"{table}: {decision.reason}")
                     continue
-                ranges, note = self._ranges(source, spec, standing, decision, now)
+                days, note = self._days_to_read(source, spec, standing, decision, now)
                 reasons.append(f"{table}: {decision.reason}; {note}")
-                if not ranges:
-                    self._verified(instance, conn, spec, decision.window, now)
+                if unchanged := [day for day in decision.window if day not in days]:
+                    horizon = Horizon.of(spec, self.settings.partitions_start, lima_day(now))
+                    self.marks.unchanged(conn, table, unchanged, now, horizon)
+                if not days:
+                    self._report_unchanged(instance, spec, decision.window)
                 requests += [
                     refresh_request(
                         spec,
                         f"{table}/{window}/{decision.slot}",
                         window,
                         table_job(spec) if self.jobs else WHOLE_GRAPH,
-                        # Of several ranges, the one up to today moves the watermark; another that fails makes the table due.
-                        verified=window != decision.window and window.end == decision.window.end,
                         # After a failure nothing but the source itself is trusted.
                         capture=self._captures(spec) and not decision.failures,
                     )
-                    for window in ranges
+                    for unread in contiguous(days)
+                    for window in unread.chunks(spec.chunk_days)
                 ]
         return requests, reasons + waiting
 
@@ -187,35 +193,33 @@ class Automation:
         """Whether the run itself asks for what changed."""
         return self.settings.change_aware and spec.change_capture is not None
 
-    def _ranges(
+    def _days_to_read(
         self, source: BigQuerySource, spec: TableSpec, standing: Standing, decision: Decision, now: datetime
-    ) -> tuple[list[DayRange], str]:
-        """The ranges of the window to read again, and a note for people."""
+    ) -> tuple[Collection[date], str]:
+        """The days of the window to read again, and a note for people."""
         window = decision.window
         assert window is not None
+        every = set(window)
         if not self.settings.change_aware:
-            return [window], "the whole window: the look at changes is turned off"
+            return every, "the whole window: the look at changes is turned off"
         if self._captures(spec):
-            return [window], "by its changes, where the source tells them"
+            return every, "by its changes, where the source tells them"
         margin = timedelta(seconds=self.settings.change_margin_seconds)
-        loaded = loaded_days(window, standing.attempts, now, RECHECK_EVERY)
+        loaded = loaded_days(window, standing.days, now, RECHECK_EVERY)
         if not loaded:
-            return [window], "the whole window: nothing of it was loaded in the last day"
+            return every, "the whole window: nothing of it was loaded in the last day"
         try:
             modified = source_changes.changed_days(source, spec, window, min(loaded.values()) - margin)
         except PulsoError as error:
             # The look at changes only saves work; the run itself will tell what is wrong with the source.
-            return [window], f"the whole window: the source does not tell its changes ({error})"
+            return every, f"the whole window: the source does not tell its changes ({error})"
         if modified is None:
-            return [window], "the whole window: the source gives no signal of changes"
+            return every, "the whole window: the source gives no signal of changes"
         days = changed_days(window, loaded, modified, margin)
-        return contiguous(days), f"{len(days)} of {window.days} partitions to read, {window.days - len(days)} verified"
+        return days, f"{len(days)} of {window.days} partitions to read, {window.days - len(days)} verified"
 
-    def _verified(
-        self, instance: dg.DagsterInstance, conn: psycopg.Connection, spec: TableSpec, window: DayRange, now: datetime
-    ) -> None:
+    def _report_unchanged(self, instance: dg.DagsterInstance, spec: TableSpec, window: DayRange) -> None:
         """Nothing has changed: the table is as fresh as if it had been loaded now, and Dagster is told so."""
-        self.marks.verify(conn, spec.name, now, window.end, window.days)
         instance.report_runless_asset_event(
             dg.AssetMaterialization(
                 asset_key(spec),

@@ -11,29 +11,29 @@ from typing import Any, Protocol, runtime_checkable
 
 import psycopg
 import pyarrow as pa
-from dagster import ConfigurableIOManager, Failure, InputContext, OutputContext
+from dagster import ConfigurableIOManager, DagsterEventType, Failure, InputContext, OutputContext
+from dagster._core.execution.context.system import StepExecutionContext
 from psycopg.pq import TransactionStatus
 from pydantic import ValidationError
 
 from pulso_etl.destination import locks
 from pulso_etl.destination.conform import WIRE_TYPES
+from pulso_etl.destination.ledger import server_clock
 from pulso_etl.destination.load import LoadResult, Open, load, translated
 from pulso_etl.destination.months import create_months, refuse_expired
 from pulso_etl.destination.roles import as_role
 from pulso_etl.destination.schema import is_as_declared
 from pulso_etl.destination.statements import Statements
 from pulso_etl.destination.verify import verify
-from pulso_etl.destination.watermarks import Extraction, Watermarks
+from pulso_etl.destination.watermarks import Extraction, Loaded, Watermarks
 from pulso_etl.errors import ContractError, DestinationError, PulsoError
-from pulso_etl.refresh import DayRange, Watermark, lima_day
+from pulso_etl.refresh import DayRange, Horizon, Settlement, Watermark, lima_day
 from pulso_etl.tables.spec import CAPTURE_LAG, Column, ColumnType, TableSpec
 
 SPEC_KEY = "pulso_etl/table"
 """Definition metadata of an asset under which its TableSpec stands, as `TableSpec.as_metadata()` gives it."""
 ALLOW_SHRINK_TAG = "pulso_etl/allow_shrink"
 """Run tag; "true" lets a load delete more rows than the table's guard allows."""
-VERIFIED_TAG = "pulso_etl/verified"
-"""Run tag; "true" says that the trailing days which the run leaves out are known to be as the source has them."""
 CAPTURE_TAG = "pulso_etl/capture"
 """Run tag; "true" lets a table with `change_capture` be loaded by what changed, as the source was some minutes ago."""
 
@@ -67,12 +67,14 @@ class ChangeStream(DeferredStream, Protocol):
 class Stream:
     """How to open what the asset yielded, the metadata that opening fills, and whether it can be opened twice.
 
-    `changes` is there where it may give changes.
+    `deferred`: it reads the source when it is opened; all else was read while the step ran. `changes` is there where it may give
+    changes.
     """
 
     open: Open
     metadata: dict[str, Any]
     repeatable: bool
+    deferred: bool = False
     changes: ChangeStream | None = None
 
 
@@ -123,9 +125,6 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         stream = _stream(spec, obj)
         allow_shrink = step.run_tags.get(ALLOW_SHRINK_TAG) == "true"
         today = lima_day(extraction.started_at)
-        trailing = max(_first_day(context), today - timedelta(days=spec.lookback_days - 1))
-        verified = step.run_tags.get(VERIFIED_TAG) == "true"
-        complete = window.end >= today and (verified or window.start <= trailing)
         marks = Watermarks(self.database_schema)
         with translated(spec, window), self.connect(context.run_id) as conn:
             # Held by the session from before `running` is committed until the end: one writer of a day at a time.
@@ -141,10 +140,15 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
                         refuse_expired(spec, window, today)
                         if not sole_writer:
                             create_months(conn, spec, self.database_schema, window)
+                with translated(spec, window):
+                    read_at = server_clock(conn)
+                    if not stream.deferred:
+                        read_at -= _since_start(step)
+                        marks.ledger.refuse_older(conn, spec.name, window, read_at)
                 captures = None if spec.change_capture is None else stream.changes
-                as_of = None if captures is None else self._capture(conn, spec, window, captures, step.run_tags, marks)
+                as_of = None if captures is None else self._capture(conn, spec, window, captures, step.run_tags, marks, read_at)
 
-                def write() -> tuple[LoadResult, dict[str, Any]]:
+                def write() -> tuple[LoadResult, Settlement]:
                     with translated(spec, window), conn.transaction():
                         result = load(
                             conn,
@@ -159,37 +163,39 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
                             sole_writer=sole_writer,
                             captured=as_of is not None,
                         )
-                        verify(
+                        held = verify(
                             *(conn, spec, self.database_schema, window, result.by_day),
                             allow_shrink=allow_shrink,
                             expected=result.expected,
                         )
-                        details = _details(result, stream.metadata)
-                        marks.succeed(
-                            conn,
-                            extraction,
+                        loaded = Loaded(
+                            as_of or read_at,
+                            {day: held.get(day, 0) for day in window},
                             records=result.total.read,
                             seconds=time.monotonic() - began,
-                            complete=complete,
                             changed=result.total.written > 0,
-                            metadata=details,
-                            as_of=as_of,
+                            horizon=Horizon.of(spec, _first_day(context), today),
+                            metadata=_details(result, stream.metadata),
                         )
-                    return result, details
+                        settlement = marks.succeed(conn, extraction, loaded)
+                    return result, settlement
 
                 try:
-                    result, details = write()
+                    result, settlement = write()
                 except DestinationError as error:
                     if captures is None or as_of is None or error.retryable:
                         raise
                     # Only the whole window tells whether the table may become what the changes would make of it.
                     captures.whole(f"what changed was refused: {error}")
                     as_of = None
-                    result, details = write()
+                    result, settlement = write()
             except BaseException as error:
                 # Whatever went wrong, an interrupt included: the data are rolled back and the watermark says so.
                 self._record_failure(context, conn, marks, extraction, error, time.monotonic() - began, stream.metadata)
                 raise
+        details = _details(result, stream.metadata) | settlement.as_metadata()
+        if not settlement.moved:
+            context.log.info(f"{spec.name} {window}: {settlement}")
         for warning in result.drift.warnings():
             context.log.warning(f"{spec.name}: {warning}")
         for statement in result.migration:
@@ -212,22 +218,23 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         stream: ChangeStream,
         tags: Mapping[str, str],
         marks: Watermarks,
+        now: datetime,
     ) -> datetime | None:
-        """Turns the stream to what changed, if it can be; see `ChangeStream.capture`. The caller holds the locks of the load."""
+        """Turns the stream to what changed, if it can be; see `ChangeStream.capture`. The caller holds the locks of the load since
+        `now`, by the server's clock."""
         if tags.get(CAPTURE_TAG) != "true":
             stream.whole("the run asks for it")
             return None
         if not is_as_declared(conn, spec, self.database_schema):
             stream.whole("the table is not as declared, or not there")
             return None
-        now = datetime.now(UTC)
         state = marks.read(conn, now - CAPTURE_LAG)[spec.name]
         # A load of changes wrote rows as they were at the watermark, not at its end.
         written = [
             attempt.finished_at
             for attempt in state.attempts
             if attempt.succeeded and attempt.window.overlaps(window) and "capture_interval" not in attempt.metadata
-        ]
+        ] + [known.read_at for day, known in state.days.items() if day in window]
         return stream.capture(state.watermark, max(written, default=None), now)
 
     def _record_failure(
@@ -310,6 +317,17 @@ def _spec(metadata: Any, asset: str) -> TableSpec:
         ) from error
 
 
+def _since_start(step: StepExecutionContext) -> timedelta:
+    """How long ago the step's attempt began, by this process's clock: what it yields was read since then, and may be as old."""
+    kinds = {DagsterEventType.STEP_START, DagsterEventType.STEP_RESTARTED}
+    began = [
+        record.timestamp
+        for record in step.instance.get_records_for_run(step.run_id, of_type=kinds).records
+        if record.event_log_entry.step_key == step.step.key
+    ]
+    return timedelta(seconds=max(0.0, time.time() - max(began, default=time.time())))
+
+
 def _first_day(context: OutputContext) -> date:
     first = context.asset_partitions_def.get_first_partition_key()
     return date.min if first is None else date.fromisoformat(first)
@@ -330,7 +348,9 @@ def _window(spec: TableSpec, context: InputContext | OutputContext) -> DayRange:
 
 def _stream(spec: TableSpec, obj: Any) -> Stream:
     if isinstance(obj, DeferredStream):
-        return Stream(obj.open, obj.metadata, repeatable=True, changes=obj if isinstance(obj, ChangeStream) else None)
+        return Stream(
+            obj.open, obj.metadata, repeatable=True, deferred=True, changes=obj if isinstance(obj, ChangeStream) else None
+        )
     if isinstance(obj, pa.RecordBatchReader):
         return Stream(lambda: nullcontext(obj), {}, repeatable=False)
     # pyarrow.Table and pandas.DataFrame, and whatever else speaks Arrow; pandas itself need not be imported for that.

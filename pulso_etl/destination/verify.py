@@ -23,7 +23,7 @@ def verify(
     *,
     allow_shrink: bool = False,
     expected: Mapping[date, int] | None = None,
-) -> None:
+) -> dict[date, int]:
     """Compares PostgreSQL with what the load read, inside its transaction, after the write; `by_day` and `expected` are of its
     `LoadResult`.
 
@@ -35,13 +35,14 @@ def verify(
     Too few rows stop the load only where those same days held enough before it: then rows are about to be lost that the dashboard
     shows. Days that never held so many (a new deployment, a holiday, sample data) are loaded, and the check `minimum_records`
     warns.
+    Returns the rows that each day of the window holds now, days without rows left out.
     Raises VerificationFailed; the caller rolls back. `allow_shrink` is for rows that are really gone.
     """
-    if not spec.partition_in_key or spec.strategy in (Strategy.APPEND, Strategy.SCD2):
-        return
     held: dict[date, int] = dict(
         conn.execute(Statements(spec, schema).rows_by_day(), {"start": window.start, "end": window.end}).fetchall()
     )
+    if not spec.partition_in_key or spec.strategy in (Strategy.APPEND, Strategy.SCD2):
+        return held
     read = {day: counts.read - counts.quarantined for day, counts in by_day.items()} if expected is None else expected
     # The row that the table holds of a quarantined key stays.
     spared = any(counts.quarantined for counts in by_day.values())
@@ -60,7 +61,7 @@ def verify(
             f"Look for triggers, rules or row security on {schema}.{spec.name}; without any, report it as a fault of Pulso ETL"
         )
     if window.days < spec.lookback_days or allow_shrink:
-        return
+        return held
     last = sorted(by_day)[-spec.lookback_days :]
     after = sum(held.get(day, 0) for day in last)
     before = after + sum(by_day[day].deleted - by_day[day].inserted for day in last)
@@ -70,3 +71,4 @@ def verify(
             f"{spec.minimum_records} at least. Nothing was loaded. Look at the source; if the rows are really gone, launch the "
             "range again with --allow-shrink (tag pulso_etl/allow_shrink=true)"
         )
+    return held

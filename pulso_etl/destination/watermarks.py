@@ -1,7 +1,8 @@
 """Watermarks (how far each table is loaded) and the append-only history of extractions, both in PostgreSQL.
 
 `etl_watermarks` holds one row a table, its state now, and `etl_running` one for each attempt that goes on: several of a table, over
-different days, may. `etl_extractions` gains one row an attempt, when that ends; no row of it is ever changed.
+different days, may. `etl_extractions` gains one row an attempt, when that ends; no row of it is ever changed. How far a table is
+loaded follows from its ledger of days (`ledger`), whoever launched the loads.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
+from pulso_etl.destination import ledger
 from pulso_etl.destination.bookkeeping import create_missing, exists
+from pulso_etl.destination.ledger import Day, Ledger
 from pulso_etl.destination.locks import attempt_lock
-from pulso_etl.refresh import DayRange, Watermark
+from pulso_etl.refresh import DayRange, Horizon, Settlement, Watermark, settle
 
 CREATE = """
 CREATE TABLE IF NOT EXISTS {watermarks} (
@@ -33,6 +36,7 @@ CREATE TABLE IF NOT EXISTS {watermarks} (
     extraction_id text,
     recovery_attempts integer NOT NULL DEFAULT 0,
     data_version bigint NOT NULL DEFAULT 0,
+    lookback_days integer,
     metadata jsonb NOT NULL DEFAULT '{{}}',
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now()
@@ -67,21 +71,25 @@ CREATE TABLE IF NOT EXISTS {running} (
 );
 """
 IS_CURRENT = """
-SELECT to_regclass(%(running)s) IS NOT NULL AND to_regclass(%(finished)s) IS NOT NULL AND EXISTS (
-    SELECT FROM pg_attribute WHERE attrelid = to_regclass(%(watermarks)s) AND attname = 'data_version' AND NOT attisdropped
+SELECT to_regclass(%(running)s) IS NOT NULL AND to_regclass(%(finished)s) IS NOT NULL AND to_regclass(%(days)s) IS NOT NULL AND (
+    SELECT count(*) = 2 FROM pg_attribute
+    WHERE attrelid = to_regclass(%(watermarks)s) AND attname IN ('data_version', 'lookback_days') AND NOT attisdropped
 )
 """
 UPGRADE = """
 CREATE INDEX IF NOT EXISTS etl_extractions_finished_idx ON {history} (table_name, finished_at);
-ALTER TABLE {watermarks} ADD COLUMN IF NOT EXISTS data_version bigint NOT NULL DEFAULT 0;
+ALTER TABLE {watermarks} ADD COLUMN IF NOT EXISTS data_version bigint NOT NULL DEFAULT 0,
+    ADD COLUMN IF NOT EXISTS lookback_days integer;
 INSERT INTO {running} SELECT table_name, extraction_id, (metadata->>'attempt')::int, (metadata->>'partition_start')::date,
     (metadata->>'partition_end')::date, (metadata->>'started_at')::timestamptz
 FROM {watermarks} WHERE last_extraction_status = 'running' ON CONFLICT DO NOTHING;
 """
-MOVED = """
-(%(complete)s AND (last_partition IS NULL OR (%(start)s <= last_partition + 1
-    AND %(end)s >= least(last_partition, (clock_timestamp() AT TIME ZONE 'America/Lima')::date))))
+KNOWN_DAYS = """
+(SELECT jsonb_object_agg(d.day, jsonb_build_array(d.read_at, d.loaded_at)) FROM {days} d
+ WHERE d.table_name = w.table_name AND (d.day > w.last_partition - w.lookback_days
+    OR (d.read_at AT TIME ZONE 'America/Lima')::date < d.day + w.lookback_days OR d.read_at > clock_timestamp()))
 """
+"""Of the ledger, the days that may be owed: with the lookback of the last load, so that no more are read than that."""
 CHANNEL = "pulso_etl_data"
 """Where PostgreSQL notifies of each load that changed rows: JSON with schema, table, data_version, first and last partition."""
 ABANDONED = "the attempt ended without a word: its process or its server session was killed"
@@ -133,6 +141,23 @@ class Attempt:
 
 
 @dataclass(frozen=True)
+class Loaded:
+    """What a load that went well says of itself.
+
+    `read_at`: when its rows were read, by the server's clock. `rows`: how many each day of its range holds now. `records` were read
+    from the source, `seconds` is how long it took in all. `changed`: rows of the table are not as they were.
+    """
+
+    read_at: datetime
+    rows: Mapping[date, int]
+    records: int
+    seconds: float
+    changed: bool
+    horizon: Horizon = field(default_factory=Horizon)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class TableState:
     """A table's row of `etl_watermarks`. Instants carry a zone; the duration is in seconds."""
 
@@ -152,10 +177,12 @@ class TableState:
     running: tuple[Extraction, ...] = ()
     """The attempts that go on, the oldest first; one may have died without a word."""
     attempts: tuple[Attempt, ...] = ()
+    days: Mapping[date, Day] = field(default_factory=dict)
+    """The days of the ledger that may be owed."""
 
     @property
     def watermark(self) -> Watermark:
-        return Watermark(self.last_extracted_at, self.last_partition)
+        return Watermark(self.last_extracted_at, self.last_partition, {day: known.read_at for day, known in self.days.items()})
 
 
 class Watermarks:
@@ -166,6 +193,7 @@ class Watermarks:
         self.table = sql.Identifier(schema, "etl_watermarks")
         self.running = sql.Identifier(schema, "etl_running")
         self.history = sql.Identifier(schema, "etl_extractions")
+        self.ledger = Ledger(schema)
 
     def create(self, conn: psycopg.Connection) -> None:
         """Creates schema and tables where they are missing, one process at a time."""
@@ -175,10 +203,11 @@ class Watermarks:
     def _upgrade(self, conn: psycopg.Connection) -> None:
         """Adds what an earlier release did not make. Looked for first, since ALTER TABLE locks all others out."""
         finished = sql.Identifier(self.schema, "etl_extractions_finished_idx")
-        names = {"watermarks": self.table, "running": self.running, "finished": finished}
+        names = {"watermarks": self.table, "running": self.running, "finished": finished, "days": self.ledger.days}
         if conn.execute(IS_CURRENT, {key: name.as_string(conn) for key, name in names.items()}).fetchone() == (True,):
             return
         create_missing(conn, self.schema, "etl_running", sql.SQL(CREATE_RUNNING).format(running=self.running))
+        create_missing(conn, self.schema, "etl_days", sql.SQL(ledger.CREATE).format(days=self.ledger.days))
         conn.execute(sql.SQL(UPGRADE).format(watermarks=self.table, running=self.running, history=self.history))
 
     def abandon(self, conn: psycopg.Connection, extraction: Extraction, reason: str) -> bool:
@@ -226,53 +255,44 @@ class Watermarks:
             {"table": extraction.table, "run": extraction.run_id, "metadata": Jsonb(extraction.as_metadata())},
         )
 
-    def succeed(
-        self,
-        conn: psycopg.Connection,
-        extraction: Extraction,
-        *,
-        records: int,
-        seconds: float,
-        complete: bool,
-        changed: bool,
-        metadata: dict[str, Any],
-        as_of: datetime | None = None,
-    ) -> None:
-        """Success, in the transaction that holds the data. Where that `changed` rows, those who listen are told at the commit.
+    def succeed(self, conn: psycopg.Connection, extraction: Extraction, loaded: Loaded) -> Settlement:
+        """Success, in the transaction that holds the data; returns what it makes of the watermark.
 
-        Only a `complete` load moves the watermark, one that leaves every trailing day as the source has it, and only where it left
-        no days out after the last one: those would never be caught up. Nor does one move it back that ends before the last day,
-        by a slow clock; but where that day is still to come, by a fast clock, any does. `last_extracted_at` is when
-        the extraction began, as what the source gained while it ran may be missing; or `as_of`, where the rows are those of the
-        source at that earlier instant.
+        Where the load changed rows, those who listen are told at the commit.
         """
-        values = self._values(extraction, seconds, metadata) | {
-            "records": records,
-            "complete": complete,
-            "changed": int(changed),
-            "as_of": as_of or extraction.started_at,
-        }
+        # First, as it lets one attempt of the table end after the other: each sees what those before have read.
         self._leave(conn, extraction)
+        self.ledger.record(conn, extraction.table, loaded.rows, loaded.read_at, extraction.run_id)
+        settlement = self._settle(conn, extraction.table, loaded.horizon, loaded.read_at)
+        values = self._values(extraction, loaded.seconds, {**loaded.metadata, **settlement.as_metadata()}) | {
+            "records": loaded.records,
+            "changed": int(loaded.changed),
+            "lookback": loaded.horizon.lookback_days,
+            "at": settlement.watermark.last_extracted_at,
+            "last": settlement.watermark.last_partition,
+        }
         row = conn.execute(
             sql.SQL(
                 "UPDATE {} SET last_extraction_status = {status}, extraction_id = %(run)s, records_extracted = %(records)s, "
                 "extraction_duration_seconds = %(seconds)s, error_message = NULL, metadata = %(metadata)s, "
                 "recovery_attempts = 0, data_version = data_version + %(changed)s, updated_at = clock_timestamp(), "
-                "last_extracted_at = CASE WHEN {moved} THEN %(as_of)s ELSE last_extracted_at END, "
-                "last_partition = CASE WHEN {moved} THEN %(end)s ELSE last_partition END "
+                "last_extracted_at = %(at)s, last_partition = %(last)s, lookback_days = %(lookback)s "
                 "WHERE table_name = %(table)s RETURNING data_version"
-            ).format(
-                self.table,
-                status=self._status("success"),
-                moved=sql.SQL(MOVED),
-            ),
+            ).format(self.table, status=self._status("success")),
             values,
         ).fetchone()
         self._append(conn, values | {"status": "success", "error": None})
-        if changed and row is not None:
+        if loaded.changed and row is not None:
             told = {"schema": self.schema, "table": extraction.table, "data_version": row[0]}
             days = {"first": str(extraction.window.start), "last": str(extraction.window.end)}
             conn.execute("SELECT pg_notify(%s, %s)", (CHANNEL, json.dumps(told | days)))
+        return settlement
+
+    def _settle(self, conn: psycopg.Connection, table: str, horizon: Horizon, at: datetime) -> Settlement:
+        """What the ledger makes of the watermark. The caller has locked the table's row."""
+        query = sql.SQL("SELECT last_extracted_at, last_partition FROM {} WHERE table_name = %s").format(self.table)
+        extracted, last = conn.execute(query, (table,)).fetchone() or (None, None)
+        return settle(horizon, Watermark(extracted, last, self.ledger.read_at(conn, table)), at)
 
     def fail(
         self, conn: psycopg.Connection, extraction: Extraction, *, error: str, seconds: float, metadata: dict[str, Any]
@@ -291,24 +311,26 @@ class Watermarks:
         )
         self._append(conn, values | {"status": "failed"})
 
-    def verify(self, conn: psycopg.Connection, table: str, as_of: datetime, last_partition: date, partitions: int) -> None:
-        """Moves the watermark without a load: at the instant `as_of` the source had not changed since the rows were loaded.
-
-        `partitions` is how many were found so. Does nothing while an attempt is running.
+    def unchanged(self, conn: psycopg.Connection, table: str, days: Sequence[date], as_of: datetime, horizon: Horizon) -> None:
+        """Days that have not changed at the source since they were loaded, as it told after the instant `as_of` (the server's
+        clock): they are as good as read then. In a transaction of its own.
         """
-        conn.execute(
-            sql.SQL(
-                "UPDATE {} SET last_extracted_at = greatest(last_extracted_at, %(as_of)s), last_partition = %(last)s, "
-                "metadata = metadata || %(metadata)s, updated_at = clock_timestamp() "
-                "WHERE table_name = %(table)s AND last_extraction_status <> 'running'"
-            ).format(self.table),
-            {
-                "table": table,
-                "as_of": as_of,
-                "last": last_partition,
-                "metadata": Jsonb({"partitions_verified": partitions, "verified_at": as_of.isoformat()}),
-            },
-        )
+        with conn.transaction():
+            self._lock(conn, table)
+            self.ledger.unchanged(conn, table, days, as_of)
+            settled = self._settle(conn, table, horizon, as_of).watermark
+            conn.execute(
+                sql.SQL(
+                    "UPDATE {} SET last_extracted_at = %(at)s, last_partition = %(last)s, metadata = metadata || %(metadata)s, "
+                    "updated_at = clock_timestamp() WHERE table_name = %(table)s"
+                ).format(self.table),
+                {
+                    "table": table,
+                    "at": settled.last_extracted_at,
+                    "last": settled.last_partition,
+                    "metadata": Jsonb({"partitions_verified": len(days), "verified_at": as_of.isoformat()}),
+                },
+            )
 
     def read(self, conn: psycopg.Connection, since: datetime | None = None) -> dict[str, TableState]:
         """The state of every table that was ever refreshed, by name, with its attempts that ended after `since`; one query."""
@@ -323,10 +345,10 @@ class Watermarks:
             "SELECT w.table_name, last_extracted_at, last_partition, last_extraction_status, w.records_extracted, "
             "w.extraction_duration_seconds, w.error_message, w.extraction_id, recovery_attempts, w.metadata, w.updated_at, "
             "data_version, (SELECT jsonb_agg(r ORDER BY r.started_at) FROM {} r WHERE r.table_name = w.table_name), "
-            "e.extraction_id, e.partition_start, e.partition_end, status = 'success', e.started_at, e.finished_at, "
+            "{}, e.extraction_id, e.partition_start, e.partition_end, status = 'success', e.started_at, e.finished_at, "
             "e.error_message, e.metadata "
             "FROM {} w LEFT JOIN {} e ON e.table_name = w.table_name AND e.finished_at > %s ORDER BY w.table_name, e.id"
-        ).format(self.running, self.table, self.history)
+        ).format(self.running, sql.SQL(KNOWN_DAYS).format(days=self.ledger.days), self.table, self.history)
         return query, (since or datetime.max.replace(tzinfo=UTC),)
 
     def states(self, rows: Sequence[tuple[Any, ...]]) -> dict[str, TableState]:
@@ -335,8 +357,11 @@ class Watermarks:
         for table, entries in groupby(rows, key=lambda row: row[0]):
             found = list(entries)
             running = tuple(Extraction.of(row) for row in found[0][12] or ())
-            attempts = tuple(Attempt(row[13], DayRange(row[14], row[15]), *row[16:]) for row in found if row[13] is not None)
-            states[table] = TableState(*(*found[0][:12], running, attempts))
+            days = {
+                date.fromisoformat(day): Day(*map(datetime.fromisoformat, known)) for day, known in (found[0][13] or {}).items()
+            }
+            attempts = tuple(Attempt(row[14], DayRange(row[15], row[16]), *row[17:]) for row in found if row[14] is not None)
+            states[table] = TableState(*(*found[0][:12], running, attempts, days))
         return states
 
     def billed(self, conn: psycopg.Connection, since: datetime) -> int:
@@ -360,12 +385,15 @@ class Watermarks:
     def _leave(self, conn: psycopg.Connection, extraction: Extraction) -> bool:
         """The attempt goes on no longer; whether it was marked as running."""
         # One after the other: of two that end at once, neither would see the other gone, and the table would stay running.
-        conn.execute(sql.SQL("SELECT FROM {} WHERE table_name = %s FOR UPDATE").format(self.table), (extraction.table,))
+        self._lock(conn, extraction.table)
         ended = conn.execute(
             sql.SQL("DELETE FROM {} WHERE table_name = %s AND extraction_id = %s AND attempt = %s").format(self.running),
             (extraction.table, extraction.run_id, extraction.attempt),
         )
         return ended.rowcount > 0
+
+    def _lock(self, conn: psycopg.Connection, table: str) -> None:
+        conn.execute(sql.SQL("SELECT FROM {} WHERE table_name = %s FOR UPDATE").format(self.table), (table,))
 
     def _status(self, ended: str) -> sql.Composed:
         """The table's status after an attempt that `ended` so: while others of it go on, it is running."""

@@ -13,7 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 from pulso_etl.destination.locks import table_lock
-from pulso_etl.destination.watermarks import Extraction, Watermarks
+from pulso_etl.destination.watermarks import Extraction, Loaded, Watermarks
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.refresh import DayRange, lima_day
 from pulso_etl_tests.api.conftest import SECRETS, Target, settings_of
@@ -185,7 +185,7 @@ def test_nothing_is_launched_once_the_day_s_budget_is_spent(stack: DagsterStack,
     with target.conn.transaction():
         marks.create(target.conn)
         marks.start(target.conn, extraction)
-        marks.succeed(target.conn, extraction, records=1, seconds=1, complete=False, changed=True, metadata={"bytes_billed": 10**9})
+        marks.succeed(target.conn, extraction, Loaded(datetime.now(UTC), {}, 1, 1, True, metadata={"bytes_billed": 10**9}))
     with ApiServer(settings_of(stack, bigquery_daily_budget_bytes=10**8)) as frugal:
         answer = frugal.call("POST", f"{TABLE}/productivity_data", params=WINDOW)
     target.conn.execute("DELETE FROM etl_extractions WHERE table_name = 'other'")

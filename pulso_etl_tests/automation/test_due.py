@@ -14,13 +14,13 @@ from pulso_etl.automation.due import (
     Decision,
     Standing,
     changed_days,
-    contiguous,
     decide,
     failed_runs,
     loaded_days,
 )
+from pulso_etl.destination.ledger import Day
 from pulso_etl.destination.watermarks import Attempt
-from pulso_etl.refresh import DayRange, Watermark
+from pulso_etl.refresh import DayRange, Watermark, contiguous
 from pulso_etl.tables import TABLES
 
 DASHBOARD = TABLES["dashboard_data"]
@@ -104,26 +104,27 @@ def test_the_slot_stays_until_a_run_has_ended() -> None:
 
 DAYS = DayRange(back(6), TODAY)
 instants = st.datetimes(datetime(2026, 2, 28), datetime(2026, 3, 2, 15), timezones=st.just(UTC))
-ranges = st.tuples(st.sampled_from(list(DAYS)), st.sampled_from(list(DAYS))).map(lambda pair: DayRange(min(pair), max(pair)))
-attempts_of_days = st.lists(
-    st.builds(lambda window, ok, at: Attempt("r", window, ok, at, at + MINUTE), ranges, st.booleans(), instants), max_size=8
-)
+readings = st.dictionaries(st.sampled_from(list(DAYS)), instants)
 
 
-@given(attempts_of_days, st.dictionaries(st.sampled_from(list(DAYS)), instants))
-def test_no_change_is_missed(attempts: list[Attempt], modified: dict[date, datetime]) -> None:
+def ledger(loaded: dict[date, datetime]) -> dict[date, Day]:
+    """Days that the source has since said to be unchanged: that spares no load its next day."""
+    return {day: Day(NOW, at) for day, at in loaded.items()}
+
+
+@given(readings, readings)
+def test_no_change_is_missed(loaded: dict[date, datetime], modified: dict[date, datetime]) -> None:
     day_old = timedelta(hours=24)
-    held = loaded_days(DAYS, attempts, NOW, day_old)
+    held = loaded_days(DAYS, ledger(loaded), NOW, day_old)
     read_again = set(changed_days(DAYS, held, modified, timedelta(0)))
     for day in DAYS:
-        begun = [a.started_at for a in attempts if a.succeeded and day in a.window]
-        stale = not begun or NOW - max(begun) >= day_old or modified.get(day, max(begun) - MINUTE) >= max(begun)
+        at = loaded.get(day)
+        stale = at is None or NOW - at >= day_old or modified.get(day, at - MINUTE) >= at
         assert (day in read_again) == stale
 
 
-def test_a_load_that_began_in_the_future_is_no_reason_to_leave_a_day_out() -> None:
-    by_a_wrong_clock = Attempt("r", DAYS, True, NOW + timedelta(days=30), NOW + timedelta(days=30))
-    assert loaded_days(DAYS, [by_a_wrong_clock], NOW, timedelta(hours=24)) == {}
+def test_a_reading_of_the_future_is_no_reason_to_leave_a_day_out() -> None:
+    assert loaded_days(DAYS, ledger(dict.fromkeys(DAYS, NOW + timedelta(days=30))), NOW, timedelta(hours=24)) == {}
 
 
 @given(st.sets(st.sampled_from(list(DAYS))))

@@ -11,7 +11,7 @@ import pytest
 
 from pulso_etl.automation.recovery import Action, Recovered, decide, recover
 from pulso_etl.destination import locks
-from pulso_etl.destination.watermarks import Extraction, Watermarks
+from pulso_etl.destination.watermarks import Extraction, Loaded, Watermarks
 from pulso_etl.refresh import DayRange
 from pulso_etl.tables import TABLES
 
@@ -126,7 +126,7 @@ def test_a_recovered_table_starts_again_and_success_clears_the_count(
     begin(conn, schema, timedelta(0), "run-3")
     extraction = Extraction(TABLE, WINDOW, "run-3", 1, NOW)
     with conn.transaction():
-        marks.succeed(conn, extraction, records=1, seconds=1.0, complete=True, changed=True, metadata={})
+        marks.succeed(conn, extraction, Loaded(NOW, dict.fromkeys(extraction.window, 1), 1, 1.0, True))
     assert marks.read(conn)[TABLE].recovery_attempts == 0
 
 

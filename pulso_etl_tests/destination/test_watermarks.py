@@ -15,9 +15,9 @@ import pytest
 
 from pulso_etl.destination import locks
 from pulso_etl.destination.io_manager import PostgresUpsertIOManager
-from pulso_etl.destination.watermarks import ABANDONED, Extraction, TableState, Watermarks
+from pulso_etl.destination.watermarks import ABANDONED, Extraction, Loaded, TableState, Watermarks
 from pulso_etl.errors import SourceError
-from pulso_etl.refresh import DayRange, lima_day
+from pulso_etl.refresh import DayRange, Horizon, Settlement, lima_day, owed_days
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.destination.visits import ALL, D1, D3, Deferred, materialize, table, visits
 
@@ -37,8 +37,13 @@ def attempt(number: int = 1, run: str = "run-1", table: str = "visits") -> Extra
     return Extraction(table, WINDOW, run, number, THEN + timedelta(minutes=number))
 
 
-def succeed(marks: Watermarks, conn: psycopg.Connection, extraction: Extraction, *, complete: bool = True) -> None:
-    marks.succeed(conn, extraction, records=4, seconds=1.5, complete=complete, changed=True, metadata={"load_plan": "direct"})
+def succeed(
+    marks: Watermarks, conn: psycopg.Connection, extraction: Extraction, *, lookback_days: int = 3, read_at: datetime | None = None
+) -> Settlement:
+    """The load read its rows when the attempt began, unless said otherwise."""
+    rows, horizon = dict.fromkeys(extraction.window, 2), Horizon(lookback_days)
+    loaded = Loaded(read_at or extraction.started_at, rows, 4, 1.5, True, horizon, {"load_plan": "direct"})
+    return marks.succeed(conn, extraction, loaded)
 
 
 def fail(marks: Watermarks, conn: psycopg.Connection, extraction: Extraction, error: str = "no luck") -> None:
@@ -87,15 +92,15 @@ def test_a_load_of_the_past_moves_nothing_but_is_told(marks: Watermarks, conn: p
     succeed(marks, conn, attempt())
     past = Extraction("visits", DayRange(date(2026, 1, 1), date(2026, 1, 2)), "run-2", 1, THEN + timedelta(days=1))
     marks.start(conn, past)
-    succeed(marks, conn, past, complete=False)
+    assert not succeed(marks, conn, past).moved
     state = marks.read(conn)["visits"]
     assert (state.last_partition, state.last_extracted_at) == (D3, attempt().started_at)
     assert (state.status, state.extraction_id) == ("success", "run-2")
     assert len(history(conn)) == 2
 
 
-@pytest.mark.parametrize(("gap", "moved"), [(0, True), (1, True), (2, False), (40, False), (-3, True)])
-def test_a_load_that_leaves_days_out_after_the_last_one_does_not_hide_them(
+@pytest.mark.parametrize(("gap", "moved"), [(-3, True), (-2, True), (-1, False), (0, False), (1, False), (2, False), (40, False)])
+def test_a_load_that_leaves_out_what_was_owed_does_not_hide_it(
     marks: Watermarks, conn: psycopg.Connection, gap: int, moved: bool
 ) -> None:
     marks.start(conn, attempt())
@@ -103,7 +108,7 @@ def test_a_load_that_leaves_days_out_after_the_last_one_does_not_hide_them(
     later = DayRange(D3 + timedelta(days=gap), D3 + timedelta(days=gap + 5))
     extraction = Extraction("visits", later, "run-2", 1, THEN + timedelta(days=gap + 5))
     marks.start(conn, extraction)
-    succeed(marks, conn, extraction)
+    assert succeed(marks, conn, extraction).moved == moved
     state = marks.read(conn)["visits"]
     assert state.status == "success"
     wanted = (later.end, extraction.started_at) if moved else (D3, attempt().started_at)
@@ -112,7 +117,7 @@ def test_a_load_that_leaves_days_out_after_the_last_one_does_not_hide_them(
 
 def test_a_first_load_of_the_past_leaves_no_watermark(marks: Watermarks, conn: psycopg.Connection) -> None:
     marks.start(conn, attempt())
-    succeed(marks, conn, attempt(), complete=False)
+    assert not succeed(marks, conn, attempt(), lookback_days=4).moved
     state = marks.read(conn)["visits"]
     assert (state.status, state.last_partition, state.last_extracted_at) == ("success", None, None)
 
@@ -397,17 +402,41 @@ def test_a_load_by_a_clock_that_is_slow_does_not_move_the_watermark_back(marks: 
     succeed(marks, conn, attempt())
     slow = Extraction("visits", DayRange(D1 - timedelta(days=30), D3 - timedelta(days=30)), "run-2", 1, THEN - timedelta(days=30))
     marks.start(conn, slow)
-    succeed(marks, conn, slow)
+    assert not succeed(marks, conn, slow, read_at=THEN + timedelta(hours=1)).moved
     state = marks.read(conn)["visits"]
     assert (state.last_partition, state.last_extracted_at, state.status) == (D3, attempt().started_at, "success")
 
 
-def test_a_watermark_of_the_future_is_set_right_by_the_next_load(marks: Watermarks, conn: psycopg.Connection) -> None:
+def test_a_load_by_a_clock_that_is_fast_moves_no_watermark_into_the_future(marks: Watermarks, conn: psycopg.Connection) -> None:
     today = lima_day(datetime.now(UTC))
     for ahead, run in ((30, "fast"), (0, "right")):
         window = DayRange(today + timedelta(days=ahead - 6), today + timedelta(days=ahead))
         extraction = Extraction("visits", window, run, 1, datetime.now(UTC) + timedelta(days=ahead))
         marks.start(conn, extraction)
-        succeed(marks, conn, extraction)
-        state = marks.read(conn)["visits"]
-        assert (state.last_partition, state.last_extracted_at) == (window.end, extraction.started_at)
+        read_at = datetime.now(UTC)
+        assert succeed(marks, conn, extraction, read_at=read_at).moved == (run == "right")
+    state = marks.read(conn)["visits"]
+    assert (state.last_partition, state.last_extracted_at) == (today, read_at)
+
+
+def test_a_watermark_of_the_future_is_set_right_by_the_next_load(marks: Watermarks, conn: psycopg.Connection) -> None:
+    marks.start(conn, attempt())
+    conn.execute("UPDATE etl_watermarks SET last_extracted_at = '2029-01-01', last_partition = '2029-01-01'")
+    assert succeed(marks, conn, attempt()).moved
+    state = marks.read(conn)["visits"]
+    assert (state.last_partition, state.last_extracted_at) == (D3, attempt().started_at)
+
+
+def test_tables_of_an_earlier_release_gain_the_ledger_and_lose_nothing(marks: Watermarks, conn: psycopg.Connection) -> None:
+    marks.start(conn, attempt())
+    succeed(marks, conn, attempt())
+    conn.execute("DROP TABLE etl_days")
+    conn.execute("ALTER TABLE etl_watermarks DROP COLUMN lookback_days")
+    state = marks.read(conn)["visits"]
+    assert (state.last_partition, state.last_extracted_at, state.days) == (D3, attempt().started_at, {})
+    # Of days that the ledger does not know, the lookback before the last day is owed, and no more.
+    assert owed_days(Horizon(3), state.watermark, D3 + timedelta(days=1)) == [*WINDOW, D3 + timedelta(days=1)]
+    later = Extraction("visits", DayRange(D1, D3 + timedelta(days=1)), "run-2", 1, THEN + timedelta(days=1))
+    marks.start(conn, later)
+    assert succeed(marks, conn, later).moved
+    assert set(marks.ledger.read_at(conn, "visits")) == set(later.window)

@@ -1,0 +1,96 @@
+"""The ledger of days, `etl_days`: when each day of a table was last read from the source, and how many rows it held after that.
+
+Loads write it in the transaction of the data, a row for each day of their range, days without rows included. What is owed follows
+from it (`refresh.owed_days`), and so does the watermark (`refresh.settle`). Its instants are those of the PostgreSQL server's
+clock: the clocks of the machines that load may differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime
+
+import psycopg
+from psycopg import sql
+
+from pulso_etl.errors import NewerReading
+from pulso_etl.refresh import DayRange
+
+CREATE = """
+CREATE TABLE IF NOT EXISTS {days} (
+    table_name text NOT NULL,
+    day date NOT NULL,
+    read_at timestamptz NOT NULL,
+    loaded_at timestamptz NOT NULL,
+    rows bigint NOT NULL,
+    extraction_id text NOT NULL,
+    PRIMARY KEY (table_name, day)
+);
+"""
+
+
+@dataclass(frozen=True)
+class Day:
+    """A day of the ledger: at `read_at` it was as the source had it, `loaded_at` is the reading of its last load (with zone).
+
+    The first is later where the source told since that the day had not changed.
+    """
+
+    read_at: datetime
+    loaded_at: datetime
+
+
+def server_clock(conn: psycopg.Connection) -> datetime:
+    """The instant now, by the server's clock."""
+    row = conn.execute("SELECT clock_timestamp()").fetchone()
+    assert row is not None
+    now: datetime = row[0]
+    return now
+
+
+class Ledger:
+    """Reads and writes the ledger over the caller's connection; the caller owns the transaction."""
+
+    def __init__(self, schema: str) -> None:
+        self.schema = schema
+        self.days = sql.Identifier(schema, "etl_days")
+
+    def record(self, conn: psycopg.Connection, table: str, rows: Mapping[date, int], read_at: datetime, extraction_id: str) -> None:
+        """Days that a load read from the source at `read_at`, each with the rows that it holds now."""
+        conn.execute(
+            sql.SQL(
+                "INSERT INTO {} (table_name, day, read_at, loaded_at, rows, extraction_id) "
+                "SELECT %(table)s, u.day, %(at)s, %(at)s, u.rows, %(run)s "
+                "FROM unnest(%(days)s::date[], %(rows)s::bigint[]) AS u (day, rows) "
+                "ON CONFLICT (table_name, day) DO UPDATE SET read_at = excluded.read_at, loaded_at = excluded.loaded_at, "
+                "rows = excluded.rows, extraction_id = excluded.extraction_id"
+            ).format(self.days),
+            {"table": table, "at": read_at, "run": extraction_id, "days": list(rows), "rows": list(rows.values())},
+        )
+
+    def unchanged(self, conn: psycopg.Connection, table: str, days: Iterable[date], as_of: datetime) -> None:
+        """Days that were at the instant `as_of` as the source had them, by what it tells; only such as were loaded."""
+        conn.execute(
+            sql.SQL("UPDATE {} SET read_at = greatest(read_at, %s) WHERE table_name = %s AND day = ANY(%s)").format(self.days),
+            (as_of, table, list(days)),
+        )
+
+    def read_at(self, conn: psycopg.Connection, table: str) -> dict[date, datetime]:
+        """When each day of the table was last read."""
+        query = sql.SQL("SELECT day, read_at FROM {} WHERE table_name = %s").format(self.days)
+        return dict(conn.execute(query, (table,)).fetchall())
+
+    def refuse_older(self, conn: psycopg.Connection, table: str, window: DayRange, read_at: datetime) -> None:
+        """Raises NewerReading where a day of the window was read after `read_at`: those rows are newer than the caller's."""
+        query = sql.SQL(
+            "SELECT day, read_at FROM {} WHERE table_name = %s AND day BETWEEN %s AND %s AND read_at > %s "
+            # Readings of the future are of a clock that was wrong, and would keep loads out until then.
+            "AND read_at <= clock_timestamp() ORDER BY day LIMIT 1"
+        ).format(self.days)
+        newer = conn.execute(query, (table, window.start, window.end, read_at)).fetchone()
+        if newer is not None:
+            raise NewerReading(
+                f"{table} {window}: these rows were read at {read_at:%Y-%m-%d %H:%M:%S %Z}, and another load has committed "
+                f"{newer[0]} as it was at {newer[1]:%Y-%m-%d %H:%M:%S %Z}; nothing was loaded, a retry reads them anew"
+            )
