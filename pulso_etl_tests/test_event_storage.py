@@ -1,0 +1,123 @@
+"""What a run over many days costs in Dagster's own storage: statements that do not grow with the days, and every event is there."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import psycopg
+import pyarrow as pa
+import pytest
+import sqlalchemy as sa
+import yaml
+from dagster._core.instance.ref import InstanceRef
+
+from pulso_etl.destination.io_manager import PostgresUpsertIOManager
+from pulso_etl_tests.dagster_stack import CHECKOUT
+from pulso_etl_tests.destination.visits import SCHEMA, visits
+
+FIRST = date(2026, 2, 1)
+
+
+@pytest.fixture
+def instance(server_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
+    """An instance with the storage that `dagster.yaml` says, in a schema of its own."""
+    storage = f"d_{uuid.uuid4().hex[:12]}"
+    separator = "&" if "?" in server_url else "?"
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", f"{server_url}{separator}options=-csearch_path%3D{storage}")
+    config = {"storage": yaml.safe_load((CHECKOUT / "dagster.yaml").read_text(encoding="utf-8"))["storage"]}
+    (tmp_path / "dagster.yaml").write_text(yaml.safe_dump(config | {"telemetry": {"enabled": False}}), encoding="utf-8")
+    with psycopg.connect(server_url, autocommit=True) as conn:
+        conn.execute(f"CREATE SCHEMA {storage}")
+        try:
+            with dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(tmp_path))) as instance:
+                yield instance
+        finally:
+            conn.execute(f"DROP SCHEMA {storage} CASCADE")
+
+
+Load = Callable[[int], dg.ExecuteInProcessResult]
+
+
+@pytest.fixture
+def load(manager: PostgresUpsertIOManager, instance: dg.DagsterInstance) -> Load:
+    """Loads so many days, one run, each with no row."""
+    asset = visits(lambda _: pa.Table.from_pylist([], schema=SCHEMA))
+
+    def run(days: int) -> dg.ExecuteInProcessResult:
+        tags = {
+            "dagster/asset_partition_range_start": str(FIRST),
+            "dagster/asset_partition_range_end": str(FIRST + timedelta(days=days - 1)),
+        }
+        return dg.materialize([asset], tags=tags, resources={"postgres": manager}, instance=instance)
+
+    return run
+
+
+@pytest.fixture
+def manager(server_url: str, schema: str) -> PostgresUpsertIOManager:
+    return PostgresUpsertIOManager(database_url=server_url, database_schema=schema)
+
+
+@contextmanager
+def statements() -> Iterator[list[str]]:
+    """The statements that SQLAlchemy sends meanwhile: those of Dagster's storage."""
+    sent: list[str] = []
+
+    def keep(conn: Any, cursor: Any, statement: str, *_: Any) -> None:
+        sent.append(statement.split(None, 1)[0])
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", keep)
+    try:
+        yield sent
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", keep)
+
+
+def test_the_statements_of_a_run_do_not_grow_with_its_days(load: Load) -> None:
+    load(2)
+    with statements() as few:
+        load(3)
+    with statements() as many:
+        load(60)
+    assert len(few) > 10
+    assert len(many) <= len(few)
+
+
+def test_every_day_has_its_events_and_its_own_metadata(load: Load, instance: dg.DagsterInstance) -> None:
+    result = load(40)
+    days = {(FIRST + timedelta(days=n)).isoformat() for n in range(40)}
+    for kind in (dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED, dg.DagsterEventType.ASSET_MATERIALIZATION):
+        records = instance.get_records_for_run(result.run_id, of_type=kind).records
+        assert Counter(record.partition_key for record in records) == Counter(days)
+        assert len({record.storage_id for record in records}) == 40
+    assert instance.get_materialized_partitions(dg.AssetKey("visits")) == days
+    latest = instance.get_latest_materialization_event(dg.AssetKey("visits"))
+    assert latest is not None
+    assert latest.asset_materialization is not None
+    assert latest.asset_materialization.metadata["rows_read"].value == 0
+    (record,) = instance.get_asset_records([dg.AssetKey("visits")])
+    assert record.asset_entry.last_run_id == result.run_id
+
+
+def test_planned_events_of_two_assets_enter_the_catalogue_of_both(
+    instance: dg.DagsterInstance, manager: PostgresUpsertIOManager
+) -> None:
+    def other(visits: pa.Table) -> None:
+        raise ValueError("never materialized")
+
+    options: dict[str, Any] = {"partitions_def": dg.DailyPartitionsDefinition(str(FIRST)), "name": "other"}
+    asset = dg.asset(**options, backfill_policy=dg.BackfillPolicy.single_run())(other)
+    first = visits(lambda _: pa.Table.from_pylist([], schema=SCHEMA), partitions_def=options["partitions_def"])
+    tags = {"dagster/asset_partition_range_start": str(FIRST), "dagster/asset_partition_range_end": "2026-02-03"}
+    result = dg.materialize([first, asset], tags=tags, resources={"postgres": manager}, instance=instance, raise_on_error=False)
+    assert not result.success
+    records = instance.get_asset_records([dg.AssetKey("visits"), dg.AssetKey("other")])
+    assert {record.asset_entry.last_run_id for record in records} == {result.run_id}
+    assert instance.get_materialized_partitions(dg.AssetKey("other")) == set()
