@@ -15,6 +15,7 @@ import psycopg
 import pyarrow as pa
 
 from pulso_etl.destination.io_manager import ChangeStream
+from pulso_etl.destination.sessions import Session
 from pulso_etl.destination.watermarks import Watermarks
 from pulso_etl.errors import BudgetExceeded
 from pulso_etl.refresh import LIMA, Watermark, lima_day
@@ -81,7 +82,7 @@ class DailyBudget(dg.ConfigurableResource[None]):
         """The budget now. Asks PostgreSQL only where there is a limit. Raises psycopg.Error."""
         if self.limit is None:
             return Budget(None, 0, self.price_per_tib)
-        with psycopg.connect(self.database_url, autocommit=True, connect_timeout=10) as conn:
+        with Session(self.database_url, "budget").open() as conn:
             return read_budget(conn, self.database_schema, datetime.now(UTC), self.limit, self.price_per_tib)
 
 

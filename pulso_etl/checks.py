@@ -84,7 +84,7 @@ def _inspect(context: dg.AssetCheckExecutionContext, spec: TableSpec) -> Iterato
     today = lima_day(datetime.now(UTC))
     lookback = DayRange(today - timedelta(days=spec.lookback_days - 1), today)
     window = tagged_range(context.run.tags) or lookback
-    with translated(spec, window), postgres.connect(context.run.run_id) as conn:
+    with translated(spec, window), postgres.connect(context.run.run_id, spec.timeout) as conn:
         inspection = inspect(conn, spec, postgres.database_schema, window, lookback)
     return (result(finding, window) for finding in findings(spec, inspection, window, lookback))
 
@@ -93,7 +93,7 @@ def _look_at_watermark(context: dg.AssetCheckExecutionContext, spec: TableSpec) 
     postgres: PostgresUpsertIOManager = resource(context, spec, "postgres")
     now = datetime.now(UTC)
     today = lima_day(now)
-    with translated(spec, DayRange(today, today)), postgres.connect(context.run.run_id) as conn:
+    with translated(spec, DayRange(today, today)), postgres.connect(context.run.run_id, spec.timeout) as conn:
         state = Watermarks(postgres.database_schema).read(conn).get(spec.name)
     told = currency(spec, state.watermark if state else None, now)
     return dg.AssetCheckResult(
@@ -114,7 +114,7 @@ def _reconcile(context: dg.AssetCheckExecutionContext, spec: TableSpec) -> Itera
     today = lima_day(datetime.now(UTC))
     given = tagged_range(context.run.tags)
     try:
-        with translated(spec, given or DayRange(today, today)), postgres.connect(context.run.run_id) as conn:
+        with translated(spec, given or DayRange(today, today)), postgres.connect(context.run.run_id, spec.timeout) as conn:
             compared = reconcile(conn, bigquery, spec, postgres.database_schema, given, today, context.run.run_id)
     except PulsoError as error:
         # Another attempt would wait for the table's lock as long again, or be billed again: that is for a person to ask for.

@@ -24,6 +24,7 @@ from pulso_etl.backfill import Launch, chains, run_chunks, whole
 from pulso_etl.budget import DailyBudget
 from pulso_etl.definitions import build_defs
 from pulso_etl.destination.months import expired, remove_expired
+from pulso_etl.destination.sessions import Session
 from pulso_etl.destination.statements import Statements
 from pulso_etl.destination.strategies import statements_in_order
 from pulso_etl.destination.watermarks import Watermarks
@@ -70,8 +71,8 @@ def _instance() -> dg.DagsterInstance:
         raise SettingsError(f"Dagster: {reason}; check DAGSTER_HOME, the dagster.yaml in it and DAGSTER_POSTGRES_URL") from error
 
 
-def _connect(settings: Settings) -> psycopg.Connection:
-    return psycopg.connect(settings.database_url.get_secret_value(), autocommit=True, connect_timeout=10)
+def _session(settings: Settings) -> Session:
+    return Session(settings.database_url.get_secret_value(), "command line")
 
 
 def _specs(names: Sequence[str], tables: Mapping[str, TableSpec]) -> list[TableSpec]:
@@ -101,7 +102,7 @@ def refresh_tables(
     settings, tables = part
     specs = _specs(names, tables)
     now = datetime.now(UTC)
-    with _connect(settings) as conn:
+    with _session(settings).open() as conn:
         states = Watermarks(settings.database_schema).read(conn)
     if not force:
         DailyBudget.of(settings).today().admit()
@@ -182,7 +183,7 @@ def refresh(
 def status(tenant: TenantOption = None) -> None:
     """Shows how far and how fresh each table is."""
     (settings, tables), now = chosen(load_settings(), tenant), datetime.now(UTC)
-    with _connect(settings) as conn:
+    with _session(settings).open() as conn:
         states = Watermarks(settings.database_schema).read(conn)
     table = Table("table", "status", "fresh", "last partition", "age", "records", "seconds", box=None)
     for name, spec in tables.items():
@@ -248,7 +249,7 @@ def cleanup(tenant: TenantOption = None) -> None:
     ended = 0
     with _instance() as instance:
         for settings, tables in select(load_settings(), tenant):
-            with _connect(settings) as conn:
+            with _session(settings).hold() as conn:
                 for one in recover(conn, settings.database_schema, instance, tables, datetime.now(UTC)):
                     ended += 1
                     name = "/".join(filter(None, [settings.owner.tenant, one.table]))
@@ -269,7 +270,7 @@ def retention(
     settings, known = chosen(load_settings(), tenant)
     schema, today = settings.database_schema, lima_day(datetime.now(UTC))
     months = 0
-    with _connect(settings) as conn:
+    with _session(settings).hold() as conn:
         for spec in _specs(tables or [], known):
             if spec.retention_months is None:
                 console.print(f"{spec.name}: keeps every month (no retention_months)", **PLAIN)

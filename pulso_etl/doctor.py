@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -20,6 +21,7 @@ from pulso_etl.coordinator import TENANT_TAG, TenantRunCoordinator
 from pulso_etl.definitions import build_source
 from pulso_etl.destination.contract import fit
 from pulso_etl.destination.schema import Table
+from pulso_etl.destination.sessions import Session
 from pulso_etl.errors import PulsoError
 from pulso_etl.refresh import DayRange, lima_day
 from pulso_etl.settings import Settings, load_settings
@@ -173,7 +175,9 @@ def _arrow(column: bigquery.SchemaField) -> pa.DataType:
 
 
 def _postgres(settings: Settings) -> str:
-    with _connect(settings.database_url.get_secret_value(), "DATABASE_URL") as conn:
+    with ExitStack() as session:
+        with _reaching("DATABASE_URL"):
+            conn = session.enter_context(Session(settings.database_url.get_secret_value(), "doctor").hold())
         version = conn.info.server_version // 10_000
         if version < 15:
             raise RuntimeError(f"version {version} is too old; 15 or newer is needed")
@@ -189,8 +193,6 @@ def _postgres(settings: Settings) -> str:
         ]
         (lacking,) = conn.execute(RIGHTS, {"schema": settings.database_schema, "tables": tables}).fetchone() or ([],)
         role = settings.owner.database_role or conn.info.user
-        if settings.owner.database_role and conn.execute("SELECT current_user").fetchone() != (role,):
-            raise RuntimeError(f"the session does not work as {role}; a pooler must pass the start-up parameter `options` on")
         if lacking:
             raise RuntimeError(f"role {role} lacks rights; run as an administrator: {'; '.join(lacking)}")
         return f"version {version}, role {role} may load into schema {settings.database_schema}"
@@ -210,7 +212,8 @@ def _dagster_home(settings: Settings) -> str:
 def _dagster_storage(settings: Settings) -> str:
     if settings.dagster_postgres_url is not None:
         # Dagster itself would try for long, and say so in its own log.
-        _connect(settings.dagster_postgres_url.get_secret_value(), "DAGSTER_POSTGRES_URL").close()
+        with _reaching("DAGSTER_POSTGRES_URL"):
+            Session(settings.dagster_postgres_url.get_secret_value(), "doctor").open().close()
     try:
         instance = dg.DagsterInstance.get()
     except dg.DagsterInvalidConfigError as error:
@@ -250,8 +253,9 @@ def _dagster_daemon() -> str:
         return f"{len(seen)} healthy"
 
 
-def _connect(url: str, setting: str) -> psycopg.Connection:
+@contextmanager
+def _reaching(setting: str) -> Iterator[None]:
     try:
-        return psycopg.connect(url, connect_timeout=10, autocommit=True)
+        yield
     except psycopg.Error as error:
         raise RuntimeError(f"{setting} leads to no server that lets us in. {error}") from error

@@ -20,6 +20,7 @@ from pulso_etl.alerts.delivery import Delivery, send
 from pulso_etl.alerts.incidents import Cause, Event, Failed, Incident, Policy, Recovered, absorb, announce, clean
 from pulso_etl.alerts.messages import Message, render, trial_message
 from pulso_etl.alerts.store import AlertStore
+from pulso_etl.destination.sessions import Session
 from pulso_etl.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -101,16 +102,8 @@ class Alerts:
     def _connect(self) -> Iterator[psycopg.Connection]:
         url = self._database_url.get_secret_value()
         # The keep-alives find a server that vanished without a word, in seconds.
-        with psycopg.connect(
-            url,
-            autocommit=True,
-            application_name="pulso-etl alerts",
-            connect_timeout=10,
-            tcp_user_timeout=30_000,
-            keepalives_idle=10,
-            keepalives_interval=5,
-            keepalives_count=3,
-        ) as conn:
+        watched = {"tcp_user_timeout": 30_000, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+        with Session(url, "alerts").open(**watched) as conn:
             yield conn
 
     @contextmanager

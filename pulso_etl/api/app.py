@@ -46,6 +46,7 @@ from pulso_etl.api.status import StatusFeed, StatusReader
 from pulso_etl.api.tokens import opening, parse_tokens
 from pulso_etl.automation.recovery import Recovered, recover
 from pulso_etl.definitions import build_source
+from pulso_etl.destination.sessions import Session
 from pulso_etl.errors import BudgetExceeded, PlanError, first_line
 from pulso_etl.refresh import LIMA, Mode, lima_day
 from pulso_etl.settings import Settings
@@ -285,7 +286,7 @@ async def cleanup(request: Request, caller: Admin) -> Cleanup:
 
 def _recover(here: Deployment) -> list[Recovered]:
     url, schema = here.settings.database_url.get_secret_value(), here.settings.database_schema
-    with dg.DagsterInstance.get() as instance, psycopg.connect(url, autocommit=True, connect_timeout=5) as conn:
+    with dg.DagsterInstance.get() as instance, Session(url, "api", connect_seconds=5).open() as conn:
         return list(recover(conn, schema, instance, here.tables, datetime.now(UTC)))
 
 

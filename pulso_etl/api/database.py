@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Any
 
 import psycopg
 from psycopg import sql
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from pulso_etl.destination.bookkeeping import create_missing
+from pulso_etl.destination.sessions import Limits, Session
 from pulso_etl.destination.watermarks import TableState, Watermarks
 from pulso_etl.errors import first_line
 from pulso_etl.settings import Settings
@@ -30,6 +32,8 @@ CREATE INDEX IF NOT EXISTS etl_refreshes_fingerprint_idx ON {refreshes} (fingerp
 """
 POOL_SIZE = 8
 WAIT_SECONDS = 5.0
+LIMITS = Limits(*[timedelta(seconds=30)] * 4)
+"""Nobody waits longer for an answer; what takes so long is ended by the server."""
 
 
 class DatabaseUnavailable(Exception):
@@ -45,16 +49,22 @@ class Database:
         self.marks = Watermarks(self.schema)
         self.refreshes = sql.Identifier(self.schema, "etl_refreshes")
         self._created = not tables
+        self._session = Session(self.url, "api", LIMITS, connect_seconds=int(WAIT_SECONDS))
+        start: dict[str, Any] = {**self._session.start()}
         self._pool = AsyncConnectionPool(
-            self.url,
+            start.pop("conninfo"),
             min_size=1,
             max_size=POOL_SIZE,
             open=False,
             timeout=WAIT_SECONDS,
             reconnect_timeout=WAIT_SECONDS,
+            configure=self._configure,
             check=self._check,
-            kwargs={"autocommit": True, "application_name": "pulso-etl api", "connect_timeout": int(WAIT_SECONDS)},
+            kwargs=start,
         )
+
+    async def _configure(self, conn: psycopg.AsyncConnection) -> None:
+        await conn.execute(self._session.statement())
 
     async def _check(self, conn: psycopg.AsyncConnection) -> None:
         try:
@@ -89,6 +99,6 @@ class Database:
         return self.marks.states(await (await conn.execute(query, parameters)).fetchall())
 
     def _create(self) -> None:
-        with psycopg.connect(self.url, connect_timeout=int(WAIT_SECONDS)) as conn:
+        with self._session.open() as conn, conn.transaction():
             self.marks.create(conn)
             create_missing(conn, self.schema, "etl_refreshes", sql.SQL(CREATE).format(refreshes=self.refreshes))

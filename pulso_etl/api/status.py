@@ -281,7 +281,7 @@ class StatusReader:
             rows = await (await conn.execute(COPIES)).fetchall()
         finally:
             if role:
-                await conn.execute("RESET ROLE")
+                await conn.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(role)))
         found: Counter[str] = Counter()
         for key, copied in rows:
             if key in self._locks:

@@ -23,6 +23,7 @@ from pulso_etl.budget import Budget, DailyBudget
 from pulso_etl.checks import currency, up_to_date_key
 from pulso_etl.coordinator import TENANT_TAG, WHOLE_GRAPH
 from pulso_etl.destination.ledger import server_clock
+from pulso_etl.destination.sessions import Session
 from pulso_etl.destination.watermarks import Attempt, TableState, Watermarks
 from pulso_etl.errors import PulsoError
 from pulso_etl.launch import TABLE_TAG, range_of
@@ -98,12 +99,7 @@ class Automation:
 
     def connect(self) -> psycopg.Connection:
         """A connection in autocommit mode, closed at the end of a `with`."""
-        return psycopg.connect(
-            self.settings.database_url.get_secret_value(),
-            autocommit=True,
-            application_name="pulso-etl automation",
-            connect_timeout=10,
-        )
+        return Session(self.settings.database_url.get_secret_value(), "automation").open()
 
     def observe(self, instance: dg.DagsterInstance, conn: psycopg.Connection, now: datetime) -> dict[str, Standing]:
         """What is known of each table at the instant `now`."""

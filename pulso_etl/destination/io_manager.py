@@ -23,6 +23,7 @@ from pulso_etl.destination.load import LoadResult, Open, load, translated
 from pulso_etl.destination.months import create_months, refuse_expired
 from pulso_etl.destination.roles import as_role
 from pulso_etl.destination.schema import is_as_declared
+from pulso_etl.destination.sessions import Limits, Session, buffer_temporary_tables
 from pulso_etl.destination.statements import Statements
 from pulso_etl.destination.verify import verify
 from pulso_etl.destination.watermarks import Extraction, Loaded, Watermarks
@@ -34,6 +35,7 @@ SPEC_KEY = "pulso_etl/table"
 """Definition metadata of an asset under which its TableSpec stands, as `TableSpec.as_metadata()` gives it."""
 ALLOW_SHRINK_TAG = "pulso_etl/allow_shrink"
 """Run tag; "true" lets a load delete more rows than the table's guard allows."""
+RECORD_TIMEOUT = timedelta(minutes=1)
 CAPTURE_TAG = "pulso_etl/capture"
 """Run tag; "true" lets a table with `change_capture` be loaded by what changed, as the source was some minutes ago."""
 
@@ -95,14 +97,15 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
     work_mem_mb: int = 256
 
     @contextmanager
-    def connect(self, purpose: str) -> Iterator[psycopg.Connection]:
-        """A connection in autocommit mode, named after its purpose (a run's id) so that its server session can be found."""
-        url = as_role(self.database_url, self.database_role)
-        with psycopg.connect(url, autocommit=True, application_name=f"pulso-etl {purpose}"[:63], connect_timeout=10) as conn:
-            conn.execute("SELECT set_config('lock_timeout', %s, false)", (f"{self.lock_timeout_seconds}s",))
-            conn.execute("SET TIME ZONE 'UTC'")
-            # Of the session: the server takes it only before the first temporary table. As much as a hash join may have.
-            conn.execute("SELECT set_config('temp_buffers', %s, false)", (f"{2 * self.work_mem_mb}MB",))
+    def connect(self, purpose: str, timeout: timedelta) -> Iterator[psycopg.Connection]:
+        """A connection in autocommit mode, named after its purpose (a run's id) so that its server session can be found.
+
+        The server ends whatever takes longer than `timeout`. Raises DestinationError where a pooler shares the session with others.
+        """
+        limits = Limits.of_work(timeout, timedelta(seconds=self.lock_timeout_seconds))
+        with Session(as_role(self.database_url, self.database_role), purpose, limits).hold() as conn:
+            # As much as a hash join may have.
+            buffer_temporary_tables(conn, 2 * self.work_mem_mb)
             # A killed process must not leave its statement running on the server, with the table's lock held.
             conn.execute("SET client_connection_check_interval = '2s'")
             yield conn
@@ -126,7 +129,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         allow_shrink = step.run_tags.get(ALLOW_SHRINK_TAG) == "true"
         today = lima_day(extraction.started_at)
         marks = Watermarks(self.database_schema)
-        with translated(spec, window), self.connect(context.run_id) as conn:
+        with translated(spec, window), self.connect(context.run_id, spec.timeout) as conn:
             # Held by the session from before `running` is committed until the end: one writer of a day at a time.
             sole_writer = locks.hold(conn, spec, self.database_schema, window)
             locks.take(conn, [extraction.lock(self.database_schema)])
@@ -252,7 +255,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         metadata = metadata | {"error_class": type(error).__name__}
         usable = conn.info.transaction_status is TransactionStatus.IDLE
         try:
-            with nullcontext(conn) if usable else self.connect(context.run_id) as recorder, recorder.transaction():
+            with nullcontext(conn) if usable else self.connect(context.run_id, RECORD_TIMEOUT) as recorder, recorder.transaction():
                 marks.fail(recorder, extraction, error=message or type(error).__name__, seconds=seconds, metadata=metadata)
         except psycopg.Error:
             context.log.warning(f"{extraction.table}: the failure could not be recorded, PostgreSQL is away")
@@ -277,7 +280,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         batches = []
         with (
             translated(spec, window),
-            self.connect("load_input") as conn,
+            self.connect("load_input", spec.timeout) as conn,
             conn.transaction(),
             conn.cursor("pulso_load_input") as cursor,
         ):

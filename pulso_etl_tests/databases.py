@@ -1,0 +1,68 @@
+"""Databases of a test's own on the session's server: in any encoding, with settings of their own."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+from psycopg import sql
+from sqlalchemy import make_url
+
+OTHERWISE = {
+    "bytea_output": "escape",
+    "client_encoding": "LATIN1",
+    "DateStyle": "SQL, DMY",
+    "default_transaction_deferrable": "on",
+    "default_transaction_isolation": "serializable",
+    "extra_float_digits": "-15",
+    "idle_in_transaction_session_timeout": "20ms",
+    "idle_session_timeout": "100ms",
+    "IntervalStyle": "sql_standard",
+    "lock_timeout": "1ms",
+    "quote_all_identifiers": "on",
+    "row_security": "off",
+    "search_path": "elsewhere, pg_catalog, pg_temp",
+    "standard_conforming_strings": "off",
+    "statement_timeout": "100ms",
+    "TimeZone": "Asia/Tokyo",
+    "transaction_timeout": "50ms",
+    "transform_null_equals": "on",
+}
+"""Settings as no statement of ours expects them; the time-outs end what merely takes a while."""
+ENVIRONMENT = {"PGCLIENTENCODING": "LATIN1", "PGDATESTYLE": "SQL, DMY", "PGTZ": "Asia/Tokyo", "PGAPPNAME": "psql"}
+"""What a shell may say to every client of PostgreSQL."""
+
+
+@contextmanager
+def database(server_url: str, encoding: str = "UTF8") -> Iterator[str]:
+    """The URL of a new database, dropped at the end."""
+    url = make_url(server_url).set(database=f"d_{uuid.uuid4().hex[:12]}")
+    name = sql.Identifier(str(url.database))
+    with psycopg.connect(server_url, autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING {} LOCALE 'C'").format(name, encoding))
+        try:
+            yield url.render_as_string(hide_password=False)
+        finally:
+            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+
+
+def known(conn: psycopg.Connection) -> list[tuple[str, str]]:
+    """Those of OTHERWISE that the server's version has."""
+    (names,) = zip(*conn.execute("SELECT lower(name) FROM pg_settings").fetchall(), strict=True)
+    return [(name, value) for name, value in OTHERWISE.items() if name.lower() in names]
+
+
+@contextmanager
+def otherwise(url: str, kind: str, name: str = "") -> Iterator[None]:
+    """Meanwhile new sessions of the database (that of the URL), or of the role, begin with the settings OTHERWISE."""
+    with psycopg.connect(url, autocommit=True) as admin:
+        whose = sql.SQL(f"ALTER {kind} {{}} ").format(sql.Identifier(name or admin.info.dbname))
+        for setting, value in known(admin):
+            values = sql.SQL(", ").join(map(sql.Literal, value.split(", ")))
+            admin.execute(whose + sql.SQL("SET {} = {}").format(sql.SQL(setting), values))
+        try:
+            yield
+        finally:
+            admin.execute(whose + sql.SQL("RESET ALL"))
