@@ -66,7 +66,7 @@ def queue_tags(tags: Mapping[str, str], now: int) -> dict[str, str]:
 def _let_backfills_wait() -> None:
     """Lets the daemon's back-fills wait until their code is there again.
 
-    Dagster repeats a look at a back-fill that can't reach the code server. Where a reload of the workspace found no code server, the
+    Dagster repeats a look at a back-fill that can't reach the code server. Where a reload of the workspace found none, the
     assets are not known at all. Dagster takes them for deleted then, and fails the back-fill for good; no setting changes that.
     """
     os.environ.setdefault("DAGSTER_MAX_BACKFILL_RETRIES", str(BACKFILL_LOOKS))

@@ -71,7 +71,7 @@ def fixed(resource: Any) -> dg.ResourceDefinition:
     return dg.ResourceDefinition(lambda _: resource, config_schema={})
 
 
-UNUSED = {"io_manager": fixed(dg.InMemoryIOManager())}
+UNUSED = {"io_manager": fixed(dg.InMemoryIOManager())}  # type: ignore[no-untyped-call]
 """In place of Dagster's own, of which no step has need, and whose folder a launch could choose."""
 
 
