@@ -159,8 +159,8 @@ def source_query(spec: TableSpec, by: Sequence[Measure]) -> str:
             f"(SELECT * FROM {rows} WHERE TRUE "
             f"QUALIFY ROW_NUMBER() OVER (PARTITION BY {keys} ORDER BY `{spec.version_column}` DESC) = 1)"
         )
-    figures = ", ".join(f"{measure.in_bigquery()} AS m{number}" for number, measure in enumerate(by))
-    return f"SELECT `{spec.partition_column}` AS day, {figures}\nFROM {rows}\nGROUP BY `{spec.partition_column}`"
+    figures = ", ".join(f"{measure.in_bigquery()} AS pulso_{number}" for number, measure in enumerate(by))
+    return f"SELECT `{spec.partition_column}` AS pulso_day, {figures}\nFROM {rows}\nGROUP BY `{spec.partition_column}`"
 
 
 def differences(

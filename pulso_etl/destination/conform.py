@@ -157,10 +157,22 @@ def check(column: Column, required: bool, array: pa.Array, kind: pa.DataType) ->
     values = given if column.type is ColumnType.NUMERIC and pa.types.is_string(kind) else array
     for limit, outside in ((column.minimum, pc.less), (column.maximum, pc.greater)):
         if limit is not None:
-            bad = outside(values, pa.scalar(limit, values.type))
+            bad = _beyond(values, limit, outside)
             if pc.any(bad).as_py():
                 faults.append(Fault(column, Reason.LIMIT, f"a value beyond the limit {limit}", bad))
     return array, faults
+
+
+def _beyond(values: pa.Array, limit: int, outside: Callable[[pa.Array, pa.Scalar], pa.BooleanArray]) -> pa.BooleanArray:
+    """Which values are outside of the limit; `outside` compares them."""
+    if pa.types.is_decimal(values.type):
+        if values.type.scale < 0:
+            values = values.cast(pa.decimal256(76, 0))
+        # A limit that the type can't hold lies beyond every value of it, on its side of zero.
+        if abs(limit) >= 10 ** (values.type.precision - values.type.scale):
+            every = outside(pa.scalar(0), pa.scalar(1 if limit > 0 else -1)).as_py()
+            return pc.if_else(values.is_valid(), every, None)
+    return outside(values, pa.scalar(limit, values.type))
 
 
 def _cast_what_fits(array: pa.Array, kind: pa.DataType) -> tuple[pa.Array, pa.Array]:

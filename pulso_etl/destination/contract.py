@@ -75,7 +75,7 @@ def _new(spec: TableSpec, source: pa.Schema, table: Table) -> tuple[Column, ...]
     known = {kind.value: kind for kind in ColumnType}
     columns = []
     for name in new_columns(spec, source):
-        if not re.fullmatch(IDENTIFIER, name) or name in spec.reserved_names or len(source.get_all_field_indices(name)) != 1:
+        if not re.fullmatch(IDENTIFIER, name) or spec.is_reserved(name) or len(source.get_all_field_indices(name)) != 1:
             continue
         held = table.columns.get(name)
         kind = known.get(held.type) if held else None

@@ -121,12 +121,12 @@ class Quarantine:
         by, columns = listed(self.identity), self.spec.column_names
         conn.execute(
             sql.SQL(
-                "CREATE TEMP TABLE {repeated} ON COMMIT DROP AS SELECT {by}, count(*) FILTER (WHERE staged) AS copies "
-                "FROM (SELECT {by}, true AS staged FROM {stage} UNION ALL SELECT {by}, false FROM {kept}) k "
+                "CREATE TEMP TABLE {repeated} ON COMMIT DROP AS SELECT {by}, count(*) FILTER (WHERE pulso_staged) AS pulso_copies "
+                "FROM (SELECT {by}, true AS pulso_staged FROM {stage} UNION ALL SELECT {by}, false FROM {kept}) k "
                 "GROUP BY {by} HAVING count(*) > 1"
             ).format(repeated=REPEATED, by=by, stage=STAGE, kept=KEPT)
         )
-        copies = conn.execute(sql.SQL("SELECT coalesce(sum(copies), 0)::bigint FROM {}").format(REPEATED)).fetchone()
+        copies = conn.execute(sql.SQL("SELECT coalesce(sum(pulso_copies), 0)::bigint FROM {}").format(REPEATED)).fetchone()
         if copies is None or not copies[0]:
             return
         named = ", ".join(self.spec.primary_key)

@@ -33,7 +33,7 @@ class Statements:
         self.part = sql.SQL(", tableoid AS pulso_part" if partitioned else "")
         self.diff_part = sql.SQL(", pulso_part" if partitioned else "")
         self.in_window = sql.SQL(" AND t.{} BETWEEN %(start)s AND %(end)s" if partitioned else "").format(self.partition)
-        self.same_row = sql.SQL("t.ctid = d.tid{}{}").format(
+        self.same_row = sql.SQL("t.ctid = d.pulso_tid{}{}").format(
             sql.SQL(" AND t.tableoid = d.pulso_part" if partitioned else ""), self.in_window
         )
         # Closed versions are history: no load compares, counts or closes them again.
@@ -97,7 +97,7 @@ class Statements:
         version = self.spec.version_column
         by = self.keys if version is None else sql.SQL("{}, {}").format(self.keys, sql.Identifier(version))
         return sql.SQL(
-            "SELECT {keys}, count(*) AS copies, count(*) OVER () AS duplicated FROM {stage} "
+            "SELECT {keys}, count(*) AS pulso_copies, count(*) OVER () AS pulso_duplicated FROM {stage} "
             "GROUP BY {by} HAVING count(*) > 1 LIMIT 1"
         ).format(keys=self.keys, stage=STAGE, by=by)
 
@@ -108,7 +108,7 @@ class Statements:
         )
 
     def create_diff(self) -> sql.Composed:
-        """One pass over both sides: `sid` without `tid` is new, both is changed, `tid` without `sid` has vanished."""
+        """One pass over both sides: `pulso_sid` alone is new, with `pulso_tid` it is changed, `pulso_tid` alone has vanished."""
         changed = (
             sql.SQL("({}) IS DISTINCT FROM ({})").format(
                 listed(self.spec.compared_columns, "t"), listed(self.spec.compared_columns, "s")
@@ -116,46 +116,48 @@ class Statements:
             if self.spec.compared_columns
             else sql.SQL("false")
         )
-        stage: sql.Composable = sql.SQL("(SELECT ctid AS sid, * FROM {} {})").format(STAGE, self.kept)
-        target: sql.Composable = sql.SQL("(SELECT ctid AS tid, * FROM {} WHERE {})").format(self.target, self.current)
+        stage: sql.Composable = sql.SQL("(SELECT ctid AS pulso_sid, * FROM {} {})").format(STAGE, self.kept)
+        target: sql.Composable = sql.SQL("(SELECT ctid AS pulso_tid, * FROM {} WHERE {})").format(self.target, self.current)
         join, day = sql.SQL("LEFT JOIN"), sql.SQL("s.{}").format(self.partition)
         if self.spec.version_column is not None:
             version = sql.Identifier(self.spec.version_column)
-            stage = sql.SQL("(SELECT DISTINCT ON ({0}) ctid AS sid, * FROM {1} ORDER BY {0}, {2} DESC)").format(
+            stage = sql.SQL("(SELECT DISTINCT ON ({0}) ctid AS pulso_sid, * FROM {1} ORDER BY {0}, {2} DESC)").format(
                 self.keys, STAGE, version
             )
             if not self.spec.partition_in_key:
                 changed = sql.SQL("s.{0} >= t.{0} AND {1}").format(version, changed)
         if self.spec.partition_in_key:
-            target = sql.SQL("(SELECT ctid AS tid{}, * FROM {} WHERE {} BETWEEN %(start)s AND %(end)s AND {} {})").format(
+            target = sql.SQL("(SELECT ctid AS pulso_tid{}, * FROM {} WHERE {} BETWEEN %(start)s AND %(end)s AND {} {})").format(
                 self.part, self.target, self.partition, self.current, self.told
             )
             join, day = sql.SQL("FULL JOIN"), sql.SQL("coalesce(s.{0}, t.{0})").format(self.partition)
         return sql.SQL(
-            "CREATE TEMP TABLE {diff} ON COMMIT DROP AS SELECT sid, tid{part}, {day} AS day FROM {stage} s {join} {target} t "
-            "ON {same} WHERE sid IS NULL OR tid IS NULL OR ({changed})"
+            "CREATE TEMP TABLE {diff} ON COMMIT DROP AS SELECT pulso_sid, pulso_tid{part}, {day} AS pulso_day "
+            "FROM {stage} s {join} {target} t ON {same} WHERE pulso_sid IS NULL OR pulso_tid IS NULL OR ({changed})"
         ).format(
             diff=DIFF, part=self.diff_part, day=day, stage=stage, join=join, target=target, same=self.same_key, changed=changed
         )
 
     def count_diff(self) -> sql.Composed:
         return sql.SQL(
-            "SELECT day, count(*) FILTER (WHERE tid IS NULL), count(*) FILTER (WHERE sid IS NOT NULL AND tid IS NOT NULL), "
-            "count(*) FILTER (WHERE sid IS NULL) FROM {} GROUP BY day"
+            "SELECT pulso_day, count(*) FILTER (WHERE pulso_tid IS NULL), "
+            "count(*) FILTER (WHERE pulso_sid IS NOT NULL AND pulso_tid IS NOT NULL), "
+            "count(*) FILTER (WHERE pulso_sid IS NULL) FROM {} GROUP BY pulso_day"
         ).format(DIFF)
 
     def delete_vanished(self) -> sql.Composed:
-        return sql.SQL("DELETE FROM {} t USING {} d WHERE {} AND d.sid IS NULL").format(self.target, DIFF, self.same_row)
+        return sql.SQL("DELETE FROM {} t USING {} d WHERE {} AND d.pulso_sid IS NULL").format(self.target, DIFF, self.same_row)
 
     def update_changed(self) -> sql.Composed:
         pairs = [sql.SQL("{0} = s.{0}").format(sql.Identifier(name)) for name in self.spec.value_columns]
-        return sql.SQL("UPDATE {} t SET {}, updated_at = now() FROM {} d JOIN {} s ON s.ctid = d.sid WHERE {}").format(
+        return sql.SQL("UPDATE {} t SET {}, updated_at = now() FROM {} d JOIN {} s ON s.ctid = d.pulso_sid WHERE {}").format(
             self.target, sql.SQL(", ").join(pairs), DIFF, STAGE, self.same_row
         )
 
     def insert_new(self) -> sql.Composed:
         return sql.SQL(
-            "INSERT INTO {target} ({columns}) SELECT {values} FROM {stage} s JOIN {diff} d ON s.ctid = d.sid WHERE d.tid IS NULL"
+            "INSERT INTO {target} ({columns}) SELECT {values} FROM {stage} s JOIN {diff} d ON s.ctid = d.pulso_sid "
+            "WHERE d.pulso_tid IS NULL"
         ).format(
             target=self.target,
             columns=self.columns,

@@ -1,8 +1,8 @@
 """The write strategies: how staged rows become rows of the table.
 
-Each is a way to find the differences and the statements that write them. Differences are rows of `pulso_diff`: `sid` is the
-address of a row in the stage, `tid` of a row in the table. `sid` alone is a row to insert, both are a row to change, `tid` alone is
-a row to remove; the statements say what each of these means.
+Each is a way to find the differences and the statements that write them. Differences are rows of `pulso_diff`: `pulso_sid` is the
+address of a row in the stage, `pulso_tid` of a row in the table. The first alone is a row to insert, both are a row to change, the
+second alone is a row to remove; the statements say what each of these means.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class WriteStrategy:
 def replacement(s: Statements) -> sql.Composed:
     """Every row of the range goes and every row of the stage comes: nothing is compared."""
     return sql.SQL(
-        "CREATE TEMP TABLE {diff} ON COMMIT DROP AS SELECT NULL::tid AS sid, ctid AS tid{part}, {day} AS day FROM {target} "
-        "WHERE {day} BETWEEN %(start)s AND %(end)s UNION ALL SELECT ctid, NULL{none}, {day} FROM {stage}"
+        "CREATE TEMP TABLE {diff} ON COMMIT DROP AS SELECT NULL::tid AS pulso_sid, ctid AS pulso_tid{part}, {day} AS pulso_day "
+        "FROM {target} WHERE {day} BETWEEN %(start)s AND %(end)s UNION ALL SELECT ctid, NULL{none}, {day} FROM {stage}"
     ).format(
         diff=DIFF,
         part=s.part,
@@ -79,7 +79,7 @@ def missing(s: Statements) -> sql.Composed:
         "pulso_rest AS (SELECT pulso_sid, {day}, row_number() OVER (PARTITION BY {keys}, pulso_sid IS NULL ORDER BY {order}) "
         "AS pulso_place, count(*) FILTER (WHERE pulso_sid IS NULL) OVER (PARTITION BY {keys}) AS pulso_changed "
         "FROM pulso_pairs WHERE pulso_sides = 1) "
-        "SELECT pulso_sid AS sid, NULL::tid AS tid{part}, {day} AS day FROM pulso_rest "
+        "SELECT pulso_sid, NULL::tid AS pulso_tid{part}, {day} AS pulso_day FROM pulso_rest "
         "WHERE pulso_sid IS NOT NULL AND pulso_place > pulso_changed"
     ).format(
         diff=DIFF,
@@ -99,8 +99,8 @@ def instant(s: Statements) -> sql.Composed:
     return sql.SQL(
         "CREATE TEMP TABLE {instant} ON COMMIT DROP AS SELECT greatest(clock_timestamp(), "
         "(SELECT max(t.valid_from) + interval '1 microsecond' FROM {target} t JOIN {diff} d ON {same_row}), "
-        "(SELECT max(t.valid_to) FROM {diff} d JOIN {stage} s ON s.ctid = d.sid JOIN {target} t ON {same}{in_window} "
-        "WHERE d.tid IS NULL)) AS at"
+        "(SELECT max(t.valid_to) FROM {diff} d JOIN {stage} s ON s.ctid = d.pulso_sid JOIN {target} t ON {same}{in_window} "
+        "WHERE d.pulso_tid IS NULL)) AS at"
     ).format(instant=INSTANT, target=s.target, diff=DIFF, stage=STAGE, same=s.same_key, same_row=s.same_row, in_window=s.in_window)
 
 
@@ -111,9 +111,9 @@ def close_versions(s: Statements) -> sql.Composed:
 
 
 def open_versions(s: Statements) -> sql.Composed:
-    return sql.SQL("INSERT INTO {} ({}, valid_from) SELECT {}, i.at FROM {} s JOIN {} d ON s.ctid = d.sid CROSS JOIN {} i").format(
-        s.target, s.columns, s.staged_values, STAGE, DIFF, INSTANT
-    )
+    return sql.SQL(
+        "INSERT INTO {} ({}, valid_from) SELECT {}, i.at FROM {} s JOIN {} d ON s.ctid = d.pulso_sid CROSS JOIN {} i"
+    ).format(s.target, s.columns, s.staged_values, STAGE, DIFF, INSTANT)
 
 
 STRATEGIES: dict[Strategy, WriteStrategy] = {

@@ -76,5 +76,6 @@ def captured_sql(spec: TableSpec) -> str:
     sql = f"SELECT * EXCEPT (pulso_change_type, pulso_changed_at), {deleted} AS {DELETED.name} FROM (\n{rows}\n)"
     if spec.strategy is Strategy.APPEND:
         return sql
-    latest = f"(PARTITION BY {', '.join(spec.primary_key)} ORDER BY pulso_changed_at DESC, {deleted})"
+    keys = ", ".join(f"`{name}`" for name in spec.primary_key)
+    latest = f"(PARTITION BY {keys} ORDER BY pulso_changed_at DESC, {deleted})"
     return f"{sql}\nWHERE TRUE\nQUALIFY IF({deleted}, ROW_NUMBER() OVER {latest}, RANK() OVER {latest}) = 1"

@@ -33,6 +33,10 @@ class ColumnType(StrEnum):
     BOOLEAN = "boolean"
 
 
+GREATEST_LIMIT = {ColumnType.INTEGER: 2**63 - 1, ColumnType.NUMERIC: 10**38 - 1, ColumnType.DOUBLE: 2**53}
+"""The types of columns that take limits, and how far from zero a limit may lie for the type to hold it exactly."""
+
+
 class Contract(StrEnum):
     """What becomes of columns of the source that the declaration does not know."""
 
@@ -84,6 +88,21 @@ class Column(BaseModel):
     expected_minimum: int | None = None
     expected_maximum: int | None = None
 
+    @model_validator(mode="after")
+    def _limits_fit(self) -> Column:
+        limits = ("minimum", "maximum", "expected_minimum", "expected_maximum")
+        given = {name: value for name in limits if (value := getattr(self, name)) is not None}
+        greatest = GREATEST_LIMIT.get(self.type)
+        if given and greatest is None:
+            numbers = ", ".join(GREATEST_LIMIT)
+            raise ValueError(f"column {self.name}: {', '.join(given)} on a column of {self.type}; only {numbers} take limits")
+        if beyond := [name for name, value in given.items() if greatest is not None and abs(value) > greatest]:
+            raise ValueError(f"column {self.name}: {', '.join(beyond)} beyond ±{greatest}, which {self.type} can't hold exactly")
+        for least, most in (limits[:2], limits[2:]):
+            if least in given and most in given and given[least] > given[most]:
+                raise ValueError(f"column {self.name}: {least} {given[least]} is above {most} {given[most]}: no value fits")
+        return self
+
 
 STAMPS = (
     Column(name="created_at", type=ColumnType.TIMESTAMP, required=True),
@@ -93,8 +112,10 @@ VALIDITY = (
     Column(name="valid_from", type=ColumnType.TIMESTAMP, required=True),
     Column(name="valid_to", type=ColumnType.TIMESTAMP),
 )
-RESERVED = {"sid", "tid", "pulso_part", "ctid", "tableoid", "xmin", "xmax", "cmin", "cmax"}
-"""Names that the load's own statements or the server need."""
+OURS = "pulso_"
+"""What the names begin with that our own statements give to tables and columns; no declared name does."""
+SYSTEM_COLUMNS = {"ctid", "tableoid", "xmin", "xmax", "cmin", "cmax"}
+"""Columns that PostgreSQL gives to every table."""
 DELETED = Column(name="pulso_deleted", type=ColumnType.BOOLEAN, required=True)
 """Beside the columns of a row that was read as a change: whether the source has deleted the row."""
 CAPTURE_LAG = timedelta(minutes=10)
@@ -105,6 +126,10 @@ ROW_SOURCE = re.compile(r",?\s*\bFROM\s+`\{(\w+)\}`", re.IGNORECASE)
 """Where a query that is fed with changes names its one source table."""
 NOT_BY_ROW = re.compile(r"\b(WITH|DISTINCT|JOIN|UNION|GROUP|HAVING|OVER|QUALIFY|LIMIT)\b", re.IGNORECASE)
 """What a query can't have where each row of its source makes one row at most, whatever the others are."""
+MOST_COLUMNS = 1590
+"""Columns that a table may declare: PostgreSQL takes 1,600, of which the destination needs some."""
+MOST_KEY_COLUMNS = 31
+"""Columns of a primary key: PostgreSQL takes 32, of which a table that keeps history needs one."""
 LONGEST_PARTITIONED = 54
 """Characters of a name to which a month, such as `_y2026m01`, can still be added in PostgreSQL's 63."""
 
@@ -204,10 +229,18 @@ class TableSpec(BaseModel):
     @model_validator(mode="after")
     def _names_exist(self) -> TableSpec:
         names = [column.name for column in self.columns]
+        if self.name.startswith(OURS):
+            raise ValueError(f"{self.name}: names that begin with {OURS} are ours; choose another")
         if len(names) != len(set(names)):
             raise ValueError(f"{self.name}: a column is declared twice")
-        if reserved := self.reserved_names & set(names):
+        if reserved := [name for name in names if self.is_reserved(name)]:
             raise ValueError(f"{self.name}: {sorted(reserved)} are kept by the destination and can't be declared")
+        if len(names) > MOST_COLUMNS:
+            raise ValueError(f"{self.name}: {len(names)} columns; a table can have {MOST_COLUMNS} at most")
+        if len(self.primary_key) != len(set(self.primary_key)):
+            raise ValueError(f"{self.name}: a column stands in the primary key twice")
+        if len(self.primary_key) > MOST_KEY_COLUMNS:
+            raise ValueError(f"{self.name}: {len(self.primary_key)} columns in the primary key; {MOST_KEY_COLUMNS} at most can be")
         named = {*self.primary_key, self.partition_column, *self.stamp_columns}
         if self.version_column:
             named.add(self.version_column)
@@ -278,7 +311,7 @@ class TableSpec(BaseModel):
         raise KeyError(name)
 
     def with_columns(self, more: tuple[Column, ...]) -> TableSpec:
-        """The declaration with more columns."""
+        """The declaration with more columns, whose names are new and not reserved, or our own."""
         return self._with(self.columns + more)
 
     def without(self, column: Column) -> TableSpec:
@@ -286,8 +319,8 @@ class TableSpec(BaseModel):
         return self._with(tuple(other for other in self.columns if other.name != column.name))
 
     def _with(self, columns: tuple[Column, ...]) -> TableSpec:
-        fields = {name: getattr(self, name) for name in type(self).model_fields}
-        return type(self).model_validate(fields | {"columns": columns})
+        # Not validated: DELETED has a name of ours.
+        return self.model_copy(update={"columns": columns})
 
     # Not kept: a copy under another name would have the names of the first.
     @property
@@ -314,10 +347,9 @@ class TableSpec(BaseModel):
         """The columns that the destination adds and fills; the required ones default to the time of the load's transaction."""
         return STAMPS + (VALIDITY if self.strategy is Strategy.SCD2 else ())
 
-    @cached_property
-    def reserved_names(self) -> set[str]:
-        """Names that no column of the source can have in the table."""
-        return {column.name for column in self.kept_columns} | RESERVED
+    def is_reserved(self, name: str) -> bool:
+        """Whether no column of the source can have that name in the table."""
+        return name.startswith(OURS) or name in SYSTEM_COLUMNS or any(column.name == name for column in self.kept_columns)
 
     @cached_property
     def table_key(self) -> tuple[str, ...]:

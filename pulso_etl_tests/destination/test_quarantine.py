@@ -98,6 +98,21 @@ def test_the_limits_of_a_bignumeric_column_hold(loads: Loads, plan: Plan) -> Non
     assert loads.rows("SELECT name FROM things") == [("a",)]
 
 
+@pytest.mark.parametrize(
+    ("minimum", "maximum", "loaded"),
+    [(0, 100, ["a", "c"]), (-100, 100, ["a", "b", "c"]), (5, 100, ["c"]), (100, 200, ["c"]), (-200, -100, ["c"])],
+)
+@pytest.mark.parametrize("kind", [pa.decimal128(38, 37), pa.decimal128(3, 2), pa.decimal256(76, 75)], ids=str)
+def test_limits_hold_that_the_source_s_decimal_can_not_hold(
+    loads: Loads, kind: pa.DataType, minimum: int, maximum: int, loaded: list[str]
+) -> None:
+    columns = (*COLUMNS[:3], Column(name="money", type=ColumnType.NUMERIC, minimum=minimum, maximum=maximum), *COLUMNS[4:])
+    source = table([row(D1, "a"), row(D1, "b"), row(D1, "c")])
+    source = source.set_column(3, "money", pa.array([Decimal("4.5"), Decimal("-1.25"), None], kind))
+    loads(source, things(columns=columns, on_reject="quarantine", maximum_quarantined_share=1))
+    assert [name for (name,) in loads.rows("SELECT name FROM things ORDER BY 1")] == loaded
+
+
 def test_all_rows_of_a_duplicated_key_are_quarantined(loads: Loads, plan: Plan) -> None:
     source = [row(D1, "a"), row(D1, "twice", "1"), row(D2, "twice", "2"), row(D1, "twice", "3"), row(D2, "b")]
     result = loads(source, QUARANTINING, plan=plan)

@@ -94,8 +94,8 @@ def test_the_query_takes_the_changes_in_place_of_the_table() -> None:
         "  _CHANGE_TYPE AS pulso_change_type, _CHANGE_TIMESTAMP AS pulso_changed_at\n"
         "FROM CHANGES(TABLE `p.d.calls`, @since, @until) WHERE fecha BETWEEN @start AND @end\n"
         ")\nWHERE TRUE\nQUALIFY IF(pulso_change_type = 'DELETE', "
-        "ROW_NUMBER() OVER (PARTITION BY day, agent ORDER BY pulso_changed_at DESC, pulso_change_type = 'DELETE'), "
-        "RANK() OVER (PARTITION BY day, agent ORDER BY pulso_changed_at DESC, pulso_change_type = 'DELETE')) = 1"
+        "ROW_NUMBER() OVER (PARTITION BY `day`, `agent` ORDER BY pulso_changed_at DESC, pulso_change_type = 'DELETE'), "
+        "RANK() OVER (PARTITION BY `day`, `agent` ORDER BY pulso_changed_at DESC, pulso_change_type = 'DELETE')) = 1"
     )
     trailing_comma = changed(query="SELECT day, agent, amount, FROM `{calls}` AS c")
     assert "amount,\n  _CHANGE_TYPE AS" in captured_sql(trailing_comma)
