@@ -19,8 +19,8 @@ from google.cloud import bigquery
 
 from pulso_etl.coordinator import TENANT_TAG, TenantRunCoordinator
 from pulso_etl.definitions import build_source
+from pulso_etl.destination.catalog import Table
 from pulso_etl.destination.contract import fit
-from pulso_etl.destination.schema import Table
 from pulso_etl.destination.sessions import Session
 from pulso_etl.errors import PulsoError
 from pulso_etl.refresh import DayRange, lima_day

@@ -21,7 +21,7 @@ from pydantic import SecretStr
 from pulso_etl.cli import main
 from pulso_etl.destination import months
 from pulso_etl.destination.locks import table_lock
-from pulso_etl.destination.schema import create_table
+from pulso_etl.destination.migration import create_table
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import SampleData, load_table
 from pulso_etl.refresh import DayRange, first_kept_day, lima_day

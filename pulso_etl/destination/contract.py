@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from pulso_etl.destination.catalog import Table
 from pulso_etl.destination.conform import new_columns, wire_schema, wire_type
-from pulso_etl.destination.schema import Table, unknown_columns
+from pulso_etl.destination.migration import unknown_columns
 from pulso_etl.refresh import DayRange
 from pulso_etl.tables.spec import IDENTIFIER, Column, ColumnType, Contract, TableSpec
 

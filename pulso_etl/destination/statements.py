@@ -5,7 +5,7 @@ from __future__ import annotations
 from psycopg import sql
 
 from pulso_etl.destination.identifiers import equal, listed
-from pulso_etl.destination.schema import create_table
+from pulso_etl.destination.migration import create_table
 from pulso_etl.tables.spec import DELETED, ColumnType, Strategy, TableSpec
 
 STAGE = sql.Identifier("pulso_stage")

@@ -1,0 +1,233 @@
+"""What a refusal tells people to run: it runs as it stands, loses no row and no history, and the next load goes on from it."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+import pyarrow as pa
+import pytest
+
+from pulso_etl.destination.conform import WIRE_TYPES
+from pulso_etl.errors import SchemaRefused
+from pulso_etl.tables.spec import Column, ColumnType, Strategy, TableSpec
+from pulso_etl_tests.destination.samples import D1, D2, D3, Loads
+
+COLUMNS = (
+    Column(name="day", type=ColumnType.DATE),
+    Column(name="name", type=ColumnType.TEXT),
+    Column(name="hour", type=ColumnType.INTEGER),
+    Column(name="money", type=ColumnType.NUMERIC),
+    Column(name="seen", type=ColumnType.TIMESTAMP),
+)
+SEEN = datetime(2026, 3, 1, 17, 30, tzinfo=UTC)
+ROWS = [
+    {"day": day, "name": name, "hour": hour, "money": money, "seen": SEEN}
+    for day, name, hour, money in (
+        (D1, "a", 8, 1),
+        (D1, "b", 8, 2),
+        (D2, "a", 9, 3),
+        (D2, "b", 10, None),
+        (D2, "c", 10, 5),
+        (D3, "a", 8, 6),
+    )
+]
+
+
+def declared(*, partition_by: str | None = None, **changes: Any) -> TableSpec:
+    """A declaration that differs from the plainest one in these fields; columns by name, with a type or with fields."""
+    given = {column.name: column for column in COLUMNS}
+    for name in [name for name in changes if name in given]:
+        other = changes.pop(name)
+        fields = {"type": other} if isinstance(other, ColumnType) else other
+        given[name] = given[name].model_copy(update=fields)
+    for name in changes.pop("without", ()):
+        del given[name]
+    fields = {
+        "name": "things",
+        "description": "For tests.",
+        "primary_key": ("day", "name"),
+        "partition_column": "day",
+        "columns": tuple(given.values()),
+    }
+    return TableSpec(**fields | {"partition_by": partition_by} | changes)
+
+
+KEYS: dict[str, dict[str, Any]] = {
+    "": {},
+    "wide": {"primary_key": ("day", "name", "hour")},
+    "narrow": {"primary_key": ("day",)},
+    "swapped": {"primary_key": ("hour", "day")},
+}
+STRATEGIES = (Strategy.UPSERT, Strategy.APPEND, Strategy.SCD2)
+DECLARED: dict[str, dict[str, Any]] = {
+    **{
+        " ".join(filter(None, [strategy, key])): {"strategy": strategy, **fields}
+        for strategy in STRATEGIES
+        for key, fields in KEYS.items()
+    },
+    "replaced": {"strategy": Strategy.REPLACE_PARTITION},
+    "months": {"partition_by": "month"},
+    "scd2 months": {"partition_by": "month", "strategy": Strategy.SCD2},
+    "append months": {"partition_by": "month", "strategy": Strategy.APPEND},
+    "newest": {"primary_key": ("name",), "version_column": "day"},
+    "newest scd2": {"primary_key": ("name",), "version_column": "day", "strategy": Strategy.SCD2},
+    "version": {"version_column": "seen"},
+    "required": {"money": {"required": True}},
+    "limits": {"hour": {"minimum": 0, "maximum": 12}, "money": {"minimum": -1}},
+    "other limits": {"hour": {"type": ColumnType.NUMERIC, "maximum": 11}},
+    "hour as text": {"hour": ColumnType.TEXT},
+    "hour as text in the key": {"hour": ColumnType.TEXT, "primary_key": ("day", "name", "hour")},
+    "without money": {"without": ["money"]},
+    "evolves": {"without": ["money"], "contract": "evolve"},
+}
+
+
+def neighbours() -> list[tuple[str, str]]:
+    """Pairs of declarations that differ in the strategy, in the key, or in some other one thing; and some that differ in two."""
+    pairs = [
+        (f"{one} {key}".strip(), f"{other} {other_key}".strip())
+        for (one, key), (other, other_key) in itertools.permutations(itertools.product(STRATEGIES, KEYS), 2)
+        if one == other or key == other_key
+    ]
+    plain = [("upsert", name) for name in DECLARED if name.partition(" ")[0] not in STRATEGIES or "months" in name]
+    two = [
+        ("scd2", "append narrow"),
+        ("scd2 wide", "append"),
+        ("scd2", "months"),
+        ("scd2", "scd2 months"),
+        ("append", "append months"),
+        ("scd2", "newest"),
+        ("scd2", "newest scd2"),
+        ("scd2", "required"),
+        ("scd2", "evolves"),
+        ("scd2 months", "append months"),
+        ("append", "newest"),
+        ("months", "newest"),
+        ("months", "hour as text"),
+        ("months", "evolves"),
+        ("newest", "newest scd2"),
+        ("upsert wide", "hour as text in the key"),
+        ("limits", "hour as text"),
+        ("limits", "other limits"),
+        ("limits", "scd2 months"),
+    ]
+    return [*pairs, *plain, *((other, one) for one, other in plain), *two, *((other, one) for one, other in two)]
+
+
+def source(spec: TableSpec, rows: list[dict[str, Any]]) -> pa.Table:
+    """The rows as the source gives them for that declaration: one of a key, all with what is required."""
+    required = [column.name for column in spec.columns if spec.required(column)]
+    identity = [*spec.primary_key, *filter(None, [spec.version_column])]
+    kept = {tuple(row[name] for name in identity): row for row in rows if all(row[name] is not None for name in required)}
+    return pa.table({column.name: arrow(column.type, [row[column.name] for row in kept.values()]) for column in spec.columns})
+
+
+def arrow(kind: ColumnType, given: list[Any]) -> pa.Array:
+    if kind is ColumnType.TEXT:
+        given = [None if value is None else str(value) for value in given]
+    return pa.array(given).cast(pa.decimal128(38, 9) if kind is ColumnType.NUMERIC else WIRE_TYPES[kind])
+
+
+def held(loads: Loads, table: str = "things") -> list[dict[str, Any]]:
+    cursor = loads.conn.execute(f"SELECT * FROM {table}".encode())
+    names = [column.name for column in cursor.description or ()]
+    return [dict(zip(names, row, strict=True)) for row in cursor]
+
+
+def bag(rows: list[dict[str, Any]], *names: str) -> Counter[Any]:
+    """The rows, in these columns, by how often each is there."""
+    return Counter(tuple(row[name] for name in sorted(names or rows[0])) for row in rows)
+
+
+@pytest.fixture(autouse=True)
+def quick(conn: psycopg.Connection) -> None:
+    """Nothing here needs to outlive a crash of the server."""
+    conn.execute("SET synchronous_commit = off")
+
+
+def refusal(loads: Loads, given: pa.Table, spec: TableSpec) -> str | None:
+    try:
+        loads(given, spec, allow_shrink=True)
+    except SchemaRefused as error:
+        return str(error)
+    return None
+
+
+def run_as_told(server_url: str, message: str) -> None:
+    """As somebody does in a session of their own, whose settings are not ours."""
+    with psycopg.connect(server_url, autocommit=True) as conn:
+        conn.execute("SET TimeZone = 'Asia/Tokyo'; SET DateStyle = 'SQL, DMY'; SET synchronous_commit = off")
+        conn.execute(message.partition("in this order:")[2].encode())
+
+
+@pytest.mark.parametrize(("before", "after"), neighbours(), ids=lambda name: name.replace(" ", "_"))
+def test_every_neighbour_of_a_declaration_is_reached_by_what_is_told(
+    before: str, after: str, loads: Loads, server_url: str
+) -> None:
+    first, second = declared(**DECLARED[before]), declared(**DECLARED[after])
+    loads(source(first, [*ROWS[:1], ROWS[1] | {"money": 9}, *ROWS[2:]]), first)
+    # A value changes, so that there is history to lose.
+    loads(source(first, ROWS), first)
+    given = source(second, ROWS)
+    message = refusal(loads, given, second)
+    if message is not None:
+        check_told(loads, server_url, message, first, second)
+        assert refusal(loads, given, second) is None
+    now = [row for row in held(loads) if row.get("valid_to") is None]
+    if second.strategy is Strategy.APPEND:
+        assert bag(given.to_pylist(), *second.primary_key) <= bag(now, *second.primary_key)
+    else:
+        assert bag(now, *second.column_names) == bag(expected(second, given), *second.column_names)
+    again = loads(given, second)
+    assert again.migration == []
+    assert second.strategy is Strategy.REPLACE_PARTITION or again.total.written == 0
+
+
+def check_told(loads: Loads, server_url: str, message: str, first: TableSpec, second: TableSpec) -> None:
+    """Runs what is told; afterwards every row and every version is still somewhere, as it was."""
+    was = held(loads)
+    run_as_told(server_url, message)
+    if loads.rows("SELECT to_regclass('things_before')::text") != [(None,)]:
+        assert bag(held(loads, "things_before")) == bag(was)
+        return
+    same = [column.name for column in second.columns if column.name in first.column_names]
+    same = [name for name in same if first.column(name).type == second.column(name).type]
+    history = ["valid_from", "valid_to"] if first.strategy is Strategy.SCD2 else []
+    assert bag(held(loads), *same, *history) == bag(was, *same, *history)
+
+
+def expected(spec: TableSpec, given: pa.Table) -> list[dict[str, Any]]:
+    """The rows that the table holds of these: where there is a version, the newest of a key."""
+    rows = given.to_pylist()
+    if spec.version_column:
+        rows.sort(key=lambda row: row[spec.version_column])
+    return [*{tuple(row[name] for name in spec.primary_key): row for row in rows}.values()]
+
+
+VALUES: dict[ColumnType, Any] = {
+    ColumnType.TEXT: "12",
+    ColumnType.DATE: D1,
+    ColumnType.INTEGER: 12,
+    ColumnType.NUMERIC: 12,
+    ColumnType.DOUBLE: 12.5,
+    ColumnType.TIMESTAMP: SEEN,
+    ColumnType.BOOLEAN: True,
+}
+
+
+@pytest.mark.parametrize(("before", "after"), [*itertools.permutations(VALUES, 2)])
+def test_a_column_comes_to_every_other_type_by_what_is_told(
+    before: ColumnType, after: ColumnType, loads: Loads, server_url: str
+) -> None:
+    first, second = declared(money=before), declared(money=after)
+    loads(source(first, [row | {"money": VALUES[before]} for row in ROWS]), first)
+    given = source(second, [row | {"money": VALUES[after]} for row in ROWS])
+    message = refusal(loads, given, second)
+    assert message is not None
+    check_told(loads, server_url, message, first, second)
+    assert refusal(loads, given, second) is None
+    assert bag(held(loads), *second.column_names) == bag(given.to_pylist(), *second.column_names)
