@@ -72,15 +72,20 @@ def column_type(given: pa.DataType) -> ColumnType | None:
 
 
 def _new(spec: TableSpec, source: pa.Schema, table: Table) -> tuple[Column, ...]:
-    """Columns for what the source has beyond the declaration; one that the table has already keeps its type there."""
+    """Columns for what the source has beyond the declaration.
+
+    One that the table has already keeps its type there, unless the source's values no longer fit it: then it is declared as the
+    source has it, and the table is refused with the statements that change its type.
+    """
     known = {kind.value: kind for kind in ColumnType}
     columns = []
     for name in new_columns(spec, source):
         if not re.fullmatch(IDENTIFIER, name) or spec.is_reserved(name) or len(source.get_all_field_indices(name)) != 1:
             continue
-        held = table.columns.get(name)
+        given, held = source.field(name).type, table.columns.get(name)
         kind = known.get(held.type) if held else None
-        kind = kind or column_type(source.field(name).type)
+        if kind is None or wire_type(kind, given) is None:
+            kind = column_type(given)
         if kind is not None:
             columns.append(Column(name=name, type=kind, description="New in the source"))
     return tuple(columns)

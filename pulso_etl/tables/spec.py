@@ -114,6 +114,8 @@ VALIDITY = (
 )
 OURS = "pulso_"
 """What the names begin with that our own statements give to tables and columns; no declared name does."""
+BOOKKEEPING = "etl_"
+"""What the names of our own tables begin with (watermarks, history, quarantine, alerts, …); no declared table's does."""
 SYSTEM_COLUMNS = {"ctid", "tableoid", "xmin", "xmax", "cmin", "cmax"}
 """Columns that PostgreSQL gives to every table."""
 DELETED = Column(name="pulso_deleted", type=ColumnType.BOOLEAN, required=True)
@@ -229,8 +231,8 @@ class TableSpec(BaseModel):
     @model_validator(mode="after")
     def _names_exist(self) -> TableSpec:
         names = [column.name for column in self.columns]
-        if self.name.startswith(OURS):
-            raise ValueError(f"{self.name}: names that begin with {OURS} are ours; choose another")
+        if ours := next((prefix for prefix in (OURS, BOOKKEEPING) if self.name.startswith(prefix)), None):
+            raise ValueError(f"{self.name}: names that begin with {ours} are ours; choose another")
         if len(names) != len(set(names)):
             raise ValueError(f"{self.name}: a column is declared twice")
         if reserved := [name for name in names if self.is_reserved(name)]:

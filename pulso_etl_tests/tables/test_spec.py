@@ -46,6 +46,9 @@ def test_limits_between_which_no_value_lies_are_refused(prefix: str) -> None:
 def test_names_of_ours_and_of_the_server_are_refused() -> None:
     with pytest.raises(ValidationError, match="pulso_stage: names that begin with pulso_ are ours"):
         things(name="pulso_stage")
+    for name in ("etl_watermarks", "etl_extractions", "etl_quarantine", "etl_alerts", "etl_refreshes", "etl_of_mine"):
+        with pytest.raises(ValidationError, match=f"{name}: names that begin with etl_ are ours"):
+            things(name=name)
     for name in ("pulso_deleted", "pulso_sid", "pulso_anything", "ctid", "created_at"):
         with pytest.raises(ValidationError, match=f"things: \\['{name}'\\] are kept by the destination"):
             things(Column(name=name, type=ColumnType.TEXT))
