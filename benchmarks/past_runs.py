@@ -9,8 +9,8 @@ import dagster as dg
 import psycopg
 from dagster._core.utils import make_new_run_id
 
-from pulso_etl.coordinator import WHOLE_GRAPH
 from pulso_etl.launch import run_tags
+from pulso_etl.permits import WHOLE_GRAPH
 from pulso_etl.refresh import DayRange
 from pulso_etl.tables.spec import TableSpec
 

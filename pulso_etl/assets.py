@@ -14,13 +14,14 @@ from dagster._core.storage.tags import (
     PARTITION_NAME_TAG,
 )
 
-from pulso_etl.budget import FORCE_TAG, AdmittedStream, DailyBudget
+from pulso_etl.budget import AdmittedStream, DailyBudget
 from pulso_etl.coordinator import TENANT_TAG
 from pulso_etl.destination.io_manager import SPEC_KEY, DeferredStream
 from pulso_etl.errors import PlanError
 from pulso_etl.refresh import LIMA, DayRange, lima_day
 from pulso_etl.source.bigquery import BigQuerySource
 from pulso_etl.tables.spec import TableSpec, qualified
+from pulso_etl.tags import FORCE_TAG
 
 
 class RetryUnlessInterrupted(dg.RetryPolicy):

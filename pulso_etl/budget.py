@@ -21,10 +21,9 @@ from pulso_etl.errors import BudgetExceeded
 from pulso_etl.refresh import LIMA, Watermark, lima_day
 from pulso_etl.settings import GIBIBYTE, Settings
 from pulso_etl.source.bigquery import TIB
+from pulso_etl.tags import FORCE_TAG
 
 ALERT_SHARE = 0.8
-FORCE_TAG = "pulso_etl/force"
-"""Run tag; "true" lets a run go on when the budget is spent."""
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from dagster._core.run_coordinator import QueuedRunCoordinator, SubmitRunContext
 from dagster._core.storage.tags import BACKFILL_ID_TAG, PRIORITY_TAG
 from dagster._daemon import backfill
 
+from pulso_etl.permits import WHOLE_GRAPH, fault_of_run
+
 TENANT_TAG = "pulso_etl/tenant"
 """Tag of a tenant's assets and runs."""
 TENANT_BACKFILL_TAG = "pulso_etl/tenant_backfill"
 """Run tag: the tenant whose back-fill the run is part of."""
-WHOLE_GRAPH = "__ASSET_JOB"
-"""Dagster's own job, which holds every asset."""
 QUEUED_TAG = "pulso_etl/queued_at"
 """Run tag: since when the run, or the one that it repeats, waits in the queue; seconds since 1970."""
 HEAD_START_SECONDS = 6
@@ -43,8 +43,11 @@ class PulsoRunCoordinator(QueuedRunCoordinator):
         _let_backfills_wait()
 
     def submit_run(self, context: SubmitRunContext) -> DagsterRun:
-        """The run once it is in the queue."""
+        """The run once it is in the queue. Raises DagsterInvariantViolationError, which Dagster shows to whoever launches."""
         run = context.dagster_run
+        parent = self._instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
+        if (fault := fault_of_run(run.tags, run.run_config, parent.tags if parent else {})) is not None:
+            raise DagsterInvariantViolationError(fault)
         if QUEUED_TAG not in run.tags:
             self._instance.add_run_tags(run.run_id, queue_tags(run.tags, int(time.time())))
         return super().submit_run(context)

@@ -18,15 +18,14 @@ from dagster._core.storage.tags import (
 )
 
 from pulso_etl.assets import asset_key, tagged_range
-from pulso_etl.budget import FORCE_TAG
 from pulso_etl.checks import reconciliation_key, refresh_check_keys
 from pulso_etl.coordinator import TENANT_TAG
-from pulso_etl.destination.io_manager import ALLOW_SHRINK_TAG, CAPTURE_TAG
 from pulso_etl.destination.watermarks import TableState
 from pulso_etl.errors import PlanError
 from pulso_etl.refresh import DayRange, Mode, RefreshPlan, plan_refresh
 from pulso_etl.settings import Settings
 from pulso_etl.tables.spec import TableSpec
+from pulso_etl.tags import ALLOW_SHRINK_TAG, CAPTURE_TAG, FORCE_TAG
 
 TABLE_TAG = "pulso_etl/table"
 """Run tag: the one table that the run refreshes."""

@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from dagster._core.remote_origin import CodeLocationOrigin, InProcessCodeLocationOrigin
-from dagster._core.storage.tags import PRIORITY_TAG
+from dagster._core.storage.tags import PRIORITY_TAG, SENSOR_NAME_TAG
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
@@ -19,6 +19,7 @@ from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import Queued
 from dagster._time import get_current_timestamp
 
 from pulso_etl.coordinator import HEAD_START_SECONDS, QUEUED_TAG, queue_tags
+from pulso_etl.permits import fault_of_run
 from pulso_etl_tests.dagster_stack import CHECKOUT
 
 NOW = 1_800_000_000
@@ -71,17 +72,49 @@ def look(instance: dg.DagsterInstance, module: str) -> BulkActionStatus:
     return found.status
 
 
-def test_a_backfill_waits_for_code_that_can_not_be_reached(instance: dg.DagsterInstance) -> None:
+def add_backfill(instance: dg.DagsterInstance, tags: dict[str, str], config: dict[str, object] | None = None) -> None:
+    """Asks for a back-fill with these tags, and this run configuration."""
     assert instance.run_coordinator is not None
     with WorkspaceProcessContext(instance, location(__name__)) as context:
         graph = context.create_request_context().asset_graph
         backfill = PartitionBackfill.from_asset_partitions(
-            "outage", graph, ["2026-01-05"], [loaded.key], get_current_timestamp(), {}, instance, False, None, None, None
+            "outage", graph, ["2026-01-05"], [loaded.key], get_current_timestamp(), tags, instance, False, None, None, config
         )
         instance.add_backfill(backfill)
+
+
+def test_a_backfill_waits_for_code_that_can_not_be_reached(instance: dg.DagsterInstance) -> None:
+    add_backfill(instance, {})
     for _ in range(7):
         assert look(instance, "pulso_etl_tests.nothing_of_that_name") is BulkActionStatus.REQUESTED
     assert look(instance, __name__) is BulkActionStatus.REQUESTED
     (run,) = instance.get_runs()
     assert run.status is dg.DagsterRunStatus.QUEUED
     assert int(run.tags[PRIORITY_TAG]) == -int(run.tags[QUEUED_TAG])
+
+
+@pytest.mark.parametrize(
+    ("tags", "config"),
+    [
+        ({"dagster-k8s/config": '{"container_config": {"image": "elsewhere", "security_context": {"privileged": true}}}'}, None),
+        ({"dagster-celery/queue": "elsewhere"}, None),
+        ({"pulso_etl/capture": "true"}, None),
+        ({}, {"resources": {"io_manager": {"config": {"base_dir": {"env": "DATABASE_URL"}}}}}),
+    ],
+    ids=str,
+)
+def test_a_run_that_is_code_does_not_enter_the_queue(
+    instance: dg.DagsterInstance, tags: dict[str, str], config: dict[str, object] | None
+) -> None:
+    add_backfill(instance, tags, config)
+    look(instance, __name__)
+    assert {run.status for run in instance.get_runs()} <= {dg.DagsterRunStatus.FAILURE}
+
+
+def test_what_a_sensor_says_and_what_a_run_repeats_is_let_through() -> None:
+    captured = {"pulso_etl/capture": "true"}
+    assert fault_of_run(captured, {}, {}) is not None
+    assert fault_of_run(captured | {SENSOR_NAME_TAG: "refresh_sensor"}, {}, {}) is None
+    assert fault_of_run(captured, {}, captured) is None
+    assert fault_of_run({"dagster-k8s/config": "{}"}, {}, {"dagster-k8s/config": "{ }"}) is not None
+    assert fault_of_run({"team": "data"}, {"loggers": {}, "resources": {}}, {}) is None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -20,10 +19,11 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from sse_starlette import EventSourceResponse
 
-from pulso_etl.api import graphql, metrics
-from pulso_etl.api.access import Admin, Gatekeeper, Guard, Reader, Refresher, demand
+from pulso_etl.api import metrics
+from pulso_etl.api.access import Admin, Gatekeeper, Guard, Reader, Refresher
 from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable
 from pulso_etl.api.database import Database, DatabaseUnavailable
+from pulso_etl.api.gateway import Gateway
 from pulso_etl.api.health import HealthProbe
 from pulso_etl.api.models import (
     TABLE_EXAMPLE,
@@ -374,46 +374,13 @@ async def dagster_graphql(request: Request, caller: Reader) -> Response:
 
     Takes JSON only: one request, or an array of them.
     """
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise HTTPException(415, "send JSON, with the header Content-Type: application/json")
-    try:
-        given = json.loads(await request.body())
-    except (ValueError, RecursionError):
-        raise HTTPException(400, "the body is no JSON") from None
-    documents = given if isinstance(given, list) else [given]
-    if not 1 <= len(documents) <= graphql.MAXIMUM_DOCUMENTS:
-        raise HTTPException(400, f"1 to {graphql.MAXIMUM_DOCUMENTS} documents may come together")
-    bodies = [_graphql_body(document) for document in documents]
-    try:
-        verdicts = [graphql.decide(body["query"], body["variables"]) for body in bodies]
-    except graphql.DocumentRefused as error:
-        raise HTTPException(400, str(error)) from None
-    demand(caller, max(verdict.role for verdict in verdicts))
-    if launches := sum(verdict.launches for verdict in verdicts):
-        await request.app.state.gatekeeper.count_launches(caller, launches)
-    answers = []
-    for body, verdict in zip(bodies, verdicts, strict=True):
-        answers.append(await deployment(request).dagster.post(body))
-        if verdict.mutations:
-            audit.info("graphql: %s ran %s: %d", caller.name, ", ".join(verdict.mutations)[:500], answers[-1].status_code)
-    if isinstance(given, list):
-        return Response(b"[" + b",".join(answer.content for answer in answers) + b"]", media_type="application/json")
-    return Response(answers[0].content, answers[0].status_code, media_type="application/json")
+    return await Gateway(request.app.state.deployment.dagster, request.app.state.gatekeeper).answer(request, caller)
 
 
 @no_gateway.post("/graphql", include_in_schema=False)
 async def no_graphql() -> Response:
     """Says where it is."""
     raise HTTPException(404, "Dagster's GraphQL shows every tenant's runs: administrators of no tenant reach it at /graphql")
-
-
-def _graphql_body(document: Any) -> dict[str, Any]:
-    fields = document if isinstance(document, dict) else {}
-    query, variables, name = (fields.get(key) for key in ("query", "variables", "operationName"))
-    if not isinstance(query, str) or not isinstance(variables, dict | None) or not isinstance(name, str | None):
-        raise HTTPException(400, "a request is an object with query (text), variables (object) and operationName (text)")
-    # Nothing else is passed on.
-    return {"query": query, "variables": variables, "operationName": name}
 
 
 def create_app(settings: Settings, *, tables: Mapping[str, TableSpec] = TABLES) -> FastAPI:

@@ -16,7 +16,7 @@ from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from pulso_etl.api.models import Progress
 from pulso_etl.automation.jobs import table_job
 from pulso_etl.checks import refresh_check_keys
-from pulso_etl.coordinator import WHOLE_GRAPH
+from pulso_etl.permits import PARTITION_SET_SUFFIX, WHOLE_GRAPH
 from pulso_etl.tables.spec import TableSpec
 
 TIMEOUT_SECONDS = 20.0
@@ -161,6 +161,15 @@ class DagsterClient:
                 "jobName": job if job in node["jobNames"] else WHOLE_GRAPH,
             }
         return self._places[asset]
+
+    async def backfill(self, backfill_id: str) -> tuple[str, list[str] | None] | None:
+        """The job whose partitions a back-fill loads, and its assets as text; None for a back-fill that is not known."""
+        found = (await self.execute("backfill", backfillId=backfill_id))["partitionBackfillOrError"]
+        if found["__typename"] != "PartitionBackfill":
+            return None
+        selection = found["assetSelection"]
+        job = (found["partitionSetName"] or WHOLE_GRAPH).removesuffix(PARTITION_SET_SUFFIX)
+        return job, None if selection is None else ["/".join(key["path"]) for key in selection]
 
     async def failure(self, run_id: str) -> str | None:
         """Why the run failed, as far as Dagster knows."""

@@ -1,48 +1,47 @@
 """Dagster's GraphQL behind a token: what a document may do is decided on the parsed document, never on its text.
 
-Readers may query. The role `refresh` may also launch and cancel, with nothing but what Pulso ETL's own launches say. All else is
-for administrators.
+Readers may query. The role `refresh` may also launch and cancel, with what `permits` lets it say. All else is for administrators.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from graphql import (
+    BooleanValueNode,
     DocumentNode,
+    EnumValueNode,
     FieldNode,
+    FloatValueNode,
     FragmentDefinitionNode,
     FragmentSpreadNode,
     GraphQLError,
     InlineFragmentNode,
+    IntValueNode,
     ListValueNode,
-    Node,
-    ObjectFieldNode,
     ObjectValueNode,
     OperationDefinitionNode,
     OperationType,
     SelectionSetNode,
     StringValueNode,
+    ValueNode,
+    VariableNode,
     parse,
 )
-from graphql.language import Visitor, visit
 
+from pulso_etl import permits
 from pulso_etl.api.tokens import Role
-from pulso_etl.destination.io_manager import ALLOW_SHRINK_TAG
 
 MAXIMUM_TOKENS = 4_000
 MAXIMUM_DEPTH = 20
 MAXIMUM_DOCUMENTS = 10
 MAXIMUM_FIELDS = 2_000
 """Fields of a document with its fragments written out."""
-LAUNCHES = {"launchRun", "launchPipelineExecution", "launchMultipleRuns", "launchPartitionBackfill"}
-CANCELS = {"terminateRun", "terminateRuns", "terminatePipelineExecution", "cancelPartitionBackfill"}
-RESERVED_ARGUMENTS = {"runConfigData"}
-"""What a launch may give in Dagster and the role `refresh` may not: it could point a resource to another server."""
-RESERVED_STRINGS = {ALLOW_SHRINK_TAG}
-"""Tags of a launch that the role `refresh` may not give: they turn a guard off."""
+Arguments = Mapping[str, Any]
+GENTLE = {None, "SAFE_TERMINATE"}
+"""Ways to end a run in which its process has ended when Dagster says so."""
 
 
 class DocumentRefused(Exception):
@@ -51,36 +50,111 @@ class DocumentRefused(Exception):
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which role a document needs, and how many launches it holds."""
+    """Which role a document needs, how many runs it launches, and which runs and back-fills it ends."""
 
     role: Role
     launches: int = 0
     mutations: tuple[str, ...] = ()
+    runs_ended: tuple[str, ...] = ()
+    backfills_ended: tuple[str, ...] = ()
+
+    @property
+    def counted(self) -> int:
+        """What counts towards a caller's limit."""
+        return self.launches + len(self.runs_ended) + len(self.backfills_ended)
 
 
 def decide(query: str, variables: Mapping[str, Any] | None) -> Verdict:
-    """What the document needs, whichever of its operations is run. Raises DocumentRefused."""
-    try:
-        document = parse(query, no_location=True, max_tokens=MAXIMUM_TOKENS)
-    except GraphQLError as error:
-        raise DocumentRefused(f"the document can't be parsed: {error.message}") from None
+    """What the document needs, whichever of its operations is run. Raises DocumentRefused, and permits.LaunchForbidden."""
+    document = _parsed(query)
     fragments = {node.name.value: node for node in document.definitions if isinstance(node, FragmentDefinitionNode)}
-    operations = [node for node in document.definitions if isinstance(node, OperationDefinitionNode)]
-    if not operations:
-        raise DocumentRefused("the document has no operation")
-    role, launches, named = Role.READ, 0, []
-    for operation in operations:
-        _Measure(fragments).measure(operation.selection_set)
+    found = Verdict(Role.READ)
+    for operation in _operations(document, fragments):
         if operation.operation is OperationType.QUERY:
             continue
         if operation.operation is OperationType.SUBSCRIPTION:
             raise DocumentRefused("subscriptions are not served here; ask again from time to time instead")
-        fields = list(_root_fields(operation.selection_set, fragments))
-        named += [field.name.value for field in fields]
-        launches += sum(_launches(field, variables or {}) for field in fields)
-        plain = all(field.name.value in LAUNCHES | CANCELS for field in fields)
-        role = max(role, Role.REFRESH if plain and not _says_more(document, variables or {}) else Role.ADMIN)
-    return Verdict(role, launches, tuple(named))
+        known = _known(operation, variables or {})
+        for field in _root_fields(operation.selection_set, fragments):
+            found = _with(found, field.name.value, {one.name.value: _value(one.value, known) for one in field.arguments})
+    return found
+
+
+def is_subscription(query: str) -> bool:
+    """Whether every operation of the document is a subscription. Raises DocumentRefused."""
+    document = _parsed(query)
+    fragments = {node.name.value: node for node in document.definitions if isinstance(node, FragmentDefinitionNode)}
+    return all(one.operation is OperationType.SUBSCRIPTION for one in _operations(document, fragments))
+
+
+def _parsed(query: str) -> DocumentNode:
+    try:
+        return parse(query, no_location=True, max_tokens=MAXIMUM_TOKENS)
+    except GraphQLError as error:
+        raise DocumentRefused(f"the document can't be parsed: {error.message}") from None
+    except RecursionError:
+        raise DocumentRefused("the document is too deep") from None
+
+
+def _operations(document: DocumentNode, fragments: Mapping[str, FragmentDefinitionNode]) -> list[OperationDefinitionNode]:
+    operations = [node for node in document.definitions if isinstance(node, OperationDefinitionNode)]
+    if not operations:
+        raise DocumentRefused("the document has no operation")
+    for operation in operations:
+        _Measure(fragments).measure(operation.selection_set)
+    return operations
+
+
+def _with(found: Verdict, mutation: str, arguments: Arguments) -> Verdict:
+    """The verdict with one more mutation."""
+    role, launches = Role.ADMIN, 0
+    runs: tuple[str, ...] = ()
+    backfills: tuple[str, ...] = ()
+    if mutation in LAUNCHES:
+        role, launches = LAUNCHES[mutation](arguments)
+    elif mutation in ENDS:
+        runs = permits.texts(arguments.get(ENDS[mutation]))
+        role = Role.REFRESH if arguments.get("terminatePolicy") in GENTLE else Role.ADMIN
+    elif mutation == "cancelPartitionBackfill":
+        role, backfills = Role.REFRESH, permits.texts(arguments.get("backfillId"))
+    return Verdict(
+        max(found.role, role),
+        found.launches + launches,
+        (*found.mutations, mutation),
+        (*found.runs_ended, *runs),
+        (*found.backfills_ended, *backfills),
+    )
+
+
+def _launch(arguments: Arguments) -> tuple[Role, int]:
+    return permits.role_of_launch(arguments.get("executionParams")), 1
+
+
+def _launch_many(arguments: Arguments) -> tuple[Role, int]:
+    given = permits.items(arguments.get("executionParamsList")) or [None]
+    return max(map(permits.role_of_launch, given)), len(given)
+
+
+def _launch_backfill(arguments: Arguments) -> tuple[Role, int]:
+    return permits.role_of_backfill(arguments.get("backfillParams")), 1
+
+
+def _launch_again(arguments: Arguments) -> tuple[Role, int]:
+    return permits.role_of_reexecution(arguments.get("executionParams"), arguments.get("reexecutionParams")), 1
+
+
+LAUNCHES: Mapping[str, Callable[[Arguments], tuple[Role, int]]] = {
+    "launchRun": _launch,
+    "launchPipelineExecution": _launch,
+    "launchMultipleRuns": _launch_many,
+    "launchPartitionBackfill": _launch_backfill,
+    "launchRunReexecution": _launch_again,
+    "launchPipelineReexecution": _launch_again,
+    "reexecutePartitionBackfill": _launch_again,
+}
+"""What launches, with the role that its arguments need, and the runs that it launches; a back-fill counts as one."""
+ENDS = {"terminateRun": "runId", "terminateRuns": "runIds", "terminatePipelineExecution": "runId"}
+"""What ends runs, with the argument that names them."""
 
 
 class _Measure:
@@ -131,42 +205,23 @@ def _root_fields(selection: SelectionSetNode, fragments: Mapping[str, FragmentDe
             yield from _root_fields(fragments[node.name.value].selection_set, fragments)
 
 
-def _launches(field: FieldNode, variables: Mapping[str, Any]) -> int:
-    if field.name.value not in LAUNCHES:
-        return 0
-    if field.name.value != "launchMultipleRuns":
-        return 1
-    # Whichever of the lists it is, in the document or in a variable: the longest counts.
-    lists = [argument.value for argument in field.arguments if isinstance(argument.value, ListValueNode)]
-    given = [value for value in variables.values() if isinstance(value, list)]
-    return max([1, *(len(found.values) for found in lists), *(len(value) for value in given)])
+def _known(operation: OperationDefinitionNode, variables: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The values of the operation's variables, defaults included."""
+    defaults = {one.variable.name.value: one.default_value for one in operation.variable_definitions}
+    return {name: _value(value, {}) for name, value in defaults.items() if value is not None} | dict(variables)
 
 
-class _Literals(Visitor):
-    """Finds reserved names and strings among the values that stand in the document itself."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found = False
-
-    def enter_object_field(self, node: ObjectFieldNode, *_: Any) -> None:
-        empty = isinstance(node.value, ObjectValueNode) and not node.value.fields
-        self.found |= node.name.value in RESERVED_ARGUMENTS and not empty
-
-    def enter_string_value(self, node: StringValueNode, *_: Any) -> None:
-        self.found |= node.value.strip() in RESERVED_STRINGS
-
-
-def _says_more(document: DocumentNode, variables: Mapping[str, Any]) -> bool:
-    literals = _Literals()
-    node: Node = document
-    visit(node, literals)
-    return literals.found or _reserved(variables)
-
-
-def _reserved(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any((name in RESERVED_ARGUMENTS and bool(given)) or _reserved(given) for name, given in value.items())
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return any(_reserved(entry) for entry in value)
-    return isinstance(value, str) and value.strip() in RESERVED_STRINGS
+def _value(node: ValueNode, known: Mapping[str, Any]) -> Any:
+    """The value as Dagster gets it: variables are filled in, and fields whose variable has no value are left out."""
+    match node:
+        case VariableNode():
+            return known.get(node.name.value, permits.UNDEFINED)
+        case StringValueNode() | EnumValueNode() | BooleanValueNode():
+            return node.value
+        case IntValueNode() | FloatValueNode():
+            return float(node.value)
+        case ListValueNode():
+            return [_value(entry, known) for entry in node.values]
+        case ObjectValueNode():
+            return {field.name.value: _value(field.value, known) for field in node.fields}
+    return None

@@ -34,10 +34,9 @@ from pulso_etl.launch import TABLE_TAG, plan_tables, range_of, run_tags
 from pulso_etl.refresh import DayRange, Mode, RefreshPlan
 from pulso_etl.settings import Settings
 from pulso_etl.tables.spec import TableSpec
+from pulso_etl.tags import PIPELINE_TAG
 from pulso_etl.tenants import route
 
-PIPELINE_TAG = "pulso_etl/pipeline"
-"""Run tag: the refresh that the run is part of."""
 SLOT_TAG = "pulso_etl/slot"
 """Run tag: which of its refresh's slots the run takes; `dagster.yaml` lets one run of each go on at a time."""
 CALLER_TAG = "pulso_etl/requested_by"

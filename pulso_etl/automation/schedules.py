@@ -9,7 +9,7 @@ import dagster as dg
 
 from pulso_etl.automation.jobs import ALL_JOB, RECONCILIATION_JOB, reconciliation_request, refresh_request, tenant_of
 from pulso_etl.budget import Budget
-from pulso_etl.coordinator import WHOLE_GRAPH
+from pulso_etl.permits import WHOLE_GRAPH
 from pulso_etl.refresh import LIMA, Mode, lima_day, plan_refresh
 from pulso_etl.tables.spec import TableSpec, qualified
 

@@ -21,12 +21,13 @@ from pulso_etl.automation.jobs import refresh_request, refreshed_tables, table_j
 from pulso_etl.automation.recovery import recover
 from pulso_etl.budget import Budget, DailyBudget
 from pulso_etl.checks import currency, up_to_date_key
-from pulso_etl.coordinator import TENANT_TAG, WHOLE_GRAPH
+from pulso_etl.coordinator import TENANT_TAG
 from pulso_etl.destination.ledger import server_clock
 from pulso_etl.destination.sessions import Session
 from pulso_etl.destination.watermarks import Attempt, TableState, Watermarks
 from pulso_etl.errors import PulsoError
 from pulso_etl.launch import TABLE_TAG, range_of
+from pulso_etl.permits import WHOLE_GRAPH
 from pulso_etl.refresh import DayRange, Horizon, contiguous, lima_day
 from pulso_etl.settings import Settings
 from pulso_etl.source import changes as source_changes

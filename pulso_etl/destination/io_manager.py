@@ -30,14 +30,11 @@ from pulso_etl.destination.watermarks import Extraction, Loaded, Watermarks
 from pulso_etl.errors import ContractError, DestinationError, PulsoError
 from pulso_etl.refresh import DayRange, Horizon, Settlement, Watermark, lima_day
 from pulso_etl.tables.spec import CAPTURE_LAG, Column, ColumnType, TableSpec
+from pulso_etl.tags import ALLOW_SHRINK_TAG, CAPTURE_TAG
 
 SPEC_KEY = "pulso_etl/table"
 """Definition metadata of an asset under which its TableSpec stands, as `TableSpec.as_metadata()` gives it."""
-ALLOW_SHRINK_TAG = "pulso_etl/allow_shrink"
-"""Run tag; "true" lets a load delete more rows than the table's guard allows."""
 RECORD_TIMEOUT = timedelta(minutes=1)
-CAPTURE_TAG = "pulso_etl/capture"
-"""Run tag; "true" lets a table with `change_capture` be loaded by what changed, as the source was some minutes ago."""
 
 
 @runtime_checkable

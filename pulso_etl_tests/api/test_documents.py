@@ -8,6 +8,7 @@ import pytest
 
 from pulso_etl.api.graphql import DocumentRefused, Verdict, decide
 from pulso_etl.api.tokens import Role
+from pulso_etl.permits import LaunchForbidden
 
 LAUNCH = "mutation ($p: ExecutionParams!) { launchRun(executionParams: $p) { __typename } }"
 
@@ -70,8 +71,11 @@ def test_all_else_is_for_administrators(query: str) -> None:
 @pytest.mark.parametrize(
     "variables",
     [
-        {"p": {"runConfigData": {"resources": {"postgres": {"config": {"database_url": "postgresql://elsewhere"}}}}}},
+        {"p": {"runConfigData": {"loggers": {"console": {"config": {"log_level": "DEBUG"}}}}}},
         {"p": {"executionMetadata": {"tags": [{"key": "pulso_etl/allow_shrink", "value": "true"}]}}},
+        {"p": {"executionMetadata": {"tags": {"key": "pulso_etl/allow_shrink", "value": "true"}}}},
+        {"p": {"selector": {"jobName": "reconcile_all"}}},
+        {"p": {"selector": {"jobName": "__ASSET_JOB", "assetSelection": [], "assetCheckSelection": [{}]}}},
     ],
 )
 def test_what_turns_a_launch_into_another_is_found_in_variables(variables: dict[str, Any]) -> None:
@@ -104,3 +108,119 @@ def doubled(times: int) -> str:
 def test_a_document_that_can_not_be_decided_on_is_refused(query: str, reason: str) -> None:
     with pytest.raises(DocumentRefused, match=reason):
         decide(query, None)
+
+
+LAUNCH_MANY = "($l: [ExecutionParams!]! = [{}, {}, {}]) { launchMultipleRuns(executionParamsList: $l) { __typename } }"
+
+
+@pytest.mark.parametrize(
+    ("query", "variables", "launches"),
+    [
+        (f"mutation {LAUNCH_MANY}", {}, 3),
+        (f"mutation {LAUNCH_MANY}", {"l": [{}] * 5}, 5),
+        (f"mutation {LAUNCH_MANY}", {"l": {}}, 1),
+        ("mutation ($p: P = {}) { launchMultipleRuns(executionParamsList: [$p, $p, {}]) { x } }", {}, 3),
+        ("mutation { launchMultipleRuns(executionParamsList: {}) { x } launchPartitionBackfill(backfillParams: {}) { x } }", {}, 2),
+    ],
+)
+def test_what_is_launched_is_counted_with_the_defaults_of_variables(query: str, variables: dict[str, Any], launches: int) -> None:
+    assert decide(query, variables).launches == launches
+
+
+def test_ends_of_runs_are_named_and_count() -> None:
+    query = "mutation ($r: [String!]! = [a, b]) { terminateRuns(runIds: $r) { x } cancelPartitionBackfill(backfillId: c) { x } }"
+    verdict = decide(query, {})
+    assert (verdict.runs_ended, verdict.backfills_ended, verdict.counted, verdict.role) == (("a", "b"), ("c",), 3, Role.REFRESH)
+    at_once = "mutation { terminateRun(runId: a, terminatePolicy: MARK_AS_CANCELED_IMMEDIATELY) { x } }"
+    assert decide(at_once, {}).role is Role.ADMIN
+
+
+def tagged(key: str) -> dict[str, Any]:
+    return {"executionMetadata": {"tags": [{"key": key, "value": "true"}]}}
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        *map(
+            tagged,
+            (
+                "dagster-k8s/config",
+                "dagster-celery/queue",
+                "dagster/max_runtime",
+                "dagster/priority",
+                "dagster/image",
+                "dagster/sensor_name",
+                "dagster/max_retries",
+                "dagster/backfill",
+                "dagster/concurrency_key",
+                ".dagster/grpc_info",
+                ".dagster/repository",
+                "ecs/cpu",
+                "docker/image",
+                "pulso_etl/verified",
+                "pulso_etl/capture",
+                "pulso_etl/requested_by",
+                "pulso_etl/source",
+                "pulso_etl/slot",
+                "pulso_etl/table",
+                "pulso_etl/tenant",
+                "PULSO_ETL/FORCE",
+                " pulso_etl/force",
+            ),
+        ),
+        {"stepKeys": ["dashboard_data"]},
+        {"preset": "one"},
+        {"selector": {"jobName": "another"}},
+        {"selector": {"pipelineName": "refresh"}},
+        {"selector": {"jobName": "refresh_all", "solidSelection": ["dashboard_data"]}},
+        {"executionMetadata": {"parentRunId": "a"}},
+        {"runConfigData": {"resources": {"bigquery": {"config": {"project": {"env": "DATABASE_URL"}}}}}},
+        {"runConfigData": "resources: {bigquery: {config: {project: {env: DATABASE_URL}}}}"},
+        {"runConfigData": "{"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("as_list", [False, True])
+def test_a_launch_that_is_code_is_refused_whatever_the_role(params: dict[str, Any], as_list: bool) -> None:
+    query = f"mutation {LAUNCH_MANY}" if as_list else LAUNCH
+    with pytest.raises(LaunchForbidden):
+        decide(query, {"l": [{}, params], "p": params})
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        'mutation { launchRun(executionParams: {executionMetadata: {tags: {key: "dagster-k8s/config", value: "{}"}}}) { x } }',
+        'mutation ($k: String! = "dagster-k8s/config") '
+        '{ launchRun(executionParams: {executionMetadata: {tags: [{key: $k, value: "{}"}]}}) { x } }',
+        'mutation ($p: P = {executionMetadata: {tags: [{key: """dagster-k8s/config""", value: "{}"}]}}) '
+        "{ ...F } fragment F on Mutation { a: launchRun(executionParams: $p) { x } }",
+        'mutation { launchPartitionBackfill(backfillParams: {tags: [{key: "dagster-k8s/config", value: "{}"}]}) { x } }',
+        'mutation { launchPartitionBackfill(backfillParams: {reexecutionSteps: ["a"]}) { x } }',
+        "mutation { launchPartitionBackfill(backfillParams: {runConfigData: {resources: {postgres: {config: {}}}}}) { x } }",
+        'mutation { launchPartitionBackfill(backfillParams: {selector: {partitionSetName: "other_partition_set"}}) { x } }',
+        'mutation { launchRunReexecution(reexecutionParams: {extraTags: [{key: "dagster-k8s/config", value: "{}"}]}) { x } }',
+        'mutation { launchRunReexecution(executionParams: {stepKeys: ["a"]}) { x } }',
+        'query Q { version } mutation M { launchRun(executionParams: {stepKeys: "a"}) { x } }',
+    ],
+)
+def test_a_launch_that_is_code_is_found_however_it_is_written(query: str) -> None:
+    with pytest.raises(LaunchForbidden):
+        decide(query, {})
+
+
+@pytest.mark.parametrize(
+    ("params", "role"),
+    [
+        ({"selector": {"jobName": "acme__refresh_dashboard_data"}}, Role.REFRESH),
+        ({"selector": {"jobName": "__ASSET_JOB", "assetSelection": [{"path": ["dashboard_data"]}]}}, Role.REFRESH),
+        (tagged("dagster/asset_partition_range_start"), Role.REFRESH),
+        (tagged("dagster/partition"), Role.REFRESH),
+        (tagged("pulso_etl/force"), Role.REFRESH),
+        ({"runConfigData": "{}\n", "mode": "default"} | tagged("dagster/from_ui"), Role.REFRESH),
+        ({"runConfigData": "loggers: {console: {config: {log_level: DEBUG}}}"}, Role.ADMIN),
+    ],
+)
+def test_what_a_refresh_says_is_let_through(params: dict[str, Any], role: Role) -> None:
+    assert decide(LAUNCH, {"p": params}).role is role

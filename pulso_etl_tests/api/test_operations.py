@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from graphql import build_client_schema, get_introspection_query, parse, validate
 from graphql.language import OperationDefinitionNode
+from pydantic import SecretStr
 
-from pulso_etl.launch import run_tags
+from pulso_etl.launch import range_tags
 from pulso_etl.refresh import DayRange, lima_day
-from pulso_etl.tables import TABLES
-from pulso_etl_tests.api.conftest import SECRETS
+from pulso_etl_tests.api.conftest import SECRETS, settings_of
 from pulso_etl_tests.api.server import ApiServer
 from pulso_etl_tests.dagster_stack import DagsterStack
 
@@ -34,7 +34,7 @@ def ask(api: ApiServer, token: str | None, query: str, **variables: Any) -> Any:
 
 
 def launch_params(stack: DagsterStack, table: str) -> dict[str, Any]:
-    tags = run_tags(TABLES[table], DayRange(TODAY, TODAY))
+    tags = range_tags(DayRange(TODAY, TODAY))
     return {
         "selector": stack.repository | {"jobName": f"refresh_{table}"},
         "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in tags.items()]},
@@ -119,3 +119,53 @@ def test_what_is_no_graphql_in_json_is_refused(guarded: ApiServer, content: byte
 
 def test_queries_in_the_address_are_not_served(guarded: ApiServer) -> None:
     assert guarded.call("GET", "/graphql", READ, params={"query": "{ version }"}).status_code in (404, 405)
+
+
+def test_a_launch_that_is_code_reaches_dagster_for_no_role(guarded: ApiServer, stack: DagsterStack) -> None:
+    params = launch_params(stack, "dashboard_data")
+    pod = '{"container_config": {"image": "elsewhere", "security_context": {"privileged": true}}}'
+    params["executionMetadata"]["tags"].append({"key": "dagster-k8s/config", "value": pod})
+    before = len(stack.graphql("{ runsOrError { ... on Runs { results { runId } } } }")["runsOrError"]["results"])
+    for role in ("refresh", "admin"):
+        answer = guarded.call(
+            "POST", "/graphql", SECRETS[role][0], json={"query": OPERATIONS["launch_run"], "variables": {"params": params}}
+        )
+        assert (answer.status_code, "dagster-k8s/config" in answer.text) == (403, True)
+    assert len(stack.graphql("{ runsOrError { ... on Runs { results { runId } } } }")["runsOrError"]["results"]) == before
+
+
+NO_RUN = "00000000-0000-4000-8000-000000000000"
+
+
+def test_ends_and_defaults_of_variables_count_and_what_changes_something_is_logged_before_and_after(
+    stack: DagsterStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokens = SecretStr(" ".join(str(entry) for _, entry in SECRETS.values()))
+    many = "mutation ($l: [ExecutionParams!]! = [{}, {}, {}, {}]) { launchMultipleRuns(executionParamsList: $l) { __typename } }"
+    end = f'mutation {{ terminateRun(runId: "{NO_RUN}") {{ __typename }} }}'
+    with (
+        caplog.at_level("INFO", "pulso_etl.audit"),
+        ApiServer(settings_of(stack, api_tokens=tokens, api_launch_limit="3/hour")) as api,
+    ):
+        assert api.call("POST", "/graphql", REFRESH, json={"query": many}).status_code == 429
+        codes = [api.call("POST", "/graphql", REFRESH, json={"query": end}).status_code for _ in range(4)]
+    assert codes == [200, 200, 200, 429]
+    lines = [record.getMessage() for record in caplog.records if NO_RUN in record.getMessage()]
+    assert [line.split(": ")[1] for line in lines] == ["refresh asks for", "refresh got the answer 200"] * 3
+
+
+def test_the_role_refresh_ends_only_what_it_may_launch(guarded: ApiServer, stack: DagsterStack) -> None:
+    checks = {"assetSelection": [], "assetCheckSelection": [{"assetKey": {"path": ["dashboard_data"]}, "name": "reconciliation"}]}
+    params = {"selector": stack.repository | {"jobName": "__ASSET_JOB"} | checks}
+    for role, code in (("refresh", 403), ("admin", 200)):
+        body = {"query": OPERATIONS["launch_run"], "variables": {"params": params}}
+        answer = guarded.call("POST", "/graphql", SECRETS[role][0], json=body)
+        assert answer.status_code == code, answer.text
+    run_id = answer.json()["data"]["launchRun"]["run"]["runId"]
+    body = {"query": OPERATIONS["terminate_run"], "variables": {"runId": run_id}}
+    assert guarded.call("POST", "/graphql", REFRESH, json=body).status_code == 403
+    assert stack.wait(run_id, 90) in ("SUCCESS", "FAILURE")
+    backfill = stack.backfill("dashboard_data", [str(TODAY)])
+    cancel = {"query": f'mutation {{ cancelPartitionBackfill(backfillId: "{backfill}") {{ __typename }} }}'}
+    answer = guarded.call("POST", "/graphql", REFRESH, json=cancel)
+    assert answer.json()["data"]["cancelPartitionBackfill"]["__typename"] == "CancelBackfillSuccess"

@@ -16,8 +16,9 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from pulso_etl.destination.io_manager import ALLOW_SHRINK_TAG, SPEC_KEY, PostgresUpsertIOManager
+from pulso_etl.destination.io_manager import SPEC_KEY, PostgresUpsertIOManager
 from pulso_etl.destination.watermarks import Watermarks
+from pulso_etl.tags import ALLOW_SHRINK_TAG
 from pulso_etl_tests.destination.visits import (
     ALL,
     D1,

@@ -1,0 +1,107 @@
+"""The way to Dagster's GraphQL, for the API's route and for Dagster's UI alike: who asks, for what, and how often.
+
+What a document may do is decided in `graphql`. What a caller of the role `refresh` ends is looked up before: it may end what it may
+launch, and nothing else. A document that changes something leaves two lines in the log: one before it goes to Dagster, one after.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import HTTPException, Request, Response
+
+from pulso_etl import permits
+from pulso_etl.api import graphql
+from pulso_etl.api.access import Gatekeeper, demand
+from pulso_etl.api.dagster_client import DagsterClient
+from pulso_etl.api.graphql import Verdict
+from pulso_etl.api.tokens import Caller, Role
+
+audit = logging.getLogger("pulso_etl.audit")
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """Passes requests on to Dagster, once they are decided on."""
+
+    dagster: DagsterClient
+    gatekeeper: Gatekeeper
+
+    async def answer(self, request: Request, caller: Caller) -> Response:
+        """What Dagster answers to a request, or to an array of them. Raises HTTPException, and DagsterUnavailable."""
+        documents, batch = await read(request)
+        verdicts = await self.admit(documents, caller)
+        answers = []
+        for document, verdict in zip(documents, verdicts, strict=True):
+            _note(verdict, caller, "asks for")
+            try:
+                answers.append(await self.dagster.post(document))
+            except Exception as error:
+                _note(verdict, caller, "got no answer", type(error).__name__)
+                raise
+            _note(verdict, caller, "got the answer", str(answers[-1].status_code))
+        if batch:
+            return Response(b"[" + b",".join(answer.content for answer in answers) + b"]", media_type="application/json")
+        return Response(answers[0].content, answers[0].status_code, media_type="application/json")
+
+    async def admit(self, documents: Sequence[Document], caller: Caller) -> list[Verdict]:
+        """What the documents do, where the caller may do it. Raises HTTPException, and DagsterUnavailable."""
+        try:
+            verdicts = [graphql.decide(document["query"], document["variables"]) for document in documents]
+        except graphql.DocumentRefused as error:
+            raise HTTPException(400, str(error)) from None
+        except permits.LaunchForbidden as error:
+            audit.warning("graphql: %s was refused: %s", caller.name, error)
+            raise HTTPException(403, str(error)) from None
+        demand(caller, max(verdict.role for verdict in verdicts))
+        if caller.role < Role.ADMIN:
+            for verdict in verdicts:
+                await self._demand_ends(verdict, caller)
+        if counted := sum(verdict.counted for verdict in verdicts):
+            await self.gatekeeper.count_launches(caller, counted)
+        return verdicts
+
+    async def _demand_ends(self, verdict: Verdict, caller: Caller) -> None:
+        """Raises HTTPException 403 where the caller would end what it may not launch."""
+        runs = await self.dagster.runs(runIds=list(verdict.runs_ended)) if verdict.runs_ended else []
+        launched = [(run.job, run.assets) for run in runs]
+        launched += [found for one in verdict.backfills_ended if (found := await self.dagster.backfill(one)) is not None]
+        for job, assets in launched:
+            try:
+                demand(caller, permits.role_of_job(job, assets))
+            except permits.LaunchForbidden as error:
+                raise HTTPException(403, f"{caller.name} may end what it may launch: {error}") from None
+
+
+async def read(request: Request) -> tuple[list[Document], bool]:
+    """The documents of a request, and whether they came as an array. Raises HTTPException for what is no GraphQL in JSON."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HTTPException(415, "send JSON, with the header Content-Type: application/json")
+    try:
+        given = json.loads(await request.body())
+    except (ValueError, RecursionError):
+        raise HTTPException(400, "the body is no JSON") from None
+    documents = given if isinstance(given, list) else [given]
+    if not 1 <= len(documents) <= graphql.MAXIMUM_DOCUMENTS:
+        raise HTTPException(400, f"1 to {graphql.MAXIMUM_DOCUMENTS} documents may come together")
+    return [as_document(document) for document in documents], isinstance(given, list)
+
+
+def as_document(given: Any) -> Document:
+    """The query, its variables and the operation that it names: nothing else is passed on. Raises HTTPException."""
+    fields = given if isinstance(given, dict) else {}
+    query, variables, name = (fields.get(key) for key in ("query", "variables", "operationName"))
+    if not isinstance(query, str) or not isinstance(variables, dict | None) or not isinstance(name, str | None):
+        raise HTTPException(400, "a request is an object with query (text), variables (object) and operationName (text)")
+    return {"query": query, "variables": variables, "operationName": name}
+
+
+def _note(verdict: Verdict, caller: Caller, *words: str) -> None:
+    if verdict.mutations:
+        done = ", ".join((*verdict.mutations, *verdict.runs_ended, *verdict.backfills_ended))[:500]
+        audit.info("graphql: %s %s: %s, %d launched at most", caller.name, " ".join(words), done, verdict.launches)

@@ -1,0 +1,10 @@
+"""Tags of runs that say how a load goes on. `permits` says who may give them."""
+
+FORCE_TAG = "pulso_etl/force"
+"""With "true", a run goes on when the budget is spent."""
+ALLOW_SHRINK_TAG = "pulso_etl/allow_shrink"
+"""With "true", a load may delete more rows than the table's guard allows."""
+CAPTURE_TAG = "pulso_etl/capture"
+"""With "true", a table with `change_capture` may be loaded by what changed, as the source was some minutes ago."""
+PIPELINE_TAG = "pulso_etl/pipeline"
+"""The refresh that the run is part of, for those who watch it."""
