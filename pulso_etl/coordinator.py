@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dagster import AssetKey, DagsterInvariantViolationError, DagsterRun
@@ -17,7 +17,6 @@ from dagster._core.definitions.assets.graph.remote_asset_graph import RemoteAsse
 from dagster._core.errors import DagsterAssetBackfillDataLoadError, DagsterDefinitionChangedDeserializationError
 from dagster._core.run_coordinator import QueuedRunCoordinator, SubmitRunContext
 from dagster._core.storage.tags import BACKFILL_ID_TAG, PRIORITY_TAG
-from dagster._daemon import backfill
 
 from pulso_etl.permits import WHOLE_GRAPH, fault_of_run
 
@@ -69,19 +68,19 @@ def queue_tags(tags: Mapping[str, str], now: int) -> dict[str, str]:
 def _let_backfills_wait() -> None:
     """Lets the daemon's back-fills wait until their code is there again.
 
-    Dagster repeats a look at a back-fill that can't reach the code server. Where a reload of the workspace found none, the
-    assets are not known at all. Dagster takes them for deleted then, and fails the back-fill for good; no setting changes that.
+    Dagster repeats a look at a back-fill that can't reach the code server. Where a reload of the workspace found no code server,
+    the assets are not known at all. Dagster takes them for deleted then, and fails the back-fill for good; no setting changes that.
     """
+    # Imported here: only the daemon and the webserver have the queue, and everything else is spared the seconds.
+    from dagster._daemon import backfill
+
     os.environ.setdefault("DAGSTER_MAX_BACKFILL_RETRIES", str(BACKFILL_LOOKS))
-    backfill._is_retryable_backfill_error = _passes
+    passes = backfill._is_retryable_backfill_error
 
+    def waits(e: Exception) -> bool:
+        return isinstance(e, CODE_MISSING) or passes(e)
 
-_passes_for_dagster: Callable[[Exception], bool] = backfill._is_retryable_backfill_error
-
-
-def _passes(e: Exception) -> bool:
-    """Whether a later look at a back-fill may go well."""
-    return isinstance(e, CODE_MISSING) or _passes_for_dagster(e)
+    backfill._is_retryable_backfill_error = waits
 
 
 class TenantRunCoordinator(PulsoRunCoordinator):
