@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
@@ -51,6 +51,10 @@ PROVES_WELL: Mapping[Cause, frozenset[Cause]] = {
     Cause.COST_CAP: frozenset({Cause.SOURCE_UNAVAILABLE}),
 }
 """Failures that can only happen once the named outages are over for their table."""
+NOTICED = timedelta(minutes=2)
+"""An outage is noticed so long after it began, at most, and what it ended so long after it was over."""
+EVERY_TABLE = ""
+"""The table of a subject that stands for all of them: the database itself."""
 FOLLOWS_FROM: Mapping[Cause, frozenset[Cause]] = {Cause.STALE: FAILURES, Cause.RECOVERY_LIMIT: OUTAGES}
 """Causes that are held back while one of those which bring them about is open for all their tables: it has been told already."""
 
@@ -81,7 +85,7 @@ class Failed:
     """Something went wrong with a table at the instant `at` (with zone).
 
     `table` is empty where no single table is meant (a budget). `name` tells several subjects of one table apart (a check's name).
-    `window` is the partitions, `detail` the error's text; passwords in it are blanked.
+    `window` is the partitions, `detail` the error's text; passwords in it are blanked. `began` is since when the run went on.
     """
 
     cause: Cause
@@ -91,6 +95,7 @@ class Failed:
     window: DayRange | None = None
     run_id: str | None = None
     detail: str = ""
+    began: datetime | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         _require_zone(self.at)
@@ -176,6 +181,13 @@ class Incident:
     @property
     def tables(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(subject.table for subject in self.subjects if subject.table))
+
+    def ended(self, event: Failed) -> bool:
+        """Whether what failed, for no cause that is known, went on while every table's outage did: that ended it."""
+        whole = next((s for s in self.subjects if s.table == EVERY_TABLE and self.cause in OUTAGES), None)
+        if whole is None or event.cause not in UNCLEAR or event.at < whole.first - NOTICED:
+            return False
+        return whole.recovered_at is None or (event.began or event.at) <= whole.recovered_at + NOTICED
 
     def subject(self, table: str, name: str) -> Subject | None:
         return next((s for s in self.subjects if (s.table, s.name) == (table, name)), None)
@@ -268,7 +280,7 @@ def _held(incident: Incident, book: Sequence[Incident], well_before: datetime) -
         for subject in other.subjects
         if subject.recovered_at is None or subject.recovered_at > well_before
     }
-    return all(subject.table in covered for subject in incident.failing)
+    return EVERY_TABLE in covered or all(subject.table in covered for subject in incident.failing)
 
 
 def _follows(incident: Incident, origin: Incident) -> bool:
@@ -294,6 +306,9 @@ def _fail(book: list[Incident], event: Failed) -> None:
     known = [incident.subject(event.table, event.name) for incident in book if incident.cause in homes]
     if any(subject and (event.at <= subject.last or (subject.recovered_at or event.at) > event.at) for subject in known):
         return
+    if any(incident.ended(event) and not incident.open for incident in book):
+        # It has been told, with its end.
+        return
     _recover(book, Recovered(PROVES_WELL.get(event.cause, ()), event.table, event.at))
     position = _home(book, event)
     if position is None:
@@ -310,7 +325,8 @@ def _home(book: Sequence[Incident], event: Failed) -> int | None:
     outage = [
         position
         for position, incident in places
-        if event.cause in UNCLEAR and incident.cause in OUTAGES and any(s.table == event.table for s in incident.failing)
+        if incident.ended(event)
+        or (event.cause in UNCLEAR and incident.cause in OUTAGES and any(s.table == event.table for s in incident.failing))
     ]
     joined = [position for position, incident in alike if event.cause in OUTAGES or incident.notified_at is None]
     return next(iter(own + outage + joined), None)

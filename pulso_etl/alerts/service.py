@@ -18,9 +18,11 @@ import psycopg
 from pulso_etl.alerts.channels import Channel, parse_channels
 from pulso_etl.alerts.delivery import Delivery, send
 from pulso_etl.alerts.incidents import Cause, Event, Failed, Incident, Policy, Recovered, absorb, announce, clean
+from pulso_etl.alerts.memory import Outage, OutageMemory
 from pulso_etl.alerts.messages import Message, render, trial_message
 from pulso_etl.alerts.store import AlertStore
 from pulso_etl.destination.sessions import Session
+from pulso_etl.patience import CONNECT_SECONDS, cut_after
 from pulso_etl.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,8 @@ GIVE_UP_AFTER = timedelta(hours=24)
 RETRY_CAP = timedelta(minutes=30)
 FLUSH_SECONDS = 30
 """A flush starts no further message after so long; the next flush goes on."""
+CUT_SECONDS = 120.0
+"""A server that stops answering in the middle of a flush is given up after so long, which no flush takes."""
 BACKLOG = 1000
 """Events kept in memory while PostgreSQL is away."""
 DATABASE_AWAY = Cause.DESTINATION_UNAVAILABLE
@@ -47,7 +51,7 @@ class Flushed:
 
 
 class Alerts:
-    """Alerts of one deployment. Keep one per process: while PostgreSQL is away, it remembers in memory.
+    """Alerts of one deployment. Keep one per process: while PostgreSQL is away, events stand in memory, and the outage in a file.
 
     Events go in by `record` or with `flush`, in any number of processes. Giving one twice is harmless. A success that is given
     before an older failure of its table does not end it: give both from one sensor where you can, with the times they happened at.
@@ -65,8 +69,7 @@ class Alerts:
         self._tenant = settings.owner.tenant
         self._lock = threading.Lock()
         self._backlog: list[Event] = []
-        self._outage: list[Incident] = []
-        self._away: Incident | None = None
+        self._memory = OutageMemory(settings)
 
     def record(self, events: Iterable[Event]) -> bool:
         """Takes events in; the next flush tells of them. False while PostgreSQL is away: they are kept in memory until then."""
@@ -86,24 +89,48 @@ class Alerts:
         """Takes events in, decides what is to be told at the instant `now` (with zone), and sends it and what is still to be sent.
 
         Any number of processes may flush at once: each message is sent by one of them. A process that dies between sending and
-        noting so sends that one message again. While PostgreSQL is away, that alone is told, from this process's memory.
+        noting so sends that one message again. While PostgreSQL is away, that alone is told: see `away`.
         """
         given = self._take(events)
         try:
             with self._connect() as conn:
                 due = self._decide(conn, now, given)
-                self._away = None
                 return Flushed(due, tuple(self._deliver(conn, now)), stored=True)
         except psycopg.Error as error:
             self._keep(given, error)
-            return self._tell_away(now, error)
+            return self.away(now, error)
+
+    def away(self, now: datetime, error: psycopg.Error) -> Flushed:
+        """Tells that PostgreSQL is away at the instant `now`, as often as any other problem, whichever process looks.
+
+        The next flush that finds it back tells of the end.
+        """
+        with self._memory.alone():
+            known = self._memory.read()
+            if (incident := known.away) is None:
+                before = [known.stored] if known.stored else []
+                (incident,) = absorb(before, [Failed(DATABASE_AWAY, "", now, DATABASE, detail=str(error))])
+            (told,), notices = announce([incident], now, self._policy)
+            deliveries = [
+                delivery
+                for notice in notices
+                for delivery in self._send(self._channels, render(notice, self._dagster_ui_url, self._tenant))
+            ]
+            self._memory.write(replace(known, away=told if any(one.ok for one in deliveries) else incident))
+        return Flushed(len(notices), tuple(deliveries), stored=False)
+
+    @property
+    def remembers_outage(self) -> bool:
+        """Whether PostgreSQL was found away, and no flush has found it back since."""
+        return self._memory.read().away is not None
 
     @contextmanager
     def _connect(self) -> Iterator[psycopg.Connection]:
         url = self._database_url.get_secret_value()
         # The keep-alives find a server that vanished without a word, in seconds.
         watched = {"tcp_user_timeout": 30_000, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
-        with Session(url, "alerts").open(**watched) as conn:
+        session = Session(url, "alerts", connect_seconds=CONNECT_SECONDS)
+        with session.open(**watched) as conn, cut_after(CUT_SECONDS, conn):
             yield conn
 
     @contextmanager
@@ -116,32 +143,19 @@ class Alerts:
             yield
 
     def _decide(self, conn: psycopg.Connection, now: datetime, events: Sequence[Event]) -> int:
+        known = self._memory.read()
         with self._exclusive(conn):
             before = self._store.load(conn, now)
-            book, notices = announce(absorb(self._adopted(before, now), events), now, self._policy)
+            adopted = before if known.away is None else _adopted(before, known.away, now)
+            book, notices = announce(absorb(adopted, events), now, self._policy)
             book = self._store.save(conn, before, book)
             for notice in notices:
                 message = render(notice, self._dagster_ui_url, self._tenant)
                 names = [channel.name for channel in self._channels]
                 self._store.post(conn, book[notice.position], notice.stage, message, names, now)
-        self._outage = [incident for incident in book if incident.open and incident.cause is DATABASE_AWAY]
+        # After the commit: adopted twice, an outage is still one.
+        self._memory.write(Outage(next((one for one in book if one.open and one.cause is DATABASE_AWAY), None)))
         return len(notices)
-
-    def _adopted(self, incidents: list[Incident], now: datetime) -> list[Incident]:
-        """The incidents with what was told from memory while they could not be read, and which is over now."""
-        away = self._away
-        if away is None or away.notified_at is None:
-            return incidents
-        told, subject = away.notified_at, away.subject("", DATABASE)
-        assert subject is not None
-        gone = Failed(DATABASE_AWAY, "", subject.last, DATABASE, detail=subject.detail)
-        book = absorb(incidents, [gone, Recovered({DATABASE_AWAY}, "", now, DATABASE)])
-        return [
-            replace(incident, notified_at=max(told, incident.notified_at or told))
-            if incident.open and incident.cause is DATABASE_AWAY
-            else incident
-            for incident in book
-        ]
 
     def _deliver(self, conn: psycopg.Connection, now: datetime) -> Iterator[Delivery]:
         """Sends message by message, each in a transaction of its own; a channel that fails rests until the next flush."""
@@ -184,19 +198,19 @@ class Alerts:
             self._backlog = [*events, *self._backlog][-BACKLOG:]
         log.error("alerts: PostgreSQL is away, %d events kept in memory: %s", len(self._backlog), clean(str(error)))
 
-    def _tell_away(self, now: datetime, error: psycopg.Error) -> Flushed:
-        """The life of one incident, in memory: the database that would keep it is the one that is away."""
-        if self._away is None:
-            (self._away,) = absorb(self._outage, [Failed(DATABASE_AWAY, "", now, DATABASE, detail=str(error))])
-        (told,), notices = announce([self._away], now, self._policy)
-        deliveries = [
-            delivery
-            for notice in notices
-            for delivery in self._send(self._channels, render(notice, self._dagster_ui_url, self._tenant))
-        ]
-        if any(delivery.ok for delivery in deliveries):
-            self._away = told
-        return Flushed(len(notices), tuple(deliveries), stored=False)
+
+def _adopted(incidents: Sequence[Incident], away: Incident, now: datetime) -> list[Incident]:
+    """The incidents with the outage that was told while they could not be read, and which is over now."""
+    told, subject = away.notified_at, away.subject("", DATABASE)
+    assert subject is not None
+    gone = Failed(DATABASE_AWAY, "", subject.first, DATABASE, detail=subject.detail)
+    book = absorb(incidents, [gone, replace(gone, at=subject.last), Recovered({DATABASE_AWAY}, "", now, DATABASE)])
+    return [
+        replace(incident, notified_at=max(told, incident.notified_at or told))
+        if told is not None and incident.open and incident.cause is DATABASE_AWAY
+        else incident
+        for incident in book
+    ]
 
 
 def _retry_wait(attempts: int) -> timedelta:

@@ -172,14 +172,20 @@ class DagsterClient:
         return job, None if selection is None else ["/".join(key["path"]) for key in selection]
 
     async def failure(self, run_id: str) -> str | None:
-        """Why the run failed, as far as Dagster knows."""
+        """Why the run failed, as far as Dagster knows: its step's error, why it was dropped from the queue, or its own."""
         found = (await self.execute("run_failure", runId=run_id))["logsForRun"]
+        reasons: dict[str, str] = {}
         for event in found.get("events", []):
+            kind, error = event["__typename"], event.get("error") or {}
             described = (event.get("failureMetadata") or {}).get("description")
-            reason = described or (event.get("error") or {}).get("message") or event.get("message")
+            reason = described or error.get("message") or event.get("message")
+            if kind == "EngineEvent":
+                reason = f"{event['message']} ({error['className']})" if error else None
             if reason:
-                return str(reason).strip()[:2000]
-        return None
+                reasons.setdefault(kind, str(reason).strip()[:2000])
+        return next(
+            (reasons[kind] for kind in ("ExecutionStepFailureEvent", "EngineEvent", "RunFailureEvent") if kind in reasons), None
+        )
 
     async def daemons(self) -> tuple[str, dict[str, bool]]:
         """Dagster's version, and whether each daemon that is needed was heard of in time."""

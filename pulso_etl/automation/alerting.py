@@ -44,13 +44,14 @@ def events(
     for table, spec in tables.items():
         standing = found[table]
         for attempt in sorted(standing.attempts, key=lambda attempt: attempt.finished_at):
-            if attempt.finished_at > since:
+            if attempt.finished_at > since and not attempt.withdrawn:
                 yield from _ended(spec, attempt)
         # A table that was never loaded is told of by its failed runs.
         if standing.watermark is not None and standing.watermark.last_extracted_at is not None:
             detail = f"última carga: {standing.watermark.last_partition}"
             yield _state(is_stale(spec, standing.watermark, now), Cause.STALE, table, now, detail)
-        if len(outstanding := failures[table]) >= retry_limit:
+        outstanding = [attempt for attempt in failures[table] if not attempt.withdrawn]
+        if len(outstanding) >= retry_limit:
             last = outstanding[-1]
             yield Failed(Cause.RECOVERY_LIMIT, table, now, window=last.window, run_id=last.run_id, detail=last.error or "")
     for check in checks:
@@ -69,7 +70,13 @@ def _ended(spec: TableSpec, attempt: Attempt) -> Iterator[Event]:
         if cause is Cause.RUN_FAILURE and attempt.finished_at - attempt.started_at >= spec.timeout:
             cause = Cause.TIMEOUT
         yield Failed(
-            cause, spec.name, attempt.finished_at, window=attempt.window, run_id=attempt.run_id, detail=attempt.error or ""
+            cause,
+            spec.name,
+            attempt.finished_at,
+            window=attempt.window,
+            run_id=attempt.run_id,
+            detail=attempt.error or "",
+            began=attempt.started_at,
         )
         return
     yield succeeded(spec.name, attempt.finished_at)

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date
 
 import dagster as dg
+import psycopg
 
 from pulso_etl.automation.jobs import ALL_JOB, RECONCILIATION_JOB, reconciliation_request, refresh_request, tenant_of
 from pulso_etl.budget import Budget
+from pulso_etl.patience import TICK_SECONDS, within
 from pulso_etl.permits import WHOLE_GRAPH
 from pulso_etl.refresh import LIMA, Mode, lima_day, plan_refresh
 from pulso_etl.tables.spec import TableSpec, qualified
@@ -36,7 +38,13 @@ def build_schedules(
     status = dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED
 
     def within_budget(requests: Iterable[dg.RunRequest]) -> Iterator[dg.RunRequest | dg.SkipReason]:
-        if (today := budget()).is_spent:
+        try:
+            today = within(TICK_SECONDS, budget)
+        except (psycopg.OperationalError, TimeoutError):
+            # Each run asks again, before it asks BigQuery.
+            yield from requests
+            return
+        if today.is_spent:
             yield dg.SkipReason(f"the day's BigQuery budget is spent: {today}")
         else:
             yield from requests

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from itertools import islice
+from time import monotonic
 from typing import Any
 
 import dagster as dg
@@ -18,15 +21,16 @@ from pulso_etl.assets import asset_key
 from pulso_etl.automation.alerting import CheckOutcome, events
 from pulso_etl.automation.due import MEMORY, BackOff, Decision, Standing, changed_days, decide, loaded_days
 from pulso_etl.automation.jobs import refresh_request, refreshed_tables, table_job, tenant_of
-from pulso_etl.automation.recovery import recover
+from pulso_etl.automation.recovery import Recovered, recover
 from pulso_etl.budget import Budget, DailyBudget
 from pulso_etl.checks import currency, up_to_date_key
 from pulso_etl.coordinator import TENANT_TAG
 from pulso_etl.destination.ledger import server_clock
 from pulso_etl.destination.sessions import Session
 from pulso_etl.destination.watermarks import Attempt, TableState, Watermarks
-from pulso_etl.errors import PulsoError
+from pulso_etl.errors import PulsoError, SourceUnavailable, first_line
 from pulso_etl.launch import TABLE_TAG, range_of
+from pulso_etl.patience import CONNECT_SECONDS, TICK_SECONDS, cut_after, within
 from pulso_etl.permits import WHOLE_GRAPH
 from pulso_etl.refresh import DayRange, Horizon, contiguous, lima_day
 from pulso_etl.settings import Settings
@@ -39,6 +43,8 @@ RECHECK_EVERY = timedelta(hours=24)
 FAILED_RUNS = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 SHOWN = 20
 """Tables of which an evaluation says why, at most: Dagster keeps what each evaluation says."""
+CUT_SECONDS = 30.0
+"""What a tick began and did not wait for ends after so long."""
 REPORTED = 100
 """Tables of which an evaluation tells Dagster whether they are up to date, at most: each is a write, and it has a minute."""
 
@@ -74,7 +80,31 @@ def _attempt(record: RunRecord) -> Iterator[Attempt]:
     if window is not None and record.end_time is not None:
         # Without the time that it waited in the queue; one that never began took none.
         began, ended = (datetime.fromtimestamp(at, UTC) for at in (record.start_time or record.end_time, record.end_time))
-        yield Attempt(record.dagster_run.run_id, window, False, began, ended)
+        withdrawn = record.start_time is None and record.dagster_run.status is dg.DagsterRunStatus.CANCELED
+        yield Attempt(record.dagster_run.run_id, window, False, began, ended, withdrawn=withdrawn)
+
+
+def explained(instance: dg.DagsterInstance, standing: Standing, since: datetime) -> Standing:
+    """The standing, in which attempts that failed after `since` and left no reason have Dagster's own."""
+
+    def reason(attempt: Attempt) -> str | None:
+        told = attempt.error or attempt.succeeded or attempt.withdrawn or attempt.finished_at <= since
+        return attempt.error if told else failure_of(instance, attempt.run_id)
+
+    return replace(standing, attempts=[replace(attempt, error=reason(attempt)) for attempt in standing.attempts])
+
+
+def failure_of(instance: dg.DagsterInstance, run_id: str) -> str | None:
+    """Why Dagster dropped the run, or took it for failed, in its words."""
+    kinds = {dg.DagsterEventType.ENGINE_EVENT, dg.DagsterEventType.RUN_FAILURE}
+    reasons = []
+    for record in instance.get_records_for_run(run_id, of_type=kinds, ascending=False).records:
+        event = record.event_log_entry.get_dagster_event()
+        if not event.is_engine_event:
+            reasons.append(event.message)
+        elif error := event.engine_event_data.error:
+            return f"{event.message} ({error.cls_name})"
+    return next(filter(None, reasons), None)
 
 
 class Automation:
@@ -98,9 +128,13 @@ class Automation:
         self.marks = Watermarks(settings.database_schema)
         self.back_off = BackOff.of(settings)
 
-    def connect(self) -> psycopg.Connection:
-        """A connection in autocommit mode, closed at the end of a `with`."""
-        return Session(self.settings.database_url.get_secret_value(), "automation").open()
+    @contextmanager
+    def connect(self) -> Iterator[psycopg.Connection]:
+        """A connection in autocommit mode. Raises psycopg.OperationalError where there is none, or no answer any more."""
+        url = self.settings.database_url.get_secret_value()
+        session = Session(url, "automation", connect_seconds=CONNECT_SECONDS)
+        with session.open() as conn, cut_after(CUT_SECONDS, conn):
+            yield conn
 
     def observe(self, instance: dg.DagsterInstance, conn: psycopg.Connection, now: datetime) -> dict[str, Standing]:
         """What is known of each table at the instant `now`."""
@@ -129,10 +163,17 @@ class Automation:
         )
         def refresh(context: dg.SensorEvaluationContext) -> dg.SensorResult:
             source: Any = context.resources.original_resource_dict[source_key]
-            with self.connect() as conn:
-                # Of that clock are the readings, to which instants of the look at changes are compared.
-                now = server_clock(conn)
-            requests, reasons = self.tick(context.instance, source, now)
+
+            def look() -> tuple[list[dg.RunRequest], list[str]]:
+                with self.connect() as conn:
+                    # Of that clock are the readings, to which instants of the look at changes are compared.
+                    now = server_clock(conn)
+                return self.tick(context.instance, source, now)
+
+            try:
+                requests, reasons = within(TICK_SECONDS, look)
+            except (psycopg.OperationalError, TimeoutError) as error:
+                return dg.SensorResult(skip_reason=no_answer(error))
             told = reasons if len(reasons) <= SHOWN else [*reasons[:SHOWN], f"and {len(reasons) - SHOWN} more tables"]
             for line in told:
                 context.log.info(line)
@@ -146,6 +187,7 @@ class Automation:
         requests: list[dg.RunRequest] = []
         reasons: list[str] = []
         waiting: list[str] = []
+        looks = Looks(source, monotonic() + source_changes.LOOK_SECONDS)
         if (budget := self.budget()).is_spent:
             return [], [f"the day's BigQuery budget is spent: {budget}"]
         with self.connect() as conn:
@@ -154,7 +196,10 @@ class Automation:
                 if decision.window is None:
                     waiting.append(f"{table}: {decision.reason}")
                     continue
-                days, note = self._days_to_read(source, spec, standing, decision, now)
+                if looks.are_over:
+                    waiting.append(f"{table}: {decision.reason}; whether its source has changed is asked at the next look")
+                    continue
+                days, note = self._days_to_read(looks, spec, standing, decision, now)
                 reasons.append(f"{table}: {decision.reason}; {note}")
                 if unchanged := [day for day in decision.window if day not in days]:
                     horizon = Horizon.of(spec, self.settings.partitions_start, lima_day(now))
@@ -191,7 +236,7 @@ class Automation:
         return self.settings.change_aware and spec.change_capture is not None
 
     def _days_to_read(
-        self, source: BigQuerySource, spec: TableSpec, standing: Standing, decision: Decision, now: datetime
+        self, looks: Looks, spec: TableSpec, standing: Standing, decision: Decision, now: datetime
     ) -> tuple[Collection[date], str]:
         """The days of the window to read again, and a note for people."""
         window = decision.window
@@ -206,7 +251,7 @@ class Automation:
         if not loaded:
             return every, "the whole window: nothing of it was loaded in the last day"
         try:
-            modified = source_changes.changed_days(source, spec, window, min(loaded.values()) - margin)
+            modified = looks.changed_days(spec, window, min(loaded.values()) - margin)
         except PulsoError as error:
             # The look at changes only saves work; the run itself will tell what is wrong with the source.
             return every, f"the whole window: the source does not tell its changes ({error})"
@@ -236,8 +281,14 @@ class Automation:
             description="Marks attempts as failed whose process died, and ends those that run past their table's time-out.",
         )
         def recovery(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-            with self.connect() as conn:
-                ended = list(recover(conn, self.settings.database_schema, context.instance, self.tables, datetime.now(UTC)))
+            def end() -> list[Recovered]:
+                with self.connect() as conn:
+                    return list(recover(conn, self.settings.database_schema, context.instance, self.tables, datetime.now(UTC)))
+
+            try:
+                ended = within(TICK_SECONDS, end)
+            except (psycopg.OperationalError, TimeoutError) as error:
+                return no_answer(error)
             told = [f"{one.table} {one.window}: run {one.run_id} ended: {one.reason}" for one in ended]
             return dg.SkipReason("; ".join(told) or "no attempt is stale")
 
@@ -254,7 +305,11 @@ class Automation:
         )
         def alert(context: dg.SensorEvaluationContext) -> dg.SkipReason:
             now = datetime.now(UTC)
-            flushed = self.tell(context.instance, now, datetime.fromisoformat(context.cursor) if context.cursor else now - MEMORY)
+            since = datetime.fromisoformat(context.cursor) if context.cursor else now - MEMORY
+            try:
+                flushed = within(TICK_SECONDS, lambda: self.tell(context.instance, now, since))
+            except TimeoutError as error:
+                return no_answer(error)
             if flushed.stored:
                 context.update_cursor(now.isoformat())
             failed = [f"{delivery.channel}: {delivery.text}" for delivery in flushed.deliveries if not delivery.ok]
@@ -266,7 +321,8 @@ class Automation:
         """Sends the alerts that the state at `now` and what happened after `since` call for."""
         try:
             with self.connect() as conn:
-                found = self.observe(instance, conn, now)
+                seen = self.observe(instance, conn, now)
+            found = {table: explained(instance, standing, since) for table, standing in seen.items()}
             happened = list(
                 events(
                     self.tables,
@@ -279,9 +335,8 @@ class Automation:
                     retry_limit=self.settings.retry_limit,
                 )
             )
-        except psycopg.Error:
-            # The flush meets the same, and tells of it.
-            found, happened = {}, []
+        except psycopg.Error as error:
+            return self.alerts.away(now, error)
         flushed = self.alerts.flush(now, happened)
         self._report_currency(instance, found, now)
         return flushed
@@ -294,6 +349,40 @@ class Automation:
         changed = (one for one in told if one.passed is not known.get(one.asset_key.path[-1]))
         for one in islice(changed, REPORTED):
             instance.report_runless_asset_event(one)
+
+
+@dataclass
+class Looks:
+    """The looks of one tick at what changed at the source, all together until the monotonic clock says `until`.
+
+    One without an answer is the last: the source is away, and each table is read as if everything had changed.
+    """
+
+    source: BigQuerySource
+    until: float
+    away: SourceUnavailable | None = None
+
+    @property
+    def are_over(self) -> bool:
+        """Whether the time is up although the source answers."""
+        return self.away is None and monotonic() > self.until
+
+    def changed_days(self, spec: TableSpec, window: DayRange, since: datetime) -> dict[date, datetime] | None:
+        """See `changes.changed_days`."""
+        if self.away is not None:
+            raise self.away
+        try:
+            return source_changes.changed_days(self.source, spec, window, since, max(self.until - monotonic(), 0.1))
+        except SourceUnavailable as error:
+            self.away = error
+            raise
+
+
+def no_answer(error: psycopg.OperationalError | TimeoutError) -> dg.SkipReason:
+    """What a tick says that got no answer from PostgreSQL, or not in time; the alert about that is sent by itself."""
+    if isinstance(error, psycopg.OperationalError):
+        return dg.SkipReason(f"PostgreSQL is away, the next look comes by itself: {first_line(error)}")
+    return dg.SkipReason(f"no answer within {TICK_SECONDS:g} s, from whatever was asked; the next look comes by itself")
 
 
 def check_outcomes(instance: dg.DagsterInstance, keys: Sequence[dg.AssetCheckKey]) -> Iterator[CheckOutcome]:

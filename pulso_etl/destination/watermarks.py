@@ -129,6 +129,7 @@ class Attempt:
     """An attempt that is over: what it loaded, whether that went well, and when (with zone) it began and ended.
 
     `error` is the reason of a failure, `metadata` what the load told of itself; of a failure also the error's class.
+    `withdrawn`: its run was cancelled before it began.
     """
 
     run_id: str
@@ -138,6 +139,7 @@ class Attempt:
     finished_at: datetime
     error: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    withdrawn: bool = False
 
 
 @dataclass(frozen=True)

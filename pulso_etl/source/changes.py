@@ -13,29 +13,42 @@ from datetime import date, datetime
 
 from google.cloud import bigquery
 
-from pulso_etl.errors import PlanError
+from pulso_etl.errors import PlanError, SourceUnavailable
+from pulso_etl.patience import within
 from pulso_etl.refresh import DayRange
-from pulso_etl.source.bigquery import BigQuerySource, raising_source_errors
+from pulso_etl.source.bigquery import ONCE, BigQuerySource, raising_source_errors
 from pulso_etl.tables.spec import TableSpec
+
+LOOK_SECONDS = 4.0
+"""What a look may take, and all looks of one tick together: whoever looks has a minute for everything."""
 
 STREAMING_BUFFER = "__UNPARTITIONED__"
 NO_DATE = "__NULL__"
 
 
-def changed_days(source: BigQuerySource, spec: TableSpec, window: DayRange, since: datetime) -> dict[date, datetime] | None:
+def changed_days(
+    source: BigQuerySource, spec: TableSpec, window: DayRange, since: datetime, seconds: float = LOOK_SECONDS
+) -> dict[date, datetime] | None:
     """The days of the window whose source rows may have changed since an instant (with zone), each with its last change.
 
     Empty: nothing changed. None: no signal, every day may have changed (a view, a table that is not partitioned by the day
-    that the query filters on, rows in a streaming buffer, rows that were deleted). Raises the errors of `BigQueryStream.open`, and
-    PlanError for a `since` without zone.
+    that the query filters on, rows in a streaming buffer, rows that were deleted). No request is sent twice. Raises the errors of
+    `BigQueryStream.open`, SourceUnavailable also where there is no answer within so many seconds; PlanError, for a `since` without
+    zone.
     """
     if since.tzinfo is None:
         raise PlanError(f"{spec.name}: the time of the last load has no zone")
+    try:
+        return within(seconds, lambda: _look(source, spec, window, since, seconds))
+    except TimeoutError:
+        raise SourceUnavailable(f"{spec.name} {window}: BigQuery did not answer within {seconds:.1f} s") from None
+
+
+def _look(
+    source: BigQuerySource, spec: TableSpec, window: DayRange, since: datetime, seconds: float
+) -> dict[date, datetime] | None:
     with raising_source_errors(spec, window), source.get_client() as client:
-        tables = [
-            client.get_table(name, retry=source.retry, timeout=source.request_timeout_seconds)
-            for name in source.tables(spec).values()
-        ]
+        tables = [client.get_table(name, retry=ONCE, timeout=seconds) for name in source.tables(spec).values()]
         if not all(is_telling(table) for table in tables):
             return None
         changed = [table for table in tables if table.modified >= since]
@@ -43,7 +56,7 @@ def changed_days(source: BigQuerySource, spec: TableSpec, window: DayRange, sinc
             return None
         days: dict[date, datetime] = {}
         for table in changed:
-            modified = modified_days(_partition_times(client, source, table), since)
+            modified = modified_days(_partition_times(client, source, table, seconds), since)
             if modified is None:
                 return None
             days |= {day: max(at, days.get(day, at)) for day, at in modified.items() if day in window}
@@ -85,7 +98,9 @@ def _day(partition: str) -> date:
     return date.fromisoformat(f"{partition[:4]}-{partition[4:6]}-{partition[6:]}")
 
 
-def _partition_times(client: bigquery.Client, source: BigQuerySource, table: bigquery.Table) -> dict[str | None, datetime]:
+def _partition_times(
+    client: bigquery.Client, source: BigQuerySource, table: bigquery.Table, seconds: float
+) -> dict[str | None, datetime]:
     rows = client.query_and_wait(
         f"SELECT partition_id, last_modified_time FROM `{table.project}.{table.dataset_id}.INFORMATION_SCHEMA.PARTITIONS` "
         "WHERE table_name = @table",
@@ -94,9 +109,9 @@ def _partition_times(client: bigquery.Client, source: BigQuerySource, table: big
             labels={"app": "pulso-etl", "purpose": "changes"},
             maximum_bytes_billed=source.maximum_bytes_billed,
         ),
-        retry=source.retry,
-        job_retry=source.job_retry(source.retry_timeout_seconds),
-        api_timeout=source.request_timeout_seconds,
-        wait_timeout=source.request_timeout_seconds,
+        retry=ONCE,
+        job_retry=ONCE,
+        api_timeout=seconds,
+        wait_timeout=seconds,
     )
     return {row.partition_id: row.last_modified_time for row in rows}

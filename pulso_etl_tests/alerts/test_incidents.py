@@ -312,3 +312,48 @@ def test_passwords_in_an_error_are_blanked() -> None:
 def test_a_time_without_a_zone_is_refused() -> None:
     with pytest.raises(ValueError, match="zone"):
         Failed(Cause.STALE, "a", datetime(2026, 3, 2))
+
+
+def away(at: datetime) -> Failed:
+    return Failed(Cause.DESTINATION_UNAVAILABLE, "", at, "base de datos")
+
+
+def killed(began: datetime, at: datetime, table: str = "a") -> Failed:
+    return Failed(Cause.RUN_FAILURE, table, at, began=began)
+
+
+def test_a_run_that_an_outage_of_the_database_ended_is_told_with_it() -> None:
+    book = Book()
+    book.flush(START, away(START))
+    assert book.flush(START + MINUTE) == ["opened destination_unavailable "]
+    back = START + 10 * MINUTE
+    over = Recovered({Cause.DESTINATION_UNAVAILABLE}, "", back, "base de datos")
+    # Dagster finds out while the outage goes on, and after it.
+    assert book.flush(back, over, killed(START - HOUR, START + MINUTE)) == []
+    assert book.flush(back + MINUTE, succeeded("a", back + MINUTE)) == []
+    (line,) = book.flush(back + 2 * MINUTE)
+    assert line.startswith("recovered destination_unavailable")
+    assert book.flush(back + 4 * MINUTE, killed(START, back + 3 * MINUTE, "b"), killed(back, back + 3 * MINUTE, "c")) == []
+    assert book.flush(back + HOUR) == []
+
+
+def test_a_run_that_began_long_after_the_outage_is_told_as_its_own() -> None:
+    book = Book()
+    book.flush(START, away(START))
+    back = START + 10 * MINUTE
+    book.flush(back, Recovered({Cause.DESTINATION_UNAVAILABLE}, "", back, "base de datos"))
+    book.flush(back + MINUTE)
+    began = back + 3 * MINUTE
+    book.flush(began + MINUTE, killed(began, began + MINUTE))
+    assert book.flush(began + 2 * MINUTE) == ["opened run_failure a"]
+
+
+def test_tables_that_turned_stale_while_the_database_was_away_are_told_only_if_they_stay_so() -> None:
+    book = Book()
+    book.flush(START, away(START))
+    book.flush(START + MINUTE)
+    back = START + 20 * HOUR
+    stale = Failed(Cause.STALE, "a", back)
+    assert book.flush(back, Recovered({Cause.DESTINATION_UNAVAILABLE}, "", back, "base de datos"), stale) == []
+    told = [line for tick in range(1, 10) for line in book.flush(back + tick * MINUTE)]
+    assert [line.split()[:2] for line in told] == [["recovered", "destination_unavailable"], ["opened", "stale"]]

@@ -233,6 +233,53 @@ def test_an_outage_of_the_database_that_was_told_is_not_told_again_from_memory(
     assert receiver.titles() == ["[Pulso] PostgreSQL no está disponible (dashboard_data)"]
 
 
+def test_an_outage_is_told_once_with_its_end_and_true_length_although_the_process_is_a_new_one_each_time(
+    receiver: Receiver, make_settings: MakeSettings, server: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    settings = make_settings(
+        json_url(receiver), database_url=SecretStr(server.create_database("pulso")), dagster_home=tmp_path, alert_reminder_hours=2
+    )
+
+    def look(now: datetime) -> None:
+        Alerts(settings).flush(now)
+
+    look(START)
+    server.stop()
+    for tick in range(1, 90):
+        look(START + tick * MINUTE)
+    assert receiver.titles() == ["[Pulso] PostgreSQL no está disponible"]
+    server.start()
+    for tick in range(91, 100):
+        look(START + tick * MINUTE)
+    assert receiver.titles()[1:] == ["[Pulso] Recuperado: PostgreSQL volvió a estar disponible"]
+    assert "Duró: 1 h 30 min" in receiver.posts[1][1]["message"]
+    # The next outage is one of its own.
+    server.stop()
+    for tick in range(200, 203):
+        look(START + tick * MINUTE)
+    assert receiver.titles()[2:] == ["[Pulso] PostgreSQL no está disponible"]
+    assert f"Desde: {START + 200 * MINUTE - 5 * HOUR:%d/%m/%Y %H:%M}" in receiver.posts[2][1]["message"]
+
+
+def test_a_file_that_can_not_be_read_or_written_costs_no_alert(
+    receiver: Receiver, make_settings: MakeSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = SecretStr("postgresql://etl@127.0.0.1:1/none")
+    settings = make_settings(json_url(receiver), database_url=url, dagster_home=tmp_path)
+    (folder := tmp_path / "storage" / "pulso_etl").mkdir(parents=True)
+    (folder / f"outage.{settings.database_schema}.json").write_text("{")
+    alerts = Alerts(settings)
+    for tick in range(3):
+        alerts.flush(START + tick * MINUTE)
+    assert receiver.titles() == ["[Pulso] PostgreSQL no está disponible"]
+    assert "can't be read" in caplog.text
+    nowhere = make_settings(json_url(receiver), database_url=url, dagster_home=Path("/proc/none"))
+    alerts = Alerts(nowhere)
+    for tick in range(3):
+        alerts.flush(START + tick * MINUTE)
+    assert len(receiver.titles()) == 2
+
+
 def test_an_alert_that_can_not_be_delivered_raises_nothing(make_settings: MakeSettings, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     url = SecretStr("postgresql://etl:s3cret@127.0.0.1:1/none")

@@ -9,6 +9,8 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.events import EngineEventData
+from dagster._utils.error import SerializableErrorInfo
 from pydantic import SecretStr
 
 from pulso_etl.alerts.incidents import Cause, Event, Failed
@@ -16,11 +18,12 @@ from pulso_etl.alerts.incidents import Recovered as Well
 from pulso_etl.automation.alerting import CheckOutcome, events
 from pulso_etl.automation.due import Standing
 from pulso_etl.automation.jobs import build_jobs
-from pulso_etl.automation.sensors import Automation, check_outcomes
+from pulso_etl.automation.sensors import Automation, check_outcomes, explained, standings
 from pulso_etl.budget import Budget
 from pulso_etl.checks import up_to_date_key
 from pulso_etl.definitions import build_defs, build_resources
 from pulso_etl.destination.watermarks import Attempt
+from pulso_etl.launch import run_tags
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.refresh import DayRange, Watermark, is_stale
 from pulso_etl.settings import Settings
@@ -101,6 +104,27 @@ def test_repeated_failures_reach_the_limit() -> None:
     failures = [attempt("SourceUnavailable"), attempt("SourceUnavailable")]
     assert Cause.RECOVERY_LIMIT in causes(told(Standing(FRESH, failures), failures=failures))
     assert Cause.RECOVERY_LIMIT not in causes(told(Standing(FRESH, failures), failures=failures[:1]))
+
+
+def test_a_run_cancelled_in_the_queue_is_nobody_s_failure() -> None:
+    withdrawn = [replace(attempt("RunCanceled"), withdrawn=True)] * 2
+    assert causes(told(Standing(FRESH, withdrawn), failures=withdrawn)) == set()
+
+
+def test_why_the_queue_dropped_a_run_is_told_and_one_cancelled_in_it_is_not() -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        tags = run_tags(TABLES[NAME], WINDOW)
+        dropped, cancelled = (instance.create_run_for_job(dg.job(name=NAME)(lambda: None), tags=tags) for _ in range(2))
+        unreachable = SerializableErrorInfo("gRPC Error code: UNAVAILABLE", [], "DagsterUserCodeUnreachableError")
+        instance.report_engine_event("Could not reach it", dropped, EngineEventData.engine_error(unreachable))
+        instance.report_run_failed(dropped)
+        instance.report_run_canceled(cancelled)
+        now = datetime.now(UTC)
+        standing = explained(instance, standings(instance, {}, DASHBOARD, now)[NAME], now - HOUR)
+    assert {one.run_id: (one.error, one.withdrawn) for one in standing.attempts} == {
+        dropped.run_id: ("Could not reach it (DagsterUserCodeUnreachableError)", False),
+        cancelled.run_id: (None, True),
+    }
 
 
 def test_the_budget_is_told_at_eighty_and_at_a_hundred_percent() -> None:
