@@ -13,6 +13,7 @@ from psycopg import sql
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from pulso_etl.destination.bookkeeping import create_missing
+from pulso_etl.destination.encoding import Encoding
 from pulso_etl.destination.sessions import Limits, Session
 from pulso_etl.destination.watermarks import TableState, Watermarks
 from pulso_etl.errors import first_line
@@ -65,6 +66,7 @@ class Database:
 
     async def _configure(self, conn: psycopg.AsyncConnection) -> None:
         await conn.execute(self._session.statement())
+        Encoding.of(conn).adapt(conn)
 
     async def _check(self, conn: psycopg.AsyncConnection) -> None:
         try:

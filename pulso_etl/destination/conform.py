@@ -11,6 +11,7 @@ from typing import cast
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pulso_etl.destination.encoding import UTF8, Encoding
 from pulso_etl.errors import ContractError, RejectedRows
 from pulso_etl.refresh import DayRange
 from pulso_etl.tables.spec import Column, ColumnType, TableSpec
@@ -33,6 +34,7 @@ class Reason(StrEnum):
     NOT_FINITE = "NaN or Infinity"
     MISFIT = "does not fit the type"
     NUL = "NUL character"
+    ENCODING = "not in the database's encoding"
     LIMIT = "beyond a limit"
     DUPLICATE = "duplicate key"
 
@@ -112,16 +114,21 @@ def wire_type(kind: ColumnType, given: pa.DataType) -> pa.DataType | None:
 
 
 def conform(
-    spec: TableSpec, batch: pa.RecordBatch, wire: pa.Schema, window: DayRange, reject: Reject | None = None
+    spec: TableSpec,
+    batch: pa.RecordBatch,
+    wire: pa.Schema,
+    window: DayRange,
+    reject: Reject | None = None,
+    encoding: Encoding = UTF8,
 ) -> pa.RecordBatch:
-    """The batch in the wire schema, every value checked.
+    """The batch in the wire schema, every value checked; `encoding` is that of the database.
 
     `reject` takes the rows that can't be loaded, which are then left out; without it the first fault raises RejectedRows, with
     table, column and partition. Raises ContractError for days outside of the window, whoever asks.
     """
     arrays, faults = [], []
     for column in spec.columns:
-        array, found = check(column, spec.required(column), batch.column(column.name), wire.field(column.name).type)
+        array, found = check(column, spec.required(column), batch.column(column.name), wire.field(column.name).type, encoding)
         arrays.append(array)
         faults += found
     conformed = pa.RecordBatch.from_arrays(arrays, schema=wire)
@@ -134,7 +141,9 @@ def conform(
     return reject(batch, conformed, faults) if faults and reject else conformed
 
 
-def check(column: Column, required: bool, array: pa.Array, kind: pa.DataType) -> tuple[pa.Array, list[Fault]]:
+def check(
+    column: Column, required: bool, array: pa.Array, kind: pa.DataType, encoding: Encoding = UTF8
+) -> tuple[pa.Array, list[Fault]]:
     """The values of a column as `kind`, and which rows of it can't be loaded and why. What no cast can take is null."""
     faults: list[Fault] = []
     given = array
@@ -153,6 +162,10 @@ def check(column: Column, required: bool, array: pa.Array, kind: pa.DataType) ->
         bad = pc.match_substring(array, "\0")
         if pc.any(bad).as_py():
             faults.append(Fault(column, Reason.NUL, "a NUL character, which PostgreSQL can't store,", bad))
+    if column.type is ColumnType.TEXT and (bad := encoding.beyond(array)) is not None:
+        kind_of = encoding.missing_kind(array.filter(bad)[0].as_py())
+        text = f"a character ({kind_of}) that the database's encoding {encoding.name} can't hold"
+        faults.append(Fault(column, Reason.ENCODING, text, bad))
     # A decimal that travels as text is compared as the number that it was.
     values = given if column.type is ColumnType.NUMERIC and pa.types.is_string(kind) else array
     for limit, outside in ((column.minimum, pc.less), (column.maximum, pc.greater)):

@@ -21,6 +21,7 @@ from psycopg import sql
 
 from pulso_etl.destination.conform import Reject, conform
 from pulso_etl.destination.contract import Drift, fit
+from pulso_etl.destination.encoding import Encoding
 from pulso_etl.destination.locks import table_lock
 from pulso_etl.destination.months import create_months, refuse_expired
 from pulso_etl.destination.quarantine import Quarantine
@@ -192,7 +193,7 @@ def load(
         staged_spec, wire, drift = fit(spec.with_columns((DELETED,)) if captured else spec, reader.schema, table, window)
         spec, texts = staged_spec.without(DELETED) if captured else staged_spec, _text_columns(staged_spec, wire)
         statements, stage = Statements(spec, schema, captured=captured), Statements(staged_spec, schema)
-        quarantine = Quarantine(spec, window) if quarantines else None
+        quarantine = Quarantine(spec, window, Encoding.of(conn)) if quarantines else None
         with clock("copy"):
             conn.execute(stage.create_stage(texts))
             staged = _copy(conn, stage, STAGE, staged_spec, reader, wire, window, quarantine.take if quarantine else None)
@@ -279,6 +280,13 @@ def translated(spec: TableSpec, window: DayRange) -> Iterator[None]:
         yield
     except (pg.LockNotAvailable, pg.QueryCanceled) as error:
         raise DestinationUnavailable(f"{where}: another writer held the table too long; try again later") from error
+    except pg.UntranslatableCharacter as error:
+        # The server's own text would show the value; in every language its context ends with the column.
+        column = (error.diag.context or "").rpartition(" ")[2]
+        place = f"column {column} has" if column in spec.column_names else "a text has"
+        raise ContractError(
+            f"{where} refuses a row: {place} a character that the database's encoding can't hold; nothing was loaded"
+        ) from error
     except (pg.DataError, pg.IntegrityError) as error:
         raise ContractError(f"{where} refuses a row: {error.diag.message_primary}; nothing was loaded") from error
     except pg.DiskFull as error:
@@ -304,7 +312,7 @@ def _copy(
     reject: Reject | None = None,
 ) -> dict[date, int]:
     """Sends every batch, checked, as COPY BINARY; returns the rows of each day. For `reject` see `conform`."""
-    encoder = ArrowToPostgresBinaryEncoder(wire)
+    encoder, encoding = ArrowToPostgresBinaryEncoder(wire), Encoding.of(conn)
     rows: Counter[date] = Counter()
 
     def encoded() -> Iterator[bytes]:
@@ -312,7 +320,7 @@ def _copy(
         for batch in reader:
             if not batch.num_rows:
                 continue
-            batch = conform(spec, batch, wire, window, reject)
+            batch = conform(spec, batch, wire, window, reject, encoding)
             if into != STAGE:
                 # Neighbours in the primary key's index go in together, which takes a fifth off the server's work.
                 batch = batch.sort_by([(key, "ascending") for key in spec.primary_key])

@@ -18,6 +18,7 @@ from psycopg import sql
 
 from pulso_etl.destination.bookkeeping import create_missing
 from pulso_etl.destination.conform import Fault, Reason
+from pulso_etl.destination.encoding import UTF8, Encoding, plain
 from pulso_etl.destination.identifiers import equal, listed
 from pulso_etl.destination.statements import DIFF, STAGE, Statements
 from pulso_etl.destination.strategies import STRATEGIES
@@ -54,6 +55,7 @@ class Quarantine:
 
     spec: TableSpec
     window: DayRange
+    encoding: Encoding = UTF8
     by_day: Counter[date] = field(default_factory=Counter)
     by_reason: Counter[str] = field(default_factory=Counter)
     _lines: list[tuple[date | None, str, str, str]] = field(default_factory=list)
@@ -151,7 +153,7 @@ class Quarantine:
         self.by_day.update(day or self.window.start for day in days)
         self.by_reason[f"{column}: {reason}"] += len(rows)
         self._refuse_excess(self.by_day.total())
-        self._lines += [(day, column, reason.value, as_json(row)) for day, row in zip(days, rows, strict=True)]
+        self._lines += [(day, column, reason.value, as_json(row, self.encoding)) for day, row in zip(days, rows, strict=True)]
 
     def _refuse_excess(self, rows: int, read: int | None = None, reasons: Counter[str] | None = None) -> None:
         share = self.spec.maximum_quarantined_share
@@ -174,12 +176,13 @@ class Quarantine:
             )
 
 
-def as_json(row: dict[str, Any]) -> str:
+def as_json(row: dict[str, Any], encoding: Encoding = UTF8) -> str:
     """A row as JSON that jsonb takes and that loses nothing: decimals, NaN and infinities as strings, times in ISO 8601.
 
-    A NUL character, which jsonb can't hold, is written as the six characters `\\u0000`.
+    A NUL character, which jsonb can't hold, is written as the six characters `\\u0000`, and so is one that the database's encoding
+    can't hold.
     """
-    return json.dumps({name: _plain(value) for name, value in row.items()}, ensure_ascii=False)
+    return json.dumps(plain({name: _plain(value) for name, value in row.items()}, encoding), ensure_ascii=False)
 
 
 def _plain(value: Any) -> Any:

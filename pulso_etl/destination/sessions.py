@@ -18,6 +18,7 @@ import psycopg
 from psycopg import errors as pg
 from psycopg import sql
 
+from pulso_etl.destination.encoding import Encoding
 from pulso_etl.destination.roles import split_role
 from pulso_etl.errors import DestinationError
 
@@ -129,6 +130,7 @@ class Session:
         conn = psycopg.connect(**self.start(), **more)
         try:
             conn.execute(self.statement())
+            Encoding.of(conn).adapt(conn)
         except BaseException:
             conn.close()
             raise
@@ -138,9 +140,11 @@ class Session:
     def hold(self) -> Iterator[psycopg.Connection]:
         """A connection whose session is its own until the end, with the locks and temporary tables that it holds.
 
-        Raises DestinationError behind a pooler that shares sessions, before anything is done, and psycopg.Error.
+        Before anything is done, raises DestinationError behind a pooler that shares sessions, and for a database without an
+        encoding; psycopg.Error.
         """
         with self.open() as conn:
+            Encoding.of(conn).refuse_none(conn.info.dbname)
             self._refuse_shared(conn)
             yield conn
 
