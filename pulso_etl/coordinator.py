@@ -19,6 +19,7 @@ from dagster._core.run_coordinator import QueuedRunCoordinator, SubmitRunContext
 from dagster._core.storage.tags import BACKFILL_ID_TAG, PRIORITY_TAG
 
 from pulso_etl.permits import WHOLE_GRAPH, fault_of_run
+from pulso_etl.tags import SOURCE_TAG
 
 TENANT_TAG = "pulso_etl/tenant"
 """Tag of a tenant's assets and runs."""
@@ -47,8 +48,11 @@ class PulsoRunCoordinator(QueuedRunCoordinator):
         parent = self._instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
         if (fault := fault_of_run(run.tags, run.run_config, parent.tags if parent else {})) is not None:
             raise DagsterInvariantViolationError(fault)
+        # Who launches by hand can't tag a run as one that queries BigQuery.
+        tags = {} if SOURCE_TAG in run.tags else {SOURCE_TAG: "bigquery"}
         if QUEUED_TAG not in run.tags:
-            self._instance.add_run_tags(run.run_id, queue_tags(run.tags, int(time.time())))
+            tags |= queue_tags(run.tags, int(time.time()))
+        self._instance.add_run_tags(run.run_id, tags)
         return super().submit_run(context)
 
 

@@ -25,12 +25,10 @@ from pulso_etl.errors import PlanError
 from pulso_etl.refresh import DayRange, Mode, RefreshPlan, plan_refresh
 from pulso_etl.settings import Settings
 from pulso_etl.tables.spec import TableSpec
-from pulso_etl.tags import ALLOW_SHRINK_TAG, CAPTURE_TAG, FORCE_TAG
+from pulso_etl.tags import ALLOW_SHRINK_TAG, CAPTURE_TAG, FORCE_TAG, SOURCE_TAG
 
 TABLE_TAG = "pulso_etl/table"
 """Run tag: the one table that the run refreshes."""
-SOURCE_TAG = "pulso_etl/source"
-"""Run tag by which `dagster.yaml` limits the runs that query BigQuery at the same time."""
 DAGSTERS_OWN = ("Dagster", "RetryRequested")
 """How the names of the errors begin in which Dagster wraps what a step raised."""
 

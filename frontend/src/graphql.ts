@@ -56,8 +56,6 @@ const PIPELINE = "pulso_etl/pipeline";
 const TABLE = "pulso_etl/table";
 const FORCE = "pulso_etl/force";
 const WHOLE_GRAPH = "__ASSET_JOB";
-/** The tag by which Dagster limits how many runs query BigQuery at once. */
-const QUERIES = { "pulso_etl/source": "bigquery" };
 const WAITING = ["QUEUED", "NOT_STARTED", "MANAGED", "STARTING"];
 const UNDER_WAY = [...WAITING, "STARTED", "CANCELING"];
 const ENDS: Record<string, TableRun["state"]> = { SUCCESS: "success", FAILURE: "failed", CANCELED: "canceled" };
@@ -153,7 +151,7 @@ export function createGraphQLTransport(options: GraphQLOptions = {}): Transport 
     );
     const params = due.map(({ table, lookback_days }) => {
       const { start, end } = trailingDays(lookback_days, now);
-      const tags = Object.entries({ [TABLE]: table, ...QUERIES, [RANGE_START]: start, [RANGE_END]: end, ...more });
+      const tags = Object.entries({ [RANGE_START]: start, [RANGE_END]: end, ...more });
       return {
         selector: selectorOf(table),
         executionMetadata: { tags: tags.map(([key, value]) => ({ key, value })) },

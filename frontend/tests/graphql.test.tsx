@@ -204,8 +204,11 @@ describe("the hooks over GraphQL", () => {
     expect(result.current.progress?.status).toBe("success");
     const { selector, executionMetadata } = asked("LaunchRuns")[0].variables.params[0];
     expect(selector).toMatchObject({ jobName: "__ASSET_JOB", assetSelection: [{ path: ["assignment_data"] }] });
-    expect(executionMetadata.tags).toContainEqual({ key: "pulso_etl/table", value: "assignment_data" });
-    expect(executionMetadata.tags).toContainEqual({ key: "pulso_etl/source", value: "bigquery" });
+    expect(executionMetadata.tags.map(({ key }: { key: string }) => key)).toEqual([
+      "dagster/asset_partition_range_start",
+      "dagster/asset_partition_range_end",
+      "pulso_etl/pipeline",
+    ]);
   });
 
   it("say so where Dagster does not know the table", async () => {

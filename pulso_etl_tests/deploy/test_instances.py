@@ -36,9 +36,12 @@ ENVIRONMENT = {
 }
 
 
+IMAGE = "registry.example.com/pulso-etl:0.1.0"
+
+
 def chart_instance(values: Config) -> Config:
     """dagster.yaml as Dagster's Helm chart writes it from the values."""
-    daemon, launcher = values["dagsterDaemon"], values["runLauncher"]["config"]["k8sRunLauncher"]
+    daemon, launcher = values["dagsterDaemon"], values["runLauncher"]["config"]["customRunLauncher"]
     postgres = {
         "postgres_db": {
             "username": values["postgresql"]["postgresqlUsername"],
@@ -50,25 +53,10 @@ def chart_instance(values: Config) -> Config:
     }
     pools, runs = values["concurrency"]["pools"], values["concurrency"]["runs"]
     monitoring, retries = daemon["runMonitoring"], daemon["runRetries"]
-    k8s = launcher["runK8sConfig"]
     return {
         "storage": {"postgres": postgres},
         "run_coordinator": daemon["runCoordinator"]["config"]["customRunCoordinator"],
-        "run_launcher": {
-            "module": "dagster_k8s",
-            "class": values["runLauncher"]["type"],
-            "config": {
-                "job_namespace": "pulso",
-                "image_pull_policy": launcher["imagePullPolicy"],
-                "service_account_name": "pulso-dagster",
-                "dagster_home": values["global"]["dagsterHome"],
-                "instance_config_map": "pulso-dagster-instance",
-                "postgres_password_secret": values["global"]["postgresqlSecretName"],
-                "env_secrets": [secret["name"] for secret in launcher["envSecrets"]],
-                "security_context": launcher["securityContext"],
-                "run_k8s_config": {"pod_spec_config": k8s["podSpecConfig"], "job_spec_config": k8s["jobSpecConfig"]},
-            },
-        },
+        "run_launcher": launcher,
         "concurrency": {
             "pools": {"default_limit": pools["defaultLimit"], "granularity": pools["granularity"]},
             "runs": {
@@ -186,33 +174,53 @@ def kubernetes_api(home: Path) -> Iterator[tuple[Path, list[Config]]]:
         server.shutdown()
 
 
-@pytest.mark.parametrize("name", ["kubernetes", "chart"])
-def test_a_run_becomes_a_job_that_kubernetes_takes(name: str, tmp_path: Path) -> None:
-    image = "registry.example.com/pulso-etl:0.1.0"
-    with kubernetes_api(tmp_path) as (kubeconfig, given):
+def launch(name: str, home: Path, tags: dict[str, str]) -> list[Config]:
+    """Launches a run with the tags; what Kubernetes was given. Raises what the launcher does."""
+    with kubernetes_api(home) as (kubeconfig, given):
         config = json.loads(json.dumps(VARIANTS[name]))
-        config["storage"] = {"sqlite": {"base_dir": str(tmp_path)}}
+        config["storage"] = {"sqlite": {"base_dir": str(home)}}
         # Outside of a cluster, on plain HTTP.
         config["run_launcher"]["config"] |= {"load_incluster_config": False, "kubeconfig_file": str(kubeconfig)}
-        with dg.DagsterInstance.from_ref(instance_ref(config, tmp_path)) as instance:
+        with dg.DagsterInstance.from_ref(instance_ref(config, home)) as instance:
             origin = JobPythonOrigin(
                 "refresh_dashboard_data",
                 RepositoryPythonOrigin(
                     executable_path="python",
                     code_pointer=ModuleCodePointer("pulso_etl.definitions", "defs"),
-                    container_image=image,
+                    container_image=IMAGE,
                     entry_point=["dagster"],
                 ),
             )
             run = instance.create_run_for_job(
-                dg.job(name="refresh_dashboard_data")(lambda: None), job_code_origin=origin, tags={"pulso_etl/source": "bigquery"}
+                dg.job(name="refresh_dashboard_data")(lambda: None), job_code_origin=origin, tags=tags
             )
             instance.run_launcher.launch_run(LaunchRunContext(run, workspace=None))
-    (job,) = given
+    return given
+
+
+@pytest.mark.parametrize("name", ["kubernetes", "chart"])
+@pytest.mark.parametrize(
+    "pod",
+    [
+        {"container_config": {"image": "elsewhere", "security_context": {"privileged": True}}},
+        {"container_config": {"env_from": [{"secret_ref": {"name": "another"}}]}},
+        {"pod_spec_config": {"service_account_name": "admin", "host_network": True}},
+        {"job_spec_config": {"ttl_seconds_after_finished": 1}},
+    ],
+    ids=str,
+)
+def test_no_tag_says_what_the_pod_of_a_run_is(name: str, pod: Config, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="violated the allowed list"):
+        launch(name, tmp_path, {"dagster-k8s/config": json.dumps(pod)})
+
+
+@pytest.mark.parametrize("name", ["kubernetes", "chart"])
+def test_a_run_becomes_a_job_that_kubernetes_takes(name: str, tmp_path: Path) -> None:
+    (job,) = launch(name, tmp_path, {"pulso_etl/source": "bigquery"})
     kubernetes_validate.validate(job, kubernetes_validate.latest_version(), strict=True)
     pod = job["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    assert container["image"] == image
+    assert container["image"] == IMAGE
     assert container["args"][:3] == ["dagster", "api", "execute_run"]
     assert {"secretRef": {"name": "pulso-etl"}} in container["envFrom"]
     assert pod["securityContext"]["runAsNonRoot"] is True

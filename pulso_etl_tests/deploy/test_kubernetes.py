@@ -81,7 +81,8 @@ def test_manifests_and_values_speak_of_the_same_things() -> None:
     assert VALUES["dagsterWebserver"]["workspace"]["servers"] == [
         {"host": deployment["name"], "port": deployment["port"], "name": "pulso_etl.definitions"}
     ]
-    secrets = {one["name"] for one in (*deployment["envSecrets"], *VALUES["runLauncher"]["config"]["k8sRunLauncher"]["envSecrets"])}
+    launcher = VALUES["runLauncher"]["config"]["customRunLauncher"]["config"]
+    secrets = {*(one["name"] for one in deployment["envSecrets"]), *launcher["env_secrets"]}
     assert secrets == {one["secretRef"]["name"] for one in CONTAINER["envFrom"]}
     assert POD["volumes"][0]["configMap"]["name"] == f"{release}-dagster-instance"
     version = re.search(r"^dagster==(\S+)", (ROOT / "requirements.lock").read_text(encoding="utf-8"), re.MULTILINE)
