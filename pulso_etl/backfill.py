@@ -112,6 +112,8 @@ def whole(spec: TableSpec, plan: RefreshPlan, parts: Sequence[Outcome], seconds:
             f"pulso-etl refresh {spec.as_argument} --from {p.window.start} --to {p.window.end}" for p in failed if p.window
         )
         error = f"{len(failed)} of {len(parts)} chunks failed, the others are loaded; first: {error}\nto load them again: {again}"
+    # In the order in which they ended: the last one knows what all of them left, unless one has moved the watermark.
+    owed = [part.owed for part in parts if part.error is None]
     return Outcome(
         spec.name,
         plan.window,
@@ -122,6 +124,7 @@ def whole(spec: TableSpec, plan: RefreshPlan, parts: Sequence[Outcome], seconds:
         dict(counts),
         sum(part.bytes_billed for part in parts),
         sum(part.cost for part in parts),
+        owed[-1] if owed and all(owed) else "",
     )
 
 

@@ -145,6 +145,11 @@ def _report(outcomes: Sequence[Outcome]) -> None:
         cost = f"{outcome.cost:.4f}"
         table.add_row(outcome.table, state, *counts, f"{outcome.seconds:.1f}", str(outcome.bytes_billed), cost)
     _show(table)
+    for outcome in outcomes:
+        if outcome.owed:
+            console.print(
+                f"{outcome.table}: the watermark stays; days still owed, which the next refresh reads: {outcome.owed}", **PLAIN
+            )
     failed = [outcome for outcome in outcomes if outcome.error]
     for outcome in failed:
         console.print(f"failed: {outcome.table}: {outcome.error}", **PLAIN)

@@ -100,7 +100,9 @@ def build_defs(
         asset_checks=[build_checks(spec) for spec in tables.values()],
         jobs=jobs,
         schedules=build_schedules(
-            tables, settings.partitions_start, automation.budget, with_jobs=bool(jobs), running=settings.automation
+            *(tables, settings.partitions_start, automation.budget, automation.watermarks),
+            with_jobs=bool(jobs),
+            running=settings.automation,
         ),
         sensors=automation.sensors(),
         resources=UNUSED | {key: fixed(one) for key, one in {**build_resources(settings), **(resource_overrides or {})}.items()},

@@ -35,7 +35,8 @@ DAGSTERS_OWN = ("Dagster", "RetryRequested")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one table's run. Seconds are wall-clock; cost is in US dollars."""
+    """What became of one table's run. Seconds are wall-clock; cost is in US dollars. `owed` are the days that keep the watermark
+    where it is, empty where it moved."""
 
     table: str
     window: DayRange | None
@@ -46,6 +47,7 @@ class Outcome:
     counts: dict[str, int] = field(default_factory=dict)
     bytes_billed: int = 0
     cost: float = 0.0
+    owed: str = ""
 
 
 def job_tags(specs: Sequence[TableSpec]) -> dict[str, str]:
@@ -159,6 +161,7 @@ def run_plan(
         # One query served all partitions: its bytes stand with each of them.
         max((int(m.get("bytes_billed") or 0) for m in metadata), default=0),
         max((float(m.get("estimated_cost_usd") or 0) for m in metadata), default=0.0),
+        next((str(m["days_owed"]) for m in metadata if "days_owed" in m), ""),
     )
 
 

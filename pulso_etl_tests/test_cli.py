@@ -143,6 +143,11 @@ def test_a_range_of_the_past_ends_where_it_was_told(pulso: Pulso, conn: psycopg.
     ended = pulso("refresh", "dashboard_data", "--from", str(past), "--to", str(past))
     assert f"dashboard_data: {past} (explicit range)" in ended.out
     assert conn.execute("SELECT DISTINCT fecha_foto FROM dashboard_data").fetchall() == [(past,)]
+    before, after = f"{TODAY - timedelta(days=6)}..{past - timedelta(days=1)}", f"{past + timedelta(days=1)}..{TODAY}"
+    assert f"dashboard_data: the watermark stays; days still owed, which the next refresh reads: {before}, {after}" in ended.out
+    whole = pulso("refresh", "dashboard_data", "--mode", "sliding_window")
+    assert whole.code == 0
+    assert "still owed" not in whole.out
 
 
 @pytest.mark.parametrize(

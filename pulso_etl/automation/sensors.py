@@ -32,7 +32,7 @@ from pulso_etl.errors import PulsoError, SourceUnavailable, first_line
 from pulso_etl.launch import TABLE_TAG, range_of
 from pulso_etl.patience import CONNECT_SECONDS, TICK_SECONDS, cut_after, within
 from pulso_etl.permits import WHOLE_GRAPH
-from pulso_etl.refresh import DayRange, Horizon, contiguous, lima_day
+from pulso_etl.refresh import DayRange, Horizon, Watermark, contiguous, lima_day
 from pulso_etl.settings import Settings
 from pulso_etl.source import changes as source_changes
 from pulso_etl.source.bigquery import BigQuerySource
@@ -139,6 +139,11 @@ class Automation:
     def observe(self, instance: dg.DagsterInstance, conn: psycopg.Connection, now: datetime) -> dict[str, Standing]:
         """What is known of each table at the instant `now`."""
         return standings(instance, self.marks.read(conn, now - MEMORY), self.tables, now)
+
+    def watermarks(self) -> dict[str, Watermark]:
+        """How far each table is loaded that was ever refreshed."""
+        with self.connect() as conn:
+            return {table: state.watermark for table, state in self.marks.read(conn).items()}
 
     def budget(self) -> Budget:
         """What may still be billed today."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from zoneinfo import ZoneInfo
 
 import dagster as dg
 import psycopg
 import pytest
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from pulso_etl.definitions import build_defs
+from pulso_etl.destination.watermarks import Extraction, Loaded, Watermarks
+from pulso_etl.launch import TABLE_TAG
+from pulso_etl.refresh import DayRange, Horizon
 from pulso_etl.settings import Settings
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.test_budget import billed
@@ -48,6 +52,31 @@ def test_every_night_each_table_s_whole_window_is_asked_for(deployment: Settings
         names = {key.name for key in request.asset_check_keys or []}
         assert "primary_key" in names
         assert "reconciliation" not in names
+
+
+def test_at_night_what_is_owed_is_asked_for_however_old_and_in_chunks(
+    deployment: Settings, conn: psycopg.Connection, schema: str
+) -> None:
+    """A table was loaded at 10:00, and nothing ran for long."""
+    last, marks = datetime(2026, 3, 1, 10, tzinfo=LIMA), Watermarks(schema)
+    days = DayRange(date(2026, 2, 28), date(2026, 3, 1))
+    extraction = Extraction("operation_data", days, "run", 1, last)
+    with conn.transaction():
+        marks.create(conn)
+        marks.start(conn, extraction)
+        horizon = Horizon(TABLES["operation_data"].lookback_days)
+        assert marks.succeed(conn, extraction, Loaded(last, dict.fromkeys(days, 10), 20, 1.0, True, horizon)).moved
+
+    def asked_for(at: datetime) -> list[tuple[str, str]]:
+        found = [
+            one for one in tick(deployment, "nightly_recheck", at).run_requests or [] if one.tags[TABLE_TAG] == "operation_data"
+        ]
+        assert len({one.run_key for one in found}) == len(found)
+        return [(one.tags[ASSET_PARTITION_RANGE_START_TAG], one.tags[ASSET_PARTITION_RANGE_END_TAG]) for one in found]
+
+    # The day before was read while it could still change, and so was the day itself.
+    assert asked_for(datetime(2026, 3, 3, 2, 30, tzinfo=LIMA)) == [("2026-02-28", "2026-03-03")]
+    assert asked_for(datetime(2026, 7, 3, 2, 30, tzinfo=LIMA)) == [("2026-04-03", "2026-07-03"), ("2026-02-28", "2026-04-02")]
 
 
 def test_every_week_the_tables_are_compared_with_bigquery(deployment: Settings) -> None:
