@@ -1,7 +1,7 @@
 """Reconciliation: what a table's SELECT adds up to in BigQuery, partition by partition, against what PostgreSQL holds.
 
-Compared are the number of rows, the sum of every numeric column, and how many values a column has that may be null; not when the
-source computed a row. Integers and NUMERIC must agree exactly. Sums of doubles depend on the order of their terms and may differ by
+Compared are the number of rows, the sum of every numeric column, a digest of every text, date and boolean, and how many values a
+column has that may be null; not when the source computed a row. Integers and NUMERIC must agree exactly. Sums of doubles depend on the order of their terms and may differ by
 1e-9 of their size, or by 1e-6.
 
 Where a partition owns its rows, it is compared as it stands. Where a key lives in several partitions, the table keeps the newest
@@ -31,27 +31,38 @@ from pulso_etl.tables.spec import ColumnType, TableSpec
 RELATIVE_TOLERANCE = 1e-9
 ABSOLUTE_TOLERANCE = 1e-6
 NUMBERS = {ColumnType.INTEGER, ColumnType.NUMERIC, ColumnType.DOUBLE}
+DIGESTED = {ColumnType.TEXT, ColumnType.DATE, ColumnType.BOOLEAN}
+"""Of these BigQuery and PostgreSQL write the same text."""
 
 Value = int | float | Decimal | None
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One figure of a partition: a column's sum or its number of values, or the number of rows."""
+    """One figure of a partition: a column's sum, digest or number of values, or the number of rows.
 
-    function: Literal["count", "sum"]
+    The digest is the sum of the first 32 bits of each value's MD5, in whatever order the rows come.
+    """
+
+    function: Literal["count", "sum", "digest"]
     column: str | None = None
 
     def __str__(self) -> str:
         if self.column is None:
             return "rows"
-        return f"{'sum' if self.function == 'sum' else 'values'} of {self.column}"
+        return f"{'values' if self.function == 'count' else self.function} of {self.column}"
 
     def in_bigquery(self) -> str:
+        if self.function == "digest":
+            return f"sum(CAST(CONCAT('0x', SUBSTR(TO_HEX(MD5(CAST(`{self.column}` AS STRING))), 1, 8)) AS INT64))"
         return f"{self.function}({'*' if self.column is None else f'`{self.column}`'})"
 
     def in_postgres(self) -> sql.Composed:
         column = sql.SQL("*") if self.column is None else sql.Identifier(self.column)
+        if self.function == "digest":
+            # Of its UTF-8, as BigQuery has it, whatever the database's encoding.
+            digest = "sum(('x' || left(md5(convert_to({}::text, 'UTF8')), 8))::bit(32)::bigint)::bigint"
+            return sql.SQL(digest).format(column)
         return sql.SQL("{}({})").format(sql.SQL(self.function), column)
 
 
@@ -145,6 +156,8 @@ def measures(spec: TableSpec) -> tuple[Measure, ...]:
             continue
         if column.type in NUMBERS:
             found.append(Measure("sum", column.name))
+        if column.type in DIGESTED and column.name != spec.partition_column:
+            found.append(Measure("digest", column.name))
         if not spec.required(column):
             found.append(Measure("count", column.name))
     return tuple(found)

@@ -337,6 +337,7 @@ def test_what_counts_as_an_unusual_day(rows: int, weeks: list[int], day: int, fo
         ("UPDATE {table} SET pct_cober = pct_cober + 0.001 WHERE {row}", {"sum of pct_cober"}),
         ("UPDATE {table} SET recupero = NULL WHERE {row} AND recupero <> 0", {"sum of recupero", "values of recupero"}),
         ("DELETE FROM {table} WHERE {row}", {"rows", "sum of cuentas", "sum of recupero"}),
+        ("UPDATE {table} SET archivo = 'Núñez.txt' WHERE {row}", {"digest of archivo"}),
         (
             "INSERT INTO {table} (fecha_foto, archivo, cartera, servicio, cuentas) "
             "SELECT fecha_foto, 'extra', cartera, servicio, 3 FROM {table} WHERE {row}",
@@ -410,6 +411,19 @@ def test_a_sum_of_doubles_may_differ_in_its_last_digits(
 )
 def test_exact_numbers_agree_exactly_and_doubles_within_the_tolerance(source: Any, target: Any, same: bool) -> None:
     assert agree(source, target) is same
+
+
+def test_text_that_was_garbled_after_the_load_differs_and_nothing_else_does(
+    refresh: Callable[..., None], reconcile: Callable[..., Comparison], conn: psycopg.Connection
+) -> None:
+    refresh("productivity_data")
+    assert reconcile("productivity_data", None).agrees
+    # As UTF-8 reads that was taken for Latin-1.
+    garbled = "convert_from(convert_to(nombre_agente, 'UTF8'), 'LATIN1')"
+    changed = conn.execute(f"UPDATE productivity_data SET nombre_agente = {garbled} WHERE nombre_agente <> {garbled}").rowcount
+    assert changed > 0
+    comparison = reconcile("productivity_data", None)
+    assert {entry["measure"] for entry in comparison.differences} == {"digest of nombre_agente"}
 
 
 def test_a_side_without_rows_counts_none() -> None:
