@@ -16,7 +16,8 @@ from dagster._core.storage.tags import (
 
 from pulso_etl.budget import AdmittedStream, DailyBudget
 from pulso_etl.coordinator import TENANT_TAG
-from pulso_etl.destination.io_manager import SPEC_KEY, DeferredStream
+from pulso_etl.destination.io_manager import SPEC_KEY
+from pulso_etl.destination.streams import DeferredStream
 from pulso_etl.errors import PlanError
 from pulso_etl.refresh import LIMA, DayRange, lima_day
 from pulso_etl.source.bigquery import BigQuerySource

@@ -14,8 +14,8 @@ import dagster as dg
 import psycopg
 import pyarrow as pa
 
-from pulso_etl.destination.io_manager import ChangeStream
 from pulso_etl.destination.sessions import Session
+from pulso_etl.destination.streams import ChangeStream
 from pulso_etl.destination.watermarks import Watermarks
 from pulso_etl.errors import BudgetExceeded
 from pulso_etl.refresh import LIMA, Watermark, lima_day

@@ -84,6 +84,12 @@ class ShrinkRefused(DestinationError):
     """The source holds so few rows that deleting the rest looks like an accident."""
 
 
+class LoadFailed(PulsoError):
+    """A load failed by an error that is none of ours: most often one that the asset's own stream raised."""
+
+    retryable = True
+
+
 class LocalStackError(PulsoError):
     """A part of the embedded default could not start, or died."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
@@ -25,6 +26,10 @@ WIRE_TYPES: dict[ColumnType, pa.DataType] = {
     ColumnType.BOOLEAN: pa.bool_(),
 }
 """The one Arrow type in which each column type travels. NUMERIC keeps its own decimal, see `wire_schema`."""
+
+
+UNNAMED_INDEX = re.compile(r"__index_level_\d+__")
+"""How Arrow names what pandas has no name for."""
 
 
 class Reason(StrEnum):
@@ -84,8 +89,8 @@ def wire_schema(spec: TableSpec, source: pa.Schema, window: DayRange) -> pa.Sche
 
 
 def new_columns(spec: TableSpec, source: pa.Schema) -> list[str]:
-    """Columns of the source that the declaration does not know."""
-    return [name for name in source.names if name not in spec.column_names]
+    """Columns of the source that the declaration does not know; an index of pandas that has no name is none."""
+    return [name for name in source.names if name not in spec.column_names and not UNNAMED_INDEX.fullmatch(name)]
 
 
 def wire_type(kind: ColumnType, given: pa.DataType) -> pa.DataType | None:

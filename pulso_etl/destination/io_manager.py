@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import psycopg
 import pyarrow as pa
-from dagster import ConfigurableIOManager, DagsterEventType, Failure, InputContext, OutputContext
+from dagster import ConfigurableIOManager, DagsterEventType, Failure, InputContext, OutputContext, RetryRequested
 from dagster._core.execution.context.system import StepExecutionContext
 from psycopg.pq import TransactionStatus
 from pydantic import ValidationError
@@ -19,16 +19,18 @@ from pydantic import ValidationError
 from pulso_etl.destination import locks
 from pulso_etl.destination.conform import WIRE_TYPES
 from pulso_etl.destination.ledger import server_clock
-from pulso_etl.destination.load import LoadResult, Open, load, translated
+from pulso_etl.destination.load import LoadResult, load, translated
 from pulso_etl.destination.months import create_months, refuse_expired
+from pulso_etl.destination.partitions import first_day, one_range, partition_days
 from pulso_etl.destination.roles import as_role
 from pulso_etl.destination.schema import is_as_declared
 from pulso_etl.destination.sessions import Limits, Session, buffer_temporary_tables
 from pulso_etl.destination.statements import Statements
+from pulso_etl.destination.streams import ChangeStream, Stream, as_stream
 from pulso_etl.destination.verify import verify
 from pulso_etl.destination.watermarks import Extraction, Loaded, Watermarks
-from pulso_etl.errors import ContractError, DestinationError, PulsoError
-from pulso_etl.refresh import DayRange, Horizon, Settlement, Watermark, lima_day
+from pulso_etl.errors import ContractError, DestinationError, LoadFailed, PulsoError, first_line
+from pulso_etl.refresh import DayRange, Horizon, Settlement, lima_day
 from pulso_etl.tables.spec import CAPTURE_LAG, Column, ColumnType, TableSpec
 from pulso_etl.tags import ALLOW_SHRINK_TAG, CAPTURE_TAG
 
@@ -37,44 +39,23 @@ SPEC_KEY = "pulso_etl/table"
 RECORD_TIMEOUT = timedelta(minutes=1)
 
 
-@runtime_checkable
-class DeferredStream(Protocol):
-    """Rows that are asked for when the load is ready for them; may be opened again."""
+@dataclass
+class Attempt:
+    """What the history is told of an attempt: which it is, how far it came, and what its stream tells of itself.
 
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """What opening tells of itself, for the materialization."""
-
-    def open(self) -> AbstractContextManager[pa.RecordBatchReader]: ...
-
-
-@runtime_checkable
-class ChangeStream(DeferredStream, Protocol):
-    """A deferred stream that may be able to give what changed instead of the whole window."""
-
-    def capture(self, watermark: Watermark, written_at: datetime | None, now: datetime) -> datetime | None:
-        """Turns to the changes since the watermark, and tells as of when; None where it stays with the whole window.
-
-        `written_at`: when the last load of these days ended that the watermark may not tell of.
-        """
-
-    def whole(self, reason: str) -> None:
-        """Turns to the whole window."""
-
-
-@dataclass(frozen=True)
-class Stream:
-    """How to open what the asset yielded, the metadata that opening fills, and whether it can be opened twice.
-
-    `deferred`: it reads the source when it is opened; all else was read while the step ran. `changes` is there where it may give
-    changes.
+    `began` is of the process's monotonic clock.
     """
 
-    open: Open
-    metadata: dict[str, Any]
-    repeatable: bool
-    deferred: bool = False
-    changes: ChangeStream | None = None
+    extraction: Extraction
+    began: float
+    timeout: timedelta = timedelta(minutes=1)
+    running: bool = False
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self.began
 
 
 class PostgresUpsertIOManager(ConfigurableIOManager):
@@ -117,98 +98,101 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
             self._load(context, obj)
 
     def _load(self, context: OutputContext, obj: Any) -> None:
-        spec = _spec(context.definition_metadata, context.asset_key.to_user_string())
-        window = _window(spec, context)
-        step = context.step_context
-        began = time.monotonic()
-        extraction = Extraction(spec.name, window, context.run_id, step.previous_attempt_count + 1, datetime.now(UTC))
-        stream = _stream(spec, obj)
+        asset, step, started = context.asset_key.to_user_string(), context.step_context, datetime.now(UTC)
+        # Until the table and the days are known, those that an attempt without them stands under.
+        named = Extraction(asset, DayRange(today := lima_day(started), today), context.run_id, _number(step), started)
+        attempt = Attempt(named, time.monotonic())
+        with self._recorded(context, attempt):
+            spec = _spec(context.definition_metadata, asset)
+            definition = context.asset_partitions_def if context.has_asset_partitions else None
+            partitions = partition_days(spec.name, definition, context.asset_partition_keys if definition else ())
+            window = one_range(spec.name, partitions)
+            attempt.extraction, attempt.timeout = replace(named, table=spec.name, window=window), spec.timeout
+            stream = as_stream(spec, window, obj)
+            attempt.metadata = stream.metadata
+        with (
+            translated(spec, window),
+            self.connect(context.run_id, spec.timeout) as conn,
+            self._recorded(context, attempt, conn),
+            _named(spec, window),
+            translated(spec, window),
+        ):
+            result, settlement = self._attempt(conn, spec, attempt, stream, step, first_day(context.asset_partitions_def))
+        details = _details(result, stream.metadata) | settlement.as_metadata()
+        _log(context, spec, window, result, settlement, details)
+        context.add_output_metadata(details)
+        for key, days in partitions.items():
+            # The range's output metadata are the same for all its partitions; these are each one's own.
+            step.add_asset_metadata(result.of(days).as_dict(), context.asset_key, partition_key=key)
+
+    def _attempt(
+        self, conn: psycopg.Connection, spec: TableSpec, attempt: Attempt, stream: Stream, step: StepExecutionContext, first: date
+    ) -> tuple[LoadResult, Settlement]:
+        """Loads the stream, data and watermark in one transaction, and marks the attempt as running meanwhile. `first` is the
+        asset's first day."""
+        extraction, window, marks = attempt.extraction, attempt.extraction.window, Watermarks(self.database_schema)
         allow_shrink = step.run_tags.get(ALLOW_SHRINK_TAG) == "true"
         today = lima_day(extraction.started_at)
-        marks = Watermarks(self.database_schema)
-        with translated(spec, window), self.connect(context.run_id, spec.timeout) as conn:
-            # Held by the session from before `running` is committed until the end: one writer of a day at a time.
-            sole_writer = locks.hold(conn, spec, self.database_schema, window)
-            locks.take(conn, [extraction.lock(self.database_schema)])
-            try:
-                with translated(spec, window):
-                    with conn.transaction():
-                        marks.create(conn)
-                        marks.start(conn, extraction)
-                    # In a transaction of its own: it would keep other loads from adding months for as long as this one takes.
-                    with conn.transaction():
-                        refuse_expired(spec, window, today)
-                        if not sole_writer:
-                            create_months(conn, spec, self.database_schema, window)
-                with translated(spec, window):
-                    read_at = server_clock(conn)
-                    if not stream.deferred:
-                        read_at -= _since_start(step)
-                        marks.ledger.refuse_older(conn, spec.name, window, read_at)
-                captures = None if spec.change_capture is None else stream.changes
-                as_of = None if captures is None else self._capture(conn, spec, window, captures, step.run_tags, marks, read_at)
+        # Held by the session from before `running` is committed until the end: one writer of a day at a time.
+        sole_writer = locks.hold(conn, spec, self.database_schema, window)
+        locks.take(conn, [extraction.lock(self.database_schema)])
+        with conn.transaction():
+            marks.create(conn)
+            marks.start(conn, extraction)
+        attempt.running = True
+        # In a transaction of its own: it would keep other loads from adding months for as long as this one takes.
+        with conn.transaction():
+            refuse_expired(spec, window, today)
+            if not sole_writer:
+                create_months(conn, spec, self.database_schema, window)
+        read_at = server_clock(conn)
+        if not stream.deferred:
+            read_at -= _since_start(step)
+            marks.ledger.refuse_older(conn, spec.name, window, read_at)
+        captures = None if spec.change_capture is None else stream.changes
+        as_of = None if captures is None else self._capture(conn, spec, window, captures, step.run_tags, marks, read_at)
 
-                def write() -> tuple[LoadResult, Settlement]:
-                    with translated(spec, window), conn.transaction():
-                        result = load(
-                            conn,
-                            spec,
-                            self.database_schema,
-                            window,
-                            stream.open,
-                            repeatable=stream.repeatable,
-                            allow_shrink=allow_shrink,
-                            work_mem_mb=self.work_mem_mb,
-                            run_id=context.run_id,
-                            sole_writer=sole_writer,
-                            captured=as_of is not None,
-                        )
-                        held = verify(
-                            *(conn, spec, self.database_schema, window, result.by_day),
-                            allow_shrink=allow_shrink,
-                            expected=result.expected,
-                        )
-                        loaded = Loaded(
-                            as_of or read_at,
-                            {day: held.get(day, 0) for day in window},
-                            records=result.total.read,
-                            seconds=time.monotonic() - began,
-                            changed=result.total.written > 0,
-                            horizon=Horizon.of(spec, _first_day(context), today),
-                            metadata=_details(result, stream.metadata),
-                        )
-                        settlement = marks.succeed(conn, extraction, loaded)
-                    return result, settlement
+        def write() -> tuple[LoadResult, Settlement]:
+            with translated(spec, window), conn.transaction():
+                result = load(
+                    conn,
+                    spec,
+                    self.database_schema,
+                    window,
+                    stream.open,
+                    repeatable=stream.repeatable,
+                    allow_shrink=allow_shrink,
+                    work_mem_mb=self.work_mem_mb,
+                    run_id=extraction.run_id,
+                    sole_writer=sole_writer,
+                    captured=as_of is not None,
+                )
+                held = verify(
+                    *(conn, spec, self.database_schema, window, result.by_day),
+                    allow_shrink=allow_shrink,
+                    expected=result.expected,
+                )
+                loaded = Loaded(
+                    as_of or read_at,
+                    {day: held.get(day, 0) for day in window},
+                    records=result.total.read,
+                    seconds=attempt.seconds,
+                    changed=result.total.written > 0,
+                    horizon=Horizon.of(spec, first, today),
+                    metadata=_details(result, stream.metadata),
+                )
+                settlement = marks.succeed(conn, extraction, loaded)
+            return result, settlement
 
-                try:
-                    result, settlement = write()
-                except DestinationError as error:
-                    if captures is None or as_of is None or error.retryable:
-                        raise
-                    # Only the whole window tells whether the table may become what the changes would make of it.
-                    captures.whole(f"what changed was refused: {error}")
-                    as_of = None
-                    result, settlement = write()
-            except BaseException as error:
-                # Whatever went wrong, an interrupt included: the data are rolled back and the watermark says so.
-                self._record_failure(context, conn, marks, extraction, error, time.monotonic() - began, stream.metadata)
+        try:
+            return write()
+        except DestinationError as error:
+            if captures is None or as_of is None or error.retryable:
                 raise
-        details = _details(result, stream.metadata) | settlement.as_metadata()
-        if not settlement.moved:
-            context.log.info(f"{spec.name} {window}: {settlement}")
-        for warning in result.drift.warnings():
-            context.log.warning(f"{spec.name}: {warning}")
-        for statement in result.migration:
-            context.log.info(f"{spec.name}: the table was migrated: {statement}")
-        if "capture_reason" in details:
-            context.log.info(f"{spec.name} {window}: read as a whole, not by what changed: {details['capture_reason']}")
-        if result.quarantine_reasons:
-            context.log.warning(f"{spec.name} {window}: rows in etl_quarantine, by column and reason: {result.quarantine_reasons}")
-        context.log.info(f"{spec.name} {window}: {result.plan}, {result.total.as_dict()}, seconds {result.seconds}")
-        context.add_output_metadata(details)
-        for day, counts in result.by_day.items():
-            # The range's output metadata are the same for all its partitions; these are each one's own.
-            step.add_asset_metadata(counts.as_dict(), context.asset_key, partition_key=day.isoformat())
+            # Only the whole window tells whether the table may become what the changes would make of it.
+            captures.whole(f"what changed was refused: {error}")
+            as_of = None
+            return write()
 
     def _capture(
         self,
@@ -237,25 +221,31 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         ] + [known.read_at for day, known in state.days.items() if day in window]
         return stream.capture(state.watermark, max(written, default=None), now)
 
-    def _record_failure(
-        self,
-        context: OutputContext,
-        conn: psycopg.Connection,
-        marks: Watermarks,
-        extraction: Extraction,
-        error: BaseException,
-        seconds: float,
-        metadata: dict[str, Any],
-    ) -> None:
-        message = str(error) if isinstance(error, Exception) else "interrupted: the run or its process was told to end"
-        # The session that holds the lock, where it is still of use: the next writer would take the attempt for abandoned.
-        metadata = metadata | {"error_class": type(error).__name__}
-        usable = conn.info.transaction_status is TransactionStatus.IDLE
+    @contextmanager
+    def _recorded(self, context: OutputContext, attempt: Attempt, conn: psycopg.Connection | None = None) -> Iterator[None]:
+        """Whatever goes wrong, an interrupt included, ends the attempt in the history, its data being rolled back.
+
+        `conn` is the session that holds the attempt's lock, where there is one: without it the next writer would take the attempt
+        for abandoned.
+        """
         try:
-            with nullcontext(conn) if usable else self.connect(context.run_id, RECORD_TIMEOUT) as recorder, recorder.transaction():
-                marks.fail(recorder, extraction, error=message or type(error).__name__, seconds=seconds, metadata=metadata)
-        except psycopg.Error:
-            context.log.warning(f"{extraction.table}: the failure could not be recorded, PostgreSQL is away")
+            yield
+        except BaseException as error:
+            message = str(error) if isinstance(error, Exception) else "interrupted: the run or its process was told to end"
+            marks, extraction = Watermarks(self.database_schema), attempt.extraction
+            metadata = {**attempt.metadata, "error_class": type(error).__name__}
+            usable = conn is not None and conn.info.transaction_status is TransactionStatus.IDLE
+            session = nullcontext(conn) if conn is not None and usable else self.connect(context.run_id, attempt.timeout)
+            try:
+                with session as recorder, recorder.transaction():
+                    if not attempt.running:
+                        marks.create(recorder)
+                        marks.start(recorder, extraction)
+                    failure = message or type(error).__name__
+                    marks.fail(recorder, extraction, error=failure, seconds=attempt.seconds, metadata=metadata)
+            except (psycopg.Error, DestinationError):
+                context.log.warning(f"{extraction.table}: the failure could not be recorded, PostgreSQL is away")
+            raise
 
     def load_input(self, context: InputContext) -> Any:
         """The upstream asset's partition or range, as pyarrow.Table, or pandas.DataFrame where the input is annotated so.
@@ -299,6 +289,17 @@ def _permanent_errors_end_the_step() -> Iterator[None]:
         raise Failure(description=str(error), allow_retries=False) from error
 
 
+@contextmanager
+def _named(spec: TableSpec, window: DayRange) -> Iterator[None]:
+    """An error that nobody has translated, most often of the asset's own stream, becomes one that names table and partitions."""
+    try:
+        yield
+    except (PulsoError, Failure, RetryRequested):
+        raise
+    except Exception as error:
+        raise LoadFailed(f"{spec.name} {window}: {type(error).__name__}: {first_line(error)}") from error
+
+
 def _read_type(column: Column) -> pa.DataType:
     # The widest decimal that Arrow has takes every NUMERIC and BIGNUMERIC of BigQuery as it is.
     return pa.decimal256(76, 38) if column.type is ColumnType.NUMERIC else WIRE_TYPES[column.type]
@@ -328,12 +329,34 @@ def _since_start(step: StepExecutionContext) -> timedelta:
     return timedelta(seconds=max(0.0, time.time() - max(began, default=time.time())))
 
 
-def _first_day(context: OutputContext) -> date:
-    first = context.asset_partitions_def.get_first_partition_key()
-    return date.min if first is None else date.fromisoformat(first)
+def _number(step: StepExecutionContext) -> int:
+    """Which attempt of the step it is, from 1."""
+    return step.previous_attempt_count + 1
 
 
-def _window(spec: TableSpec, context: InputContext | OutputContext) -> DayRange:
+def _log(
+    context: OutputContext,
+    spec: TableSpec,
+    window: DayRange,
+    result: LoadResult,
+    settlement: Settlement,
+    details: Mapping[str, Any],
+) -> None:
+    """What people read of a load in the run's log."""
+    if not settlement.moved:
+        context.log.info(f"{spec.name} {window}: {settlement}")
+    for warning in result.drift.warnings():
+        context.log.warning(f"{spec.name}: {warning}")
+    for statement in result.migration:
+        context.log.info(f"{spec.name}: the table was migrated: {statement}")
+    if "capture_reason" in details:
+        context.log.info(f"{spec.name} {window}: read as a whole, not by what changed: {details['capture_reason']}")
+    if result.quarantine_reasons:
+        context.log.warning(f"{spec.name} {window}: rows in etl_quarantine, by column and reason: {result.quarantine_reasons}")
+    context.log.info(f"{spec.name} {window}: {result.plan}, {result.total.as_dict()}, seconds {result.seconds}")
+
+
+def _window(spec: TableSpec, context: InputContext) -> DayRange:
     if not context.has_asset_partitions:
         raise ContractError(f"{spec.name}: the asset has no partitions; it needs daily partitions")
     try:
@@ -344,22 +367,6 @@ def _window(spec: TableSpec, context: InputContext | OutputContext) -> DayRange:
     if window.days != len(days):
         raise ContractError(f"{spec.name}: the partitions {window} are not one contiguous range; launch each range alone")
     return window
-
-
-def _stream(spec: TableSpec, obj: Any) -> Stream:
-    if isinstance(obj, DeferredStream):
-        return Stream(
-            obj.open, obj.metadata, repeatable=True, deferred=True, changes=obj if isinstance(obj, ChangeStream) else None
-        )
-    if isinstance(obj, pa.RecordBatchReader):
-        return Stream(lambda: nullcontext(obj), {}, repeatable=False)
-    # pyarrow.Table and pandas.DataFrame, and whatever else speaks Arrow; pandas itself need not be imported for that.
-    if hasattr(obj, "__arrow_c_stream__"):
-        table = pa.table(obj)
-        return Stream(lambda: nullcontext(table.to_reader(max_chunksize=spec.batch_rows)), {}, repeatable=True)
-    raise ContractError(
-        f"{spec.name}: the asset yielded {type(obj).__name__}; expected a RecordBatchReader, Table, DataFrame or stream"
-    )
 
 
 def _details(result: LoadResult, metadata: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime
 from queue import Empty, Queue
 from threading import Thread
@@ -65,6 +65,9 @@ class Counts:
     deleted: int = 0
     quarantined: int = 0
 
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(getattr(self, count.name) + getattr(other, count.name) for count in fields(self)))
+
     @property
     def unchanged(self) -> int:
         """Read, and already there as they are (or, with a version column, superseded by a newer row)."""
@@ -110,14 +113,11 @@ class LoadResult:
 
     @property
     def total(self) -> Counts:
-        total = Counts()
-        for counts in self.by_day.values():
-            total.read += counts.read
-            total.inserted += counts.inserted
-            total.updated += counts.updated
-            total.deleted += counts.deleted
-            total.quarantined += counts.quarantined
-        return total
+        return sum(self.by_day.values(), Counts())
+
+    def of(self, days: DayRange) -> Counts:
+        """The counts of those days together."""
+        return sum((self.by_day[day] for day in days if day in self.by_day), Counts())
 
 
 def load(
