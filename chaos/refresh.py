@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import dagster as dg
 
 from pulso_etl.assets import RetryUnlessInterrupted
 from pulso_etl.definitions import build_defs, build_resources
-from pulso_etl.launch import Outcome, plan_tables, run_plan
-from pulso_etl.refresh import Mode
+from pulso_etl.launch import Outcome, run_plan
+from pulso_etl.refresh import DayRange, RefreshPlan
 from pulso_etl.settings import Settings
 from pulso_etl.tables import TABLES
 
@@ -17,13 +15,12 @@ PATIENCE = {"retry_initial_seconds": 0.02, "retry_timeout_seconds": 1.0, "reques
 SILENT = {"log_level": "CRITICAL", "events": False}
 
 
-def refresh(settings: Settings, table: str, *, retries: int) -> Outcome:
-    """Refreshes the table's trailing days, by this process's clock, through Dagster, with so many further attempts of the step."""
+def refresh(settings: Settings, table: str, window: DayRange, *, retries: int) -> Outcome:
+    """Refreshes these days of the table through Dagster, with so many further attempts of the step."""
     spec = TABLES[table]
-    [plan] = plan_tables(settings, [spec], {}, Mode.SLIDING_WINDOW, datetime.now(UTC))
     source = build_resources(settings)["bigquery"]
     impatient = type(source)(**{**source.model_dump(), **PATIENCE})
     policy = RetryUnlessInterrupted(max_retries=retries, delay=0.05)
     defs = build_defs(settings, resource_overrides={"bigquery": impatient}, retries=policy)
     with dg.DagsterInstance.ephemeral() as instance:
-        return run_plan(defs, instance, spec, plan, logger=SILENT)
+        return run_plan(defs, instance, spec, RefreshPlan(table, window, "chaos"), logger=SILENT)

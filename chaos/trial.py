@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,23 +18,23 @@ import dagster as dg
 import psycopg
 from google.cloud import bigquery
 
+from chaos.days import DAYS, ROWS_PER_DAY, Clock, Source
 from chaos.faults import Boundary, Kind, SmallDisk
 from chaos.refresh import refresh
 from chaos.wire import WireProxy
 from pulso_etl.automation.recovery import recover
 from pulso_etl.destination.watermarks import TableState, Watermarks
-from pulso_etl.launch import Outcome
+from pulso_etl.launch import Outcome, plan_tables
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.postgres import EmbeddedPostgres
-from pulso_etl.local.sample_data import SampleData, load_table
-from pulso_etl.refresh import DayRange, Watermark, lima_day
+from pulso_etl.local.sample_data import PARTITIONED, SampleData, load_table
+from pulso_etl.refresh import DayRange, Mode, lima_day
 from pulso_etl.settings import Settings, load_settings
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.holding_proxy import HoldingProxy
 
 ROOT = Path(__file__).resolve().parents[1]
-DAYS = 4
-ROWS_PER_DAY = 40
+NEVER = datetime.min.replace(tzinfo=UTC)
 Rows = Mapping[tuple[Any, ...], tuple[Any, ...]]
 """What a table holds, by its primary key: every column that makes a row a changed one."""
 
@@ -62,28 +62,28 @@ class World:
 
     def __init__(self, boundary: Boundary, settings: Settings, names: dict[str, str], source: bigquery.Client) -> None:
         self.boundary, self.settings, self.source = boundary, settings, source
-        self.today = lima_day(datetime.now(UTC))
+        self.clock = Clock(boundary.conn)
         self.names = names
-        self.revision = 0
+        self.data = Source(names, self.clock.today)
         self.marks = Watermarks(settings.database_schema)
         self.sizes: dict[str, tuple[int, int]] = {}
-        self._data().seed_into(source)
+        SampleData(names, self.clock.today, DAYS, ROWS_PER_DAY).seed_into(source)
         for table in TABLES:
+            self.fill_source(table)
             self.refresh_well(table)
 
     @property
     def conn(self) -> psycopg.Connection:
         return self.boundary.conn
 
-    def _data(self) -> SampleData:
-        return SampleData(self.names, self.today, DAYS, ROWS_PER_DAY, revision=self.revision)
+    @property
+    def today(self) -> date:
+        return self.clock.today
 
-    def change_source(self, table: str, revision: int) -> None:
-        """Late corrections, rows that vanish and rows that are new, in what the table is made of."""
-        self.revision = revision
-        found = self._data().tables()
+    def fill_source(self, table: str) -> None:
+        """BigQuery gets what the table's sources hold now."""
         for name in TABLES[table].sources:
-            load_table(self.source, self.names[name], found[name])
+            load_table(self.source, self.names[name], self.data.table(name, self.today))
 
     def rows(self, table: str) -> Rows:
         """What PostgreSQL holds."""
@@ -93,9 +93,25 @@ class World:
         keys = len(spec.primary_key)
         return {row[:keys]: row[keys:] for row in found}
 
-    def window(self, table: str) -> DayRange:
-        """The days that a refresh takes whose clock is right."""
-        return DayRange(self.today - timedelta(days=TABLES[table].lookback_days - 1), self.today)
+    def plan(self, table: str, mode: Mode = Mode.INCREMENTAL, **options: Any) -> DayRange:
+        """The days that a launch takes, by this process's clock."""
+        states = self.marks.read(self.conn)
+        [planned] = plan_tables(self.settings, [TABLES[table]], states, mode, datetime.now(UTC), force=True, **options)
+        assert planned.window is not None
+        return planned.window
+
+    def launched(self, table: str, random: Random) -> DayRange:
+        """The days of some launch: of the refresh sensor, the nightly re-check, or one by hand."""
+        by = random.choice(("sensor", "sensor", "sensor", "night", "days", "range"))
+        days, back, more = random.randrange(1, 5), random.randrange(4), random.randrange(4)
+        if by == "sensor":
+            return self.plan(table)
+        if by == "night":
+            return self.plan(table, Mode.SLIDING_WINDOW)
+        if by == "days":
+            return self.plan(table, Mode.SLIDING_WINDOW, days=days)
+        today = lima_day(datetime.now(UTC))
+        return self.plan(table, start=today - timedelta(days=back + more), end=today - timedelta(days=back))
 
     def wanted(self, table: str, window: DayRange, before: Rows) -> Rows:
         """What the table should hold after a load of the window. BigQuery is asked without a proxy or any code of a load."""
@@ -118,6 +134,19 @@ class World:
         newer = {key: row for key, row in before.items() if key not in wanted or row[version] > wanted[key][version]}
         return wanted | newer
 
+    def differing(self, table: str) -> list[date]:
+        """Days that PostgreSQL does not hold as the source does, however long ago they were loaded.
+
+        Not of a table whose keys live in several partitions: which of its rows are right is up to what was loaded before.
+        """
+        spec = TABLES[table]
+        if not spec.partition_in_key:
+            return []
+        held, days = self.rows(table), self.data.days(self.today)
+        day = spec.primary_key.index(spec.partition_column)
+        right = self.wanted(table, days, {})
+        return sorted({key[day] for key in held.keys() | right.keys() if key[day] in days and held.get(key) != right.get(key)})
+
     def state(self, table: str) -> TableState:
         return self.marks.read(self.conn, datetime.now(UTC) - timedelta(days=400))[table]
 
@@ -127,11 +156,14 @@ class World:
         self.boundary.bigquery.requests.clear()
         self.boundary.postgres.arm()
         before = self.rows(table) if self.sizes.get(table) else {}
-        outcome = refresh(self.settings, table, retries=0)
+        began, window = self.clock.now, self.plan(table)
+        outcome = refresh(self.settings, table, window, retries=0)
         expect(outcome.error is None, f"a refresh without a fault failed: {outcome.error}")
-        wanted = self.wanted(table, self.window(table), before)
+        wanted = self.wanted(table, window, before)
         expect(self.rows(table) == wanted, "a refresh without a fault left other rows than the source has")
+        expect(not (wrong := self.differing(table)), f"after an incremental refresh days are not as the source has them: {wrong}")
         told = self.state(table)
+        expect((told.last_extracted_at or began) >= began, f"a refresh without a fault left the watermark at {told.watermark}")
         expect(told.status == "success", "a refresh without a fault did not end as a success")
         expect(told.last_partition == self.today, f"a refresh without a fault left the watermark at {told.last_partition}")
         self.sizes[table] = (len(self.boundary.bigquery.requests), self.boundary.postgres.passed)
@@ -143,11 +175,12 @@ class World:
         # Every kind in turn, so that none is missed by chance.
         kind, table = kinds[number % len(kinds)], random.choice(list(TABLES))
         began = time.monotonic()
-        self.change_source(table, number + 1)
+        self.data.pass_time(self.clock, timedelta(hours=random.choice((0.1, 1, 5, 12, 30, 70))), random)
+        self.fill_source(table)
         others = {name: self.rows(name) for name in TABLES if name != table}
         before, mark = self.rows(table), self.state(table)
         with self.boundary.inject(kind, random, *self.sizes[table]) as injected:
-            outcome = self._refresh(table, kind, retries=random.choice((0, 1)))
+            outcome = self._refresh(table, self.launched(table, random), kind, retries=random.choice((0, 1)))
         self._wait_for_sessions()
         # What a dead process left behind is for the recovery to find, as it does every minute.
         with dg.DagsterInstance.ephemeral() as instance:
@@ -183,10 +216,17 @@ class World:
             return
         expect(told.status == ("success" if new[-1].succeeded else "failed"), f"the watermark says {told.status}")
         expect(bool(told.error) != new[-1].succeeded, f"the watermark gives the reason {told.error!r}")
-        moved = Watermark(successes[-1].started_at, outcome.window.end) if successes else mark.watermark
-        # By a clock that is wrong the load may have left out days, and then the watermark stays.
-        stays = kind in (Kind.CLOCK_JUMP, Kind.CLOCK_WRONG) and told.watermark == mark.watermark
-        expect(told.watermark == moved or stays, f"the watermark is {told.watermark}, and should be {moved}")
+        at = told.last_extracted_at
+        expect(bool(successes) or told.watermark == mark.watermark, f"the watermark moved without a load, to {at}")
+        expect(at is not None and at <= self.clock.now, f"the watermark is at {at}, which is to come")
+        # What it says: at that instant, every day up to the last one was as the source had it.
+        changed = {
+            day: max(self.data.changed[name].get(day, NEVER) for name in TABLES[table].sources if name in PARTITIONED)
+            for day in self.differing(table)
+        }
+        last = told.last_partition or self.today
+        missed = [day for day, instant in changed.items() if at is not None and instant < at and day <= last]
+        expect(not missed, f"the watermark is at {at}, and days were missed that had changed before: {missed}")
 
     def _wait_for_sessions(self) -> None:
         """A session whose client is gone ends within seconds, its locks with it. Raises Broken."""
@@ -199,17 +239,18 @@ class World:
             expect(time.monotonic() < deadline, "a session of the refresh goes on at the server")
             time.sleep(0.02)
 
-    def _refresh(self, table: str, kind: Kind, retries: int) -> Outcome:
+    def _refresh(self, table: str, window: DayRange, kind: Kind, retries: int) -> Outcome:
         if kind is not Kind.WORKER_KILLED:
-            return refresh(self.settings, table, retries=retries)
-        command = [sys.executable, "-m", "chaos.worker", table, str(retries)]
+            return refresh(self.settings, table, window, retries=retries)
+        days, shift = (str(window.start), str(window.end)), str(self.clock.shift.total_seconds())
+        command = [sys.executable, "-m", "chaos.worker", table, *days, str(retries), shift]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self.boundary.worker = subprocess.Popen(command, cwd=ROOT, **quiet)  # type: ignore[call-overload]
         try:
             code = self.boundary.worker.wait(120)
         finally:
             self.boundary.worker.kill()
-        return Outcome(table, self.window(table), "chaos", error=f"exit code {code}" if code else None)
+        return Outcome(table, window, "chaos", error=f"exit code {code}" if code else None)
 
 
 def expect(condition: bool, text: str) -> None:
@@ -248,4 +289,6 @@ def world(home: Path) -> Iterator[World]:
         }
         settings = load_settings()
         source = stack.enter_context(emulator.client())
-        yield World(boundary, settings, settings.sources(), source)
+        found = World(boundary, settings, settings.sources(), source)
+        stack.callback(found.clock.stop)
+        yield found

@@ -1,13 +1,18 @@
-"""One refresh as a process of its own, which may be killed: `python -m chaos.worker TABLE RETRIES`."""
+"""One refresh as a process of its own, which may be killed: `python -m chaos.worker TABLE FIRST LAST RETRIES SHIFT_SECONDS`."""
 
 from __future__ import annotations
 
 import sys
+from datetime import timedelta
+
+import time_machine
 
 from chaos.refresh import refresh
+from pulso_etl.refresh import DayRange
 from pulso_etl.settings import load_settings
 
 if __name__ == "__main__":
-    table, retries = sys.argv[1:]
-    outcome = refresh(load_settings(), table, retries=int(retries))
+    table, first, last, retries, shift = sys.argv[1:]
+    with time_machine.travel(timedelta(seconds=float(shift)), tick=True):
+        outcome = refresh(load_settings(), table, DayRange.parse(first, last), retries=int(retries))
     sys.exit(outcome.error is not None)

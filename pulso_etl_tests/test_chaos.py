@@ -10,6 +10,7 @@ from chaos.__main__ import report
 from chaos.faults import Kind
 from chaos.trial import Broken, World, world
 from pulso_etl.launch import Outcome
+from pulso_etl.refresh import DayRange
 
 SEED = 5
 
@@ -35,8 +36,8 @@ def test_a_refresh_that_meets_a_fault_loads_all_or_nothing_and_the_next_one_heal
 def test_a_lost_row_is_found_out(found: World, monkeypatch: pytest.MonkeyPatch) -> None:
     refresh = found._refresh
 
-    def losing(table: str, kind: Kind, retries: int) -> Outcome:
-        outcome = refresh(table, kind, retries)
+    def losing(table: str, window: DayRange, kind: Kind, retries: int) -> Outcome:
+        outcome = refresh(table, window, kind, retries)
         found.conn.execute(f"DELETE FROM {table} WHERE ctid = (SELECT min(ctid) FROM {table})")  # type: ignore[call-overload]
         return outcome
 
