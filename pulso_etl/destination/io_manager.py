@@ -10,33 +10,32 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import psycopg
-import pyarrow as pa
 from dagster import ConfigurableIOManager, DagsterEventType, Failure, InputContext, OutputContext, RetryRequested
 from dagster._core.execution.context.system import StepExecutionContext
 from psycopg.pq import TransactionStatus
 from pydantic import ValidationError
 
 from pulso_etl.destination import locks
-from pulso_etl.destination.conform import WIRE_TYPES
 from pulso_etl.destination.ledger import server_clock
 from pulso_etl.destination.load import LoadResult, load, translated
 from pulso_etl.destination.months import create_months, refuse_expired
-from pulso_etl.destination.partitions import first_day, one_range, partition_days
+from pulso_etl.destination.partitions import first_day, one_range, partition_days, ranges_of
+from pulso_etl.destination.reading import chosen_columns, form_of, read
 from pulso_etl.destination.roles import as_role
 from pulso_etl.destination.schema import is_as_declared
 from pulso_etl.destination.sessions import Limits, Session, buffer_temporary_tables
-from pulso_etl.destination.statements import Statements
 from pulso_etl.destination.streams import ChangeStream, Stream, as_stream
 from pulso_etl.destination.verify import verify
 from pulso_etl.destination.watermarks import Extraction, Loaded, Watermarks
 from pulso_etl.errors import ContractError, DestinationError, LoadFailed, PulsoError, first_line
 from pulso_etl.refresh import DayRange, Horizon, Settlement, lima_day
-from pulso_etl.tables.spec import CAPTURE_LAG, Column, ColumnType, TableSpec
+from pulso_etl.tables.spec import CAPTURE_LAG, TableSpec
 from pulso_etl.tags import ALLOW_SHRINK_TAG, CAPTURE_TAG
 
 SPEC_KEY = "pulso_etl/table"
 """Definition metadata of an asset under which its TableSpec stands, as `TableSpec.as_metadata()` gives it."""
 RECORD_TIMEOUT = timedelta(minutes=1)
+EVERY_DAY = DayRange(date.min, date.max)
 
 
 @dataclass
@@ -248,34 +247,25 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
             raise
 
     def load_input(self, context: InputContext) -> Any:
-        """The upstream asset's partition or range, as pyarrow.Table, or pandas.DataFrame where the input is annotated so.
+        """The upstream asset's partition or range, as pyarrow.Table, or as pyarrow.RecordBatchReader or pandas.DataFrame where the
+        input is annotated so; all days where none are asked for. The input's metadata may name the `columns`.
 
         Raises as `handle_output` does.
         """
         with _permanent_errors_end_the_step():
-            table = self._read(context)
-        wanted = context.dagster_type.typing_type
-        return table.to_pandas() if getattr(wanted, "__module__", "").partition(".")[0] == "pandas" else table
-
-    def _read(self, context: InputContext) -> pa.Table:
-        upstream = context.upstream_output
-        if upstream is None:
-            raise ContractError("an input needs an upstream asset that this IO manager wrote")
-        spec = _spec(upstream.definition_metadata, context.asset_key.to_user_string())
-        window = _window(spec, context)
-        schema = pa.schema([(column.name, _read_type(column)) for column in spec.columns])
-        batches = []
-        with (
-            translated(spec, window),
-            self.connect("load_input", spec.timeout) as conn,
-            conn.transaction(),
-            conn.cursor("pulso_load_input") as cursor,
-        ):
-            cursor.execute(Statements(spec, self.database_schema).select(), {"start": window.start, "end": window.end})
-            while rows := cursor.fetchmany(spec.batch_rows):
-                values = zip(schema.types, zip(*rows, strict=True), strict=True)
-                batches.append(pa.RecordBatch.from_arrays([pa.array(column, kind) for kind, column in values], schema=schema))
-        return pa.Table.from_batches(batches, schema)
+            asset, upstream = context.asset_key.to_user_string(), context.upstream_output
+            if upstream is None:
+                raise ContractError(f"{asset}: an input needs an upstream asset that this IO manager wrote")
+            spec = _spec(upstream.definition_metadata, asset)
+            form = form_of(spec.name, context.dagster_type.typing_type)
+            names = chosen_columns(spec, (context.definition_metadata or {}).get("columns"))
+            ranges = [EVERY_DAY]
+            if context.has_asset_partitions:
+                ranges = ranges_of(partition_days(spec.name, context.asset_partitions_def, context.asset_partition_keys))
+            window = DayRange(ranges[0].start, ranges[-1].end) if ranges else EVERY_DAY
+            with translated(spec, window), self.connect("load_input", spec.timeout) as conn, conn.transaction():
+                table = read(conn, spec, self.database_schema, ranges, names)
+        return form(table)
 
 
 @contextmanager
@@ -298,11 +288,6 @@ def _named(spec: TableSpec, window: DayRange) -> Iterator[None]:
         raise
     except Exception as error:
         raise LoadFailed(f"{spec.name} {window}: {type(error).__name__}: {first_line(error)}") from error
-
-
-def _read_type(column: Column) -> pa.DataType:
-    # The widest decimal that Arrow has takes every NUMERIC and BIGNUMERIC of BigQuery as it is.
-    return pa.decimal256(76, 38) if column.type is ColumnType.NUMERIC else WIRE_TYPES[column.type]
 
 
 def _spec(metadata: Any, asset: str) -> TableSpec:
@@ -354,19 +339,6 @@ def _log(
     if result.quarantine_reasons:
         context.log.warning(f"{spec.name} {window}: rows in etl_quarantine, by column and reason: {result.quarantine_reasons}")
     context.log.info(f"{spec.name} {window}: {result.plan}, {result.total.as_dict()}, seconds {result.seconds}")
-
-
-def _window(spec: TableSpec, context: InputContext) -> DayRange:
-    if not context.has_asset_partitions:
-        raise ContractError(f"{spec.name}: the asset has no partitions; it needs daily partitions")
-    try:
-        days = sorted(date.fromisoformat(key) for key in context.asset_partition_keys)
-    except ValueError as error:
-        raise ContractError(f"{spec.name}: the asset needs daily partitions with keys like 2026-01-31; {error}") from error
-    window = DayRange(days[0], days[-1])
-    if window.days != len(days):
-        raise ContractError(f"{spec.name}: the partitions {window} are not one contiguous range; launch each range alone")
-    return window
 
 
 def _details(result: LoadResult, metadata: dict[str, Any]) -> dict[str, Any]:

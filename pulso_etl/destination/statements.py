@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from psycopg import sql
 
 from pulso_etl.destination.identifiers import equal, listed
@@ -166,7 +168,8 @@ class Statements:
             diff=DIFF,
         )
 
-    def select(self) -> sql.Composed:
+    def select(self, names: Sequence[str]) -> sql.Composed:
+        """The columns of those names, of the rows of the range."""
         return sql.SQL("SELECT {} FROM {} WHERE {} BETWEEN %(start)s AND %(end)s AND {} ORDER BY {}").format(
-            self.columns, self.target, self.partition, self.current, self.keys
+            listed(names), self.target, self.partition, self.current, self.keys
         )

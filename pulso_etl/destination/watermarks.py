@@ -366,6 +366,13 @@ class Watermarks:
             states[table] = TableState(*(*found[0][:12], running, attempts, days))
         return states
 
+    def ever_loaded(self, conn: psycopg.Connection, table: str) -> bool:
+        """Whether a load of the table has ended well, at any time."""
+        if not exists(conn, self.schema, "etl_extractions"):
+            return False
+        query = sql.SQL("SELECT FROM {} WHERE table_name = %s AND status = 'success' LIMIT 1").format(self.history)
+        return conn.execute(query, (table,)).fetchone() is not None
+
     def billed(self, conn: psycopg.Connection, since: datetime) -> int:
         """Bytes that attempts which ended since then were billed, failed ones included."""
         if not exists(conn, self.schema, "etl_extractions"):
