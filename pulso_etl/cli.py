@@ -24,6 +24,7 @@ from pulso_etl.backfill import Launch, chains, run_chunks, whole
 from pulso_etl.budget import DailyBudget
 from pulso_etl.definitions import build_defs
 from pulso_etl.destination.months import expired, remove_expired
+from pulso_etl.destination.server_errors import meaning
 from pulso_etl.destination.sessions import Session
 from pulso_etl.destination.statements import Statements
 from pulso_etl.destination.strategies import statements_in_order
@@ -416,6 +417,6 @@ def main() -> None:
     except PulsoError as error:
         typer.echo(f"pulso-etl: {error}", err=True)
         raise SystemExit(2) from None
-    except psycopg.OperationalError as error:
-        typer.echo(f"pulso-etl: PostgreSQL is away: {str(error).splitlines()[0]}; check DATABASE_URL", err=True)
+    except psycopg.Error as error:
+        typer.echo(f"pulso-etl: {meaning(error).tell(error)}", err=True)
         raise SystemExit(2) from None

@@ -21,6 +21,7 @@ from pulso_etl.coordinator import TENANT_TAG, TenantRunCoordinator
 from pulso_etl.definitions import build_source
 from pulso_etl.destination.catalog import Table
 from pulso_etl.destination.contract import fit
+from pulso_etl.destination.server_errors import meaning
 from pulso_etl.destination.sessions import Session
 from pulso_etl.errors import PulsoError
 from pulso_etl.refresh import DayRange, lima_day
@@ -258,4 +259,4 @@ def _reaching(setting: str) -> Iterator[None]:
     try:
         yield
     except psycopg.Error as error:
-        raise RuntimeError(f"{setting} leads to no server that lets us in. {error}") from error
+        raise RuntimeError(f"{setting} leads to no server that lets us in. {meaning(error).tell(error)}") from error

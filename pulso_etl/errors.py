@@ -49,7 +49,7 @@ class DestinationError(PulsoError):
 
 
 class DestinationUnavailable(DestinationError):
-    """PostgreSQL is away, restarting, or another writer holds the table."""
+    """PostgreSQL is away, out of room, or another writer holds the table: it passes (see `destination.server_errors`)."""
 
     retryable = True
 

@@ -1,8 +1,8 @@
 """Reconciliation: what a table's SELECT adds up to in BigQuery, partition by partition, against what PostgreSQL holds.
 
 Compared are the number of rows, the sum of every numeric column, a digest of every text, date and boolean, and how many values a
-column has that may be null; not when the source computed a row. Integers and NUMERIC must agree exactly. Sums of doubles depend on the order of their terms and may differ by
-1e-9 of their size, or by 1e-6.
+column has that may be null; not when the source computed a row. Integers and NUMERIC must agree exactly. Sums of doubles depend on
+the order of their terms and may differ by 1e-9 of their size, or by 1e-6.
 
 Where a partition owns its rows, it is compared as it stands. Where a key lives in several partitions, the table keeps the newest
 version of a key, and so both sides count a key in the partition of its newest version, up to the newest partition that the table

@@ -30,6 +30,12 @@ describe("the words of the page", () => {
       "Faltan muchas filas en el origen",
     ],
     ["dashboard_data 2026-11-25: PostgreSQL is away: server closed the connection", "PostgreSQL no está disponible"],
+    ["dashboard_data 2026-11-25: PostgreSQL has no memory left: out of memory", "PostgreSQL no está disponible"],
+    ["dashboard_data 2026-11-25: PostgreSQL does not let us in: connection failed", "PostgreSQL no está disponible"],
+    [
+      "dashboard_data 2026-11-25: PostgreSQL refuses what is beyond its limits: index row size 9000",
+      "Datos de origen inválidos",
+    ],
     [
       "dashboard_data 2026-11-25: PostgreSQL: another writer held the table too long; try again later",
       "PostgreSQL no está disponible",

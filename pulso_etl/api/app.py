@@ -46,6 +46,7 @@ from pulso_etl.api.status import StatusFeed, StatusReader
 from pulso_etl.api.tokens import opening, parse_tokens
 from pulso_etl.automation.recovery import Recovered, recover
 from pulso_etl.definitions import build_source
+from pulso_etl.destination.server_errors import keeps_out, meaning
 from pulso_etl.destination.sessions import Session
 from pulso_etl.errors import BudgetExceeded, PlanError, first_line
 from pulso_etl.refresh import LIMA, Mode, lima_day
@@ -266,8 +267,10 @@ async def cleanup(request: Request, caller: Admin) -> Cleanup:
     here = deployment(request)
     try:
         ended = await asyncio.to_thread(_recover, here)
-    except psycopg.OperationalError as error:
-        raise DatabaseUnavailable(first_line(error)) from error
+    except psycopg.Error as error:
+        if not keeps_out(error):
+            raise
+        raise DatabaseUnavailable(f"{meaning(error).tell(error)}") from error
     except dg.DagsterError as error:
         raise DagsterUnavailable(f"Dagster's instance can't be used here: {first_line(error)}") from error
     audit.info("%s asked for a cleanup: %d attempt(s) ended", caller.name, len(ended))

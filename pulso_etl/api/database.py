@@ -14,6 +14,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from pulso_etl.destination.bookkeeping import create_missing
 from pulso_etl.destination.encoding import Encoding
+from pulso_etl.destination.server_errors import keeps_out, meaning
 from pulso_etl.destination.sessions import Limits, Session
 from pulso_etl.destination.watermarks import TableState, Watermarks
 from pulso_etl.errors import first_line
@@ -92,8 +93,12 @@ class Database:
                 self._created = True
             async with self._pool.connection() as conn:
                 yield conn
-        except (PoolTimeout, psycopg.OperationalError) as error:
+        except PoolTimeout as error:
             raise DatabaseUnavailable(f"PostgreSQL does not answer: {first_line(error)}") from error
+        except psycopg.Error as error:
+            if not keeps_out(error):
+                raise
+            raise DatabaseUnavailable(f"{meaning(error).tell(error)}") from error
 
     async def states(self, conn: psycopg.AsyncConnection, since: datetime | None = None) -> dict[str, TableState]:
         """What `Watermarks.read` gives."""

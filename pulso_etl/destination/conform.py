@@ -42,6 +42,8 @@ class Reason(StrEnum):
     ENCODING = "not in the database's encoding"
     LIMIT = "beyond a limit"
     DUPLICATE = "duplicate key"
+    TOO_LONG = "key too long for an index"
+    REFUSED = "refused by PostgreSQL"
 
 
 @dataclass(frozen=True)

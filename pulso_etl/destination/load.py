@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime
 from queue import Empty, Queue
 from threading import Thread
-from typing import Literal
+from typing import Literal, TypeVar
 
 import psycopg
 import pyarrow as pa
@@ -19,29 +19,28 @@ from pgpq import ArrowToPostgresBinaryEncoder
 from psycopg import errors as pg
 from psycopg import sql
 
-from pulso_etl.destination.conform import Reject, conform
+from pulso_etl.destination.conform import conform
 from pulso_etl.destination.contract import Drift, fit
 from pulso_etl.destination.encoding import Encoding
 from pulso_etl.destination.locks import table_lock
 from pulso_etl.destination.months import create_months, refuse_expired
 from pulso_etl.destination.quarantine import Quarantine
 from pulso_etl.destination.schema import ensure_table, migrate_table
+from pulso_etl.destination.server_errors import meaning
 from pulso_etl.destination.statements import STAGE, Statements
 from pulso_etl.destination.strategies import STRATEGIES
 from pulso_etl.errors import (
-    ContractError,
-    DestinationError,
     DestinationUnavailable,
     DuplicateKeyError,
     RejectedRows,
     ShrinkRefused,
     VerificationFailed,
-    first_line,
 )
 from pulso_etl.refresh import DayRange, lima_day
 from pulso_etl.tables.spec import DELETED, OnReject, TableSpec
 
 Plan = Literal["direct", "merge", "changes"]
+Item = TypeVar("Item", bytes, pa.RecordBatch)
 Open = Callable[[], AbstractContextManager[pa.RecordBatchReader]]
 
 CHUNK_ROWS = 600
@@ -188,6 +187,9 @@ def load(
                 raise DuplicateKeyError(
                     f"{spec.name} {window}: the source holds 2 or more rows of one primary key: {error.diag.message_detail}"
                 ) from error
+        except psycopg.Error as error:
+            if not (quarantines and repeatable and meaning(error).by_row):
+                raise
 
     with open_stream() as reader:
         staged_spec, wire, drift = fit(spec.with_columns((DELETED,)) if captured else spec, reader.schema, table, window)
@@ -196,7 +198,10 @@ def load(
         quarantine = Quarantine(spec, window, Encoding.of(conn)) if quarantines else None
         with clock("copy"):
             conn.execute(stage.create_stage(texts))
-            staged = _copy(conn, stage, STAGE, staged_spec, reader, wire, window, quarantine.take if quarantine else None)
+            if quarantine:
+                staged = _copy_what_fits(conn, stage, reader, wire, quarantine)
+            else:
+                staged = _copy(conn, stage, STAGE, staged_spec, reader, wire, window)
     if texts:
         with clock("analyze"):
             conn.execute(statements.read_text_as_numeric(texts))
@@ -274,31 +279,11 @@ def refuse_shrink(spec: TableSpec, window: DayRange, existing: dict[date, int], 
 
 @contextmanager
 def translated(spec: TableSpec, window: DayRange) -> Iterator[None]:
-    """Errors of the server become errors of ours, which name the table and the range. Values of rows stay out of them."""
-    where = f"{spec.name} {window}: PostgreSQL"
+    """Errors of the server become errors of ours, which name the table and the range: see `server_errors`."""
     try:
         yield
-    except (pg.LockNotAvailable, pg.QueryCanceled) as error:
-        raise DestinationUnavailable(f"{where}: another writer held the table too long; try again later") from error
-    except pg.UntranslatableCharacter as error:
-        # The server's own text would show the value; in every language its context ends with the column.
-        column = (error.diag.context or "").rpartition(" ")[2]
-        place = f"column {column} has" if column in spec.column_names else "a text has"
-        raise ContractError(
-            f"{where} refuses a row: {place} a character that the database's encoding can't hold; nothing was loaded"
-        ) from error
-    except (pg.DataError, pg.IntegrityError) as error:
-        raise ContractError(f"{where} refuses a row: {error.diag.message_primary}; nothing was loaded") from error
-    except pg.DiskFull as error:
-        raise DestinationUnavailable(f"{where} has no disk left: {error.diag.message_primary}") from error
-    except (pg.SerializationFailure, pg.DeadlockDetected) as error:
-        raise DestinationUnavailable(f"{where} gave the load up: {error.diag.message_primary}") from error
-    except pg.InsufficientPrivilege as error:
-        raise DestinationError(f"{where}: {error.diag.message_primary}; grant the role that right") from error
-    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-        raise DestinationUnavailable(f"{where} is away: {first_line(error)}") from error
     except psycopg.Error as error:
-        raise DestinationError(f"{where}: {first_line(error)}") from error
+        raise meaning(error).tell(error, f"{spec.name} {window}") from error
 
 
 def _copy(
@@ -309,9 +294,8 @@ def _copy(
     reader: pa.RecordBatchReader,
     wire: pa.Schema,
     window: DayRange,
-    reject: Reject | None = None,
 ) -> dict[date, int]:
-    """Sends every batch, checked, as COPY BINARY; returns the rows of each day. For `reject` see `conform`."""
+    """Sends every batch, checked, as COPY BINARY; returns the rows of each day. Raises RejectedRows, see `conform`."""
     encoder, encoding = ArrowToPostgresBinaryEncoder(wire), Encoding.of(conn)
     rows: Counter[date] = Counter()
 
@@ -320,14 +304,13 @@ def _copy(
         for batch in reader:
             if not batch.num_rows:
                 continue
-            batch = conform(spec, batch, wire, window, reject, encoding)
+            batch = conform(spec, batch, wire, window, encoding=encoding)
             if into != STAGE:
                 # Neighbours in the primary key's index go in together, which takes a fifth off the server's work.
                 batch = batch.sort_by([(key, "ascending") for key in spec.primary_key])
             for start in range(0, batch.num_rows, CHUNK_ROWS):
                 yield encoder.write_batch(batch.slice(start, CHUNK_ROWS))
-            for entry in pc.value_counts(batch.column(spec.partition_column)).to_pylist():
-                rows[entry["values"]] += entry["counts"]
+            rows.update(rows_by_day(spec, batch))
         yield encoder.finish()
 
     with conn.cursor() as cursor, cursor.copy(statements.copy(into)) as copy, read_ahead(encoded()) as chunks:
@@ -336,11 +319,58 @@ def _copy(
     return dict(rows)
 
 
+def _copy_what_fits(
+    conn: psycopg.Connection, stage: Statements, reader: pa.RecordBatchReader, wire: pa.Schema, quarantine: Quarantine
+) -> dict[date, int]:
+    """Sends every batch to the stage as a COPY of its own, without the rows that can't be loaded, which the quarantine takes.
+
+    What the server alone refuses is found by halving. Returns the rows of each day in the stage.
+    """
+    rows: Counter[date] = Counter()
+    refused: list[tuple[pa.RecordBatch, psycopg.Error]] = []
+
+    def copy(batch: pa.RecordBatch) -> None:
+        # An encoder writes one COPY.
+        encoder = ArrowToPostgresBinaryEncoder(wire)
+        try:
+            with conn.transaction(), conn.cursor() as cursor, cursor.copy(stage.copy(STAGE)) as into:
+                into.write(encoder.write_header())
+                for start in range(0, batch.num_rows, CHUNK_ROWS):
+                    into.write(encoder.write_batch(batch.slice(start, CHUNK_ROWS)))
+                into.write(encoder.finish())
+            rows.update(rows_by_day(stage.spec, batch))
+        except psycopg.Error as error:
+            if not meaning(error).by_row:
+                raise
+            if batch.num_rows == 1:
+                refused.append((batch, error))
+                return
+            middle = batch.num_rows // 2
+            copy(batch.slice(0, middle))
+            copy(batch.slice(middle))
+
+    reject, encoding = quarantine.take, quarantine.encoding
+    batches = (conform(stage.spec, batch, wire, quarantine.window, reject, encoding) for batch in reader if batch.num_rows)
+    with read_ahead(batches) as conformed:
+        for batch in conformed:
+            if batch.num_rows:
+                copy(batch)
+    for batch, error in refused:
+        quarantine.take_refused(batch, error)
+    return dict(rows)
+
+
+def rows_by_day(spec: TableSpec, batch: pa.RecordBatch) -> Counter[date]:
+    """How many rows of the batch each day has."""
+    entries = pc.value_counts(batch.column(spec.partition_column)).to_pylist()
+    return Counter({entry["values"]: entry["counts"] for entry in entries})
+
+
 @contextmanager
-def read_ahead(chunks: Iterator[bytes]) -> Iterator[Iterator[bytes]]:
+def read_ahead(chunks: Iterator[Item]) -> Iterator[Iterator[Item]]:
     """The chunks, made while the server takes those before; by a thread that nobody waits for: an interrupt must not wait for the
     source."""
-    ready: Queue[bytes | BaseException | None] = Queue(CHUNKS_AHEAD)
+    ready: Queue[Item | BaseException | None] = Queue(CHUNKS_AHEAD)
     wanted = True
 
     def make() -> None:
@@ -353,7 +383,7 @@ def read_ahead(chunks: Iterator[bytes]) -> Iterator[Iterator[bytes]]:
         except BaseException as error:
             ready.put(error)
 
-    def take() -> Iterator[bytes]:
+    def take() -> Iterator[Item]:
         while (chunk := ready.get()) is not None:
             if isinstance(chunk, BaseException):
                 raise chunk

@@ -20,11 +20,12 @@ from pulso_etl.destination.bookkeeping import create_missing
 from pulso_etl.destination.conform import Fault, Reason
 from pulso_etl.destination.encoding import UTF8, Encoding, plain
 from pulso_etl.destination.identifiers import equal, listed
+from pulso_etl.destination.server_errors import meaning
 from pulso_etl.destination.statements import DIFF, STAGE, Statements
 from pulso_etl.destination.strategies import STRATEGIES
 from pulso_etl.errors import QuarantineExceeded
 from pulso_etl.refresh import DayRange
-from pulso_etl.tables.spec import TableSpec
+from pulso_etl.tables.spec import WITHOUT_WIDTH, TableSpec
 
 CREATE = """
 CREATE TABLE IF NOT EXISTS {table} (
@@ -41,6 +42,9 @@ CREATE INDEX IF NOT EXISTS etl_quarantine_table_idx ON {table} (table_name, extr
 """
 KEPT = sql.Identifier("pulso_kept")
 REPEATED = sql.Identifier("pulso_repeated")
+TRIAL = sql.Identifier("pulso_trial")
+LONG_KEY = 2000
+"""Bytes of a key from which an index may refuse it: it takes 2,704, those of other columns and its own among them."""
 MAXIMUM_ROWS = 100_000
 """Rows that one load may quarantine, whatever their share: they wait in memory for the end of the stream."""
 
@@ -60,7 +64,7 @@ class Quarantine:
     by_reason: Counter[str] = field(default_factory=Counter)
     _lines: list[tuple[date | None, str, str, str]] = field(default_factory=list)
     _keys: set[tuple[Any, ...]] = field(default_factory=set)
-    _repeated: Counter[date] = field(default_factory=Counter)
+    _taken_out: Counter[date] = field(default_factory=Counter)
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -83,6 +87,16 @@ class Quarantine:
         self._keys.update(zip(*(column.to_pylist() for column in keys.columns), strict=True))
         return conformed.filter(good)
 
+    def take_refused(self, row: pa.RecordBatch, error: psycopg.Error) -> None:
+        """Sets one row aside that only the server refused, as it is too big for a page, say. Raises QuarantineExceeded."""
+        self._add(
+            Reason.REFUSED,
+            error.diag.column_name or "the row",
+            row.column(self.spec.partition_column).to_pylist(),
+            row.to_pylist(),
+        )
+        self._keys.update(zip(*(row.column(name).to_pylist() for name in self.identity), strict=True))
+
     def settle(self, conn: psycopg.Connection, schema: str, run_id: str, staged: Mapping[date, int]) -> None:
         """Takes rows whose key repeats out of the stage, and writes all that was set aside to `etl_quarantine`.
 
@@ -92,6 +106,7 @@ class Quarantine:
         conn.execute(sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DROP").format(KEPT, sql.SQL(", ").join(columns)))
         self._remember(conn, self._keys)
         read = sum(staged.values()) + self.by_day.total()
+        self._take_unindexable(conn)
         if STRATEGIES[self.spec.strategy].unique:
             self._take_repeated(conn, read)
         self._refuse_excess(self.by_day.total(), read)
@@ -106,7 +121,7 @@ class Quarantine:
 
     def source_rows(self, staged: Mapping[date, int]) -> Counter[date]:
         """The rows of each day that the source gave, of which `staged` came to the stage."""
-        return Counter(staged) + (self.by_day - self._repeated)
+        return Counter(staged) + (self.by_day - self._taken_out)
 
     def spare(self, conn: psycopg.Connection, statements: Statements) -> None:
         """Takes rows of the table whose key is remembered off the list of those that have vanished, or have an older version."""
@@ -119,8 +134,40 @@ class Quarantine:
                 {"start": self.window.start, "end": self.window.end},
             )
 
+    def _take_unindexable(self, conn: psycopg.Connection) -> None:
+        """Takes rows out of the stage whose key is too long for its index; long ones are tried, as the server compresses them."""
+        texts = [name for name in self.spec.primary_key if self.spec.column(name).type in WITHOUT_WIDTH]
+        if not texts:
+            return
+        size = sql.SQL(" + ").join(sql.SQL("octet_length({}::text)").format(sql.Identifier(name)) for name in texts)
+        found = conn.execute(sql.SQL("SELECT ctid::text FROM {} WHERE {} > {}").format(STAGE, size, LONG_KEY)).fetchall()
+        if not found:
+            return
+        keys = listed(self.spec.primary_key)
+        conn.execute(
+            sql.SQL("CREATE TEMP TABLE {} ON COMMIT DROP AS SELECT {}, 0::bigint AS pulso_room FROM {} LIMIT 0").format(
+                TRIAL, keys, STAGE
+            )
+        )
+        conn.execute(sql.SQL("CREATE INDEX ON {} ({}, pulso_room)").format(TRIAL, keys))
+        trial = sql.SQL("INSERT INTO {} SELECT {}, 0 FROM {} WHERE ctid = ANY (%s::tid[])").format(TRIAL, keys, STAGE)
+        refused = _refused(conn, trial, [address for (address,) in found])
+        self._take_out(conn, sql.SQL("WHERE s.ctid = ANY (%s::tid[])"), (refused,), Reason.TOO_LONG)
+
+    def _take_out(self, conn: psycopg.Connection, which: sql.Composable, values: tuple[Any, ...], reason: Reason) -> set[Any]:
+        """Takes the rows of the stage `s` that are meant out of it, for their key; returns what identifies them."""
+        columns = self.spec.column_names
+        taken = conn.execute(
+            sql.SQL("DELETE FROM {} s {} RETURNING {}").format(STAGE, which, listed(columns, "s")), values
+        ).fetchall()
+        rows = [dict(zip(columns, row, strict=True)) for row in taken]
+        days = [row[self.spec.partition_column] for row in rows]
+        self._add(reason, ", ".join(self.spec.primary_key), days, rows)
+        self._taken_out.update(days)
+        return {tuple(row[name] for name in self.identity) for row in rows}
+
     def _take_repeated(self, conn: psycopg.Connection, read: int) -> None:
-        by, columns = listed(self.identity), self.spec.column_names
+        by = listed(self.identity)
         conn.execute(
             sql.SQL(
                 "CREATE TEMP TABLE {repeated} ON COMMIT DROP AS SELECT {by}, count(*) FILTER (WHERE pulso_staged) AS pulso_copies "
@@ -135,15 +182,8 @@ class Quarantine:
         self._refuse_excess(
             self.by_day.total() + copies[0], read, self.by_reason + Counter({f"{named}: {Reason.DUPLICATE}": copies[0]})
         )
-        same = equal(self.identity, "s", "r")
-        taken = conn.execute(
-            sql.SQL("DELETE FROM {} s USING {} r WHERE {} RETURNING {}").format(STAGE, REPEATED, same, listed(columns, "s"))
-        ).fetchall()
-        rows = [dict(zip(columns, row, strict=True)) for row in taken]
-        days = [row[self.spec.partition_column] for row in rows]
-        self._add(Reason.DUPLICATE, named, days, rows)
-        self._repeated.update(days)
-        more = {tuple(row[name] for name in self.identity) for row in rows} - self._keys
+        same = sql.SQL("USING {} r WHERE {}").format(REPEATED, equal(self.identity, "s", "r"))
+        more = self._take_out(conn, same, (), Reason.DUPLICATE) - self._keys
         self._remember(conn, more)
         self._keys |= more
 
@@ -174,6 +214,21 @@ class Quarantine:
                 sql.SQL("INSERT INTO {} SELECT * FROM unnest({})").format(KEPT, arrays),
                 [list(column) for column in zip(*keys, strict=True)],
             )
+
+
+def _refused(conn: psycopg.Connection, trial: sql.Composed, addresses: list[str]) -> list[str]:
+    """Those of the rows that the server does not take, found by halving."""
+    try:
+        with conn.transaction():
+            conn.execute(trial, (addresses,))
+    except psycopg.Error as error:
+        if not meaning(error).by_row:
+            raise
+        if len(addresses) == 1:
+            return addresses
+        middle = len(addresses) // 2
+        return _refused(conn, trial, addresses[:middle]) + _refused(conn, trial, addresses[middle:])
+    return []
 
 
 def as_json(row: dict[str, Any], encoding: Encoding = UTF8) -> str:

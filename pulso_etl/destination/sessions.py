@@ -20,6 +20,7 @@ from psycopg import sql
 
 from pulso_etl.destination.encoding import Encoding
 from pulso_etl.destination.roles import split_role
+from pulso_etl.destination.server_errors import naming_refusals
 from pulso_etl.errors import DestinationError
 
 STATED = {
@@ -127,7 +128,9 @@ class Session:
 
     def open(self, **more: Any) -> psycopg.Connection:
         """A connection in autocommit mode, closed at the end of a `with`; `more` are parameters of libpq. Raises psycopg.Error."""
-        conn = psycopg.connect(**self.start(), **more)
+        start = self.start()
+        with naming_refusals(start["conninfo"]):
+            conn = psycopg.connect(**start, **more)
         try:
             conn.execute(self.statement())
             Encoding.of(conn).adapt(conn)

@@ -8,7 +8,7 @@ from psycopg import sql
 
 from pulso_etl.destination.identifiers import equal, listed
 from pulso_etl.destination.migration import create_table
-from pulso_etl.tables.spec import DELETED, ColumnType, Strategy, TableSpec
+from pulso_etl.tables.spec import DELETED, WITHOUT_WIDTH, ColumnType, Strategy, TableSpec
 
 STAGE = sql.Identifier("pulso_stage")
 DIFF = sql.Identifier("pulso_diff")
@@ -73,7 +73,7 @@ class Statements:
         # Columns of one width first: the server finds these in a row without reading those before.
         lines = [
             sql.SQL("{} {}").format(sql.Identifier(c.name), sql.SQL("text" if c.name in text_columns else c.type.value))
-            for c in sorted(self.spec.columns, key=lambda column: column.type in (ColumnType.TEXT, ColumnType.NUMERIC))
+            for c in sorted(self.spec.columns, key=lambda column: column.type in WITHOUT_WIDTH)
         ]
         return sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DROP").format(STAGE, sql.SQL(", ").join(lines))
 

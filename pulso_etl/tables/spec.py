@@ -37,6 +37,10 @@ GREATEST_LIMIT = {ColumnType.INTEGER: 2**63 - 1, ColumnType.NUMERIC: 10**38 - 1,
 """The types of columns that take limits, and how far from zero a limit may lie for the type to hold it exactly."""
 
 
+WITHOUT_WIDTH = {ColumnType.TEXT, ColumnType.NUMERIC}
+"""The types whose values have no fixed size."""
+
+
 class Contract(StrEnum):
     """What becomes of columns of the source that the declaration does not know."""
 

@@ -161,7 +161,7 @@ const CAUSES: [RegExp, Explanation][] = [
     },
   ],
   [
-    /PostgreSQL( is away|: another writer| has no disk| gave the load up| does not answer)/,
+    /PostgreSQL( is away|: another writer|: the statement| has no | gave the load up| ended the | takes no writes| does not (answer|let us in))/,
     {
       title: "PostgreSQL no está disponible",
       what: "La base de datos del tablero no aceptó la carga y los datos no se actualizaron. El tablero puede no abrir o estar atrasado.",
@@ -169,7 +169,7 @@ const CAUSES: [RegExp, Explanation][] = [
     },
   ],
   [
-    /does not fit the declaration|refuses a row|rows of (one|the) primary key|quarantine|outside of what was asked|is not as declared/,
+    /does not fit the declaration|refuses (a row|what is beyond)|rows of (one|the) primary key|quarantine|outside of what was asked|is not as declared/,
     {
       title: "Datos de origen inválidos",
       what:
