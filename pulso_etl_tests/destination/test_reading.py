@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import date, timedelta
 from decimal import Decimal
 from functools import partial
 from typing import Any, Optional
@@ -38,8 +38,8 @@ def reader(got: list[Any], kind: Any = pa.Table, asset_in: dg.AssetIn | None = N
     return dg.asset(name="reader", ins=ins, **RANGES | options)(read)
 
 
-def cumulative(got: list[pa.Table]) -> dg.AssetsDefinition:
-    """An asset whose day is the day before, with one more hour."""
+def cumulative(got: list[pa.Table], first: date = D1) -> dg.AssetsDefinition:
+    """An asset whose day is the day before, with one more hour; it is launched day after day from `first` on."""
     before = dg.TimeWindowPartitionMapping(start_offset=-1, end_offset=-1)
 
     @dg.asset(
@@ -53,7 +53,7 @@ def cumulative(got: list[pa.Table]) -> dg.AssetsDefinition:
     def asset(visits: pa.Table) -> pa.Table:
         got.append(visits)
         hour = visits.num_rows and visits["hora"][0].as_py() + 1
-        row = {"day": D1 + timedelta(days=len(got) - 1), "site": "a", "hora": hour}
+        row = {"day": first + timedelta(days=len(got) - 1), "site": "a", "hora": hour}
         return pa.Table.from_pylist([row], schema=SCHEMA)
 
     return asset
@@ -71,7 +71,7 @@ def test_an_asset_that_reads_its_own_day_before_begins_with_an_empty_table(run: 
 
 def test_an_asset_that_reads_itself_may_begin_on_any_day(run: Run) -> None:
     got: list[pa.Table] = []
-    assert run(cumulative(got), start=str(D2), end=None).success
+    assert run(cumulative(got, D2), start=str(D2), end=None).success
     assert [rows.num_rows for rows in got] == [0]
     assert got[0].column_names == list(SPEC.column_names)
 
