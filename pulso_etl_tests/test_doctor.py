@@ -27,6 +27,8 @@ from pulso_etl.local.sample_data import SampleData
 from pulso_etl.local.stack import configuration
 from pulso_etl.settings import Settings, load_settings
 from pulso_etl.tables import TABLES
+from pulso_etl_tests.databases import database
+from pulso_etl_tests.pooler import needs_pgbouncer, pooler
 
 PASSWORD = "s3cr3t-xyzzy"
 PARTS = [
@@ -271,6 +273,22 @@ def test_a_server_that_is_read_only(deployment: Settings, server_url: str, role:
     url = make_url(server_url).update_query_dict({"options": "-cdefault_transaction_read_only=on"})
     monkeypatch.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
     assert "connect to the primary" in failed("PostgreSQL")
+
+
+@needs_pgbouncer
+def test_a_pooler_that_shares_sessions(deployment: Settings, server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pooler(server_url, "transaction") as url:
+        monkeypatch.setenv("DATABASE_URL", url)
+        assert "set pool_mode=session, or name the server itself in DATABASE_URL" in failed("PostgreSQL")
+    with pooler(server_url, "session") as url:
+        monkeypatch.setenv("DATABASE_URL", url)
+        assert [finding for finding in diagnose() if not finding.ok] == []
+
+
+def test_a_database_without_an_encoding(deployment: Settings, server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with database(server_url, "SQL_ASCII") as url:
+        monkeypatch.setenv("DATABASE_URL", url)
+        assert "has the encoding SQL_ASCII" in failed("PostgreSQL")
 
 
 # Dagster

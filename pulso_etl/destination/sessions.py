@@ -9,7 +9,7 @@ from __future__ import annotations
 import select
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypedDict
@@ -45,7 +45,7 @@ Not `default_transaction_read_only`: who sets that wants no writer, as a provide
 """
 SEARCH_PATH = "concat_ws(', ', 'pg_temp', 'pg_catalog', nullif(pg_catalog.current_setting('search_path'), ''))"
 """Nothing stands before the server's own functions; what triggers of others may need stays behind them."""
-PROBE_SECONDS = 3.0
+PROBE_SECONDS = 2.0
 """How long a pooler may take to give a second session; a pooler that shares sessions has one at once."""
 PROBES = 3
 
@@ -155,7 +155,7 @@ class Session:
         # A pooler gives out numbers of its own; without one there is nothing to look for.
         if conn.info.backend_pid == (mine := _server_process(conn)):
             return
-        with psycopg.connect(**self.start()) as other:
+        with closing(psycopg.connect(**self.start())) as other:
             for _ in range(PROBES):
                 theirs = _process_within(other, PROBE_SECONDS)
                 if theirs is None:

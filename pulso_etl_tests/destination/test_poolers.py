@@ -1,0 +1,92 @@
+"""Sessions through a real pgbouncer: in session mode all goes well, in transaction mode nothing is begun."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+import dagster as dg
+import psycopg
+import pytest
+
+from pulso_etl.destination.io_manager import PostgresUpsertIOManager
+from pulso_etl.destination.roles import as_role
+from pulso_etl.destination.sessions import Session
+from pulso_etl.errors import DestinationError
+from pulso_etl_tests.destination.test_io_manager import failure
+from pulso_etl_tests.destination.visits import materialize, visits
+from pulso_etl_tests.pooler import needs_pgbouncer, pooler
+
+pytestmark = needs_pgbouncer
+MINUTE = timedelta(minutes=1)
+SHARED = r"hands one server session to several clients \(pool_mode=transaction"
+
+
+@pytest.fixture(scope="module")
+def session_mode(server_url: str) -> Iterator[str]:
+    with pooler(server_url, "session", default_pool_size=2) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def transaction_mode(server_url: str) -> Iterator[str]:
+    with pooler(server_url, "transaction", default_pool_size=4) as url:
+        yield url
+
+
+def held_locks(conn: psycopg.Connection) -> list[tuple[object, ...]]:
+    query = "SELECT objid FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = %s)"
+    return conn.execute(query, (conn.info.dbname,)).fetchall()
+
+
+def test_loads_one_after_the_other_on_a_used_session_with_other_sizes(
+    session_mode: str, schema: str, conn: psycopg.Connection, instance: dg.DagsterInstance
+) -> None:
+    asset = visits(lambda rows: rows)
+    for megabytes in (4, 64, 64, 8):
+        manager = PostgresUpsertIOManager(database_url=session_mode, database_schema=schema, work_mem_mb=megabytes)
+        # As much as is loaded twice, so that the stage is used.
+        for _ in range(2):
+            result = materialize(manager, instance, asset)
+            assert result.success
+    assert conn.execute("SELECT count(*) FROM visits").fetchone() == (4,)
+    assert held_locks(conn) == []
+
+
+def test_a_pool_of_one_session_is_waited_for_and_used(server_url: str) -> None:
+    with pooler(server_url, "session", default_pool_size=1) as url, Session(url, "test").hold() as conn:
+        assert conn.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_a_role_is_taken_through_a_pooler_that_refuses_options(session_mode: str) -> None:
+    with pytest.raises(psycopg.OperationalError, match="options"):
+        psycopg.connect(as_role(session_mode, "pg_monitor"))
+    with Session(as_role(session_mode, "pg_monitor"), "test").open() as conn:
+        assert conn.execute("SELECT current_user").fetchone() == ("pg_monitor",)
+
+
+def test_a_load_in_transaction_mode_is_refused_before_anything_is_written(
+    transaction_mode: str, schema: str, conn: psycopg.Connection, instance: dg.DagsterInstance
+) -> None:
+    manager = PostgresUpsertIOManager(database_url=transaction_mode, database_schema=schema)
+    told = failure(materialize(manager, instance, visits(lambda rows: rows)))
+    assert "hands one server session to several clients (pool_mode=transaction" in told
+    assert told.count("\n") == 0
+    assert conn.execute("SELECT tablename FROM pg_tables WHERE schemaname = %s", (schema,)).fetchall() == []
+    assert held_locks(conn) == []
+
+
+def test_transaction_mode_is_noticed_while_others_are_busy_too(transaction_mode: str) -> None:
+    with psycopg.connect(transaction_mode) as busy, psycopg.connect(transaction_mode) as other:
+        busy.execute("SELECT 1")
+        for _ in range(20):
+            other.execute("SELECT 1")
+            other.rollback()
+            with pytest.raises(DestinationError, match=SHARED), Session(transaction_mode, "test").hold():
+                pass
+
+
+def test_a_server_without_a_pooler_is_asked_nothing_more(conn: psycopg.Connection, server_url: str) -> None:
+    with Session(server_url, "alone").hold():
+        named = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pulso-etl alone'"
+        assert conn.execute(named).fetchone() == (1,)
