@@ -116,23 +116,39 @@ class World:
     def wanted(self, table: str, window: DayRange, before: Rows) -> Rows:
         """What the table should hold after a load of the window. BigQuery is asked without a proxy or any code of a load."""
         spec = TABLES[table]
+        # The newest snapshot of a month may lie before the window.
+        first = window.start - timedelta(days=400) if spec.snapshot_of else window.start
         config = bigquery.QueryJobConfig(
             query_parameters=[
-                bigquery.ScalarQueryParameter("start", "DATE", window.start),
+                bigquery.ScalarQueryParameter("start", "DATE", first),
                 bigquery.ScalarQueryParameter("end", "DATE", window.end),
             ]
         )
         found = [dict(row) for row in self.source.query(spec.query.format(**self.names), job_config=config).result()]
-        if spec.version_column is not None:
-            found.sort(key=lambda row: row[spec.version_column])
-        wanted = {tuple(row[k] for k in spec.primary_key): tuple(row[c] for c in spec.compared_columns) for row in found}
-        if spec.version_column is None:
+        if not spec.snapshot_of:
+            wanted = {tuple(row[k] for k in spec.primary_key): tuple(row[c] for c in spec.compared_columns) for row in found}
             day = spec.primary_key.index(spec.partition_column)
             return {key: row for key, row in before.items() if key[day] not in window} | wanted
-        # A key that lives in several partitions is never deleted, and keeps its newest row.
-        version = spec.compared_columns.index(spec.version_column)
-        newer = {key: row for key, row in before.items() if key not in wanted or row[version] > wanted[key][version]}
-        return wanted | newer
+        columns = (*spec.primary_key, *spec.compared_columns)
+        held = [dict(zip(columns, (*key, *row), strict=True)) for key, row in before.items()]
+
+        def days(rows: list[dict[str, Any]]) -> dict[Any, set[date]]:
+            by_value: dict[Any, set[date]] = {}
+            for row in rows:
+                by_value.setdefault(tuple(row[c] for c in spec.snapshot_of), set()).add(row[spec.partition_column])
+            return by_value
+
+        there, here, rows = days(found), days(held), []
+        for value in there.keys() | here.keys():
+            known, newest = here.get(value, set()), max(there.get(value, set()), default=None)
+            named = any(day in window for day in known | there.get(value, set()))
+            loaded = named and max(known, default=date.min) <= window.end
+            rows += [
+                row
+                for row in (found if loaded else held)
+                if tuple(row[c] for c in spec.snapshot_of) == value and (not loaded or row[spec.partition_column] == newest)
+            ]
+        return {tuple(row[k] for k in spec.primary_key): tuple(row[c] for c in spec.compared_columns) for row in rows}
 
     def differing(self, table: str) -> list[date]:
         """Days that PostgreSQL does not hold as the source does, however long ago they were loaded.

@@ -8,17 +8,17 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, time
-from typing import Any
+from typing import Any, Protocol
 
 import dagster as dg
 import psycopg
 import pyarrow as pa
 
 from pulso_etl.destination.sessions import Session
-from pulso_etl.destination.streams import ChangeStream
+from pulso_etl.destination.streams import ChangeStream, PastStream
 from pulso_etl.destination.watermarks import Watermarks
 from pulso_etl.errors import BudgetExceeded
-from pulso_etl.refresh import LIMA, Watermark, lima_day
+from pulso_etl.refresh import LIMA, DayRange, Watermark, lima_day
 from pulso_etl.settings import GIBIBYTE, Settings
 from pulso_etl.source.bigquery import TIB
 from pulso_etl.tags import FORCE_TAG
@@ -85,11 +85,15 @@ class DailyBudget(dg.ConfigurableResource[None]):
             return read_budget(conn, self.database_schema, datetime.now(UTC), self.limit, self.price_per_tib)
 
 
+class SourceStream(ChangeStream, PastStream, Protocol):
+    """What a source yields."""
+
+
 @dataclass(frozen=True)
 class AdmittedStream:
-    """A stream that asks only where the budget admits it; a ChangeStream itself."""
+    """A stream that asks only where the budget admits it; a SourceStream itself."""
 
-    stream: ChangeStream
+    stream: SourceStream
     budget: DailyBudget
 
     @property
@@ -100,6 +104,11 @@ class AdmittedStream:
         """Raises BudgetExceeded, or what the stream raises."""
         self.budget.today().admit()
         return self.stream.open()
+
+    def read_past(self, days: DayRange) -> AbstractContextManager[pa.RecordBatchReader]:
+        """Raises BudgetExceeded, or what the stream raises."""
+        self.budget.today().admit()
+        return self.stream.read_past(days)
 
     def capture(self, watermark: Watermark, written_at: datetime | None, now: datetime) -> datetime | None:
         """Raises BudgetExceeded, or what the stream raises."""

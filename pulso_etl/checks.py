@@ -125,6 +125,8 @@ def _reconcile(context: dg.AssetCheckExecutionContext, spec: TableSpec) -> Itera
 def _descriptions_apart(spec: TableSpec) -> dict[Check, str]:
     """The checks that no refresh takes: one changes without a refresh, the other is billed for."""
     kept = f" A key counts in the partition of its newest {spec.version_column}." if spec.version_column else ""
+    if spec.snapshot_of:
+        kept = f" Of each {', '.join(spec.snapshot_of)} the newest snapshot counts, in the partition of its day."
     return {
         Check.UP_TO_DATE: f"The last refresh is not older than {2 * spec.refresh_every}, and took in today's partition (while the "
         "day is younger than that, yesterday's will do). Unlike the freshness policy, it is not misled by a load of older days.",
@@ -281,16 +283,19 @@ def reconciled(spec: TableSpec, found: Reconciliation, today: date) -> Finding:
     """What the check says of a reconciliation: an error where a partition differs that no refresh will read again by itself.
 
     In the trailing days of the lookback the source may have changed since they were loaded; the next refresh takes that in.
+    Where a key lives in several partitions, one fault shows on several days: all of them are to be loaded again, and with them the
+    later days that may hold what is newer.
     """
     settled = [one for one in found.differences if one.day <= today - timedelta(days=spec.lookback_days)]
-    days = sorted({one.day for one in settled or found.differences})
+    days = sorted({one.day for one in (settled if spec.partition_in_key else ()) or found.differences})
     if days:
+        last = days[-1] if spec.partition_in_key else max(days[-1], found.read.end)
         shown = [one for one in found.differences if one.day == days[0]]
         text = f"{len(days)} partition(s) differ; {days[0]}: " + "; ".join(
             f"{one.measure} is {_plain(one.source)} in BigQuery, {_plain(one.target)} in PostgreSQL" for one in shown[:3]
         )
         text += (
-            f". Load them again: pulso-etl refresh {spec.as_argument} --from {days[0]} --to {days[-1]}"
+            f". Load them again: pulso-etl refresh {spec.as_argument} --from {days[0]} --to {last}"
             if settled
             else ". The next refresh reads these days again; if they differ after it, that is a fault"
         )

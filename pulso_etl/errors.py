@@ -84,6 +84,10 @@ class ShrinkRefused(DestinationError):
     """The source holds so few rows that deleting the rest looks like an accident."""
 
 
+class SnapshotWithdrawn(ContractError):
+    """The source no longer has a snapshot that the table holds, and the one before it lies outside of what can be read."""
+
+
 class LoadFailed(PulsoError):
     """A load failed by an error that is none of ours: most often one that the asset's own stream raised."""
 

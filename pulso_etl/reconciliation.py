@@ -5,8 +5,8 @@ column has that may be null; not when the source computed a row. Integers and NU
 the order of their terms and may differ by 1e-9 of their size, or by 1e-6.
 
 Where a partition owns its rows, it is compared as it stands. Where a key lives in several partitions, the table keeps the newest
-version of a key, and so both sides count a key in the partition of its newest version, up to the newest partition that the table
-holds; what the source has beyond is not loaded yet.
+version of a key, or the newest snapshot of a value, and so both sides count rows in the partition of these, up to the newest
+partition that the table holds; what the source has beyond is not loaded yet.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import Any, Literal
 import psycopg
 from psycopg import sql
 
+from pulso_etl.destination.bookkeeping import exists
+from pulso_etl.destination.ledger import Ledger
 from pulso_etl.destination.locks import table_lock
 from pulso_etl.destination.months import refuse_expired
 from pulso_etl.destination.statements import Statements
@@ -78,9 +80,13 @@ class Difference:
 
 @dataclass(frozen=True)
 class Reconciliation:
-    """What was compared and what differs. `cost` is the metadata of the BigQuery job."""
+    """What was compared and what differs. `cost` is the metadata of the BigQuery job.
+
+    `read`: the days that were read in BigQuery, more than the window where newer rows of a key may lie beyond.
+    """
 
     window: DayRange
+    read: DayRange
     source_rows: int
     target_rows: int
     differences: tuple[Difference, ...]
@@ -108,7 +114,9 @@ def reconcile(
     assert bounds is not None
     first, last = bounds
     if window is None:
-        window = default_window(spec, today, first)
+        # A day that was loaded may hold no row: not its own, or none any more.
+        loaded = Ledger(schema).read_at(conn, spec.name) if exists(conn, schema, "etl_days") else {}
+        window = default_window(spec, today, min({*loaded, first} - {None}, default=None))
     refuse_expired(spec, window, today)
     read = window if spec.partition_in_key or last is None or last < window.start else DayRange(window.start, last)
 
@@ -130,6 +138,7 @@ def reconcile(
     compared = [day for day in sorted({*source, *held}) if day in window]
     return Reconciliation(
         window,
+        read,
         sum(source[day][0] for day in compared if day in source),
         sum(held[day][0] for day in compared if day in held),
         tuple(difference for day in compared for difference in differences(by, day, source.get(day), held.get(day))),
@@ -138,9 +147,9 @@ def reconcile(
 
 
 def default_window(spec: TableSpec, today: date, first_loaded: date | None) -> DayRange:
-    """The table's `reconcile_days` up to yesterday, as far back as it holds anything.
+    """The table's `reconcile_days` up to yesterday, as far back as it was loaded.
 
-    Today moves on between a refresh and a look at the source; but where only newest versions are kept, those are what to compare.
+    Today moves on between a refresh and a look at the source; but where only the newest are kept, those are what to compare.
     """
     start = today - timedelta(days=spec.reconcile_days)
     if first_loaded is not None:
@@ -166,6 +175,9 @@ def measures(spec: TableSpec) -> tuple[Measure, ...]:
 def source_query(spec: TableSpec, by: Sequence[Measure]) -> str:
     """The table's own SELECT, added up by partition: the day, then every measure. BigQuery SQL with the spec's placeholders."""
     rows = f"(\n{spec.query}\n)"
+    if spec.snapshot_of:
+        values, day = ", ".join(f"`{name}`" for name in spec.snapshot_of), f"`{spec.partition_column}`"
+        rows = f"(SELECT * FROM {rows} WHERE TRUE QUALIFY {day} = MAX({day}) OVER (PARTITION BY {values}))"
     if spec.version_column is not None:
         keys = ", ".join(f"`{name}`" for name in spec.primary_key)
         rows = (

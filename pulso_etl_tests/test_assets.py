@@ -126,7 +126,8 @@ def test_rows_per_batch_follow_the_size_of_the_tables() -> None:
 
 
 def test_only_the_monthly_table_has_a_version() -> None:
-    assert {name: spec.version_column for name, spec in TABLES.items() if spec.version_column} == {"assignment_data": "fecha_foto"}
+    assert [spec.version_column for spec in TABLES.values() if spec.version_column] == []
+    assert {name: spec.snapshot_of for name, spec in TABLES.items() if spec.snapshot_of} == {"assignment_data": ("periodo",)}
 
 
 @names

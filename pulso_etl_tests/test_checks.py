@@ -26,6 +26,7 @@ from psycopg import sql
 
 from pulso_etl.assets import tagged_range
 from pulso_etl.checks import (
+    reconciled,
     reconciliation_key,
     reconciliation_selection,
     refresh_check_keys,
@@ -38,7 +39,7 @@ from pulso_etl.destination.quality import Check
 from pulso_etl.launch import Comparison, run_plan, run_reconciliation, run_tags
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import SampleData, load_table
-from pulso_etl.reconciliation import Difference, Measure, agree, default_window, differences
+from pulso_etl.reconciliation import Difference, Measure, Reconciliation, agree, default_window, differences
 from pulso_etl.refresh import DayRange, RefreshPlan, lima_day
 from pulso_etl.settings import Settings
 from pulso_etl.tables import TABLES
@@ -461,6 +462,49 @@ def test_where_the_newest_version_is_kept_both_sides_count_it_and_what_is_not_lo
     assert [(entry["partition"], entry["column"]) for entry in changed.differences] == [(str(day), "deuda_actual")]
     conn.execute("DELETE FROM assignment_data WHERE periodo = %s", (periodo,))
     assert reconcile("assignment_data", None).agrees is False
+
+
+def test_a_withdrawn_snapshot_is_found_and_a_refresh_of_its_day_alone_brings_back_the_one_before(
+    refresh: Callable[..., None],
+    reconcile: Callable[..., Comparison],
+    emulator: BigQueryEmulator,
+    sample: SampleData,
+    conn: psycopg.Connection,
+    instance: dg.DagsterInstance,
+) -> None:
+    refresh("assignment_data")
+    ((newest, month),) = conn.execute(
+        "SELECT fecha_foto, periodo FROM assignment_data GROUP BY 1, 2 ORDER BY 1 DESC, 2 DESC LIMIT 1"
+    ).fetchall()
+    name, given = sample.names["asignaciones_clean"], sample.tables()["asignaciones_clean"]
+    days, months = given["fecha_foto"], given["periodo_mes"]
+    earlier = pc.max(days.filter(pc.and_(pc.equal(months, month), pc.less(days, pa.scalar(newest))))).as_py()
+    try:
+        load_table(
+            emulator.client(), name, given.filter(pc.invert(pc.and_(pc.equal(days, pa.scalar(newest)), pc.equal(months, month))))
+        )
+        comparison = reconcile("assignment_data", None)
+        assert {entry["partition"] for entry in comparison.differences} == {str(newest), str(earlier)}
+        refresh("assignment_data", DayRange(newest, newest))
+        assert conn.execute("SELECT DISTINCT fecha_foto FROM assignment_data WHERE periodo = %s", (month,)).fetchall() == [
+            (earlier,)
+        ]
+        assert reconcile("assignment_data", None).agrees
+    finally:
+        load_table(emulator.client(), name, given)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "days"),
+    [(OLD, RECENT, (OLD, TODAY)), (RECENT, OLD, (OLD, TODAY)), (OLD, OLD, (OLD, TODAY)), (RECENT, RECENT, None)],
+)
+def test_the_days_to_load_again_reach_every_snapshot_that_may_be_the_newest(
+    source: date, target: date, days: tuple[date, date] | None
+) -> None:
+    spec, rows = TABLES["assignment_data"].model_copy(update={"lookback_days": 3}), Measure("count")
+    found = {Difference(source, rows, 2, 0), Difference(target, rows, 0, 2)}
+    text = reconciled(spec, Reconciliation(WINDOW, WINDOW, 2, 2, tuple(found)), TODAY).text
+    assert text.endswith(f"--from {days[0]} --to {days[1]}" if days else "if they differ after it, that is a fault")
 
 
 def test_a_source_that_changed_after_the_load_is_found_and_a_refresh_mends_it(

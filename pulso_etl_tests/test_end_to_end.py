@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 import dagster as dg
@@ -42,11 +42,15 @@ Keyed = dict[tuple[Any, ...], Row]
 
 
 def keyed(name: str, rows: Iterable[Row]) -> Keyed:
-    """Rows by their primary key; where the table has a version, its newest."""
-    spec = TABLES[name]
-    if spec.version_column is not None:
-        rows = sorted(rows, key=lambda row: row[spec.version_column])
-    return {tuple(row[key] for key in spec.primary_key): row for row in rows}
+    """Rows by their primary key; where the table holds snapshots, those of the newest."""
+    spec, found = TABLES[name], list(rows)
+    newest: dict[tuple[Any, ...], date] = {}
+    if spec.snapshot_of:
+        for row in found:
+            value = tuple(row[column] for column in spec.snapshot_of)
+            newest[value] = max(row[spec.partition_column], newest.get(value, date.min))
+        found = [row for row in found if row[spec.partition_column] == newest[tuple(row[c] for c in spec.snapshot_of)]]
+    return {tuple(row[key] for key in spec.primary_key): row for row in found}
 
 
 def source_rows(settings: Settings, emulator: BigQueryEmulator, name: str, window: DayRange) -> Keyed:

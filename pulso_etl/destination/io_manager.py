@@ -24,6 +24,7 @@ from pulso_etl.destination.reading import chosen_columns, form_of, read
 from pulso_etl.destination.roles import as_role
 from pulso_etl.destination.schema import is_as_declared
 from pulso_etl.destination.sessions import Limits, Session, buffer_temporary_tables
+from pulso_etl.destination.snapshots import Past
 from pulso_etl.destination.streams import ChangeStream, Stream, as_stream
 from pulso_etl.destination.verify import verify
 from pulso_etl.destination.watermarks import Extraction, Loaded, Watermarks
@@ -165,6 +166,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
                     run_id=extraction.run_id,
                     sole_writer=sole_writer,
                     captured=as_of is not None,
+                    past=Past(first, stream.read_past),
                 )
                 held = verify(
                     *(conn, spec, self.database_schema, window, result.by_day),

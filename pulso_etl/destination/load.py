@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime
@@ -27,6 +27,7 @@ from pulso_etl.destination.months import create_months, refuse_expired
 from pulso_etl.destination.quarantine import Quarantine
 from pulso_etl.destination.schema import ensure_table, migrate_table
 from pulso_etl.destination.server_errors import meaning
+from pulso_etl.destination.snapshots import NO_PAST, Past, rows_by_value, settle
 from pulso_etl.destination.statements import STAGE, Statements
 from pulso_etl.destination.strategies import STRATEGIES
 from pulso_etl.errors import (
@@ -93,7 +94,8 @@ class LoadResult:
     """What a load did: counts by day, the plan, and the seconds of each stage.
 
     `quarantine_reasons` are counts by `column: reason`. `migration` are the statements that changed the table's columns. `expected`
-    are the rows that each day should hold now, where they are not those that were read.
+    are the rows that each day should hold now, where they are not those that were read; of a table with `snapshot_of` the rows of
+    the values that the load settled, on whatever day.
     """
 
     plan: Plan
@@ -133,6 +135,7 @@ def load(
     run_id: str = "",
     sole_writer: bool = True,
     captured: bool = False,
+    past: Past = NO_PAST,
 ) -> LoadResult:
     """Makes the window's rows equal to the stream's, inside the transaction that `conn` is in; the caller commits.
 
@@ -142,6 +145,7 @@ def load(
     merge does, and lets the merge sort out rows that the table quarantines. `run_id` stands with those. `sole_writer` keeps every
     other writer out; without it the caller holds locks of the window's days, and others may load other days.
     `captured`: the stream holds the rows that changed, with the column DELETED; rows of other keys stay as they are.
+    `past`: the days before the window, for a table with `snapshot_of` whose newest snapshot may lie there.
     Raises ContractError (with RejectedRows, QuarantineExceeded, SchemaRefused under it) and ShrinkRefused; the caller rolls
     back. Errors of the server stay psycopg's.
     """
@@ -167,7 +171,8 @@ def load(
     if captured:
         plan = "changes"
     elif plan is None:
-        plan = "direct" if empty and spec.version_column is None and (repeatable or not quarantines) else "merge"
+        as_read = spec.version_column is None and not spec.snapshot_of
+        plan = "direct" if empty and as_read and (repeatable or not quarantines) else "merge"
 
     if plan == "direct":
         try:
@@ -196,12 +201,20 @@ def load(
         spec, texts = staged_spec.without(DELETED) if captured else staged_spec, _text_columns(staged_spec, wire)
         statements, stage = Statements(spec, schema, captured=captured), Statements(staged_spec, schema)
         quarantine = Quarantine(spec, window, Encoding.of(conn)) if quarantines else None
+
+        def fill(reader: pa.RecordBatchReader, days: DayRange) -> dict[date, int]:
+            if quarantine:
+                return _copy_what_fits(conn, stage, reader, wire, days, quarantine)
+            return _copy(conn, stage, STAGE, staged_spec, reader, wire, days)
+
         with clock("copy"):
             conn.execute(stage.create_stage(texts))
-            if quarantine:
-                staged = _copy_what_fits(conn, stage, reader, wire, quarantine)
-            else:
-                staged = _copy(conn, stage, STAGE, staged_spec, reader, wire, window)
+            staged = fill(reader, window)
+    if spec.snapshot_of:
+        with clock("snapshots"):
+            earlier = settle(conn, statements, window, past, fill, quarantine)
+        # What was read of earlier days counts with the first.
+        staged[window.start] = staged.get(window.start, 0) + earlier
     if texts:
         with clock("analyze"):
             conn.execute(statements.read_text_as_numeric(texts))
@@ -213,7 +226,7 @@ def load(
         read, set_aside = quarantine.source_rows(staged), quarantine.by_day
     gone: dict[date, int] = dict(conn.execute(statements.deletions_by_day()).fetchall()) if captured else {}
     by_day = _every_day(window, {day: Counts(n - gone.get(day, 0), quarantined=set_aside[day]) for day, n in read.items()})
-    counted = strategy.counts_duplicates and spec.version_column is None and not quarantine and not captured
+    counted = strategy.counts_duplicates and not (spec.version_column or spec.snapshot_of or quarantine or captured)
     with clock("analyze"):
         conn.execute(statements.analyze_stage())
         if strategy.unique and not quarantine and not counted:
@@ -229,11 +242,17 @@ def load(
     reasons = dict(quarantine.by_reason) if quarantine else {}
     result = LoadResult("changes" if captured else "merge", by_day, clock.seconds, drift, migration, reasons)
     total = result.total
-    after = {day: existing.get(day, 0) + counts.inserted - counts.deleted for day, counts in by_day.items()}
-    if spec.partition_in_key and strategy.removes and not allow_shrink:
-        refuse_shrink(spec, window, existing, after)
+    if spec.snapshot_of:
+        held, left = rows_by_value(conn, statements)
+    else:
+        held = {f"partition {day}": rows for day, rows in existing.items()}
+        left = {f"partition {day}": existing.get(day, 0) + n.inserted - n.deleted for day, n in by_day.items()}
+    if (spec.partition_in_key or spec.snapshot_of) and strategy.removes and not allow_shrink:
+        refuse_shrink(spec, window, held, left)
     if captured:
-        result.expected = after
+        result.expected = {day: existing.get(day, 0) + n.inserted - n.deleted for day, n in by_day.items()}
+    elif spec.snapshot_of:
+        result.expected = dict(conn.execute(statements.staged_by_day()).fetchall())
     elif spec.version_column is not None and spec.partition_in_key:
         result.expected = dict(conn.execute(statements.keys_by_day()).fetchall())
     if counted and total.read - total.inserted > sum(existing.values()) - total.deleted:
@@ -259,16 +278,19 @@ def load(
     return result
 
 
-def refuse_shrink(spec: TableSpec, window: DayRange, existing: dict[date, int], read: dict[date, int]) -> None:
-    """Raises ShrinkRefused where the range, or a partition of some size, would lose more than the table allows."""
-    held, got = sum(existing.values()), sum(read.values())
+def refuse_shrink(spec: TableSpec, window: DayRange, held: Mapping[str, int], left: Mapping[str, int]) -> None:
+    """Raises ShrinkRefused where the range, or a part of it of some size, would lose more than the table allows.
+
+    `held` and `left` are the rows of each part, by its name: a partition, or a value whose snapshot is loaded.
+    """
+    before, after = sum(held.values()), sum(left.values())
     faults = []
-    if held and got < max(1, held * spec.minimum_kept_share):
-        faults.append(f"the range {window} holds {held} rows and the source has {got}")
+    if before and after < max(1, before * spec.minimum_kept_share):
+        faults.append(f"the range {window} holds {before} rows and the source has {after}")
     faults += [
-        f"partition {day} holds {rows} rows and the source has {read.get(day, 0)}"
-        for day, rows in sorted(existing.items())
-        if rows >= SMALL_PARTITION_ROWS and read.get(day, 0) < rows * spec.minimum_kept_share
+        f"{part} holds {rows} rows and the source has {left.get(part, 0)}"
+        for part, rows in sorted(held.items())
+        if rows >= SMALL_PARTITION_ROWS and left.get(part, 0) < rows * spec.minimum_kept_share
     ]
     if faults:
         raise ShrinkRefused(
@@ -320,7 +342,12 @@ def _copy(
 
 
 def _copy_what_fits(
-    conn: psycopg.Connection, stage: Statements, reader: pa.RecordBatchReader, wire: pa.Schema, quarantine: Quarantine
+    conn: psycopg.Connection,
+    stage: Statements,
+    reader: pa.RecordBatchReader,
+    wire: pa.Schema,
+    days: DayRange,
+    quarantine: Quarantine,
 ) -> dict[date, int]:
     """Sends every batch to the stage as a COPY of its own, without the rows that can't be loaded, which the quarantine takes.
 
@@ -350,7 +377,7 @@ def _copy_what_fits(
             copy(batch.slice(middle))
 
     reject, encoding = quarantine.take, quarantine.encoding
-    batches = (conform(stage.spec, batch, wire, quarantine.window, reject, encoding) for batch in reader if batch.num_rows)
+    batches = (conform(stage.spec, batch, wire, days, reject, encoding) for batch in reader if batch.num_rows)
     with read_ahead(batches) as conformed:
         for batch in conformed:
             if batch.num_rows:

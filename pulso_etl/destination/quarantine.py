@@ -53,8 +53,9 @@ MAXIMUM_ROWS = 100_000
 class Quarantine:
     """The rows that one load sets aside, counted by day and by column and reason.
 
-    A row whose day is null counts with the first day of the window. The key of a row, where it is usable, is remembered: the
-    row that the table holds of it has not vanished and stays as it is, and no other row of the source with that key is loaded.
+    A row whose day is null, or before the window, counts with the window's first. The key of a row, where it is usable, is
+    remembered: the row that the table holds of it has not vanished and stays as it is, and no other row of the source with that key
+    is loaded.
     """
 
     spec: TableSpec
@@ -65,11 +66,13 @@ class Quarantine:
     _lines: list[tuple[date | None, str, str, str]] = field(default_factory=list)
     _keys: set[tuple[Any, ...]] = field(default_factory=set)
     _taken_out: Counter[date] = field(default_factory=Counter)
+    _kept: set[tuple[Any, ...]] = field(default_factory=set)
+    """The keys that stand in KEPT."""
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """The columns by which two rows of the source are the same: the key, and the version where the declaration has one."""
-        version = self.spec.version_column
+        """The columns by which two rows of the source are the same: the key, and the version or the snapshot's day."""
+        version = self.spec.partition_column if self.spec.snapshot_of else self.spec.version_column
         return self.spec.primary_key + ((version,) if version and version not in self.spec.primary_key else ())
 
     def take(self, batch: pa.RecordBatch, conformed: pa.RecordBatch, faults: list[Fault]) -> pa.RecordBatch:
@@ -97,14 +100,28 @@ class Quarantine:
         )
         self._keys.update(zip(*(row.column(name).to_pylist() for name in self.identity), strict=True))
 
+    def remember(self, conn: psycopg.Connection) -> None:
+        """Brings the keys that are remembered to the temporary table KEPT."""
+        types = {name: sql.SQL(self.spec.column(name).type.value) for name in self.identity}
+        if not self._kept:
+            columns = [sql.SQL("{} {}").format(sql.Identifier(name), kind) for name, kind in types.items()]
+            conn.execute(
+                sql.SQL("CREATE TEMP TABLE IF NOT EXISTS {} ({}) ON COMMIT DROP").format(KEPT, sql.SQL(", ").join(columns))
+            )
+        if more := self._keys - self._kept:
+            arrays = sql.SQL(", ").join(sql.SQL("%s::{}[]").format(kind) for kind in types.values())
+            conn.execute(
+                sql.SQL("INSERT INTO {} SELECT * FROM unnest({})").format(KEPT, arrays),
+                [list(column) for column in zip(*more, strict=True)],
+            )
+            self._kept |= more
+
     def settle(self, conn: psycopg.Connection, schema: str, run_id: str, staged: Mapping[date, int]) -> None:
         """Takes rows whose key repeats out of the stage, and writes all that was set aside to `etl_quarantine`.
 
         `staged` are the rows of each day in the stage. Raises QuarantineExceeded.
         """
-        columns = [sql.SQL("{} {}").format(sql.Identifier(n), sql.SQL(self.spec.column(n).type.value)) for n in self.identity]
-        conn.execute(sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DROP").format(KEPT, sql.SQL(", ").join(columns)))
-        self._remember(conn, self._keys)
+        self.remember(conn)
         read = sum(staged.values()) + self.by_day.total()
         self._take_unindexable(conn)
         if STRATEGIES[self.spec.strategy].unique:
@@ -163,7 +180,7 @@ class Quarantine:
         rows = [dict(zip(columns, row, strict=True)) for row in taken]
         days = [row[self.spec.partition_column] for row in rows]
         self._add(reason, ", ".join(self.spec.primary_key), days, rows)
-        self._taken_out.update(days)
+        self._taken_out.update(map(self._counted_on, days))
         return {tuple(row[name] for name in self.identity) for row in rows}
 
     def _take_repeated(self, conn: psycopg.Connection, read: int) -> None:
@@ -183,17 +200,19 @@ class Quarantine:
             self.by_day.total() + copies[0], read, self.by_reason + Counter({f"{named}: {Reason.DUPLICATE}": copies[0]})
         )
         same = sql.SQL("USING {} r WHERE {}").format(REPEATED, equal(self.identity, "s", "r"))
-        more = self._take_out(conn, same, (), Reason.DUPLICATE) - self._keys
-        self._remember(conn, more)
-        self._keys |= more
+        self._keys |= self._take_out(conn, same, (), Reason.DUPLICATE)
+        self.remember(conn)
 
     def _add(self, reason: Reason, column: str, days: list[date | None], rows: list[dict[str, Any]]) -> None:
         if not rows:
             return
-        self.by_day.update(day or self.window.start for day in days)
+        self.by_day.update(map(self._counted_on, days))
         self.by_reason[f"{column}: {reason}"] += len(rows)
         self._refuse_excess(self.by_day.total())
         self._lines += [(day, column, reason.value, as_json(row, self.encoding)) for day, row in zip(days, rows, strict=True)]
+
+    def _counted_on(self, day: date | None) -> date:
+        return self.window.start if day is None else max(day, self.window.start)
 
     def _refuse_excess(self, rows: int, read: int | None = None, reasons: Counter[str] | None = None) -> None:
         share = self.spec.maximum_quarantined_share
@@ -206,14 +225,6 @@ class Quarantine:
             )
         if rows > MAXIMUM_ROWS:
             raise QuarantineExceeded(f"{where}: more than {MAXIMUM_ROWS} rows can't be loaded: {told}; {advice}")
-
-    def _remember(self, conn: psycopg.Connection, keys: set[tuple[Any, ...]]) -> None:
-        if keys:
-            arrays = sql.SQL(", ").join(sql.SQL(f"%s::{self.spec.column(name).type.value}[]") for name in self.identity)
-            conn.execute(
-                sql.SQL("INSERT INTO {} SELECT * FROM unnest({})").format(KEPT, arrays),
-                [list(column) for column in zip(*keys, strict=True)],
-            )
 
 
 def _refused(conn: psycopg.Connection, trial: sql.Composed, addresses: list[str]) -> list[str]:

@@ -12,6 +12,8 @@ from pulso_etl.tables.spec import DELETED, WITHOUT_WIDTH, ColumnType, Strategy, 
 
 STAGE = sql.Identifier("pulso_stage")
 DIFF = sql.Identifier("pulso_diff")
+VALUES = sql.Identifier("pulso_values")
+"""Of a table with `snapshot_of`: the values that a load settles, see `snapshots`."""
 
 
 class Statements:
@@ -28,6 +30,7 @@ class Statements:
         self.partition = sql.Identifier(spec.partition_column)
         self.columns = listed(spec.column_names)
         self.keys = listed(spec.primary_key)
+        self.values = listed(spec.snapshot_of)
         self.same_key = equal(spec.primary_key, "t", "s")
         self.staged_values = listed(spec.column_names, "s")
         partitioned = spec.partition_by is not None
@@ -118,8 +121,8 @@ class Statements:
             if self.spec.compared_columns
             else sql.SQL("false")
         )
-        stage: sql.Composable = sql.SQL("(SELECT ctid AS pulso_sid, * FROM {} {})").format(STAGE, self.kept)
-        target: sql.Composable = sql.SQL("(SELECT ctid AS pulso_tid, * FROM {} WHERE {})").format(self.target, self.current)
+        stage = sql.SQL("(SELECT ctid AS pulso_sid, * FROM {} {})").format(STAGE, self.kept)
+        target = sql.SQL("(SELECT ctid AS pulso_tid, * FROM {} WHERE {})").format(self.target, self.current)
         join, day = sql.SQL("LEFT JOIN"), sql.SQL("s.{}").format(self.partition)
         if self.spec.version_column is not None:
             version = sql.Identifier(self.spec.version_column)
@@ -128,6 +131,14 @@ class Statements:
             )
             if not self.spec.partition_in_key:
                 changed = sql.SQL("s.{0} >= t.{0} AND {1}").format(version, changed)
+        if self.spec.snapshot_of:
+            stage = sql.SQL("(SELECT s.ctid AS pulso_sid, pulso_day, s.* FROM {} s JOIN {} v ON {})").format(
+                STAGE, VALUES, self.same_value("s")
+            )
+            target = sql.SQL("(SELECT t.ctid AS pulso_tid, pulso_day, t.* FROM {} t JOIN {} v ON {} WHERE {})").format(
+                self.target, VALUES, self.same_value("t"), self.current
+            )
+            join, day = sql.SQL("FULL JOIN"), sql.SQL("coalesce(s.pulso_day, t.pulso_day)").format()
         if self.spec.partition_in_key:
             target = sql.SQL("(SELECT ctid AS pulso_tid{}, * FROM {} WHERE {} BETWEEN %(start)s AND %(end)s AND {} {})").format(
                 self.part, self.target, self.partition, self.current, self.told
@@ -138,6 +149,68 @@ class Statements:
             "FROM {stage} s {join} {target} t ON {same} WHERE pulso_sid IS NULL OR pulso_tid IS NULL OR ({changed})"
         ).format(
             diff=DIFF, part=self.diff_part, day=day, stage=stage, join=join, target=target, same=self.same_key, changed=changed
+        )
+
+    def same_value(self, alias: str) -> sql.Composed:
+        """The condition that a row has the value of the row `v` of VALUES."""
+        return equal(self.spec.snapshot_of, alias, "v")
+
+    def create_values(self, kept: sql.Identifier | None) -> sql.Composed:
+        """VALUES: those that the stage, or `kept`, or the table's rows of the range have, but for those of which the table holds a
+        snapshot after the range."""
+        rows = sql.SQL("SELECT {}, {} FROM {}")
+        given = sql.SQL(" UNION ALL ").join(
+            rows.format(self.values, self.partition, staged) for staged in (STAGE, kept) if staged is not None
+        )
+        return sql.SQL(
+            "CREATE TEMP TABLE {result} ON COMMIT DROP AS "
+            "WITH pulso_given AS (SELECT {values}, max({day}) AS pulso_newest FROM ({given}) g GROUP BY {values}), "
+            "pulso_known AS (SELECT {values} FROM pulso_given "
+            "UNION SELECT {values} FROM {target} WHERE {day} BETWEEN %(start)s AND %(end)s AND {current}) "
+            "SELECT {values}, pulso_newest, "
+            "coalesce(CASE WHEN pulso_newest < %(start)s THEN %(start)s ELSE pulso_newest END, max({day})) AS pulso_day, "
+            "count({day}) AS pulso_held FROM pulso_known LEFT JOIN pulso_given USING ({values}) "
+            "LEFT JOIN (SELECT {values}, {day} FROM {target} WHERE {current}) t USING ({values}) "
+            "GROUP BY {values}, pulso_newest HAVING max({day}) IS NULL OR max({day}) <= %(end)s"
+        ).format(result=VALUES, values=self.values, day=self.partition, given=given, target=self.target, current=self.current)
+
+    def withdrawn_values(self) -> sql.Composed:
+        """The values that the table's rows of the range have, and the source no longer."""
+        return sql.SQL("SELECT {} FROM {} WHERE pulso_newest IS NULL").format(self.values, VALUES)
+
+    def drop_superseded(self, staged: sql.Identifier) -> sql.Composed:
+        """Takes the rows that are of no newest snapshot out of the stage, or of what is laid out like it."""
+        return sql.SQL("DELETE FROM {} s WHERE NOT EXISTS (SELECT FROM {} v WHERE {} AND v.pulso_newest = s.{})").format(
+            staged, VALUES, self.same_value("s"), self.partition
+        )
+
+    def rows_by_value(self) -> sql.Composed:
+        """Of each value of which the table holds rows: how many, and how many the differences leave."""
+        return sql.SQL(
+            "SELECT {values}, pulso_held, pulso_held + coalesce(pulso_more, 0) FROM {known} LEFT JOIN "
+            "(SELECT {values}, sum(pulso_more)::bigint AS pulso_more FROM ("
+            "SELECT {staged}, 1 AS pulso_more FROM {diff} d JOIN {stage} s ON s.ctid = d.pulso_sid WHERE d.pulso_tid IS NULL "
+            "UNION ALL SELECT {held}, -1 FROM {diff} d JOIN {target} t ON {same_row} WHERE d.pulso_sid IS NULL) m "
+            "GROUP BY {values}) m USING ({values}) WHERE pulso_held > 0 ORDER BY {values}"
+        ).format(
+            values=self.values,
+            known=VALUES,
+            staged=listed(self.spec.snapshot_of, "s"),
+            held=listed(self.spec.snapshot_of, "t"),
+            diff=DIFF,
+            stage=STAGE,
+            target=self.target,
+            same_row=self.same_row,
+        )
+
+    def staged_by_day(self) -> sql.Composed:
+        """How many rows the stage has of each day."""
+        return sql.SQL("SELECT {}, count(*) FROM {} GROUP BY 1").format(self.partition, STAGE)
+
+    def settled_by_day(self) -> sql.Composed:
+        """How many rows the table holds of each day, of the values that the load settles."""
+        return sql.SQL("SELECT t.{}, count(*) FROM {} t JOIN {} v ON {} WHERE {} GROUP BY 1").format(
+            self.partition, self.target, VALUES, self.same_value("t"), self.current
         )
 
     def count_diff(self) -> sql.Composed:

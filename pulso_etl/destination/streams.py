@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
@@ -42,12 +42,19 @@ class ChangeStream(DeferredStream, Protocol):
         """Turns to the whole window."""
 
 
+@runtime_checkable
+class PastStream(DeferredStream, Protocol):
+    """A deferred stream that can give rows of days before its own, for a table whose newest snapshot may lie there."""
+
+    def read_past(self, days: DayRange) -> AbstractContextManager[pa.RecordBatchReader]: ...
+
+
 @dataclass(frozen=True)
 class Stream:
     """How to open what the asset yielded, the metadata that opening fills, and whether it can be opened twice.
 
     `deferred`: it reads the source when it is opened; all else was read while the step ran. `changes` is there where it may give
-    changes.
+    changes, `read_past` where it can give rows of days before its own.
     """
 
     open: Open
@@ -55,6 +62,7 @@ class Stream:
     repeatable: bool
     deferred: bool = False
     changes: ChangeStream | None = None
+    read_past: Callable[[DayRange], AbstractContextManager[pa.RecordBatchReader]] | None = None
 
 
 def as_stream(spec: TableSpec, window: DayRange, obj: Any) -> Stream:
@@ -64,8 +72,13 @@ def as_stream(spec: TableSpec, window: DayRange, obj: Any) -> Stream:
     Raises ContractError for what is no table.
     """
     if isinstance(obj, DeferredStream):
-        changes = obj if isinstance(obj, ChangeStream) else None
-        return Stream(_never_bare(spec, obj.open), obj.metadata, repeatable=True, deferred=True, changes=changes)
+        return Stream(
+            *(_never_bare(spec, obj.open), obj.metadata),
+            repeatable=True,
+            deferred=True,
+            changes=obj if isinstance(obj, ChangeStream) else None,
+            read_past=obj.read_past if isinstance(obj, PastStream) else None,
+        )
     if isinstance(obj, pa.RecordBatchReader):
         return Stream(_never_bare(spec, lambda: nullcontext(obj)), {}, repeatable=False)
     if not hasattr(obj, "__arrow_c_stream__"):

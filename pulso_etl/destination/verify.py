@@ -28,7 +28,8 @@ def verify(
     `LoadResult`.
 
     Where a partition owns its rows, each day holds exactly as many rows as were read, and a window as long as the table's
-    lookback does not fall below `minimum_records`. A table whose key lives in several partitions (a version column) keeps one row
+    lookback does not fall below `minimum_records`. Of a table with `snapshot_of`, the values that the load settled hold exactly
+    the newest snapshots that were read. A table whose key lives in several partitions (a version column) keeps one row
     of many that were read, and never loses one: nothing is compared; nor where the table keeps what the source no longer has
     (append, scd2). Quarantined rows are not counted, and the rows that they protect may come on top.
 
@@ -38,29 +39,29 @@ def verify(
     Returns the rows that each day of the window holds now, days without rows left out.
     Raises VerificationFailed; the caller rolls back. `allow_shrink` is for rows that are really gone.
     """
-    held: dict[date, int] = dict(
-        conn.execute(Statements(spec, schema).rows_by_day(), {"start": window.start, "end": window.end}).fetchall()
-    )
-    if not spec.partition_in_key or spec.strategy in (Strategy.APPEND, Strategy.SCD2):
+    statements, bounds = Statements(spec, schema), {"start": window.start, "end": window.end}
+    held: dict[date, int] = dict(conn.execute(statements.rows_by_day(), bounds).fetchall())
+    if not (spec.partition_in_key or spec.snapshot_of) or spec.strategy in (Strategy.APPEND, Strategy.SCD2):
         return held
+    found = dict(conn.execute(statements.settled_by_day()).fetchall()) if spec.snapshot_of else held
     read = {day: counts.read - counts.quarantined for day, counts in by_day.items()} if expected is None else expected
     # The row that the table holds of a quarantined key stays.
     spared = any(counts.quarantined for counts in by_day.values())
     differing = [
         day
-        for day in sorted({*held, *read})
-        if held.get(day, 0) != read.get(day, 0) and not (spared and held.get(day, 0) > read.get(day, 0))
+        for day in sorted({*found, *read})
+        if found.get(day, 0) != read.get(day, 0) and not (spared and found.get(day, 0) > read.get(day, 0))
     ]
     if differing:
         due = "read" if expected is None else "due"
         days = "; ".join(
-            f"partition {day}: {read.get(day, 0)} rows {due}, {held.get(day, 0)} in PostgreSQL" for day in differing[:5]
+            f"partition {day}: {read.get(day, 0)} rows {due}, {found.get(day, 0)} in PostgreSQL" for day in differing[:5]
         )
         raise VerificationFailed(
             f"{spec.name} {window}: {len(differing)} partition(s) do not hold what the source gave: {days}. Nothing was loaded. "
             f"Look for triggers, rules or row security on {schema}.{spec.name}; without any, report it as a fault of Pulso ETL"
         )
-    if window.days < spec.lookback_days or allow_shrink:
+    if spec.snapshot_of or window.days < spec.lookback_days or allow_shrink:
         return held
     last = sorted(by_day)[-spec.lookback_days :]
     after = sum(held.get(day, 0) for day in last)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import chain, islice
 from math import ceil
@@ -153,8 +153,8 @@ class BigQueryStream:
     where the job's statistics tell them (an emulator's tell no bill). After `capture`: which changes, or why the whole window."""
     _changes: Interval | None = field(default=None, repr=False)
     _done: Any = field(default=None, repr=False)
-    _abandoned: Any = field(default=None, repr=False)
-    """A job whose changes were not loaded."""
+    _others: dict[str, Any] = field(default_factory=dict, repr=False)
+    """Jobs by their id that were billed beside it: changes that were not loaded, days before the window."""
 
     def sql(self) -> str:
         """The statement that runs, with the names of the source tables filled in."""
@@ -188,9 +188,24 @@ class BigQueryStream:
 
     def whole(self, reason: str) -> None:
         """Makes this the stream of the whole window."""
-        self._abandoned, self._changes, self._done = self._done, None, None
+        if self._done is not None:
+            self._others[self._done.job_id] = self._done
+        self._changes, self._done = None, None
         self.metadata |= {"capture": "whole window", "capture_reason": reason}
         self.metadata.pop("capture_interval", None)
+
+    @contextmanager
+    def read_past(self, days: DayRange) -> Iterator[pa.RecordBatchReader]:
+        """The rows of other days than the stream's own, with the same columns; the cost counts with the stream's.
+
+        Raises as `open` does.
+        """
+        other = replace(self, window=days, metadata={}, _changes=None, _done=None, _others={})
+        with other.open() as reader:
+            self._others[other._done.job_id] = other._done
+            if self._done is not None:
+                self.metadata.update(statistics(self._done, self.source.price_per_tib, self._others.values()))
+            yield reader
 
     def _refusal(self, client: bigquery.Client, changes: Interval) -> str | None:
         (name,) = self.source.tables(self.spec).values()
@@ -206,7 +221,7 @@ class BigQueryStream:
             with raising_source_errors(self.spec, self.window):
                 client = stack.enter_context(self.source.get_client())
                 self._done = job = self._finished(client)
-                self.metadata.update(statistics(job, self.source.price_per_tib, self._abandoned))
+                self.metadata.update(statistics(job, self.source.price_per_tib, self._others.values()))
                 batches, transport = self._batches(job, stack)
             self.metadata["transport"] = transport
             first = next(batches)
@@ -348,17 +363,16 @@ def naming_credentials() -> Iterator[None]:
         raise SourceError("BigQuery: both gcp_credentials and GOOGLE_APPLICATION_CREDENTIALS are set; keep one of them") from None
 
 
-def statistics(job: bigquery.QueryJob, price_per_tib: float, abandoned: bigquery.QueryJob | None = None) -> dict[str, Any]:
+def statistics(job: bigquery.QueryJob, price_per_tib: float, others: Collection[bigquery.QueryJob] = ()) -> dict[str, Any]:
     """A finished job's identity and cost, as far as its statistics tell; the price is US dollars.
 
-    The cost is that of an `abandoned` job before it, too.
+    The cost is that of the `others`, too.
     """
-    earlier = (abandoned.total_bytes_processed or 0, abandoned.total_bytes_billed or 0) if abandoned else (0, 0)
     told: dict[str, Any] = {"bigquery_job_id": job.job_id, "cache_hit": job.cache_hit}
     if job.total_bytes_processed is not None:
-        told["bytes_processed"] = job.total_bytes_processed + earlier[0]
+        told["bytes_processed"] = job.total_bytes_processed + sum(other.total_bytes_processed or 0 for other in others)
     if job.total_bytes_billed is not None:
-        told["bytes_billed"] = job.total_bytes_billed + earlier[1]
+        told["bytes_billed"] = job.total_bytes_billed + sum(other.total_bytes_billed or 0 for other in others)
         told["estimated_cost_usd"] = round(told["bytes_billed"] / TIB * price_per_tib, 6)
     return {name: value for name, value in told.items() if value is not None}
 

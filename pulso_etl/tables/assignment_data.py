@@ -40,7 +40,7 @@ ASSIGNMENT_DATA = TableSpec(
     lookback_days=30,
     refresh_every=timedelta(hours=24),
     timeout=timedelta(minutes=30),
-    version_column="fecha_foto",
+    snapshot_of=("periodo",),
     stamp_columns=("fecha_procesamiento",),
     minimum_records=20,
 )

@@ -158,6 +158,8 @@ class TableSpec(BaseModel):
     `@start`, `@end` (DATE, inclusive).
     `version_column`: where the source has several rows of a key, the one with the greatest version is kept. Required, like a key.
     Where the partition column is in the key, that is the greatest of the source's now; elsewhere the greatest ever seen.
+    `snapshot_of`: columns of the key. For each value of these the partitions of the source are snapshots, of which the table holds
+    the newest as a whole (see docs/tables.md): a row that the newest does not have is gone, whatever older ones say.
     `stamp_columns` say when the source computed a row; a change in them alone is no change of the row.
     `minimum_kept_share`: a load that would leave less than this share (0..1) of a partition range's rows is refused.
     `minimum_records`: rows that the last `lookback_days` days should hold at least; 0 says nothing.
@@ -216,6 +218,7 @@ class TableSpec(BaseModel):
     batch_rows: int = Field(default=10_000, ge=1)
     priority: int = 0
     version_column: str | None = None
+    snapshot_of: tuple[str, ...] = ()
     stamp_columns: tuple[str, ...] = ()
     minimum_kept_share: float = Field(default=0.5, ge=0, le=1)
     minimum_records: int = Field(default=0, ge=0)
@@ -247,7 +250,7 @@ class TableSpec(BaseModel):
             raise ValueError(f"{self.name}: a column stands in the primary key twice")
         if len(self.primary_key) > MOST_KEY_COLUMNS:
             raise ValueError(f"{self.name}: {len(self.primary_key)} columns in the primary key; {MOST_KEY_COLUMNS} at most can be")
-        named = {*self.primary_key, self.partition_column, *self.stamp_columns}
+        named = {*self.primary_key, self.partition_column, *self.stamp_columns, *self.snapshot_of}
         if self.version_column:
             named.add(self.version_column)
         if unknown := named - set(names):
@@ -275,10 +278,27 @@ class TableSpec(BaseModel):
             # The shortest month has 28 days: no lookback or reconciliation reaches a month that is gone.
             if max(self.lookback_days, self.reconcile_days) > 28 * self.retention_months:
                 raise ValueError(f"{self.name}: retention_months must cover lookback_days and reconcile_days, at 28 days a month")
-        if not self.partition_in_key and self.version_column is None:
+        if not self.partition_in_key and self.version_column is None and not self.snapshot_of:
             raise ValueError(
-                f"{self.name}: a key that lives in several partitions needs a version_column, or an older day would win"
+                f"{self.name}: a key that lives in several partitions needs a version_column, or snapshot_of, else older days win"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _snapshots_are_whole(self) -> TableSpec:
+        if not self.snapshot_of:
+            return self
+        inexact = {ColumnType.NUMERIC, ColumnType.DOUBLE} & {self.column(name).type for name in self.snapshot_of}
+        faults = [
+            (self.partition_in_key, f"a primary key without the partition column {self.partition_column}"),
+            (set(self.snapshot_of) - set(self.primary_key), "columns of the primary key"),
+            (inexact, "columns whose values are exact"),
+            (len(self.snapshot_of) != len(set(self.snapshot_of)), "each column once"),
+            (self.version_column, "no version_column: the partition column is the version"),
+            (self.partition_column in self.stamp_columns, "a partition column that is no stamp column"),
+        ]
+        if needs := [need for fault, need in faults if fault]:
+            raise ValueError(f"{self.name}: snapshot_of {self.snapshot_of} needs {'; '.join(needs)}")
         return self
 
     @model_validator(mode="after")
