@@ -33,7 +33,7 @@ from pulso_etl.doctor import diagnose
 from pulso_etl.errors import PlanError, PulsoError, SettingsError
 from pulso_etl.launch import Outcome, plan_tables, run_reconciliation
 from pulso_etl.refresh import DayRange, Mode, first_kept_day, lima_day
-from pulso_etl.settings import Settings, load_env_file, load_settings
+from pulso_etl.settings import Settings, load_access_settings, load_env_file, load_settings
 from pulso_etl.tables import TABLES, TableSpec
 from pulso_etl.tables.spec import fill
 from pulso_etl.tenants import Deployed, chosen, deployed, grants, select
@@ -333,6 +333,20 @@ def api(
     # Launches leave a line.
     logs.configure("INFO")
     serve(settings)
+
+
+@app.command(context_settings={"help_option_names": ["--help"]})
+def webserver(
+    host: Annotated[str, typer.Option("--host", "-h", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", "-p", min=1, max=65535, help="Port.")] = 3000,
+    workspace: Annotated[Path, typer.Option("--workspace", "-w", help="File of code locations.")] = Path("workspace.yaml"),
+) -> None:
+    """Serves Dagster's UI to those who have a token, until Ctrl-C. Never start Dagster's own: it lets everybody in."""
+    from pulso_etl.api.door import serve
+
+    settings = load_access_settings()
+    logs.configure("INFO")
+    serve(settings, host, port, workspace)
 
 
 @app.command()

@@ -9,11 +9,12 @@ Google client alike. The embedded default (`pulso-etl run` and `dev`) reads no `
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import psycopg
 from dotenv import load_dotenv
@@ -27,6 +28,7 @@ from pulso_etl.errors import SettingsError
 
 GIBIBYTE = 1024**3
 NAME = r"^[A-Za-z0-9_-]+$"
+Kind = TypeVar("Kind", bound="AccessSettings")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -38,13 +40,56 @@ class Owner:
     database_role: str = ""
 
 
-class Settings(BaseSettings):
+class AccessSettings(BaseSettings):
+    """What is needed to let people in: all that the process of Dagster's UI reads. Fields are read as those of `Settings`."""
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True)
+
+    api_tokens: SecretStr = SecretStr("")
+    """Who may use the API and Dagster's UI: entries that `pulso-etl token` prints. Without any, the API serves this machine alone,
+    with every right, and the UI nobody."""
+    api_launch_limit: str = "30/minute"
+    """How many runs one caller may launch: a number and a unit of time."""
+    dagster_ui_url: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")] = "http://127.0.0.1:3000"
+    """Where people reach Dagster's UI; alerts link to its runs."""
+    dagster_graphql_url: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")] = "http://127.0.0.1:3000/graphql"
+    """Where the API reaches the GraphQL of Dagster's webserver."""
+    dagster_graphql_token: SecretStr | None = None
+    """What the API tells Dagster's webserver to be let in: any 32 or more random characters, the same for both."""
+    tenants_file: Path | None = None
+    """File that declares the tenants, YAML or TOML; none: the deployment is a single organisation's."""
+
+    @field_validator("api_tokens")
+    @classmethod
+    def _known_tokens(cls, value: SecretStr) -> SecretStr:
+        parse_tokens(value.get_secret_value())
+        return value
+
+    @field_validator("api_launch_limit")
+    @classmethod
+    def _limit(cls, value: str) -> str:
+        if not re.fullmatch(r"[1-9][0-9]{0,5}/(second|minute|hour|day)", value):
+            raise ValueError("must read like 30/minute (second, minute, hour or day)")
+        return value
+
+    @field_validator("dagster_ui_url")
+    @classmethod
+    def _no_slash_at_the_end(cls, value: str) -> str:
+        return value.rstrip("/")
+
+    @field_validator("dagster_graphql_token")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < 32:
+            raise ValueError("must have 32 characters or more: `openssl rand -hex 32` makes some")
+        return value
+
+
+class Settings(AccessSettings):
     """Settings of one deployment. Field `x_y` is read from the environment variable `X_Y`; an empty one counts as not set.
 
     Bytes are bytes, days are days of America/Lima, prices are US dollars.
     """
-
-    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True)
 
     database_url: SecretStr
     """`postgresql://user:password@host:port/database` of the dashboard's PostgreSQL (15 or newer)."""
@@ -109,24 +154,13 @@ class Settings(BaseSettings):
     """A problem that stays is told again at most so often."""
     alert_timeout_seconds: Annotated[int, Field(ge=1)] = 10
     """How long an alert's channel may take to accept a message."""
-    dagster_ui_url: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")] = "http://127.0.0.1:3000"
-    """Where people reach Dagster's UI; alerts link to its runs."""
 
     api_host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     """Address that the HTTP API listens on. Beyond loopback it needs tokens."""
     api_port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port of the HTTP API."""
-    api_tokens: SecretStr = SecretStr("")
-    """Who may use the API: entries that `pulso-etl token` prints; without any, only this machine is served, with every right."""
     api_cors_origins: str = ""
     """Origins such as `https://dashboard.example.com` whose pages may use the API, with commas or white space between them."""
-    api_launch_limit: str = "30/minute"
-    """How many runs one caller may launch: a number and a unit of time."""
-    dagster_graphql_url: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")] = "http://127.0.0.1:3000/graphql"
-    """Where the API reaches the GraphQL of Dagster's webserver."""
-
-    tenants_file: Path | None = None
-    """File that declares the tenants, YAML or TOML; none: the deployment is a single organisation's."""
 
     dagster_home: Path | None = None
     """Absolute folder that holds `dagster.yaml` and the runs' logs. Read by Dagster."""
@@ -154,12 +188,6 @@ class Settings(BaseSettings):
         parse_channels(value.get_secret_value())
         return value
 
-    @field_validator("api_tokens")
-    @classmethod
-    def _known_tokens(cls, value: SecretStr) -> SecretStr:
-        parse_tokens(value.get_secret_value())
-        return value
-
     @field_validator("api_cors_origins")
     @classmethod
     def _origins(cls, value: str) -> str:
@@ -168,23 +196,11 @@ class Settings(BaseSettings):
                 raise ValueError("an origin reads https://host or https://host:port, without a path and without *")
         return value
 
-    @field_validator("api_launch_limit")
-    @classmethod
-    def _limit(cls, value: str) -> str:
-        if not re.fullmatch(r"[1-9][0-9]{0,5}/(second|minute|hour|day)", value):
-            raise ValueError("must read like 30/minute (second, minute, hour or day)")
-        return value
-
     @model_validator(mode="after")
     def _nobody_unknown_from_outside(self) -> Settings:
         if self.api_host not in LOOPBACK and not self.api_tokens.get_secret_value().strip():
             raise ValueError("API_HOST leaves this machine, which needs API_TOKENS: make one with `pulso-etl token NAME ROLE`")
         return self
-
-    @field_validator("dagster_ui_url")
-    @classmethod
-    def _no_slash_at_the_end(cls, value: str) -> str:
-        return value.rstrip("/")
 
     @field_validator("database_url", "dagster_postgres_url")
     @classmethod
@@ -226,12 +242,19 @@ def _entries(text: str) -> list[str]:
 
 
 def load_settings(**given: Any) -> Settings:
-    """The settings of this process; those that are `given`, and not None, win over the environment.
+    """The settings of this process; those that are `given`, and not None, win over the environment. Raises SettingsError."""
+    return _load(Settings, given)
 
-    Raises SettingsError, one line that names each setting at fault, never a value.
-    """
+
+def load_access_settings() -> AccessSettings:
+    """The settings of the process of Dagster's UI. Raises SettingsError."""
+    return _load(AccessSettings, {})
+
+
+def _load(kind: type[Kind], given: Mapping[str, Any]) -> Kind:
+    """Raises SettingsError, one line that names each setting at fault, never a value."""
     try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
+        return kind(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         faults = "; ".join(
             (f"{'_'.join(str(part) for part in fault['loc']).upper()}: " if fault["loc"] else "")

@@ -98,11 +98,17 @@ class DagsterStack:
         """Starts a daemon; where there was one, it has ended."""
         self.daemon = self._start("daemon", "dagster._daemon", "run", "-w", "workspace.yaml")
 
-    def _start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
+    def start_door(self, **env: str) -> str:
+        """Starts Dagster's UI as people reach it; returns its address. `env` is added to the deployment's."""
+        port = str(_free_port())
+        self._start("door", "pulso_etl", "webserver", "-h", "127.0.0.1", "-p", port, "-w", "workspace.yaml", **env)
+        return f"http://127.0.0.1:{port}"
+
+    def _start(self, name: str, *command: str, **env: str) -> subprocess.Popen[bytes]:
         with (self.home / f"{name}.log").open("ab") as log:
             child = subprocess.Popen(
                 [sys.executable, "-m", *command],
-                env=self.env,
+                env=self.env | env,
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

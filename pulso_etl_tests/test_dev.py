@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -52,9 +53,9 @@ class Dev:
 
     def ask(self, query: str, **variables: Any) -> Any:
         body = json.dumps({"query": query, "variables": variables}).encode()
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/graphql", body, {"Content-Type": "application/json"}, method="POST"
-        )
+        token = dotenv_values(self.home / "env")["DAGSTER_GRAPHQL_TOKEN"]
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/graphql", body, headers, method="POST")
         with urllib.request.urlopen(request, timeout=30) as response:
             answer = json.load(response)
         assert "errors" not in answer, answer
@@ -109,6 +110,13 @@ def dev(home: Path) -> Iterator[Dev]:
 
 
 def test_up_used_beside_and_down_with_ctrl_c(dev: Dev) -> None:
+    # Neither another page in the browser nor another user of the machine has the link that was printed.
+    ui = f"http://127.0.0.1:{dev.port}"
+    (secret,) = re.findall(r"/sign-in#(\S+)", dev.command.output)
+    assert httpx.get(f"{ui}/graphql?query={{version}}").status_code == 401
+    assert httpx.post(f"{ui}/graphql", json={"query": "{ version }"}).status_code == 401
+    assert httpx.post(f"{ui}/sign-in", data={"token": secret}, headers={"Origin": ui}).status_code == 204
+
     assets = dev.ask("{ assetNodes { assetKey { path } } }")["assetNodes"]
     assert set(TABLES) <= {asset["assetKey"]["path"][0] for asset in assets}
 

@@ -28,7 +28,7 @@ from pulso_etl.errors import SettingsError
 from pulso_etl.local.child import Child
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import SampleData
-from pulso_etl.local.stack import WEBSERVER, configuration
+from pulso_etl.local.stack import PULSO, configuration
 from pulso_etl.settings import Settings, load_env_file, load_settings
 from pulso_etl.tables import TABLES
 
@@ -205,6 +205,7 @@ def test_dagsters_own_processes_read_the_env_file_alike(
         "BIGQUERY_EMULATOR_HOST": emulator.rest_url,
         "DAGSTER_HOME": str(tmp_path),
         "DAGSTER_POSTGRES_URL": storage.render_as_string(hide_password=False),
+        "DAGSTER_GRAPHQL_TOKEN": "0123456789" * 4,
     }
     (tmp_path / ".env").write_text("".join(f"{name}={value}\n" for name, value in values.items()), encoding="utf-8")
     os.environ["DATABASE_SCHEMA"] = "from_environment"
@@ -226,9 +227,11 @@ def test_dagsters_own_processes_read_the_env_file_alike(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with Child("webserver", WEBSERVER, ["-p", str(port), *target], tmp_path / "log", cwd=tmp_path) as webserver:
-        query = "{ assetNodes { assetKey { path } assetMaterializations { runId } } }"
-        address = f"http://127.0.0.1:{port}/graphql?{urllib.parse.urlencode({'query': query})}"
+    (tmp_path / "workspace.yaml").write_text(configuration("workspace.yaml"), encoding="utf-8")
+    with Child("webserver", PULSO, ["webserver", "-p", str(port)], tmp_path / "log", cwd=tmp_path) as webserver:
+        query = {"query": "{ assetNodes { assetKey { path } assetMaterializations { runId } } }"}
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {values['DAGSTER_GRAPHQL_TOKEN']}"}
+        address = urllib.request.Request(f"http://127.0.0.1:{port}/graphql", json.dumps(query).encode(), headers)
         answer: dict[str, Any] = {}
         while not answer:
             assert webserver.exit_code is None, webserver.log_tail()

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pulso_etl.api.tokens import Caller, Role, Token, find_caller
-from pulso_etl.settings import Settings
+from pulso_etl.settings import AccessSettings
 
 MAXIMUM_BODY_BYTES = 256 * 1024
 TOO_LONG = f"the body is longer than {MAXIMUM_BODY_BYTES} bytes"
@@ -106,7 +106,7 @@ class Guard:
 class Gatekeeper:
     """Knows the tokens that open its routes, and counts the launches."""
 
-    def __init__(self, settings: Settings, tokens: Sequence[Token], *, local: bool) -> None:
+    def __init__(self, settings: AccessSettings, tokens: Sequence[Token], *, local: bool) -> None:
         """`local`: the deployment has no tokens at all, and so serves this machine alone, with every right."""
         self.tokens = tokens
         self.local = local

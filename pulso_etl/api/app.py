@@ -131,7 +131,7 @@ class Deployment:
         self.settings = settings
         self.tables = tables
         self.database = Database(settings)
-        self.dagster = DagsterClient(settings.dagster_graphql_url)
+        self.dagster = DagsterClient(settings.dagster_graphql_url, settings.dagster_graphql_token)
         self.reader = StatusReader(settings, self.database, self.dagster, tables)
         self.feed = StatusFeed(self.reader.snapshot)
         self.refreshes = Refreshes(settings, self.database, self.dagster, self.reader, tables)

@@ -18,7 +18,7 @@ from pulso_etl import permits
 from pulso_etl.api import graphql
 from pulso_etl.api.access import Gatekeeper, demand
 from pulso_etl.api.dagster_client import DagsterClient
-from pulso_etl.api.graphql import Verdict
+from pulso_etl.api.graphql import LIMITS, Limits, Verdict
 from pulso_etl.api.tokens import Caller, Role
 
 audit = logging.getLogger("pulso_etl.audit")
@@ -31,6 +31,7 @@ class Gateway:
 
     dagster: DagsterClient
     gatekeeper: Gatekeeper
+    limits: Limits = LIMITS
 
     async def answer(self, request: Request, caller: Caller) -> Response:
         """What Dagster answers to a request, or to an array of them. Raises HTTPException, and DagsterUnavailable."""
@@ -52,7 +53,7 @@ class Gateway:
     async def admit(self, documents: Sequence[Document], caller: Caller) -> list[Verdict]:
         """What the documents do, where the caller may do it. Raises HTTPException, and DagsterUnavailable."""
         try:
-            verdicts = [graphql.decide(document["query"], document["variables"]) for document in documents]
+            verdicts = [graphql.decide(document["query"], document["variables"], self.limits) for document in documents]
         except graphql.DocumentRefused as error:
             raise HTTPException(400, str(error)) from None
         except permits.LaunchForbidden as error:

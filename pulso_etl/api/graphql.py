@@ -34,14 +34,24 @@ from graphql import (
 from pulso_etl import permits
 from pulso_etl.api.tokens import Role
 
-MAXIMUM_TOKENS = 4_000
-MAXIMUM_DEPTH = 20
 MAXIMUM_DOCUMENTS = 10
-MAXIMUM_FIELDS = 2_000
-"""Fields of a document with its fragments written out."""
 Arguments = Mapping[str, Any]
 GENTLE = {None, "SAFE_TERMINATE"}
 """Ways to end a run in which its process has ended when Dagster says so."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How large a document may be: words, levels, and fields with its fragments written out."""
+
+    tokens: int
+    depth: int
+    fields: int
+
+
+LIMITS = Limits(tokens=4_000, depth=20, fields=2_000)
+UI_LIMITS = Limits(tokens=20_000, depth=60, fields=50_000)
+"""Of the documents that Dagster's UI sends."""
 
 
 class DocumentRefused(Exception):
@@ -64,12 +74,12 @@ class Verdict:
         return self.launches + len(self.runs_ended) + len(self.backfills_ended)
 
 
-def decide(query: str, variables: Mapping[str, Any] | None) -> Verdict:
+def decide(query: str, variables: Mapping[str, Any] | None, limits: Limits = LIMITS) -> Verdict:
     """What the document needs, whichever of its operations is run. Raises DocumentRefused, and permits.LaunchForbidden."""
-    document = _parsed(query)
+    document = _parsed(query, limits)
     fragments = {node.name.value: node for node in document.definitions if isinstance(node, FragmentDefinitionNode)}
     found = Verdict(Role.READ)
-    for operation in _operations(document, fragments):
+    for operation in _operations(document, fragments, limits):
         if operation.operation is OperationType.QUERY:
             continue
         if operation.operation is OperationType.SUBSCRIPTION:
@@ -82,32 +92,34 @@ def decide(query: str, variables: Mapping[str, Any] | None) -> Verdict:
 
 def is_subscription(query: str) -> bool:
     """Whether every operation of the document is a subscription. Raises DocumentRefused."""
-    document = _parsed(query)
+    document = _parsed(query, UI_LIMITS)
     fragments = {node.name.value: node for node in document.definitions if isinstance(node, FragmentDefinitionNode)}
-    return all(one.operation is OperationType.SUBSCRIPTION for one in _operations(document, fragments))
+    return all(one.operation is OperationType.SUBSCRIPTION for one in _operations(document, fragments, UI_LIMITS))
 
 
-def _parsed(query: str) -> DocumentNode:
+def _parsed(query: str, limits: Limits) -> DocumentNode:
     try:
-        return parse(query, no_location=True, max_tokens=MAXIMUM_TOKENS)
+        return parse(query, no_location=True, max_tokens=limits.tokens)
     except GraphQLError as error:
         raise DocumentRefused(f"the document can't be parsed: {error.message}") from None
     except RecursionError:
         raise DocumentRefused("the document is too deep") from None
 
 
-def _operations(document: DocumentNode, fragments: Mapping[str, FragmentDefinitionNode]) -> list[OperationDefinitionNode]:
+def _operations(
+    document: DocumentNode, fragments: Mapping[str, FragmentDefinitionNode], limits: Limits
+) -> list[OperationDefinitionNode]:
     operations = [node for node in document.definitions if isinstance(node, OperationDefinitionNode)]
     if not operations:
         raise DocumentRefused("the document has no operation")
     for operation in operations:
-        _Measure(fragments).measure(operation.selection_set)
+        _Measure(fragments, limits).measure(operation.selection_set)
     return operations
 
 
 def _with(found: Verdict, mutation: str, arguments: Arguments) -> Verdict:
     """The verdict with one more mutation."""
-    role, launches = Role.ADMIN, 0
+    role, launches = Role.READ if mutation in HARMLESS else Role.ADMIN, 0
     runs: tuple[str, ...] = ()
     backfills: tuple[str, ...] = ()
     if mutation in LAUNCHES:
@@ -153,6 +165,8 @@ LAUNCHES: Mapping[str, Callable[[Arguments], tuple[Role, int]]] = {
     "reexecutePartitionBackfill": _launch_again,
 }
 """What launches, with the role that its arguments need, and the runs that it launches; a back-fill counts as one."""
+HARMLESS = {"setNuxSeen", "logTelemetry"}
+"""What Dagster's UI sends by itself: that its greeting was seen, and clicks, where telemetry is on."""
 ENDS = {"terminateRun": "runId", "terminateRuns": "runIds", "terminatePipelineExecution": "runId"}
 """What ends runs, with the argument that names them."""
 
@@ -160,8 +174,9 @@ ENDS = {"terminateRun": "runId", "terminateRuns": "runIds", "terminatePipelineEx
 class _Measure:
     """Depth and size of a selection with its fragments written out; each fragment is measured once."""
 
-    def __init__(self, fragments: Mapping[str, FragmentDefinitionNode]) -> None:
+    def __init__(self, fragments: Mapping[str, FragmentDefinitionNode], limits: Limits) -> None:
         self.fragments = fragments
+        self.limits = limits
         self.known: dict[str, tuple[int, int]] = {}
         self.open: set[str] = set()
 
@@ -177,10 +192,10 @@ class _Measure:
                 if isinstance(node, FieldNode):
                     levels, more = levels + 1, more + 1
             depth, fields = max(depth, levels), fields + more
-        if depth > MAXIMUM_DEPTH:
-            raise DocumentRefused(f"the document is deeper than {MAXIMUM_DEPTH} levels")
-        if fields > MAXIMUM_FIELDS:
-            raise DocumentRefused(f"the document has more than {MAXIMUM_FIELDS} fields")
+        if depth > self.limits.depth:
+            raise DocumentRefused(f"the document is deeper than {self.limits.depth} levels")
+        if fields > self.limits.fields:
+            raise DocumentRefused(f"the document has more than {self.limits.fields} fields")
         return depth, fields
 
     def _fragment(self, name: str) -> tuple[int, int]:

@@ -36,7 +36,7 @@ class Operation:
     def __init__(self, settings: Settings, parts: Sequence[Deployed], *, discreet: bool) -> None:
         self.parts = parts
         self.database = Database(settings, tables=False)
-        self.dagster = DagsterClient(settings.dagster_graphql_url)
+        self.dagster = DagsterClient(settings.dagster_graphql_url, settings.dagster_graphql_token)
         # A tenant's source that fails is that tenant's own trouble.
         self.health = HealthProbe(self.database, self.dagster, None, "", discreet=discreet)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import socket
 import time
 import urllib.request
@@ -20,6 +21,7 @@ import psycopg
 from google.api_core.exceptions import GoogleAPIError
 from sqlalchemy import make_url
 
+from pulso_etl.api.tokens import Role, make_token
 from pulso_etl.destination.sessions import Session
 from pulso_etl.errors import LocalStackError
 from pulso_etl.local.child import Child, interruptible, uninterrupted
@@ -32,9 +34,8 @@ from pulso_etl.settings import Settings, load_settings
 Server = TypeVar("Server")
 DAGSTER_SCHEMA = "pulso_dagster"
 """Where Dagster keeps its own tables in a database that DATABASE_URL names."""
-WEBSERVER = "from dagster_webserver.cli import main; main()"
 DAEMON = "from dagster._daemon.cli import main; main()"
-API = "from pulso_etl.cli import main; main()"
+PULSO = "from pulso_etl.cli import main; main()"
 
 
 @dataclass
@@ -104,13 +105,16 @@ def serve(stack: LocalStack, port: int, api_port: int, say: Callable[[str], None
         _fail_abandoned_runs()
     address, api_address = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{api_port}"
     os.environ["DAGSTER_UI_URL"], os.environ["DAGSTER_GRAPHQL_URL"] = address, f"{address}/graphql"
+    os.environ["DAGSTER_GRAPHQL_TOKEN"] = secrets.token_urlsafe(32)
+    secret, token = make_token("dev", Role.ADMIN)
+    people = {"API_TOKENS": f"{os.environ.get('API_TOKENS', '')} {token}"}
     # In a folder without a `.env`, which Dagster would load over the stack's environment.
-    for name, log, code, args in (
-        ("Dagster webserver", "webserver.log", WEBSERVER, ["-h", "127.0.0.1", "-p", str(port), "-w", workspace]),
-        ("Dagster daemon", "daemon.log", DAEMON, ["run", "-w", workspace]),
-        ("HTTP API", "api.log", API, ["api", "--host", "127.0.0.1", "--port", str(api_port)]),
+    for name, log, code, args, env in (
+        ("Dagster webserver", "webserver.log", PULSO, ["webserver", "-h", "127.0.0.1", "-p", str(port), "-w", workspace], people),
+        ("Dagster daemon", "daemon.log", DAEMON, ["run", "-w", workspace], {}),
+        ("HTTP API", "api.log", PULSO, ["api", "--host", "127.0.0.1", "--port", str(api_port)], {}),
     ):
-        child = Child(name, code, args, stack.home / log, cwd=home)
+        child = Child(name, code, args, stack.home / log, cwd=home, env=env)
         stack.children.append(stack.start(child))
     try:
         deadline = time.monotonic() + 120
@@ -123,7 +127,7 @@ def serve(stack: LocalStack, port: int, api_port: int, say: Callable[[str], None
         stack.servers.callback(env_file.unlink, missing_ok=True)
         _write_environment(env_file)
         say(f"Page and API: {api_address}")
-        say(f"Dagster: {address}  (Ctrl-C stops everything; logs in {stack.home})")
+        say(f"Dagster: {address}/sign-in#{secret}  (Ctrl-C stops everything; logs in {stack.home})")
         while True:
             stack.check()
             time.sleep(0.5)

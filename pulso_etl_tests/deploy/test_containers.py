@@ -20,12 +20,13 @@ from psycopg.conninfo import conninfo_to_dict
 from pulso_etl.local.emulator import _free_port
 from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl.local.stack import answers
+from pulso_etl.settings import AccessSettings
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.deploy.files import DEPLOY, ROOT, SETTINGS, environment_file, faults, load, variables
 
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
 COMPOSE = ("compose.yaml", "compose.celery.yaml")
-GIVEN = {"DATABASE_URL", "DAGSTER_POSTGRES_URL", "API_TOKENS", "DAGSTER_GRAPHQL_URL"}
+GIVEN = {"DATABASE_URL", "DAGSTER_POSTGRES_URL", "API_TOKENS", "DAGSTER_GRAPHQL_URL", "DAGSTER_GRAPHQL_TOKEN"}
 """Settings that compose.yaml makes by itself."""
 IMAGES = {"API_HOST", "API_PORT", "DAGSTER_HOME"}
 """Settings that the image's command and environment make."""
@@ -105,8 +106,22 @@ def test_every_setting_reaches_the_processes_that_load_the_definitions() -> None
         environment = set(services[name]["environment"])
         assert environment <= SETTINGS
         assert SETTINGS - environment - IMAGES <= GIVEN
-    for name in ("webserver", "daemon"):
-        assert set(services[name]["environment"]) == {"DAGSTER_POSTGRES_URL"}
+    assert set(services["daemon"]["environment"]) == {"DAGSTER_POSTGRES_URL"}
+    # The process that people reach knows nothing of the data's places.
+    doors = set(AccessSettings.model_fields)
+    assert {name.lower() for name in services["webserver"]["environment"]} == doors | {"dagster_postgres_url"}
+    for name in ("API_TOKENS", "DAGSTER_GRAPHQL_TOKEN", "DAGSTER_GRAPHQL_URL"):
+        assert services["webserver"]["environment"][name] == services["api"]["environment"][name]
+
+
+def test_nothing_starts_dagster_s_own_webserver() -> None:
+    commands = [service.get("command", []) for name in COMPOSE for service in load(name)["services"].values()]
+    assert all(command[:1] != ["dagster-webserver"] for command in commands)
+    # Dagster's Helm chart does, by a name that is ours in the image.
+    assert 'exec pulso-etl webserver "$@"\\n\' > /opt/pulso-etl/bin/dagster-webserver' in DOCKERFILE
+    assert list(faults(["pulso-etl", "webserver", "-h", "0.0.0.0", "-p", "3000", "-w", "workspace.yaml"])) == []
+    for file in [*(DEPLOY / "systemd").rglob("*.*"), ROOT / "Makefile", ROOT / "pulso_etl" / "local" / "stack.py"]:
+        assert file.is_dir() or "dagster-webserver" not in file.read_text(encoding="utf-8")
 
 
 def test_every_variable_of_compose_is_explained_and_none_is_left_over() -> None:
@@ -120,6 +135,7 @@ def test_every_variable_of_compose_is_explained_and_none_is_left_over() -> None:
 def test_what_must_be_set_is_asked_for_and_only_the_api_leaves_the_machine() -> None:
     services = load("compose.yaml")["services"]
     assert services["api"]["environment"]["API_TOKENS"].startswith("${API_TOKENS:?")
+    assert services["webserver"]["environment"]["DAGSTER_GRAPHQL_TOKEN"].startswith("${DAGSTER_GRAPHQL_TOKEN:?")
     published = {name: service["ports"] for name, service in services.items() if "ports" in service}
     assert set(published) == {"webserver", "api"}
     assert published["webserver"] == ["127.0.0.1:${WEBSERVER_PORT:-3000}:3000"]

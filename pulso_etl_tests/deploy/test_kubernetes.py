@@ -83,7 +83,9 @@ def test_manifests_and_values_speak_of_the_same_things() -> None:
     ]
     launcher = VALUES["runLauncher"]["config"]["customRunLauncher"]["config"]
     secrets = {*(one["name"] for one in deployment["envSecrets"]), *launcher["env_secrets"]}
-    assert secrets == {one["secretRef"]["name"] for one in CONTAINER["envFrom"]}
+    doors = {one["name"] for one in web["envSecrets"]}
+    assert secrets | doors == {one["secretRef"]["name"] for one in CONTAINER["envFrom"]}
+    assert {one["name"]: one["value"] for one in web["env"]} == {"DAGSTER_GRAPHQL_URL": webserver}
     assert POD["volumes"][0]["configMap"]["name"] == f"{release}-dagster-instance"
     version = re.search(r"^dagster==(\S+)", (ROOT / "requirements.lock").read_text(encoding="utf-8"), re.MULTILINE)
     assert version is not None

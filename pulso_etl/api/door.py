@@ -1,0 +1,235 @@
+"""The door of Dagster's UI: the webserver's application, which knows no callers, behind the same tokens and roles as the HTTP API.
+
+A browser signs in with a token, and has a cookie from then on; a program sends its token. Pages are for readers, and GraphQL goes
+through the gateway: by POST and as JSON alone. On the web socket there are subscriptions and nothing else. The API itself, which
+has decided on its launches already, has a token of its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import logging
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
+
+import httpx
+import uvicorn
+from fastapi import HTTPException
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pulso_etl.api import graphql
+from pulso_etl.api.access import Gatekeeper, is_loopback, refusal
+from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable
+from pulso_etl.api.gateway import Gateway, as_document, read
+from pulso_etl.api.sessions import Sessions
+from pulso_etl.api.tokens import Caller, Role, opening, parse_tokens
+from pulso_etl.errors import SettingsError
+from pulso_etl.settings import AccessSettings
+
+audit = logging.getLogger("pulso_etl.audit")
+API = Caller("api", Role.ADMIN)
+"""The HTTP API."""
+GRAPHQL, SIGN_IN, SESSION, INFO = "/graphql", "/sign-in", "/sign-in/session", "/server_info"
+MAXIMUM_BODY_BYTES = 2 * 1024 * 1024
+MAXIMUM_TOKEN_BYTES = 4096
+PAGE = (files("pulso_etl.api") / "sign_in.html").read_text(encoding="utf-8")
+SCRIPT = base64.b64encode(hashlib.sha256(PAGE.partition("<script>")[2].partition("</script>")[0].encode()).digest()).decode()
+PAGE_HEADERS = {
+    "Content-Security-Policy": f"default-src 'none'; script-src 'sha256-{SCRIPT}'; style-src 'unsafe-inline'; connect-src 'self'; "
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+}
+HEADERS = [
+    (b"x-frame-options", b"DENY"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+
+
+@dataclass(frozen=True)
+class Known:
+    """Who asks, and whether a browser says so by itself, whichever page made it ask."""
+
+    caller: Caller
+    by_cookie: bool = False
+
+
+class Door:
+    """ASGI middleware around Dagster's webserver."""
+
+    def __init__(self, dagster: ASGIApp, settings: AccessSettings) -> None:
+        """Raises SettingsError where nobody could come in."""
+        tokens = opening(parse_tokens(settings.api_tokens.get_secret_value()), "")
+        if settings.tenants_file is not None:
+            # The UI shows the runs of every tenant.
+            tokens = tuple(token for token in tokens if token.caller.role is Role.ADMIN)
+        secret = settings.dagster_graphql_token
+        if not tokens and secret is None:
+            raise SettingsError("Dagster's UI needs API_TOKENS: make an entry with `pulso-etl token NAME ROLE`")
+        self.dagster = dagster
+        self.origin = "{0.scheme}://{0.netloc}".format(urlsplit(settings.dagster_ui_url))
+        self.hosts = {urlsplit(url).netloc.lower() for url in (settings.dagster_ui_url, settings.dagster_graphql_url)}
+        self.secret = secret.get_secret_value() if secret else ""
+        self.sessions = Sessions(tokens, secure=self.origin.startswith("https"))
+        inner = httpx.ASGITransport(dagster, raise_app_exceptions=False)
+        gatekeeper = Gatekeeper(settings, tokens, local=False)
+        self.gateway = Gateway(DagsterClient("http://localhost/graphql", transport=inner), gatekeeper, graphql.UI_LIMITS)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                answer = await self._answer(Request(scope, receive))
+            except HTTPException as error:
+                answer = JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+            except DagsterUnavailable as error:
+                answer = JSONResponse({"detail": str(error)}, 503)
+            await (answer or self.dagster)(scope, receive, _with_headers(send))
+        elif scope["type"] == "websocket":
+            await self._socket(scope, receive, send)
+        else:
+            await self.dagster(scope, receive, send)
+
+    async def _answer(self, request: Request) -> Response | None:
+        """What is said to a request; None where Dagster is to say it. Raises HTTPException, and DagsterUnavailable."""
+        path, method = request.scope["path"], "GET" if request.method == "HEAD" else request.method
+        if (method, path) == ("GET", INFO):
+            # Versions, which probes ask for under any name.
+            return None
+        if (reason := self._stranger(request.headers)) is not None:
+            raise HTTPException(403, reason)
+        if (method, path) == ("GET", SIGN_IN):
+            return HTMLResponse(PAGE, headers=PAGE_HEADERS)
+        if (method, path) == ("POST", SIGN_IN):
+            return await self._sign_in(request)
+        known = self._known(request.headers)
+        if known is None:
+            if method == "GET" and "text/html" in request.headers.get("accept", ""):
+                return RedirectResponse(f"{SIGN_IN}?next={quote(path)}", 303)
+            raise HTTPException(401, "sign in, or send a token as `Authorization: Bearer TOKEN`", {"WWW-Authenticate": "Bearer"})
+        if (method, path) == ("GET", SESSION):
+            return Response(status_code=204)
+        if (method, path) == ("POST", GRAPHQL):
+            return await self._graphql(request, known)
+        if method != "GET" or path.rstrip("/") == GRAPHQL:
+            raise HTTPException(405, "pages are read, and GraphQL is asked by POST and as JSON")
+        return None
+
+    def _stranger(self, headers: Headers) -> str | None:
+        """Why a request must not even be looked at: another's page made it, or it is for another's name."""
+        host = headers.get("host", "").lower()
+        if host not in self.hosts and not is_loopback(host.rpartition(":")[0] or host):
+            return "this name is not served; DAGSTER_UI_URL says under which name people reach Dagster's UI"
+        return refusal(None, headers, tokens=True, origins=[self.origin])
+
+    def _known(self, headers: Headers) -> Known | None:
+        kind, _, secret = headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer":
+            if self.secret and hmac.compare_digest(self.secret.encode(), secret.strip().encode()):
+                return Known(API)
+            caller = self.sessions.by_token(secret.strip())
+            return None if caller is None else Known(caller)
+        caller = self.sessions.by_cookie(headers.get("cookie", ""), datetime.now(UTC))
+        return None if caller is None else Known(caller, by_cookie=True)
+
+    async def _sign_in(self, request: Request) -> Response:
+        body = await _bounded(request, MAXIMUM_TOKEN_BYTES)
+        (secret,) = parse_qs(body.decode(errors="replace")).get("token", [""])[:1]
+        caller = self.sessions.by_token(secret.strip())
+        if request.headers.get("origin") is None or caller is None:
+            audit.warning("Dagster's UI: a token that is not known was refused")
+            raise HTTPException(401, "this token is not known")
+        audit.info("Dagster's UI: %s signed in", caller.name)
+        return Response(status_code=204, headers={"Set-Cookie": self.sessions.cookie(caller, datetime.now(UTC))})
+
+    async def _graphql(self, request: Request, known: Known) -> Response:
+        if known.by_cookie and request.headers.get("origin") is None:
+            raise HTTPException(403, "a page's request says where the page is from")
+        await _bounded(request, MAXIMUM_BODY_BYTES)
+        if known.caller is API:
+            documents, _ = await read(request)
+            answer = await self.gateway.dagster.post(documents[0])
+            return Response(answer.content, answer.status_code, media_type="application/json")
+        return await self.gateway.answer(request, known.caller)
+
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        known = None if self._stranger(headers) else self._known(headers)
+        if known is None or (known.by_cookie and headers.get("origin") is None):
+            await receive()
+            await send({"type": "websocket.close", "code": 1008, "reason": "sign in first"})
+            return
+
+        async def checked() -> Message:
+            message = await receive()
+            if message["type"] != "websocket.receive" or (text := _subscription(message)) is None:
+                if message["type"] == "websocket.receive":
+                    await send({"type": "websocket.close", "code": 1008, "reason": "subscriptions only"})
+                    return {"type": "websocket.disconnect", "code": 1008}
+                return message
+            return {"type": "websocket.receive", "text": text}
+
+        await self.dagster(scope, checked, send)
+
+
+def _subscription(message: Message) -> str | None:
+    """What the message says, written anew so that nobody reads it otherwise; None where it asks for anything but a subscription."""
+    try:
+        given: Any = json.loads(message.get("text") or message.get("bytes") or b"")
+        if not isinstance(given, dict):
+            return None
+        if given.get("type") == "start" and not graphql.is_subscription(as_document(given.get("payload"))["query"]):
+            return None
+    except (ValueError, RecursionError, HTTPException, graphql.DocumentRefused):
+        return None
+    return json.dumps(given)
+
+
+async def _bounded(request: Request, size: int) -> bytes:
+    """The body, kept for who reads it next. Raises HTTPException 413."""
+    body = b""
+    async for piece in request.stream():
+        body += piece
+        if len(body) > size:
+            raise HTTPException(413, f"the body is longer than {size} bytes")
+    request._body = body
+    return body
+
+
+def _with_headers(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            names = {name for name, _ in HEADERS}
+            message["headers"] = [*(one for one in message.get("headers", []) if one[0].lower() not in names), *HEADERS]
+        await send(message)
+
+    return sending
+
+
+def serve(settings: AccessSettings, host: str, port: int, workspace: Path) -> None:
+    """Serves Dagster's UI behind its door, until an interrupt or SIGTERM. Raises SettingsError."""
+    from dagster import DagsterInstance
+    from dagster._core.workspace.context import WorkspaceProcessContext
+    from dagster._core.workspace.load_target import WorkspaceFileTarget
+    from dagster_webserver.app import create_app_from_workspace_process_context
+    from dagster_webserver.cli import DEFAULT_DB_STATEMENT_TIMEOUT, DEFAULT_POOL_MAX_OVERFLOW, DEFAULT_POOL_RECYCLE
+    from dagster_webserver.version import __version__
+
+    for chatty in ("alembic", "httpx"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    with DagsterInstance.get() as instance:
+        instance.optimize_for_webserver(DEFAULT_DB_STATEMENT_TIMEOUT, DEFAULT_POOL_RECYCLE, DEFAULT_POOL_MAX_OVERFLOW)
+        target = WorkspaceFileTarget([str(workspace)])
+        with WorkspaceProcessContext(instance, version=__version__, workspace_load_target=target) as context:
+            app = Door(create_app_from_workspace_process_context(context, live_data_poll_rate=2000), settings)
+            uvicorn.run(app, host=host, port=port, log_config=None, access_log=False, proxy_headers=False, server_header=False)
