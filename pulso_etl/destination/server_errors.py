@@ -140,6 +140,7 @@ CODES: dict[str, Meaning] = {
     "55006": BUSY,  # in use
     "55P03": _away(": another writer held the table too long", "try again later"),
     "57014": _away(": the statement was ended", "a later attempt may pass; if none does, give the table a longer timeout"),
+    "57P01": _away(" ended the session", "a later attempt may pass"),
     "57P04": Meaning(DestinationError, " lost the database", "create the database, or name another in DATABASE_URL"),
     "58030": _away(" fails on its own files", "see the server's log and disks"),
 }
