@@ -21,6 +21,7 @@ import dagster as dg
 from pulso_etl import logs
 from pulso_etl.definitions import build_defs
 from pulso_etl.launch import Outcome, run_plan
+from pulso_etl.presence import present
 from pulso_etl.refresh import RefreshPlan
 from pulso_etl.settings import Settings
 from pulso_etl.tables.spec import TableSpec
@@ -94,10 +95,10 @@ def run_chunks(launch: Launch, todo: Sequence[Chain], workers: int, tell: Tell) 
 def run_chain(launch: Launch, chain: Chain) -> Iterator[Outcome]:
     """Runs the chunks of the chain in this process. Raises KeyboardInterrupt where an interrupt or SIGTERM ended a run."""
     defs = build_defs(launch.settings, tables=launch.tables)
-    with dg.DagsterInstance.get() as instance:
+    with dg.DagsterInstance.get() as instance, present(launch.settings) as process:
         for plan in chain.plans:
             grants = {"force": launch.force, "allow_shrink": launch.allow_shrink}
-            yield run_plan(defs, instance, chain.spec, plan, **grants, logger=launch.logger)
+            yield run_plan(defs, instance, chain.spec, plan, **grants, process=process, logger=launch.logger)
 
 
 def whole(spec: TableSpec, plan: RefreshPlan, parts: Sequence[Outcome], seconds: float) -> Outcome:

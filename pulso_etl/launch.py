@@ -25,7 +25,7 @@ from pulso_etl.errors import PlanError
 from pulso_etl.refresh import DayRange, Mode, RefreshPlan, plan_refresh
 from pulso_etl.settings import Settings
 from pulso_etl.tables.spec import TableSpec
-from pulso_etl.tags import ALLOW_SHRINK_TAG, CAPTURE_TAG, FORCE_TAG, SOURCE_TAG
+from pulso_etl.tags import ALLOW_SHRINK_TAG, CAPTURE_TAG, FORCE_TAG, PROCESS_TAG, SOURCE_TAG
 
 TABLE_TAG = "pulso_etl/table"
 """Run tag: the one table that the run refreshes."""
@@ -132,16 +132,18 @@ def run_plan(
     *,
     force: bool = False,
     allow_shrink: bool = False,
+    process: str | None = None,
     logger: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """Materializes the plan's window and waits. An error of the run is in the outcome, not raised.
 
+    `process` is the name under which `presence` shows that this one lives.
     `logger` is the configuration of `logs.run_logger`. Raises KeyboardInterrupt where an interrupt or SIGTERM ended the run.
     """
     if plan.window is None:
         return Outcome(plan.table, None, plan.reason)
     began = time.perf_counter()
-    tags = run_tags(spec, plan.window, force=force, allow_shrink=allow_shrink)
+    tags = run_tags(spec, plan.window, force=force, allow_shrink=allow_shrink) | ({PROCESS_TAG: process} if process else {})
     result = _execute(defs, instance, {asset_key(spec)}, set(refresh_check_keys(spec)), tags, logger)
     seconds = time.perf_counter() - began
     if not result.success:

@@ -22,6 +22,7 @@ import pytest
 from dotenv import dotenv_values
 
 from pulso_etl.tables import TABLES
+from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.dagster_stack import LAUNCH
 from pulso_etl_tests.local.processes import Command, nothing_left
 
@@ -176,6 +177,21 @@ def test_up_used_beside_and_down_with_ctrl_c(dev: Dev) -> None:
 def daemons(dev: Dev) -> list[dict[str, Any]]:
     statuses: list[dict[str, Any]] = dev.ask(DAEMONS)["instance"]["daemonHealth"]["allDaemonStatuses"]
     return [status for status in statuses if status["required"]]
+
+
+def test_a_killed_code_server_is_started_again_and_until_then_no_launch_is_taken(dev: Dev) -> None:
+    refresh = f"{dev.api}/api/v1/etl/refresh/table/operation_data?force=true"
+    dev.child("api grpc").kill()
+    refused = httpx.post(refresh, timeout=30)
+    assert refused.status_code == 503
+    assert int(refused.headers["retry-after"]) > 0
+    assert "code server does not answer" in refused.json()["detail"]
+    assert "gRPC" not in refused.text
+    health = httpx.get(f"{dev.api}/api/v1/etl/health", timeout=30).json()
+    assert (health["ready"], health["parts"]["code"]["state"]) == (False, "failing")
+    assert "gRPC" not in health["parts"]["code"]["message"]
+    wait_until(lambda: httpx.get(f"{dev.api}/api/v1/etl/health", timeout=30).status_code == 200, 120)
+    assert httpx.post(refresh, timeout=30).status_code == 202
 
 
 def test_a_server_that_dies_is_reported_with_its_log_and_ends_the_rest(dev: Dev) -> None:

@@ -41,6 +41,7 @@ from pulso_etl.api.models import (
     TableStatus,
     ValidationFaults,
 )
+from pulso_etl.api.outages import OutageWatch
 from pulso_etl.api.refreshes import Asked, Refreshes
 from pulso_etl.api.status import StatusFeed, StatusReader
 from pulso_etl.api.tokens import opening, parse_tokens
@@ -140,6 +141,7 @@ class Deployment:
             self.dagster,
             build_source(settings),
             f"{settings.bigquery_project_id}.{settings.bigquery_dataset}",
+            table=next(iter(tables.values()), None),
             discreet=discreet,
         )
 
@@ -397,7 +399,11 @@ def create_app(settings: Settings, *, tables: Mapping[str, TableSpec] = TABLES) 
         # With tokens other machines are served, and the health needs none.
         here = Deployment(settings, tables, discreet=bool(tokens))
         async with serving(app, here, Gatekeeper(settings, opening(tokens, tenant), local=not tokens)):
-            yield
+            watch = asyncio.create_task(OutageWatch(settings, here.dagster).run())
+            try:
+                yield
+            finally:
+                watch.cancel()
 
     app = FastAPI(
         title="Pulso ETL",

@@ -23,6 +23,21 @@ from pulso_etl.tables.spec import TableSpec
 TIMEOUT_SECONDS = 20.0
 WAITING = {DagsterRunStatus.QUEUED, DagsterRunStatus.NOT_STARTED, DagsterRunStatus.MANAGED, DagsterRunStatus.STARTING}
 
+CODE_AWAY = (
+    "Dagster's code server does not answer, or has other definitions; it is started again by itself: try again in some seconds"
+)
+UNREACHABLE = {
+    "DagsterUserCodeUnreachableError",
+    "DagsterUserCodeUnreachableTimeoutError",
+    "DagsterCodeLocationLoadError",
+    "DagsterCodeLocationNotFoundError",
+    "PipelineNotFoundError",
+    "RepositoryLocationNotFound",
+    # Of an asset that Dagster itself has named: it asks the code server, and takes any error for this one.
+    "InvalidSubsetError",
+}
+"""What Dagster answers, by type or class, about a job of ours whose code server is away."""
+
 
 class DagsterUnavailable(Exception):
     """Dagster's webserver, or its code server, does not answer."""
@@ -81,6 +96,12 @@ class Run:
 
 def _instant(seconds: float | None) -> datetime | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def _refuse_unreachable(found: Mapping[str, Any]) -> None:
+    """Raises DagsterUnavailable where the answer says that the code server is away."""
+    if UNREACHABLE & {found["__typename"], found.get("className")}:
+        raise DagsterUnavailable(CODE_AWAY)
 
 
 class DagsterClient:
@@ -147,6 +168,7 @@ class DagsterClient:
         if found["__typename"] != "LaunchRunSuccess":
             # The code location may have moved; the next launch looks for it anew.
             self._places.clear()
+            _refuse_unreachable(found)
             reasons = [found.get("message")] + [error["message"] for error in found.get("errors", [])]
             raise LaunchRefused(f"Dagster did not take the run: {next(filter(None, reasons), found['__typename'])[:500]}")
         return str(found["run"]["runId"])
@@ -157,7 +179,8 @@ class DagsterClient:
             found = (await self.execute("asset_location", assetKeys=[{"path": list(spec.asset_path)}]))["assetNodes"]
             if not found:
                 raise DagsterUnavailable(
-                    f"no code location of Dagster's has the asset {asset}; look at its page Deployment for what is wrong"
+                    f"Dagster has no code for the asset {asset}: its code server does not answer, or starts; if that stays so, "
+                    "look at its page Deployment for what is wrong"
                 )
             node = found[0]
             self._places[asset] = {
@@ -175,6 +198,22 @@ class DagsterClient:
         selection = found["assetSelection"]
         job = (found["partitionSetName"] or WHOLE_GRAPH).removesuffix(PARTITION_SET_SUFFIX)
         return job, None if selection is None else ["/".join(key["path"]) for key in selection]
+
+    async def ask_code(self, spec: TableSpec) -> None:
+        """Asks the code server for the plan of a run of the table, which runs nothing."""
+        place = await self._place(spec)
+        selector = {
+            "pipelineName": place["jobName"],
+            "repositoryName": place["repositoryName"],
+            "repositoryLocationName": place["repositoryLocationName"],
+            "assetSelection": [{"path": list(spec.asset_path)}],
+            "assetCheckSelection": [],
+        }
+        found = (await self.execute("code", selector=selector))["executionPlanOrError"]
+        if found["__typename"] != "ExecutionPlan":
+            self._places.clear()
+            _refuse_unreachable(found)
+            raise DagsterUnavailable(f"Dagster's code server makes no plan for {spec.asset_name}: {found['__typename']}")
 
     async def failure(self, run_id: str) -> str | None:
         """Why the run failed, as far as Dagster knows: its step's error, why it was dropped from the queue, or its own."""

@@ -15,6 +15,7 @@ from pulso_etl.api.database import Database, DatabaseUnavailable
 from pulso_etl.api.models import Health, Part, PartState
 from pulso_etl.errors import PulsoError, first_line
 from pulso_etl.source.bigquery import ONCE, BigQuerySource
+from pulso_etl.tables.spec import TableSpec
 
 LOOK_SECONDS = 6.0
 """A part that takes longer counts as failing: whoever probes does not wait for long."""
@@ -30,12 +31,20 @@ class Unwell(Exception):
 
 
 class HealthProbe:
-    """Looks at PostgreSQL, BigQuery, Dagster and its daemon. With `discreet`, why a part fails stands in the log alone."""
+    """Looks at PostgreSQL, BigQuery, and Dagster with daemon and code server. With `discreet`, the log alone says why one fails."""
 
     def __init__(
-        self, database: Database, dagster: DagsterClient, source: BigQuerySource | None, dataset: str, *, discreet: bool
+        self,
+        database: Database,
+        dagster: DagsterClient,
+        source: BigQuerySource | None,
+        dataset: str,
+        *,
+        table: TableSpec | None,
+        discreet: bool,
     ) -> None:
-        """Without a `source`, BigQuery is not looked at."""
+        """Without a `source`, BigQuery is not looked at; the code server is asked about the `table`, where there is one."""
+        self.table = table
         self.discreet = discreet
         self.database = database
         self.dagster = dagster
@@ -45,10 +54,10 @@ class HealthProbe:
 
     async def look(self) -> Health:
         """The state of every part. Raises nothing."""
-        postgresql, (dagster, daemon), bigquery = await asyncio.gather(
-            _part(self._postgresql), self._dagster_parts(), self._bigquery_parts()
+        postgresql, dagster, code, bigquery = await asyncio.gather(
+            _part(self._postgresql), self._dagster_parts(), self._code_parts(), self._bigquery_parts()
         )
-        parts = {"postgresql": postgresql, "dagster": dagster, "daemon": daemon, **bigquery}
+        parts = {"postgresql": postgresql, **dagster, **code, **bigquery}
         failing = {name: part for name, part in parts.items() if part.state is PartState.FAILING}
         for name, part in failing.items():
             logger.warning("%s: %s", name, part.message)
@@ -62,7 +71,18 @@ class HealthProbe:
             await conn.execute("SELECT 1")
         return "answers"
 
-    async def _dagster_parts(self) -> tuple[Part, Part]:
+    async def _code_parts(self) -> dict[str, Part]:
+        table = self.table
+        if table is None:
+            return {}
+
+        async def code() -> str:
+            await self.dagster.ask_code(table)
+            return "answers"
+
+        return {"code": await _part(code)}
+
+    async def _dagster_parts(self) -> dict[str, Part]:
         """The webserver and, by the same answer, the daemon; where there is no answer, nothing is known of either."""
         heard: dict[str, bool] = {}
 
@@ -77,7 +97,7 @@ class HealthProbe:
             return f"{len(heard)} healthy"
 
         answered = await _part(webserver)
-        return answered, await _part(daemon) if answered.state is PartState.OK else answered
+        return {"dagster": answered, "daemon": await _part(daemon) if answered.state is PartState.OK else answered}
 
     async def _bigquery_parts(self) -> dict[str, Part]:
         return {} if self.source is None else {"bigquery": await self._bigquery_part(self.source)}

@@ -38,7 +38,8 @@ class Operation:
         self.database = Database(settings, tables=False)
         self.dagster = DagsterClient(settings.dagster_graphql_url, settings.dagster_graphql_token)
         # A tenant's source that fails is that tenant's own trouble.
-        self.health = HealthProbe(self.database, self.dagster, None, "", discreet=discreet)
+        some = next((spec for part in parts for spec in part.tables.values()), None)
+        self.health = HealthProbe(self.database, self.dagster, None, "", table=some, discreet=discreet)
 
 
 router = APIRouter(prefix="/api/v1")

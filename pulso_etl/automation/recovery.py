@@ -17,11 +17,14 @@ import dagster as dg
 import psycopg
 
 from pulso_etl.automation.due import MEMORY
+from pulso_etl.coordinator import QUEUED_TAG, TENANT_TAG
 from pulso_etl.destination import locks
 from pulso_etl.destination.roles import as_login
 from pulso_etl.destination.watermarks import Extraction, TableState, Watermarks
+from pulso_etl.presence import is_gone
 from pulso_etl.refresh import DayRange
 from pulso_etl.tables.spec import TableSpec
+from pulso_etl.tags import PROCESS_TAG
 
 SESSION_END_SECONDS = 10.0
 RUN_END = timedelta(minutes=2)
@@ -72,6 +75,7 @@ def recover(
     """
     marks = Watermarks(schema)
     states = marks.read(conn, now - MEMORY)
+    _end_lost(conn, schema, instance, tables)
     _end_runs(instance, states.values(), now)
     for extraction in [extraction for state in states.values() for extraction in state.running]:
         timeout = tables[extraction.table].timeout if extraction.table in tables else timedelta(minutes=30)
@@ -117,6 +121,21 @@ def _end_runs(instance: dg.DagsterInstance, states: Collection[TableState], now:
         if found is not None and not found.is_finished:
             tables = ", ".join(attempts)
             instance.report_run_failed(found, f"{tables}: the run did not end after its last attempt; its process is gone, or hung")
+
+
+def _end_lost(conn: psycopg.Connection, schema: str, instance: dg.DagsterInstance, tables: Mapping[str, TableSpec]) -> None:
+    """Ends runs of the command line whose process is gone: each keeps a slot, and nobody else watches it."""
+    tenant = next((spec.tenant for spec in tables.values()), "")
+    lost: dict[str, bool] = {}
+    for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED])):
+        process = run.tags.get(PROCESS_TAG)
+        # One that Dagster has launched anew has the tags of the first, and a process that Dagster watches.
+        if process is None or QUEUED_TAG in run.tags or run.tags.get(TENANT_TAG, "") != tenant:
+            continue
+        if process not in lost:
+            lost[process] = is_gone(conn, schema, process)
+        if lost[process]:
+            instance.report_run_failed(run, "the process of the command line that worked on this is gone")
 
 
 def _terminate(instance: dg.DagsterInstance, run_id: str) -> bool:

@@ -43,6 +43,8 @@ RECHECK_EVERY = timedelta(hours=24)
 FAILED_RUNS = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 SHOWN = 20
 """Tables of which an evaluation says why, at most: Dagster keeps what each evaluation says."""
+RECOVERY_SECONDS = 10
+"""How often the recovery looks, at least: what died keeps a slot from the others until then."""
 CUT_SECONDS = 30.0
 """What a tick began and did not wait for ends after so long."""
 REPORTED = 100
@@ -281,7 +283,7 @@ class Automation:
 
         @dg.sensor(
             name=qualified(self.tenant, "recovery_sensor"),
-            minimum_interval_seconds=self.settings.sensor_interval_seconds,
+            minimum_interval_seconds=min(RECOVERY_SECONDS, self.settings.sensor_interval_seconds),
             default_status=self.status,
             description="Marks attempts as failed whose process died, and ends those that run past their table's time-out.",
         )

@@ -41,6 +41,11 @@ def attempt_lock(schema: str, table: str, run_id: str, attempt: int) -> int:
     return _key(schema, table, run_id, str(attempt))
 
 
+def process_lock(schema: str, name: str) -> int:
+    """The key of the lock that a process holds for as long as it runs refreshes by itself."""
+    return _key(schema, "", "process", name)
+
+
 def day_locks(schema: str, table: str, window: DayRange) -> list[int]:
     """The keys of the window's days, in the order in which they are to be taken, so that two loads can't wait for each other."""
     return [_key(schema, table, day.isoformat()) for day in window]

@@ -43,6 +43,10 @@ class Afterwards:
         self._shell.kill()
         self._shell.communicate()
 
+    def bring_about(self) -> None:
+        """Runs it now, and waits for its end."""
+        self._shell.communicate()
+
 
 class Child:
     """A Python program in a session of its own, out of Ctrl-C's reach; its output goes to a file.
@@ -67,6 +71,7 @@ class Child:
         self._cwd = cwd
         self._process: subprocess.Popen[bytes] | None = None
         self._afterwards: Afterwards | None = None
+        self._left_behind: list[Afterwards] = []
 
     @property
     def pid(self) -> int | None:
@@ -80,7 +85,17 @@ class Child:
     def start(self) -> None:
         """Starts the program. Its log is begun anew."""
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        with self.log_file.open("wb") as log:
+        self.log_file.write_bytes(b"")
+        self._spawn()
+
+    def revive(self) -> None:
+        """Starts the program again, which has ended. What it had started goes on, until `stop`."""
+        if self._afterwards is not None:
+            self._left_behind.append(self._afterwards)
+        self._spawn()
+
+    def _spawn(self) -> None:
+        with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.DEVNULL,
@@ -110,6 +125,8 @@ class Child:
         if self._afterwards is not None:
             self._afterwards.call_off()
             self._afterwards = None
+        while self._left_behind:
+            self._left_behind.pop().bring_about()
 
     def log_tail(self, lines: int = 15) -> str:
         """The last lines of the program's log."""

@@ -36,15 +36,25 @@ DAGSTER_SCHEMA = "pulso_dagster"
 """Where Dagster keeps its own tables in a database that DATABASE_URL names."""
 DAEMON = "from dagster._daemon.cli import main; main()"
 PULSO = "from pulso_etl.cli import main; main()"
+CODE_SERVER = "from dagster._cli import main; main()"
+LOCATION = "pulso_etl.definitions"
+WORKSPACE = """
+load_from:
+  - grpc_server:
+      host: 127.0.0.1
+      port: {port}
+      location_name: {location}
+"""
 
 
 @dataclass
 class LocalStack:
-    """The running servers, with their files in `home`; `watched` are those whose death is an error."""
+    """The running servers, with their files in `home`: the death of `children` is an error, `supervised` are started again."""
 
     home: Path
     servers: ExitStack = field(default_factory=ExitStack)
     children: list[Child] = field(default_factory=list)
+    supervised: list[Child] = field(default_factory=list)
     postgres: EmbeddedPostgres | None = None
 
     def start(self, server: AbstractContextManager[Server]) -> Server:
@@ -53,7 +63,10 @@ class LocalStack:
             return self.servers.enter_context(server)
 
     def check(self) -> None:
-        """Raises LocalStackError, with the end of its log, for a server that has ended by itself."""
+        """Starts the supervised again that have ended. Raises LocalStackError, with the end of its log, for any other server."""
+        for child in self.supervised:
+            if child.exit_code is not None:
+                child.revive()
         for child in self.children:
             if child.exit_code is not None:
                 raise LocalStackError(f"the {child.name} has ended; the end of {child.log_file}:\n{child.log_tail()}")
@@ -93,13 +106,13 @@ def local_stack(
 
 
 def serve(stack: LocalStack, port: int, api_port: int, say: Callable[[str], None]) -> None:
-    """Runs Dagster's webserver and daemon and the HTTP API on loopback until Ctrl-C; meanwhile the file `env` holds the stack's
-    environment.
+    """Runs Dagster's code server, webserver and daemon and the HTTP API on loopback until Ctrl-C; meanwhile the file `env` holds
+    the stack's environment. A code server that ends is started again.
 
     Raises LocalStackError for a server that ends by itself.
     """
     home = stack.home / "dagster"
-    workspace = str(home / "workspace.yaml")
+    workspace = home / "workspace.yaml"
     say("Dagster and the HTTP API: starting")
     if stack.postgres is not None and not stack.postgres.joined:
         _fail_abandoned_runs()
@@ -108,10 +121,18 @@ def serve(stack: LocalStack, port: int, api_port: int, say: Callable[[str], None
     os.environ["DAGSTER_GRAPHQL_TOKEN"] = secrets.token_urlsafe(32)
     secret, token = make_token("dev", Role.ADMIN)
     people = {"API_TOKENS": f"{os.environ.get('API_TOKENS', '')} {token}"}
+    code_port = _start_code_server(stack, home)
+    workspace.write_text(WORKSPACE.format(port=code_port, location=LOCATION), encoding="utf-8")
     # In a folder without a `.env`, which Dagster would load over the stack's environment.
     for name, log, code, args, env in (
-        ("Dagster webserver", "webserver.log", PULSO, ["webserver", "-h", "127.0.0.1", "-p", str(port), "-w", workspace], people),
-        ("Dagster daemon", "daemon.log", DAEMON, ["run", "-w", workspace], {}),
+        (
+            "Dagster webserver",
+            "webserver.log",
+            PULSO,
+            ["webserver", "-h", "127.0.0.1", "-p", str(port), "-w", str(workspace)],
+            people,
+        ),
+        ("Dagster daemon", "daemon.log", DAEMON, ["run", "-w", str(workspace)], {}),
         ("HTTP API", "api.log", PULSO, ["api", "--host", "127.0.0.1", "--port", str(api_port)], {}),
     ):
         child = Child(name, code, args, stack.home / log, cwd=home, env=env)
@@ -133,6 +154,34 @@ def serve(stack: LocalStack, port: int, api_port: int, say: Callable[[str], None
             time.sleep(0.5)
     except KeyboardInterrupt:
         say("stopping everything")
+
+
+def _start_code_server(stack: LocalStack, home: Path) -> int:
+    """Starts the one process that has the definitions, for webserver and daemon alike; returns its port once it answers.
+
+    A process of its own of each would load them twice, and Dagster starts none again that was killed.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    args = ["api", "grpc", "--host", "127.0.0.1", "--port", str(port), "--module-name", LOCATION, "--location-name", LOCATION]
+    child = stack.start(Child("Dagster code server", CODE_SERVER, args, stack.home / "code-server.log", cwd=home))
+    deadline = time.monotonic() + 120
+    while not listens(port):
+        if child.exit_code is not None or time.monotonic() > deadline:
+            raise LocalStackError(f"Dagster's code server did not start; the end of {child.log_file}:\n{child.log_tail()}")
+        time.sleep(0.2)
+    stack.supervised.append(child)
+    return port
+
+
+def listens(port: int) -> bool:
+    """Whether something listens on the loopback port."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def check_port(port: int, option: str) -> None:

@@ -207,7 +207,7 @@ def test_without_dagster_nothing_is_launched_and_the_state_is_still_told(stack: 
         health = alone.call("GET", "/api/v1/etl/health")
         assert health.status_code == 503
         parts = {name: part["state"] for name, part in health.json()["parts"].items()}
-        assert parts == {"postgresql": "ok", "bigquery": "ok", "dagster": "failing", "daemon": "failing"}
+        assert parts == {"postgresql": "ok", "bigquery": "ok", "dagster": "failing", "daemon": "failing", "code": "failing"}
     assert target.rows("SELECT count(*) FROM etl_refreshes") == before
 
 
@@ -264,7 +264,7 @@ def test_every_part_of_a_healthy_deployment_is_well(api: ApiServer) -> None:
     answer = api.call("GET", "/api/v1/etl/health")
     assert answer.status_code == 200, answer.text
     assert answer.json()["ready"] is True
-    assert set(answer.json()["parts"]) == {"postgresql", "bigquery", "dagster", "daemon"}
+    assert set(answer.json()["parts"]) == {"postgresql", "bigquery", "dagster", "daemon", "code"}
 
 
 def test_connections_that_the_server_ended_are_replaced_at_once(api: ApiServer, target: Target) -> None:

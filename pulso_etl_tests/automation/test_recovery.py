@@ -8,12 +8,18 @@ from datetime import UTC, date, datetime, timedelta
 import dagster as dg
 import psycopg
 import pytest
+from dagster import DagsterEvent, DagsterEventType
 
 from pulso_etl.automation.recovery import Action, Recovered, decide, recover
+from pulso_etl.coordinator import QUEUED_TAG
 from pulso_etl.destination import locks
 from pulso_etl.destination.watermarks import Extraction, Loaded, Watermarks
+from pulso_etl.launch import run_tags
+from pulso_etl.presence import present
 from pulso_etl.refresh import DayRange
+from pulso_etl.settings import Settings
 from pulso_etl.tables import TABLES
+from pulso_etl.tags import PROCESS_TAG
 
 TABLE = "dashboard_data"
 NOW = datetime.now(UTC)
@@ -141,3 +147,35 @@ def test_a_run_that_goes_on_after_its_last_attempt_is_ended_and_one_that_may_sti
     assert instance.get_run_by_id(lost.run_id).status is dg.DagsterRunStatus.STARTED  # type: ignore[union-attr]
     list(recover(conn, schema, instance, TABLES, datetime.now(UTC) + timedelta(minutes=3)))
     assert instance.get_run_by_id(lost.run_id).status is dg.DagsterRunStatus.FAILURE  # type: ignore[union-attr]
+
+
+def command_line_run(instance: dg.DagsterInstance, process: str, **more: str) -> str:
+    """A run of the command line that goes on in Dagster's eyes; it has not come to its load."""
+    tags = run_tags(TABLES[TABLE], WINDOW) | {PROCESS_TAG: process} | more
+    run = instance.create_run_for_job(dg.job(name=TABLE)(lambda: None), tags=tags)
+    instance.report_dagster_event(DagsterEvent(DagsterEventType.RUN_START.value, TABLE), run.run_id)
+    return run.run_id
+
+
+def test_a_run_of_the_command_line_whose_process_is_gone_gives_its_slot_back_at_once(
+    settings: Settings, conn: psycopg.Connection, schema: str, instance: dg.DagsterInstance
+) -> None:
+    Watermarks(schema).create(conn)
+    with present(settings.model_copy(update={"database_schema": schema})) as process:
+        run_id = command_line_run(instance, process)
+        retried = command_line_run(instance, "gone", **{QUEUED_TAG: "1"})
+        run(conn, schema, instance)
+        assert status(instance, run_id) is dg.DagsterRunStatus.STARTED
+        # A server that restarts takes the lock; the process takes it anew.
+        conn.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pulso-etl presence'")
+        run(conn, schema, instance)
+        assert status(instance, run_id) is dg.DagsterRunStatus.STARTED
+    run(conn, schema, instance)
+    assert status(instance, run_id) is dg.DagsterRunStatus.FAILURE
+    assert status(instance, retried) is dg.DagsterRunStatus.STARTED
+
+
+def status(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRunStatus:
+    found = instance.get_run_by_id(run_id)
+    assert found is not None
+    return found.status

@@ -164,11 +164,12 @@ def test_a_token_opens_its_own_tenant_and_an_operator_s_opens_all(api: ApiServer
         assert answer.status_code == 404
         assert "acme" not in answer.text
     health = api.call("GET", "/api/v1/etl/health")
-    assert (health.status_code, set(health.json()["parts"])) == (200, {"postgresql", "dagster", "daemon"})
+    assert (health.status_code, set(health.json()["parts"])) == (200, {"postgresql", "dagster", "daemon", "code"})
     assert set(api.call("GET", "/tenants/acme/api/v1/etl/health").json()["parts"]) == {
         "postgresql",
         "dagster",
         "daemon",
+        "code",
         "bigquery",
     }
 

@@ -1,0 +1,63 @@
+"""The outage that no sensor can tell of: where Dagster's own storage is on the server that is away, no sensor is asked any more."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import UTC, datetime
+
+import psycopg
+
+from pulso_etl.alerts.service import Alerts
+from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable
+from pulso_etl.destination.sessions import Session
+from pulso_etl.patience import CONNECT_SECONDS, TICK_SECONDS, cut_after
+from pulso_etl.settings import Settings
+
+logger = logging.getLogger(__name__)
+SENSORS = "SENSOR"
+"""Dagster's daemon that asks the sensors."""
+
+
+class OutageWatch:
+    """Looks at PostgreSQL as the alert sensor does, and tells of an outage while that can't."""
+
+    def __init__(self, settings: Settings, dagster: DagsterClient) -> None:
+        self.settings = settings
+        self.dagster = dagster
+        self.alerts = Alerts(settings)
+
+    async def run(self) -> None:
+        """Looks for ever. Raises nothing."""
+        while True:
+            await asyncio.sleep(self.settings.sensor_interval_seconds)
+            try:
+                await self.look(datetime.now(UTC))
+            except Exception:
+                logger.exception("the look for an outage of PostgreSQL failed")
+
+    async def look(self, now: datetime) -> None:
+        """One look, at the instant `now`."""
+        error = await asyncio.to_thread(self._fault)
+        if error is None:
+            # What was told here ends here: the sensor may know nothing of it.
+            if self.alerts.remembers_outage:
+                await asyncio.to_thread(self.alerts.flush, now)
+        elif not await self._sensors_are_asked():
+            await asyncio.to_thread(self.alerts.away, now, error)
+
+    def _fault(self) -> psycopg.Error | None:
+        session = Session(self.settings.database_url.get_secret_value(), "outages", connect_seconds=CONNECT_SECONDS)
+        try:
+            with session.open() as conn, cut_after(TICK_SECONDS, conn):
+                conn.execute("SELECT 1")
+        except psycopg.OperationalError as error:
+            return error
+        return None
+
+    async def _sensors_are_asked(self) -> bool:
+        try:
+            _, healthy = await self.dagster.daemons()
+        except DagsterUnavailable:
+            return False
+        return healthy.get(SENSORS, False)
