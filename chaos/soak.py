@@ -252,10 +252,10 @@ class Callers:
         self.stopped = threading.Event()
         self.cli: list[subprocess.Popen[bytes]] = []
         ways: dict[str, tuple[Callable[[Random], None], float]] = {
-            "HTTP": (self.http, 14),
-            "GraphQL": (self.graphql, 17),
-            "back-fill": (self.backfill, 70),
-            "command line": (self.command_line, 45),
+            "HTTP": (self.http, 40),
+            "GraphQL": (self.graphql, 45),
+            "back-fill": (self.backfill, 100),
+            "command line": (self.command_line, 60),
         }
         self.threads = [
             threading.Thread(target=self._call, args=(name, way, seconds, Random(f"{seed}/{name}")), daemon=True)

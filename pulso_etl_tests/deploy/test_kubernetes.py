@@ -64,8 +64,8 @@ def test_the_api_is_probed_on_routes_that_need_no_token_and_is_reached_by_its_se
 def test_what_the_api_is_given_is_known_and_its_command_exists() -> None:
     assert {one["name"] for one in CONTAINER["env"]} <= SETTINGS | {"DAGSTER_PG_PASSWORD"}
     assert list(faults(CONTAINER["command"])) == []
-    code_server = VALUES["dagster-user-deployments"]["deployments"][0]["codeServerArgs"]
-    assert list(faults(["dagster", "code-server", "start", *code_server])) == []
+    code_server = VALUES["dagster-user-deployments"]["deployments"][0]["dagsterApiGrpcArgs"]
+    assert list(faults(["dagster", "api", "grpc", *code_server])) == []
 
 
 def test_manifests_and_values_speak_of_the_same_things() -> None:

@@ -53,7 +53,7 @@ def test_a_mistake_in_what_the_units_have_in_common_would_be_seen(installed: Pat
 
 
 @with_systemd
-@pytest.mark.parametrize("name", ["webserver", "daemon", "api", "worker@1"])
+@pytest.mark.parametrize("name", ["code", "webserver", "daemon", "api", "worker@1"])
 def test_systemd_rates_a_service_as_hardened(name: str, installed: Path) -> None:
     unit = installed / f"pulso-etl-{name}.service"
     ended = subprocess.run(
