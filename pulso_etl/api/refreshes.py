@@ -14,11 +14,12 @@ import logging
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import psycopg
+from dagster import DagsterRunStatus
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
@@ -106,10 +107,13 @@ class Launched:
         return [run_id for part in self.parts.values() for run_id in part.run_ids]
 
 
+ENDED_LATER = "loaded; the run was ended after its load"
+
+
 @dataclass(frozen=True)
 class Watched:
     """What is known of a refresh's runs, by table: the newest run of each of its chunks, the rows that they have copied so far or
-    read in the end, and why one failed."""
+    read in the end, and why one failed, or ended after its load."""
 
     runs: Mapping[str, Sequence[Run]] = field(default_factory=dict)
     rows: Mapping[str, int] = field(default_factory=dict)
@@ -366,24 +370,35 @@ class Refreshes:
         copied = await self.reader.rows_copied(conn)
         cursor = await conn.execute(
             sql.SQL(
-                "SELECT DISTINCT ON (table_name, extraction_id) table_name, extraction_id, records_extracted, error_message "
-                "FROM {} WHERE extraction_id = ANY(%s) ORDER BY table_name, extraction_id, id DESC"
+                "SELECT DISTINCT ON (table_name, extraction_id) table_name, extraction_id, records_extracted, error_message, "
+                "status = 'success' FROM {} WHERE extraction_id = ANY(%s) ORDER BY table_name, extraction_id, id DESC"
             ).format(self.database.marks.history),
             (every,),
         )
-        ended = {(table, run_id): (records, error) for table, run_id, records, error in await cursor.fetchall()}
+        ended = {(table, run_id): told for table, run_id, *told in await cursor.fetchall()}
         rows: dict[str, int] = {}
         errors: dict[str, str] = {}
         for table, runs in newest.items():
             if any(run.progress is Progress.RUNNING for run in runs) and table in copied:
                 rows[table] = copied[table]
-            for run in runs:
-                records, error = ended.get((table, run.run_id), (None, None))
+            for place, run in enumerate(runs):
+                records, error, loaded = ended.get((table, run.run_id), (None, None, False))
                 if records is not None:
                     rows[table] = rows.get(table, 0) + int(records)
+                runs[place] = as_it_loaded(run, loaded)
                 if run.progress is Progress.FAILED and table not in errors:
-                    errors[table] = error or await self.dagster.failure(run.run_id) or "the run failed; see its page in Dagster"
+                    reason = error or await self.dagster.failure(run.run_id)
+                    errors[table] = f"{ENDED_LATER}: {reason}" if loaded else reason or "the run failed; see its page in Dagster"
+                elif run.progress is Progress.CANCELED and loaded:
+                    errors.setdefault(table, ENDED_LATER)
         return Watched(newest, rows, errors, asked=True)
+
+
+def as_it_loaded(run: Run, loaded: bool) -> Run:
+    """The run of a table, which is a success where its last attempt has `loaded` the table: the end that the run came to after
+    that takes nothing back."""
+    ended = run.progress in (Progress.FAILED, Progress.CANCELED)
+    return replace(run, status=DagsterRunStatus.SUCCESS) if loaded and ended else run
 
 
 def newest_runs(launched: Launched, runs: Iterable[Run]) -> dict[str, list[Run]]:

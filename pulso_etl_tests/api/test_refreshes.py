@@ -152,6 +152,36 @@ def test_a_refresh_that_fails_tells_why(api: ApiServer, stack: DagsterStack, emu
     assert status["partitions"][0]["state"] == "missing"
 
 
+def test_a_run_that_is_ended_after_its_load_reads_as_loaded(api: ApiServer, stack: DagsterStack, target: Target) -> None:
+    table = "dashboard_data"
+    if target.rows("SELECT to_regclass(%s)", table) == [(None,)]:
+        assert finished(api, api.call("POST", f"{TABLE}/{table}", params=WINDOW).json())["status"] == "success"
+    stack.proxy.hold_page(1)
+    with psycopg.connect(stack.env["DATABASE_URL"]) as blocker, ThreadPoolExecutor(1) as pool:
+        try:
+            told = api.call("POST", f"{TABLE}/{table}", params=WINDOW).json()
+            assert stack.proxy.held.wait(90)
+            # Waits for the load's commit, and then keeps the run's checks from the table.
+            locked = pool.submit(blocker.execute, f"LOCK TABLE {target.schema}.{table}".encode())
+            waiting = "SELECT count(*) FROM pg_locks WHERE relation = %s::regclass AND NOT granted"
+            wait_until(lambda: target.rows(waiting, table) == [(1,)])
+        finally:
+            stack.proxy.release()
+        run_id = told["runs"][table]["run_id"]
+        locked.result(60)
+        query = "SELECT status FROM etl_extractions WHERE extraction_id = %s"
+        wait_until(lambda: target.rows(query, run_id) == [("success",)], 60)
+        assert stack.terminate(run_id) == "TerminateRunSuccess"
+        assert stack.wait(run_id) == "CANCELED"
+    ended = finished(api, told)
+    assert (ended["status"], states(ended)) == ("success", {table: "success"})
+    assert "ended after its load" in ended["runs"][table]["message"]
+    status = api.call("GET", f"/api/v1/etl/status/table/{table}").json()
+    assert (status["table"]["status"], status["table"]["error"]) == ("success", None)
+    assert (status["extractions"][0]["run_id"], status["extractions"][0]["status"]) == (run_id, "success")
+    assert [day["state"] for day in status["partitions"][-3:]] == ["loaded"] * 3
+
+
 @pytest.mark.parametrize(
     ("path", "options", "code", "reason"),
     [

@@ -18,6 +18,7 @@ from pulso_etl.api.refreshes import (
     Launched,
     Part,
     Watched,
+    as_it_loaded,
     joinable,
     newest_runs,
     progress,
@@ -189,6 +190,15 @@ def test_a_refresh_is_as_far_as_its_runs(status: DagsterRunStatus, expected: tup
     assert (found.status, found.runs["dashboard_data"].state) == expected
     assert found.runs["dashboard_data"].run_url == "http://dagster/runs/r1"
     assert (found.runs["evolution_data"].state, found.runs["evolution_data"].message) == (Progress.SKIPPED, "fresh")
+
+
+@pytest.mark.parametrize("status", [DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED])
+def test_a_run_that_was_ended_after_its_load_has_loaded(status: DagsterRunStatus) -> None:
+    run = replace(RUN, status=status)
+    assert as_it_loaded(run, loaded=True).progress is Progress.SUCCESS
+    assert as_it_loaded(run, loaded=False) == run
+    under_way = replace(RUN, status=DagsterRunStatus.CANCELING)
+    assert as_it_loaded(under_way, loaded=True) == under_way
 
 
 def test_a_refresh_whose_runs_are_not_known_yet_is_under_way() -> None:
