@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -14,8 +15,12 @@ import psycopg
 import pyarrow as pa
 import pytest
 
+from pulso_etl.automation.due import MEMORY
+from pulso_etl.automation.sensors import standings
 from pulso_etl.destination import locks
 from pulso_etl.destination.io_manager import SPEC_KEY, PostgresUpsertIOManager
+from pulso_etl.destination.watermarks import Watermarks
+from pulso_etl.launch import TABLE_TAG
 from pulso_etl_tests.destination.test_io_manager import failure, stored, wanted
 from pulso_etl_tests.destination.visits import ALL, D3, SPEC, Deferred, materialize, table, visits
 
@@ -135,6 +140,27 @@ def test_a_load_that_waits_for_its_lock_in_vain_is_an_attempt(
     assert status == "failed"
     assert "visits 2026-02-27..2026-03-01: PostgreSQL" in error
     assert "another writer" in error
+
+
+def test_a_run_that_is_ended_after_the_commit_has_loaded(
+    server_url: str, schema: str, instance: dg.DagsterInstance, conn: psycopg.Connection
+) -> None:
+    class Ended(PostgresUpsertIOManager):
+        def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
+            super().handle_output(context, obj)
+            raise dg.Failure("the run's time was up", allow_retries=False)
+
+    asset = visits(lambda rows: rows)
+    result = materialize(Ended(database_url=server_url, database_schema=schema), instance, asset, tags={TABLE_TAG: "visits"})
+    assert not result.success
+    assert stored(conn) == wanted(ALL)
+    assert [(status, error) for *_, status, error in history(conn)] == [("success", None)]
+    now = datetime.now(UTC)
+    states = Watermarks(schema).read(conn, now - MEMORY)
+    assert states["visits"].status == "success"
+    # Dagster's failed run is not counted beside it.
+    standing = standings(instance, states, {"visits": SPEC}, now)["visits"]
+    assert [attempt.succeeded for attempt in standing.attempts] == [True]
 
 
 EVOLVING = {"metadata": {SPEC_KEY: SPEC.model_copy(update={"contract": "evolve"}).as_metadata()}}
