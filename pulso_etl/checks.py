@@ -301,6 +301,13 @@ def reconciled(spec: TableSpec, found: Reconciliation, today: date) -> Finding:
         )
     else:
         text = f"{found.target_rows} rows agree"
+    if found.quarantined:
+        told = "; ".join(f"{day}: {rows}" for day, rows in list(found.quarantined.items())[:5])
+        more = "; …" if len(found.quarantined) > 5 else ""
+        text += (
+            f". {sum(found.quarantined.values())} row(s) of the source stand in quarantine ({told}{more}): they are left out, as "
+            "are the rows that PostgreSQL keeps of their keys"
+        )
     records = [
         {
             "partition": str(one.day),
@@ -317,7 +324,12 @@ def reconciled(spec: TableSpec, found: Reconciliation, today: date) -> Finding:
         text,
         dg.AssetCheckSeverity.ERROR if settled else dg.AssetCheckSeverity.WARN,
         {"differences": records},
-        {"rows_bigquery": found.source_rows, "rows_postgresql": found.target_rows, **found.cost},
+        {
+            "rows_bigquery": found.source_rows,
+            "rows_postgresql": found.target_rows,
+            "rows_quarantined": sum(found.quarantined.values()),
+            **found.cost,
+        },
     )
 
 

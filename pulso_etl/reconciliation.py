@@ -7,12 +7,14 @@ the order of their terms and may differ by 1e-9 of their size, or by 1e-6.
 Where a partition owns its rows, it is compared as it stands. Where a key lives in several partitions, the table keeps the newest
 version of a key, or the newest snapshot of a value, and so both sides count rows in the partition of these, up to the newest
 partition that the table holds; what the source has beyond is not loaded yet.
+
+A table that quarantines rows is compared without those that can't be loaded, see `_Look.staged_sides`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from decimal import Decimal
@@ -22,13 +24,16 @@ import psycopg
 from psycopg import sql
 
 from pulso_etl.destination.bookkeeping import exists
+from pulso_etl.destination.catalog import read_table
 from pulso_etl.destination.ledger import Ledger
+from pulso_etl.destination.load import stage_rows
 from pulso_etl.destination.locks import table_lock
 from pulso_etl.destination.months import refuse_expired
+from pulso_etl.destination.snapshots import Past
 from pulso_etl.destination.statements import Statements
 from pulso_etl.refresh import DayRange
 from pulso_etl.source.bigquery import BigQuerySource
-from pulso_etl.tables.spec import ColumnType, TableSpec
+from pulso_etl.tables.spec import ColumnType, OnReject, TableSpec
 
 RELATIVE_TOLERANCE = 1e-9
 ABSOLUTE_TOLERANCE = 1e-6
@@ -37,6 +42,8 @@ DIGESTED = {ColumnType.TEXT, ColumnType.DATE, ColumnType.BOOLEAN}
 """Of these BigQuery and PostgreSQL write the same text."""
 
 Value = int | float | Decimal | None
+Figures = Sequence[Any]
+"""The values of a partition's measures, the number of rows first."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,8 @@ class Difference:
 class Reconciliation:
     """What was compared and what differs. `cost` is the metadata of the BigQuery job.
 
-    `read`: the days that were read in BigQuery, more than the window where newer rows of a key may lie beyond.
+    `read`: the days that were read in BigQuery, more than the window where newer rows of a key may lie beyond. `quarantined`: how
+    many rows of the source of each day can't be loaded; they were left out, and the rows of their keys in PostgreSQL too.
     """
 
     window: DayRange
@@ -90,6 +98,7 @@ class Reconciliation:
     source_rows: int
     target_rows: int
     differences: tuple[Difference, ...]
+    quarantined: Mapping[date, int] = field(default_factory=dict)
     cost: dict[str, Any] = field(default_factory=dict)
 
 
@@ -121,20 +130,9 @@ def reconcile(
     read = window if spec.partition_in_key or last is None or last < window.start else DayRange(window.start, last)
 
     by = measures(spec)
-    stream = bigquery.stream(spec.model_copy(update={"query": source_query(spec, by)}), read, run_id)
-    with stream.open() as reader:
-        columns = reader.read_all().columns
-        source = {day: values for day, *values in zip(*(column.to_pylist() for column in columns), strict=True)}
-    rows = conn.execute(
-        sql.SQL("SELECT {partition}, {measures} FROM {target} WHERE {partition} BETWEEN %s AND %s AND {current} GROUP BY 1").format(
-            partition=names.partition,
-            measures=sql.SQL(", ").join(measure.in_postgres() for measure in by),
-            target=names.target,
-            current=names.current,
-        ),
-        (read.start, read.end),
-    )
-    held = {day: values for day, *values in rows}
+    look = _Look(conn, bigquery, spec, schema, read, run_id)
+    sides = look.staged_sides() if spec.on_reject is OnReject.QUARANTINE else look.sides()
+    source, held = sides.source, sides.target
     compared = [day for day in sorted({*source, *held}) if day in window]
     return Reconciliation(
         window,
@@ -142,8 +140,66 @@ def reconcile(
         sum(source[day][0] for day in compared if day in source),
         sum(held[day][0] for day in compared if day in held),
         tuple(difference for day in compared for difference in differences(by, day, source.get(day), held.get(day))),
-        stream.metadata,
+        {day: rows for day, rows in sorted(sides.quarantined.items()) if day in window},
+        sides.cost,
     )
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """The figures of both sides by day, the rows of each day that can't be loaded and were left out, and the cost."""
+
+    source: Mapping[date, Figures]
+    target: Mapping[date, Figures]
+    quarantined: Mapping[date, int]
+    cost: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What is looked at: a table over some days, on both sides."""
+
+    conn: psycopg.Connection
+    bigquery: BigQuerySource
+    spec: TableSpec
+    schema: str
+    days: DayRange
+    run_id: str
+
+    def sides(self) -> _Sides:
+        """Both sides, each added up where its rows are."""
+        query = source_query(self.spec, measures(self.spec))
+        stream = self.bigquery.stream(self.spec.model_copy(update={"query": query}), self.days, self.run_id)
+        with stream.open() as reader:
+            columns = reader.read_all().columns
+            source = {day: values for day, *values in zip(*(column.to_pylist() for column in columns), strict=True)}
+        names = Statements(self.spec, self.schema)
+        return _Sides(source, self._in_postgres(names.target, names.current), {}, stream.metadata)
+
+    def staged_sides(self) -> _Sides:
+        """Both sides of a table that quarantines rows: the source's are staged, as a load does it, so that the same are set aside.
+
+        Rows whose key is quarantined are left out on both sides: the last good row of such a key stays in PostgreSQL.
+        """
+        stream = self.bigquery.stream(self.spec, self.days, self.run_id)
+        with self.conn.transaction(force_rollback=True):
+            table = read_table(self.conn, self.schema, self.spec.name)
+            assert table is not None
+            # Nothing is looked for before the days that are compared.
+            past = Past(self.days.start)
+            staged = stage_rows(self.conn, self.spec, self.schema, table, self.days, stream.open, past=past)
+            assert staged.quarantine is not None
+            rest = sql.SQL("NOT {}").format(staged.quarantine.kept("r"))
+            source = self._in_postgres(staged.statements.newest_staged(), rest)
+            target = self._in_postgres(staged.statements.target, sql.SQL("{} AND {}").format(staged.statements.current, rest))
+        return _Sides(source, target, staged.quarantine.by_day, stream.metadata)
+
+    def _in_postgres(self, rows: sql.Composable, which: sql.Composable) -> dict[date, Figures]:
+        """The figures of each day, over those of the rows `r`."""
+        day = sql.Identifier(self.spec.partition_column)
+        by = sql.SQL(", ").join(measure.in_postgres() for measure in measures(self.spec))
+        query = sql.SQL("SELECT {}, {} FROM {} r WHERE {} BETWEEN %s AND %s AND {} GROUP BY 1").format(day, by, rows, day, which)
+        return {day: values for day, *values in self.conn.execute(query, (self.days.start, self.days.end))}
 
 
 def default_window(spec: TableSpec, today: date, first_loaded: date | None) -> DayRange:

@@ -19,6 +19,7 @@ from pgpq import ArrowToPostgresBinaryEncoder
 from psycopg import errors as pg
 from psycopg import sql
 
+from pulso_etl.destination.catalog import Table
 from pulso_etl.destination.conform import conform
 from pulso_etl.destination.contract import Drift, fit
 from pulso_etl.destination.encoding import Encoding
@@ -121,6 +122,18 @@ class LoadResult:
         return sum((self.by_day[day] for day in days if day in self.by_day), Counts())
 
 
+@dataclass(frozen=True)
+class Staged:
+    """Rows in the stage, and how: the declaration as the source fits it, with its statements; the rows of each day that the source
+    gave; those of them that were set aside; the drift."""
+
+    spec: TableSpec
+    statements: Statements
+    read: dict[date, int]
+    quarantine: Quarantine | None
+    drift: Drift
+
+
 def load(
     conn: psycopg.Connection,
     spec: TableSpec,
@@ -152,7 +165,7 @@ def load(
     statements, strategy = Statements(spec, schema), STRATEGIES[spec.strategy]
     quarantines = spec.on_reject is OnReject.QUARANTINE
     bounds = {"start": window.start, "end": window.end}
-    clock = _Clock()
+    clock = Clock()
     refuse_expired(spec, window, lima_day(datetime.now(UTC)))
     with clock("lock"):
         if sole_writer:
@@ -196,34 +209,12 @@ def load(
             if not (quarantines and repeatable and meaning(error).by_row):
                 raise
 
-    with open_stream() as reader:
-        staged_spec, wire, drift = fit(spec.with_columns((DELETED,)) if captured else spec, reader.schema, table, window)
-        spec, texts = staged_spec.without(DELETED) if captured else staged_spec, _text_columns(staged_spec, wire)
-        statements, stage = Statements(spec, schema, captured=captured), Statements(staged_spec, schema)
-        quarantine = Quarantine(spec, window, Encoding.of(conn)) if quarantines else None
-
-        def fill(reader: pa.RecordBatchReader, days: DayRange) -> dict[date, int]:
-            if quarantine:
-                return _copy_what_fits(conn, stage, reader, wire, days, quarantine)
-            return _copy(conn, stage, STAGE, staged_spec, reader, wire, days)
-
-        with clock("copy"):
-            conn.execute(stage.create_stage(texts))
-            staged = fill(reader, window)
-    if spec.snapshot_of:
-        with clock("snapshots"):
-            earlier = settle(conn, statements, window, past, fill, quarantine)
-        # What was read of earlier days counts with the first.
-        staged[window.start] = staged.get(window.start, 0) + earlier
-    if texts:
-        with clock("analyze"):
-            conn.execute(statements.read_text_as_numeric(texts))
-    read = staged
+    staged = stage_rows(conn, spec, schema, table, window, open_stream, captured=captured, past=past, clock=clock)
+    spec, statements, quarantine, read = staged.spec, staged.statements, staged.quarantine, staged.read
     set_aside: Counter[date] = Counter()
     if quarantine:
-        with clock("quarantine"):
-            quarantine.settle(conn, schema, run_id, staged)
-        read, set_aside = quarantine.source_rows(staged), quarantine.by_day
+        quarantine.write(conn, schema, run_id)
+        set_aside = quarantine.by_day
     gone: dict[date, int] = dict(conn.execute(statements.deletions_by_day()).fetchall()) if captured else {}
     by_day = _every_day(window, {day: Counts(n - gone.get(day, 0), quarantined=set_aside[day]) for day, n in read.items()})
     counted = strategy.counts_duplicates and not (spec.version_column or spec.snapshot_of or quarantine or captured)
@@ -240,7 +231,7 @@ def load(
             counts = by_day.setdefault(day, Counts())
             counts.inserted, counts.updated, counts.deleted = inserted, updated, deleted
     reasons = dict(quarantine.by_reason) if quarantine else {}
-    result = LoadResult("changes" if captured else "merge", by_day, clock.seconds, drift, migration, reasons)
+    result = LoadResult("changes" if captured else "merge", by_day, clock.seconds, staged.drift, migration, reasons)
     total = result.total
     if spec.snapshot_of:
         held, left = rows_by_value(conn, statements)
@@ -276,6 +267,50 @@ def load(
                     "a later attempt may pass"
                 )
     return result
+
+
+def stage_rows(
+    conn: psycopg.Connection,
+    spec: TableSpec,
+    schema: str,
+    table: Table,
+    window: DayRange,
+    open_stream: Open,
+    *,
+    captured: bool = False,
+    past: Past = NO_PAST,
+    clock: Clock | None = None,
+) -> Staged:
+    """Brings the stream's rows to the stage, without those that are quarantined or of no newest snapshot. For the arguments see
+    `load`; `table` is the one in PostgreSQL. Raises ContractError."""
+    clock = clock or Clock()
+    with open_stream() as reader:
+        staged_spec, wire, drift = fit(spec.with_columns((DELETED,)) if captured else spec, reader.schema, table, window)
+        spec, texts = staged_spec.without(DELETED) if captured else staged_spec, _text_columns(staged_spec, wire)
+        statements, stage = Statements(spec, schema, captured=captured), Statements(staged_spec, schema)
+        quarantine = Quarantine(spec, window, Encoding.of(conn)) if spec.on_reject is OnReject.QUARANTINE else None
+
+        def fill(reader: pa.RecordBatchReader, days: DayRange) -> dict[date, int]:
+            if quarantine:
+                return _copy_what_fits(conn, stage, reader, wire, days, quarantine)
+            return _copy(conn, stage, STAGE, staged_spec, reader, wire, days)
+
+        with clock("copy"):
+            conn.execute(stage.create_stage(texts))
+            rows = fill(reader, window)
+    if spec.snapshot_of:
+        with clock("snapshots"):
+            earlier = settle(conn, statements, window, past, fill, quarantine)
+        # What was read of earlier days counts with the first.
+        rows[window.start] = rows.get(window.start, 0) + earlier
+    if texts:
+        with clock("analyze"):
+            conn.execute(statements.read_text_as_numeric(texts))
+    if quarantine:
+        with clock("quarantine"):
+            quarantine.settle(conn, rows)
+        rows = dict(quarantine.source_rows(rows))
+    return Staged(spec, statements, rows, quarantine, drift)
 
 
 def refuse_shrink(spec: TableSpec, window: DayRange, held: Mapping[str, int], left: Mapping[str, int]) -> None:
@@ -446,7 +481,7 @@ def _every_day(window: DayRange, counts: dict[date, Counts]) -> dict[date, Count
     return {day: counts.get(day, Counts()) for day in window}
 
 
-class _Clock:
+class Clock:
     """Seconds by stage."""
 
     def __init__(self) -> None:

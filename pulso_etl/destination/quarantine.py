@@ -116,8 +116,8 @@ class Quarantine:
             )
             self._kept |= more
 
-    def settle(self, conn: psycopg.Connection, schema: str, run_id: str, staged: Mapping[date, int]) -> None:
-        """Takes rows whose key repeats out of the stage, and writes all that was set aside to `etl_quarantine`.
+    def settle(self, conn: psycopg.Connection, staged: Mapping[date, int]) -> None:
+        """Takes rows whose key repeats, or is too long, out of the stage.
 
         `staged` are the rows of each day in the stage. Raises QuarantineExceeded.
         """
@@ -127,6 +127,9 @@ class Quarantine:
         if STRATEGIES[self.spec.strategy].unique:
             self._take_repeated(conn, read)
         self._refuse_excess(self.by_day.total(), read)
+
+    def write(self, conn: psycopg.Connection, schema: str, run_id: str) -> None:
+        """Writes all that was set aside to `etl_quarantine`."""
         if not self._lines:
             return
         table = sql.Identifier(schema, "etl_quarantine")
@@ -139,6 +142,10 @@ class Quarantine:
     def source_rows(self, staged: Mapping[date, int]) -> Counter[date]:
         """The rows of each day that the source gave, of which `staged` came to the stage."""
         return Counter(staged) + (self.by_day - self._taken_out)
+
+    def kept(self, alias: str) -> sql.Composed:
+        """The condition that the key of a row is remembered, after `settle`."""
+        return sql.SQL("EXISTS (SELECT FROM {} k WHERE {})").format(KEPT, equal(self.spec.primary_key, alias, "k"))
 
     def spare(self, conn: psycopg.Connection, statements: Statements) -> None:
         """Takes rows of the table whose key is remembered off the list of those that have vanished, or have an older version."""

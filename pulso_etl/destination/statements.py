@@ -121,16 +121,11 @@ class Statements:
             if self.spec.compared_columns
             else sql.SQL("false")
         )
-        stage = sql.SQL("(SELECT ctid AS pulso_sid, * FROM {} {})").format(STAGE, self.kept)
+        stage = self.newest_staged()
         target = sql.SQL("(SELECT ctid AS pulso_tid, * FROM {} WHERE {})").format(self.target, self.current)
         join, day = sql.SQL("LEFT JOIN"), sql.SQL("s.{}").format(self.partition)
-        if self.spec.version_column is not None:
-            version = sql.Identifier(self.spec.version_column)
-            stage = sql.SQL("(SELECT DISTINCT ON ({0}) ctid AS pulso_sid, * FROM {1} ORDER BY {0}, {2} DESC)").format(
-                self.keys, STAGE, version
-            )
-            if not self.spec.partition_in_key:
-                changed = sql.SQL("s.{0} >= t.{0} AND {1}").format(version, changed)
+        if self.spec.version_column is not None and not self.spec.partition_in_key:
+            changed = sql.SQL("s.{0} >= t.{0} AND {1}").format(sql.Identifier(self.spec.version_column), changed)
         if self.spec.snapshot_of:
             stage = sql.SQL("(SELECT s.ctid AS pulso_sid, pulso_day, s.* FROM {} s JOIN {} v ON {})").format(
                 STAGE, VALUES, self.same_value("s")
@@ -149,6 +144,14 @@ class Statements:
             "FROM {stage} s {join} {target} t ON {same} WHERE pulso_sid IS NULL OR pulso_tid IS NULL OR ({changed})"
         ).format(
             diff=DIFF, part=self.diff_part, day=day, stage=stage, join=join, target=target, same=self.same_key, changed=changed
+        )
+
+    def newest_staged(self) -> sql.Composed:
+        """The staged rows, of each key the newest version, each with its address."""
+        if self.spec.version_column is None:
+            return sql.SQL("(SELECT ctid AS pulso_sid, * FROM {} {})").format(STAGE, self.kept)
+        return sql.SQL("(SELECT DISTINCT ON ({0}) ctid AS pulso_sid, * FROM {1} ORDER BY {0}, {2} DESC)").format(
+            self.keys, STAGE, sql.Identifier(self.spec.version_column)
         )
 
     def same_value(self, alias: str) -> sql.Composed:
