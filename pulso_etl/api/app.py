@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Protocol
 
+import anyio
 import dagster as dg
 import psycopg
 from fastapi import APIRouter, Body, FastAPI, Header, HTTPException, Path, Query, Request
@@ -24,6 +25,7 @@ from pulso_etl.api.access import Admin, Gatekeeper, Guard, Reader, Refresher
 from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable
 from pulso_etl.api.database import Database, DatabaseUnavailable
 from pulso_etl.api.gateway import Gateway
+from pulso_etl.api.habits import Habits, unchanged, until_stop
 from pulso_etl.api.health import HealthProbe
 from pulso_etl.api.models import (
     TABLE_EXAMPLE,
@@ -57,6 +59,8 @@ from pulso_etl.tables.spec import TableSpec
 
 Answers = dict[int | str, dict[str, Any]]
 RETRY_SECONDS = 5
+STREAM_END_SECONDS = 1
+"""How long a stream of events may take to end when the server does."""
 ROLE_HEADER = "Pulso-Role"
 """Tells a page what its token may do."""
 DASHBOARD = "dashboard"
@@ -217,7 +221,7 @@ async def status(request: Request, caller: Reader, if_none_match: IfNoneMatch = 
     """The state of all tables, a second old at most. Its ETag changes exactly when rows of a table do."""
     snapshot = await deployment(request).feed.current()
     headers = {ROLE_HEADER: caller.role.name.lower(), **_version(snapshot.status.tables)}
-    if if_none_match is not None and headers["ETag"] in if_none_match:
+    if unchanged(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     return Response(snapshot.json, media_type="application/json", headers=headers)
 
@@ -234,7 +238,7 @@ async def table_status(request: Request, caller: Reader, table_name: TableName, 
     [table] = here.known(table_name)
     told = next(one for one in (await here.feed.current()).status.tables if one.table == table)
     headers = _version([told])
-    if if_none_match is not None and headers["ETag"] in if_none_match:
+    if unchanged(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     detail = await here.reader.detail(told)
     return Response(detail.model_dump_json(), media_type="application/json", headers=headers)
@@ -338,13 +342,14 @@ async def extraction_modes(caller: Reader) -> list[ExtractionMode]:
 )
 async def events(request: Request, caller: Reader) -> EventSourceResponse:
     """Server-sent events: `status` (a Status) first and whenever the whole changes, `table` (a TableStatus) for one that does."""
-    feed = deployment(request).feed
+    feed, stop = deployment(request).feed, anyio.Event()
 
     async def told() -> AsyncIterator[dict[str, str]]:
-        async for name, data in feed.events():
+        async for name, data in until_stop(stop, feed.events()):
             yield {"event": name, "data": data}
 
-    return EventSourceResponse(told(), ping=15)
+    # Told of the server's end, the stream ends as a whole answer does.
+    return EventSourceResponse(told(), ping=15, shutdown_event=stop, shutdown_grace_period=STREAM_END_SECONDS)
 
 
 root = APIRouter()
@@ -453,12 +458,13 @@ def guard(app: FastAPI, settings: Settings) -> None:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["Authorization", "Content-Type", "If-None-Match"],
             expose_headers=[ROLE_HEADER, "ETag", "Retry-After"],
             max_age=600,
         )
     app.add_middleware(Guard, tokens=bool(parse_tokens(settings.api_tokens.get_secret_value())), origins=origins)
+    app.add_middleware(Habits)
 
 
 def _serve_page(app: FastAPI) -> None:

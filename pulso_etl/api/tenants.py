@@ -11,6 +11,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response, Security
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.responses import RedirectResponse
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp
@@ -19,6 +20,7 @@ from pulso_etl.api.access import Admin, Gatekeeper, Needs
 from pulso_etl.api.app import create_app, gateway, guard, serving
 from pulso_etl.api.dagster_client import DagsterClient
 from pulso_etl.api.database import Database
+from pulso_etl.api.habits import Habits
 from pulso_etl.api.health import HealthProbe
 from pulso_etl.api.models import Health
 from pulso_etl.api.tokens import Role, opening, parse_tokens
@@ -83,7 +85,7 @@ def application(settings: Settings, *, tables: Mapping[str, TableSpec] = TABLES)
     routes: list[BaseRoute] = []
     for tenant, one in applications.items():
         routes += [Route(route(tenant), partial(_to_page, tenant)), Mount(route(tenant), one)]
-    return Starlette(routes=[*routes, Mount("", operation)], lifespan=lifespan)
+    return Starlette(routes=[*routes, Mount("", operation)], lifespan=lifespan, middleware=[Middleware(Habits)])
 
 
 async def _to_page(tenant: str, request: Request) -> Response:
