@@ -126,6 +126,7 @@ def whole(spec: TableSpec, plan: RefreshPlan, parts: Sequence[Outcome], seconds:
         sum(part.bytes_billed for part in parts),
         sum(part.cost for part in parts),
         owed[-1] if owed and all(owed) else "",
+        tuple(f"{part.window}: {text}" if len(parts) > 1 else text for part in parts for text in part.warnings),
     )
 
 

@@ -26,7 +26,7 @@ from pulso_etl.destination.strategies import STRATEGIES
 from pulso_etl.destination.watermarks import Watermarks
 from pulso_etl.errors import PulsoError
 from pulso_etl.reconciliation import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE, Reconciliation, reconcile
-from pulso_etl.refresh import DayRange, Watermark, is_stale, lima_day
+from pulso_etl.refresh import LIMA, DayRange, Watermark, is_stale, lima_day
 from pulso_etl.source.bigquery import BigQuerySource
 from pulso_etl.tables.spec import TableSpec
 
@@ -145,7 +145,9 @@ def currency(spec: TableSpec, watermark: Watermark | None, now: datetime) -> dg.
         asset_key=asset_key(spec),
         passed=not is_stale(spec, watermark, now),
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"last refresh {extracted:%Y-%m-%d %H:%M %Z}, newest partition {partition}" if extracted else "never refreshed",
+        description=f"last refresh {extracted.astimezone(LIMA):%Y-%m-%d %H:%M} in Lima, newest partition {partition}"
+        if extracted
+        else "never refreshed",
         metadata={"last_extracted_at": str(extracted), "last_partition": str(partition)},
     )
 
@@ -220,8 +222,8 @@ def findings(spec: TableSpec, inspection: Inspection, window: DayRange, lookback
             )
         elif check is Check.VOLUME:
             days = unusual_days(inspection.rows_by_day, window, lookback.end, spec.volume_factor)
-            text = f"{days[-1]['partition']}: {days[-1]['rows']} rows, usually {days[-1]['usual']:g}" if days else "nothing unusual"
-            yield Finding(check, not days, text, records={"unusual_days": days})
+            text = "; ".join(f"{day['partition']}: {day['rows']} rows, usually {day['usual']:g}" for day in days)
+            yield Finding(check, not days, text or "nothing unusual", records={"unusual_days": days})
         else:
             yield _of_rows(spec, check, inspection, rows)
 

@@ -151,6 +151,8 @@ def _report(outcomes: Sequence[Outcome]) -> None:
             console.print(
                 f"{outcome.table}: the watermark stays; days still owed, which the next refresh reads: {outcome.owed}", **PLAIN
             )
+        for text in outcome.warnings:
+            console.print(f"warning: {outcome.table}: {text}", **PLAIN)
     failed = [outcome for outcome in outcomes if outcome.error]
     for outcome in failed:
         console.print(f"failed: {outcome.table}: {outcome.error}", **PLAIN)

@@ -35,8 +35,11 @@ DAGSTERS_OWN = ("Dagster", "RetryRequested")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one table's run. Seconds are wall-clock; cost is in US dollars. `owed` are the days that keep the watermark
-    where it is, empty where it moved."""
+    """What became of one table's run. Seconds are wall-clock; cost is in US dollars.
+
+    `owed` are the days that keep the watermark where it is, empty where it moved. `warnings` are the checks that failed and stopped
+    nothing, each with the reason.
+    """
 
     table: str
     window: DayRange | None
@@ -48,6 +51,7 @@ class Outcome:
     bytes_billed: int = 0
     cost: float = 0.0
     owed: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 def job_tags(specs: Sequence[TableSpec]) -> dict[str, str]:
@@ -164,6 +168,11 @@ def run_plan(
         max((int(m.get("bytes_billed") or 0) for m in metadata), default=0),
         max((float(m.get("estimated_cost_usd") or 0) for m in metadata), default=0.0),
         next((str(m["days_owed"]) for m in metadata if "days_owed" in m), ""),
+        tuple(
+            f"check {told.check_name} failed: {told.description or 'see its page in Dagster'}"
+            for told in result.get_asset_check_evaluations()
+            if not told.passed
+        ),
     )
 
 

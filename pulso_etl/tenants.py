@@ -42,6 +42,43 @@ OVERRIDABLE = (
     "alert_quarantined_share",
 )
 """What of a table's declaration a tenant may have otherwise."""
+EXAMPLES = {
+    "tenants": "[{name: acme, database_schema: acme}]",
+    "name": "acme",
+    "database_schema": "acme",
+    "database_role": "pulso_acme",
+    "database_url_env": "ACME_DATABASE_URL",
+    "alert_urls_env": "ACME_ALERT_URLS",
+    "bigquery_project_id": "acme-analytics",
+    "bigquery_location": "US",
+    "bigquery_dataset": "BI_ACME",
+    "bigquery_view_prefix": "bi_acme",
+    "bigquery_agents_table": "agents",
+    "bigquery_maximum_bytes_billed": "10000000000",
+    "bigquery_daily_budget_bytes": "50000000000",
+    "initial_window_days": "90",
+    "retry_wait_seconds": "60",
+    "retry_wait_maximum_seconds": "3600",
+    "retry_limit": "5",
+    "change_aware": "true",
+    "tables": '{operation_data: {refresh_every: "00:30:00", lookback_days: 3}}',
+    "enabled": "false",
+    "refresh_every": '"00:30:00"',
+    "lookback_days": "3",
+    "timeout": '"00:30:00"',
+    "priority": "1",
+    "batch_rows": "10000",
+    "chunk_days": "92",
+    "minimum_records": "100",
+    "minimum_kept_share": "0.5",
+    "volume_factor": "2",
+    "reconcile_days": "35",
+    "retention_months": "24",
+    "on_reject": "quarantine",
+    "maximum_quarantined_share": "0.05",
+    "alert_quarantined_share": "0.01",
+}
+"""A value of each field of the file, as YAML, for messages."""
 ROUTES = "/tenants"
 """Under which the HTTP API has the routes of each tenant."""
 
@@ -96,11 +133,12 @@ class Tenant(BaseModel):
         """The tables that the tenant has, as it has them. Raises ValueError."""
         for table, given in self.tables.items():
             if table not in tables:
-                raise ValueError(f"tables.{table}: unknown table; known are {', '.join(tables)}")
+                raise ValueError(f"tables.{table}: unknown table; known are {', '.join(tables)}{_example('tables')}")
             if unknown := given.keys() - {"enabled", *OVERRIDABLE}:
-                raise ValueError(f"tables.{table}.{min(unknown)}: can't be set here; these can: enabled, {', '.join(OVERRIDABLE)}")
+                known = f"these can: enabled, {', '.join(OVERRIDABLE)}{_example('tables')}"
+                raise ValueError(f"tables.{table}.{min(unknown)}: can't be set here; {known}")
             if not isinstance(given.get("enabled", True), bool):
-                raise ValueError(f"tables.{table}.enabled: is neither true nor false")
+                raise ValueError(f"tables.{table}.enabled: is neither true nor false{_example('enabled')}")
         found = {}
         for table, spec in tables.items():
             own = dict(self.tables.get(table, {}))
@@ -123,10 +161,24 @@ def _variable(field: str, name: str) -> SecretStr:
 
 
 def _faults(error: ValidationError) -> Iterator[str]:
+    """Each fault with its field, the known ones where it is none of them, and an example."""
     for fault in error.errors(include_input=False):
         where = ".".join(str(part) for part in fault["loc"])
-        text = "is not given" if fault["type"] == "missing" else fault["msg"].removeprefix("Value error, ")
+        field = next((part for part in reversed(fault["loc"]) if part in EXAMPLES), "tenants")
+        match fault["type"]:
+            case "missing":
+                text = "is not given"
+            case "extra_forbidden":
+                known = _File if len(fault["loc"]) == 1 else Tenant
+                text, field = f"there is no such field; known are {', '.join(known.model_fields)}", "tenants"
+            case _:
+                text = fault["msg"].removeprefix("Value error, ").replace(" or instance of _File", "")
+        text += _example(str(field)) if fault["type"] != "value_error" else ""
         yield f"{where}: {text}" if where else text
+
+
+def _example(field: str) -> str:
+    return f"; for example {field}: {EXAMPLES[field]}"
 
 
 class _File(BaseModel):

@@ -26,6 +26,7 @@ from psycopg import sql
 
 from pulso_etl.assets import tagged_range
 from pulso_etl.checks import (
+    findings,
     reconciled,
     reconciliation_key,
     reconciliation_selection,
@@ -35,7 +36,7 @@ from pulso_etl.checks import (
 )
 from pulso_etl.definitions import build_defs
 from pulso_etl.destination.locks import table_lock
-from pulso_etl.destination.quality import Check
+from pulso_etl.destination.quality import Check, Inspection
 from pulso_etl.launch import Comparison, run_plan, run_reconciliation, run_tags
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import SampleData, load_table
@@ -306,6 +307,14 @@ def test_a_day_unlike_the_same_weekday_of_the_weeks_before_is_a_warning(
     said = checked("evolution_data")[Check.VOLUME]
     assert (said.passed, said.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert records(said, "unusual_days") == [{"partition": str(RECENT), "rows": 10, "usual": 40.0, "weeks": 4}]
+
+
+def test_every_unusual_day_is_named_with_what_is_usual() -> None:
+    spec, days = TABLES["dashboard_data"], DayRange(TODAY - timedelta(days=3), TODAY - timedelta(days=1))
+    usual = {day - timedelta(weeks=week): 40 for day in days for week in (1, 2)}
+    inspection = Inspection(usual | {day: 90 for day in days}, 0, {}, ())
+    [found] = [one for one in findings(spec, inspection, days, DayRange(days.start, TODAY)) if one.check is Check.VOLUME]
+    assert found.text == "; ".join(f"{day}: 90 rows, usually 40" for day in days)
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,23 @@ def test_what_makes_no_sense_is_one_line_and_nothing_runs(
     assert conn.execute("SELECT to_regclass('etl_extractions')").fetchone() == (None,)
 
 
+def test_checks_that_fail_and_stop_nothing_are_named(pulso: Pulso, conn: psycopg.Connection) -> None:
+    assert "warning" not in pulso("refresh", "evolution_data").out
+    names = [name for name in TABLES["evolution_data"].column_names if name not in ("fecha_foto", "archivo")]
+    others = ", ".join(names)
+    conn.execute(
+        f"INSERT INTO evolution_data (fecha_foto, archivo, {others}) SELECT fecha_foto - 7 * week, archivo || copy, {others} "
+        "FROM evolution_data, generate_series(1, 2) AS week, generate_series(1, 4) AS copy".encode()
+    )
+    ended = pulso("refresh", "evolution_data", "--force")
+    assert ended.code == 0
+    [line] = [line for line in ended.out.splitlines() if line.startswith("warning: evolution_data: ")]
+    days = [TODAY - timedelta(days=n) for n in (2, 1)]
+    assert line.removeprefix("warning: evolution_data: check volume failed: ") == "; ".join(
+        f"{day}: 30 rows, usually 120" for day in days
+    )
+
+
 @pytest.mark.parametrize("arguments", [["refresh", "--mode", "often"], ["refresh", "--from", "ayer"], ["refrescar"]])
 def test_what_the_command_line_does_not_know_is_a_usage_error(pulso: Pulso, arguments: list[str]) -> None:
     assert pulso(*arguments).code == 2

@@ -8,7 +8,7 @@ from datetime import date, datetime, timedelta
 from typing import Literal
 
 from pulso_etl.alerts.incidents import FAILURES, OUTAGES, Cause, Incident, Notice, Stage, Subject
-from pulso_etl.refresh import LIMA, DayRange
+from pulso_etl.refresh import LIMA, DayRange, Watermark
 
 SUBJECTS_SHOWN = 15
 """A message names so many subjects and counts the rest."""
@@ -178,6 +178,13 @@ def duration(span: timedelta) -> str:
     units = [(days, "d"), (hours, "h"), (minutes, "min"), (seconds % 60, "s")]
     first = next((position for position, (value, _) in enumerate(units) if value), len(units) - 1)
     return " ".join(f"{value} {unit}" for value, unit in units[first : first + 2] if value) or "0 s"
+
+
+def last_load(watermark: Watermark, now: datetime) -> str:
+    """When a table was loaded, and up to which day: "cargada el 01/03/2026 23:30 (hora de Lima), hace 2 h 5 min; …"."""
+    at, day = watermark.last_extracted_at, watermark.last_partition
+    loaded = f"cargada por última vez el {_instant(at)}, hace {duration(now - at)}" if at else "nunca se cargó"
+    return f"{loaded}; último día cargado: {_day(day)}" if day else loaded
 
 
 def _sender(tenant: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from pulso_etl.alerts.incidents import Cause, Event, Failed, Recovered, failure_cause, succeeded
+from pulso_etl.alerts.messages import last_load
 from pulso_etl.automation.due import Standing
 from pulso_etl.budget import ALERT_SHARE, Budget
 from pulso_etl.destination.watermarks import Attempt
@@ -48,7 +49,7 @@ def events(
                 yield from _ended(spec, attempt)
         # A table that was never loaded is told of by its failed runs.
         if standing.watermark is not None and standing.watermark.last_extracted_at is not None:
-            detail = f"última carga: {standing.watermark.last_partition}"
+            detail = last_load(standing.watermark, now)
             yield _state(is_stale(spec, standing.watermark, now), Cause.STALE, table, now, detail)
         outstanding = [attempt for attempt in failures[table] if not attempt.withdrawn]
         if len(outstanding) >= retry_limit:

@@ -7,8 +7,8 @@ from datetime import UTC, date, datetime, timedelta
 import pytest
 
 from pulso_etl.alerts.incidents import Cause, Failed, Notice, Recovered, Stage, absorb
-from pulso_etl.alerts.messages import WORDINGS, Message, duration, render
-from pulso_etl.refresh import DayRange
+from pulso_etl.alerts.messages import WORDINGS, Message, duration, last_load, render
+from pulso_etl.refresh import DayRange, Watermark
 
 # 23:30 of 1 March in Lima.
 AT = datetime(2026, 3, 2, 4, 30, tzinfo=UTC)
@@ -82,6 +82,23 @@ def test_a_failed_check_is_named_and_a_budget_has_no_table() -> None:
     assert "Detalle: USD 41.20 de 50.00" in told.body
     assert "Tablas:" not in told.body
     assert "/runs/" not in told.body
+
+
+@pytest.mark.parametrize(
+    ("watermark", "told"),
+    [
+        (
+            Watermark(AT, date(2026, 3, 1)),
+            "cargada por última vez el 01/03/2026 23:30 (hora de Lima), hace 1 d 3 h; último día cargado: 01/03/2026",
+        ),
+        (Watermark(AT, None), "cargada por última vez el 01/03/2026 23:30 (hora de Lima), hace 1 d 3 h"),
+        (Watermark(None, None), "nunca se cargó"),
+    ],
+)
+def test_a_stale_table_is_told_with_when_it_was_loaded(watermark: Watermark, told: str) -> None:
+    assert last_load(watermark, AT + timedelta(days=1, hours=3)) == told
+    stale = Failed(Cause.STALE, "operation_data", AT, detail=told)
+    assert f"Detalle: {told}" in message(stale).body
 
 
 def test_many_subjects_are_counted_rather_than_listed() -> None:

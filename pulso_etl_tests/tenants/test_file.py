@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from pulso_etl.errors import PlanError, SettingsError
 from pulso_etl.settings import Owner, Settings
 from pulso_etl.tables import TABLES
-from pulso_etl.tenants import chosen, deployed, grants, select
+from pulso_etl.tenants import EXAMPLES, OVERRIDABLE, Tenant, chosen, deployed, grants, select
 
 URL = "postgresql://pulso:secreto@db.example/dashboard?options=-csearch_path%3Dx"
 ACME = "tenants:\n  - name: acme\n    database_schema: acme\n"
@@ -50,7 +50,7 @@ def test_a_tenant_has_its_own_settings_and_tables_and_the_deployment_s_for_the_r
     assert acme.settings.sources()["agentes"].startswith("mibot-222814.ACME.")
     assert (acme.settings.database_schema, acme.settings.bigquery_daily_budget_bytes) == ("acme_data", 7)
     assert acme.settings.alert_urls.get_secret_value() == "jsons://hooks.example/acme"
-    assert acme.settings.owner == Owner("acme", "pulso_acme", "DATABASE_URL")
+    assert acme.settings.owner == Owner("acme", "pulso_acme")
     assert "options='-csearch_path=x -c role=pulso_acme'" in acme.settings.database_url.get_secret_value()
     assert (globex.settings.bigquery_dataset, globex.settings.bigquery_daily_budget_bytes) == ("BI_USA", 1000)
     assert globex.settings.database_url.get_secret_value() == URL
@@ -76,7 +76,10 @@ def test_a_tenant_has_its_own_settings_and_tables_and_the_deployment_s_for_the_r
         (ACME.replace("acme\n    d", "Acme\n    d"), "tenant Acme: name: String should match pattern"),
         (ACME.replace("acme\n    d", "a__b\n    d"), "tenant a__b: name: String should match pattern"),
         (ACME.replace("schema: acme", "schema: A-B"), "tenant acme: database_schema: String should match pattern"),
-        (ACME + "    api_host: 0.0.0.0\n", "tenant acme: api_host: Extra inputs are not permitted"),
+        (
+            ACME + "    api_host: 0.0.0.0\n",
+            "tenant acme: api_host: there is no such field; known are name, ",
+        ),
         (ACME + "    bigquery_dataset: a.b\n", "tenant acme: bigquery_dataset: String should match pattern"),
         (ACME + "    alert_urls_env: NOT_THERE\n", "tenant acme: alert_urls_env: the environment variable NOT_THERE is not set"),
         (ACME + "    alert_urls_env: json://x\n", "tenant acme: alert_urls_env: String should match pattern"),
@@ -95,6 +98,43 @@ def test_a_fault_is_one_line_that_names_tenant_and_field(tmp_path: Path, text: s
     assert reason in str(raised.value)
     assert "secreto" not in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("tenants: []", "for example tenants: [{name: acme, database_schema: acme}]"),
+        ("- acme", "for example tenants: [{name: acme, database_schema: acme}]"),
+        ("tenant: []", "tenant: there is no such field; known are tenants; for example tenants: [{name: acme"),
+        (ACME + "    database_shema: x\n", "database_shema: there is no such field; known are name, database_schema, "),
+        (ACME + "  - name: globex\n", "database_schema: is not given; for example database_schema: acme"),
+        (ACME.replace("acme\n    d", "Acme\n    d"), "name: String should match pattern"),
+        (ACME.replace("acme\n    d", "Acme\n    d"), "; for example name: acme"),
+        (ACME + "    retry_limit: often\n", "; for example retry_limit: 5"),
+        (ACME + "    bigquery_dataset: a.b\n", "; for example bigquery_dataset: BI_ACME"),
+        (ACME + "    tables: {nothing: {}}\n", "known are dashboard_data, "),
+        (ACME + "    tables: {operation_data: {lookback_days: 0}}\n", "; for example lookback_days: 3"),
+        (ACME + "    tables: {operation_data: {colums: 0}}\n", "; for example tables: {operation_data: {"),
+        (ACME + "    tables: {operation_data: {enabled: perhaps}}\n", "; for example enabled: false"),
+    ],
+)
+def test_a_fault_names_the_known_fields_and_an_example(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        deployed(settings(tmp_path, text))
+    assert told in str(raised.value)
+
+
+def test_every_example_of_a_message_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACME_DATABASE_URL", URL)
+    monkeypatch.setenv("ACME_ALERT_URLS", "jsons://hooks.example/acme")
+    of_table = {"enabled", *OVERRIDABLE}
+    assert EXAMPLES.keys() == {"tenants", *Tenant.model_fields, *of_table}
+    own = {name: value for name, value in EXAMPLES.items() if name in Tenant.model_fields and name != "tables"}
+    lines = [f"{name}: {value}" for name, value in own.items()]
+    table = ", ".join(f"{name}: {EXAMPLES[name]}" for name in of_table - {"retention_months"})
+    text = "tenants:\n  - " + "\n    ".join([*lines, f"tables: {{operation_data: {{{table}}}}}"])
+    assert deployed(settings(tmp_path, text))[0].tenant == "acme"
+    assert deployed(settings(tmp_path, f"tenants: {EXAMPLES['tenants']}"))[0].tenant == "acme"
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
@@ -127,7 +167,7 @@ def test_a_url_of_its_own_is_the_tenant_s_login(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("ACME_URL", "postgresql://acme:otro@db.example/acme")
     (part,) = deployed(settings(tmp_path, ACME + "    database_url_env: ACME_URL\n"))
     assert part.settings.database_url.get_secret_value() == "postgresql://acme:otro@db.example/acme"
-    assert part.settings.owner == Owner("acme", "", "ACME_URL")
+    assert part.settings.owner == Owner("acme")
     assert [statement.as_string() for statement in grants([part])] == [
         'CREATE SCHEMA "acme" AUTHORIZATION "acme"',
         'REVOKE ALL ON SCHEMA "acme" FROM PUBLIC',
