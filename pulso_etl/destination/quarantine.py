@@ -1,11 +1,15 @@
-"""Rows that can't be loaded, kept in `etl_quarantine` instead: in the transaction of the data, never lost and never loaded."""
+"""Rows that can't be loaded, kept in `etl_quarantine` instead: in the transaction of the data, never lost and never loaded.
+
+A row is stored once, however many loads meet it: with when it was seen first and last, and in which run last. Of equal rows of one
+load each is stored, by its number among them.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
@@ -36,10 +40,47 @@ CREATE TABLE IF NOT EXISTS {table} (
     reason text NOT NULL,
     column_name text NOT NULL,
     source_row jsonb NOT NULL,
-    created_at timestamptz NOT NULL DEFAULT now()
+    copy integer NOT NULL,
+    first_seen timestamptz NOT NULL DEFAULT now(),
+    last_seen timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX IF NOT EXISTS etl_quarantine_table_idx ON {table} (table_name, extraction_id);
+{unique}"""
+UNIQUE = """
+CREATE UNIQUE INDEX etl_quarantine_row_idx ON {table} (table_name, partition, column_name, reason, md5(source_row::text), copy)
+    NULLS NOT DISTINCT;
 """
+IS_CURRENT = "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname = 'last_seen')"
+UPGRADE = """
+ALTER TABLE {table} RENAME COLUMN created_at TO first_seen;
+ALTER TABLE {table} ADD COLUMN copy integer NOT NULL DEFAULT 1, ADD COLUMN last_seen timestamptz NOT NULL DEFAULT now();
+ALTER TABLE {table} ALTER COLUMN copy DROP DEFAULT;
+UPDATE {table} q SET copy = s.copy, last_seen = first_seen FROM (
+    SELECT id, row_number() OVER (
+        PARTITION BY extraction_id, table_name, partition, column_name, reason, source_row::text ORDER BY id
+    ) AS copy FROM {table}
+) s WHERE q.id = s.id;
+WITH seen AS (
+    SELECT id, first_value(id) OVER w AS kept, last_value(first_seen) OVER w AS latest, last_value(extraction_id) OVER w AS run
+    FROM {table} WINDOW w AS (PARTITION BY table_name, partition, column_name, reason, source_row::text, copy
+        ORDER BY first_seen, id ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)
+), gone AS (
+    DELETE FROM {table} q USING seen s WHERE q.id = s.id AND s.id <> s.kept
+)
+UPDATE {table} q SET last_seen = s.latest, extraction_id = s.run FROM seen s WHERE q.id = s.id AND s.id = s.kept;
+{unique}"""
+"""From releases that stored a row anew with each load that met it."""
+KEEP = """
+INSERT INTO {table} (table_name, extraction_id, partition, column_name, reason, source_row, copy)
+SELECT %s, %s, partition, column_name, reason, source_row::jsonb,
+    row_number() OVER (PARTITION BY partition, column_name, reason, source_row::jsonb::text ORDER BY line)
+FROM {lines} ORDER BY line
+ON CONFLICT (table_name, partition, column_name, reason, md5(source_row::text), copy)
+DO UPDATE SET extraction_id = EXCLUDED.extraction_id, last_seen = now()
+"""
+LINES = sql.Identifier("pulso_lines")
+Line = tuple[date | None, str, str, str]
+"""Day, column, reason, and the row as JSON."""
 KEPT = sql.Identifier("pulso_kept")
 REPEATED = sql.Identifier("pulso_repeated")
 TRIAL = sql.Identifier("pulso_trial")
@@ -63,7 +104,7 @@ class Quarantine:
     encoding: Encoding = UTF8
     by_day: Counter[date] = field(default_factory=Counter)
     by_reason: Counter[str] = field(default_factory=Counter)
-    _lines: list[tuple[date | None, str, str, str]] = field(default_factory=list)
+    _lines: list[Line] = field(default_factory=list)
     _keys: set[tuple[Any, ...]] = field(default_factory=set)
     _taken_out: Counter[date] = field(default_factory=Counter)
     _kept: set[tuple[Any, ...]] = field(default_factory=set)
@@ -132,12 +173,7 @@ class Quarantine:
         """Writes all that was set aside to `etl_quarantine`."""
         if not self._lines:
             return
-        table = sql.Identifier(schema, "etl_quarantine")
-        create_missing(conn, schema, "etl_quarantine", sql.SQL(CREATE).format(table=table))
-        names = sql.SQL("table_name, extraction_id, partition, column_name, reason, source_row")
-        with conn.cursor() as cursor, cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN").format(table, names)) as copy:
-            for line in self._lines:
-                copy.write_row((self.spec.name, run_id, *line))
+        _keep(conn, schema, self.spec.name, run_id, self._lines)
 
     def source_rows(self, staged: Mapping[date, int]) -> Counter[date]:
         """The rows of each day that the source gave, of which `staged` came to the stage."""
@@ -247,6 +283,35 @@ def _refused(conn: psycopg.Connection, trial: sql.Composed, addresses: list[str]
         middle = len(addresses) // 2
         return _refused(conn, trial, addresses[:middle]) + _refused(conn, trial, addresses[middle:])
     return []
+
+
+def _keep(conn: psycopg.Connection, schema: str, table: str, run_id: str, lines: Sequence[Line]) -> None:
+    """Writes the rows; one that is there already has been seen again, with the same fault."""
+    quarantine = sql.Identifier(schema, "etl_quarantine")
+    unique = sql.SQL(UNIQUE).format(table=quarantine)
+    create_missing(conn, schema, "etl_quarantine", sql.SQL(CREATE).format(table=quarantine, unique=unique))
+    _upgrade(conn, quarantine)
+    conn.execute(
+        sql.SQL(
+            "CREATE TEMP TABLE {} (line integer, partition date, column_name text, reason text, source_row text) ON COMMIT DROP"
+        ).format(LINES)
+    )
+    with conn.cursor() as cursor, cursor.copy(sql.SQL("COPY {} FROM STDIN").format(LINES)) as copy:
+        for number, line in enumerate(lines):
+            copy.write_row((number, *line))
+    conn.execute(sql.SQL(KEEP).format(table=quarantine, lines=LINES), (table, run_id))
+
+
+def _upgrade(conn: psycopg.Connection, quarantine: sql.Identifier) -> None:
+    def is_current() -> bool:
+        return conn.execute(IS_CURRENT, (quarantine.as_string(conn),)).fetchone() == (True,)
+
+    if is_current():
+        return
+    conn.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(quarantine))
+    # Another load may have done so meanwhile.
+    if not is_current():
+        conn.execute(sql.SQL(UPGRADE).format(table=quarantine, unique=sql.SQL(UNIQUE).format(table=quarantine)))
 
 
 def as_json(row: dict[str, Any], encoding: Encoding = UTF8) -> str:

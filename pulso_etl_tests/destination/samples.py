@@ -96,7 +96,12 @@ class Loads:
         spec = self.declared(spec)
         with translated(spec, window), self.conn.transaction():
             return load(
-                self.conn, spec, self.schema, window, lambda: nullcontext(given.to_reader(max_chunksize=2)), run_id="r", **options
+                self.conn,
+                spec,
+                self.schema,
+                window,
+                lambda: nullcontext(given.to_reader(max_chunksize=2)),
+                **{"run_id": "r"} | options,
             )
 
     def declared(self, spec: TableSpec) -> TableSpec:
