@@ -104,7 +104,8 @@ def _rebuild(spec: TableSpec, schema: str, table: Table, aside: str) -> list[Cha
     # With `evolve` the table may have columns of the source that the declaration does not name.
     more = [held.columns[name] for name in unknown_columns(spec, held) if spec.contract is Contract.EVOLVE]
     create, *indexes = create_table(spec, schema)
-    statements = [copy_aside(spec, schema, aside), sql.SQL("DROP TABLE {}").format(target), create]
+    statements = [copy_aside(spec, schema, aside)] if table.holds_rows else []
+    statements += [sql.SQL("DROP TABLE {}").format(target), create]
     statements += [
         sql.SQL("ALTER TABLE {} ADD COLUMN {} {}").format(target, sql.Identifier(column.name), sql.SQL(column.type))  # type: ignore[arg-type]
         for column in more
@@ -128,7 +129,7 @@ def _rebuild(spec: TableSpec, schema: str, table: Table, aside: str) -> list[Cha
             )
         )
     statements += indexes
-    if not table.holds_rows or not (loses_history(spec, table) or held.repeated):
+    if table.holds_rows and not (loses_history(spec, table) or held.repeated):
         statements.append(sql.SQL("DROP TABLE {}").format(copy))
     declared = _partitioning(spec).as_string().strip().removeprefix("PARTITION BY ").replace('"', "")
     refusals = [f"partitions: declared {declared or 'none'}, the table has {table.partitioned_by or 'none'}"]

@@ -75,6 +75,7 @@ DECLARED: dict[str, dict[str, Any]] = {
     "append months": {"partition_by": "month", "strategy": Strategy.APPEND},
     "newest": {"primary_key": ("name",), "version_column": "day"},
     "newest scd2": {"primary_key": ("name",), "version_column": "day", "strategy": Strategy.SCD2},
+    "snapshots": {"primary_key": ("name",), "snapshot_of": ("name",)},
     "version": {"version_column": "seen"},
     "required": {"money": {"required": True}},
     "limits": {"hour": {"minimum": 0, "maximum": 12}, "money": {"minimum": -1}},
@@ -110,6 +111,9 @@ def neighbours() -> list[tuple[str, str]]:
         ("months", "hour as text"),
         ("months", "evolves"),
         ("newest", "newest scd2"),
+        ("newest", "snapshots"),
+        ("scd2", "snapshots"),
+        ("months", "snapshots"),
         ("upsert wide", "hour as text in the key"),
         ("limits", "hour as text"),
         ("limits", "other limits"),
@@ -121,7 +125,7 @@ def neighbours() -> list[tuple[str, str]]:
 def source(spec: TableSpec, rows: list[dict[str, Any]]) -> pa.Table:
     """The rows as the source gives them for that declaration: one of a key, all with what is required."""
     required = [column.name for column in spec.columns if spec.required(column)]
-    identity = [*spec.primary_key, *filter(None, [spec.version_column])]
+    identity = {*spec.primary_key, *filter(None, [spec.version_column]), *(["day"] if spec.snapshot_of else [])}
     kept = {tuple(row[name] for name in identity): row for row in rows if all(row[name] is not None for name in required)}
     return pa.table({column.name: arrow(column.type, [row[column.name] for row in kept.values()]) for column in spec.columns})
 
@@ -203,8 +207,8 @@ def check_told(loads: Loads, server_url: str, message: str, first: TableSpec, se
 def expected(spec: TableSpec, given: pa.Table) -> list[dict[str, Any]]:
     """The rows that the table holds of these: where there is a version, the newest of a key."""
     rows = given.to_pylist()
-    if spec.version_column:
-        rows.sort(key=lambda row: row[spec.version_column])
+    if newest := "day" if spec.snapshot_of else spec.version_column:
+        rows.sort(key=lambda row: row[newest])
     return [*{tuple(row[name] for name in spec.primary_key): row for row in rows}.values()]
 
 
