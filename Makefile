@@ -32,8 +32,9 @@ test-frontend: page ## types, lint and tests of the TypeScript client, and wheth
 bench: $(VENV)/.bench ## measure the load path beside other ways; BENCH="--help" shows the options
 	$(BIN)/python -m benchmarks $(BENCH)
 
-chaos: $(VENV)/.installed ## refreshes with faults at random points, 20 minutes at most; CHAOS="--help" shows the options
+chaos: $(VENV)/.installed ## refreshes with faults at random points, then a live soak, 20 minutes each; CHAOS or SOAK="--help" shows the options
 	$(BIN)/python -m chaos --minutes 20 $(CHAOS)
+	$(BIN)/python -m chaos.soak --minutes 20 $(SOAK)
 
 $(VENV)/.bench: requirements-bench.lock $(VENV)/.installed
 	$(INSTALL) --require-hashes -r requirements-bench.lock
