@@ -418,13 +418,12 @@ def judge(deployment: Deployment, found: Findings) -> None:
         records = {record.dagster_run.run_id: record for record in instance.get_run_records()}
     for run in runs.values():
         found.runs[run.status.value] += 1
-    dropped = [
-        run_id
-        for run_id, record in records.items()
-        if record.start_time is None and runs[run_id].status is dg.DagsterRunStatus.FAILURE
-    ]
+    # Dagster itself launches a run once more that failed without its step having failed.
+    unbegun = {run_id for run_id, record in records.items() if record.start_time is None}
+    failed = {run_id for run_id, run in runs.items() if run.status is dg.DagsterRunStatus.FAILURE}
+    dropped = sorted(failed & unbegun - {run.parent_run_id for run in runs.values()})
     found.never_began = len(dropped)
-    found.broken += [f"run {run_id} was dropped without having begun" for run_id in dropped]
+    found.broken += [f"run {run_id} failed without having begun, and was not launched again" for run_id in dropped]
     found.broken += [
         f"run {run_id}, promised by {way}, is not known" for run_id, way in found.asked.runs.items() if run_id not in runs
     ]
@@ -573,7 +572,7 @@ def report(found: Findings, seed: int, seconds: float) -> str:
         ("launches asked for", counted(found.asked.asked)),
         ("of these refused at the time, with a reason", counted(found.asked.refused)),
         ("runs, by their end", counted(found.runs)),
-        ("runs dropped without having begun", str(found.never_began)),
+        ("runs that failed without having begun, and were not launched again", str(found.never_began)),
         ("back-fills, by their end", counted(found.backfills)),
         ("attempts in the history", counted(found.attempts)),
         ("rows compared at the end", f"{found.rows:,}"),
