@@ -58,6 +58,7 @@ def oldest_postgres() -> Iterator[str]:
         address = f"127.0.0.1:{port}"
         with psycopg.connect(f"postgresql://postgres:{password}@{address}/postgres", autocommit=True) as admin:
             admin.execute(f"CREATE ROLE pulso LOGIN CREATEDB CREATEROLE PASSWORD '{login_password}'")
+            admin.execute("GRANT pg_monitor TO pulso")
             admin.execute("CREATE DATABASE pulso OWNER pulso")
         yield f"postgresql://pulso:{login_password}@{address}/pulso"
     finally:

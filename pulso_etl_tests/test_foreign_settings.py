@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import psycopg
 import pytest
@@ -14,16 +15,24 @@ from pulso_etl.settings import Settings, load_settings
 from pulso_etl_tests.api.server import ApiServer
 from pulso_etl_tests.conftest import seed
 from pulso_etl_tests.databases import ENVIRONMENT, database, otherwise
+from pulso_etl_tests.oldest_postgres import needs_oldest_postgres, oldest_postgres
 
 NAMES = {"María Peña", "José Núñez", "Lucía Ibáñez", "Ángel Quispe", "Rocío Muñoz", "Iván Cáceres", "Noemí Ríos", "SISTEMA"}
 
 
+@pytest.fixture(params=["the usual", pytest.param("the oldest", marks=needs_oldest_postgres)])
+def server(request: pytest.FixtureRequest, server_url: str) -> Iterator[str]:
+    """The URL of a server: the session's, or one of the oldest version."""
+    with oldest_postgres() if request.param == "the oldest" else nullcontext(server_url) as url:
+        yield url
+
+
 @pytest.fixture
-def foreign(server_url: str, settings: Settings, emulator: BigQueryEmulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def foreign(server: str, settings: Settings, emulator: BigQueryEmulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The URL of a database in LATIN1 whose sessions begin with other settings, as does this shell."""
     monkeypatch.setenv("BIGQUERY_DATASET", "FOREIGN")
     seed(load_settings(), emulator)
-    with database(server_url, "LATIN1") as url, otherwise(url, "DATABASE"):
+    with database(server, "LATIN1") as url, otherwise(url, "DATABASE"):
         for name, value in (ENVIRONMENT | {"DATABASE_URL": url}).items():
             monkeypatch.setenv(name, value)
         yield url

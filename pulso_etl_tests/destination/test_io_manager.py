@@ -278,6 +278,8 @@ def role(server_url: str, schema: str, conn: psycopg.Connection) -> Iterator[str
     name = sql.Identifier(f"{schema}_role")
     conn.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'secreto'").format(name))
     conn.execute(sql.SQL("GRANT USAGE, CREATE ON SCHEMA {} TO {}").format(sql.Identifier(schema), name))
+    # What the role makes, the test looks at and drops: of a role of its own, where it is no superuser.
+    conn.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(name))
     yield make_conninfo(server_url, user=f"{schema}_role", password="secreto")
     conn.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(name))
     conn.execute(sql.SQL("DROP ROLE {}").format(name))

@@ -286,7 +286,7 @@ def test_a_view_of_the_same_name_is_refused(loads: Loads, conn: psycopg.Connecti
 def test_a_role_that_may_not_create_tables_can_load_one_that_is_there(loads: Loads, conn: psycopg.Connection, schema: str) -> None:
     loads([row(D1, "a")], things())
     role = sql.Identifier(f"loader_{schema}")
-    conn.execute(sql.SQL("CREATE ROLE {}").format(role))
+    conn.execute(sql.SQL("CREATE ROLE {0}; GRANT {0} TO CURRENT_USER").format(role))
     conn.execute(sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(sql.Identifier(schema), role))
     conn.execute(sql.SQL("GRANT SELECT, INSERT, UPDATE, DELETE ON things TO {}").format(role))
     try:

@@ -81,10 +81,11 @@ def test_a_database_whose_settings_are_otherwise_is_loaded_alike(bare: str) -> N
 def test_a_role_whose_settings_are_otherwise_loads_alike(bare: str) -> None:
     name = f"role_{uuid.uuid4().hex[:8]}"
     with psycopg.connect(bare, autocommit=True) as admin:
-        admin.execute(f"CREATE ROLE {name} LOGIN SUPERUSER")
+        admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'x'; GRANT {name} TO CURRENT_USER")
+        admin.execute(f"GRANT CREATE ON DATABASE {admin.info.dbname} TO {name}; GRANT USAGE ON SCHEMA elsewhere TO {name}")
         try:
             with otherwise(bare, "ROLE", name):
-                load_and_look(make_conninfo(bare, user=name))
+                load_and_look(make_conninfo(bare, user=name, password="x"))
         finally:
             admin.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
 
@@ -121,7 +122,7 @@ def test_a_role_is_taken_after_connecting_and_comes_back_after_the_login(server_
         with as_login(conn):
             assert conn.execute("SELECT current_user = session_user").fetchone() == (True,)
         assert conn.execute("SELECT current_user").fetchone() == ("pg_monitor",)
-        start = Session(as_role(f"{server_url}&options=-csearch_path%3Dx", "pg_monitor"), "test").start()
+        start = Session(as_role(make_conninfo(server_url, options="-csearch_path=x"), "pg_monitor"), "test").start()
         assert conninfo_to_dict(start["conninfo"])["options"] == "-csearch_path=x"
 
 
