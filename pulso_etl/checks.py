@@ -26,6 +26,7 @@ from pulso_etl.destination.strategies import STRATEGIES
 from pulso_etl.destination.watermarks import Watermarks
 from pulso_etl.errors import PulsoError
 from pulso_etl.reconciliation import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE, Reconciliation, reconcile
+from pulso_etl.redaction import clean_errors
 from pulso_etl.refresh import LIMA, DayRange, Watermark, is_stale, lima_day
 from pulso_etl.source.bigquery import BigQuerySource
 from pulso_etl.tables.spec import TableSpec
@@ -69,12 +70,13 @@ def build_checks(spec: TableSpec) -> dg.AssetChecksDefinition:
     )
     def checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         chosen = {Check(key.name) for key in context.selected_asset_check_keys}
-        if chosen & descriptions(spec).keys():
-            yield from (one for one in _inspect(context, spec) if one.check_name in chosen)
-        if Check.UP_TO_DATE in chosen:
-            yield _look_at_watermark(context, spec)
-        if Check.RECONCILIATION in chosen:
-            yield from _reconcile(context, spec)
+        with clean_errors():
+            if chosen & descriptions(spec).keys():
+                yield from (one for one in _inspect(context, spec) if one.check_name in chosen)
+            if Check.UP_TO_DATE in chosen:
+                yield _look_at_watermark(context, spec)
+            if Check.RECONCILIATION in chosen:
+                yield from _reconcile(context, spec)
 
     return checks
 

@@ -32,6 +32,7 @@ from pulso_etl.destination.watermarks import Watermarks
 from pulso_etl.doctor import diagnose
 from pulso_etl.errors import PlanError, PulsoError, SettingsError
 from pulso_etl.launch import Outcome, plan_tables, run_reconciliation
+from pulso_etl.redaction import clean, scrub
 from pulso_etl.refresh import DayRange, Mode, first_kept_day, lima_day
 from pulso_etl.settings import Settings, load_access_settings, load_env_file, load_settings
 from pulso_etl.tables import TABLES, TableSpec
@@ -431,8 +432,12 @@ def main() -> None:
     try:
         app()
     except PulsoError as error:
-        typer.echo(f"pulso-etl: {error}", err=True)
+        typer.echo(f"pulso-etl: {scrub(str(error))}", err=True)
         raise SystemExit(2) from None
     except psycopg.Error as error:
-        typer.echo(f"pulso-etl: {meaning(error).tell(error)}", err=True)
+        typer.echo(f"pulso-etl: {scrub(str(meaning(error).tell(error)))}", err=True)
         raise SystemExit(2) from None
+    except Exception as error:
+        # Nobody has thought of it: its trace is shown, without secrets.
+        clean(error)
+        raise

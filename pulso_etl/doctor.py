@@ -24,6 +24,7 @@ from pulso_etl.destination.contract import fit
 from pulso_etl.destination.server_errors import meaning
 from pulso_etl.destination.sessions import Session
 from pulso_etl.errors import PulsoError
+from pulso_etl.redaction import scrub
 from pulso_etl.refresh import DayRange, lima_day
 from pulso_etl.settings import Settings, load_settings
 from pulso_etl.source.bigquery import ONCE, BigQuerySource, raising_source_errors
@@ -128,7 +129,7 @@ def _check(part: str, probe: Callable[[], str]) -> Finding:
     try:
         return Finding(part, True, probe())
     except Exception as error:
-        return Finding(part, False, " ".join(str(error).split())[:500] or type(error).__name__)
+        return Finding(part, False, " ".join(scrub(str(error)).split())[:500] or type(error).__name__)
 
 
 def _credentials(settings: Settings) -> str:

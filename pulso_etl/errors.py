@@ -6,10 +6,12 @@ what to do about it. `retryable` says whether the same attempt may go well later
 
 from __future__ import annotations
 
+from pulso_etl.redaction import scrub
+
 
 def first_line(error: BaseException) -> str:
-    """The first line of the error's message, or its class where it has none."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    """The first line of the error's message, without secrets, or its class where it has none."""
+    return next(iter(scrub(str(error)).splitlines()), type(error).__name__)
 
 
 class PulsoError(Exception):

@@ -11,6 +11,7 @@ import dagster as dg
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from pulso_etl.coordinator import TENANT_TAG
+from pulso_etl.redaction import scrub, scrub_logs, scrubbed
 from pulso_etl.tables.spec import qualified
 
 FORMAT_VARIABLE = "PULSO_LOG_FORMAT"
@@ -41,7 +42,7 @@ class TextFormatter(logging.Formatter):
         fields = "".join(f" {key}={value}" for key, value in run_fields(record).items())
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         text = f"{at} {record.levelname} {record.name}: {_message(record)}{fields}"
-        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+        return scrub(f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text)
 
 
 class JsonFormatter(logging.Formatter):
@@ -57,7 +58,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        return json.dumps(scrubbed(line), ensure_ascii=False)
 
 
 def _message(record: logging.LogRecord) -> str:
@@ -80,6 +81,7 @@ def _handler(level: str) -> logging.Handler:
 
 def configure(level: str = "WARNING") -> None:
     """Sets the root logger of this process up: lines from outside of runs, to standard error."""
+    scrub_logs()
     lines = _handler(level)
     lines.addFilter(lambda record: not hasattr(record, "dagster_meta"))
     logging.basicConfig(level=level, handlers=[lines], force=True)
@@ -94,6 +96,7 @@ def configure(level: str = "WARNING") -> None:
 )
 def run_logger(context: dg.InitLoggerContext) -> logging.Logger:
     """Dagster's `console` logger of every run."""
+    scrub_logs()
     # The level stands at the handler: Dagster passes the lines of managed Python loggers by the logger's own.
     lines = _handler(context.logger_config["log_level"].upper())
     if not context.logger_config["events"]:

@@ -25,6 +25,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from pulso_etl.alerts.channels import parse_channels
 from pulso_etl.api.tokens import parse_tokens
 from pulso_etl.errors import SettingsError
+from pulso_etl.redaction import learn, learn_key_file
 
 GIBIBYTE = 1024**3
 NAME = r"^[A-Za-z0-9_-]+$"
@@ -76,6 +77,15 @@ class AccessSettings(BaseSettings):
     @classmethod
     def _no_slash_at_the_end(cls, value: str) -> str:
         return value.rstrip("/")
+
+    def model_post_init(self, context: Any) -> None:
+        """What is secret of the settings is blanked from now on wherever something is recorded."""
+        super().model_post_init(context)
+        for name in type(self).model_fields:
+            if isinstance(value := getattr(self, name), SecretStr):
+                learn(value.get_secret_value())
+        if (key_file := getattr(self, "google_application_credentials", None)) is not None:
+            learn_key_file(key_file)
 
     @field_validator("dagster_graphql_token")
     @classmethod

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from pulso_etl import errors
+from pulso_etl.redaction import scrub
 from pulso_etl.refresh import DayRange
 
 DETAIL_LENGTH = 400
@@ -357,7 +358,7 @@ def _put(book: list[Incident], position: int, subject: Subject) -> None:
 
 def clean(text: str) -> str:
     """An error's text on one line, shortened, with passwords and the parameters of URLs blanked."""
-    text = " ".join(text.replace("\0", "").split())
+    text = " ".join(scrub(text.replace("\0", "")).split())
     text = re.sub(r"(\w://)[^\s/@]+@", r"\1***@", text)
     text = re.sub(r"(\w://[^\s?]+\?)[^\s'\")]+", r"\1***", text)
     text = re.sub(r"(?i)\b(password|passwd|pwd|token|secret|api_?key)(\s*[=:]\s*)[^\s,;]+", r"\1\2***", text)

@@ -52,6 +52,7 @@ from pulso_etl.definitions import build_source
 from pulso_etl.destination.server_errors import keeps_out, meaning
 from pulso_etl.destination.sessions import Session
 from pulso_etl.errors import BudgetExceeded, PlanError, first_line
+from pulso_etl.redaction import scrub
 from pulso_etl.refresh import LIMA, Mode, lima_day
 from pulso_etl.settings import Settings
 from pulso_etl.tables import TABLES
@@ -484,7 +485,7 @@ async def _file(file: FilePath) -> Response:
 
 
 async def _unavailable(request: Request, error: Exception) -> Response:
-    return JSONResponse({"detail": str(error)}, 503, {"Retry-After": str(RETRY_SECONDS)})
+    return JSONResponse({"detail": scrub(str(error))}, 503, {"Retry-After": str(RETRY_SECONDS)})
 
 
 async def _no_sense(request: Request, error: Exception) -> Response:

@@ -34,6 +34,7 @@ from pulso_etl.api.gateway import Gateway, as_document, read
 from pulso_etl.api.sessions import Sessions
 from pulso_etl.api.tokens import Caller, Role, opening, parse_tokens
 from pulso_etl.errors import SettingsError
+from pulso_etl.redaction import scrub
 from pulso_etl.settings import AccessSettings
 
 audit = logging.getLogger("pulso_etl.audit")
@@ -93,7 +94,7 @@ class Door:
             except HTTPException as error:
                 answer = JSONResponse({"detail": error.detail}, error.status_code, error.headers)
             except DagsterUnavailable as error:
-                answer = JSONResponse({"detail": str(error)}, 503)
+                answer = JSONResponse({"detail": scrub(str(error))}, 503)
             await (answer or self.dagster)(scope, receive, _with_headers(send))
         elif scope["type"] == "websocket":
             await self._socket(scope, receive, send)

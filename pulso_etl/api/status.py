@@ -34,6 +34,7 @@ from pulso_etl.automation.jobs import refreshed_tables
 from pulso_etl.destination.locks import HELD_LOCKS, table_lock
 from pulso_etl.destination.watermarks import TableState
 from pulso_etl.launch import range_of
+from pulso_etl.redaction import scrub
 from pulso_etl.refresh import DayRange, Watermark, is_stale, lima_day
 from pulso_etl.settings import Settings
 from pulso_etl.tables.spec import TableSpec
@@ -327,7 +328,7 @@ class StatusFeed:
             except DatabaseUnavailable as error:
                 if whole != "unavailable":
                     whole = "unavailable"
-                    yield "unavailable", Fault(detail=str(error)).model_dump_json()
+                    yield "unavailable", Fault(detail=scrub(str(error))).model_dump_json()
             else:
                 told = (status.status, status.successes, status.failures, status.running, status.last_updated)
                 changed = [table for table in status.tables if known.get(table.table) != change_key(table)]

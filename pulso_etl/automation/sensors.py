@@ -32,6 +32,7 @@ from pulso_etl.errors import PulsoError, SourceUnavailable, first_line
 from pulso_etl.launch import TABLE_TAG, range_of
 from pulso_etl.patience import CONNECT_SECONDS, TICK_SECONDS, cut_after, within
 from pulso_etl.permits import WHOLE_GRAPH
+from pulso_etl.redaction import clean_errors
 from pulso_etl.refresh import DayRange, Horizon, Watermark, contiguous, lima_day
 from pulso_etl.settings import Settings
 from pulso_etl.source import changes as source_changes
@@ -168,6 +169,7 @@ class Automation:
             description="Refreshes the trailing range of each table whose last success is older than its refresh frequency.",
             required_resource_keys={source_key},
         )
+        @clean_errors()
         def refresh(context: dg.SensorEvaluationContext) -> dg.SensorResult:
             source: Any = context.resources.original_resource_dict[source_key]
 
@@ -287,6 +289,7 @@ class Automation:
             default_status=self.status,
             description="Marks attempts as failed whose process died, and ends those that run past their table's time-out.",
         )
+        @clean_errors()
         def recovery(context: dg.SensorEvaluationContext) -> dg.SkipReason:
             def end() -> list[Recovered]:
                 with self.connect() as conn:
@@ -310,6 +313,7 @@ class Automation:
             default_status=self.status,
             description="Sends what went wrong since the last look, and what is well again, to the channels of ALERT_URLS.",
         )
+        @clean_errors()
         def alert(context: dg.SensorEvaluationContext) -> dg.SkipReason:
             now = datetime.now(UTC)
             since = datetime.fromisoformat(context.cursor) if context.cursor else now - MEMORY

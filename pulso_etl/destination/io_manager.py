@@ -29,6 +29,7 @@ from pulso_etl.destination.streams import ChangeStream, Stream, as_stream
 from pulso_etl.destination.verify import verify
 from pulso_etl.destination.watermarks import Extraction, Loaded, Watermarks
 from pulso_etl.errors import ContractError, DestinationError, LoadFailed, PulsoError, first_line
+from pulso_etl.redaction import clean_errors, scrubbed
 from pulso_etl.refresh import DayRange, Horizon, Settlement, lima_day
 from pulso_etl.tables.spec import CAPTURE_LAG, TableSpec
 from pulso_etl.tags import ALLOW_SHRINK_TAG, CAPTURE_TAG
@@ -272,9 +273,10 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
 
 @contextmanager
 def _permanent_errors_end_the_step() -> Iterator[None]:
-    """Dagster retries whatever a step raises, except a Failure that forbids it."""
+    """Dagster retries whatever a step raises, except a Failure that forbids it. It records it, too: without secrets."""
     try:
-        yield
+        with clean_errors():
+            yield
     except PulsoError as error:
         if error.retryable:
             raise
@@ -344,7 +346,7 @@ def _log(
 
 
 def _details(result: LoadResult, metadata: dict[str, Any]) -> dict[str, Any]:
-    return {
+    told = {
         **result.total.as_dict(),
         **metadata,
         "load_plan": result.plan,
@@ -354,3 +356,4 @@ def _details(result: LoadResult, metadata: dict[str, Any]) -> dict[str, Any]:
         **result.drift.as_dict(),
         **{f"seconds_{stage}": seconds for stage, seconds in result.seconds.items()},
     }
+    return {name: scrubbed(value) for name, value in told.items()}

@@ -22,6 +22,7 @@ from pulso_etl.destination import ledger
 from pulso_etl.destination.bookkeeping import create_missing, exists
 from pulso_etl.destination.ledger import Day, Ledger
 from pulso_etl.destination.locks import attempt_lock
+from pulso_etl.redaction import scrub, scrubbed
 from pulso_etl.refresh import DayRange, Horizon, Settlement, Watermark, settle
 
 CREATE = """
@@ -300,7 +301,7 @@ class Watermarks:
         self, conn: psycopg.Connection, extraction: Extraction, *, error: str, seconds: float, metadata: dict[str, Any]
     ) -> None:
         """Failure with its reason, after the data were rolled back. Does nothing where the attempt was ended by others."""
-        values = self._values(extraction, seconds, metadata) | {"error": error[:4000].replace("\0", ""), "records": None}
+        values = self._values(extraction, seconds, metadata) | {"error": scrub(error)[:4000].replace("\0", ""), "records": None}
         if not self._leave(conn, extraction):
             return
         conn.execute(
@@ -419,7 +420,7 @@ class Watermarks:
             "end": extraction.window.end,
             "started": extraction.started_at,
             "seconds": seconds,
-            "metadata": Jsonb(extraction.as_metadata() | metadata),
+            "metadata": Jsonb(scrubbed(extraction.as_metadata() | metadata)),
         }
 
     def _append(self, conn: psycopg.Connection, values: dict[str, Any]) -> None:

@@ -242,6 +242,7 @@ def test_the_ui_loads_launches_and_watches_through_the_door(door: str, stack: Da
         assert SECRETS["admin"][0] not in view.url
         view.get_by_role("button", name=re.compile("Materialize")).first.click(timeout=60_000)
         dialog = view.get_by_role("dialog")
+        dialog.get_by_role("button", name="Latest").first.click(timeout=60_000)
         dialog.get_by_role("button", name=re.compile("^Launch")).click(timeout=60_000)
 
         def launched() -> set[str]:

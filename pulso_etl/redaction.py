@@ -1,0 +1,142 @@
+"""Secrets are blanked where something is recorded: in history rows, in events and metadata of runs, in logs, alerts and answers.
+
+Every secret of the settings is known from the moment at which they are read. Beside these, whatever looks like a secret is blanked
+by its form: the password of an address, a private key, a token. There is no other place that decides on it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+BLANK = "***"
+SHORTEST = 6
+"""What is shorter is blanked only where it stands as a password: as a word it could be any."""
+SHAPES = (
+    (re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s/:@?#'\"]*:)[^\s/@'\"]+(?=@)"), rf"\1{BLANK}"),
+    (re.compile(r"(\bpassword\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s'\"]+)", re.IGNORECASE), rf"\1{BLANK}"),
+    (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)", re.DOTALL), BLANK),
+    (re.compile(r"(\bBearer\s+)[A-Za-z0-9._~+/-]{12,}=*", re.IGNORECASE), rf"\1{BLANK}"),
+    (re.compile(r"\bpulso_[A-Za-z0-9_-]{40,}"), BLANK),
+)
+"""How secrets look that nobody has told of, and what is left of them."""
+_known: set[str] = set()
+
+
+def learn(secret: str) -> None:
+    """From now on, the secret is blanked, and of an address its password and whatever follows the host."""
+    for entry in re.split(r"[\s,]+", secret):
+        parts = _parts(entry)
+        for part in (*parts, *(quote(one, safe="") for one in parts), *map(unquote, parts)):
+            if len(part) >= SHORTEST:
+                _known.add(part)
+
+
+def learn_key_file(path: Path) -> None:
+    """From now on, what the key file of a service account holds of secrets is blanked."""
+    try:
+        key = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        # Whoever uses it will tell.
+        return
+    if isinstance(key, dict):
+        for name in ("private_key", "private_key_id", "client_secret", "refresh_token"):
+            if isinstance(value := key.get(name), str) and len(value) >= SHORTEST:
+                _known.update(
+                    {value, value.strip(), json.dumps(value)[1:-1], *(line for line in value.split("\n") if len(line) > 40)}
+                )
+
+
+def _parts(entry: str) -> list[str]:
+    """What is secret of a setting's entry."""
+    if "://" not in entry:
+        return [entry, *entry.split(":")[2:]]
+    try:
+        address = urlsplit(entry)
+        public = {address.username, address.hostname, address.path.strip("/")}
+        password = address.password
+    except ValueError:
+        return [entry]
+    # A database's address tells its place to whoever has to find a fault; of a web hook's, the path is the secret.
+    if address.scheme in ("postgresql", "postgres"):
+        return [password] if password and password not in public else []
+    return [entry, *filter(None, [password, *re.split(r"[/?&=]", f"{address.path}?{address.query}")])]
+
+
+def scrub(text: str) -> str:
+    """The text without secrets."""
+    for shape, left in SHAPES:
+        text = shape.sub(left, text)
+    for secret in sorted(_known, key=len, reverse=True):
+        text = text.replace(secret, BLANK)
+    return text
+
+
+def scrubbed(value: Any) -> Any:
+    """The same value with every text in it without secrets: in mappings, lists and tuples, and as deep as they go."""
+    if isinstance(value, str):
+        return scrub(value)
+    if isinstance(value, Mapping):
+        return {key: scrubbed(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [scrubbed(entry) for entry in value]
+    if type(value) is tuple:
+        return tuple(scrubbed(entry) for entry in value)
+    return value
+
+
+def clean(error: BaseException) -> None:
+    """Blanks secrets in the error, and in those that it came of: whoever records one takes the others along."""
+    todo: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while todo:
+        one = todo.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        todo += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
+        one.args = scrubbed(one.args)
+        for name, value in list(vars(one).items()):
+            if isinstance(value, str | list | dict | tuple):
+                # What can't be set is not told of either.
+                try:
+                    setattr(one, name, scrubbed(value))
+                except AttributeError:
+                    continue
+        if str(one) != (text := scrub(str(one))):
+            one.args = (text,)
+
+
+@contextmanager
+def clean_errors() -> Iterator[None]:
+    """Whatever is raised here has no secret in it, for it will be recorded."""
+    try:
+        yield
+    except BaseException as error:
+        clean(error)
+        raise
+
+
+class Scrubbing(logging.LogRecord):
+    """A line of a log whose message has no secret."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        try:
+            message = self.getMessage()
+        except Exception:
+            # Its handler tells of a message that can't be made.
+            return
+        if message != (text := scrub(message)):
+            self.msg, self.args = text, None
+
+
+def scrub_logs() -> None:
+    """From now on, no line of this process's logs has a secret in its message, whoever writes it."""
+    logging.setLogRecordFactory(Scrubbing)
