@@ -23,7 +23,7 @@ from pulso_etl.destination.io_manager import PostgresUpsertIOManager
 from pulso_etl.destination.load import translated
 from pulso_etl.destination.quality import WEEKS, Check, Inspection, inspect, rules
 from pulso_etl.destination.strategies import STRATEGIES
-from pulso_etl.destination.watermarks import Watermarks
+from pulso_etl.destination.watermarks import LOOK_EVERY, Watermarks
 from pulso_etl.errors import PulsoError
 from pulso_etl.reconciliation import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE, Reconciliation, reconcile
 from pulso_etl.redaction import clean_errors
@@ -88,6 +88,7 @@ def _inspect(context: dg.AssetCheckExecutionContext, spec: TableSpec) -> Iterato
     window = tagged_range(context.run.tags) or lookback
     with translated(spec, window), postgres.connect(context.run.run_id, spec.timeout) as conn:
         inspection = inspect(conn, spec, postgres.database_schema, window, lookback)
+        Watermarks(postgres.database_schema).look(conn, spec, LOOK_EVERY)
     return (result(finding, window) for finding in findings(spec, inspection, window, lookback))
 
 
@@ -131,7 +132,8 @@ def _descriptions_apart(spec: TableSpec) -> dict[Check, str]:
         kept = f" Of each {', '.join(spec.snapshot_of)} the newest snapshot counts, in the partition of its day."
     return {
         Check.UP_TO_DATE: f"The last refresh is not older than {2 * spec.refresh_every}, and took in today's partition (while the "
-        "day is younger than that, yesterday's will do). Unlike the freshness policy, it is not misled by a load of older days.",
+        "day is younger than that, yesterday's will do), and every day holds the rows of its last load. "
+        "Unlike the freshness policy, it is not misled by a load of older days.",
         Check.RECONCILIATION: f"Rows, sums and numbers of values of each partition are the same in BigQuery, over the last "
         f"{spec.reconcile_days} days or the run's range. Integers and amounts exactly, doubles to {RELATIVE_TOLERANCE:g} of their "
         f"size or {ABSOLUTE_TOLERANCE:g}. Costs a query in BigQuery.{kept}",
@@ -142,14 +144,18 @@ def currency(spec: TableSpec, watermark: Watermark | None, now: datetime) -> dg.
     """What the check `up_to_date` says at the instant `now`; the alert sensor reports it when it changes, without a run."""
     extracted = watermark.last_extracted_at if watermark else None
     partition = watermark.last_partition if watermark else None
+    lost = f"{watermark.lost}; load them again: {watermark.lost.command(spec)}; " if watermark and watermark.lost else ""
     return dg.AssetCheckEvaluation(
         check_name=Check.UP_TO_DATE.value,
         asset_key=asset_key(spec),
         passed=not is_stale(spec, watermark, now),
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"last refresh {extracted.astimezone(LIMA):%Y-%m-%d %H:%M} in Lima, newest partition {partition}"
-        if extracted
-        else "never refreshed",
+        description=lost
+        + (
+            f"last refresh {extracted.astimezone(LIMA):%Y-%m-%d %H:%M} in Lima, newest partition {partition}"
+            if extracted
+            else "never refreshed"
+        ),
         metadata={"last_extracted_at": str(extracted), "last_partition": str(partition)},
     )
 

@@ -193,7 +193,11 @@ def status(tenant: TenantOption = None) -> None:
     """Shows how far and how fresh each table is."""
     (settings, tables), now = chosen(load_settings(), tenant), datetime.now(UTC)
     with _session(settings).open() as conn:
-        states = Watermarks(settings.database_schema).read(conn)
+        marks = Watermarks(settings.database_schema)
+        for name, seen in marks.read(conn).items():
+            if seen.replaced and name in tables:
+                marks.look(conn, tables[name])
+        states = marks.read(conn)
     table = Table("table", "status", "fresh", "last partition", "age", "records", "seconds", box=None)
     for name, spec in tables.items():
         state = states.get(name)
@@ -201,11 +205,14 @@ def status(tenant: TenantOption = None) -> None:
             table.add_row(name, "never loaded")
             continue
         age = now - state.last_extracted_at if state.last_extracted_at else None
-        fresh = None if age is None else "yes" if age < spec.refresh_every else "no"
+        fresh = None if age is None else "yes" if age < spec.refresh_every and state.lost is None else "no"
         seconds = None if state.seconds is None else f"{state.seconds:.1f}"
         row = (state.status, fresh, state.last_partition, age and str(age).split(".")[0], state.records, seconds)
         table.add_row(name, *("-" if value is None else str(value) for value in row))
     _show(table)
+    for name, spec in tables.items():
+        if name in states and (lost := states[name].lost) is not None:
+            console.print(f"rows are missing: {name}: {lost}; load them again: {lost.command(spec)}", **PLAIN)
     for state in states.values():
         if state.error:
             console.print(f"failed: {state.table_name}: {state.error}", **PLAIN)

@@ -1,4 +1,6 @@
-"""Checks every part of a deployment and says, a line each, what to do where one fails. Nothing is changed, no query billed."""
+"""Checks every part of a deployment and says, a line each, what to do where one fails. No query is billed, and nothing changed
+but what is noted of missing rows.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +25,7 @@ from pulso_etl.destination.catalog import Table
 from pulso_etl.destination.contract import fit
 from pulso_etl.destination.server_errors import meaning
 from pulso_etl.destination.sessions import Session
+from pulso_etl.destination.watermarks import Watermarks
 from pulso_etl.errors import PulsoError
 from pulso_etl.redaction import scrub
 from pulso_etl.refresh import DayRange, lima_day
@@ -113,7 +116,11 @@ def _diagnose(part: Deployed) -> Iterator[Finding]:
     if reached:
         for spec in tables.values():
             yield _check(f"source of {spec.name}", partial(_source, source, spec))
-    yield _check("PostgreSQL", partial(_postgres, settings))
+    postgres = _check("PostgreSQL", partial(_postgres, settings))
+    yield postgres
+    if postgres.ok:
+        for spec in tables.values():
+            yield _check(f"rows of {spec.name}", partial(_rows, settings, spec))
 
 
 def _in_turn(parts: dict[str, Callable[[], str]]) -> Generator[Finding, None, bool]:
@@ -198,6 +205,19 @@ def _postgres(settings: Settings) -> str:
         if lacking:
             raise RuntimeError(f"role {role} lacks rights; run as an administrator: {'; '.join(lacking)}")
         return f"version {version}, role {role} may load into schema {settings.database_schema}"
+
+
+def _rows(settings: Settings, spec: TableSpec) -> str:
+    """Counts the rows of every day, and holds them against what the loads left."""
+    marks = Watermarks(settings.database_schema)
+    with Session(settings.database_url.get_secret_value(), "doctor").open() as conn:
+        if spec.name not in marks.read(conn):
+            return "never loaded"
+        marks.look(conn, spec)
+        lost = marks.read(conn)[spec.name].lost
+    if lost is not None:
+        raise RuntimeError(f"{lost}; load them again: {lost.command(spec)}")
+    return "every day holds what its last load left"
 
 
 def _dagster_home(settings: Settings) -> str:

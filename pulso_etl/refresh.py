@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, time, timedelta
 from enum import StrEnum
 from zoneinfo import ZoneInfo
@@ -62,16 +62,35 @@ class DayRange:
 
 
 @dataclass(frozen=True)
+class Loss:
+    """Rows that loads left in a table and that are not there any more: how many, and from which day to which."""
+
+    window: DayRange
+    rows: int
+
+    def command(self, spec: TableSpec) -> str:
+        """What brings them back, as far as the source has them."""
+        return f"pulso-etl refresh {spec.as_argument} --from {self.window.start} --to {self.window.end}"
+
+    def __str__(self) -> str:
+        return f"{self.rows} rows of {self.window} that were loaded are not in the table any more"
+
+
+@dataclass(frozen=True)
 class Watermark:
     """How far a table is loaded: at `last_extracted_at` (with zone) every day up to `last_partition` that could still change was as
     the source had it.
 
-    `read_at`: when each day was last read from the source (with zone), of the days that may be owed.
+    `read_at`: when each day was last read from the source (with zone), of the days that may be owed. `lost` are rows that were
+    loaded and have gone since; `replaced`: the table lies in other files than at its last load, and nobody has looked yet at what
+    it holds.
     """
 
     last_extracted_at: datetime | None
     last_partition: date | None
     read_at: Mapping[date, datetime] = field(default_factory=dict)
+    lost: Loss | None = None
+    replaced: bool = False
 
 
 @dataclass(frozen=True)
@@ -178,7 +197,7 @@ def settle(horizon: Horizon, watermark: Watermark, at: datetime) -> Settlement:
         # A watermark of the future was set by a clock that was wrong.
         future = last is not None and (last > at or (watermark.last_partition or today) > today)
         if covered and oldest is not None and (last is None or oldest > last or future):
-            return Settlement(Watermark(oldest, reached, watermark.read_at), moved=True)
+            return Settlement(replace(watermark, last_extracted_at=oldest, last_partition=reached), moved=True)
     overdue = [day for day in owed_days(horizon, watermark, today) if (read := watermark.read_at.get(day)) is None or read < at]
     return Settlement(watermark, False, tuple(contiguous(overdue)))
 
@@ -241,15 +260,17 @@ def plan_refresh(
     if not force and watermark.last_extracted_at is not None:
         age = now - watermark.last_extracted_at
         if timedelta(0) <= age < spec.refresh_every:
-            return RefreshPlan(spec.name, None, f"fresh: loaded {str(age).split('.')[0]} ago, due every {spec.refresh_every}")
+            state = "fresh" if watermark.lost is None else "not due"
+            return RefreshPlan(spec.name, None, f"{state}: loaded {str(age).split('.')[0]} ago, due every {spec.refresh_every}")
     return RefreshPlan(spec.name, window, f"lookback of {spec.lookback_days} days from {watermark.last_partition}{behind}")
 
 
 def is_stale(spec: TableSpec, watermark: Watermark | None, now: datetime) -> bool:
     """Whether the table's rows are too old to be shown: its last success is twice its refresh frequency old, or the newest
     partition is not today's (yesterday's will do until the new day is that old too). A load of older days changes nothing of that.
+    So it is where rows that were loaded have gone.
     """
-    if watermark is None or watermark.last_extracted_at is None or watermark.last_partition is None:
+    if watermark is None or watermark.lost is not None or watermark.last_extracted_at is None or watermark.last_partition is None:
         return True
     today = lima_day(now)
     since_midnight = now - datetime.combine(today, time(), LIMA)

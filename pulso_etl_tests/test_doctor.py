@@ -33,7 +33,7 @@ from pulso_etl_tests.pooler import needs_pgbouncer, pooler
 PASSWORD = "s3cr3t-xyzzy"
 PARTS = [
     *("settings", "credentials", "BigQuery", *(f"source of {table}" for table in TABLES)),
-    *("PostgreSQL", "Dagster home", "Dagster storage", "Dagster daemon"),
+    *("PostgreSQL", *(f"rows of {table}" for table in TABLES), "Dagster home", "Dagster storage", "Dagster daemon"),
 ]
 
 

@@ -919,6 +919,21 @@ export interface components {
             recovery_attempts: number;
             /** Error */
             error?: string | null;
+            /**
+             * Rows Lost
+             * @description Rows that were loaded and are not in the table any more: it was emptied, dropped or restored, or rows were deleted.
+             */
+            rows_lost?: number | null;
+            /**
+             * Partitions Lost
+             * @description The days that lack such rows, from the first to the last.
+             */
+            partitions_lost?: string | null;
+            /**
+             * Restored By
+             * @description The command that loads them again.
+             */
+            restored_by?: string | null;
         };
         /** ValidationError */
         ValidationError: {

@@ -254,6 +254,12 @@ class TableStatus(Shape):
     recovery_attempts: int = 0
     """Attempts in a row that died and were ended by the recovery."""
     error: str | None = None
+    rows_lost: int | None = None
+    """Rows that were loaded and are not in the table any more: it was emptied, dropped or restored, or rows were deleted."""
+    partitions_lost: str | None = None
+    """The days that lack such rows, from the first to the last."""
+    restored_by: str | None = None
+    """The command that loads them again."""
 
 
 class Status(Shape):

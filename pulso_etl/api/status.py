@@ -60,7 +60,8 @@ def freshness(spec: TableSpec, watermark: Watermark | None, now: datetime) -> Fr
         return Freshness.NEVER
     if is_stale(spec, watermark, now):
         return Freshness.STALE
-    return Freshness.FRESH if now - watermark.last_extracted_at < spec.refresh_every else Freshness.DUE
+    fresh = now - watermark.last_extracted_at < spec.refresh_every and not watermark.replaced
+    return Freshness.FRESH if fresh else Freshness.DUE
 
 
 def table_status(
@@ -105,6 +106,9 @@ def table_status(
         bytes_billed=_integer(state.metadata.get("bytes_billed")),
         estimated_cost_usd=state.metadata.get("estimated_cost_usd"),
         run_id=state.extraction_id,
+        rows_lost=state.lost.rows if state.lost else None,
+        partitions_lost=str(state.lost.window) if state.lost else None,
+        restored_by=state.lost.command(spec) if state.lost else None,
         run_under_way=_under_way(run, state, rows),
         next_due=decision.due,
         recovery_attempts=state.recovery_attempts,

@@ -50,6 +50,8 @@ def events(
         # A table that was never loaded is told of by its failed runs.
         if standing.watermark is not None and standing.watermark.last_extracted_at is not None:
             detail = last_load(standing.watermark, now)
+            if (lost := standing.watermark.lost) is not None:
+                detail = f"faltan {lost.rows} filas de {lost.window}; para recuperarlas: {lost.command(spec)}"
             yield _state(is_stale(spec, standing.watermark, now), Cause.STALE, table, now, detail)
         outstanding = [attempt for attempt in failures[table] if not attempt.withdrawn]
         if len(outstanding) >= retry_limit:

@@ -48,6 +48,8 @@ RECOVERY_SECONDS = 10
 """How often the recovery looks, at least: what died keeps a slot from the others until then."""
 CUT_SECONDS = 30.0
 """What a tick began and did not wait for ends after so long."""
+LOOK_MILLISECONDS = 2_000
+"""How long a tick counts the rows of a table, at most."""
 REPORTED = 100
 """Tables of which an evaluation tells Dagster whether they are up to date, at most: each is a write, and it has a minute."""
 
@@ -332,6 +334,7 @@ class Automation:
         """Sends the alerts that the state at `now` and what happened after `since` call for."""
         try:
             with self.connect() as conn:
+                self._look_at_replaced(conn)
                 seen = self.observe(instance, conn, now)
             found = {table: explained(instance, standing, since) for table, standing in seen.items()}
             happened = list(
@@ -351,6 +354,18 @@ class Automation:
         flushed = self.alerts.flush(now, happened)
         self._report_currency(instance, found, now)
         return flushed
+
+    def _look_at_replaced(self, conn: psycopg.Connection) -> None:
+        """Counts what tables hold that lie in other files than at their last load: they were emptied, restored or rewritten."""
+        for table, state in self.marks.read(conn).items():
+            if state.replaced and table in self.tables:
+                try:
+                    with conn.transaction():
+                        conn.execute("SELECT set_config('statement_timeout', %s, true)", (f"{LOOK_MILLISECONDS}ms",))
+                        self.marks.look(conn, self.tables[table])
+                except psycopg.errors.QueryCanceled:
+                    # The table is large: its next refresh looks.
+                    return
 
     def _report_currency(self, instance: dg.DagsterInstance, found: Mapping[str, Standing], now: datetime) -> None:
         """Tells Dagster of tables that turned stale, or up to date: no run would. Where there are many, the next look goes on."""

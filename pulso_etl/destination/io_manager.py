@@ -154,7 +154,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         as_of = None if captures is None else self._capture(conn, spec, window, captures, step.run_tags, marks, read_at)
 
         def write() -> tuple[LoadResult, Settlement]:
-            with translated(spec, window), conn.transaction():
+            with translated(spec, window), conn.transaction(), marks.taking_over(conn, spec, window):
                 result = load(
                     conn,
                     spec,
@@ -184,6 +184,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
                     metadata=_details(result, stream.metadata),
                 )
                 settlement = marks.succeed(conn, extraction, loaded)
+                marks.keep_files(conn, spec)
             return result, settlement
 
         try:

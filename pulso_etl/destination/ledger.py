@@ -14,8 +14,10 @@ from datetime import date, datetime
 import psycopg
 from psycopg import sql
 
+from pulso_etl.destination.statements import Statements
 from pulso_etl.errors import NewerReading
-from pulso_etl.refresh import DayRange
+from pulso_etl.refresh import DayRange, first_kept_day
+from pulso_etl.tables.spec import TableSpec
 
 CREATE = """
 CREATE TABLE IF NOT EXISTS {days} (
@@ -24,10 +26,22 @@ CREATE TABLE IF NOT EXISTS {days} (
     read_at timestamptz NOT NULL,
     loaded_at timestamptz NOT NULL,
     rows bigint NOT NULL,
+    found bigint,
     extraction_id text NOT NULL,
     PRIMARY KEY (table_name, day)
 );
 """
+UPGRADE = "ALTER TABLE {days} ADD COLUMN IF NOT EXISTS found bigint"
+PARTS = """
+SELECT to_regclass({name})::oid AS part WHERE to_regclass({name}) IS NOT NULL
+UNION ALL SELECT inhrelid FROM pg_inherits WHERE inhparent = to_regclass({name})
+"""
+FILES = f"""
+(SELECT md5(string_agg(part || ':' || coalesce(pg_relation_filenode(part), 0), ',' ORDER BY part)) FROM ({PARTS}) AS parts)
+"""
+"""Which files the table's rows lie in: others after a TRUNCATE, a DROP, a restore or a rewrite. Null where there is no table.
+
+It asks the catalog alone, and waits for no lock."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +78,7 @@ class Ledger:
                 "SELECT %(table)s, u.day, %(at)s, %(at)s, u.rows, %(run)s "
                 "FROM unnest(%(days)s::date[], %(rows)s::bigint[]) AS u (day, rows) "
                 "ON CONFLICT (table_name, day) DO UPDATE SET read_at = excluded.read_at, loaded_at = excluded.loaded_at, "
-                "rows = excluded.rows, extraction_id = excluded.extraction_id"
+                "rows = excluded.rows, found = NULL, extraction_id = excluded.extraction_id"
             ).format(self.days),
             {"table": table, "at": read_at, "run": extraction_id, "days": list(rows), "rows": list(rows.values())},
         )
@@ -74,6 +88,49 @@ class Ledger:
         conn.execute(
             sql.SQL("UPDATE {} SET read_at = greatest(read_at, %s) WHERE table_name = %s AND day = ANY(%s)").format(self.days),
             (as_of, table, list(days)),
+        )
+
+    def rows_by_day(self, conn: psycopg.Connection, spec: TableSpec) -> dict[date, int]:
+        """How many current rows the table holds of each day; reads the whole index of its key."""
+        names = Statements(spec, self.schema)
+        query = sql.SQL("SELECT {}, count(*) FROM {} WHERE {} GROUP BY 1").format(names.partition, names.target, names.current)
+        return dict(conn.execute(query).fetchall())
+
+    def look(self, conn: psycopg.Connection, spec: TableSpec, today: date) -> None:
+        """Notes which days hold fewer rows than their last load left. Months that the table no longer keeps are not missed."""
+        held = self.rows_by_day(conn, spec)
+        conn.execute(
+            sql.SQL(
+                "UPDATE {0} d SET found = h.found FROM (SELECT d.day, CASE WHEN coalesce(n, 0) < d.rows AND d.day >= %(kept)s "
+                "THEN coalesce(n, 0) END AS found FROM {0} d LEFT JOIN unnest(%(days)s::date[], %(rows)s::bigint[]) AS u (day, n) "
+                "ON u.day = d.day WHERE d.table_name = %(table)s) AS h "
+                "WHERE d.table_name = %(table)s AND d.day = h.day AND d.found IS DISTINCT FROM h.found"
+            ).format(self.days),
+            {
+                "table": spec.name,
+                "kept": first_kept_day(spec, today),
+                "days": list(held),
+                "rows": list(held.values()),
+            },
+        )
+
+    def shift(self, conn: psycopg.Connection, table: str, changes: Mapping[date, int]) -> None:
+        """Days that hold so many rows more or fewer, as a load of other days took rows of theirs over, or gave some back."""
+        conn.execute(
+            sql.SQL(
+                "UPDATE {} d SET rows = d.rows + u.n, found = d.found + u.n FROM unnest(%s::date[], %s::bigint[]) AS u (day, n) "
+                "WHERE d.table_name = %s AND d.day = u.day"
+            ).format(self.days),
+            (list(changes), list(changes.values()), table),
+        )
+
+    def forget(self, conn: psycopg.Connection, table: str, start: date | None, end: date | None) -> None:
+        """Days from `start` to before `end` that the table no longer keeps."""
+        conn.execute(
+            sql.SQL("DELETE FROM {} WHERE table_name = %s AND day >= coalesce(%s, day) AND day < coalesce(%s, day + 1)").format(
+                self.days
+            ),
+            (table, start, end),
         )
 
     def read_at(self, conn: psycopg.Connection, table: str) -> dict[date, datetime]:

@@ -11,7 +11,9 @@ import psycopg
 from psycopg import errors as pg
 from psycopg import sql
 
+from pulso_etl.destination.bookkeeping import exists
 from pulso_etl.destination.identifiers import quoted_name
+from pulso_etl.destination.ledger import Ledger
 from pulso_etl.destination.locks import months_lock, table_lock
 from pulso_etl.errors import ContractError, DestinationError, DestinationUnavailable, SchemaRefused
 from pulso_etl.refresh import DayRange, first_kept_day
@@ -127,6 +129,8 @@ def remove_expired(
                     conn.execute(sql.SQL("ALTER TABLE {} DETACH PARTITION {}").format(sql.Identifier(schema, spec.name), name))
                     if drop:
                         conn.execute(sql.SQL("DROP TABLE {}").format(name))
+                    if exists(conn, schema, "etl_days"):
+                        Ledger(schema).forget(conn, spec.name, partition.start, partition.end)
             except pg.LockNotAvailable as error:
                 raise DestinationUnavailable(
                     f"{spec.name}: a reader held the table longer than {DETACH_SECONDS} s; {partition.name} and later months "

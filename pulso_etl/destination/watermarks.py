@@ -8,9 +8,10 @@ loaded follows from its ledger of days (`ledger`), whoever launched the loads.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from itertools import groupby
 from typing import Any
 
@@ -20,10 +21,12 @@ from psycopg.types.json import Jsonb
 
 from pulso_etl.destination import ledger
 from pulso_etl.destination.bookkeeping import create_missing, exists
+from pulso_etl.destination.identifiers import quoted_name
 from pulso_etl.destination.ledger import Day, Ledger
 from pulso_etl.destination.locks import attempt_lock
 from pulso_etl.redaction import scrub, scrubbed
-from pulso_etl.refresh import DayRange, Horizon, Settlement, Watermark, settle
+from pulso_etl.refresh import DayRange, Horizon, Loss, Settlement, Watermark, lima_day, settle
+from pulso_etl.tables.spec import TableSpec
 
 CREATE = """
 CREATE TABLE IF NOT EXISTS {watermarks} (
@@ -38,6 +41,8 @@ CREATE TABLE IF NOT EXISTS {watermarks} (
     recovery_attempts integer NOT NULL DEFAULT 0,
     data_version bigint NOT NULL DEFAULT 0,
     lookback_days integer,
+    table_files text,
+    looked_at timestamptz,
     metadata jsonb NOT NULL DEFAULT '{{}}',
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now()
@@ -73,14 +78,16 @@ CREATE TABLE IF NOT EXISTS {running} (
 """
 IS_CURRENT = """
 SELECT to_regclass(%(running)s) IS NOT NULL AND to_regclass(%(finished)s) IS NOT NULL AND to_regclass(%(days)s) IS NOT NULL AND (
-    SELECT count(*) = 2 FROM pg_attribute
-    WHERE attrelid = to_regclass(%(watermarks)s) AND attname IN ('data_version', 'lookback_days') AND NOT attisdropped
-)
+    SELECT count(*) = 4 FROM pg_attribute WHERE NOT attisdropped
+    AND attrelid = to_regclass(%(watermarks)s) AND attname IN ('data_version', 'lookback_days', 'table_files', 'looked_at')
+) AND EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass(%(days)s) AND attname = 'found' AND NOT attisdropped)
 """
 UPGRADE = """
 CREATE INDEX IF NOT EXISTS etl_extractions_finished_idx ON {history} (table_name, finished_at);
 ALTER TABLE {watermarks} ADD COLUMN IF NOT EXISTS data_version bigint NOT NULL DEFAULT 0,
-    ADD COLUMN IF NOT EXISTS lookback_days integer;
+    ADD COLUMN IF NOT EXISTS lookback_days integer,
+    ADD COLUMN IF NOT EXISTS table_files text,
+    ADD COLUMN IF NOT EXISTS looked_at timestamptz;
 INSERT INTO {running} SELECT table_name, extraction_id, (metadata->>'attempt')::int, (metadata->>'partition_start')::date,
     (metadata->>'partition_end')::date, (metadata->>'started_at')::timestamptz
 FROM {watermarks} WHERE last_extraction_status = 'running' ON CONFLICT DO NOTHING;
@@ -91,6 +98,16 @@ KNOWN_DAYS = """
     OR (d.read_at AT TIME ZONE 'America/Lima')::date < d.day + w.lookback_days OR d.read_at > clock_timestamp()))
 """
 """Of the ledger, the days that may be owed: with the lookback of the last load, so that no more are read than that."""
+NAME = "(quote_ident({schema}) || '.' || quote_ident(w.table_name))"
+LOST = f"""
+(SELECT jsonb_build_array(min(d.day), max(d.day), sum(d.rows - CASE WHEN to_regclass({NAME}) IS NULL THEN 0 ELSE d.found END))
+ FROM {{days}} d WHERE d.table_name = w.table_name
+ AND CASE WHEN to_regclass({NAME}) IS NULL THEN d.rows > 0 ELSE d.found < d.rows END)
+"""
+"""Of the ledger, the days that hold fewer rows than their last load left: all of them where the table is gone."""
+REPLACED = f"coalesce(w.table_files <> {ledger.FILES.format(name=NAME)}, false)"
+LOOK_EVERY = timedelta(days=1)
+"""How often the rows of each day are counted where nothing says that the table was touched."""
 CHANNEL = "pulso_etl_data"
 """Where PostgreSQL notifies of each load that changed rows: JSON with schema, table, data_version, first and last partition."""
 ABANDONED = "the attempt ended without a word: its process or its server session was killed"
@@ -182,10 +199,13 @@ class TableState:
     attempts: tuple[Attempt, ...] = ()
     days: Mapping[date, Day] = field(default_factory=dict)
     """The days of the ledger that may be owed."""
+    lost: Loss | None = None
+    replaced: bool = False
 
     @property
     def watermark(self) -> Watermark:
-        return Watermark(self.last_extracted_at, self.last_partition, {day: known.read_at for day, known in self.days.items()})
+        read_at = {day: known.read_at for day, known in self.days.items()}
+        return Watermark(self.last_extracted_at, self.last_partition, read_at, self.lost, self.replaced)
 
 
 class Watermarks:
@@ -211,6 +231,7 @@ class Watermarks:
             return
         create_missing(conn, self.schema, "etl_running", sql.SQL(CREATE_RUNNING).format(running=self.running))
         create_missing(conn, self.schema, "etl_days", sql.SQL(ledger.CREATE).format(days=self.ledger.days))
+        conn.execute(sql.SQL(ledger.UPGRADE).format(days=self.ledger.days))
         conn.execute(sql.SQL(UPGRADE).format(watermarks=self.table, running=self.running, history=self.history))
 
     def abandon(self, conn: psycopg.Connection, extraction: Extraction, reason: str) -> bool:
@@ -297,6 +318,65 @@ class Watermarks:
         extracted, last = conn.execute(query, (table,)).fetchone() or (None, None)
         return settle(horizon, Watermark(extracted, last, self.ledger.read_at(conn, table)), at)
 
+    def look(self, conn: psycopg.Connection, spec: TableSpec, every: timedelta | None = None) -> None:
+        """Counts the rows of each day, and notes in the ledger which hold fewer than their last load left.
+
+        `every`: not where the last look is younger than that and the table lies in the same files as then. In a transaction of its
+        own, or the caller's; loads that end meanwhile wait.
+        """
+        files = self._files(spec)
+        with conn.transaction():
+            due = conn.execute(
+                sql.SQL(
+                    "SELECT {files} IS DISTINCT FROM table_files OR coalesce(looked_at < clock_timestamp() - %s, true), "
+                    "{files} IS NOT NULL FROM {} WHERE table_name = %s FOR UPDATE"
+                ).format(self.table, files=files),
+                (every or timedelta(0), spec.name),
+            ).fetchone()
+            # Of a table that is gone all is missing, which needs no look.
+            if due != (True, True):
+                return
+            self.ledger.look(conn, spec, lima_day(ledger.server_clock(conn)))
+            conn.execute(
+                sql.SQL("UPDATE {} SET table_files = {}, looked_at = clock_timestamp() WHERE table_name = %s").format(
+                    self.table, files
+                ),
+                (spec.name,),
+            )
+
+    def keep_files(self, conn: psycopg.Connection, spec: TableSpec) -> None:
+        """In a load's transaction, after its success: looks at the days that it did not load, where the table was emptied, dropped,
+        restored or rewritten since the last one."""
+        query = sql.SQL("SELECT coalesce(table_files <> {}, false) FROM {} WHERE table_name = %s").format(
+            self._files(spec), self.table
+        )
+        if conn.execute(query, (spec.name,)).fetchone() == (True,):
+            self.look(conn, spec)
+        else:
+            conn.execute(
+                sql.SQL("UPDATE {} SET table_files = {} WHERE table_name = %s AND table_files IS NULL").format(
+                    self.table, self._files(spec)
+                ),
+                (spec.name,),
+            )
+
+    @contextmanager
+    def taking_over(self, conn: psycopg.Connection, spec: TableSpec, window: DayRange) -> Iterator[None]:
+        """Around a load of the window, in its transaction: where a key lives in several partitions, days outside of the window lose
+        and gain rows by it."""
+        if spec.partition_in_key:
+            yield
+            return
+        there = conn.execute("SELECT to_regclass(%s)", (quoted_name(self.schema, spec.name),)).fetchone() != (None,)
+        before = self.ledger.rows_by_day(conn, spec) if there else {}
+        yield
+        after = self.ledger.rows_by_day(conn, spec)
+        changes = {day: after.get(day, 0) - before.get(day, 0) for day in before.keys() | after.keys() if day not in window}
+        self.ledger.shift(conn, spec.name, {day: change for day, change in changes.items() if change})
+
+    def _files(self, spec: TableSpec) -> sql.Composed:
+        return sql.SQL(ledger.FILES).format(name=sql.Literal(quoted_name(self.schema, spec.name)))
+
     def fail(
         self, conn: psycopg.Connection, extraction: Extraction, *, error: str, seconds: float, metadata: dict[str, Any]
     ) -> None:
@@ -348,10 +428,15 @@ class Watermarks:
             "SELECT w.table_name, last_extracted_at, last_partition, last_extraction_status, w.records_extracted, "
             "w.extraction_duration_seconds, w.error_message, w.extraction_id, recovery_attempts, w.metadata, w.updated_at, "
             "data_version, (SELECT jsonb_agg(r ORDER BY r.started_at) FROM {} r WHERE r.table_name = w.table_name), "
-            "{}, e.extraction_id, e.partition_start, e.partition_end, status = 'success', e.started_at, e.finished_at, "
+            "{}, {}, {}, e.extraction_id, e.partition_start, e.partition_end, status = 'success', e.started_at, e.finished_at, "
             "e.error_message, e.metadata "
             "FROM {} w LEFT JOIN {} e ON e.table_name = w.table_name AND e.finished_at > %s ORDER BY w.table_name, e.id"
-        ).format(self.running, sql.SQL(KNOWN_DAYS).format(days=self.ledger.days), self.table, self.history)
+        ).format(
+            self.running,
+            *(sql.SQL(part).format(days=self.ledger.days, schema=self.schema) for part in (KNOWN_DAYS, LOST, REPLACED)),
+            self.table,
+            self.history,
+        )
         return query, (since or datetime.max.replace(tzinfo=UTC),)
 
     def states(self, rows: Sequence[tuple[Any, ...]]) -> dict[str, TableState]:
@@ -363,8 +448,10 @@ class Watermarks:
             days = {
                 date.fromisoformat(day): Day(*map(datetime.fromisoformat, known)) for day, known in (found[0][13] or {}).items()
             }
-            attempts = tuple(Attempt(row[14], DayRange(row[15], row[16]), *row[17:]) for row in found if row[14] is not None)
-            states[table] = TableState(*(*found[0][:12], running, attempts, days))
+            first, last, missing = found[0][14]
+            lost = Loss(DayRange.parse(first, last), int(missing)) if missing else None
+            attempts = tuple(Attempt(row[16], DayRange(row[17], row[18]), *row[19:]) for row in found if row[16] is not None)
+            states[table] = TableState(*(*found[0][:12], running, attempts, days, lost, found[0][15]))
         return states
 
     def ever_loaded(self, conn: psycopg.Connection, table: str) -> bool:
