@@ -56,7 +56,7 @@ def column_schema(spec: TableSpec) -> dg.TableSchema:
         columns=[
             dg.TableColumn(
                 column.name,
-                type=column.type.value,
+                type=column.sql_type,
                 description=column.description,
                 constraints=dg.TableColumnConstraints(
                     nullable=not spec.required(column),

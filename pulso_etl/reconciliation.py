@@ -50,10 +50,10 @@ Figures = Sequence[Any]
 class Measure:
     """One figure of a partition: a column's sum, digest or number of values, or the number of rows.
 
-    The digest is the sum of the first 32 bits of each value's MD5, in whatever order the rows come.
+    The digest is the sum of the first 32 bits of each value's MD5, in whatever order the rows come. Arrays have elements.
     """
 
-    function: Literal["count", "sum", "digest"]
+    function: Literal["count", "sum", "digest", "elements"]
     column: str | None = None
 
     def __str__(self) -> str:
@@ -64,6 +64,8 @@ class Measure:
     def in_bigquery(self) -> str:
         if self.function == "digest":
             return f"sum(CAST(CONCAT('0x', SUBSTR(TO_HEX(MD5(CAST(`{self.column}` AS STRING))), 1, 8)) AS INT64))"
+        if self.function == "elements":
+            return f"IFNULL(sum(ARRAY_LENGTH(`{self.column}`)), 0)"
         return f"{self.function}({'*' if self.column is None else f'`{self.column}`'})"
 
     def in_postgres(self) -> sql.Composed:
@@ -72,6 +74,8 @@ class Measure:
             # Of its UTF-8, as BigQuery has it, whatever the database's encoding.
             digest = "sum(('x' || left(md5(convert_to({}::text, 'UTF8')), 8))::bit(32)::bigint)::bigint"
             return sql.SQL(digest).format(column)
+        if self.function == "elements":
+            return sql.SQL("coalesce(sum(cardinality({})), 0)::bigint").format(column)
         return sql.SQL("{}({})").format(sql.SQL(self.function), column)
 
 
@@ -218,6 +222,10 @@ def measures(spec: TableSpec) -> tuple[Measure, ...]:
     found = [Measure("count")]
     for column in spec.columns:
         if column.name in spec.stamp_columns:
+            continue
+        if column.repeated:
+            # BigQuery tells a missing array from an empty one in a query, and gives both as empty.
+            found.append(Measure("elements", column.name))
             continue
         if column.type in NUMBERS:
             found.append(Measure("sum", column.name))

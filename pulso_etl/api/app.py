@@ -318,7 +318,7 @@ async def config_tables(request: Request, caller: Reader) -> list[TableConfig]:
             strategy=spec.strategy,
             source_tables=list(spec.source_tables(names).values()),
             columns=[
-                ColumnConfig(name=column.name, type=column.type, description=column.description, unit=column.unit)
+                ColumnConfig(name=column.name, type=column.sql_type, description=column.description, unit=column.unit)
                 for column in (*spec.columns, *spec.kept_columns)
             ],
         )

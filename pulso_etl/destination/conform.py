@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from enum import StrEnum
 from typing import cast
@@ -12,21 +12,11 @@ from typing import cast
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pulso_etl.destination.arrow_types import advice, decoded, is_geography, relisted, wire_type
 from pulso_etl.destination.encoding import UTF8, Encoding
 from pulso_etl.errors import ContractError, RejectedRows
 from pulso_etl.refresh import DayRange
-from pulso_etl.tables.spec import Column, ColumnType, TableSpec
-
-WIRE_TYPES: dict[ColumnType, pa.DataType] = {
-    ColumnType.TEXT: pa.string(),
-    ColumnType.DATE: pa.date32(),
-    ColumnType.INTEGER: pa.int64(),
-    ColumnType.DOUBLE: pa.float64(),
-    ColumnType.TIMESTAMP: pa.timestamp("us", "UTC"),
-    ColumnType.BOOLEAN: pa.bool_(),
-}
-"""The one Arrow type in which each column type travels. NUMERIC keeps its own decimal, see `wire_schema`."""
-
+from pulso_etl.tables.spec import Column, TableSpec
 
 UNNAMED_INDEX = re.compile(r"__index_level_\d+__")
 """How Arrow names what pandas has no name for."""
@@ -40,6 +30,7 @@ class Reason(StrEnum):
     MISFIT = "does not fit the type"
     NUL = "NUL character"
     ENCODING = "not in the database's encoding"
+    UTF8 = "invalid UTF-8"
     LIMIT = "beyond a limit"
     DUPLICATE = "duplicate key"
     TOO_LONG = "key too long for an index"
@@ -73,13 +64,14 @@ def wire_schema(spec: TableSpec, source: pa.Schema, window: DayRange) -> pa.Sche
         indices = source.get_all_field_indices(column.name)
         if len(indices) != 1:
             faults.append(f"{column.name}: {'missing' if not indices else 'given more than once'}")
-            lines.append(f"{column.name}: expected {column.type.value}, got {'nothing' if not indices else 'several'}")
+            lines.append(f"{column.name}: expected {column.sql_type}, got {'nothing' if not indices else 'several'}")
             continue
-        given = source.field(indices[0]).type
-        wire = wire_type(column.type, given)
+        field = source.field(indices[0])
+        wire = None if is_geography(field) else wire_type(column, field.type)
         if wire is None:
-            faults.append(f"{column.name}: declared {column.type.value}, the source gives {given}")
-            lines.append(f"{column.name}: expected {column.type.value}, got {given}")
+            told = "; ".join(filter(None, [str(field.type), advice(field)]))
+            faults.append(f"{column.name}: declared {column.sql_type}, the source gives {field.type}")
+            lines.append(f"{column.name}: expected {column.sql_type}, got {told}")
         else:
             fields.append(pa.field(column.name, wire))
     if faults:
@@ -93,31 +85,6 @@ def wire_schema(spec: TableSpec, source: pa.Schema, window: DayRange) -> pa.Sche
 def new_columns(spec: TableSpec, source: pa.Schema) -> list[str]:
     """Columns of the source that the declaration does not know; an index of pandas that has no name is none."""
     return [name for name in source.names if name not in spec.column_names and not UNNAMED_INDEX.fullmatch(name)]
-
-
-def wire_type(kind: ColumnType, given: pa.DataType) -> pa.DataType | None:
-    """The Arrow type in which values of the type `given` travel to a column of that kind; None where some would be lost."""
-    if pa.types.is_dictionary(given):
-        given = given.value_type
-    if pa.types.is_null(given):
-        return pa.decimal128(38, 9) if kind is ColumnType.NUMERIC else WIRE_TYPES[kind]
-    if kind is ColumnType.NUMERIC:
-        if pa.types.is_decimal256(given):
-            # pgpq has no encoder for decimal256: it travels as text and the server reads it as numeric, exactly.
-            return pa.string()
-        if pa.types.is_decimal(given):
-            return pa.decimal128(38, given.scale) if given.scale >= 0 else pa.string()
-        return pa.decimal128(38, 0) if pa.types.is_integer(given) else None
-    accepted = {
-        ColumnType.TEXT: lambda t: pa.types.is_string(t) or pa.types.is_large_string(t) or pa.types.is_string_view(t),
-        ColumnType.DATE: pa.types.is_date,
-        ColumnType.INTEGER: pa.types.is_integer,
-        ColumnType.DOUBLE: lambda t: pa.types.is_floating(t) or pa.types.is_integer(t),
-        # A time without zone is ambiguous: the source must say which instant it means.
-        ColumnType.TIMESTAMP: lambda t: pa.types.is_timestamp(t) and t.tz is not None,
-        ColumnType.BOOLEAN: pa.types.is_boolean,
-    }[kind]
-    return WIRE_TYPES[kind] if accepted(given) else None
 
 
 def conform(
@@ -152,29 +119,48 @@ def check(
     column: Column, required: bool, array: pa.Array, kind: pa.DataType, encoding: Encoding = UTF8
 ) -> tuple[pa.Array, list[Fault]]:
     """The values of a column as `kind`, and which rows of it can't be loaded and why. What no cast can take is null."""
+    array = decoded(array)
+    missing = [Fault(column, Reason.NULL, "null", array.is_null())] if required and array.null_count else []
+    if pa.types.is_null(array.type):
+        return pa.nulls(len(array), kind), missing
+    if not column.repeated:
+        values, found = _check_values(column, array, kind, encoding)
+        return values, missing + found
+    values, found = _check_values(column, pc.list_flatten(array), kind.value_type, encoding)
+    parents, places = pc.list_parent_indices(array), pa.array(range(len(array)), pa.int64())
+    for number, fault in enumerate(found):
+        rows = pc.is_in(places, pc.unique(parents.filter(fault.rows)).cast(pa.int64()))
+        found[number] = replace(fault, rows=rows)
+    return relisted(array, values), missing + found
+
+
+def _check_values(column: Column, given: pa.Array, kind: pa.DataType, encoding: Encoding) -> tuple[pa.Array, list[Fault]]:
+    """What `check` does to single values, of a plain type."""
     faults: list[Fault] = []
-    given = array
-    if required and array.null_count:
-        faults.append(Fault(column, Reason.NULL, "null", array.is_null()))
-    if pa.types.is_floating(array.type):
-        bad = pc.invert(pc.is_finite(array))
+    if pa.types.is_floating(given.type):
+        bad = pc.invert(pc.is_finite(given))
         if pc.any(bad).as_py():
             faults.append(Fault(column, Reason.NOT_FINITE, "NaN or Infinity", bad))
-    try:
-        array = array.cast(kind)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        array, bad = _cast_what_fits(array, kind)
-        faults.append(Fault(column, Reason.MISFIT, f"a value does not fit {column.type.value} ({error})", bad))
-    if column.type is ColumnType.TEXT and _zero_byte(array):
-        bad = pc.match_substring(array, "\0")
+    if pa.types.is_string(given.type):
+        given, bad = _cast_what_fits(given.cast(pa.binary()), pa.string())
         if pc.any(bad).as_py():
-            faults.append(Fault(column, Reason.NUL, "a NUL character, which PostgreSQL can't store,", bad))
-    if column.type is ColumnType.TEXT and (bad := encoding.beyond(array)) is not None:
-        kind_of = encoding.missing_kind(array.filter(bad)[0].as_py())
-        text = f"a character ({kind_of}) that the database's encoding {encoding.name} can't hold"
-        faults.append(Fault(column, Reason.ENCODING, text, bad))
+            faults.append(Fault(column, Reason.UTF8, "a text that is not UTF-8", bad))
+    try:
+        array = _cast(given, kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        array, bad = _cast_what_fits(given, kind)
+        faults.append(Fault(column, Reason.MISFIT, f"a value does not fit {column.sql_type} ({error})", bad))
+    if pa.types.is_string(given.type):
+        if _zero_byte(array):
+            bad = pc.match_substring(array, "\0")
+            if pc.any(bad).as_py():
+                faults.append(Fault(column, Reason.NUL, "a NUL character, which PostgreSQL can't store,", bad))
+        if (bad := encoding.beyond(array)) is not None:
+            kind_of = encoding.missing_kind(array.filter(bad)[0].as_py())
+            text = f"a character ({kind_of}) that the database's encoding {encoding.name} can't hold"
+            faults.append(Fault(column, Reason.ENCODING, text, bad))
     # A decimal that travels as text is compared as the number that it was.
-    values = given if column.type is ColumnType.NUMERIC and pa.types.is_string(kind) else array
+    values = given if pa.types.is_decimal(given.type) else array
     for limit, outside in ((column.minimum, pc.less), (column.maximum, pc.greater)):
         if limit is not None:
             bad = _beyond(values, limit, outside)
@@ -195,10 +181,21 @@ def _beyond(values: pa.Array, limit: int, outside: Callable[[pa.Array, pa.Scalar
     return outside(values, pa.scalar(limit, values.type))
 
 
+def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """The array cast without loss. Raises pyarrow.ArrowInvalid."""
+    if pa.types.is_decimal(kind):
+        # Arrow asks for room for every integer of the type, and for none beyond a negative scale.
+        if pa.types.is_integer(array.type):
+            array = array.cast(pa.decimal128(38, 0))
+        elif array.type.scale < 0:
+            array = array.cast(pa.decimal256(76, 0))
+    return array.cast(kind)
+
+
 def _cast_what_fits(array: pa.Array, kind: pa.DataType) -> tuple[pa.Array, pa.Array]:
     """The array cast, with null where the cast refuses, and a mask of those; found by halving, so that the cast alone decides."""
     try:
-        return array.cast(kind), pa.repeat(False, len(array))
+        return _cast(array, kind), pa.repeat(False, len(array))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         if len(array) == 1:
             return pa.nulls(1, kind), pa.array([True])

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from pulso_etl.destination.arrow_types import JSON, is_geography, stored, wire_type
 from pulso_etl.destination.catalog import Table
-from pulso_etl.destination.conform import new_columns, wire_schema, wire_type
+from pulso_etl.destination.conform import new_columns, wire_schema
 from pulso_etl.destination.migration import unknown_columns
 from pulso_etl.refresh import DayRange
 from pulso_etl.tables.spec import IDENTIFIER, Column, ColumnType, Contract, TableSpec
@@ -21,6 +22,9 @@ PREFERENCE = (
     ColumnType.INTEGER,
     ColumnType.NUMERIC,
     ColumnType.DOUBLE,
+    ColumnType.DATETIME,
+    ColumnType.TIME,
+    ColumnType.BYTES,
 )
 """A new column takes the first of these types that takes its values without loss."""
 
@@ -68,7 +72,30 @@ def column_type(given: pa.DataType) -> ColumnType | None:
     """The type of a column for values of an Arrow type; None where no type takes them all without loss."""
     if pa.types.is_null(given):
         return None
-    return next((kind for kind in PREFERENCE if wire_type(kind, given) is not None), None)
+    if isinstance(given, pa.BaseExtensionType) and given.extension_name == JSON:
+        return ColumnType.JSON
+    return next((kind for kind in PREFERENCE if wire_type(Column(name="x", type=kind), given) is not None), None)
+
+
+def column_for(field: pa.Field) -> Column | None:
+    """A column for values of a field of the source, whose name a table can have; None where no type takes them all without loss."""
+    plain = None if is_geography(field) else stored(field.type)
+    if plain is None:
+        return None
+    repeated = pa.types.is_list(plain)
+    kind = column_type(plain.value_type if repeated else field.type)
+    return None if kind is None else Column(name=field.name, type=kind, repeated=repeated, description="New in the source")
+
+
+def _held(name: str, sql_type: str) -> Column | None:
+    """The column as the table has it, where its type is one of ours."""
+    columns = (
+        Column(name=name, type=kind, repeated=repeated, description="New in the source")
+        for kind in ColumnType
+        for repeated in (False, True)
+        if not (repeated and kind is ColumnType.JSON)
+    )
+    return next((column for column in columns if column.sql_type == sql_type), None)
 
 
 def _new(spec: TableSpec, source: pa.Schema, table: Table) -> tuple[Column, ...]:
@@ -77,15 +104,14 @@ def _new(spec: TableSpec, source: pa.Schema, table: Table) -> tuple[Column, ...]
     One that the table has already keeps its type there, unless the source's values no longer fit it: then it is declared as the
     source has it, and the table is refused with the statements that change its type.
     """
-    known = {kind.value: kind for kind in ColumnType}
     columns = []
     for name in new_columns(spec, source):
         if not re.fullmatch(IDENTIFIER, name) or spec.is_reserved(name) or len(source.get_all_field_indices(name)) != 1:
             continue
-        given, held = source.field(name).type, table.columns.get(name)
-        kind = known.get(held.type) if held else None
-        if kind is None or wire_type(kind, given) is None:
-            kind = column_type(given)
-        if kind is not None:
-            columns.append(Column(name=name, type=kind, description="New in the source"))
+        field, held = source.field(name), table.columns.get(name)
+        column = _held(name, held.type) if held else None
+        if column is None or is_geography(field) or wire_type(column, field.type) is None:
+            column = column_for(field)
+        if column is not None:
+            columns.append(column)
     return tuple(columns)

@@ -16,9 +16,12 @@ import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
 from pgpq import ArrowToPostgresBinaryEncoder
+from pgpq.encoders import StringEncoderBuilder
+from pgpq.schema import Jsonb
 from psycopg import errors as pg
 from psycopg import sql
 
+from pulso_etl.destination.arrow_types import travels_as_text
 from pulso_etl.destination.catalog import Table
 from pulso_etl.destination.conform import conform
 from pulso_etl.destination.contract import Drift, fit
@@ -39,7 +42,7 @@ from pulso_etl.errors import (
     VerificationFailed,
 )
 from pulso_etl.refresh import DayRange, lima_day
-from pulso_etl.tables.spec import DELETED, OnReject, TableSpec
+from pulso_etl.tables.spec import DELETED, ColumnType, OnReject, TableSpec
 
 Plan = Literal["direct", "merge", "changes"]
 Item = TypeVar("Item", bytes, pa.RecordBatch)
@@ -287,7 +290,8 @@ def stage_rows(
     with open_stream() as reader:
         staged_spec, wire, drift = fit(spec.with_columns((DELETED,)) if captured else spec, reader.schema, table, window)
         spec, texts = staged_spec.without(DELETED) if captured else staged_spec, _text_columns(staged_spec, wire)
-        statements, stage = Statements(spec, schema, captured=captured), Statements(staged_spec, schema)
+        statements = Statements(spec, schema, captured=captured, carried=tuple(drift.vanished))
+        stage = Statements(staged_spec, schema)
         quarantine = Quarantine(spec, window, Encoding.of(conn)) if spec.on_reject is OnReject.QUARANTINE else None
 
         def fill(reader: pa.RecordBatchReader, days: DayRange) -> dict[date, int]:
@@ -305,7 +309,7 @@ def stage_rows(
         rows[window.start] = rows.get(window.start, 0) + earlier
     if texts:
         with clock("analyze"):
-            conn.execute(statements.read_text_as_numeric(texts))
+            conn.execute(statements.read_text(texts))
     if quarantine:
         with clock("quarantine"):
             quarantine.settle(conn, rows)
@@ -353,7 +357,7 @@ def _copy(
     window: DayRange,
 ) -> dict[date, int]:
     """Sends every batch, checked, as COPY BINARY; returns the rows of each day. Raises RejectedRows, see `conform`."""
-    encoder, encoding = ArrowToPostgresBinaryEncoder(wire), Encoding.of(conn)
+    encoder, encoding = _encoder(spec, wire), Encoding.of(conn)
     rows: Counter[date] = Counter()
 
     def encoded() -> Iterator[bytes]:
@@ -392,8 +396,7 @@ def _copy_what_fits(
     refused: list[tuple[pa.RecordBatch, psycopg.Error]] = []
 
     def copy(batch: pa.RecordBatch) -> None:
-        # An encoder writes one COPY.
-        encoder = ArrowToPostgresBinaryEncoder(wire)
+        encoder = _encoder(stage.spec, wire)
         try:
             with conn.transaction(), conn.cursor() as cursor, cursor.copy(stage.copy(STAGE)) as into:
                 into.write(encoder.write_header())
@@ -474,7 +477,16 @@ def _refuse_duplicates(conn: psycopg.Connection, statements: Statements, spec: T
 
 
 def _text_columns(spec: TableSpec, wire: pa.Schema) -> frozenset[str]:
-    return frozenset(c.name for c in spec.columns if c.type == "numeric" and pa.types.is_string(wire.field(c.name).type))
+    return frozenset(c.name for c in spec.columns if travels_as_text(c, wire.field(c.name).type))
+
+
+def _encoder(spec: TableSpec, wire: pa.Schema) -> ArrowToPostgresBinaryEncoder:
+    """An encoder of one COPY."""
+    builders = {field.name: ArrowToPostgresBinaryEncoder.infer_encoder(field) for field in wire}
+    for column in spec.columns:
+        if column.type is ColumnType.JSON:
+            builders[column.name] = StringEncoderBuilder.new_with_output(wire.field(column.name), Jsonb())
+    return ArrowToPostgresBinaryEncoder.new_with_encoders(wire, builders)
 
 
 def _every_day(window: DayRange, counts: dict[date, Counts]) -> dict[date, Counts]:

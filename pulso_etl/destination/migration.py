@@ -80,9 +80,9 @@ def key_differs(spec: TableSpec, table: Table) -> bool:
 def cast(column: Column, table: Table) -> sql.Composed:
     """The column's value, in the declared type."""
     name = sql.Identifier(column.name)
-    if table.columns[column.name].type == column.type.value:
+    if table.columns[column.name].type == column.sql_type:
         return sql.Composed([name])
-    return sql.SQL("{}::{}").format(name, sql.SQL(column.type.value))
+    return sql.SQL("{}::{}").format(name, sql.SQL(column.sql_type))
 
 
 def _alter(spec: TableSpec, schema: str, table: Table, aside: str) -> list[Change]:
@@ -167,7 +167,7 @@ def _released(spec: TableSpec, schema: str, table: Table) -> Iterator[Change]:
 
 
 def _column(spec: TableSpec, schema: str, table: Table, column: Column) -> Iterator[Change]:
-    name, kind = sql.Identifier(column.name), sql.SQL(column.type.value)
+    name, kind = sql.Identifier(column.name), sql.SQL(column.sql_type)
     found, required, default = table.columns.get(column.name), spec.required(column), _default(spec, column)
     if found is None:
         missing = required and not default and table.holds_rows
@@ -176,9 +176,9 @@ def _column(spec: TableSpec, schema: str, table: Table, column: Column) -> Itera
         if column.name == "valid_from" and _history_begins(spec, table) and table.holds_rows:
             yield Change(sql.SQL("UPDATE {} SET valid_from = updated_at").format(sql.Identifier(schema, spec.name)))
         return
-    if found.type != column.type.value:
-        free = _rewrites_nothing(found.type, column.type)
-        why = None if free else f"{column.name}: declared {column.type.value}, the table has {found.type}"
+    if found.type != column.sql_type:
+        free = _rewrites_nothing(found.type, column)
+        why = None if free else f"{column.name}: declared {column.sql_type}, the table has {found.type}"
         if found.filled and not free:
             yield _altered(spec, schema, "ALTER COLUMN {} DROP DEFAULT", name)
             found = replace(found, filled=False)
@@ -268,7 +268,7 @@ def _all_columns(spec: TableSpec) -> tuple[Column, ...]:
 
 
 def _definition(spec: TableSpec, column: Column) -> sql.Composed:
-    line = sql.SQL("{} {}").format(sql.Identifier(column.name), sql.SQL(column.type.value))
+    line = sql.SQL("{} {}").format(sql.Identifier(column.name), sql.SQL(column.sql_type))
     if spec.required(column):
         line += sql.SQL(" NOT NULL")
     if _default(spec, column):
@@ -313,7 +313,7 @@ def _create_index(spec: TableSpec, schema: str, index: Index) -> sql.Composed:
     )
 
 
-def _rewrites_nothing(found: str, declared: ColumnType) -> bool:
+def _rewrites_nothing(found: str, declared: Column) -> bool:
     """Whether PostgreSQL changes the type in its catalog alone: it only loses a length or a precision."""
     plain = re.sub(r"\(.*?\)", "", found)
-    return plain == declared.value or (plain, declared) == ("character varying", ColumnType.TEXT)
+    return plain == declared.sql_type or (plain, declared.sql_type) == ("character varying", ColumnType.TEXT.value)

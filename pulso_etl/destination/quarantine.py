@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from psycopg import sql
 
+from pulso_etl.destination.arrow_types import decoded
 from pulso_etl.destination.bookkeeping import create_missing
 from pulso_etl.destination.conform import Fault, Reason
 from pulso_etl.destination.encoding import UTF8, Encoding, plain
@@ -29,7 +30,7 @@ from pulso_etl.destination.statements import DIFF, STAGE, Statements
 from pulso_etl.destination.strategies import STRATEGIES
 from pulso_etl.errors import QuarantineExceeded
 from pulso_etl.refresh import DayRange
-from pulso_etl.tables.spec import WITHOUT_WIDTH, TableSpec
+from pulso_etl.tables.spec import TableSpec
 
 CREATE = """
 CREATE TABLE IF NOT EXISTS {table} (
@@ -126,7 +127,7 @@ class Quarantine:
             if fault.column.name in self.spec.primary_key:
                 key_known = pc.and_not(key_known, bad)
             days = conformed.column(self.spec.partition_column).filter(first).to_pylist()
-            self._add(fault.reason, fault.column.name, days, given.filter(first).to_pylist())
+            self._add(fault.reason, fault.column.name, days, _rows(given.filter(first)))
         keys = conformed.select(list(self.identity)).filter(pc.and_not(key_known, good))
         self._keys.update(zip(*(column.to_pylist() for column in keys.columns), strict=True))
         return conformed.filter(good)
@@ -143,7 +144,7 @@ class Quarantine:
 
     def remember(self, conn: psycopg.Connection) -> None:
         """Brings the keys that are remembered to the temporary table KEPT."""
-        types = {name: sql.SQL(self.spec.column(name).type.value) for name in self.identity}
+        types = {name: sql.SQL(self.spec.column(name).sql_type) for name in self.identity}
         if not self._kept:
             columns = [sql.SQL("{} {}").format(sql.Identifier(name), kind) for name, kind in types.items()]
             conn.execute(
@@ -196,7 +197,7 @@ class Quarantine:
 
     def _take_unindexable(self, conn: psycopg.Connection) -> None:
         """Takes rows out of the stage whose key is too long for its index; long ones are tried, as the server compresses them."""
-        texts = [name for name in self.spec.primary_key if self.spec.column(name).type in WITHOUT_WIDTH]
+        texts = [name for name in self.spec.primary_key if not self.spec.column(name).has_width]
         if not texts:
             return
         size = sql.SQL(" + ").join(sql.SQL("octet_length({}::text)").format(sql.Identifier(name)) for name in texts)
@@ -323,8 +324,31 @@ def as_json(row: dict[str, Any], encoding: Encoding = UTF8) -> str:
     return json.dumps(plain({name: _plain(value) for name, value in row.items()}, encoding), ensure_ascii=False)
 
 
+def _rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """The rows as the source gave them; bytes of a text that are no UTF-8 are written as `\\xff`, say."""
+    columns = []
+    for column in batch.columns:
+        try:
+            columns.append(column.to_pylist())
+        except UnicodeDecodeError:
+            plain = decoded(column)
+            raw = plain.cast(pa.list_(pa.binary()) if pa.types.is_list(plain.type) else pa.binary())
+            columns.append([_text(value) for value in raw.to_pylist()])
+    return [dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_text(one) for one in value]
+    return None if value is None else value.decode(errors="backslashreplace")
+
+
 def _plain(value: Any) -> Any:
     match value:
+        case bytes():
+            return f"\\x{value.hex()}"
+        case list() | tuple():
+            return [_plain(one) for one in value]
         case Decimal():
             return f"{value:f}"
         case float() if not math.isfinite(value):

@@ -8,9 +8,10 @@ from typing import Any, Union, get_args, get_origin
 
 import psycopg
 import pyarrow as pa
+from psycopg.types.string import TextLoader
 
+from pulso_etl.destination.arrow_types import WIRE_TYPES
 from pulso_etl.destination.bookkeeping import exists
-from pulso_etl.destination.conform import WIRE_TYPES
 from pulso_etl.destination.statements import Statements
 from pulso_etl.destination.watermarks import Watermarks
 from pulso_etl.errors import ContractError
@@ -26,16 +27,19 @@ def read(conn: psycopg.Connection, spec: TableSpec, schema: str, ranges: Sequenc
     A table that nobody has loaded yet is empty. Raises ContractError for one that is gone.
     """
     wanted = pa.schema([(name, _read_type(spec.column(name))) for name in names])
-    batches: list[pa.RecordBatch] = []
+    chunks: list[list[pa.Array]] = [[] for _ in names]
     if ranges and _is_there(conn, spec, schema):
         query = Statements(spec, schema).select(names)
         for days in ranges:
             with conn.cursor("pulso_load_input") as cursor:
+                # As the server prints it: Python's numbers do not hold every number of JSON.
+                cursor.adapters.register_loader("jsonb", TextLoader)
                 cursor.execute(query, {"start": days.start, "end": days.end})
                 while rows := cursor.fetchmany(spec.batch_rows):
-                    values = zip(wanted.types, zip(*rows, strict=True), strict=True)
-                    batches.append(pa.RecordBatch.from_arrays([pa.array(column, kind) for kind, column in values], schema=wanted))
-    return pa.Table.from_batches(batches, wanted)
+                    for values, field, found in zip(zip(*rows, strict=True), wanted, chunks, strict=True):
+                        found.append(_array(spec, values, field))
+    columns = [_joined(spec, field, found) for field, found in zip(wanted, chunks, strict=True)]
+    return pa.Table.from_arrays(columns, names=list(names))
 
 
 def _is_there(conn: psycopg.Connection, spec: TableSpec, schema: str) -> bool:
@@ -46,9 +50,54 @@ def _is_there(conn: psycopg.Connection, spec: TableSpec, schema: str) -> bool:
     return False
 
 
+def _array(spec: TableSpec, values: Sequence[Any], field: pa.Field) -> pa.Array:
+    """The values as an array; of a decimal with fewer digits after the point where there are too many before it."""
+    kind = field.type
+    try:
+        return pa.array(values, kind)
+    except pa.ArrowInvalid:
+        item = kind.value_type if pa.types.is_list(kind) else kind
+        if not pa.types.is_decimal256(item):
+            raise
+        numbers = [one for value in values for one in (value if isinstance(value, list) else [value]) if one is not None]
+        narrower = pa.decimal256(76, max(0, 76 - max(one.adjusted() + 1 for one in numbers)))
+        try:
+            return pa.array(values, pa.list_(narrower) if pa.types.is_list(kind) else narrower)
+        except pa.ArrowInvalid as error:
+            raise _too_many_digits(spec, field) from error
+
+
+def _joined(spec: TableSpec, field: pa.Field, chunks: Sequence[pa.Array]) -> pa.ChunkedArray:
+    """The chunks in one type. Raises ContractError for decimals whose digits, taken together, no type holds."""
+    kinds = [chunk.type for chunk in chunks]
+    kind = min(kinds, key=_scale, default=field.type)
+    try:
+        return pa.chunked_array([chunk.cast(kind) for chunk in chunks], kind)
+    except pa.ArrowInvalid as error:
+        raise _too_many_digits(spec, field) from error
+
+
+def _too_many_digits(spec: TableSpec, field: pa.Field) -> ContractError:
+    return ContractError(
+        f"{spec.name}: the numbers of {field.name} have more digits before and after the point than the 76 of Arrow's decimal; "
+        "read fewer days at once, or leave the column out (the input's metadata `columns`)"
+    )
+
+
+def _scale(kind: pa.DataType) -> int:
+    item = kind.value_type if pa.types.is_list(kind) else kind
+    return item.scale if pa.types.is_decimal(item) else 0
+
+
 def _read_type(column: Column) -> pa.DataType:
-    # The widest decimal that Arrow has takes every NUMERIC and BIGNUMERIC of BigQuery as it is.
-    return pa.decimal256(76, 38) if column.type is ColumnType.NUMERIC else WIRE_TYPES[column.type]
+    if column.type is not ColumnType.NUMERIC:
+        kind = WIRE_TYPES[column.type]
+    elif column.precision is not None:
+        kind = pa.decimal128(column.precision, column.scale)
+    else:
+        # The widest decimal that Arrow has takes every NUMERIC and BIGNUMERIC of BigQuery as it is.
+        kind = pa.decimal256(76, 38)
+    return pa.list_(kind) if column.repeated else kind
 
 
 def chosen_columns(spec: TableSpec, columns: Any) -> Sequence[str]:

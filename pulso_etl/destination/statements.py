@@ -8,7 +8,7 @@ from psycopg import sql
 
 from pulso_etl.destination.identifiers import equal, listed
 from pulso_etl.destination.migration import create_table
-from pulso_etl.tables.spec import DELETED, WITHOUT_WIDTH, ColumnType, Strategy, TableSpec
+from pulso_etl.tables.spec import DELETED, Column, Strategy, TableSpec
 
 STAGE = sql.Identifier("pulso_stage")
 DIFF = sql.Identifier("pulso_diff")
@@ -23,9 +23,10 @@ class Statements:
     the rows of their keys alone.
     """
 
-    def __init__(self, spec: TableSpec, schema: str, *, captured: bool = False) -> None:
+    def __init__(self, spec: TableSpec, schema: str, *, captured: bool = False, carried: tuple[str, ...] = ()) -> None:
         self.spec = spec
         self.schema = schema
+        self.carried = carried
         self.target = sql.Identifier(schema, spec.name)
         self.partition = sql.Identifier(spec.partition_column)
         self.columns = listed(spec.column_names)
@@ -72,17 +73,19 @@ class Statements:
         return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(into, self.columns)
 
     def create_stage(self, text_columns: frozenset[str]) -> sql.Composed:
-        """`text_columns` are numeric columns whose values arrive as text."""
+        """`text_columns` are those whose values arrive as text and are something else."""
         # Columns of one width first: the server finds these in a row without reading those before.
         lines = [
-            sql.SQL("{} {}").format(sql.Identifier(c.name), sql.SQL("text" if c.name in text_columns else c.type.value))
-            for c in sorted(self.spec.columns, key=lambda column: column.type in WITHOUT_WIDTH)
+            sql.SQL("{} {}").format(sql.Identifier(c.name), sql.SQL(_as_text(c) if c.name in text_columns else c.sql_type))
+            for c in sorted(self.spec.columns, key=lambda column: not column.has_width)
         ]
         return sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DROP").format(STAGE, sql.SQL(", ").join(lines))
 
-    def read_text_as_numeric(self, text_columns: frozenset[str]) -> sql.Composed:
+    def read_text(self, text_columns: frozenset[str]) -> sql.Composed:
         changes = [
-            sql.SQL("ALTER COLUMN {0} TYPE {1} USING {0}::{1}").format(sql.Identifier(name), sql.SQL(ColumnType.NUMERIC.value))
+            sql.SQL("ALTER COLUMN {0} TYPE {1} USING {0}::{1}").format(
+                sql.Identifier(name), sql.SQL(self.spec.column(name).sql_type)
+            )
             for name in sorted(text_columns)
         ]
         return sql.SQL("ALTER TABLE {} {}").format(STAGE, sql.SQL(", ").join(changes))
@@ -249,3 +252,7 @@ class Statements:
         return sql.SQL("SELECT {} FROM {} WHERE {} BETWEEN %(start)s AND %(end)s AND {} ORDER BY {}").format(
             listed(names), self.target, self.partition, self.current, self.keys
         )
+
+
+def _as_text(column: Column) -> str:
+    return "text[]" if column.repeated else "text"

@@ -111,9 +111,16 @@ def close_versions(s: Statements) -> sql.Composed:
 
 
 def open_versions(s: Statements) -> sql.Composed:
+    # The version before, closed at the same instant, has what the source gives no longer.
+    carried = sql.SQL("LEFT JOIN {} t ON {} AND t.valid_to = i.at").format(s.target, s.same_key) if s.carried else sql.SQL("")
     return sql.SQL(
-        "INSERT INTO {} ({}, valid_from) SELECT {}, i.at FROM {} s JOIN {} d ON s.ctid = d.pulso_sid CROSS JOIN {} i"
-    ).format(s.target, s.columns, s.staged_values, STAGE, DIFF, INSTANT)
+        "INSERT INTO {} ({}, valid_from) SELECT {}, i.at FROM {} s JOIN {} d ON s.ctid = d.pulso_sid CROSS JOIN {} i {}"
+    ).format(
+        s.target,
+        listed((*s.spec.column_names, *s.carried)),
+        sql.SQL(", ").join([s.staged_values, *(sql.Identifier("t", name) for name in s.carried)]),
+        *(STAGE, DIFF, INSTANT, carried),
+    )
 
 
 STRATEGIES: dict[Strategy, WriteStrategy] = {

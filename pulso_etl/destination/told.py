@@ -133,9 +133,9 @@ class _Rows:
     def without_cast(self) -> Iterator[str]:
         for column in (*self.spec.columns, *self.spec.kept_columns):
             found = self.held.columns.get(column.name)
-            if found is None or found.type == column.type.value:
+            if found is None or found.type == column.sql_type:
                 continue
-            change = f"{column.name}: from {found.type} to {column.type.value}"
+            change = f"{column.name}: from {found.type} to {column.sql_type}"
             name, there, back = sql.Identifier(column.name), cast(column, self.table), sql.SQL(found.type)  # type: ignore[arg-type]
             try:
                 with self.conn.transaction():

@@ -31,13 +31,17 @@ class ColumnType(StrEnum):
     DOUBLE = "double precision"
     TIMESTAMP = "timestamp with time zone"
     BOOLEAN = "boolean"
+    DATETIME = "timestamp without time zone"
+    TIME = "time without time zone"
+    BYTES = "bytea"
+    JSON = "jsonb"
 
 
 GREATEST_LIMIT = {ColumnType.INTEGER: 2**63 - 1, ColumnType.NUMERIC: 10**38 - 1, ColumnType.DOUBLE: 2**53}
 """The types of columns that take limits, and how far from zero a limit may lie for the type to hold it exactly."""
 
 
-WITHOUT_WIDTH = {ColumnType.TEXT, ColumnType.NUMERIC}
+WITHOUT_WIDTH = {ColumnType.TEXT, ColumnType.NUMERIC, ColumnType.BYTES, ColumnType.JSON}
 """The types whose values have no fixed size."""
 
 
@@ -77,6 +81,9 @@ class Column(BaseModel):
     `required` columns are NOT NULL; `minimum` and `maximum` are inclusive and become a CHECK constraint: a load that breaks these
     is refused. `expected`, `expected_minimum` and `expected_maximum` say the same of what the source may break with good reason:
     it lands, and a check warns. `unit` is for people.
+
+    `repeated`: the column holds arrays of the type, as a REPEATED column of BigQuery does. `precision` and `scale` are the digits
+    of a numeric column, in all and after the point: a value with more of either is refused or quarantined, never rounded.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -85,6 +92,9 @@ class Column(BaseModel):
     type: ColumnType
     description: str = ""
     unit: str = ""
+    repeated: bool = False
+    precision: int | None = Field(default=None, ge=1, le=38)
+    scale: int | None = Field(default=None, ge=0, le=38)
     required: bool = False
     minimum: int | None = None
     maximum: int | None = None
@@ -93,13 +103,36 @@ class Column(BaseModel):
     expected_maximum: int | None = None
 
     @model_validator(mode="after")
+    def _type_exists(self) -> Column:
+        digits = (self.precision, self.scale)
+        if digits != (None, None):
+            if self.type is not ColumnType.NUMERIC:
+                raise ValueError(f"column {self.name}: precision and scale on a column of {self.type}; only numeric takes them")
+            if self.precision is None or self.scale is None or self.scale > self.precision:
+                raise ValueError(f"column {self.name}: precision and scale go together, the scale not above the precision")
+        if self.repeated and self.type is ColumnType.JSON:
+            raise ValueError(f"column {self.name}: JSON can't be repeated; declare one of JSON, and write TO_JSON(x) in the SQL")
+        return self
+
+    @property
+    def sql_type(self) -> str:
+        """The type as PostgreSQL prints it, such as `numeric(10,2)` or `text[]`."""
+        digits = "" if self.precision is None else f"({self.precision},{self.scale})"
+        return f"{self.type.value}{digits}{'[]' * self.repeated}"
+
+    @property
+    def has_width(self) -> bool:
+        """Whether every value takes the same room."""
+        return not self.repeated and self.type not in WITHOUT_WIDTH
+
+    @model_validator(mode="after")
     def _limits_fit(self) -> Column:
         limits = ("minimum", "maximum", "expected_minimum", "expected_maximum")
         given = {name: value for name in limits if (value := getattr(self, name)) is not None}
-        greatest = GREATEST_LIMIT.get(self.type)
+        greatest = None if self.repeated else GREATEST_LIMIT.get(self.type)
         if given and greatest is None:
             numbers = ", ".join(GREATEST_LIMIT)
-            raise ValueError(f"column {self.name}: {', '.join(given)} on a column of {self.type}; only {numbers} take limits")
+            raise ValueError(f"column {self.name}: {', '.join(given)} on a column of {self.sql_type}; only {numbers} take limits")
         if beyond := [name for name, value in given.items() if greatest is not None and abs(value) > greatest]:
             raise ValueError(f"column {self.name}: {', '.join(beyond)} beyond ±{greatest}, which {self.type} can't hold exactly")
         for least, most in (limits[:2], limits[2:]):
@@ -255,6 +288,9 @@ class TableSpec(BaseModel):
             named.add(self.version_column)
         if unknown := named - set(names):
             raise ValueError(f"{self.name}: {sorted(unknown)} are named but not declared as columns")
+        for name in (*self.primary_key, *filter(None, [self.version_column])):
+            if self.column(name).repeated or self.column(name).type is ColumnType.JSON:
+                raise ValueError(f"{self.name}: {name} holds {self.column(name).sql_type}, which is no key and no version")
         if self.column(self.partition_column).type is not ColumnType.DATE:
             raise ValueError(f"{self.name}: the partition column {self.partition_column} must be a date")
         if set(self.stamp_columns) & set(self.primary_key):

@@ -107,7 +107,7 @@ def test_new_columns_stand_in_the_metadata_and_are_added_with_the_data(materiali
     assert not materialize(spec, bad).success
     assert "colour" not in loads.columns()
 
-    found = metadata(materialize(spec, wider([row(D1, "a")], colour=["red"], raw=[b"x"])))[str(D1)]
+    found = metadata(materialize(spec, wider([row(D1, "a")], colour=["red"], raw=[{"a": 1}])))[str(D1)]
     assert found["columns_added"] == ["colour"]
     assert found["columns_not_loaded"] == ["raw"]
     assert found["migration"] == [f'ALTER TABLE "{loads.schema}"."things" ADD COLUMN "colour" text']

@@ -11,7 +11,7 @@ import psycopg
 import pyarrow as pa
 import pytest
 
-from pulso_etl.destination.conform import WIRE_TYPES
+from pulso_etl.destination.arrow_types import WIRE_TYPES
 from pulso_etl.errors import SchemaRefused
 from pulso_etl.tables.spec import Column, ColumnType, Strategy, TableSpec
 from pulso_etl_tests.destination.samples import D1, D2, D3, Loads
