@@ -34,6 +34,8 @@ from pulso_etl.tables import TABLES
 from pulso_etl_tests.holding_proxy import HoldingProxy
 
 ROOT = Path(__file__).resolve().parents[1]
+WORKER_SECONDS = 900
+"""A process that is not killed begins and ends within that, on a busy machine too."""
 NEVER = datetime.min.replace(tzinfo=UTC)
 Rows = Mapping[tuple[Any, ...], tuple[Any, ...]]
 """What a table holds, by its primary key: every column that makes a row a changed one."""
@@ -263,7 +265,7 @@ class World:
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self.boundary.worker = subprocess.Popen(command, cwd=ROOT, **quiet)  # type: ignore[call-overload]
         try:
-            code = self.boundary.worker.wait(120)
+            code = self.boundary.worker.wait(WORKER_SECONDS)
         finally:
             self.boundary.worker.kill()
         return Outcome(table, window, "chaos", error=f"exit code {code}" if code else None)

@@ -250,6 +250,22 @@ def test_status_tells_every_table_before_and_after(pulso: Pulso) -> None:
     assert lines["operation_data"] == ["operation_data", "never", "loaded"]
 
 
+def test_status_names_rows_that_have_gone_and_the_command_that_brings_them_back(pulso: Pulso, conn: psycopg.Connection) -> None:
+    assert pulso("refresh", "operation_data").code == 0
+    held = count(conn, "operation_data")
+    conn.execute("TRUNCATE operation_data")
+    told = pulso("status")
+    (words,) = [words for words in told.words if words[:1] == ["operation_data"]]
+    assert words[2] == "no"
+    first = TODAY - timedelta(days=4)
+    command = f"pulso-etl refresh operation_data --from {first} --to {TODAY}"
+    line = f"rows are missing: operation_data: {held} rows of {first}..{TODAY} that were loaded are not in the table any more"
+    assert f"{line}; load them again: {command}" in told.out
+    assert pulso(*command.split()[1:]).code == 0
+    assert "rows are missing" not in pulso("status").out
+    assert count(conn, "operation_data") == held
+
+
 def test_sql_prints_the_query_and_every_statement(pulso: Pulso, data: SampleData, schema: str) -> None:
     ended = pulso("sql", "operation_data")
     assert ended.code == 0

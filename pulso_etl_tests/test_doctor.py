@@ -7,7 +7,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import dagster as dg
@@ -21,10 +21,13 @@ from sqlalchemy import make_url
 from typer.testing import CliRunner
 
 from pulso_etl.cli import app
+from pulso_etl.destination.statements import Statements
+from pulso_etl.destination.watermarks import Extraction, Loaded, Watermarks
 from pulso_etl.doctor import Finding, diagnose
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import SampleData
 from pulso_etl.local.stack import configuration
+from pulso_etl.refresh import DayRange
 from pulso_etl.settings import Settings, load_settings
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.databases import database
@@ -93,6 +96,24 @@ def test_the_command_prints_each_part_and_fails_with_one_of_them(deployment: Set
     monkeypatch.setenv("BIGQUERY_DATASET", "nowhere")
     bad = CliRunner().invoke(app, ["doctor"])
     assert (bad.exit_code, bad.output.count("FAIL ")) == (1, len(TABLES))
+
+
+def test_rows_that_have_gone_are_found_whoever_deleted_them(deployment: Settings, conn: psycopg.Connection, schema: str) -> None:
+    marks, window = Watermarks(schema), DayRange(date(2026, 3, 1), date(2026, 3, 2))
+    extraction = Extraction("operation_data", window, "run", 1, datetime.now(UTC))
+    for statement in Statements(TABLES["operation_data"], schema).create_table():
+        conn.execute(statement)
+    with conn.transaction():
+        marks.create(conn)
+        marks.start(conn, extraction)
+        marks.succeed(conn, extraction, Loaded(datetime.now(UTC), dict.fromkeys(window, 5), 10, 1.0, True))
+    found = {finding.part: finding for finding in diagnose()}
+    assert not found["rows of operation_data"].ok
+    assert (
+        "10 rows of 2026-03-01..2026-03-02 that were loaded are not in the table any more" in found["rows of operation_data"].text
+    )
+    assert "pulso-etl refresh operation_data --from 2026-03-01 --to 2026-03-02" in found["rows of operation_data"].text
+    assert found["rows of dashboard_data"].text == "never loaded"
 
 
 def test_a_malformed_setting_ends_it_there(deployment: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

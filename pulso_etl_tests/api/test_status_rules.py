@@ -28,7 +28,7 @@ from pulso_etl.api.status import CALENDAR_DAYS, calendar, freshness, overall, ru
 from pulso_etl.automation.due import BackOff
 from pulso_etl.destination.watermarks import Extraction, TableState
 from pulso_etl.launch import TABLE_TAG, range_tags
-from pulso_etl.refresh import DayRange, RefreshPlan, Watermark
+from pulso_etl.refresh import DayRange, Loss, RefreshPlan, Watermark
 from pulso_etl.tables import TABLES
 
 NOW = datetime(2026, 11, 25, 20, tzinfo=UTC)
@@ -76,6 +76,16 @@ def test_a_table_is_due_when_its_rows_are_as_old_as_its_frequency() -> None:
     found = told(state(timedelta(hours=1)))
     assert found.next_due == NOW + timedelta(hours=5)
     assert (found.age_seconds, found.bytes_billed, found.estimated_cost_usd) == (3600, 10, 0.5)
+
+
+def test_rows_that_have_gone_are_told_and_the_table_is_stale() -> None:
+    lost = Loss(DayRange(TODAY - timedelta(days=40), TODAY - timedelta(days=7)), 793)
+    found = told(state(timedelta(hours=1), lost=lost))
+    assert (found.freshness, found.rows_lost, found.partitions_lost) == (Freshness.STALE, 793, "2026-10-16..2026-11-18")
+    assert found.restored_by == "pulso-etl refresh dashboard_data --from 2026-10-16 --to 2026-11-18"
+    assert told(state(timedelta(hours=1), replaced=True)).freshness is Freshness.DUE
+    whole = told(state(timedelta(hours=1)))
+    assert (whole.freshness, whole.rows_lost, whole.partitions_lost, whole.restored_by) == (Freshness.FRESH, None, None, None)
 
 
 def test_a_run_under_way_is_told_with_its_range_and_the_rows_so_far() -> None:

@@ -25,7 +25,7 @@ from pulso_etl.definitions import build_defs, build_resources
 from pulso_etl.destination.watermarks import Attempt
 from pulso_etl.launch import run_tags
 from pulso_etl.local.emulator import BigQueryEmulator
-from pulso_etl.refresh import DayRange, Watermark, is_stale
+from pulso_etl.refresh import DayRange, Loss, Watermark, is_stale
 from pulso_etl.settings import Settings
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.alerts.receivers import Receiver
@@ -154,6 +154,14 @@ def test_a_failed_check_is_told_and_a_passed_one_ends_it() -> None:
 )
 def test_stale_is_twice_the_frequency_or_a_newest_partition_too_old(watermark: Watermark | None, stale: bool) -> None:
     assert is_stale(TABLES[NAME], watermark, NOW) is stale
+
+
+def test_rows_that_have_gone_are_told_with_the_command_that_brings_them_back() -> None:
+    lost = Loss(DayRange(TODAY - timedelta(days=40), TODAY - timedelta(days=7)), 793)
+    (event,) = [one for one in told(Standing(replace(FRESH, lost=lost))) if isinstance(one, Failed)]
+    assert event.cause is Cause.STALE
+    assert event.detail.startswith("faltan 793 filas de 2026-")
+    assert f"pulso-etl refresh {NAME} --from {lost.window.start} --to {lost.window.end}" in event.detail
 
 
 def test_yesterday_s_partition_will_not_do_in_the_evening() -> None:
