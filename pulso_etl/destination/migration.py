@@ -56,6 +56,14 @@ def copy_aside(spec: TableSpec, schema: str, aside: str) -> sql.Composed:
     return sql.SQL("CREATE TABLE {} AS TABLE {}").format(sql.Identifier(schema, aside), sql.Identifier(schema, spec.name))
 
 
+def version(spec: TableSpec, alias: str | None = None) -> sql.Composed:
+    """What tells the newest of several rows of a key, by which they are ordered: the greatest is the newest."""
+    name = spec.version_column or spec.partition_column
+    column = sql.Composed([sql.Identifier(alias, name) if alias else sql.Identifier(name)])
+    # As BigQuery orders texts: by their characters' numbers, whatever the language of the database.
+    return column + sql.SQL(' COLLATE "C"') if spec.column(name).type is ColumnType.TEXT else column
+
+
 def unknown_columns(spec: TableSpec, table: Table) -> list[str]:
     """Columns of the table that neither the declaration nor the destination knows."""
     known = {column.name for column in _all_columns(spec)}
@@ -243,7 +251,7 @@ def _other_key(spec: TableSpec, table: Table) -> str:
 
 
 def _newest_first(spec: TableSpec) -> sql.Composed:
-    return sql.SQL("{} DESC").format(sql.Identifier(spec.version_column or spec.partition_column))
+    return sql.SQL("{} DESC").format(version(spec))
 
 
 def _partitioning(spec: TableSpec) -> sql.Composed:

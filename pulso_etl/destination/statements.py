@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from psycopg import sql
 
 from pulso_etl.destination.identifiers import equal, listed
-from pulso_etl.destination.migration import create_table
+from pulso_etl.destination.migration import create_table, version
 from pulso_etl.tables.spec import DELETED, Column, Strategy, TableSpec
 
 STAGE = sql.Identifier("pulso_stage")
@@ -128,7 +128,7 @@ class Statements:
         target = sql.SQL("(SELECT ctid AS pulso_tid, * FROM {} WHERE {})").format(self.target, self.current)
         join, day = sql.SQL("LEFT JOIN"), sql.SQL("s.{}").format(self.partition)
         if self.spec.version_column is not None and not self.spec.partition_in_key:
-            changed = sql.SQL("s.{0} >= t.{0} AND {1}").format(sql.Identifier(self.spec.version_column), changed)
+            changed = sql.SQL("{} >= {} AND {}").format(version(self.spec, "s"), version(self.spec, "t"), changed)
         if self.spec.snapshot_of:
             stage = sql.SQL("(SELECT s.ctid AS pulso_sid, pulso_day, s.* FROM {} s JOIN {} v ON {})").format(
                 STAGE, VALUES, self.same_value("s")
@@ -153,8 +153,8 @@ class Statements:
         """The staged rows, of each key the newest version, each with its address."""
         if self.spec.version_column is None:
             return sql.SQL("(SELECT ctid AS pulso_sid, * FROM {} {})").format(STAGE, self.kept)
-        return sql.SQL("(SELECT DISTINCT ON ({0}) ctid AS pulso_sid, * FROM {1} ORDER BY {0}, {2} DESC)").format(
-            self.keys, STAGE, sql.Identifier(self.spec.version_column)
+        return sql.SQL("(SELECT DISTINCT ON ({0}) s.ctid AS pulso_sid, s.* FROM {1} s ORDER BY {0}, {2} DESC)").format(
+            self.keys, STAGE, version(self.spec, "s")
         )
 
     def same_value(self, alias: str) -> sql.Composed:

@@ -8,16 +8,19 @@ from decimal import Decimal
 from typing import Any
 
 import psycopg
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import make_url
 
 from pulso_etl.destination.load import LoadResult, Plan
 from pulso_etl.errors import DuplicateKeyError, RejectedRows, ShrinkRefused, VerificationFailed
 from pulso_etl.refresh import DayRange
 from pulso_etl.tables.spec import Column, ColumnType, TableSpec
-from pulso_etl_tests.destination.samples import D1, D2, D3, Loads, row, things
+from pulso_etl_tests.destination.samples import D1, D2, D3, Loads, row, things, wider
 from pulso_etl_tests.destination.test_verify import load_and_verify, swallow
+from pulso_etl_tests.oldest_postgres import needs_oldest_postgres, oldest_postgres
 
 VERSIONED = things(version_column="hour")
 QUARANTINING = things(version_column="hour", on_reject="quarantine", maximum_quarantined_share=1)
@@ -54,6 +57,32 @@ def test_the_newest_version_in_a_day_is_loaded_and_counted_as_one_row(conn: psyc
     again = load([version(D1, "a", 1, "1"), version(D1, "a", 3, "3"), version(D2, "a", 1, "1"), version(D2, "a", 2, "2")])
     assert (again.total.inserted, again.total.updated, again.total.deleted) == (0, 1, 0)
     assert held(loads) == [(D1, "a", 3, 3), (D2, "a", 2, 2)]
+
+
+@needs_oldest_postgres
+@pytest.mark.parametrize("by_day", [True, False])
+def test_the_newest_of_versions_that_are_texts_is_that_of_bigquery_whatever_the_language_of_the_database(by_day: bool) -> None:
+    key = ("day", "name") if by_day else ("name",)
+    label = Column(name="label", type=ColumnType.TEXT)
+    spec = things(label, primary_key=key, version_column="label")
+
+    def labelled(*labels: str) -> pa.Table:
+        return wider([row(D1, "a", str(n)) for n in range(len(labels))], label=list(labels))
+
+    with oldest_postgres() as url:
+        with psycopg.connect(url, autocommit=True) as admin:
+            admin.execute("CREATE DATABASE english TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'en-US' LOCALE 'C.UTF-8'")
+        with psycopg.connect(make_url(url).set(database="english").render_as_string(False), autocommit=True) as conn:
+            conn.execute("CREATE SCHEMA plain")
+            conn.execute("SET search_path = plain")
+            loads = Loads(conn, "plain")
+            assert loads.rows("SELECT 'a' < 'B', 'é' < 'z'") == [(True, True)]
+            loads(labelled("B", "Z", "a"), spec)
+            assert loads.rows("SELECT label FROM things") == [("a",)]
+            loads(labelled("a", "é", "z"), spec)
+            assert loads.rows("SELECT label FROM things") == [("é",)]
+            loads(labelled("z"), spec)
+            assert loads.rows("SELECT label FROM things") == [("z",) if by_day else ("é",)]
 
 
 def test_a_newest_version_that_the_source_no_longer_has_is_gone(loads: Loads) -> None:
