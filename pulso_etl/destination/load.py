@@ -470,9 +470,11 @@ def _refuse_duplicates(conn: psycopg.Connection, statements: Statements, spec: T
     if row is not None:
         *key, copies, duplicated = row
         named = ", ".join(f"{name}={value}" for name, value in zip(spec.primary_key, key, strict=True))
+        alike = f" at one {spec.version_column}" if spec.version_column else ""
+        advice = "" if spec.version_column or spec.snapshot_of else " or declare a version_column"
         raise DuplicateKeyError(
-            f"{spec.name} {window}: the source holds {copies} rows of the primary key ({named}); "
-            f"{duplicated} key(s) are duplicated in all; correct the source or declare a version_column"
+            f"{spec.name} {window}: the source holds {copies} rows of the primary key ({named}){alike}; "
+            f"{duplicated} key(s) are duplicated in all; correct the source{advice}"
         )
 
 
