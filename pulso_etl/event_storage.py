@@ -1,4 +1,5 @@
-"""Dagster's own storage in PostgreSQL, which takes the events of many days together; `dagster.yaml` names it."""
+"""Dagster's own storage in PostgreSQL, which takes the events of many days together, and whose sessions state their settings;
+`dagster.yaml` names it."""
 
 from __future__ import annotations
 
@@ -6,14 +7,54 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
+import sqlalchemy as sa
 from dagster import DagsterEventType, EventLogEntry
 from dagster._core.storage.event_log import SqlEventLogStorageTable
 from dagster._serdes import ConfigurableClassData
-from dagster_postgres import DagsterPostgresStorage, PostgresEventLogStorage
+from dagster_postgres import DagsterPostgresStorage, PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
 from dagster_postgres.utils import get_token_provider_from_config, pg_url_from_config
 
+from pulso_etl.destination.session_settings import STATED, UNLIMITED, stating
 
-class BatchingEventLogStorage(PostgresEventLogStorage):
+# psycopg2, by which Dagster connects, looks once how strings are quoted, and goes by that ever after.
+SETTINGS = {name: value for name, value in STATED.items() if name != "standard_conforming_strings"} | UNLIMITED.settings()
+"""What Dagster's sessions state. It takes the server's clock for UTC, for one, whatever zone the server has."""
+STATEMENT = stating(SETTINGS).as_string()
+
+
+class Stating:
+    """Mixed into a storage of Dagster's: the sessions of each engine that it makes, the webserver's too, state SETTINGS."""
+
+    _stating_engine: sa.Engine
+
+    @property
+    def _engine(self) -> sa.Engine:
+        return self._stating_engine
+
+    @_engine.setter
+    def _engine(self, engine: sa.Engine) -> None:
+        sa.event.listen(engine, "connect", _state)
+        self._stating_engine = engine
+
+
+def _state(connection: Any, _: object) -> None:
+    # In a transaction, a limit that the server sets could end the session before the settings hold.
+    before, connection.autocommit = connection.autocommit, True
+    connection.set_client_encoding("UTF8")
+    with connection.cursor() as cursor:
+        cursor.execute(STATEMENT)
+    connection.autocommit = before
+
+
+class StatingRunStorage(Stating, PostgresRunStorage):
+    """Dagster's own, whose sessions state their settings."""
+
+
+class StatingScheduleStorage(Stating, PostgresScheduleStorage):
+    """Dagster's own, whose sessions state their settings."""
+
+
+class BatchingEventLogStorage(Stating, PostgresEventLogStorage):
     """Dagster's own, which stores the materializations that a launch plans in one statement, as it does those that a run makes."""
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
@@ -34,7 +75,7 @@ class BatchingEventLogStorage(PostgresEventLogStorage):
 
 
 class BatchingPostgresStorage(DagsterPostgresStorage):
-    """Dagster's own, configured alike, with these event logs."""
+    """Dagster's own, configured alike, of these three."""
 
     def __init__(
         self,
@@ -43,8 +84,15 @@ class BatchingPostgresStorage(DagsterPostgresStorage):
         inst_data: ConfigurableClassData | None = None,
         token_provider: Any = None,
     ) -> None:
-        super().__init__(postgres_url, should_autocreate_tables, inst_data, token_provider)
-        self._event_log_storage = BatchingEventLogStorage(postgres_url, should_autocreate_tables, token_provider=token_provider)
+        # Not Dagster's own beginning, which makes its own three.
+        super(DagsterPostgresStorage, self).__init__()  # type: ignore[no-untyped-call]
+        self.postgres_url = postgres_url
+        self.should_autocreate_tables = should_autocreate_tables
+        self._inst_data = inst_data
+        how = {"should_autocreate_tables": should_autocreate_tables, "token_provider": token_provider}
+        self._run_storage = StatingRunStorage(postgres_url, **how)
+        self._event_log_storage = BatchingEventLogStorage(postgres_url, **how)
+        self._schedule_storage = StatingScheduleStorage(postgres_url, **how)
 
     @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Any) -> BatchingPostgresStorage:

@@ -6,7 +6,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +17,36 @@ import pytest
 import sqlalchemy as sa
 import yaml
 from dagster._core.instance.ref import InstanceRef
+from sqlalchemy import make_url
 
 from pulso_etl.destination.io_manager import PostgresUpsertIOManager
 from pulso_etl_tests.dagster_stack import CHECKOUT
+from pulso_etl_tests.databases import ENVIRONMENT, database, otherwise
 from pulso_etl_tests.destination.visits import SCHEMA, visits
 
 FIRST = date(2026, 2, 1)
 
 
+@contextmanager
+def opened(url: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
+    """An instance with the storage that `dagster.yaml` says."""
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", url)
+    config = {"storage": yaml.safe_load((CHECKOUT / "dagster.yaml").read_text(encoding="utf-8"))["storage"]}
+    (home / "dagster.yaml").write_text(yaml.safe_dump(config | {"telemetry": {"enabled": False}}), encoding="utf-8")
+    with dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home))) as instance:
+        yield instance
+
+
 @pytest.fixture
 def instance(server_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
-    """An instance with the storage that `dagster.yaml` says, in a schema of its own."""
+    """Such an instance in a schema of its own."""
     storage = f"d_{uuid.uuid4().hex[:12]}"
     separator = "&" if "?" in server_url else "?"
-    monkeypatch.setenv("DAGSTER_POSTGRES_URL", f"{server_url}{separator}options=-csearch_path%3D{storage}")
-    config = {"storage": yaml.safe_load((CHECKOUT / "dagster.yaml").read_text(encoding="utf-8"))["storage"]}
-    (tmp_path / "dagster.yaml").write_text(yaml.safe_dump(config | {"telemetry": {"enabled": False}}), encoding="utf-8")
+    url = f"{server_url}{separator}options=-csearch_path%3D{storage}"
     with psycopg.connect(server_url, autocommit=True) as conn:
         conn.execute(f"CREATE SCHEMA {storage}")
         try:
-            with dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(tmp_path))) as instance:
+            with opened(url, tmp_path, monkeypatch) as instance:
                 yield instance
         finally:
             conn.execute(f"DROP SCHEMA {storage} CASCADE")
@@ -121,3 +131,35 @@ def test_planned_events_of_two_assets_enter_the_catalogue_of_both(
     records = instance.get_asset_records([dg.AssetKey("visits"), dg.AssetKey("other")])
     assert {record.asset_entry.last_run_id for record in records} == {result.run_id}
     assert instance.get_materialized_partitions(dg.AssetKey("other")) == set()
+
+
+TEXT = "José 日本 \\ 'x' \\n"
+
+
+def test_nothing_depends_on_the_settings_of_the_server_or_the_shell(
+    server_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with database(server_url) as url, otherwise(url, "DATABASE"):
+        for name, value in ENVIRONMENT.items():
+            monkeypatch.setenv(name, value)
+        # In which schema its tables are is the deployment's choice.
+        url = make_url(url).update_query_dict({"options": "-csearch_path=public"}).render_as_string(hide_password=False)
+        with opened(url, tmp_path, monkeypatch) as instance:
+            _keeps_what_it_is_given(instance)
+            # As the webserver does, whose connections are others.
+            for part in (instance.run_storage, instance.event_log_storage, instance.schedule_storage):
+                part.optimize_for_webserver(statement_timeout=5000, pool_recycle=60, max_overflow=2)
+            _keeps_what_it_is_given(instance)
+            assert instance.schedule_storage.alembic_version() == instance.run_storage.alembic_version()
+
+
+def _keeps_what_it_is_given(instance: dg.DagsterInstance) -> None:
+    began = datetime.now(UTC)
+    run = instance.add_run(dg.DagsterRun("refresh", tags={"text": TEXT}))
+    instance.report_engine_event(TEXT, run)
+    [record] = instance.get_run_records(dg.RunsFilter(created_after=began - timedelta(minutes=1)), limit=1)
+    assert abs(record.create_timestamp - began) < timedelta(minutes=1)
+    assert record.dagster_run.tags["text"] == TEXT
+    [event] = instance.get_records_for_run(run.run_id).records
+    assert event.event_log_entry.dagster_event is not None
+    assert event.event_log_entry.dagster_event.message == TEXT

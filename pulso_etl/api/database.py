@@ -15,7 +15,8 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from pulso_etl.destination.bookkeeping import create_missing
 from pulso_etl.destination.encoding import Encoding
 from pulso_etl.destination.server_errors import keeps_out, meaning
-from pulso_etl.destination.sessions import Limits, Session
+from pulso_etl.destination.session_settings import Limits
+from pulso_etl.destination.sessions import Session
 from pulso_etl.destination.watermarks import TableState, Watermarks
 from pulso_etl.errors import first_line
 from pulso_etl.settings import Settings

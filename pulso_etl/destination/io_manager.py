@@ -23,7 +23,8 @@ from pulso_etl.destination.partitions import first_day, one_range, partition_day
 from pulso_etl.destination.reading import chosen_columns, form_of, read
 from pulso_etl.destination.roles import as_role
 from pulso_etl.destination.schema import is_as_declared
-from pulso_etl.destination.sessions import Limits, Session, buffer_temporary_tables
+from pulso_etl.destination.session_settings import Limits
+from pulso_etl.destination.sessions import Session, buffer_temporary_tables
 from pulso_etl.destination.snapshots import Past
 from pulso_etl.destination.streams import ChangeStream, Stream, as_stream
 from pulso_etl.destination.verify import verify

@@ -1,4 +1,5 @@
-"""The sessions on PostgreSQL, opened here alone: each states every setting that our statements and what reads them depend on.
+"""The sessions on PostgreSQL, opened here alone: each states every setting that our statements and what reads them depend on
+(see `session_settings`).
 
 The server, the database, the role, the environment (PGCLIENTENCODING, PGOPTIONS, …) and a pooler that hands on a used session may
 have each of them otherwise. They are stated after connecting, all in one message: a pooler may refuse them at the start.
@@ -11,7 +12,6 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, TypedDict
 
 import psycopg
@@ -21,58 +21,14 @@ from psycopg import sql
 from pulso_etl.destination.encoding import Encoding
 from pulso_etl.destination.roles import split_role
 from pulso_etl.destination.server_errors import naming_refusals
+from pulso_etl.destination.session_settings import STATED, UNLIMITED, Limits, stating
 from pulso_etl.errors import DestinationError
 
-STATED = {
-    "array_nulls": "on",
-    "bytea_output": "hex",
-    "client_encoding": "UTF8",
-    "DateStyle": "ISO, MDY",
-    "default_transaction_deferrable": "off",
-    "default_transaction_isolation": "read committed",
-    "extra_float_digits": "1",
-    "idle_session_timeout": "0",
-    "IntervalStyle": "postgres",
-    "quote_all_identifiers": "off",
-    "row_security": "on",
-    "standard_conforming_strings": "on",
-    "TimeZone": "UTC",
-    "transform_null_equals": "off",
-}
-"""What is the same in all sessions. A setting that the server's version does not have is passed over.
-
-Not `default_transaction_read_only`: who sets that wants no writer, as a provider does when the disk is nearly full.
-"""
 SEARCH_PATH = "concat_ws(', ', 'pg_temp', 'pg_catalog', nullif(pg_catalog.current_setting('search_path'), ''))"
 """Nothing stands before the server's own functions; what triggers of others may need stays behind them."""
 PROBE_SECONDS = 2.0
 """How long a pooler may take to give a second session; a pooler that shares sessions has one at once."""
 PROBES = 3
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When the server ends a statement, a wait for a lock, a transaction or its pause; None is never. Nobody else's limits hold."""
-
-    statement: timedelta | None = None
-    lock: timedelta | None = None
-    transaction: timedelta | None = None
-    idle_in_transaction: timedelta | None = None
-
-    @classmethod
-    def of_work(cls, timeout: timedelta, lock: timedelta) -> Limits:
-        """Those of work that may take `timeout` in all, the source's time included, of which a wait for another writer `lock`."""
-        return cls(statement=timeout, lock=lock, transaction=timeout, idle_in_transaction=timeout)
-
-    def settings(self) -> dict[str, str]:
-        """The server's settings, by name; a version that has no limit of transactions passes over it."""
-        limits = {
-            "statement_timeout": self.statement,
-            "lock_timeout": self.lock,
-            "transaction_timeout": self.transaction,
-            "idle_in_transaction_session_timeout": self.idle_in_transaction,
-        }
-        return {name: f"{limit // timedelta(milliseconds=1) if limit else 0}ms" for name, limit in limits.items()}
 
 
 class Start(TypedDict):
@@ -94,7 +50,7 @@ class Session:
 
     url: str
     purpose: str
-    limits: Limits = Limits()
+    limits: Limits = UNLIMITED
     connect_seconds: int = 10
 
     @property
@@ -119,12 +75,9 @@ class Session:
         _, role = split_role(self.url)
         settings = STATED | self.limits.settings() | {"application_name": self.name}
         works_as = sql.SQL("SET ROLE {}").format(sql.Identifier(role)) if role else sql.SQL("RESET ROLE")
-        pairs = sql.SQL(", ").join(sql.SQL("({}, {})").format(name, value) for name, value in settings.items())
-        return sql.SQL(
-            "RESET ALL; SELECT pg_catalog.set_config(name, value, false) FROM (VALUES {}) AS stated (name, value) "
-            "WHERE pg_catalog.current_setting(name, true) IS NOT NULL; "
-            "SELECT pg_catalog.set_config('search_path', pg_catalog.{}, false); {}"
-        ).format(pairs, sql.SQL(SEARCH_PATH), works_as)
+        return sql.SQL("RESET ALL; {}; SELECT pg_catalog.set_config('search_path', pg_catalog.{}, false); {}").format(
+            stating(settings), sql.SQL(SEARCH_PATH), works_as
+        )
 
     def open(self, **more: Any) -> psycopg.Connection:
         """A connection in autocommit mode, closed at the end of a `with`; `more` are parameters of libpq. Raises psycopg.Error."""

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pytest
 
 from pulso_etl.destination.load import Plan, load, translated
-from pulso_etl.destination.sessions import Limits, Session
+from pulso_etl.destination.session_settings import Limits
+from pulso_etl.destination.sessions import Session
 from pulso_etl.errors import DestinationUnavailable
 from pulso_etl_tests.destination.samples import D1, WINDOW, Loads, row, table, things
 
@@ -26,7 +27,7 @@ def sleep(conn: psycopg.Connection) -> None:
 
 
 def end(conn: psycopg.Connection) -> None:
-    with psycopg.connect(conn.info.dsn, autocommit=True) as admin:
+    with psycopg.connect(conn.info.dsn, password=conn.info.password, autocommit=True) as admin:
         admin.execute("SELECT pg_terminate_backend(%s, 5000)", (conn.info.backend_pid,))
 
 

@@ -6,6 +6,7 @@ import random
 import re
 import string
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +124,15 @@ def test_a_trigger_that_refuses_a_row_is_no_outage(loads: Loads, schema: str) ->
 
 @pytest.fixture
 def roles(server_url: str) -> Iterator[str]:
-    """The prefix of three roles: one that may not log in, one that has no connection left, one whose password is asked for."""
+    """The prefix of three roles: one that may not log in, one that has no connection left, one whose password is asked for.
+
+    Each has the password `secreto`, which some servers ask of everybody.
+    """
     prefix = f"r_{random.getrandbits(40):x}"
     with psycopg.connect(server_url, autocommit=True) as conn:
-        for name, options in (("nologin", "NOLOGIN"), ("full", "LOGIN CONNECTION LIMIT 0"), ("secret", "LOGIN PASSWORD 'secreto'")):
-            conn.execute(sql.SQL("CREATE ROLE {} {}").format(sql.Identifier(f"{prefix}_{name}"), sql.SQL(options)))
+        for name, options in (("nologin", "NOLOGIN"), ("full", "LOGIN CONNECTION LIMIT 0"), ("secret", "LOGIN")):
+            role = sql.Identifier(f"{prefix}_{name}")
+            conn.execute(sql.SQL("CREATE ROLE {} {} PASSWORD 'secreto'").format(role, sql.SQL(options)))
         yield prefix
         for name in ("nologin", "full", "secret"):
             conn.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(f"{prefix}_{name}")))
@@ -154,28 +159,40 @@ def refused(url: str) -> psycopg.Error:
 def test_who_is_not_let_in_is_told_what_to_do_and_tries_again_only_where_that_helps(
     server_url: str, roles: str, changes: dict[str, str], retried: bool, message: str
 ) -> None:
-    error = refused(make_conninfo(server_url, **{name: value.format(roles) for name, value in changes.items()}))
+    password = {"password": "secreto"} if "user" in changes else {}
+    error = refused(make_conninfo(server_url, **password, **{name: value.format(roles) for name, value in changes.items()}))
     told = meaning(error).tell(error, "things 2026-02-27")
     assert told.retryable is retried
     assert keeps_out(error)
     assert re.search(f"things 2026-02-27: PostgreSQL {message}", str(told)), str(told)
 
 
-def test_a_wrong_password_is_no_outage(server_url: str, roles: str) -> None:
+@contextmanager
+def asking_for_passwords(server_url: str, role: str) -> Iterator[None]:
+    """Meanwhile the server asks the role for its password."""
     with psycopg.connect(server_url, autocommit=True) as conn:
+        if conn.pgconn.used_password:
+            yield
+            return
         (shown,) = conn.execute("SHOW hba_file").fetchone() or ("",)
         rules = Path(shown)
         if not rules.is_file():
             pytest.skip("the server's pg_hba.conf is on another machine")
         before = rules.read_text()
         try:
-            rules.write_text(f"local all {roles}_secret scram-sha-256\nhost all {roles}_secret all scram-sha-256\n{before}")
+            rules.write_text(f"local all {role} scram-sha-256\nhost all {role} all scram-sha-256\n{before}")
             conn.execute("SELECT pg_reload_conf()")
-            for given in ({"password": "equivocada"}, {}):
-                error = refused(make_conninfo(server_url, user=f"{roles}_secret", **given))
-                assert (error.sqlstate, meaning(error).becomes) == ("28P01", DestinationError)
-                assert "equivocada" not in str(meaning(error).tell(error))
-            Session(make_conninfo(server_url, user=f"{roles}_secret", password="secreto"), "test").open().close()
+            yield
         finally:
             rules.write_text(before)
             conn.execute("SELECT pg_reload_conf()")
+
+
+def test_a_wrong_password_is_no_outage(server_url: str, roles: str) -> None:
+    user = f"{roles}_secret"
+    with asking_for_passwords(server_url, user):
+        for given in ("equivocada", ""):
+            error = refused(make_conninfo(server_url, user=user, password=given))
+            assert (error.sqlstate, meaning(error).becomes) == ("28P01", DestinationError)
+            assert "equivocada" not in str(meaning(error).tell(error))
+        Session(make_conninfo(server_url, user=user, password="secreto"), "test").open().close()

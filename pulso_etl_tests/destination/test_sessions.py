@@ -19,7 +19,8 @@ import pulso_etl
 from pulso_etl.destination.io_manager import PostgresUpsertIOManager
 from pulso_etl.destination.months import partitions
 from pulso_etl.destination.roles import as_login, as_role
-from pulso_etl.destination.sessions import Limits, Session, buffer_temporary_tables
+from pulso_etl.destination.session_settings import Limits
+from pulso_etl.destination.sessions import Session, buffer_temporary_tables
 from pulso_etl.destination.watermarks import Extraction, Loaded, Watermarks
 from pulso_etl_tests.databases import ENVIRONMENT, database, known, otherwise
 from pulso_etl_tests.destination.samples import D1, D2, NOON, WINDOW, Loads, by_month, row

@@ -1,0 +1,67 @@
+"""The settings that sessions on PostgreSQL state, ours and those of Dagster's own storage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+from psycopg import sql
+
+STATED = {
+    "array_nulls": "on",
+    "bytea_output": "hex",
+    "client_encoding": "UTF8",
+    "DateStyle": "ISO, MDY",
+    "default_transaction_deferrable": "off",
+    "default_transaction_isolation": "read committed",
+    "extra_float_digits": "1",
+    "idle_session_timeout": "0",
+    "IntervalStyle": "postgres",
+    "quote_all_identifiers": "off",
+    "row_security": "on",
+    "standard_conforming_strings": "on",
+    "TimeZone": "UTC",
+    "transform_null_equals": "off",
+}
+"""What is the same in all sessions. A setting that the server's version does not have is passed over.
+
+Not `default_transaction_read_only`: who sets that wants no writer, as a provider does when the disk is nearly full.
+"""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When the server ends a statement, a wait for a lock, a transaction or its pause; None is never. Nobody else's limits hold."""
+
+    statement: timedelta | None = None
+    lock: timedelta | None = None
+    transaction: timedelta | None = None
+    idle_in_transaction: timedelta | None = None
+
+    @classmethod
+    def of_work(cls, timeout: timedelta, lock: timedelta) -> Limits:
+        """Those of work that may take `timeout` in all, the source's time included, of which a wait for another writer `lock`."""
+        return cls(statement=timeout, lock=lock, transaction=timeout, idle_in_transaction=timeout)
+
+    def settings(self) -> dict[str, str]:
+        """The server's settings, by name; a version that has no limit of transactions passes over it."""
+        limits = {
+            "statement_timeout": self.statement,
+            "lock_timeout": self.lock,
+            "transaction_timeout": self.transaction,
+            "idle_in_transaction_session_timeout": self.idle_in_transaction,
+        }
+        return {name: f"{limit // timedelta(milliseconds=1) if limit else 0}ms" for name, limit in limits.items()}
+
+
+UNLIMITED = Limits()
+
+
+def stating(settings: Mapping[str, str]) -> sql.Composed:
+    """The statement that gives a session these settings; those that the server's version does not have are passed over."""
+    pairs = sql.SQL(", ").join(sql.SQL("({}, {})").format(name, value) for name, value in settings.items())
+    return sql.SQL(
+        "SELECT pg_catalog.set_config(name, value, false) FROM (VALUES {}) AS stated (name, value) "
+        "WHERE pg_catalog.current_setting(name, true) IS NOT NULL"
+    ).format(pairs)
