@@ -1,4 +1,4 @@
-"""Dagster's run queue, as `dagster.yaml` names it: age counts in its order, and an outage ends no back-fill.
+"""Dagster's run queue, as `dagster.yaml` names it: age counts in its order, and an outage ends no run in it and no back-fill.
 
 Where there are tenants, every run carries the tag of its tenant, however it was launched. Jobs, sensors, schedules, the HTTP API
 and the command line tag their runs themselves. A launch of chosen assets, or a back-fill, in Dagster's UI or GraphQL tags nothing:
@@ -7,20 +7,31 @@ there the queue takes the tenant from the assets. `deploy/dagster.tenants.yaml` 
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 from dagster import AssetKey, DagsterInvariantViolationError, DagsterRun
 from dagster._core.definitions.assets.graph.remote_asset_graph import RemoteAssetGraph
-from dagster._core.errors import DagsterAssetBackfillDataLoadError, DagsterDefinitionChangedDeserializationError
+from dagster._core.errors import (
+    DagsterAssetBackfillDataLoadError,
+    DagsterCodeLocationLoadError,
+    DagsterDefinitionChangedDeserializationError,
+    DagsterUserCodeUnreachableError,
+)
 from dagster._core.run_coordinator import QueuedRunCoordinator, SubmitRunContext
 from dagster._core.storage.tags import BACKFILL_ID_TAG, PRIORITY_TAG
+from sqlalchemy.exc import DBAPIError
 
 from pulso_etl.permits import WHOLE_GRAPH, fault_of_run
 from pulso_etl.tags import SOURCE_TAG
 
+log = logging.getLogger(__name__)
+Given = ParamSpec("Given")
+Found = TypeVar("Found")
 TENANT_TAG = "pulso_etl/tenant"
 """Tag of a tenant's assets and runs."""
 TENANT_BACKFILL_TAG = "pulso_etl/tenant_backfill"
@@ -33,6 +44,12 @@ BACKFILL_LOOKS = 20
 """Looks at a back-fill, 30 seconds apart, that may meet an outage in a row before it fails."""
 CODE_MISSING = (DagsterDefinitionChangedDeserializationError, DagsterAssetBackfillDataLoadError)
 """What Dagster's look at a back-fill raises while its assets are not known, as when their code server can't be reached."""
+RETRY_WAIT_SECONDS = 5.0
+"""How long a failed run that is to be launched again waits for its code server, or for Dagster's storage, until the next try."""
+RETRY_TRIES = 720
+"""Tries of that before Dagster gives it up: an hour."""
+AWAY = (DagsterUserCodeUnreachableError, DagsterCodeLocationLoadError, DBAPIError, OSError)
+"""What the launch of a failed run raises while code server or storage are away; all else is no matter of waiting."""
 
 
 class PulsoRunCoordinator(QueuedRunCoordinator):
@@ -40,6 +57,8 @@ class PulsoRunCoordinator(QueuedRunCoordinator):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        _let_runs_wait()
+        _let_retries_wait()
         _let_backfills_wait()
 
     def submit_run(self, context: SubmitRunContext) -> DagsterRun:
@@ -67,6 +86,44 @@ def queue_tags(tags: Mapping[str, str], now: int) -> dict[str, str]:
         # As Dagster reads it.
         priority = 0
     return {QUEUED_TAG: str(now), PRIORITY_TAG: str(priority * HEAD_START_SECONDS - now)}
+
+
+def _let_runs_wait() -> None:
+    """Lets a run that could not be launched go back into the queue, whatever kept it from that.
+
+    Dagster does so where the code server can't be reached. A code server that is just stopping, one that meets an outage of
+    Dagster's storage, and a broker or a cluster that is away raise other errors, and Dagster drops the run. The queue tries
+    each run `max_user_code_failure_retries` times, and then says why it is failed.
+    """
+    from dagster._daemon.run_coordinator import queued_run_coordinator_daemon as queue
+
+    queue.DagsterCodeLocationLoadError = Exception  # type: ignore[misc,assignment]
+
+
+def _let_retries_wait() -> None:
+    """Lets the launch of a failed run wait for what it needs; without it Dagster tries it once, and never again."""
+    from dagster._daemon.auto_run_reexecution import auto_run_reexecution as retries
+
+    retries.should_retry = _patient(retries.should_retry)
+    retries.retry_run = _patient(retries.retry_run)
+
+
+def _patient(work: Callable[Given, Found]) -> Callable[Given, Found]:
+    """The work, which Dagster makes safe to repeat, tried until it succeeds. Raises what the last try raises."""
+    if hasattr(work, "__wrapped__"):
+        return work
+
+    @wraps(work)
+    def tried(*args: Given.args, **kwargs: Given.kwargs) -> Found:
+        for _ in range(RETRY_TRIES - 1):
+            try:
+                return work(*args, **kwargs)
+            except AWAY as error:
+                log.warning("%s: tried again in %g s: %s", work.__name__, RETRY_WAIT_SECONDS, type(error).__name__)
+                time.sleep(RETRY_WAIT_SECONDS)
+        return work(*args, **kwargs)
+
+    return tried
 
 
 def _let_backfills_wait() -> None:

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.selector import JobSubsetSelector
+from dagster._core.errors import DagsterLaunchFailedError
 from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
+from dagster._core.launcher.base import LaunchRunContext, RunLauncher
 from dagster._core.remote_origin import CodeLocationOrigin, InProcessCodeLocationOrigin
-from dagster._core.storage.tags import PRIORITY_TAG, SENSOR_NAME_TAG
+from dagster._core.storage.tags import PRIORITY_TAG, RETRY_STRATEGY_TAG, SENSOR_NAME_TAG, WILL_RETRY_TAG
+from dagster._core.test_utils import create_run_for_test
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
+from dagster._daemon.auto_run_reexecution import auto_run_reexecution as retries
 from dagster._daemon.backfill import execute_backfill_iteration
 from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
+from dagster._serdes import ConfigurableClass
 from dagster._time import get_current_timestamp
+from sqlalchemy.exc import OperationalError
 
+from pulso_etl import coordinator
 from pulso_etl.coordinator import HEAD_START_SECONDS, QUEUED_TAG, queue_tags
 from pulso_etl.permits import fault_of_run
 from pulso_etl_tests.dagster_stack import CHECKOUT
@@ -91,6 +102,92 @@ def test_a_backfill_waits_for_code_that_can_not_be_reached(instance: dg.DagsterI
     (run,) = instance.get_runs()
     assert run.status is dg.DagsterRunStatus.QUEUED
     assert int(run.tags[PRIORITY_TAG]) == -int(run.tags[QUEUED_TAG])
+
+
+class FlakyLauncher(RunLauncher, ConfigurableClass):
+    """Meets the errors one after the other, as launchers raise them, and then launches."""
+
+    errors: ClassVar[list[Exception]] = []
+    launched: ClassVar[list[str]] = []
+
+    @property
+    def inst_data(self) -> None:
+        return None
+
+    @classmethod
+    def config_type(cls) -> dict[str, object]:
+        return {}
+
+    @classmethod
+    def from_config_value(cls, inst_data: object, config_value: object) -> FlakyLauncher:
+        return cls()
+
+    def launch_run(self, context: LaunchRunContext) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
+        self.launched.append(context.dagster_run.run_id)
+
+    def terminate(self, run_id: str) -> bool:
+        return False
+
+
+def submit(instance: dg.DagsterInstance, tags: dict[str, str]) -> dg.DagsterRun:
+    """A run of the asset, in the queue."""
+    with WorkspaceProcessContext(instance, location(__name__)) as context:
+        request = context.create_request_context()
+        job = request.get_code_location("here").get_job(JobSubsetSelector("here", "__repository__", "__ASSET_JOB", None))
+        run = create_run_for_test(
+            instance, "__ASSET_JOB", remote_job_origin=job.get_remote_origin(), job_code_origin=job.get_python_origin(), tags=tags
+        )
+        return instance.submit_run(run.run_id, request)
+
+
+def test_a_run_that_could_not_be_launched_stays_in_the_queue_whatever_kept_it(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = [
+        DagsterLaunchFailedError("Tried to start a run on a server after telling it to shut down"),
+        OperationalError("SELECT 1", {}, Exception("connection refused")),
+        ConnectionError("no broker"),
+    ]
+    monkeypatch.setattr(FlakyLauncher, "errors", list(errors))
+    monkeypatch.setattr(FlakyLauncher, "launched", [])
+    launcher = FlakyLauncher()
+    launcher.register_instance(instance)
+    monkeypatch.setattr(instance, "_run_launcher", launcher)
+    run = submit(instance, {})
+    with WorkspaceProcessContext(instance, location(__name__)) as context, QueuedRunCoordinatorDaemon(interval_seconds=1) as daemon:
+        for minute in range(len(errors)):
+            list(daemon.run_iteration(context, fixed_iteration_time=NOW + 60.0 * minute))
+            found = instance.get_run_by_id(run.run_id)
+            assert found is not None
+            assert found.status is dg.DagsterRunStatus.QUEUED
+            assert FlakyLauncher.launched == []
+        list(daemon.run_iteration(context, fixed_iteration_time=NOW + 3600.0))
+    assert FlakyLauncher.launched == [run.run_id]
+
+
+def test_the_launch_of_a_failed_run_waits_for_its_code_server(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coordinator, "RETRY_WAIT_SECONDS", 0.05)
+    asked = {"team": "data"}
+    failed = submit(instance, {**asked, WILL_RETRY_TAG: "true", RETRY_STRATEGY_TAG: "ALL_STEPS"})
+    instance.report_run_failed(failed, "its worker is gone")
+    with WorkspaceProcessContext(instance, location("pulso_etl_tests.nothing_of_that_name")) as context:
+        records = instance.get_run_records(dg.RunsFilter(run_ids=[failed.run_id]))
+        retry = retries.consume_new_runs_for_automatic_reexecution(context, records, logging.getLogger("test"))
+        thread = threading.Thread(target=lambda: list(retry), daemon=True)
+        thread.start()
+        time.sleep(0.3)
+        assert thread.is_alive()
+        monkeypatch.setattr(context, "_workspace_load_target", location(__name__))
+        context.refresh_workspace()
+        thread.join(30)
+        assert not thread.is_alive()
+    (again,) = [run for run in instance.get_runs() if run.parent_run_id == failed.run_id]
+    assert again.status is dg.DagsterRunStatus.QUEUED
+    assert again.tags.items() >= asked.items()
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_dagster_takes_a_variant_with_the_limits_of_the_top_level_one(name: str,
             assert queue is not None
             limits.append((queue.max_concurrent_runs, queue.tag_concurrency_limits, instance.get_concurrency_config().pool_config))
             assert isinstance(instance.run_coordinator, PulsoRunCoordinator)
-            assert (queue.max_user_code_failure_retries, queue.user_code_failure_retry_delay) == (20, 10)
+            assert (queue.max_user_code_failure_retries, queue.user_code_failure_retry_delay) == (60, 10)
             assert instance.freshness_enabled
     assert limits[0] == limits[1]
 
