@@ -183,9 +183,18 @@ class Incident:
     def tables(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(subject.table for subject in self.subjects if subject.table))
 
+    @property
+    def over_at(self) -> datetime | None:
+        """When what was wrong was over: with an outage of every table, its end, whenever the last table was loaded again."""
+        return whole.recovered_at if (whole := self._whole) is not None else self.recovered_at
+
+    @property
+    def _whole(self) -> Subject | None:
+        return next((s for s in self.subjects if s.table == EVERY_TABLE and self.cause in OUTAGES), None)
+
     def ended(self, event: Failed) -> bool:
         """Whether what failed, for no cause that is known, went on while every table's outage did: that ended it."""
-        whole = next((s for s in self.subjects if s.table == EVERY_TABLE and self.cause in OUTAGES), None)
+        whole = self._whole
         if whole is None or event.cause not in UNCLEAR or event.at < whole.first - NOTICED:
             return False
         return whole.recovered_at is None or (event.began or event.at) <= whole.recovered_at + NOTICED

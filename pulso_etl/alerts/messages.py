@@ -149,7 +149,7 @@ def render(notice: Notice, dagster_ui_url: str, tenant: str = "") -> Message:
 
 
 def _recovered(incident: Incident, wording: Wording, tenant: str) -> Message:
-    ended = incident.recovered_at or incident.last_seen
+    ended = incident.over_at or incident.last_seen
     lines = [
         f"Qué pasó: {wording.recovered}. El problema era «{wording.title}».",
         f"Desde: {_instant(incident.first_seen)}",

@@ -26,11 +26,13 @@ from pulso_etl.alerts.incidents import (
     Recovered,
     Stage,
     absorb,
+    announce,
     clean,
     decide,
     failure_cause,
     succeeded,
 )
+from pulso_etl.alerts.messages import render
 from pulso_etl.refresh import DayRange
 
 START = datetime(2026, 3, 2, 15, 0, tzinfo=UTC)
@@ -335,6 +337,16 @@ def test_a_run_that_an_outage_of_the_database_ended_is_told_with_it() -> None:
     assert line.startswith("recovered destination_unavailable")
     assert book.flush(back + 4 * MINUTE, killed(START, back + 3 * MINUTE, "b"), killed(back, back + 3 * MINUTE, "c")) == []
     assert book.flush(back + HOUR) == []
+
+
+def test_an_outage_of_the_database_lasted_until_it_was_back_although_a_table_was_loaded_later() -> None:
+    policy, at = Policy(gather=MINUTE), START + timedelta(seconds=25)
+    lost = Failed(Cause.DESTINATION_UNAVAILABLE, "a", START + timedelta(seconds=20))
+    over = Recovered({Cause.DESTINATION_UNAVAILABLE}, "", at, "base de datos")
+    book = absorb([], [away(START), lost, over])
+    book, _ = announce(book, START + MINUTE, policy)
+    _, (notice,) = announce(absorb(book, [succeeded("a", START + 4 * MINUTE)]), START + 5 * MINUTE, policy)
+    assert "Duró: 25 s" in render(notice, "").body
 
 
 def test_a_run_that_began_long_after_the_outage_is_told_as_its_own() -> None:
