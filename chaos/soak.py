@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from random import Random
@@ -36,6 +38,8 @@ from google.cloud import bigquery
 
 from benchmarks import page
 from chaos.share import end_on_sigterm, say
+from pulso_etl.alerts.incidents import Cause, failure_cause
+from pulso_etl.api.tokens import Role, make_token
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl.local.sample_data import SampleData, load_table
@@ -50,6 +54,10 @@ DAYS, ROWS = 10, 60
 MODULE = "chaos.short"
 QUIET_SECONDS = 420
 YOUNG = timedelta(seconds=100)
+HIT_SECONDS = 40
+"""How long a fault waits for whom it may meet."""
+AFTER = timedelta(seconds=90)
+"""How long after a fault an attempt that it ended, or a try that it delayed, may say so."""
 UNFINISHED_BACKFILLS = (BulkActionStatus.REQUESTED, BulkActionStatus.CANCELING, BulkActionStatus.FAILING)
 LAUNCH = """mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) {
   __typename ... on LaunchRunSuccess { run { runId } } ... on Error { message } } }"""
@@ -141,7 +149,7 @@ class Deployment:
     def __init__(self, home: Path, stack: ExitStack) -> None:
         self.home = home
         self.server = stack.enter_context(EmbeddedPostgres(home / "postgres"))
-        self.emulator = stack.enter_context(BigQueryEmulator(home / "emulator.log"))
+        self.emulator = stack.enter_context(BigQueryEmulator(home / "emulator.log", rest_port=_free_port()))
         self.url = self.server.create_database("pulso")
         self.dagster_url = self.server.create_database("dagster")
         self.postgres = stack.enter_context(Gate.before_postgres(self.url))
@@ -170,20 +178,28 @@ class Deployment:
             "ALERT_GATHER_SECONDS": "10",
             "DAGSTER_UI_URL": f"http://127.0.0.1:{self.web}",
             "DAGSTER_GRAPHQL_URL": f"http://127.0.0.1:{self.web}/graphql",
+            "DAGSTER_GRAPHQL_TOKEN": secrets.token_urlsafe(32),
             "API_LAUNCH_LIMIT": "10000/second",
         }
-        for name in ("TENANTS_FILE", "DATABASE_SCHEMA", "BIGQUERY_EMULATOR_STORAGE"):
+        for name in ("TENANTS_FILE", "DATABASE_SCHEMA", "BIGQUERY_EMULATOR_STORAGE", "API_TOKENS"):
             self.env.pop(name, None)
         python, bins = sys.executable, Path(sys.executable).parent
         at = ["--host", "127.0.0.1", "--port"]
+        _, token = make_token("soak", Role.ADMIN)
         commands = {
             "code server": [f"{bins}/dagster", "api", "grpc", *at, str(self.code), "-m", MODULE, "--location-name", MODULE],
-            "webserver": [f"{bins}/dagster-webserver", *at, str(self.web), "-w", "workspace.yaml"],
+            "webserver": [python, "-m", "pulso_etl", "webserver", "-h", at[1], "-p", str(self.web), "-w", "workspace.yaml"],
             "daemon": [f"{bins}/dagster-daemon", "run", "-w", "workspace.yaml"],
             "API": [python, "-m", "pulso_etl", "api", *at, str(self.api)],
         }
         self.services = {
-            name: Service(name, command, dagster_home / f"{name.replace(' ', '-')}.log", self.env)
+            name: Service(
+                name,
+                command,
+                dagster_home / f"{name.replace(' ', '-')}.log",
+                # Only the door of Dagster's UI asks for tokens, as `make dev` has it.
+                self.env | ({"API_TOKENS": str(token)} if name == "webserver" else {}),
+            )
             for name, command in commands.items()
         }
         self.today = lima_day(datetime.now(UTC))
@@ -212,6 +228,22 @@ class Deployment:
         """Ends the process for good; what it has started goes on."""
         self.services.pop(name).kill()
 
+    def kill_emulator(self) -> bool:
+        """Ends the emulator at once; its data are gone."""
+        assert self.emulator.child is not None
+        pid = self.emulator.child.pid
+        assert pid is not None
+        os.killpg(pid, signal.SIGKILL)
+        return True
+
+    def revive_emulator(self) -> None:
+        """Starts it again on its port, and lets nobody in before it has its data again."""
+        self.bigquery.turn(Way.REFUSED)
+        self.emulator.stop()
+        self.emulator.start()
+        SampleData(self.names, self.today, DAYS, ROWS, revision=self.revision).seed_into(self.source)
+        self.bigquery.turn(Way.OPEN)
+
     def change_source(self) -> None:
         """Late corrections, rows that vanish and rows that are new."""
         self.revision += 1
@@ -230,6 +262,19 @@ class Deployment:
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read() or b"{}")
+
+    def workers(self) -> list[int]:
+        """The processes of runs: children of the code server, which spawns one for each."""
+        server = self.services["code server"].process
+        found = []
+        for line in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                pid, _, rest = line.read_text().partition(" ")
+                parent = int(rest.rpartition(")")[2].split()[1])
+                command = (line.parent / "cmdline").read_bytes()
+                if server is not None and parent == server.pid and b"spawn_main" in command:
+                    found.append(int(pid))
+        return found
 
     def ready(self) -> bool:
         """Whether a refresh could run now."""
@@ -332,12 +377,23 @@ class Callers:
             thread.join(260)
 
 
+class Part(StrEnum):
+    """What a fault takes away, as the causes of failed attempts tell it."""
+
+    SOURCE = "source"
+    DESTINATION = "destination"
+    PROCESS = "process"
+    SESSION = "session"
+    NONE = "none"
+
+
 @dataclass(frozen=True)
 class Fault:
-    """Something that goes wrong for so many seconds."""
+    """Something that goes wrong for so many seconds. `begin` says whether it hit; it is tried until it does."""
 
     name: str
-    begin: Callable[[], None]
+    part: Part
+    begin: Callable[[], bool]
     seconds: float = 0.0
     end: Callable[[], None] = lambda: None
 
@@ -345,48 +401,90 @@ class Fault:
 def faults(deployment: Deployment, callers: Callers, random: Random) -> Iterator[Fault]:
     """Every fault in turn, again and again."""
 
-    def turned(gate: Gate, what: str, way: Way, seconds: float) -> Fault:
-        return Fault(f"{what} {way}", lambda: gate.turn(way), seconds, lambda: gate.turn(Way.OPEN))
+    def turned(gate: Gate, part: Part, way: Way, seconds: float) -> Fault:
+        def shut() -> bool:
+            met = gate.met
+            gate.turn(way)
+            # Who asks only now and then is awaited, but not for ever: the fault goes on meanwhile.
+            deadline = time.monotonic() + HIT_SECONDS
+            while gate.met == met and time.monotonic() < deadline:
+                time.sleep(0.2)
+            return gate.met > met
 
-    def kill_worker() -> None:
+        what = "PostgreSQL" if part is Part.DESTINATION else "BigQuery"
+        return Fault(f"{what} {way}{' for 5 minutes' if seconds >= 300 else ''}", part, shut, seconds, lambda: gate.turn(Way.OPEN))
+
+    def end_session() -> bool:
         with psycopg.connect(deployment.url, autocommit=True) as conn:
-            conn.execute(
+            ended = conn.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name ~ '^pulso-etl [0-9a-f]{8}-' LIMIT 1"
             )
+            return ended.rowcount > 0
 
-    def kill_command_line() -> None:
-        for process in callers.cli:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+    def kill_command_line() -> bool:
+        alive = [process for process in callers.cli if process.poll() is None]
+        for process in alive:
+            os.killpg(process.pid, signal.SIGKILL)
+        return bool(alive)
 
-    def start() -> None:
-        deployment.server.start()
+    def kill_worker() -> bool:
+        workers = deployment.workers()
+        if workers:
+            os.kill(random.choice(workers), signal.SIGKILL)
+        return bool(workers)
 
+    def stop() -> bool:
+        deployment.server.stop()
+        return True
+
+    def killed(service: Service) -> Callable[[], bool]:
+        def kill() -> bool:
+            alive = service.process is not None and service.process.poll() is None
+            service.kill()
+            return alive
+
+        return kill
+
+    database, source = (deployment.postgres, Part.DESTINATION), (deployment.bigquery, Part.SOURCE)
     while True:
+        yield turned(*database, Way.REFUSED, 20)
         for service in list(deployment.services.values()):
-            yield Fault(f"{service.name} killed", service.kill)
-        yield turned(deployment.postgres, "PostgreSQL", Way.REFUSED, 20)
-        yield turned(deployment.bigquery, "BigQuery", Way.REFUSED, 40)
-        yield Fault("a load's session ended", kill_worker)
-        yield Fault("command line killed", kill_command_line)
-        yield turned(deployment.postgres, "PostgreSQL", Way.SILENT, 25)
-        yield turned(deployment.bigquery, "BigQuery", Way.SILENT, 30)
-        yield turned(deployment.bigquery, "BigQuery", Way.SLOW, 30)
-        yield turned(deployment.postgres, "PostgreSQL", Way.SLOW, 25)
-        yield Fault("PostgreSQL restarted", deployment.server.stop, random.uniform(2, 8), start)
-        yield turned(deployment.postgres, "PostgreSQL", Way.REFUSED, 90)
+            part = Part.PROCESS if service.name == "code server" else Part.NONE
+            yield Fault(f"{service.name} killed", part, killed(service))
+        yield Fault("a run's worker killed", Part.PROCESS, kill_worker)
+        yield turned(*source, Way.REFUSED, 40)
+        yield turned(*database, Way.SILENT, 25)
+        yield turned(*database, Way.REFUSED, 300)
+        yield Fault("emulator killed", Part.SOURCE, deployment.kill_emulator, 10, deployment.revive_emulator)
+        yield Fault("a load's session ended", Part.SESSION, end_session)
+        yield Fault("command line killed", Part.PROCESS, kill_command_line)
+        yield turned(*source, Way.SILENT, 30)
+        yield turned(*database, Way.SLOW, 25)
+        yield turned(*source, Way.SLOW, 30)
+        yield Fault("PostgreSQL restarted", Part.DESTINATION, stop, random.uniform(2, 8), deployment.server.start)
+
+
+@dataclass(frozen=True)
+class Struck:
+    """A fault that hit, from one instant to another."""
+
+    fault: Fault
+    began: datetime
+    ended: datetime
 
 
 @dataclass
 class Findings:
     """What the soak found; `broken` are the lines that must not be."""
 
-    faults: Counter[str]
     asked: Asked
+    struck: list[Struck] = field(default_factory=list)
+    missed: Counter[str] = field(default_factory=Counter)
     broken: list[str] = field(default_factory=list)
     rows: int = 0
     runs: Counter[str] = field(default_factory=Counter)
     attempts: Counter[str] = field(default_factory=Counter)
+    causes: Counter[str] = field(default_factory=Counter)
     never_began: int = 0
     backfills: Counter[str] = field(default_factory=Counter)
     messages: Counter[str] = field(default_factory=Counter)
@@ -450,19 +548,42 @@ def _judge_rows(deployment: Deployment, found: Findings, runs: dict[str, str]) -
             if held != wanted:
                 different = sum(held.get(key) != wanted.get(key) for key in held.keys() | wanted.keys())
                 found.broken.append(f"{table}: {different} of {len(wanted)} rows are not as the source has them")
-        history = "SELECT extraction_id, status, error_message FROM etl_extractions ORDER BY id"
+        history = "SELECT extraction_id, status, error_message, metadata, started_at, finished_at FROM etl_extractions ORDER BY id"
         last: dict[str, str] = {}
-        for run_id, status, error in conn.execute(history).fetchall():
+        for run_id, status, error, metadata, *span in conn.execute(history).fetchall():
             found.attempts[status] += 1
             last[run_id] = status
-            if status == "failed" and not error:
-                found.broken.append(f"an attempt of run {run_id} failed without a reason")
+            if status == "failed":
+                _judge_cause(found, run_id, str((metadata or {}).get("error_class") or ""), error or "", *span)
         # A run that succeeded has loaded; one that loaded may have been ended before it could say so.
         wrong = [run_id for run_id, status in runs.items() if status == "SUCCESS" and last.get(run_id) == "failed"]
         found.broken += [f"run {run_id} is told as a success, its last attempt as a failure" for run_id in wrong]
         for what, query in LEFT.items():
             if (left := conn.execute(query).fetchone()) != (0,):  # type: ignore[call-overload]
                 found.broken.append(f"{left} {what} are left")
+
+
+EXPLAINS = {
+    Cause.SOURCE_UNAVAILABLE: {Part.SOURCE},
+    Cause.DESTINATION_UNAVAILABLE: {Part.DESTINATION, Part.SESSION},
+}
+ENDED = set(Part) - {Part.NONE}
+"""What ends an attempt that could not say why: whoever found it dead did."""
+
+
+def _judge_cause(found: Findings, run_id: str, error_class: str, error: str, began: datetime, ended: datetime) -> None:
+    """A failed attempt says what was wrong, and that was wrong while it went on."""
+    cause = failure_cause([error_class])
+    dead = error.startswith("stale: ")
+    found.causes["its process or session was gone" if dead else str(cause)] += 1
+    wanted = ENDED if dead else EXPLAINS.get(cause, set())
+    met = [one for one in found.struck if one.began <= ended and began <= one.ended + AFTER]
+    if not error or not any(one.fault.part in wanted for one in met):
+        names = ", ".join(one.fault.name for one in met) or "nothing"
+        found.broken.append(
+            f"an attempt of run {run_id}, {began:%H:%M:%S} to {ended:%H:%M:%S}, failed by {error_class or 'no class'} "
+            f"({' '.join(error.split())[:160]}); at that time: {names}"
+        )
 
 
 LEFT = {
@@ -532,7 +653,7 @@ def soak(
         callers = Callers(deployment, seed)
         for thread in callers.threads:
             thread.start()
-        found = Findings(Counter(), callers.asked)
+        found = Findings(callers.asked)
         began = time.monotonic()
         for fault in faults(deployment, callers, Random(seed)):
             time.sleep(calm)
@@ -540,10 +661,18 @@ def soak(
                 break
             promised = len(callers.asked.runs)
             say(f"{fault.name} for {fault.seconds:.0f} s; {promised} runs promised, {len(deployment.inbox.messages)} messages")
-            fault.begin()
+            struck, hit = datetime.now(UTC), fault.begin()
+            deadline = time.monotonic() + HIT_SECONDS
+            while not hit and not fault.seconds and time.monotonic() < deadline:
+                time.sleep(0.2)
+                hit = fault.begin()
             time.sleep(fault.seconds)
             fault.end()
-            found.faults[fault.name] += 1
+            if hit:
+                found.struck.append(Struck(fault, struck, datetime.now(UTC)))
+            else:
+                found.missed[fault.name] += 1
+                say(f"{fault.name}: met nobody")
             deployment.change_source()
         callers.stop()
         _wait(deployment.ready, 180, "the deployment did not come back")
@@ -568,13 +697,15 @@ def report(found: Findings, seed: int, seconds: float) -> str:
         return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"
 
     rows = [
-        ("faults", counted(found.faults)),
+        ("faults that hit", counted(Counter(one.fault.name for one in found.struck))),
+        ("faults that met nobody", counted(found.missed)),
         ("launches asked for", counted(found.asked.asked)),
         ("of these refused at the time, with a reason", counted(found.asked.refused)),
         ("runs, by their end", counted(found.runs)),
         ("runs that failed without having begun, and were not launched again", str(found.never_began)),
         ("back-fills, by their end", counted(found.backfills)),
         ("attempts in the history", counted(found.attempts)),
+        ("of these failed, by what they say", counted(found.causes)),
         ("rows compared at the end", f"{found.rows:,}"),
         ("messages", counted(found.messages)),
         ("seconds until all was quiet", f"{found.quiet_seconds:.0f}"),
@@ -582,7 +713,7 @@ def report(found: Findings, seed: int, seconds: float) -> str:
     wrong = f"{len(found.broken)} findings" if found.broken else "Nothing was lost, and nothing told wrong or twice"
     return "\n".join(
         (
-            f"{datetime.now(UTC):%Y-%m-%d}, seed {seed}: {found.faults.total()} faults in {seconds / 60:.0f} minutes. {wrong}.",
+            f"{datetime.now(UTC):%Y-%m-%d}, seed {seed}: {len(found.struck)} faults in {seconds / 60:.0f} minutes. {wrong}.",
             "",
             "| what | figures |",
             "| --- | --- |",

@@ -35,6 +35,8 @@ class Gate:
         self.target = target
         self.delay = delay
         self.way = Way.OPEN
+        self.met = 0
+        """How often a shut gate has met a client."""
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
         self._listener = self._listen(0)
         self.port = int(self._listener.getsockname()[1])
@@ -74,6 +76,7 @@ class Gate:
                 self._listener.shutdown(socket.SHUT_RDWR)
             self._listener.close()
             for pair in list(self._pairs):
+                self.met += 1
                 self._end(pair)
         elif before is Way.REFUSED:
             self._listener = self._listen(self.port)
@@ -117,6 +120,7 @@ class Gate:
     def _pass(self, pair: tuple[socket.socket, socket.socket], source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(CHUNK):
+                self.met += self.way is not Way.OPEN
                 if self.way is Way.SLOW:
                     time.sleep(self.delay)
                 while self.way is Way.SILENT:
