@@ -437,6 +437,9 @@ def faults(deployment: Deployment, callers: Callers, random: Random) -> Iterator
         deployment.server.stop()
         return True
 
+    def start() -> None:
+        deployment.server.start()
+
     def killed(service: Service) -> Callable[[], bool]:
         def kill() -> bool:
             alive = service.process is not None and service.process.poll() is None
@@ -461,7 +464,7 @@ def faults(deployment: Deployment, callers: Callers, random: Random) -> Iterator
         yield turned(*source, Way.SILENT, 30)
         yield turned(*database, Way.SLOW, 25)
         yield turned(*source, Way.SLOW, 30)
-        yield Fault("PostgreSQL restarted", Part.DESTINATION, stop, random.uniform(2, 8), deployment.server.start)
+        yield Fault("PostgreSQL restarted", Part.DESTINATION, stop, random.uniform(2, 8), start)
 
 
 @dataclass(frozen=True)

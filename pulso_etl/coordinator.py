@@ -97,7 +97,7 @@ def _let_runs_wait() -> None:
     """
     from dagster._daemon.run_coordinator import queued_run_coordinator_daemon as queue
 
-    queue.DagsterCodeLocationLoadError = Exception  # type: ignore[misc,assignment]
+    queue.DagsterCodeLocationLoadError = Exception  # type: ignore[attr-defined,misc,assignment]
 
 
 def _let_retries_wait() -> None:
