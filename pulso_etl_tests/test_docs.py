@@ -27,6 +27,8 @@ from pulso_etl.destination.quality import Check
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.settings import Settings
 from pulso_etl.tables import TABLES
+from pulso_etl_tests.api.conftest import settings_of
+from pulso_etl_tests.api.server import ApiServer
 from pulso_etl_tests.conftest import seed
 from pulso_etl_tests.dagster_stack import DagsterStack
 
@@ -190,13 +192,14 @@ def test_an_asset_that_is_written_as_the_readme_says_is_loaded(
 def test_what_the_readme_types_launches_a_job_and_watches_it(dagster_stack: DagsterStack) -> None:
     launch, watch = blocks(README, "sh")
 
-    def typed(text: str) -> dict[str, dict[str, str]]:
+    def typed(api: ApiServer, text: str) -> dict[str, dict[str, str]]:
         # Other tests look at the history of the dashboard's tables.
-        here = text.replace("http://127.0.0.1:3000", dagster_stack.url).replace("refresh_dashboard", "refresh_productivity_data")
+        here = text.replace("http://127.0.0.1:8000", api.url).replace("refresh_dashboard", "refresh_productivity_data")
         return json.loads(subprocess.run(["sh", "-c", here], capture_output=True, check=True, timeout=60).stdout)["data"]  # type: ignore[no-any-return]
 
-    answer = typed(launch)["launchRun"]
-    assert answer["__typename"] == "LaunchRunSuccess"
-    run_id = answer["run"]["runId"]  # type: ignore[index]
-    assert dagster_stack.wait(run_id) == "SUCCESS"
-    assert typed(re.sub(r"RUN=.*", f"RUN={run_id}", watch))["runOrError"]["status"] == "SUCCESS"
+    with ApiServer(settings_of(dagster_stack)) as api:
+        answer = typed(api, launch)["launchRun"]
+        assert answer["__typename"] == "LaunchRunSuccess"
+        run_id = answer["run"]["runId"]  # type: ignore[index]
+        assert dagster_stack.wait(run_id) == "SUCCESS"
+        assert typed(api, re.sub(r"RUN=.*", f"RUN={run_id}", watch))["runOrError"]["status"] == "SUCCESS"

@@ -142,7 +142,9 @@ def test_a_table_that_is_not_there_is_asked_for_once(make_source: MakeSource, bi
 
 
 def test_a_placeholder_that_no_setting_describes_is_named(make_source: MakeSource) -> None:
-    with pytest.raises(SourceError, match=r"dashboard_data.sql names the sources \['dashboard_cobranzas'\]"):
+    with pytest.raises(
+        SourceError, match=r"dashboard_data: the query names the sources \['dashboard_cobranzas'\], .* known are \['agentes'\]"
+    ):
         read(make_source(sources={"agentes": "p.d.t"}))
 
 

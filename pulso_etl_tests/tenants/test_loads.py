@@ -183,4 +183,3 @@ def test_names_are_each_tenant_s_own_and_show_no_secret(environment: Tenancy) ->
         assert job.name.startswith("__") or job.tags["pulso_etl/tenant"] == job.name.partition("__")[0]
     shown = dg.serialize_value(RepositorySnap.from_def(repository))
     assert environment.settings.database_url.get_secret_value() not in shown
-    assert "DATABASE_URL" in shown
