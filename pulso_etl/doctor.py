@@ -53,7 +53,10 @@ ARROW_TYPES = {
     "NUMERIC": pa.decimal128(38, 9),
     "BIGNUMERIC": pa.decimal256(76, 38),
     "BOOLEAN": pa.bool_(),
+    "BYTES": pa.binary(),
+    "JSON": pa.string(),
     "DATE": pa.date32(),
+    "TIME": pa.time64("us"),
     "DATETIME": pa.timestamp("us"),
     "TIMESTAMP": pa.timestamp("us", "UTC"),
 }

@@ -47,8 +47,7 @@ class AccessSettings(BaseSettings):
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True)
 
     api_tokens: SecretStr = SecretStr("")
-    """Who may use the API and Dagster's UI: entries that `pulso-etl token` prints. Without any, the API serves this machine alone,
-    with every right, and the UI nobody."""
+    """Who may use API and Dagster's UI, by `pulso-etl token`. Without any, this machine may use the API, and nobody the UI."""
     api_launch_limit: str = "30/minute"
     """How many runs one caller may launch: a number and a unit of time."""
     dagster_ui_url: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")] = "http://127.0.0.1:3000"

@@ -88,13 +88,16 @@ def wire_type(column: Column, given: pa.DataType) -> pa.DataType | None:
     What pgpq can't encode travels as text, see `travels_as_text`.
     """
     plain = stored(given)
-    if plain is None or not column.repeated:
-        return plain and _scalar(column, plain)
+    if plain is None:
+        return None
+    # A struct without fields is false: what is there is asked for by name.
+    if not column.repeated:
+        return _scalar(column, plain)
     if not pa.types.is_list(plain) and not pa.types.is_null(plain):
         return None
     item = _scalar(column, plain if pa.types.is_null(plain) else plain.value_type)
     # pgpq writes arrays of instants as arrays of times without zone.
-    return item and pa.list_(pa.string() if column.type is ColumnType.TIMESTAMP else item)
+    return None if item is None else pa.list_(pa.string() if column.type is ColumnType.TIMESTAMP else item)
 
 
 def _scalar(column: Column, given: pa.DataType) -> pa.DataType | None:
