@@ -125,7 +125,13 @@ def deployment(emulator: BigQueryEmulator, tmp_path_factory: pytest.TempPathFact
 
 def parallel(text: str) -> str:
     """Dagster's instance file with room for two chunks of a back-fill at the same time, and two runs beside them."""
-    for limit, few, more in (("max_concurrent_runs", 2, 4), ("default_limit", 1, 2), ("dagster/backfill\n        limit", 1, 2)):
+    limits = (
+        ("max_concurrent_runs", 2, 4),
+        ("default_limit", 1, 2),
+        ("dagster/backfill\n        limit", 1, 2),
+        ("bigquery\n        limit", 2, 4),
+    )
+    for limit, few, more in limits:
         assert text.count(f"{limit}: {few}") == 1
         text = text.replace(f"{limit}: {few}", f"{limit}: {more}")
     return text
