@@ -23,11 +23,11 @@ from typing import Any, Literal
 import psycopg
 from psycopg import sql
 
+from pulso_etl.destination import locks
 from pulso_etl.destination.bookkeeping import exists
 from pulso_etl.destination.catalog import read_table
 from pulso_etl.destination.ledger import Ledger
 from pulso_etl.destination.load import stage_rows
-from pulso_etl.destination.locks import table_lock
 from pulso_etl.destination.months import refuse_expired
 from pulso_etl.destination.snapshots import Past
 from pulso_etl.destination.statements import Statements
@@ -121,7 +121,7 @@ def reconcile(
     Raises the errors of `BigQueryStream.open`, and ContractError for days that the table no longer keeps; those of the server
     stay psycopg's.
     """
-    conn.execute("SELECT pg_advisory_lock(%s)", (table_lock(schema, spec.name),))
+    locks.take(conn, [locks.table_lock(schema, spec.name)])
     names = Statements(spec, schema)
     bounds = conn.execute(sql.SQL("SELECT min({0}), max({0}) FROM {1}").format(names.partition, names.target)).fetchone()
     assert bounds is not None

@@ -67,8 +67,11 @@ class AlertStore:
         self.messages = sql.Identifier(schema, "etl_alert_messages")
 
     def lock(self, conn: psycopg.Connection) -> None:
-        """Waits for any other process that changes incidents; the lock ends with the transaction."""
-        conn.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"pulso_etl:{self.schema}.etl_alerts",))
+        """Waits for any other process that changes incidents; the lock ends with the transaction.
+
+        The tables are there. Who may only read them can't take this lock, as any login of the database could an advisory one.
+        """
+        conn.execute(sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(self.incidents))
 
     def create(self, conn: psycopg.Connection) -> None:
         """Creates schema and tables where they are missing, one process at a time."""

@@ -227,9 +227,9 @@ class Refreshes:
         Raises PlanError, BudgetExceeded (unless forced), DagsterUnavailable and DatabaseUnavailable; nothing is launched then.
         """
         async with self._launching, self.database.connection() as conn, conn.transaction():
-            # One launch at a time, of all processes, so that two identical requests can't miss each other.
-            key = f"pulso_etl:refreshes:{self.database.schema}"
-            await conn.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (key,))
+            # One launch at a time, of all processes, so that two identical requests can't miss each other. Who may only read the
+            # table can't take this lock, as any login of the database could an advisory one.
+            await conn.execute(sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(self._table))
             if (same := await self._same_under_way(conn, asked)) is not None:
                 return same
             if not asked.force:

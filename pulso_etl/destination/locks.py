@@ -3,14 +3,20 @@
 Two loads of a table never write the same day at the same time. Loads of days that differ may, if each day owns its rows: such a
 load shares the table's lock and holds one for each of its days. Any other load holds the table's lock alone. Sessions hold these
 locks, not transactions, so that they cover the whole attempt; they end with the session, however it ends.
+
+Any login of the database can hold an advisory lock. So who waits too long is told who holds it; and what a lock on a table of ours
+can do, which a reader can't take, is not done here.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import psycopg
+from psycopg import errors as pg
+from psycopg import pq
 
 from pulso_etl.destination.schema import is_as_declared
 from pulso_etl.refresh import DayRange
@@ -24,16 +30,17 @@ WHERE locktype = 'advisory' AND granted AND objsubid = 1
   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
 """The advisory locks that are held, by the keys below, with the server process of each."""
+HOLDERS = f"""
+SELECT DISTINCT held.pid, coalesce(usename, '?'), coalesce(application_name, '')
+FROM ({HELD_LOCKS}) AS held LEFT JOIN pg_stat_activity USING (pid)
+WHERE key = ANY(%s) AND pid <> pg_backend_pid() ORDER BY 1 LIMIT 3
+"""
+"""Who holds some of the keys: server process, login, and what the session calls itself."""
 
 
 def table_lock(schema: str, table: str) -> int:
     """The key of the table's lock, a signed 64-bit integer like all of these."""
     return _key(schema, table)
-
-
-def months_lock(schema: str, table: str) -> int:
-    """The key of the lock under which months are added to a table with partitions, one transaction at a time."""
-    return _key(schema, table, "months")
 
 
 def attempt_lock(schema: str, table: str, run_id: str, attempt: int) -> int:
@@ -60,16 +67,17 @@ def hold(conn: psycopg.Connection, spec: TableSpec, schema: str, window: DayRang
     """Waits for the locks of a load and takes them for the session; returns whether it is the table's only writer.
 
     A table that is missing, or not as declared, is created or changed by an only writer. `conn` is in autocommit mode. Raises
-    psycopg's LockNotAvailable after the session's `lock_timeout`.
+    psycopg's LockNotAvailable after the session's `lock_timeout`; it names who holds the lock.
     """
     key = table_lock(schema, spec.name)
     while True:
         sole = needs_whole_table(spec, window) or not is_as_declared(conn, spec, schema)
         if not sole:
-            conn.execute("SELECT pg_advisory_lock_shared(%s)", (key,))
+            with _naming_holders(conn, [key]):
+                conn.execute("SELECT pg_advisory_lock_shared(%s)", (key,))
             take(conn, day_locks(schema, spec.name, window))
             return False
-        conn.execute("SELECT pg_advisory_lock(%s)", (key,))
+        take(conn, [key])
         if needs_whole_table(spec, window) or not is_as_declared(conn, spec, schema):
             return True
         # Another load has created the table, or changed it, while this one waited: no need to keep others out.
@@ -77,14 +85,30 @@ def hold(conn: psycopg.Connection, spec: TableSpec, schema: str, window: DayRang
 
 
 def take(conn: psycopg.Connection, keys: Sequence[int]) -> None:
-    """Waits for the locks, one after the other, and takes them for the session."""
-    conn.execute("SELECT pg_advisory_lock(key) FROM unnest(%s::bigint[]) AS key", (list(keys),))
+    """Waits for the locks, one after the other, and takes them for the session. Raises as `hold` does."""
+    with _naming_holders(conn, keys):
+        conn.execute("SELECT pg_advisory_lock(key) FROM unnest(%s::bigint[]) AS key", (list(keys),))
 
 
 def holder(conn: psycopg.Connection, key: int) -> int | None:
     """The server process whose session holds the lock alone, if one does."""
     row = conn.execute(f"SELECT pid FROM ({HELD_LOCKS}) AS held WHERE key = %s", (key,)).fetchone()
     return None if row is None else int(row[0])
+
+
+@contextmanager
+def _naming_holders(conn: psycopg.Connection, keys: Sequence[int]) -> Iterator[None]:
+    """Around a wait for the locks that ends in time: the error says whose session holds them, which a person can then end."""
+    try:
+        yield
+    except pg.LockNotAvailable as error:
+        # A transaction that failed answers nothing.
+        idle = conn.info.transaction_status is pq.TransactionStatus.IDLE
+        found = conn.execute(HOLDERS, (list(keys),)).fetchall() if idle else []
+        if not found:
+            raise
+        named = ", ".join(f"login {login} (server process {pid}, {name or 'without a name'})" for pid, login, name in found)
+        raise pg.LockNotAvailable(f"the lock is held by {named}") from error
 
 
 def _key(schema: str, table: str, *part: str) -> int:

@@ -11,11 +11,11 @@ import psycopg
 from psycopg import errors as pg
 from psycopg import sql
 
+from pulso_etl.destination import locks
 from pulso_etl.destination.bookkeeping import exists
 from pulso_etl.destination.identifiers import quoted_name
 from pulso_etl.destination.ledger import Ledger
-from pulso_etl.destination.locks import months_lock, table_lock
-from pulso_etl.errors import ContractError, DestinationError, DestinationUnavailable, SchemaRefused
+from pulso_etl.errors import ContractError, DestinationError, DestinationUnavailable, SchemaRefused, first_line
 from pulso_etl.refresh import DayRange, first_kept_day
 from pulso_etl.tables.spec import TableSpec
 
@@ -87,7 +87,8 @@ def create_months(conn: psycopg.Connection, spec: TableSpec, schema: str, window
     """
     if spec.partition_by is None or not _missing(conn, spec, schema, window):
         return
-    conn.execute("SELECT pg_advisory_xact_lock(%s)", (months_lock(schema, spec.name),))
+    # The lock that ATTACH takes as well: one transaction at a time adds months.
+    conn.execute(sql.SQL("LOCK TABLE ONLY {} IN SHARE UPDATE EXCLUSIVE MODE").format(sql.Identifier(schema, spec.name)))
     # Another load may have added them meanwhile.
     for first in _missing(conn, spec, schema, window):
         name = partition_name(spec.name, first)
@@ -146,18 +147,18 @@ def remove_expired(
 
 @contextmanager
 def _alone(conn: psycopg.Connection, spec: TableSpec, schema: str, lock_timeout_seconds: int) -> Iterator[None]:
-    key = (table_lock(schema, spec.name),)
+    key = locks.table_lock(schema, spec.name)
     conn.execute("SELECT set_config('lock_timeout', %s, false)", (f"{lock_timeout_seconds}s",))
     try:
-        conn.execute("SELECT pg_advisory_lock(%s)", key)
+        locks.take(conn, [key])
     except pg.LockNotAvailable as error:
         raise DestinationUnavailable(
-            f"{spec.name}: a load held the table too long; nothing was removed, try again later"
+            f"{spec.name}: a load held the table too long: {first_line(error)}; nothing was removed, try again later"
         ) from error
     try:
         yield
     finally:
-        conn.execute("SELECT pg_advisory_unlock(%s)", key)
+        conn.execute("SELECT pg_advisory_unlock(%s)", (key,))
 
 
 def _missing(conn: psycopg.Connection, spec: TableSpec, schema: str, window: DayRange) -> list[date]:

@@ -140,6 +140,8 @@ def test_a_load_that_waits_for_its_lock_in_vain_is_an_attempt(
     assert status == "failed"
     assert "visits 2026-02-27..2026-03-01: PostgreSQL" in error
     assert "another writer" in error
+    pid = conn.info.backend_pid
+    assert f"held by login {conn.info.user} (server process {pid}" in error
 
 
 def test_a_run_that_is_ended_after_the_commit_has_loaded(

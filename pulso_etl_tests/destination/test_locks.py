@@ -100,3 +100,16 @@ def test_the_locks_of_two_windows_are_taken_in_one_order() -> None:
     days = locks.day_locks("public", "t", DayRange(TURN.start, TURN.end + timedelta(days=1)))
     assert days[:2] == locks.day_locks("public", "t", TURN)
     assert len({*days, locks.table_lock("public", "t"), locks.attempt_lock("public", "t", "run", 1)}) == 5
+
+
+def test_who_waits_too_long_is_told_who_holds_the_lock(conn: psycopg.Connection, schema: str, session: Session) -> None:
+    create(conn, schema, SPEC)
+    first = session()
+    first.execute("SET application_name = 'someone'")
+    for key in (locks.table_lock(schema, SPEC.name), locks.day_locks(schema, SPEC.name, JANUARY)[0]):
+        first.execute("SELECT pg_advisory_lock(%s)", (key,))
+        with pytest.raises(pg.LockNotAvailable) as ended:
+            locks.hold(session(), SPEC, schema, JANUARY)
+        told = f"held by login {first.info.user} (server process {first.info.backend_pid}, someone)"
+        assert told in str(ended.value)
+        first.execute("SELECT pg_advisory_unlock_all()")
