@@ -187,7 +187,7 @@ class Deployment:
         at = ["--host", "127.0.0.1", "--port"]
         _, token = make_token("soak", Role.ADMIN)
         commands = {
-            "code server": [f"{bins}/dagster", "api", "grpc", *at, str(self.code), "-m", MODULE, "--location-name", MODULE],
+            "code server": [python, "-m", "pulso_etl", "code-server", *at, str(self.code), "-m", MODULE],
             "webserver": [python, "-m", "pulso_etl", "webserver", "-h", at[1], "-p", str(self.web), "-w", "workspace.yaml"],
             "daemon": [f"{bins}/dagster-daemon", "run", "-w", "workspace.yaml"],
             "API": [python, "-m", "pulso_etl", "api", *at, str(self.api)],

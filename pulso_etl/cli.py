@@ -359,6 +359,19 @@ def webserver(
     serve(settings, host, port, workspace)
 
 
+@app.command("code-server", context_settings={"help_option_names": ["--help"]})
+def code_server(
+    host: Annotated[str, typer.Option("--host", "-h", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", "-p", min=1, max=65535, help="Port.")] = 4000,
+    module: Annotated[str, typer.Option("--module-name", "-m", help="Module that has the definitions.")] = "pulso_etl.definitions",
+) -> None:
+    """Serves the definitions to Dagster's daemon and webserver, until Ctrl-C. Its runs start from imported code, within moments."""
+    # Imported here: it is a second of Dagster's code that no other command has use for.
+    from pulso_etl.code_server import serve
+
+    serve(host, port, module)
+
+
 @app.command()
 def token(
     name: Annotated[str, typer.Argument(help="Whose token it is; the name stands in the log of launches.")],

@@ -1,4 +1,4 @@
-"""A whole Dagster deployment in child processes: webserver, daemon, code servers and run workers, storage in PostgreSQL."""
+"""A whole Dagster deployment in child processes: webserver, daemon, code server and run workers, storage in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ FINAL = {"SUCCESS", "FAILURE", "CANCELED"}
 
 
 class DagsterStack:
-    """Webserver and daemon as the project's `workspace.yaml` and `dagster.yaml` start them; their logs stand in `home`.
+    """Webserver, daemon and code server as the project's services start them; their logs stand in `home`.
 
     `env` is the deployment's environment. BigQuery holds `data` and stands behind `proxy`. The target tables are in the schema
     `schema`. `module` has the definitions. `instance_file` is the `dagster.yaml`.
@@ -81,8 +81,11 @@ class DagsterStack:
 
     def __enter__(self) -> DagsterStack:
         (self.home / "dagster.yaml").write_text(self.instance_file.read_text(encoding="utf-8"), encoding="utf-8")
-        text = (CHECKOUT / "workspace.yaml").read_text(encoding="utf-8")
-        (self.home / "workspace.yaml").write_text(text.replace("pulso_etl.definitions", self.module), encoding="utf-8")
+        self._code_port = str(_free_port())
+        served = {"grpc_server": {"host": "127.0.0.1", "port": int(self._code_port), "location_name": self.module}}
+        # YAML, too.
+        (self.home / "workspace.yaml").write_text(json.dumps({"load_from": [served]}), encoding="utf-8")
+        self.start_code_server()
         self._start("webserver", "dagster_webserver", "-h", "127.0.0.1", "-p", self.url.rpartition(":")[2], "-w", "workspace.yaml")
         self.start_daemon()
         deadline = time.monotonic() + 90
@@ -93,6 +96,10 @@ class DagsterStack:
                 raise RuntimeError(f"Dagster did not start ({dead}); see the logs in {self.home}")
             time.sleep(0.2)
         return self
+
+    def start_code_server(self) -> None:
+        """Starts the code server that daemon and webserver share; where there was one, it has ended."""
+        self.code_server = self._start("code-server", "pulso_etl", "code-server", "-p", self._code_port, "-m", self.module)
 
     def start_daemon(self) -> None:
         """Starts a daemon; where there was one, it has ended."""

@@ -181,7 +181,7 @@ def daemons(dev: Dev) -> list[dict[str, Any]]:
 
 def test_a_killed_code_server_is_started_again_and_until_then_no_launch_is_taken(dev: Dev) -> None:
     refresh = f"{dev.api}/api/v1/etl/refresh/table/operation_data?force=true"
-    dev.child("api grpc").kill()
+    dev.child("code-server").kill()
     refused = httpx.post(refresh, timeout=30)
     assert refused.status_code == 503
     assert int(refused.headers["retry-after"]) > 0

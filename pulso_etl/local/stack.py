@@ -36,7 +36,6 @@ DAGSTER_SCHEMA = "pulso_dagster"
 """Where Dagster keeps its own tables in a database that DATABASE_URL names."""
 DAEMON = "from dagster._daemon.cli import main; main()"
 PULSO = "from pulso_etl.cli import main; main()"
-CODE_SERVER = "from dagster._cli import main; main()"
 LOCATION = "pulso_etl.definitions"
 WORKSPACE = """
 load_from:
@@ -164,8 +163,8 @@ def _start_code_server(stack: LocalStack, home: Path) -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    args = ["api", "grpc", "--host", "127.0.0.1", "--port", str(port), "--module-name", LOCATION, "--location-name", LOCATION]
-    child = stack.start(Child("Dagster code server", CODE_SERVER, args, stack.home / "code-server.log", cwd=home))
+    args = ["code-server", "--host", "127.0.0.1", "--port", str(port), "--module-name", LOCATION]
+    child = stack.start(Child("Dagster code server", PULSO, args, stack.home / "code-server.log", cwd=home))
     deadline = time.monotonic() + 120
     while not listens(port):
         if child.exit_code is not None or time.monotonic() > deadline:

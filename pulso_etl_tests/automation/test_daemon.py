@@ -202,7 +202,9 @@ def test_a_long_backfill_is_loaded_in_chunks_at_the_same_time_and_does_not_keep_
 
 def test_a_killed_run_worker_is_found_out_and_its_table_loaded(deployment: Deployment) -> None:
     before, run_id = deployment.hold_a_load()
-    os.kill(deployment.worker(run_id), signal.SIGKILL)
+    worker = deployment.worker(run_id)
+    assert "multiprocessing.forkserver" in " ".join(psutil.Process(worker).parent().cmdline())  # type: ignore[union-attr]
+    os.kill(worker, signal.SIGKILL)
     deployment.stack.proxy.release()
     deployment.await_success(DASHBOARD, before)
     wait_until(lambda: deployment.stack.status(run_id) == "FAILURE", PATIENCE)
@@ -222,9 +224,10 @@ def test_a_killed_daemon_takes_up_its_work_when_it_is_back(deployment: Deploymen
 
 def test_a_killed_code_server_is_started_again(deployment: Deployment) -> None:
     before, _ = deployment.hold_a_load()
-    for child in psutil.Process(deployment.stack.daemon.pid).children(recursive=True):
-        if "grpc" in child.cmdline():
-            child.kill()
+    deployment.stack.code_server.kill()
+    deployment.stack.code_server.wait()
+    # As the service manager does.
+    deployment.stack.start_code_server()
     deployment.goes_on(before)
 
 
