@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from pulso_etl.alerts.incidents import Cause, Incident, Stage, Subject
 from pulso_etl.alerts.messages import Message
 from pulso_etl.destination.bookkeeping import create_missing
+from pulso_etl.destination.strangers import refuse_strangers
 
 REMEMBERED = timedelta(days=1)
 """How long a closed incident is read, so that failures from before its end are known to be old."""
@@ -70,8 +71,10 @@ class AlertStore:
         """Waits for any other process that changes incidents; the lock ends with the transaction.
 
         The tables are there. Who may only read them can't take this lock, as any login of the database could an advisory one.
+        Raises SchemaRefused (see `destination.strangers`).
         """
         conn.execute(sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(self.incidents))
+        refuse_strangers(conn, self.schema, "etl_alert_messages")
 
     def create(self, conn: psycopg.Connection) -> None:
         """Creates schema and tables where they are missing, one process at a time."""

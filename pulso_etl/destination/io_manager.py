@@ -26,10 +26,11 @@ from pulso_etl.destination.schema import is_as_declared
 from pulso_etl.destination.session_settings import Limits
 from pulso_etl.destination.sessions import Session, buffer_temporary_tables
 from pulso_etl.destination.snapshots import Past
+from pulso_etl.destination.strangers import refuse_strangers
 from pulso_etl.destination.streams import ChangeStream, Stream, as_stream
 from pulso_etl.destination.verify import verify
 from pulso_etl.destination.watermarks import Extraction, Loaded, Watermarks
-from pulso_etl.errors import ContractError, DestinationError, LoadFailed, PulsoError, first_line
+from pulso_etl.errors import ContractError, DestinationError, LoadFailed, PulsoError, SchemaRefused, first_line
 from pulso_etl.redaction import clean_errors, scrubbed
 from pulso_etl.refresh import DayRange, Horizon, Settlement, lima_day
 from pulso_etl.tables.spec import CAPTURE_LAG, TableSpec
@@ -139,6 +140,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         sole_writer = locks.hold(conn, spec, self.database_schema, window)
         locks.take(conn, [extraction.lock(self.database_schema)])
         with conn.transaction():
+            refuse_strangers(conn, self.database_schema, spec.name)
             marks.create(conn)
             marks.start(conn, extraction)
         attempt.running = True
@@ -243,10 +245,13 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
             try:
                 with session as recorder, recorder.transaction():
                     if not attempt.running:
+                        refuse_strangers(recorder, self.database_schema)
                         marks.create(recorder)
                         marks.start(recorder, extraction)
                     failure = message or type(error).__name__
                     marks.fail(recorder, extraction, error=failure, seconds=attempt.seconds, metadata=metadata)
+            except SchemaRefused:
+                context.log.warning(f"{extraction.table}: the failure was not recorded, for what tables of ours carry")
             except (psycopg.Error, DestinationError):
                 context.log.warning(f"{extraction.table}: the failure could not be recorded, PostgreSQL is away")
             raise

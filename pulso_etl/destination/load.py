@@ -33,6 +33,7 @@ from pulso_etl.destination.schema import ensure_table, migrate_table
 from pulso_etl.destination.server_errors import meaning
 from pulso_etl.destination.snapshots import NO_PAST, Past, rows_by_value, settle
 from pulso_etl.destination.statements import STAGE, Statements
+from pulso_etl.destination.strangers import refuse_strangers
 from pulso_etl.destination.strategies import STRATEGIES
 from pulso_etl.errors import (
     DestinationUnavailable,
@@ -177,6 +178,7 @@ def load(
         table = ensure_table(conn, spec, schema)
         create_months(conn, spec, schema, window)
         conn.execute(statements.lock_target(sole_writer))
+        refuse_strangers(conn, schema, spec.name)
         conn.execute("SELECT set_config('work_mem', %s, true)", (f"{work_mem_mb}MB",))
         # The joins of the stage need to know how large it is, which a small sample tells as well.
         conn.execute("SELECT set_config('default_statistics_target', '10', true)")

@@ -26,6 +26,9 @@ from pulso_etl.errors import DestinationError
 
 SEARCH_PATH = "concat_ws(', ', 'pg_temp', 'pg_catalog', nullif(pg_catalog.current_setting('search_path'), ''))"
 """Nothing stands before the server's own functions; what triggers of others may need stays behind them."""
+CLOSED_PATH = "concat_ws(', ', 'pg_temp', 'pg_catalog')"
+"""Of a login that works as a role: a function in another schema, whose arguments fit better than the server's own, would be
+preferred, and could `SET ROLE` to whatever the login may work as."""
 PROBE_SECONDS = 2.0
 """How long a pooler may take to give a second session; a pooler that shares sessions has one at once."""
 PROBES = 3
@@ -75,8 +78,9 @@ class Session:
         _, role = split_role(self.url)
         settings = STATED | self.limits.settings() | {"application_name": self.name}
         works_as = sql.SQL("SET ROLE {}").format(sql.Identifier(role)) if role else sql.SQL("RESET ROLE")
+        path = CLOSED_PATH if role else SEARCH_PATH
         return sql.SQL("RESET ALL; {}; SELECT pg_catalog.set_config('search_path', pg_catalog.{}, false); {}").format(
-            stating(settings), sql.SQL(SEARCH_PATH), works_as
+            stating(settings), sql.SQL(path), works_as
         )
 
     def open(self, **more: Any) -> psycopg.Connection:

@@ -24,6 +24,7 @@ from pulso_etl.destination.bookkeeping import create_missing, exists
 from pulso_etl.destination.identifiers import quoted_name
 from pulso_etl.destination.ledger import Day, Ledger
 from pulso_etl.destination.locks import attempt_lock
+from pulso_etl.destination.strangers import refuse_strangers
 from pulso_etl.redaction import scrub, scrubbed
 from pulso_etl.refresh import DayRange, Horizon, Loss, Settlement, Watermark, lima_day, settle
 from pulso_etl.tables.spec import TableSpec
@@ -255,8 +256,9 @@ class Watermarks:
     def start(self, conn: psycopg.Connection, extraction: Extraction) -> None:
         """Marks the table as running, after ending attempts that died without a word.
 
-        The caller's session holds the locks of the load, and the attempt's own.
+        The caller's session holds the locks of the load, and the attempt's own. Raises SchemaRefused (see `strangers`).
         """
+        refuse_strangers(conn, self.schema)
         for other in self._running(conn, extraction.table):
             # For this transaction: whoever looks at the same time must not end it a second time.
             if conn.execute("SELECT pg_try_advisory_xact_lock(%s)", (other.lock(self.schema),)).fetchone() == (True,):
@@ -326,6 +328,7 @@ class Watermarks:
         """
         files = self._files(spec)
         with conn.transaction():
+            refuse_strangers(conn, self.schema, spec.name)
             due = conn.execute(
                 sql.SQL(
                     "SELECT {files} IS DISTINCT FROM table_files OR coalesce(looked_at < clock_timestamp() - %s, true), "
@@ -367,6 +370,7 @@ class Watermarks:
         if spec.partition_in_key:
             yield
             return
+        refuse_strangers(conn, self.schema, spec.name)
         there = conn.execute("SELECT to_regclass(%s)", (quoted_name(self.schema, spec.name),)).fetchone() != (None,)
         before = self.ledger.rows_by_day(conn, spec) if there else {}
         yield
@@ -490,6 +494,7 @@ class Watermarks:
         return ended.rowcount > 0
 
     def _lock(self, conn: psycopg.Connection, table: str) -> None:
+        refuse_strangers(conn, self.schema)
         conn.execute(sql.SQL("SELECT FROM {} WHERE table_name = %s FOR UPDATE").format(self.table), (table,))
 
     def _status(self, ended: str) -> sql.Composed:
