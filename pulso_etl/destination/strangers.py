@@ -35,8 +35,8 @@ LOCKABLE = OURS + (
     "WHERE root = c.oid AND relkind IN ('r', 'p') AND relname = ANY(%(locked)s) ORDER BY relname"
 )
 RECORDS = ("etl_days", "etl_extractions", "etl_quarantine", "etl_running", "etl_watermarks")
-"""What loads, and who ends them, write to beside their table. Launches and alerts wait for each other on others of ours, and must not
-wait for a load."""
+"""What loads, and who ends them, write to beside their table. Launches and alerts wait for each other on others of ours, and must
+not wait for a load."""
 EXPRESSIONS = """
 expressions (relid, kind, name, told, classid, objid, tree) AS (
     SELECT relid, CASE WHEN attgenerated = '' THEN 'default of the column' ELSE 'expression of the column' END, attname,

@@ -27,7 +27,7 @@ from pulso_etl.destination.sessions import Session
 from pulso_etl.destination.strangers import refuse_strangers, strangers
 from pulso_etl.destination.watermarks import Extraction, Watermarks
 from pulso_etl.errors import SchemaRefused
-from pulso_etl.tables.spec import TableSpec
+from pulso_etl.tables.spec import Contract, TableSpec
 from pulso_etl_tests.destination.samples import D1, D2, WINDOW, Loads, by_month, row, table, things
 
 STEALS = """
@@ -238,7 +238,7 @@ def test_what_we_make_ourselves_and_what_runs_nothing_is_left_alone(shared: Shar
             ).encode()
         )
         assert strangers(conn, shared.acme, ["things", "monthly"]) == []
-    assert materialize(things(contract="evolve")).success
+    assert materialize(things(contract=Contract.EVOLVE)).success
 
 
 @pytest.mark.parametrize("become", BECOMES)
@@ -279,6 +279,8 @@ def test_a_write_of_the_sensors_is_refused_too(shared: Shared, materialize: Mate
     assert materialize(things()).success
     shared.as_acme(steals(), WAYS["deferred trigger"][0].format("etl_extractions"))
     with shared.session().open() as conn:
+        with conn.transaction():
+            AlertStore(shared.acme).create(conn)
         marks = Watermarks(shared.acme)
         dead = Extraction("things", WINDOW, "dead", 1, datetime.now(UTC))
         for write in (
@@ -308,3 +310,15 @@ def test_a_login_of_its_own_may_have_triggers(loads: Loads, schema: str) -> None
     assert strangers(loads.conn, schema, ["things"]) == []
     refuse_strangers(loads.conn, schema, "things")
     assert loads([row(D1, "b")], things(), allow_shrink=True).total.inserted == 1
+
+
+def test_launches_and_alerts_do_not_wait_for_a_load(shared: Shared, materialize: Materialize) -> None:
+    assert materialize(things()).success
+    with shared.session().open() as load, shared.session().open() as other:
+        with other.transaction():
+            AlertStore(shared.acme).create(other)
+        with load.transaction():
+            refuse_strangers(load, shared.acme, "things")
+            with other.transaction():
+                other.execute("SET LOCAL lock_timeout = '1s'")
+                AlertStore(shared.acme).lock(other)
