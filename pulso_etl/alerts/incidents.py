@@ -1,7 +1,8 @@
 """Which alerts to send: pure functions from incidents, what happened since and the time to messages and new incidents.
 
 An incident gathers the tables that one cause has hit. It is told once, reminded of at most every so often, and told once more when
-every table is well again.
+every table is well again. An outage of BigQuery or PostgreSQL is over once that is back, whenever its tables are loaded again.
+The next outage is an incident of its own.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class Cause(StrEnum):
 
 
 OUTAGES = frozenset({Cause.SOURCE_UNAVAILABLE, Cause.DESTINATION_UNAVAILABLE})
-"""One outside system is down: every table that it hits, whenever, belongs to the same incident."""
+"""One outside system is down: every table that it hits, until it is back, belongs to the same incident."""
+DEPENDENCIES: Mapping[Cause, str] = {Cause.SOURCE_UNAVAILABLE: "BigQuery", Cause.DESTINATION_UNAVAILABLE: "base de datos"}
+"""The outside system itself, as the name of a subject of its outage."""
 UNCLEAR = frozenset({Cause.TIMEOUT, Cause.RUN_FAILURE})
 """Failures that name no cause of their own; of a table that an outage holds, they are that outage's."""
 FAILURES = OUTAGES | UNCLEAR | {Cause.CONTRACT, Cause.SHRINK_REFUSED, Cause.COST_CAP}
@@ -104,12 +107,16 @@ class Failed:
 
 @dataclass(frozen=True)
 class Recovered:
-    """What `causes` say of the table (and `name`) is over since the instant `at` (with zone)."""
+    """What `causes` say of the table (and `name`) is over since the instant `at` (with zone).
+
+    `began` is since when the run went on that shows it: whatever outside system it needed was back by `at`.
+    """
 
     causes: Collection[Cause]
     table: str
     at: datetime
     name: str = ""
+    began: datetime | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         _require_zone(self.at)
@@ -118,14 +125,17 @@ class Recovered:
 Event = Failed | Recovered
 
 
-def succeeded(table: str, at: datetime) -> Recovered:
-    """A run of the table ended well at `at`: its failures are over, and so is the limit on its recoveries."""
-    return Recovered(FAILURES | {Cause.RECOVERY_LIMIT}, table, at)
+def succeeded(table: str, at: datetime, began: datetime | None = None) -> Recovered:
+    """A run of the table, which went on since `began`, ended well at `at`: its failures and outages are over."""
+    return Recovered(FAILURES | {Cause.RECOVERY_LIMIT}, table, at, began=began or at)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A table (or a check of it) in an incident: when it failed first and last, and since when it is well (None: it is not)."""
+    """A table (or a check of it) in an incident: when it failed first and last, and since when it is well (None: it is not).
+
+    Of an outage, the outside system itself may be one, for `EVERY_TABLE`; its count is how often it was found away.
+    """
 
     table: str
     name: str
@@ -180,24 +190,46 @@ class Incident:
         return sum(subject.count for subject in self.subjects)
 
     @property
+    def failed_runs(self) -> int:
+        return sum(subject.count for subject in self.subjects if subject.table)
+
+    @property
     def tables(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(subject.table for subject in self.subjects if subject.table))
 
     @property
     def over_at(self) -> datetime | None:
-        """When what was wrong was over: with an outage of every table, its end, whenever the last table was loaded again."""
-        return whole.recovered_at if (whole := self._whole) is not None else self.recovered_at
+        """When what was wrong was over: an outage as soon as the outside system was back, whenever its tables were loaded again."""
+        whole = self.whole
+        return whole.recovered_at if whole is not None and whole.recovered_at is not None else self.recovered_at
 
     @property
-    def _whole(self) -> Subject | None:
+    def whole(self) -> Subject | None:
+        """The outside system itself, where it was found away, or back."""
         return next((s for s in self.subjects if s.table == EVERY_TABLE and self.cause in OUTAGES), None)
 
+    @property
+    def alone(self) -> str | None:
+        """The one table that failed while others saw that the outside system was there: what comes next is its own failure."""
+        if self.whole is None or self.whole.count or self.over_at is None:
+            return None
+        failing = tuple(subject.table for subject in self.failing)
+        return failing[0] if len(failing) == 1 and failing == self.tables else None
+
     def ended(self, event: Failed) -> bool:
-        """Whether what failed, for no cause that is known, went on while every table's outage did: that ended it."""
-        whole = self._whole
-        if whole is None or event.cause not in UNCLEAR or event.at < whole.first - NOTICED:
+        """Whether the outage ended what failed: that had begun before its end, and tells of it or of no cause that is known."""
+        if self.cause not in OUTAGES or event.at < self.first_seen - NOTICED:
             return False
-        return whole.recovered_at is None or (event.began or event.at) <= whole.recovered_at + NOTICED
+        began, over = event.began or event.at, self.over_at
+        if event.cause is self.cause:
+            return over is not None and began <= over
+        seen_away = self.whole is not None and self.whole.count > 0
+        return event.cause in UNCLEAR and seen_away and (over is None or began <= over + NOTICED)
+
+    def shown_over(self, event: Recovered) -> bool:
+        """Whether a run that began after all that failed shows that the outside system is back."""
+        known = self.cause in OUTAGES and self.cause in event.causes
+        return known and self.over_at is None and event.began is not None and event.began >= self.last_seen
 
     def subject(self, table: str, name: str) -> Subject | None:
         return next((s for s in self.subjects if (s.table, s.name) == (table, name)), None)
@@ -259,7 +291,7 @@ def announce(incidents: Sequence[Incident], now: datetime, policy: Policy) -> tu
     for position, incident in enumerate(book):
         if not incident.open:
             continue
-        if (well_since := incident.recovered_at) is not None:
+        if (well_since := incident.over_at) is not None:
             if now >= well_since + policy.gather:
                 book[position] = replace(incident, closed_at=well_since)
                 if incident.notified_at is not None:
@@ -300,15 +332,16 @@ def _follows(incident: Incident, origin: Incident) -> bool:
 
 def _recover(book: list[Incident], event: Recovered) -> None:
     for position, incident in enumerate(book):
+        if incident.cause not in event.causes:
+            continue
+        back = incident.shown_over(event)
+        # An outage that is over may have tables that are not well yet.
         subject = incident.subject(event.table, event.name)
-        if (
-            incident.open
-            and incident.cause in event.causes
-            and subject
-            and subject.recovered_at is None
-            and event.at >= subject.last
-        ):
+        if subject and subject.recovered_at is None and event.at >= subject.last:
             _put(book, position, replace(subject, recovered_at=event.at))
+        if back:
+            itself = Subject(EVERY_TABLE, DEPENDENCIES[incident.cause], incident.first_seen, incident.last_seen, count=0)
+            _put(book, position, replace(incident.whole or itself, recovered_at=event.at))
 
 
 def _fail(book: list[Incident], event: Failed) -> None:
@@ -316,10 +349,16 @@ def _fail(book: list[Incident], event: Failed) -> None:
     known = [incident.subject(event.table, event.name) for incident in book if incident.cause in homes]
     if any(subject and (event.at <= subject.last or (subject.recovered_at or event.at) > event.at) for subject in known):
         return
-    if any(incident.ended(event) and not incident.open for incident in book):
-        # It has been told, with its end.
+    _recover(book, Recovered(PROVES_WELL.get(event.cause, ()), event.table, event.at, began=event.began or event.at))
+    for position, incident in enumerate(book):
+        if incident.over_at is not None and incident.ended(event):
+            # It is told with the outage's end, or that has been told.
+            if incident.open and incident.whole:
+                _put(book, position, _subject(event, incident.subject(event.table, event.name)))
+            return
+    if any(incident.cause is event.cause and incident.alone == event.table != EVERY_TABLE for incident in book):
+        _fail(book, replace(event, cause=Cause.RUN_FAILURE))
         return
-    _recover(book, Recovered(PROVES_WELL.get(event.cause, ()), event.table, event.at))
     position = _home(book, event)
     if position is None:
         book.append(Incident(event.cause, (_subject(event),)))
@@ -328,8 +367,13 @@ def _fail(book: list[Incident], event: Failed) -> None:
 
 
 def _home(book: Sequence[Incident], event: Failed) -> int | None:
-    """The open incident that takes a failure: the one that has its subject, its table's outage, or one still untold."""
-    places = [(position, incident) for position, incident in enumerate(book) if incident.open]
+    """The open incident that takes a failure: the one that has its subject, its table's outage, or one still untold.
+
+    An outage that is over takes nothing more, unless the outside system itself is away again before its end was told.
+    """
+    open_ = [(position, incident) for position, incident in enumerate(book) if incident.open]
+    going = [(position, incident) for position, incident in open_ if incident.cause not in OUTAGES or incident.over_at is None]
+    places = going + [one for one in open_ if one not in going and event.table == EVERY_TABLE]
     alike = [(position, incident) for position, incident in places if incident.cause is event.cause]
     own = [position for position, incident in alike if incident.subject(event.table, event.name)]
     outage = [

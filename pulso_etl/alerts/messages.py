@@ -157,9 +157,14 @@ def _recovered(incident: Incident, wording: Wording, tenant: str) -> Message:
         f"Duró: {duration(ended - incident.first_seen)}",
         *_failures(incident),
         *_subjects(incident, incident.subjects, None),
-        "Qué hacer: nada.",
+        f"Qué hacer: nada{_still_to_load(incident)}.",
     ]
     return Message(_title(f"Recuperado: {wording.recovered}", incident.subjects, tenant), "\n".join(lines), "success")
+
+
+def _still_to_load(incident: Incident) -> str:
+    tables = _names(subject for subject in incident.failing if subject.table)
+    return f"; Pulso vuelve a cargar lo que falta: {tables}" if tables else ""
 
 
 def trial_message(now: datetime, tenant: str = "") -> Message:
@@ -219,7 +224,7 @@ def _name(cause: Cause, subject: Subject) -> str:
 
 def _failures(incident: Incident) -> list[str]:
     """How many runs failed; of other causes the count says only how often somebody looked."""
-    return [f"Cargas fallidas: {incident.count}"] if incident.cause in FAILURES else []
+    return [f"Cargas fallidas: {incident.failed_runs}"] if incident.cause in FAILURES else []
 
 
 def _names(subjects: Iterable[Subject]) -> str:

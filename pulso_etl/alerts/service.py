@@ -17,7 +17,7 @@ import psycopg
 
 from pulso_etl.alerts.channels import Channel, parse_channels
 from pulso_etl.alerts.delivery import Delivery, send
-from pulso_etl.alerts.incidents import Cause, Event, Failed, Incident, Policy, Recovered, absorb, announce, clean
+from pulso_etl.alerts.incidents import DEPENDENCIES, Cause, Event, Failed, Incident, Policy, Recovered, absorb, announce, clean
 from pulso_etl.alerts.memory import Outage, OutageMemory
 from pulso_etl.alerts.messages import Message, render, trial_message
 from pulso_etl.alerts.store import AlertStore
@@ -37,8 +37,7 @@ CUT_SECONDS = 120.0
 BACKLOG = 1000
 """Events kept in memory while PostgreSQL is away."""
 DATABASE_AWAY = Cause.DESTINATION_UNAVAILABLE
-DATABASE = "base de datos"
-"""Names the database itself as a subject of that cause."""
+DATABASE = DEPENDENCIES[DATABASE_AWAY]
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,8 @@ class Alerts:
                 names = [channel.name for channel in self._channels]
                 self._store.post(conn, book[notice.position], notice.stage, message, names, now)
         # After the commit: adopted twice, an outage is still one.
-        self._memory.write(Outage(next((one for one in book if one.open and one.cause is DATABASE_AWAY), None)))
+        open_ = [one for one in book if one.open and one.cause is DATABASE_AWAY]
+        self._memory.write(Outage(next((one for one in open_ if one.over_at is None), next(iter(open_), None))))
         return len(notices)
 
     def _deliver(self, conn: psycopg.Connection, now: datetime) -> Iterator[Delivery]:
@@ -207,7 +207,7 @@ def _adopted(incidents: Sequence[Incident], away: Incident, now: datetime) -> li
     book = absorb(incidents, [gone, replace(gone, at=subject.last), Recovered({DATABASE_AWAY}, "", now, DATABASE)])
     return [
         replace(incident, notified_at=max(told, incident.notified_at or told))
-        if told is not None and incident.open and incident.cause is DATABASE_AWAY
+        if told is not None and incident.open and incident.cause is DATABASE_AWAY and incident.subject("", DATABASE)
         else incident
         for incident in book
     ]

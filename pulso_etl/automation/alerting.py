@@ -82,7 +82,7 @@ def _ended(spec: TableSpec, attempt: Attempt) -> Iterator[Event]:
             began=attempt.started_at,
         )
         return
-    yield succeeded(spec.name, attempt.finished_at)
+    yield succeeded(spec.name, attempt.finished_at, attempt.started_at)
     found = attempt.metadata
     left_out, share = found.get("columns_not_loaded") or [], found.get("quarantined_share") or 0
     for wrong, cause, detail in (

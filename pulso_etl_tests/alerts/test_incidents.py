@@ -60,7 +60,7 @@ def outage(at: datetime, table: str) -> Failed:
     return Failed(Cause.SOURCE_UNAVAILABLE, table, at, window=DayRange(date(2026, 3, 1), date(2026, 3, 2)), run_id=f"run-{table}")
 
 
-def test_five_tables_failing_again_and_again_are_one_message_and_one_when_they_recover() -> None:
+def test_five_tables_failing_again_and_again_are_one_message_and_one_when_the_first_is_loaded() -> None:
     book, told = Book(), []
     for tick in range(0, 350):
         now = START + tick * MINUTE
@@ -68,11 +68,64 @@ def test_five_tables_failing_again_and_again_are_one_message_and_one_when_they_r
     assert told == [f"opened source_unavailable {TABLES[0]}"]
     assert {s.table for s in book.incidents[0].failing} == set(TABLES)
     end = START + 350 * MINUTE
-    told = [line for n, table in enumerate(TABLES) for line in book.flush(end + n * MINUTE, succeeded(table, end + n * MINUTE))]
-    assert told == []
-    (line,) = book.flush(end + 5 * MINUTE)
-    assert line.startswith("recovered source_unavailable")
-    assert book.incidents[0].closed_at == end + 4 * MINUTE
+    told = [book.flush(end + n * MINUTE, succeeded(table, end + n * MINUTE)) for n, table in enumerate(TABLES)]
+    assert [line.split()[:2] for lines in told for line in lines] == [["recovered", "source_unavailable"]]
+    assert told[1] != []
+    assert book.incidents[0].closed_at == end
+
+
+def test_a_second_outage_is_told_by_itself_although_a_table_of_the_first_is_not_loaded_yet() -> None:
+    book = Book()
+    book.flush(START, outage(START, "a"), outage(START, "b"))
+    told = book.flush(START + MINUTE)
+    end = START + 10 * MINUTE
+    book.flush(end, succeeded("a", end))
+    told += book.flush(end + MINUTE)
+    again = end + 20 * MINUTE
+    book.flush(again, outage(again, "b"))
+    told += book.flush(again + MINUTE)
+    last = again + 5 * MINUTE
+    book.flush(last, succeeded("b", last))
+    told += book.flush(last + MINUTE)
+    assert [line.split()[0] for line in told] == ["opened", "recovered", "opened", "recovered"]
+    lasted = [incident.over_at - incident.first_seen for incident in book.incidents if incident.over_at]
+    assert lasted == [10 * MINUTE, 5 * MINUTE]
+
+
+def test_a_run_that_began_before_the_source_failed_does_not_show_that_it_is_back() -> None:
+    book = Book()
+    book.flush(START, outage(START, "a"))
+    told = book.flush(START + MINUTE, succeeded("b", START + MINUTE, began=START - MINUTE))
+    told += [line for tick in range(2, 9) for line in book.flush(START + tick * MINUTE)]
+    assert told == ["opened source_unavailable a"]
+
+
+def test_a_run_that_an_outage_ended_although_it_says_so_after_it_is_no_second_outage() -> None:
+    book = Book()
+    book.flush(START, outage(START, "a"), outage(START, "b"))
+    book.flush(START + MINUTE)
+    end = START + 10 * MINUTE
+    book.flush(end, succeeded("a", end))
+    late = replace(outage(end + 2 * MINUTE, "c"), began=end - MINUTE)
+    told = [book.flush(end + MINUTE), book.flush(end + 2 * MINUTE, late), book.flush(end + 5 * MINUTE)]
+    assert [line.split()[:2] for lines in told for line in lines] == [["recovered", "source_unavailable"]]
+
+
+def test_a_table_that_fails_alone_again_and_again_is_no_outage() -> None:
+    book, told = Book(), []
+    for hour in range(5):
+        at = START + hour * HOUR
+        told += book.flush(at, outage(at, "a"))
+        told += book.flush(at + MINUTE)
+        told += book.flush(at + 20 * MINUTE, succeeded("b", at + 20 * MINUTE))
+        told += book.flush(at + 22 * MINUTE)
+    assert told == ["opened source_unavailable a", "recovered source_unavailable a", "opened run_failure a"]
+    end = START + 5 * HOUR
+    book.flush(end, succeeded("a", end))
+    assert book.flush(end + MINUTE) == ["recovered run_failure a"]
+    # Well again in between, the table has an outage like any other.
+    book.flush(end + HOUR, outage(end + HOUR, "a"))
+    assert book.flush(end + HOUR + MINUTE) == ["opened source_unavailable a"]
 
 
 def test_failures_gather_for_a_minute_before_they_are_told() -> None:
@@ -264,15 +317,21 @@ def test_nothing_that_still_fails_is_untold(given_steps: list[tuple[int, list[tu
     for _, events in past:
         for event in events:
             if isinstance(event, Recovered):
+                over = OUTAGES if event.began else frozenset()
                 failing -= {(cause, event.table) for cause in event.causes}
             else:
-                failing -= {(cause, event.table) for cause in PROVES_WELL.get(event.cause, ())}
+                over = PROVES_WELL.get(event.cause, frozenset())
                 failing.add((event.cause, event.table))
+            # What one table shows of an outside system holds for all, and for what its outage held of theirs.
+            held = {table for cause, table in failing if cause in over}
+            failing -= {(cause, table) for cause in over | UNCLEAR for table in held}
     told = {(i.cause, s.table) for i in book.incidents if i.open and i.notified_at for s in i.failing}
     for cause, table in failing:
         stand_ins = {cause} | (OUTAGES if cause in UNCLEAR else set()) | FOLLOWS_FROM.get(cause, frozenset())
         # An outage of which an unclear failure was part may since be known to be over.
         stand_ins |= set(PROVES_WELL) if cause in UNCLEAR else set()
+        # A table that failed before, alone, while others were loaded fails by itself, or with the outage that it is in.
+        stand_ins |= OUTAGES | {Cause.RUN_FAILURE} if cause in OUTAGES else set()
         assert told & {(other, table) for other in stand_ins}
 
 
@@ -332,21 +391,23 @@ def test_a_run_that_an_outage_of_the_database_ended_is_told_with_it() -> None:
     over = Recovered({Cause.DESTINATION_UNAVAILABLE}, "", back, "base de datos")
     # Dagster finds out while the outage goes on, and after it.
     assert book.flush(back, over, killed(START - HOUR, START + MINUTE)) == []
-    assert book.flush(back + MINUTE, succeeded("a", back + MINUTE)) == []
-    (line,) = book.flush(back + 2 * MINUTE)
+    (line,) = book.flush(back + MINUTE, succeeded("a", back + MINUTE))
     assert line.startswith("recovered destination_unavailable")
     assert book.flush(back + 4 * MINUTE, killed(START, back + 3 * MINUTE, "b"), killed(back, back + 3 * MINUTE, "c")) == []
     assert book.flush(back + HOUR) == []
 
 
 def test_an_outage_of_the_database_lasted_until_it_was_back_although_a_table_was_loaded_later() -> None:
-    policy, at = Policy(gather=MINUTE), START + timedelta(seconds=25)
+    policy, at = Policy(gather=MINUTE), START + timedelta(seconds=85)
     lost = Failed(Cause.DESTINATION_UNAVAILABLE, "a", START + timedelta(seconds=20))
     over = Recovered({Cause.DESTINATION_UNAVAILABLE}, "", at, "base de datos")
-    book = absorb([], [away(START), lost, over])
+    book = absorb([], [away(START), lost])
     book, _ = announce(book, START + MINUTE, policy)
-    _, (notice,) = announce(absorb(book, [succeeded("a", START + 4 * MINUTE)]), START + 5 * MINUTE, policy)
-    assert "Duró: 25 s" in render(notice, "").body
+    book, (notice,) = announce(absorb(book, [over]), at + MINUTE, policy)
+    body = render(notice, "").body
+    assert "Duró: 1 min 25 s" in body
+    assert "Qué hacer: nada; Pulso vuelve a cargar lo que falta: a." in body
+    assert announce(absorb(book, [succeeded("a", at + 4 * MINUTE)]), at + 5 * MINUTE, policy)[1] == []
 
 
 def test_a_run_that_began_long_after_the_outage_is_told_as_its_own() -> None:

@@ -8,6 +8,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import dagster as dg
+import psycopg
 import pytest
 from dagster._core.events import EngineEventData
 from dagster._utils.error import SerializableErrorInfo
@@ -22,13 +23,13 @@ from pulso_etl.automation.sensors import Automation, check_outcomes, explained, 
 from pulso_etl.budget import Budget
 from pulso_etl.checks import up_to_date_key
 from pulso_etl.definitions import build_defs, build_resources
-from pulso_etl.destination.watermarks import Attempt
+from pulso_etl.destination.watermarks import Attempt, Extraction, Loaded, Watermarks
 from pulso_etl.launch import run_tags
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.refresh import DayRange, Loss, Watermark, is_stale
 from pulso_etl.settings import Settings
 from pulso_etl.tables import TABLES
-from pulso_etl_tests.alerts.receivers import Receiver
+from pulso_etl_tests.alerts.receivers import Inbox, Receiver
 from pulso_etl_tests.conftest import seed
 
 NAME = "dashboard_data"
@@ -171,6 +172,53 @@ def test_yesterday_s_partition_will_not_do_in_the_evening() -> None:
 
 def test_a_table_that_was_never_loaded_is_not_called_stale() -> None:
     assert causes(told(Standing())) == set()
+
+
+def test_each_outage_of_bigquery_is_told_with_its_end_whenever_its_tables_are_loaded_again(
+    settings: Settings, schema: str, conn: psycopg.Connection, receiver: Receiver, inbox: Inbox
+) -> None:
+    mail = f"mailto://127.0.0.1:{inbox.port}?from=a@example.com"
+    changed = {
+        "database_schema": schema,
+        "alert_urls": SecretStr(f"{mail} json://127.0.0.1:{receiver.port}/hook"),
+        "alert_gather_seconds": 60,
+    }
+    given, marks, start = settings.model_copy(update=changed), Watermarks(schema), datetime.now(UTC)
+    tables = {name: TABLES[name] for name in ("dashboard_data", "operation_data", "productivity_data")}
+    marks.create(conn)
+
+    def ran(table: str, minute: float, well: bool) -> None:
+        at = start + timedelta(minutes=minute)
+        run = Extraction(table, WINDOW, f"{table}/{minute}", 1, at)
+        with conn.transaction():
+            marks.start(conn, run)
+            if well:
+                marks.succeed(conn, run, Loaded(at, dict.fromkeys(WINDOW, 1), 1, 1.0, True))
+            else:
+                marks.fail(conn, run, error="503", seconds=1.0, metadata={"error_class": "SourceUnavailable"})
+            ended = "UPDATE etl_extractions SET started_at = %s, finished_at = %s WHERE extraction_id = %s"
+            conn.execute(ended, (at, at + timedelta(seconds=10), run.run_id))
+
+    with dg.DagsterInstance.ephemeral() as instance:
+
+        def look(minute: float) -> None:
+            # Each time a new one: Dagster's process may be another.
+            automation = Automation(given, tables, build_jobs(tables))
+            automation.tell(instance, start + timedelta(minutes=minute), start - HOUR)
+
+        for first in (0.0, 30.0):
+            ran("dashboard_data", first, well=False)
+            ran("operation_data", first + 1, well=False)
+            for minute in (2, 3):
+                look(first + minute)
+            ran("productivity_data", first + 5, well=True)
+            for minute in (6, 7, 10):
+                look(first + minute)
+    begun, ended = "[Pulso] BigQuery no responde (2 tablas)", "[Pulso] Recuperado: BigQuery volvió a responder (2 tablas)"
+    outages = [(title, body["message"]) for _, body in receiver.posts if "BigQuery" in (title := body["title"])]
+    assert [title for title, _ in outages] == [begun, ended] * 2
+    assert all("Duró: 5 min" in body for title, body in outages if title == ended)
+    assert [mail["Subject"] for mail in inbox.mails if "BigQuery" in mail["Subject"]] == [begun, ended] * 2
 
 
 def test_a_failed_run_reaches_people_once_and_so_does_its_recovery(
