@@ -652,7 +652,7 @@ def soak(
         home.mkdir(parents=True, exist_ok=True)
         home.chmod(0o755)
         deployment = Deployment(home, stack)
-        _wait(deployment.ready, 300, "the deployment did not start")
+        wait_for(deployment.ready, 300, "the deployment did not start")
         callers = Callers(deployment, seed)
         for thread in callers.threads:
             thread.start()
@@ -678,7 +678,7 @@ def soak(
                 say(f"{fault.name}: met nobody")
             deployment.change_source()
         callers.stop()
-        _wait(deployment.ready, 180, "the deployment did not come back")
+        wait_for(deployment.ready, 180, "the deployment did not come back")
         say("quiet")
         judge(deployment, found)
         text = report(found, seed, time.monotonic() - began)
@@ -725,7 +725,7 @@ def report(found: Findings, seed: int, seconds: float) -> str:
     )
 
 
-def _wait(condition: Callable[[], bool], seconds: float, otherwise: str) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float, otherwise: str) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
