@@ -350,11 +350,11 @@ def _fail(book: list[Incident], event: Failed) -> None:
     if any(subject and (event.at <= subject.last or (subject.recovered_at or event.at) > event.at) for subject in known):
         return
     _recover(book, Recovered(PROVES_WELL.get(event.cause, ()), event.table, event.at, began=event.began or event.at))
-    for position, incident in enumerate(book):
+    for place, incident in enumerate(book):
         if incident.over_at is not None and incident.ended(event):
             # It is told with the outage's end, or that has been told.
             if incident.open and incident.whole:
-                _put(book, position, _subject(event, incident.subject(event.table, event.name)))
+                _put(book, place, _subject(event, incident.subject(event.table, event.name)))
             return
     if any(incident.cause is event.cause and incident.alone == event.table != EVERY_TABLE for incident in book):
         _fail(book, replace(event, cause=Cause.RUN_FAILURE))
