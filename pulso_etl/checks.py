@@ -122,7 +122,7 @@ def _reconcile(context: dg.AssetCheckExecutionContext, spec: TableSpec) -> Itera
     except PulsoError as error:
         # Another attempt would wait for the table's lock as long again, or be billed again: that is for a person to ask for.
         raise dg.Failure(str(error), allow_retries=False) from error
-    yield result(reconciled(spec, compared, today), compared.window)
+    yield result(reconciled(spec, compared), compared.window)
 
 
 def _descriptions_apart(spec: TableSpec) -> dict[Check, str]:
@@ -289,14 +289,14 @@ def unusual_days(rows_by_day: Mapping[date, int], window: DayRange, today: date,
     return unusual
 
 
-def reconciled(spec: TableSpec, found: Reconciliation, today: date) -> Finding:
+def reconciled(spec: TableSpec, found: Reconciliation) -> Finding:
     """What the check says of a reconciliation: an error where a partition differs that no refresh will read again by itself.
 
-    In the trailing days of the lookback the source may have changed since they were loaded; the next refresh takes that in.
+    In the days that are owed the source may have changed since they were loaded; the next refresh takes that in.
     Where a key lives in several partitions, one fault shows on several days: all of them are to be loaded again, and with them the
     later days that may hold what is newer.
     """
-    settled = [one for one in found.differences if one.day <= today - timedelta(days=spec.lookback_days)]
+    settled = [one for one in found.differences if one.day < found.owed_since]
     days = sorted({one.day for one in (settled if spec.partition_in_key else ()) or found.differences})
     if days:
         last = days[-1] if spec.partition_in_key else max(days[-1], found.read.end)

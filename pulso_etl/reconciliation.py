@@ -31,7 +31,8 @@ from pulso_etl.destination.load import stage_rows
 from pulso_etl.destination.months import refuse_expired
 from pulso_etl.destination.snapshots import Past
 from pulso_etl.destination.statements import Statements
-from pulso_etl.refresh import DayRange
+from pulso_etl.destination.watermarks import Watermarks
+from pulso_etl.refresh import DayRange, Horizon, Watermark, owed_days
 from pulso_etl.source.bigquery import BigQuerySource
 from pulso_etl.tables.spec import ColumnType, OnReject, TableSpec
 
@@ -95,6 +96,7 @@ class Reconciliation:
 
     `read`: the days that were read in BigQuery, more than the window where newer rows of a key may lie beyond. `quarantined`: how
     many rows of the source of each day can't be loaded; they were left out, and the rows of their keys in PostgreSQL too.
+    `owed_since`: the first day that the next refresh reads again by itself.
     """
 
     window: DayRange
@@ -104,6 +106,7 @@ class Reconciliation:
     differences: tuple[Difference, ...]
     quarantined: Mapping[date, int] = field(default_factory=dict)
     cost: dict[str, Any] = field(default_factory=dict)
+    owed_since: date = date.max
 
 
 def reconcile(
@@ -128,7 +131,7 @@ def reconcile(
     first, last = bounds
     if window is None:
         # A day that was loaded may hold no row: not its own, or none any more.
-        loaded = Ledger(schema).read_at(conn, spec.name) if exists(conn, schema, "etl_days") else {}
+        loaded = Ledger(schema).readings(conn, spec.name) if exists(conn, schema, "etl_days") else {}
         window = default_window(spec, today, min({*loaded, first} - {None}, default=None))
     refuse_expired(spec, window, today)
     read = window if spec.partition_in_key or last is None or last < window.start else DayRange(window.start, last)
@@ -146,7 +149,16 @@ def reconcile(
         tuple(difference for day in compared for difference in differences(by, day, source.get(day), held.get(day))),
         {day: rows for day, rows in sorted(sides.quarantined.items()) if day in window},
         sides.cost,
+        _owed_since(conn, spec, schema, today),
     )
+
+
+def _owed_since(conn: psycopg.Connection, spec: TableSpec, schema: str, today: date) -> date:
+    """The first day that the ledger owes, or that the lookback of now reads in any case."""
+    state = Watermarks(schema).read(conn).get(spec.name)
+    horizon = Horizon.of(spec, date.min, today)
+    owed = owed_days(horizon, state.watermark if state else Watermark(None, None), today)
+    return min([horizon.trailing(today), *owed])
 
 
 @dataclass(frozen=True)

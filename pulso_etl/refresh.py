@@ -77,18 +77,36 @@ class Loss:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """The last reading of a day from the source: `at` an instant with zone, and until which day the source changes the day read, by
+    the lookback that was in force then."""
+
+    at: datetime
+    open_until: date
+
+    @property
+    def day(self) -> date:
+        """That of the reading."""
+        return lima_day(self.at)
+
+    @property
+    def is_final(self) -> bool:
+        return self.day >= self.open_until
+
+
+@dataclass(frozen=True)
 class Watermark:
     """How far a table is loaded: at `last_extracted_at` (with zone) every day up to `last_partition` that could still change was as
     the source had it.
 
-    `read_at`: when each day was last read from the source (with zone), of the days that may be owed. `lost` are rows that were
+    `readings`: the last reading of each day, of the days that may be owed. `lost` are rows that were
     loaded and have gone since; `replaced`: the table lies in other files than at its last load, and nobody has looked yet at what
     it holds.
     """
 
     last_extracted_at: datetime | None
     last_partition: date | None
-    read_at: Mapping[date, datetime] = field(default_factory=dict)
+    readings: Mapping[date, Reading] = field(default_factory=dict)
     lost: Loss | None = None
     replaced: bool = False
 
@@ -160,45 +178,52 @@ class Horizon:
         """That of the table, whose partitions begin on `first_day`."""
         return cls(spec.lookback_days, max(first_day, first_kept_day(spec, today)))
 
-    def closes(self, day: date, read_at: datetime) -> bool:
-        """Whether the source changes the day no more after that reading of it."""
-        return lima_day(read_at) >= day + timedelta(days=self.lookback_days)
+    def open_until(self, day: date) -> date:
+        """The first day on which a reading of that day is final."""
+        return day + timedelta(days=self.lookback_days)
+
+    def trailing(self, last: date) -> date:
+        """The first of the days that the source still changes on the day `last`."""
+        return max(self.first_day, last - timedelta(days=self.lookback_days - 1))
 
 
 def owed_days(horizon: Horizon, watermark: Watermark, today: date) -> list[date]:
     """The days up to `today` that the source may have changed since they were last read, in order.
 
-    A day is closed by a reading `lookback_days` after it, or later. Owed is every other day that was read, and every day from the
-    table's lookback before the watermark (without one: before today) on that was not. Days before these that nobody has asked for
-    are not owed.
+    Owed is each day whose last reading was not final, by the lookback that was in force then. From the table's lookback before the
+    watermark (without one: before today) on, each day is owed, too, that was not read, or not as late as the lookback of now asks.
+    Days before these that nobody has asked for are not owed.
     """
-    read = watermark.read_at
     reached = today if watermark.last_partition is None else min(watermark.last_partition, today)
-    begin = max(horizon.first_day, reached - timedelta(days=horizon.lookback_days - 1))
-    unread = {day for day in DayRange(begin, today) if day not in read} if begin <= today else set()
-    # A reading of days to come is of a clock that was wrong, and closes none.
-    closed = {day for day, at in read.items() if horizon.closes(day, at) and lima_day(at) <= today}
-    still_open = {day for day in read.keys() - closed if horizon.first_day <= day <= today}
-    return sorted(unread | still_open)
+    begin = horizon.trailing(reached)
+
+    def closed(day: date, reading: Reading) -> bool:
+        # A reading of days to come is of a clock that was wrong, and closes none.
+        final = reading.is_final and reading.day <= today
+        return final and (day < begin or reading.day >= horizon.open_until(day))
+
+    still_open = {day for day, reading in watermark.readings.items() if not closed(day, reading)}
+    unread = {day for day in DayRange(begin, today) if day not in watermark.readings} if begin <= today else set()
+    return sorted(day for day in still_open | unread if horizon.first_day <= day <= today)
 
 
 def settle(horizon: Horizon, watermark: Watermark, at: datetime) -> Settlement:
-    """The watermark once days were read at the instant `at`, which stand in its `read_at` already; that must hold every day read.
+    """The watermark once days were read at the instant `at`, which stand in its `readings` already; these must hold every day read.
 
     It moves to the oldest reading among the days that are owed, where every one of them has been read and the newest is the day of
     that reading: at that instant, nothing was owed. So it does not matter which launches read the days, nor in which order.
     """
-    today, last = lima_day(at), watermark.last_extracted_at
-    reached = max((day for day in watermark.read_at if day <= today), default=None)
+    today, last, known = lima_day(at), watermark.last_extracted_at, watermark.readings
+    reached = max((day for day in known if day <= today), default=None)
     if reached is not None:
-        readings = [watermark.read_at.get(day) for day in owed_days(horizon, watermark, reached)]
-        oldest = min((reading for reading in readings if reading is not None), default=None)
+        readings = [known.get(day) for day in owed_days(horizon, watermark, reached)]
+        oldest = min((reading.at for reading in readings if reading is not None), default=None)
         covered = oldest is not None and None not in readings and lima_day(oldest) <= reached
         # A watermark of the future was set by a clock that was wrong.
         future = last is not None and (last > at or (watermark.last_partition or today) > today)
         if covered and oldest is not None and (last is None or oldest > last or future):
             return Settlement(replace(watermark, last_extracted_at=oldest, last_partition=reached), moved=True)
-    overdue = [day for day in owed_days(horizon, watermark, today) if (read := watermark.read_at.get(day)) is None or read < at]
+    overdue = [day for day in owed_days(horizon, watermark, today) if (read := known.get(day)) is None or read.at < at]
     return Settlement(watermark, False, tuple(contiguous(overdue)))
 
 

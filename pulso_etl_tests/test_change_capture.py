@@ -193,7 +193,7 @@ def test_a_new_day_begins_with_the_whole_window(loaded_before: Deployment, now: 
     deployment = loaded_before
     deployment.conn.execute("UPDATE etl_watermarks SET last_partition = last_partition - 1")
     for days in (-10, 9):
-        deployment.conn.execute("UPDATE etl_days SET day = day + %s", (days,))
+        deployment.conn.execute("UPDATE etl_days SET day = day + %s, open_until = open_until + %s", (days, days))
     assert "not " + str(deployment.days[-1]) in deployment.run()["capture_reason"]
     assert deployment.state.last_partition == deployment.days[-1]
 

@@ -510,9 +510,10 @@ def test_a_withdrawn_snapshot_is_found_and_a_refresh_of_its_day_alone_brings_bac
 def test_the_days_to_load_again_reach_every_snapshot_that_may_be_the_newest(
     source: date, target: date, days: tuple[date, date] | None
 ) -> None:
-    spec, rows = TABLES["assignment_data"].model_copy(update={"lookback_days": 3}), Measure("count")
+    spec, rows = TABLES["assignment_data"], Measure("count")
     found = {Difference(source, rows, 2, 0), Difference(target, rows, 0, 2)}
-    text = reconciled(spec, Reconciliation(WINDOW, WINDOW, 2, 2, tuple(found)), TODAY).text
+    owed_since = TODAY - timedelta(days=2)
+    text = reconciled(spec, Reconciliation(WINDOW, WINDOW, 2, 2, tuple(found), owed_since=owed_since)).text
     assert text.endswith(f"--from {days[0]} --to {days[1]}" if days else "if they differ after it, that is a fault")
 
 

@@ -224,7 +224,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
             attempt.finished_at
             for attempt in state.attempts
             if attempt.succeeded and attempt.window.overlaps(window) and "capture_interval" not in attempt.metadata
-        ] + [known.read_at for day, known in state.days.items() if day in window]
+        ] + [known.at for day, known in state.days.items() if day in window]
         return stream.capture(state.watermark, max(written, default=None), now)
 
     @contextmanager

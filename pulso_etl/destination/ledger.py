@@ -1,4 +1,5 @@
-"""The ledger of days, `etl_days`: when each day of a table was last read from the source, and how many rows it held after that.
+"""The ledger of days, `etl_days`: when each day of a table was last read from the source, until when the source may change it by
+the lookback of then, and how many rows it held after that.
 
 Loads write it in the transaction of the data, a row for each day of their range, days without rows included. What is owed follows
 from it (`refresh.owed_days`), and so does the watermark (`refresh.settle`). Its instants are those of the PostgreSQL server's
@@ -7,7 +8,7 @@ clock: the clocks of the machines that load may differ.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 
@@ -16,7 +17,7 @@ from psycopg import sql
 
 from pulso_etl.destination.statements import Statements
 from pulso_etl.errors import NewerReading
-from pulso_etl.refresh import DayRange, first_kept_day
+from pulso_etl.refresh import DayRange, Horizon, Reading, first_kept_day
 from pulso_etl.tables.spec import TableSpec
 
 CREATE = """
@@ -28,10 +29,16 @@ CREATE TABLE IF NOT EXISTS {days} (
     rows bigint NOT NULL,
     found bigint,
     extraction_id text NOT NULL,
+    open_until date NOT NULL DEFAULT '9999-12-31',
     PRIMARY KEY (table_name, day)
 );
 """
-UPGRADE = "ALTER TABLE {days} ADD COLUMN IF NOT EXISTS found bigint"
+UPGRADE = """
+ALTER TABLE {days} ADD COLUMN IF NOT EXISTS found bigint, ADD COLUMN IF NOT EXISTS open_until date NOT NULL DEFAULT '9999-12-31';
+UPDATE {days} d SET open_until = d.day + w.lookback_days FROM {watermarks} w
+WHERE w.table_name = d.table_name AND d.open_until = '9999-12-31' AND w.lookback_days IS NOT NULL;
+"""
+"""The default is for rows that an earlier release writes while this one is there already: such a day is open until it is read."""
 PARTS = """
 SELECT to_regclass({name})::oid AS part WHERE to_regclass({name}) IS NOT NULL
 UNION ALL SELECT inhrelid FROM pg_inherits WHERE inhparent = to_regclass({name})
@@ -45,13 +52,12 @@ It asks the catalog alone, and waits for no lock."""
 
 
 @dataclass(frozen=True)
-class Day:
-    """A day of the ledger: at `read_at` it was as the source had it, `loaded_at` is the reading of its last load (with zone).
+class Day(Reading):
+    """A day of the ledger: `at` that instant it was as the source had it, `loaded_at` is the reading of its last load (with zone).
 
     The first is later where the source told since that the day had not changed.
     """
 
-    read_at: datetime
     loaded_at: datetime
 
 
@@ -70,24 +76,42 @@ class Ledger:
         self.schema = schema
         self.days = sql.Identifier(schema, "etl_days")
 
-    def record(self, conn: psycopg.Connection, table: str, rows: Mapping[date, int], read_at: datetime, extraction_id: str) -> None:
+    def record(
+        self,
+        conn: psycopg.Connection,
+        table: str,
+        rows: Mapping[date, int],
+        read_at: datetime,
+        horizon: Horizon,
+        extraction_id: str,
+    ) -> None:
         """Days that a load read from the source at `read_at`, each with the rows that it holds now."""
         conn.execute(
             sql.SQL(
-                "INSERT INTO {} (table_name, day, read_at, loaded_at, rows, extraction_id) "
-                "SELECT %(table)s, u.day, %(at)s, %(at)s, u.rows, %(run)s "
-                "FROM unnest(%(days)s::date[], %(rows)s::bigint[]) AS u (day, rows) "
+                "INSERT INTO {} (table_name, day, read_at, loaded_at, rows, extraction_id, open_until) "
+                "SELECT %(table)s, u.day, %(at)s, %(at)s, u.rows, %(run)s, u.open_until "
+                "FROM unnest(%(days)s::date[], %(rows)s::bigint[], %(open)s::date[]) AS u (day, rows, open_until) "
                 "ON CONFLICT (table_name, day) DO UPDATE SET read_at = excluded.read_at, loaded_at = excluded.loaded_at, "
-                "rows = excluded.rows, found = NULL, extraction_id = excluded.extraction_id"
+                "rows = excluded.rows, found = NULL, extraction_id = excluded.extraction_id, open_until = excluded.open_until"
             ).format(self.days),
-            {"table": table, "at": read_at, "run": extraction_id, "days": list(rows), "rows": list(rows.values())},
+            {
+                "table": table,
+                "at": read_at,
+                "run": extraction_id,
+                "days": list(rows),
+                "rows": list(rows.values()),
+                "open": [horizon.open_until(day) for day in rows],
+            },
         )
 
-    def unchanged(self, conn: psycopg.Connection, table: str, days: Iterable[date], as_of: datetime) -> None:
+    def unchanged(self, conn: psycopg.Connection, table: str, days: Sequence[date], as_of: datetime, horizon: Horizon) -> None:
         """Days that were at the instant `as_of` as the source had them, by what it tells; only such as were loaded."""
         conn.execute(
-            sql.SQL("UPDATE {} SET read_at = greatest(read_at, %s) WHERE table_name = %s AND day = ANY(%s)").format(self.days),
-            (as_of, table, list(days)),
+            sql.SQL(
+                "UPDATE {} d SET read_at = %s, open_until = u.until FROM unnest(%s::date[], %s::date[]) AS u (day, until) "
+                "WHERE d.table_name = %s AND d.day = u.day AND d.read_at <= %s"
+            ).format(self.days),
+            (as_of, list(days), [horizon.open_until(day) for day in days], table, as_of),
         )
 
     def rows_by_day(self, conn: psycopg.Connection, spec: TableSpec) -> dict[date, int]:
@@ -133,10 +157,10 @@ class Ledger:
             (table, start, end),
         )
 
-    def read_at(self, conn: psycopg.Connection, table: str) -> dict[date, datetime]:
-        """When each day of the table was last read."""
-        query = sql.SQL("SELECT day, read_at FROM {} WHERE table_name = %s").format(self.days)
-        return dict(conn.execute(query, (table,)).fetchall())
+    def readings(self, conn: psycopg.Connection, table: str) -> dict[date, Reading]:
+        """The last reading of each day of the table."""
+        query = sql.SQL("SELECT day, read_at, open_until FROM {} WHERE table_name = %s").format(self.days)
+        return {day: Reading(at, open_until) for day, at, open_until in conn.execute(query, (table,))}
 
     def refuse_older(self, conn: psycopg.Connection, table: str, window: DayRange, read_at: datetime) -> None:
         """Raises NewerReading where a day of the window was read after `read_at`: those rows are newer than the caller's."""

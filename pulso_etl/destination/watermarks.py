@@ -81,7 +81,10 @@ IS_CURRENT = """
 SELECT to_regclass(%(running)s) IS NOT NULL AND to_regclass(%(finished)s) IS NOT NULL AND to_regclass(%(days)s) IS NOT NULL AND (
     SELECT count(*) = 4 FROM pg_attribute WHERE NOT attisdropped
     AND attrelid = to_regclass(%(watermarks)s) AND attname IN ('data_version', 'lookback_days', 'table_files', 'looked_at')
-) AND EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass(%(days)s) AND attname = 'found' AND NOT attisdropped)
+) AND (
+    SELECT count(*) = 2 FROM pg_attribute WHERE NOT attisdropped
+    AND attrelid = to_regclass(%(days)s) AND attname IN ('found', 'open_until')
+)
 """
 UPGRADE = """
 CREATE INDEX IF NOT EXISTS etl_extractions_finished_idx ON {history} (table_name, finished_at);
@@ -94,11 +97,12 @@ INSERT INTO {running} SELECT table_name, extraction_id, (metadata->>'attempt')::
 FROM {watermarks} WHERE last_extraction_status = 'running' ON CONFLICT DO NOTHING;
 """
 KNOWN_DAYS = """
-(SELECT jsonb_object_agg(d.day, jsonb_build_array(d.read_at, d.loaded_at)) FROM {days} d
+(SELECT jsonb_object_agg(d.day, jsonb_build_array(d.read_at, d.open_until, d.loaded_at)) FROM {days} d
  WHERE d.table_name = w.table_name AND (d.day > w.last_partition - w.lookback_days
-    OR (d.read_at AT TIME ZONE 'America/Lima')::date < d.day + w.lookback_days OR d.read_at > clock_timestamp()))
+    OR (d.read_at AT TIME ZONE 'America/Lima')::date < d.open_until OR d.read_at > clock_timestamp()))
 """
-"""Of the ledger, the days that may be owed: with the lookback of the last load, so that no more are read than that."""
+"""Of the ledger, the days that may be owed. Others from the lookback of now on were final by that of the last load, which was
+smaller, and count as not read: they are owed either way."""
 NAME = "(quote_ident({schema}) || '.' || quote_ident(w.table_name))"
 LOST = f"""
 (SELECT jsonb_build_array(min(d.day), max(d.day), sum(d.rows - CASE WHEN to_regclass({NAME}) IS NULL THEN 0 ELSE d.found END))
@@ -205,8 +209,7 @@ class TableState:
 
     @property
     def watermark(self) -> Watermark:
-        read_at = {day: known.read_at for day, known in self.days.items()}
-        return Watermark(self.last_extracted_at, self.last_partition, read_at, self.lost, self.replaced)
+        return Watermark(self.last_extracted_at, self.last_partition, self.days, self.lost, self.replaced)
 
 
 class Watermarks:
@@ -232,8 +235,9 @@ class Watermarks:
             return
         create_missing(conn, self.schema, "etl_running", sql.SQL(CREATE_RUNNING).format(running=self.running))
         create_missing(conn, self.schema, "etl_days", sql.SQL(ledger.CREATE).format(days=self.ledger.days))
-        conn.execute(sql.SQL(ledger.UPGRADE).format(days=self.ledger.days))
         conn.execute(sql.SQL(UPGRADE).format(watermarks=self.table, running=self.running, history=self.history))
+        # In the columns of the watermarks that the statement before has made sure of.
+        conn.execute(sql.SQL(ledger.UPGRADE).format(days=self.ledger.days, watermarks=self.table))
 
     def abandon(self, conn: psycopg.Connection, extraction: Extraction, reason: str) -> bool:
         """Ends an attempt that is dead: it enters the history as failed, and counts as a recovery.
@@ -288,7 +292,7 @@ class Watermarks:
         """
         # First, as it lets one attempt of the table end after the other: each sees what those before have read.
         self._leave(conn, extraction)
-        self.ledger.record(conn, extraction.table, loaded.rows, loaded.read_at, extraction.run_id)
+        self.ledger.record(conn, extraction.table, loaded.rows, loaded.read_at, loaded.horizon, extraction.run_id)
         settlement = self._settle(conn, extraction.table, loaded.horizon, loaded.read_at)
         values = self._values(extraction, loaded.seconds, {**loaded.metadata, **settlement.as_metadata()}) | {
             "records": loaded.records,
@@ -318,7 +322,7 @@ class Watermarks:
         """What the ledger makes of the watermark. The caller has locked the table's row."""
         query = sql.SQL("SELECT last_extracted_at, last_partition FROM {} WHERE table_name = %s").format(self.table)
         extracted, last = conn.execute(query, (table,)).fetchone() or (None, None)
-        return settle(horizon, Watermark(extracted, last, self.ledger.read_at(conn, table)), at)
+        return settle(horizon, Watermark(extracted, last, self.ledger.readings(conn, table)), at)
 
     def look(self, conn: psycopg.Connection, spec: TableSpec, every: timedelta | None = None) -> None:
         """Counts the rows of each day, and notes in the ledger which hold fewer than their last load left.
@@ -404,7 +408,7 @@ class Watermarks:
         """
         with conn.transaction():
             self._lock(conn, table)
-            self.ledger.unchanged(conn, table, days, as_of)
+            self.ledger.unchanged(conn, table, days, as_of, horizon)
             settled = self._settle(conn, table, horizon, as_of).watermark
             conn.execute(
                 sql.SQL(
@@ -450,7 +454,8 @@ class Watermarks:
             found = list(entries)
             running = tuple(Extraction.of(row) for row in found[0][12] or ())
             days = {
-                date.fromisoformat(day): Day(*map(datetime.fromisoformat, known)) for day, known in (found[0][13] or {}).items()
+                date.fromisoformat(day): Day(datetime.fromisoformat(at), date.fromisoformat(until), datetime.fromisoformat(loaded))
+                for day, (at, until, loaded) in (found[0][13] or {}).items()
             }
             first, last, missing = found[0][14]
             lost = Loss(DayRange.parse(first, last), int(missing)) if missing else None

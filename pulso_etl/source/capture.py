@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 
 from google.cloud import bigquery
 
-from pulso_etl.refresh import DayRange, Watermark
+from pulso_etl.refresh import DayRange, Watermark, contiguous
 from pulso_etl.tables.spec import CAPTURE_LAG, DELETED, ROW_SOURCE, ChangeCapture, Strategy, TableSpec
 
 LONGEST = timedelta(days=1)
@@ -48,6 +48,10 @@ def interval(
         return f"the last load reached {watermark.last_partition}, not {window.end}"
     if window.days > spec.lookback_days:
         return f"the watermark speaks of {spec.lookback_days} days only"
+    known = watermark.readings
+    if before := [day for day in window if day not in known or known[day].at < since]:
+        # By the lookback of the loads before, which was smaller, these were final.
+        return f"the watermark does not speak of {', '.join(map(str, contiguous(before)))}"
     if max(since, written_at or since) >= end:
         return f"it was loaded less than {CAPTURE_LAG} ago"
     start = since - margin

@@ -109,7 +109,7 @@ readings = st.dictionaries(st.sampled_from(list(DAYS)), instants)
 
 def ledger(loaded: dict[date, datetime]) -> dict[date, Day]:
     """Days that the source has since said to be unchanged: that spares no load its next day."""
-    return {day: Day(NOW, at) for day, at in loaded.items()}
+    return {day: Day(NOW, TODAY, at) for day, at in loaded.items()}
 
 
 @given(readings, readings)

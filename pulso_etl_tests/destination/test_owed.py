@@ -47,6 +47,8 @@ class World:
     changed: dict[date, datetime] = field(default_factory=dict)
     table: dict[date, int] = field(default_factory=dict)
     runs: Iterator[int] = field(default_factory=count)
+    settled: bool = False
+    """Whether the watermark has moved under the declaration of now."""
 
     @property
     def today(self) -> date:
@@ -61,6 +63,11 @@ class World:
         """The first day of which the watermark speaks."""
         assert mark.last_partition is not None
         return mark.last_partition - timedelta(days=self.spec.lookback_days - 1)
+
+    def declare(self, lookback_days: int) -> None:
+        """From now on the declaration has this lookback, and the source keeps to it."""
+        self.spec = self.spec.model_copy(update={"lookback_days": lookback_days})
+        self.settled = False
 
     def change(self, back: int) -> None:
         """The source gains or corrects rows of a day, as long as these may still change."""
@@ -87,6 +94,7 @@ class World:
             horizon = Horizon.of(self.spec, FIRST, self.today)
             settlement = self.marks.succeed(self.conn, extraction, Loaded(read_at, found, 1, 1.0, True, horizon))
         self.table |= found
+        self.settled = self.settled or settlement.moved
         return settlement
 
     def load(self, window: DayRange) -> Settlement:
@@ -234,10 +242,87 @@ def test_old_days_that_were_loaded_long_after_are_closed_at_once(world: World) -
     assert world.plan() == DayRange(D0 - timedelta(days=1), D0)
 
 
+def test_a_lowered_lookback_loses_no_correction_that_was_still_due(owed_marks: tuple[psycopg.Connection, Watermarks]) -> None:
+    world = World(owed_marks[0], spec_of(7), owed_marks[1])
+    world.clock = at(D0)
+    world.load(world.plan())
+    for away in (1, 2):
+        world.clock = at(D0 + timedelta(days=away), 20)
+        world.change(6)
+    world.declare(2)
+    world.clock = at(D0 + timedelta(days=3))
+    corrected = [D0 - timedelta(days=5), D0 - timedelta(days=4)]
+    assert world.wrong() == corrected
+    assert world.plan().start <= corrected[0]
+    settlement = world.load(world.plan())
+    assert settlement.moved
+    assert world.wrong() == []
+    # They were read once more, and by what is declared now that was the last time.
+    world.clock = at(D0 + timedelta(days=3), 20)
+    assert world.plan() == DayRange(D0 + timedelta(days=2), D0 + timedelta(days=3))
+
+
+def test_a_raised_lookback_owes_its_own_days_and_none_that_were_final(world: World) -> None:
+    """Forty days of refreshes, each day read until its lookback of two days was over."""
+    for day in DayRange(D0 - timedelta(days=40), D0):
+        world.clock = at(day)
+        world.load(world.plan())
+    world.declare(7)
+    assert world.plan() == DayRange(D0 - timedelta(days=6), D0)
+    world.clock = at(D0 + timedelta(days=1))
+    world.change(5)
+    assert world.load(world.plan()).moved
+    assert world.wrong() == []
+    assert world.plan() == DayRange(D0 - timedelta(days=5), D0 + timedelta(days=1))
+
+
+def test_a_raised_lookback_counts_from_the_watermark_over_an_outage(world: World) -> None:
+    """Days that came into the raised lookback, were corrected, and left it again before anything was read."""
+    for day in DayRange(D0 - timedelta(days=10), D0):
+        world.clock = at(day)
+        world.load(world.plan())
+    world.declare(7)
+    world.clock = at(D0 + timedelta(days=1))
+    world.change(6)
+    world.clock = at(D0 + timedelta(days=20))
+    assert world.wrong() == [D0 - timedelta(days=5)]
+    window = world.plan()
+    assert window.start == D0 - timedelta(days=6)
+    for chunk in window.chunks(CHUNK_DAYS):
+        moved = world.load(chunk).moved
+    assert moved
+    assert world.wrong() == []
+
+
+def test_a_look_that_finds_a_day_unchanged_counts_by_the_lookback_of_that_look(world: World) -> None:
+    world.clock = at(D0)
+    world.load(world.plan())
+    world.declare(7)
+    world.clock = at(D0 + timedelta(days=4))
+    yesterday = DayRange(D0 - timedelta(days=1), D0)
+    horizon = Horizon.of(world.spec, FIRST, world.today)
+    world.marks.unchanged(world.conn, world.spec.name, list(yesterday), world.clock, horizon)
+    world.declare(2)
+    # By the lookback of seven days, which was in force at the look, both may still be corrected.
+    assert world.plan().start == yesterday.start
+
+
+def test_what_is_final_was_decided_when_it_was_read(owed_marks: tuple[psycopg.Connection, Watermarks]) -> None:
+    """A ledger says until when each day is open, by the lookback of its last reading."""
+    world = World(owed_marks[0], spec_of(3), owed_marks[1])
+    world.load(DayRange(D0, D0))
+    world.declare(5)
+    world.load(DayRange(D0 - timedelta(days=1), D0 - timedelta(days=1)))
+    query = "SELECT day, open_until FROM owed.etl_days WHERE table_name = %s ORDER BY day"
+    found = world.conn.execute(query, (world.spec.name,)).fetchall()
+    assert found == [(D0 - timedelta(days=1), D0 + timedelta(days=4)), (D0, D0 + timedelta(days=3))]
+
+
 steps = st.lists(
     st.tuples(
         st.sampled_from(
-            ["change"] * 4 + ["wait", "outage", "incremental", "sliding", "days", "range", "failure", "chunks", "eager", "verify"]
+            ["change"] * 4
+            + ["wait", "outage", "incremental", "sliding", "days", "range", "failure", "chunks", "eager", "verify", "lookback"]
         ),
         st.integers(0, 2**31),
     ),
@@ -273,6 +358,10 @@ def happen(world: World, kind: str, random: Random) -> None:
         for chunk in chunks[: random.randrange(1, len(chunks) + 1)]:
             world.load(chunk)
             world.clock += timedelta(minutes=random.randrange(60))
+    elif kind == "lookback":
+        # A raised lookback that is lowered again before a refresh has gone by it has never asked for anything.
+        if world.settled:
+            world.declare(random.randrange(1, 8))
     elif kind == "eager":
         # Read first, committed later; no other load comes in between.
         window = world.plan()

@@ -439,4 +439,19 @@ def test_tables_of_an_earlier_release_gain_the_ledger_and_lose_nothing(marks: Wa
     later = Extraction("visits", DayRange(D1, D3 + timedelta(days=1)), "run-2", 1, THEN + timedelta(days=1))
     marks.start(conn, later)
     assert succeed(marks, conn, later).moved
-    assert set(marks.ledger.read_at(conn, "visits")) == set(later.window)
+    assert set(marks.ledger.readings(conn, "visits")) == set(later.window)
+
+
+def test_a_ledger_of_an_earlier_release_goes_on_by_the_lookback_in_force_at_the_upgrade(
+    marks: Watermarks, conn: psycopg.Connection
+) -> None:
+    marks.start(conn, attempt())
+    succeed(marks, conn, attempt(), lookback_days=5)
+    conn.execute("ALTER TABLE etl_days DROP COLUMN open_until")
+    state = marks.read(conn)["visits"]
+    assert {day: known.open_until for day, known in state.days.items()} == {day: day + timedelta(days=5) for day in WINDOW}
+    # A row that the earlier release writes beside this one is open until this one has read its day.
+    conn.execute("UPDATE etl_days SET open_until = DEFAULT WHERE day = %s", (D1,))
+    marks.read(conn)
+    later = D1 + timedelta(days=60)
+    assert D1 in owed_days(Horizon(1), marks.read(conn)["visits"].watermark, later)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 from pulso_etl.destination.load import LoadResult, load
 from pulso_etl.destination.verify import verify
 from pulso_etl.local.emulator import BigQueryEmulator
-from pulso_etl.refresh import DayRange, Watermark
+from pulso_etl.refresh import DayRange, Reading, Watermark
 from pulso_etl.source.bigquery import BigQuerySource, BigQueryStream, statistics
 from pulso_etl.source.capture import Interval, captured_sql, interval
 from pulso_etl.tables import TABLES
@@ -37,8 +38,13 @@ def changed(**fields: Any) -> TableSpec:
     return TableSpec.model_validate(CALLS.model_dump() | fields)
 
 
+def mark(at: datetime, last: date, first: date = DAYS[0]) -> Watermark:
+    """That of a table whose days since `first` were read at that instant, the last of them being `last`."""
+    return Watermark(at, last, {day: Reading(at, day + timedelta(days=3)) for day in DayRange(min(first, last), last)})
+
+
 def test_the_interval_begins_a_margin_before_the_last_load_and_ends_ten_minutes_ago() -> None:
-    found = interval(CALLS, WINDOW, Watermark(LOADED, DAYS[-1]), None, NOW, MARGIN)
+    found = interval(CALLS, WINDOW, mark(LOADED, DAYS[-1]), None, NOW, MARGIN)
     assert found == Interval(LOADED - MARGIN, NOW - timedelta(minutes=10))
     assert str(found) == "2026-07-15T14:50:00+00:00..2026-07-15T16:50:00+00:00"
 
@@ -47,15 +53,17 @@ def test_the_interval_begins_a_margin_before_the_last_load_and_ends_ten_minutes_
     ("given", "reason"),
     [
         ({"watermark": Watermark(None, None)}, "never loaded"),
-        ({"watermark": Watermark(LOADED, DAYS[1])}, "the last load reached 2026-07-14, not 2026-07-15"),
+        ({"watermark": mark(LOADED, DAYS[1])}, "the last load reached 2026-07-14, not 2026-07-15"),
         ({"window": DayRange(date(2026, 7, 12), DAYS[-1])}, "speaks of 3 days only"),
-        ({"watermark": Watermark(NOW - CAPTURE_LAG, DAYS[-1])}, "less than 0:10:00 ago"),
+        ({"watermark": mark(LOADED, DAYS[-1], DAYS[1])}, "does not speak of 2026-07-13"),
+        ({"watermark": replace(mark(LOADED, DAYS[-1]), last_extracted_at=LOADED + MARGIN)}, "speak of 2026-07-13..2026-07-15"),
+        ({"watermark": mark(NOW - CAPTURE_LAG, DAYS[-1])}, "less than 0:10:00 ago"),
         ({"written_at": NOW - timedelta(minutes=9)}, "less than 0:10:00 ago"),
-        ({"watermark": Watermark(NOW - timedelta(days=1, minutes=1), DAYS[-1])}, "more than 1 day, 0:00:00 old"),
+        ({"watermark": mark(NOW - timedelta(days=1, minutes=1), DAYS[-1])}, "more than 1 day, 0:00:00 old"),
     ],
 )
 def test_the_whole_window_is_read_where_changes_can_not_stand_for_it(given: dict[str, Any], reason: str) -> None:
-    usual: dict[str, Any] = {"spec": CALLS, "window": WINDOW, "watermark": Watermark(LOADED, DAYS[-1]), "written_at": None}
+    usual: dict[str, Any] = {"spec": CALLS, "window": WINDOW, "watermark": mark(LOADED, DAYS[-1]), "written_at": None}
     found = interval(**(usual | given), now=NOW, margin=MARGIN)
     assert isinstance(found, str)
     assert reason in found
@@ -143,7 +151,7 @@ class Replica:
     def whole(self, at: datetime) -> LoadResult:
         self.calls.write()
         result = self._load(self.source.stream(self.spec, WINDOW, "whole"), captured=False)
-        self.watermark = Watermark(at, WINDOW.end)
+        self.watermark = mark(at, WINDOW.end)
         return result
 
     def changes(self, at: datetime) -> LoadResult:
@@ -152,7 +160,7 @@ class Replica:
         as_of = stream.capture(self.watermark, None, at)
         assert as_of is not None, stream.metadata
         result = self._load(stream, captured=True)
-        self.watermark = Watermark(as_of, WINDOW.end)
+        self.watermark = mark(as_of, WINDOW.end)
         return result
 
     def _load(self, stream: BigQueryStream, captured: bool) -> LoadResult:
@@ -210,7 +218,7 @@ def test_after_any_changes_the_table_is_as_the_source_was_and_as_a_whole_load_ma
         assert replica.rows() == loaded(calls.as_of(end))
     replica.changes(at + timedelta(hours=1))
     before = replica.addresses()
-    replica.watermark = Watermark(LOADED, WINDOW.end)
+    replica.watermark = mark(LOADED, WINDOW.end)
     assert replica.changes(at + timedelta(hours=1)).total.written == 0
     assert replica.addresses() == before
     captured = replica.rows()
@@ -268,7 +276,7 @@ def test_whatever_bigquery_refuses_about_the_changes_the_whole_window_is_asked(
     calls.write()
     history.inject(r"^POST \S+/jobs\b", error(status, reason, text))
     stream = bigquery_source(history, calls).stream(CALLS, WINDOW, "run")
-    assert stream.capture(Watermark(LOADED, DAYS[-1]), None, NOW) is None
+    assert stream.capture(mark(LOADED, DAYS[-1]), None, NOW) is None
     assert stream.metadata["capture"] == "whole window"
     assert text in stream.metadata["capture_reason"]
     with stream.open() as reader:
@@ -287,6 +295,6 @@ def test_a_view_and_a_table_created_since_have_no_changes_to_tell(
         (f"{calls.name}_log", LOADED, "was created after the last load"),
     ):
         stream = source.model_copy(update={"sources": {"calls": name}}).stream(CALLS, WINDOW, "run")
-        assert stream.capture(Watermark(watermark, DAYS[-1]), None, NOW) is None
+        assert stream.capture(mark(watermark, DAYS[-1]), None, NOW) is None
         assert reason in stream.metadata["capture_reason"]
     assert len(history.captures) == asked
