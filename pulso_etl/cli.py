@@ -37,7 +37,7 @@ from pulso_etl.refresh import DayRange, Mode, first_kept_day, lima_day
 from pulso_etl.settings import Settings, load_access_settings, load_env_file, load_settings
 from pulso_etl.tables import TABLES, TableSpec
 from pulso_etl.tables.spec import fill
-from pulso_etl.tenants import Deployed, chosen, deployed, grants, select
+from pulso_etl.tenants import Deployed, chosen, deployed, grants, passwords, risk, select, sharing, works_as
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console()
@@ -390,7 +390,7 @@ def token(
 
 @app.command()
 def tenants(
-    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL that makes their roles and schemas.")] = False,
+    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL that makes their logins and schemas.")] = False,
 ) -> None:
     """Lists the tenants of TENANTS_FILE."""
     settings = load_settings()
@@ -400,12 +400,16 @@ def tenants(
     if sql:
         for statement in grants(parts):
             console.print(f"{statement.as_string()};", **PLAIN)
+        for command in passwords(parts):
+            console.print(f"-- in psql: {command}", **PLAIN)
         return
     shown = Table("tenant", "source", "schema", "role", "tables", box=None)
     for part in parts:
         source = f"{part.settings.bigquery_project_id}.{part.settings.bigquery_dataset}"
-        shown.add_row(part.tenant, source, part.settings.database_schema, part.settings.owner.database_role, str(len(part.tables)))
+        shown.add_row(part.tenant, source, part.settings.database_schema, works_as(part), str(len(part.tables)))
     _show(shown)
+    for tenant, others in sharing(parts).items():
+        _say(f"tenant {tenant}: {risk(others)}")
 
 
 @app.command()

@@ -5,7 +5,7 @@ but what is noted of missing rows.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -25,6 +25,7 @@ from pulso_etl.destination.catalog import Table
 from pulso_etl.destination.contract import fit
 from pulso_etl.destination.server_errors import meaning
 from pulso_etl.destination.sessions import Session
+from pulso_etl.destination.strangers import strangers
 from pulso_etl.destination.watermarks import Watermarks
 from pulso_etl.errors import PulsoError
 from pulso_etl.redaction import scrub
@@ -33,7 +34,7 @@ from pulso_etl.settings import Settings, load_settings
 from pulso_etl.source.bigquery import ONCE, BigQuerySource, raising_source_errors
 from pulso_etl.tables import TABLES
 from pulso_etl.tables.spec import TableSpec
-from pulso_etl.tenants import Deployed, select
+from pulso_etl.tenants import Deployed, deployed, risk, select, sharing
 
 CREDENTIALS = {
     "google.oauth2.service_account": "the key of a service account",
@@ -69,7 +70,9 @@ RIGHTS = """
         CASE WHEN schema IS NULL AND NOT has_database_privilege(db, 'CREATE')
             THEN format('CREATE SCHEMA %%I AUTHORIZATION %%I', %(schema)s, me) END,
         CASE WHEN NOT has_schema_privilege(schema, 'USAGE') OR NOT has_schema_privilege(schema, 'CREATE')
-            THEN format('GRANT USAGE, CREATE ON SCHEMA %%I TO %%I', %(schema)s, me) END
+            THEN format('GRANT USAGE, CREATE ON SCHEMA %%I TO %%I', %(schema)s, me) END,
+        CASE WHEN %(tenant)s AND has_schema_privilege('public', to_regnamespace('public'), 'CREATE')
+            THEN 'REVOKE CREATE ON SCHEMA public FROM PUBLIC' END
     ], NULL) || ARRAY(
         SELECT format('ALTER TABLE %%I.%%I OWNER TO %%I', %(schema)s, relname, me)
         FROM pg_class
@@ -98,8 +101,9 @@ def diagnose(tenant: str | None = None) -> Iterator[Finding]:
     except PulsoError as error:
         yield Finding("settings", False, str(error).removeprefix("settings: "))
         return
+    shared = sharing(deployed(settings)) if settings.tenants_file else {}
     for part in parts:
-        for finding in _diagnose(part):
+        for finding in _diagnose(part, shared.get(part.tenant, [])):
             yield replace(finding, part=f"{part.tenant}: {finding.part}") if part.tenant else finding
     yield from _in_turn(
         {
@@ -111,7 +115,8 @@ def diagnose(tenant: str | None = None) -> Iterator[Finding]:
     )
 
 
-def _diagnose(part: Deployed) -> Iterator[Finding]:
+def _diagnose(part: Deployed, others: Sequence[str]) -> Iterator[Finding]:
+    """`others`: the tenants that share its login."""
     settings, tables = part
     yield Finding("settings", True, f"dataset {settings.bigquery_dataset}, PostgreSQL schema {settings.database_schema}")
     source = build_source(settings)
@@ -119,7 +124,7 @@ def _diagnose(part: Deployed) -> Iterator[Finding]:
     if reached:
         for spec in tables.values():
             yield _check(f"source of {spec.name}", partial(_source, source, spec))
-    postgres = _check("PostgreSQL", partial(_postgres, settings))
+    postgres = _check("PostgreSQL", partial(_postgres, settings, others))
     yield postgres
     if postgres.ok:
         for spec in tables.values():
@@ -186,7 +191,7 @@ def _arrow(column: bigquery.SchemaField) -> pa.DataType:
     return pa.list_(given) if column.mode == "REPEATED" else given
 
 
-def _postgres(settings: Settings) -> str:
+def _postgres(settings: Settings, others: Sequence[str]) -> str:
     with ExitStack() as session:
         with _reaching("DATABASE_URL"):
             conn = session.enter_context(Session(settings.database_url.get_secret_value(), "doctor").hold())
@@ -203,11 +208,15 @@ def _postgres(settings: Settings) -> str:
             "etl_alert_messages",
             "etl_quarantine",
         ]
-        (lacking,) = conn.execute(RIGHTS, {"schema": settings.database_schema, "tables": tables}).fetchone() or ([],)
+        values = {"schema": settings.database_schema, "tables": tables, "tenant": bool(settings.owner.tenant)}
+        (lacking,) = conn.execute(RIGHTS, values).fetchone() or ([],)
         role = settings.owner.database_role or conn.info.user
         if lacking:
             raise RuntimeError(f"role {role} lacks rights; run as an administrator: {'; '.join(lacking)}")
-        return f"version {version}, role {role} may load into schema {settings.database_schema}"
+        if found := strangers(conn, settings.database_schema, [*TABLES]):
+            raise RuntimeError(f"tables carry what Pulso ETL has not made, and no load will run: {'; '.join(found)}")
+        risky = f"; {risk(others)}" if others else ""
+        return f"version {version}, role {role} may load into schema {settings.database_schema}{risky}"
 
 
 def _rows(settings: Settings, spec: TableSpec) -> str:

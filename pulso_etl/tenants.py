@@ -89,8 +89,9 @@ Variable = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")]
 class Tenant(BaseModel):
     """One tenant, as the file has it. What is left out is as the deployment's settings say, but for the schema.
 
-    `database_role`: as whom the login of DATABASE_URL works for the tenant. `database_url_env`: the variable that holds a URL of
-    the tenant's own. `alert_urls_env`: the variable that holds where its alerts go. `tables`: by table, the fields of OVERRIDABLE,
+    `database_url_env`: the variable that holds the URL of the tenant's own login, NAME_DATABASE_URL where none is named.
+    `database_role`: as whom a login works for the tenant, that of DATABASE_URL where no variable is named: tenants then share it
+    (see `sharing`). `alert_urls_env`: the variable that holds where its alerts go. `tables`: by table, the fields of OVERRIDABLE,
     and `enabled: false` for one that the tenant does not have. All others are settings of that name, for this tenant.
     """
 
@@ -118,8 +119,8 @@ class Tenant(BaseModel):
     def settings(self, shared: Settings) -> Settings:
         """The settings of the deployment with the tenant's over them. Raises ValidationError, or ValueError for a variable."""
         own = self.model_dump(exclude={"name", "database_role", "database_url_env", "alert_urls_env", "tables"}, exclude_none=True)
-        if self.database_url_env:
-            own["database_url"] = _variable("database_url_env", self.database_url_env)
+        if self.database_url_env or not self.database_role:
+            own["database_url"] = _variable("database_url_env", self.database_url_env or f"{self.name.upper()}_DATABASE_URL")
         if self.alert_urls_env:
             own["alert_urls"] = _variable("alert_urls_env", self.alert_urls_env)
         found = Settings(**{name: getattr(shared, name) for name in Settings.model_fields} | own)
@@ -295,25 +296,65 @@ def route(tenant: str) -> str:
     return f"{ROUTES}/{tenant}" if tenant else ""
 
 
-def grants(parts: Sequence[Deployed]) -> list[sql.Composed]:
-    """The statements that an administrator runs once: a role and a schema for each tenant, closed to all others.
+def sharing(parts: Sequence[Deployed]) -> dict[str, list[str]]:
+    """By tenant, the others for whom the same login of the same server works."""
+    logins = {part.tenant: _login(part) for part in parts}
+    return {
+        tenant: [other for other in logins if other != tenant and logins[other] == login]
+        for tenant, login in logins.items()
+        if list(logins.values()).count(login) > 1
+    }
 
-    Roles that the login of DATABASE_URL works as can't log in themselves. A tenant without one has a schema that its login owns.
+
+def risk(others: Sequence[str]) -> str:
+    """What a login risks that works for the other tenants too."""
+    return (
+        f"its login works for {', '.join(others)} too: who can run code in a session of it, as by a trigger, reaches their rows; "
+        "give each tenant a login of its own (database_url_env)"
+    )
+
+
+def works_as(part: Deployed) -> str:
+    """The role of PostgreSQL that the tenant's tables belong to."""
+    return part.settings.owner.database_role or _login(part)[2]
+
+
+def _login(part: Deployed) -> tuple[str, str, str]:
+    found = conninfo_to_dict(part.settings.database_url.get_secret_value())
+    return str(found.get("host")), str(found.get("port") or 5432), str(found.get("user"))
+
+
+def grants(parts: Sequence[Deployed]) -> list[sql.Composed]:
+    """The statements that an administrator runs once: a login, or a role, and a schema for each tenant, closed to all others.
+
+    Passwords are the administrator's to set. Roles that the login of DATABASE_URL works as can't log in themselves.
     """
-    statements = []
+    # A function that anybody may put there could take the place of the server's own.
+    statements = [sql.SQL("REVOKE CREATE ON SCHEMA public FROM PUBLIC").format()]
     for part in parts:
-        owner = part.settings.owner
+        role = part.settings.owner.database_role
         connection = conninfo_to_dict(part.settings.database_url.get_secret_value())
-        login, database = connection.get("user"), connection.get("dbname")
-        schema, me = sql.Identifier(part.settings.database_schema), sql.Identifier(str(owner.database_role or login))
-        if owner.database_role:
+        login, database = sql.Identifier(str(connection.get("user"))), sql.Identifier(str(connection.get("dbname")))
+        schema, me = sql.Identifier(part.settings.database_schema), sql.Identifier(role) if role else login
+        if role:
             statements += [
                 sql.SQL("CREATE ROLE {} NOLOGIN").format(me),
-                sql.SQL("GRANT {} TO {}").format(me, sql.Identifier(str(login))),
-                sql.SQL("GRANT TEMPORARY ON DATABASE {} TO {}").format(sql.Identifier(str(database)), me),
+                sql.SQL("GRANT {} TO {}").format(me, login),
+                sql.SQL("GRANT TEMPORARY ON DATABASE {} TO {}").format(database, me),
+            ]
+        else:
+            statements += [
+                sql.SQL("CREATE ROLE {} LOGIN").format(me),
+                sql.SQL("GRANT CONNECT, TEMPORARY ON DATABASE {} TO {}").format(database, me),
             ]
         statements += [
             sql.SQL("CREATE SCHEMA {} AUTHORIZATION {}").format(schema, me),
             sql.SQL("REVOKE ALL ON SCHEMA {} FROM PUBLIC").format(schema),
         ]
     return statements
+
+
+def passwords(parts: Sequence[Deployed]) -> list[str]:
+    """What an administrator types in psql after `grants`, so that each login has a password that no file and no log holds."""
+    logins = dict.fromkeys(_login(part)[2] for part in parts if not part.settings.owner.database_role)
+    return [f"\\password {sql.Identifier(login).as_string()}" for login in logins]

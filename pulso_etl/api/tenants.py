@@ -27,7 +27,7 @@ from pulso_etl.api.tokens import Role, opening, parse_tokens
 from pulso_etl.settings import Settings
 from pulso_etl.tables import TABLES
 from pulso_etl.tables.spec import TableSpec
-from pulso_etl.tenants import Deployed, deployed, route
+from pulso_etl.tenants import Deployed, deployed, risk, route, sharing
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,8 @@ def application(settings: Settings, *, tables: Mapping[str, TableSpec] = TABLES)
     for token in parse_tokens(settings.api_tokens.get_secret_value()):
         if token.caller.tenant not in {"", *(part.tenant for part in parts)}:
             logger.warning("API_TOKENS: %s is of a tenant that there is not, and opens nothing", token.caller.name)
+    for tenant, others in sharing(parts).items():
+        logger.warning("tenant %s: %s", tenant, risk(others))
     applications = {part.tenant: create_app(part.settings, tables=part.tables) for part in parts}
     operation = _operation(settings, parts)
 

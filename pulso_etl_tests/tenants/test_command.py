@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import psycopg
 import pytest
 import yaml
 from pydantic import SecretStr
@@ -17,7 +18,7 @@ from pulso_etl.api.tenants import application
 from pulso_etl.api.tokens import Role, make_token, opening, parse_tokens
 from pulso_etl.cli import main
 from pulso_etl.settings import Settings
-from pulso_etl.tenants import OVERRIDABLE, Tenant, deployed, grants
+from pulso_etl.tenants import OVERRIDABLE, Tenant, deployed, grants, passwords
 from pulso_etl_tests.dagster_stack import CHECKOUT
 from pulso_etl_tests.tenants.conftest import Tenancy
 from pulso_etl_tests.test_docs import blocks, rows
@@ -68,7 +69,8 @@ def test_commands_are_for_the_tenant_that_is_named(environment: Tenancy, pulso: 
     assert pulso("cleanup").out == "0 attempt(s) ended\n"
     assert "ALERT_URLS is not set" in pulso("alert-test", "--tenant", "acme").out
     listed = pulso("tenants").out
-    assert [line.split()[0] for line in listed.splitlines()[1:]] == ["acme", "globex"]
+    assert [line.split()[0] for line in listed.splitlines()[1:3]] == ["acme", "globex"]
+    assert "tenant acme: its login works for globex too" in listed
     assert pulso("tenants", "--sql").out.splitlines() == [
         f"{statement.as_string()};" for statement in grants(list(environment.parts.values()))
     ]
@@ -77,11 +79,24 @@ def test_commands_are_for_the_tenant_that_is_named(environment: Tenancy, pulso: 
 def test_the_doctor_looks_at_every_tenant_and_at_the_queue(environment: Tenancy, pulso: Pulso) -> None:
     told = pulso("doctor")
     role = environment.parts["globex"].settings.owner.database_role
-    assert f"role {role} may load into schema {environment.schema('globex')}" in told.out
+    assert f"role {role} may load into schema {environment.schema('globex')}; its login works for acme too" in told.out
     assert "ok   acme: source of dashboard_data: columns fit" in told.out
     # This Dagster home has no limits at all.
     assert told.code == 1
     assert "FAIL Dagster queue: does not know tenants; take deploy/dagster.tenants.yaml" in told.out
+
+
+def test_the_doctor_tells_of_what_no_load_will_run_with(environment: Tenancy, pulso: Pulso) -> None:
+    part = environment.parts["acme"]
+    schema, role = part.settings.database_schema, part.settings.owner.database_role
+    with psycopg.connect(environment.admin_url, autocommit=True) as admin:
+        admin.execute(f"SET ROLE {role}; CREATE TABLE {schema}.etl_note (n int DEFAULT pg_backend_pid())".encode())
+        try:
+            told = pulso("doctor", "--tenant", "acme")
+        finally:
+            admin.execute(f"DROP TABLE {schema}.etl_note".encode())
+    found = f"{schema}.etl_note: default of the column n: ALTER TABLE {schema}.etl_note ALTER COLUMN n DROP DEFAULT"
+    assert f"FAIL acme: PostgreSQL: tables carry what Pulso ETL has not made, and no load will run: {found}" in told.out
 
 
 def test_there_are_no_tenants_to_name_without_a_file(environment: Tenancy, pulso: Pulso, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +128,8 @@ def test_a_token_of_a_tenant_opens_that_tenant_and_an_operator_s_all(pulso: Puls
 def test_a_token_of_a_tenant_that_there_is_not_is_told(environment: Tenancy, caplog: pytest.LogCaptureFixture) -> None:
     _, entry = make_token("dashboard", Role.READ, "initech")
     application(environment.settings.model_copy(update={"api_tokens": SecretStr(str(entry))}))
-    assert [record.getMessage() for record in caplog.records if record.name == "pulso_etl.api.tenants"] == [
+    told = [record.getMessage() for record in caplog.records if record.name == "pulso_etl.api.tenants"]
+    assert [text for text in told if text.startswith("API_TOKENS")] == [
         "API_TOKENS: dashboard@initech is of a tenant that there is not, and opens nothing"
     ]
 
@@ -123,8 +139,11 @@ def test_the_file_of_the_docs_is_taken_and_its_sql_is_what_is_printed(tmp_path: 
     file = tmp_path / "tenants.yaml"
     file.write_text(blocks(DOCS, "yaml")[0], encoding="utf-8")
     url = SecretStr("postgresql://pulso@localhost/dashboard")
+    for name in ("acme", "globex"):
+        monkeypatch.setenv(f"{name.upper()}_DATABASE_URL", f"postgresql://pulso_{name}@localhost/dashboard")
     parts = deployed(Settings(database_url=url, tenants_file=file))
-    assert [f"{statement.as_string()};" for statement in grants(parts)] == blocks(DOCS, "sql")[0].splitlines()
+    told = [f"{statement.as_string()};" for statement in grants(parts)] + [f"-- in psql: {one}" for one in passwords(parts)]
+    assert told == blocks(DOCS, "sql")[0].splitlines()
     listed = [
         [part.tenant, f"{part.settings.bigquery_project_id}.{part.settings.bigquery_dataset}", part.settings.database_schema]
         for part in parts

@@ -9,13 +9,21 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from pulso_etl.api.tenants import application
 from pulso_etl.errors import PlanError, SettingsError
 from pulso_etl.settings import Owner, Settings
 from pulso_etl.tables import TABLES
-from pulso_etl.tenants import EXAMPLES, OVERRIDABLE, Tenant, chosen, deployed, grants, select
+from pulso_etl.tenants import EXAMPLES, OVERRIDABLE, Tenant, chosen, deployed, grants, passwords, select, sharing
 
 URL = "postgresql://pulso:secreto@db.example/dashboard?options=-csearch_path%3Dx"
 ACME = "tenants:\n  - name: acme\n    database_schema: acme\n"
+
+
+@pytest.fixture(autouse=True)
+def logins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tenant's own login, by the variable that is looked for where the file names none."""
+    monkeypatch.setenv("ACME_DATABASE_URL", URL.replace("pulso:", "acme:"))
+    monkeypatch.setenv("GLOBEX_DATABASE_URL", URL.replace("pulso:", "globex:"))
 
 
 def settings(tmp_path: Path, text: str, name: str = "tenants.yaml") -> Settings:
@@ -53,7 +61,7 @@ def test_a_tenant_has_its_own_settings_and_tables_and_the_deployment_s_for_the_r
     assert acme.settings.owner == Owner("acme", "pulso_acme")
     assert "options='-csearch_path=x -c role=pulso_acme'" in acme.settings.database_url.get_secret_value()
     assert (globex.settings.bigquery_dataset, globex.settings.bigquery_daily_budget_bytes) == ("BI_USA", 1000)
-    assert globex.settings.database_url.get_secret_value() == URL
+    assert globex.settings.database_url.get_secret_value() == URL.replace("pulso:", "globex:")
     assert list(globex.tables) == list(TABLES)
     assert list(acme.tables) == [name for name in TABLES if name != "evolution_data"]
     operation = acme.tables["operation_data"]
@@ -125,7 +133,6 @@ def test_a_fault_names_the_known_fields_and_an_example(tmp_path: Path, text: str
 
 
 def test_every_example_of_a_message_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACME_DATABASE_URL", URL)
     monkeypatch.setenv("ACME_ALERT_URLS", "jsons://hooks.example/acme")
     of_table = {"enabled", *OVERRIDABLE}
     assert EXAMPLES.keys() == {"tenants", *Tenant.model_fields, *of_table}
@@ -169,6 +176,34 @@ def test_a_url_of_its_own_is_the_tenant_s_login(tmp_path: Path, monkeypatch: pyt
     assert part.settings.database_url.get_secret_value() == "postgresql://acme:otro@db.example/acme"
     assert part.settings.owner == Owner("acme")
     assert [statement.as_string() for statement in grants([part])] == [
+        "REVOKE CREATE ON SCHEMA public FROM PUBLIC",
+        'CREATE ROLE "acme" LOGIN',
+        'GRANT CONNECT, TEMPORARY ON DATABASE "acme" TO "acme"',
         'CREATE SCHEMA "acme" AUTHORIZATION "acme"',
         'REVOKE ALL ON SCHEMA "acme" FROM PUBLIC',
     ]
+    assert passwords([part]) == [r'\password "acme"']
+
+
+def test_a_login_per_tenant_is_the_default_and_one_that_is_shared_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    both = ACME + "  - {name: globex, database_schema: globex}\n"
+    acme, globex = deployed(settings(tmp_path, both))
+    assert [part.settings.database_url.get_secret_value().partition(":secreto")[0] for part in (acme, globex)] == [
+        "postgresql://acme",
+        "postgresql://globex",
+    ]
+    assert sharing([acme, globex]) == {}
+
+    roles = ACME + "    database_role: pulso_acme\n  - {name: globex, database_schema: globex, database_role: pulso_globex}\n"
+    assert sharing(deployed(settings(tmp_path, roles))) == {"acme": ["globex"], "globex": ["acme"]}
+    application(settings(tmp_path, roles))
+    assert "tenant acme: its login works for globex too" in caplog.text
+    # Two variables with one login are one login.
+    monkeypatch.setenv("GLOBEX_DATABASE_URL", URL.replace("pulso:", "acme:"))
+    assert sharing(deployed(settings(tmp_path, both))) == {"acme": ["globex"], "globex": ["acme"]}
+
+    monkeypatch.delenv("ACME_DATABASE_URL")
+    with pytest.raises(SettingsError, match="tenant acme: database_url_env: the environment variable ACME_DATABASE_URL is not set"):
+        deployed(settings(tmp_path, ACME))
