@@ -22,6 +22,7 @@ from pulso_etl.alerts.memory import Outage, OutageMemory
 from pulso_etl.alerts.messages import Message, render, trial_message
 from pulso_etl.alerts.store import AlertStore
 from pulso_etl.destination.sessions import Session
+from pulso_etl.errors import DestinationError
 from pulso_etl.patience import CONNECT_SECONDS, cut_after
 from pulso_etl.settings import Settings
 
@@ -36,6 +37,8 @@ CUT_SECONDS = 120.0
 """A server that stops answering in the middle of a flush is given up after so long, which no flush takes."""
 BACKLOG = 1000
 """Events kept in memory while PostgreSQL is away."""
+KEPT_OUT = (psycopg.Error, DestinationError)
+"""PostgreSQL is away, or reached by a pooler that shares sessions: whatever it is, people are told."""
 DATABASE_AWAY = Cause.DESTINATION_UNAVAILABLE
 DATABASE = DEPENDENCIES[DATABASE_AWAY]
 
@@ -79,7 +82,7 @@ class Alerts:
             with self._connect() as conn, self._exclusive(conn):
                 before = self._store.load(conn, max(event.at for event in given))
                 self._store.save(conn, before, absorb(before, given))
-        except psycopg.Error as error:
+        except KEPT_OUT as error:
             self._keep(given, error)
             return False
         return True
@@ -95,11 +98,11 @@ class Alerts:
             with self._connect() as conn:
                 due = self._decide(conn, now, given)
                 return Flushed(due, tuple(self._deliver(conn, now)), stored=True)
-        except psycopg.Error as error:
+        except KEPT_OUT as error:
             self._keep(given, error)
             return self.away(now, error)
 
-    def away(self, now: datetime, error: psycopg.Error) -> Flushed:
+    def away(self, now: datetime, error: Exception) -> Flushed:
         """Tells that PostgreSQL is away at the instant `now`, as often as any other problem, whichever process looks.
 
         The next flush that finds it back tells of the end.
@@ -129,7 +132,7 @@ class Alerts:
         # The keep-alives find a server that vanished without a word, in seconds.
         watched = {"tcp_user_timeout": 30_000, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
         session = Session(url, "alerts", connect_seconds=CONNECT_SECONDS)
-        with session.open(**watched) as conn, cut_after(CUT_SECONDS, conn):
+        with session.hold(**watched) as conn, cut_after(CUT_SECONDS, conn):
             yield conn
 
     @contextmanager
@@ -193,7 +196,7 @@ class Alerts:
             given, self._backlog = [*self._backlog, *events], []
         return given
 
-    def _keep(self, events: Sequence[Event], error: psycopg.Error) -> None:
+    def _keep(self, events: Sequence[Event], error: Exception) -> None:
         with self._lock:
             self._backlog = [*events, *self._backlog][-BACKLOG:]
         log.error("alerts: PostgreSQL is away, %d events kept in memory: %s", len(self._backlog), clean(str(error)))

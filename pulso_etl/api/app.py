@@ -51,7 +51,7 @@ from pulso_etl.automation.recovery import Recovered, recover
 from pulso_etl.definitions import build_source
 from pulso_etl.destination.server_errors import keeps_out, meaning
 from pulso_etl.destination.sessions import Session
-from pulso_etl.errors import BudgetExceeded, PlanError, first_line
+from pulso_etl.errors import BudgetExceeded, DestinationError, PlanError, first_line
 from pulso_etl.redaction import scrub
 from pulso_etl.refresh import LIMA, Mode, lima_day
 from pulso_etl.settings import Settings
@@ -278,6 +278,8 @@ async def cleanup(request: Request, caller: Admin) -> Cleanup:
         if not keeps_out(error):
             raise
         raise DatabaseUnavailable(f"{meaning(error).tell(error)}") from error
+    except DestinationError as error:
+        raise DatabaseUnavailable(str(error)) from error
     except dg.DagsterError as error:
         raise DagsterUnavailable(f"Dagster's instance can't be used here: {first_line(error)}") from error
     audit.info("%s asked for a cleanup: %d attempt(s) ended", caller.name, len(ended))
@@ -296,7 +298,7 @@ async def cleanup(request: Request, caller: Admin) -> Cleanup:
 
 def _recover(here: Deployment) -> list[Recovered]:
     url, schema = here.settings.database_url.get_secret_value(), here.settings.database_schema
-    with dg.DagsterInstance.get() as instance, Session(url, "api", connect_seconds=5).open() as conn:
+    with Session(url, "api", connect_seconds=5).hold() as conn, dg.DagsterInstance.get() as instance:
         return list(recover(conn, schema, instance, here.tables, datetime.now(UTC)))
 
 

@@ -18,7 +18,7 @@ from pulso_etl.destination.server_errors import keeps_out, meaning
 from pulso_etl.destination.session_settings import Limits
 from pulso_etl.destination.sessions import Session
 from pulso_etl.destination.watermarks import TableState, Watermarks
-from pulso_etl.errors import first_line
+from pulso_etl.errors import DestinationError, first_line
 from pulso_etl.settings import Settings
 
 CREATE = """
@@ -44,14 +44,18 @@ class DatabaseUnavailable(Exception):
 
 
 class Database:
-    """The connections, and the names of the tables that the API uses. Our own tables are created at the first use, if `tables`."""
+    """The connections, and the names of the tables that the API uses.
+
+    At the first use it is seen to that the sessions are ours alone, and our own tables are created, if `tables`.
+    """
 
     def __init__(self, settings: Settings, *, tables: bool = True) -> None:
         self.url = settings.database_url.get_secret_value()
         self.schema = settings.database_schema
         self.marks = Watermarks(self.schema)
         self.refreshes = sql.Identifier(self.schema, "etl_refreshes")
-        self._created = not tables
+        self._tables = tables
+        self._prepared = False
         self._session = Session(self.url, "api", LIMITS, connect_seconds=int(WAIT_SECONDS))
         start: dict[str, Any] = {**self._session.start()}
         self._pool = AsyncConnectionPool(
@@ -89,11 +93,14 @@ class Database:
     async def connection(self) -> AsyncIterator[psycopg.AsyncConnection]:
         """A connection in autocommit mode. Raises DatabaseUnavailable, also where the server goes away meanwhile."""
         try:
-            if not self._created:
-                await asyncio.to_thread(self._create)
-                self._created = True
+            if not self._prepared:
+                await asyncio.to_thread(self._prepare)
+                self._prepared = True
             async with self._pool.connection() as conn:
                 yield conn
+        except DestinationError as error:
+            # A pooler that shares sessions, as a load refuses it.
+            raise DatabaseUnavailable(str(error)) from error
         except PoolTimeout as error:
             raise DatabaseUnavailable(f"PostgreSQL does not answer: {first_line(error)}") from error
         except psycopg.Error as error:
@@ -106,7 +113,9 @@ class Database:
         query, parameters = self.marks.query(since)
         return self.marks.states(await (await conn.execute(query, parameters)).fetchall())
 
-    def _create(self) -> None:
-        with self._session.open() as conn, conn.transaction():
+    def _prepare(self) -> None:
+        with self._session.hold() as conn, conn.transaction():
+            if not self._tables:
+                return
             self.marks.create(conn)
             create_missing(conn, self.schema, "etl_refreshes", sql.SQL(CREATE).format(refreshes=self.refreshes))

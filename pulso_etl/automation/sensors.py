@@ -16,7 +16,7 @@ import psycopg
 from dagster._core.storage.asset_check_execution_record import COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES, RunRecord
 
-from pulso_etl.alerts.service import Alerts, Flushed
+from pulso_etl.alerts.service import KEPT_OUT, Alerts, Flushed
 from pulso_etl.assets import asset_key
 from pulso_etl.automation.alerting import CheckOutcome, events
 from pulso_etl.automation.due import MEMORY, BackOff, Decision, Standing, changed_days, decide, loaded_days
@@ -135,10 +135,13 @@ class Automation:
 
     @contextmanager
     def connect(self) -> Iterator[psycopg.Connection]:
-        """A connection in autocommit mode. Raises psycopg.OperationalError where there is none, or no answer any more."""
+        """A connection in autocommit mode, with a session of its own.
+
+        Raises psycopg.OperationalError where there is none, or no answer any more; for the rest see `Session.hold`.
+        """
         url = self.settings.database_url.get_secret_value()
         session = Session(url, "automation", connect_seconds=CONNECT_SECONDS)
-        with session.open() as conn, cut_after(CUT_SECONDS, conn):
+        with session.hold() as conn, cut_after(CUT_SECONDS, conn):
             yield conn
 
     def observe(self, instance: dg.DagsterInstance, conn: psycopg.Connection, now: datetime) -> dict[str, Standing]:
@@ -349,7 +352,7 @@ class Automation:
                     retry_limit=self.settings.retry_limit,
                 )
             )
-        except psycopg.Error as error:
+        except KEPT_OUT as error:
             return self.alerts.away(now, error)
         flushed = self.alerts.flush(now, happened)
         self._report_currency(instance, found, now)

@@ -97,13 +97,13 @@ class Session:
         return conn
 
     @contextmanager
-    def hold(self) -> Iterator[psycopg.Connection]:
+    def hold(self, **more: Any) -> Iterator[psycopg.Connection]:
         """A connection whose session is its own until the end, with the locks and temporary tables that it holds.
 
-        Before anything is done, raises DestinationError behind a pooler that shares sessions, and for a database without an
-        encoding; psycopg.Error.
+        For the rest it is as `open` opens it. Before anything is done, raises DestinationError behind a pooler that shares
+        sessions, and for a database without an encoding; psycopg.Error.
         """
-        with self.open() as conn:
+        with self.open(**more) as conn:
             Encoding.of(conn).refuse_none(conn.info.dbname)
             self._refuse_shared(conn)
             yield conn

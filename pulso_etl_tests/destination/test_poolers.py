@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import dagster as dg
 import psycopg
 import pytest
+from pydantic import SecretStr
 
+from pulso_etl.automation.jobs import build_jobs
+from pulso_etl.automation.sensors import Automation
+from pulso_etl.definitions import build_resources
 from pulso_etl.destination.io_manager import PostgresUpsertIOManager
 from pulso_etl.destination.roles import as_role
 from pulso_etl.destination.sessions import Session
 from pulso_etl.errors import DestinationError
+from pulso_etl.settings import Settings
+from pulso_etl.tables import TABLES
+from pulso_etl_tests.alerts.receivers import MakeSettings, Receiver
+from pulso_etl_tests.api.server import ApiServer
 from pulso_etl_tests.destination.test_io_manager import failure
 from pulso_etl_tests.destination.visits import materialize, visits
 from pulso_etl_tests.pooler import needs_pgbouncer, pooler
@@ -74,6 +84,56 @@ def test_a_load_in_transaction_mode_is_refused_before_anything_is_written(
     assert told.count("\n") == 0
     assert conn.execute("SELECT tablename FROM pg_tables WHERE schemaname = %s", (schema,)).fetchall() == []
     assert held_locks(conn) == []
+
+
+@pytest.fixture
+def shared(transaction_mode: str, make_settings: MakeSettings, receiver: Receiver, tmp_path: Path) -> Settings:
+    """A deployment that reaches PostgreSQL through a pooler in transaction mode."""
+    return make_settings(
+        f"json://127.0.0.1:{receiver.port}/hook",
+        database_url=SecretStr(transaction_mode),
+        dagster_graphql_url="http://127.0.0.1:1/graphql",
+        dagster_home=tmp_path,
+        alert_gather_seconds=0,
+    )
+
+
+def nothing_is_there(conn: psycopg.Connection, schema: str) -> bool:
+    return conn.execute("SELECT tablename FROM pg_tables WHERE schemaname = %s", (schema,)).fetchall() == []
+
+
+def test_the_api_refuses_transaction_mode_and_says_so_where_health_is_asked(
+    shared: Settings, schema: str, conn: psycopg.Connection
+) -> None:
+    with ApiServer(shared) as api:
+        for _ in range(2):
+            health = api.call("GET", "/api/v1/etl/health")
+            assert health.status_code == 503
+            assert re.search(SHARED, health.json()["parts"]["postgresql"]["message"])
+            for method, path in (("POST", "refresh/table/dashboard_data"), ("GET", "status"), ("POST", "cleanup")):
+                answer = api.call(method, f"/api/v1/etl/{path}")
+                assert answer.status_code == 503, path
+                assert re.search(SHARED, answer.json()["detail"]), path
+                assert "\n" not in answer.json()["detail"]
+                assert int(answer.headers["Retry-After"]) > 0
+    assert nothing_is_there(conn, schema)
+
+
+def test_sensors_refuse_transaction_mode_and_people_are_told_why(
+    shared: Settings, schema: str, conn: psycopg.Connection, receiver: Receiver, instance: dg.DagsterInstance
+) -> None:
+    tables = {"dashboard_data": TABLES["dashboard_data"]}
+    for sensor in Automation(shared, tables, build_jobs(tables)).sensors():
+        resources = {"bigquery": build_resources(shared)["bigquery"]} if sensor.name == "refresh_sensor" else {}
+        context = dg.build_sensor_context(instance=instance, resources=resources)
+        if sensor.name == "alert_sensor":
+            assert "1 message(s) due" in (sensor.evaluate_tick(context).skip_message or "")
+        else:
+            with pytest.raises(DestinationError, match=SHARED):
+                sensor.evaluate_tick(context)
+    assert receiver.titles() == ["[Pulso] PostgreSQL no está disponible"]
+    assert re.search(SHARED, receiver.posts[0][1]["message"])
+    assert nothing_is_there(conn, schema)
 
 
 def test_transaction_mode_is_noticed_while_others_are_busy_too(transaction_mode: str) -> None:
