@@ -4,7 +4,7 @@ PYTHON ?= python3
 PORT ?= 3000
 API_PORT ?= 8000
 
-.PHONY: run dev test test-postgres15 test-frontend page bench chaos runtime lock clean
+.PHONY: run dev test audit test-postgres15 test-frontend page bench chaos runtime lock clean
 
 ifneq ($(words $(CURDIR)),1)
 $(error PostgreSQL can not be run in a folder with a space in its path; move "$(CURDIR)")
@@ -21,6 +21,11 @@ test: $(VENV)/.installed ## lint, types and tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+audit: $(VENV)/.installed ## known weaknesses: of our code by lint, of the lock files against the package index
+	$(BIN)/ruff check --select S --ignore S101 pulso_etl
+	@test -x $(VENV)/audit/bin/uv || { $(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/pip install --quiet --require-hashes -r installer.lock; }
+	$(BIN)/python -m pulso_etl_tests.lock_audit $(VENV)/audit/bin/uv requirements.lock requirements-bench.lock installer.lock deploy/build.lock deploy/requirements.lock
 
 test-postgres15: $(VENV)/.installed ## the tests of destination and API on PostgreSQL 15, the oldest promised; needs Debian's postgresql-15
 	$(BIN)/python -m pulso_etl_tests.oldest_postgres $(BIN)/pytest pulso_etl_tests/destination pulso_etl_tests/api

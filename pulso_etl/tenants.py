@@ -221,7 +221,7 @@ def read_tenants(path: Path) -> list[Tenant]:
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"TENANTS_FILE: {path} can't be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
     try:
-        given = tomllib.loads(text) if path.suffix == ".toml" else yaml.load(text, _Loader)
+        given = tomllib.loads(text) if path.suffix == ".toml" else yaml.load(text, _Loader)  # noqa: S506 - it is a SafeLoader
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path}: {error}") from None
     except yaml.YAMLError as error:

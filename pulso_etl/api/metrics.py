@@ -20,7 +20,7 @@ TOTALS = f"""
 SELECT table_name, status, count(*), coalesce(sum(extraction_duration_seconds), 0),
     {", ".join(f"coalesce(sum((metadata->>'{name}')::numeric), 0)" for name in SUMMED)}
 FROM {{history}} GROUP BY table_name, status ORDER BY table_name, status
-"""
+"""  # noqa: S608 - made of constants
 """Of all time; the history keeps a row for each attempt."""
 
 

@@ -50,7 +50,7 @@ EXTRACTION_COLUMNS = sql.SQL(
 )
 COPIES = f"""
 SELECT key, tuples_processed FROM ({HELD_LOCKS}) AS held JOIN pg_stat_progress_copy USING (pid) WHERE command = 'COPY FROM'
-"""
+"""  # noqa: S608 - made of constants
 """Rows that each load's COPY has taken so far, by the key of its table's lock."""
 
 

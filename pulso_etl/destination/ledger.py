@@ -45,7 +45,7 @@ UNION ALL SELECT inhrelid FROM pg_inherits WHERE inhparent = to_regclass({name})
 """
 FILES = f"""
 (SELECT md5(string_agg(part || ':' || coalesce(pg_relation_filenode(part), 0), ',' ORDER BY part)) FROM ({PARTS}) AS parts)
-"""
+"""  # noqa: S608 - made of constants
 """Which files the table's rows lie in: others after a TRUNCATE, a DROP, a restore or a rewrite. Null where there is no table.
 
 It asks the catalog alone, and waits for no lock."""

@@ -30,7 +30,7 @@ WITH RECURSIVE ours (oid, root) AS (
 )
 """
 """Our tables, with whatever inherits from one, their partitions too. What begins with `etl_` is ours."""
-LOCKABLE = OURS + (
+LOCKABLE = OURS + (  # noqa: S608 - made of constants
     "SELECT nspname, relname FROM ours JOIN pg_class c ON c.oid = ours.oid JOIN pg_namespace n ON n.oid = relnamespace "
     "WHERE root = c.oid AND relkind IN ('r', 'p') AND relname = ANY(%(locked)s) ORDER BY relname"
 )
@@ -100,7 +100,7 @@ STRANGERS = f"""
     )
 )
 SELECT relid::regclass::text, kind, name, told FROM found WHERE session_user <> current_user ORDER BY 1, 2, 3
-"""
+"""  # noqa: S608 - made of constants
 """Each thing that runs in a session which uses the tables, and that we have not made: the table, what it is, its name, and the
 statement that drops it. What the server has since its first start has no entry in pg_depend, hence what has one is somebody's."""
 

@@ -128,7 +128,7 @@ class _Rows:
             if found is None:
                 yield f"{column.name}: required, and no row has a value for it"
             elif self._any(sql.SQL("{} IS NULL").format(sql.Identifier(column.name))):
-                yield f"{column.name}: required, and null in rows; or give them a value: UPDATE … SET {column.name} = …"
+                yield f"{column.name}: required, and null in rows; or give them a value: UPDATE … SET {column.name} = …"  # noqa: S608 - a sentence, no statement
 
     def without_cast(self) -> Iterator[str]:
         for column in (*self.spec.columns, *self.spec.kept_columns):

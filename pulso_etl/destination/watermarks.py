@@ -108,7 +108,7 @@ LOST = f"""
 (SELECT jsonb_build_array(min(d.day), max(d.day), sum(d.rows - CASE WHEN to_regclass({NAME}) IS NULL THEN 0 ELSE d.found END))
  FROM {{days}} d WHERE d.table_name = w.table_name
  AND CASE WHEN to_regclass({NAME}) IS NULL THEN d.rows > 0 ELSE d.found < d.rows END)
-"""
+"""  # noqa: S608 - made of constants
 """Of the ledger, the days that hold fewer rows than their last load left: all of them where the table is gone."""
 REPLACED = f"coalesce(w.table_files <> {ledger.FILES.format(name=NAME)}, false)"
 LOOK_EVERY = timedelta(days=1)

@@ -31,8 +31,8 @@ class Afterwards:
     """A shell script that runs once this process is gone without having called it off: even SIGKILL closes a pipe."""
 
     def __init__(self, script: str, *args: str) -> None:
-        self._shell = subprocess.Popen(
-            ["sh", "-c", f"read -r _\n{script}", "sh", *args],
+        self._shell = subprocess.Popen(  # noqa: S603 - our own commands
+            ["sh", "-c", f"read -r _\n{script}", "sh", *args],  # noqa: S607 - the system's shell, whatever its place
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -96,7 +96,7 @@ class Child:
 
     def _spawn(self) -> None:
         with self.log_file.open("ab") as log:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603 - our own commands
                 self._command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

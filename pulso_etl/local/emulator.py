@@ -64,7 +64,7 @@ class BigQueryEmulator:
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline and self.child.exit_code is None:
             try:
-                with urllib.request.urlopen(f"{self.rest_url}/bigquery/v2/projects/{self.project}/datasets", timeout=2):
+                with urllib.request.urlopen(f"{self.rest_url}/bigquery/v2/projects/{self.project}/datasets", timeout=2):  # noqa: S310 - our own server, on loopback
                     return self
             except urllib.error.HTTPError:
                 return self

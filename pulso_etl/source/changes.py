@@ -102,7 +102,7 @@ def _partition_times(
     client: bigquery.Client, source: BigQuerySource, table: bigquery.Table, seconds: float
 ) -> dict[str | None, datetime]:
     rows = client.query_and_wait(
-        f"SELECT partition_id, last_modified_time FROM `{table.project}.{table.dataset_id}.INFORMATION_SCHEMA.PARTITIONS` "
+        f"SELECT partition_id, last_modified_time FROM `{table.project}.{table.dataset_id}.INFORMATION_SCHEMA.PARTITIONS` "  # noqa: S608 - the client's own name of the table
         "WHERE table_name = @table",
         job_config=bigquery.QueryJobConfig(
             query_parameters=[bigquery.ScalarQueryParameter("table", "STRING", table.table_id)],

@@ -1,0 +1,55 @@
+"""What `make audit` finds, and what the lint leaves to these tests."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from pulso_etl_tests.dagster_stack import CHECKOUT
+from pulso_etl_tests.lock_audit import faults, hashes, pins
+
+LOCK = """one==1.0 \\
+    --hash=sha256:aa \\
+    --hash=sha256:bb
+two==2.0 ; sys_platform == 'linux' \\
+    --hash=sha256:cc
+"""
+
+
+@pytest.mark.parametrize(
+    ("index", "said", "found"),
+    [
+        (LOCK, "Resolved 2 packages in 3ms", []),
+        (LOCK + "    --hash=sha256:dd\n", "", []),
+        (LOCK.replace(":bb", ":ee"), "", ["one==1.0: the index knows no file of the hash sha256:bb"]),
+        (
+            LOCK,
+            'warning: `one==1.0` is yanked (reason: "broken")\n',
+            ['one==1.0: withdrawn (reason: "broken")'],
+        ),
+        ("", "", ["one==1.0: the index knows no file of the hash sha256:aa, sha256:bb", "two==2.0"]),
+    ],
+)
+def test_a_lock_file_is_held_against_the_index(index: str, said: str, found: list[str]) -> None:
+    told = [*faults(LOCK, index, said)]
+    assert len(told) == len(found)
+    assert all(fault.startswith(expected) for fault, expected in zip(told, found, strict=True))
+
+
+@pytest.mark.parametrize("path", ["requirements.lock", "installer.lock", "deploy/build.lock", "deploy/requirements.lock"])
+def test_every_package_that_is_locked_has_a_hash(path: str) -> None:
+    text = (CHECKOUT / path).read_text(encoding="utf-8")
+    locked = hashes(text)
+    assert len(locked) == len(pins(text))
+    assert all(locked.values())
+
+
+def test_asserts_in_the_package_only_tell_types() -> None:
+    """Python leaves them out with -O: none may be what keeps something from happening."""
+    for path in (CHECKOUT / "pulso_etl").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Assert):
+                told = ast.unparse(node.test)
+                assert told.endswith(" is not None") or told.startswith("isinstance("), f"{Path(path).name}: {told}"
