@@ -167,16 +167,17 @@ def contiguous(days: Iterable[date]) -> list[DayRange]:
 
 @dataclass(frozen=True)
 class Horizon:
-    """Which days of a table can be owed: none before `first_day`, and each as long as the source changes it, that is for
-    `lookback_days` after it."""
+    """Which days of a table can be owed: none before `first_day` nor after `last_day`, and each as long as the source changes it,
+    that is for `lookback_days` after it."""
 
     lookback_days: int = 1
     first_day: date = date.min
+    last_day: date = date.max
 
     @classmethod
-    def of(cls, spec: TableSpec, first_day: date, today: date) -> Horizon:
-        """That of the table, whose partitions begin on `first_day`."""
-        return cls(spec.lookback_days, max(first_day, first_kept_day(spec, today)))
+    def of(cls, spec: TableSpec, first_day: date, today: date, last_day: date = date.max) -> Horizon:
+        """That of the table, whose partitions begin on `first_day`; the newest that there is now ends on `last_day`."""
+        return cls(spec.lookback_days, max(first_day, first_kept_day(spec, today)), last_day)
 
     def open_until(self, day: date) -> date:
         """The first day on which a reading of that day is final."""
@@ -204,24 +205,25 @@ def owed_days(horizon: Horizon, watermark: Watermark, today: date) -> list[date]
 
     still_open = {day for day, reading in watermark.readings.items() if not closed(day, reading)}
     unread = {day for day in DayRange(begin, today) if day not in watermark.readings} if begin <= today else set()
-    return sorted(day for day in still_open | unread if horizon.first_day <= day <= today)
+    return sorted(day for day in still_open | unread if horizon.first_day <= day <= min(today, horizon.last_day))
 
 
 def settle(horizon: Horizon, watermark: Watermark, at: datetime) -> Settlement:
     """The watermark once days were read at the instant `at`, which stand in its `readings` already; these must hold every day read.
 
-    It moves to the oldest reading among the days that are owed, where every one of them has been read and the newest is the day of
-    that reading: at that instant, nothing was owed. So it does not matter which launches read the days, nor in which order.
+    It moves to the oldest reading among the days that are owed and the newest that was read, where every one of them has been read
+    and the newest is the day of that reading, or the last that there is (of partitions that end before they can be read): at that
+    instant, nothing was owed. So it does not matter which launches read the days, nor in which order.
     """
     today, last, known = lima_day(at), watermark.last_extracted_at, watermark.readings
     reached = max((day for day in known if day <= today), default=None)
     if reached is not None:
-        readings = [known.get(day) for day in owed_days(horizon, watermark, reached)]
-        oldest = min((reading.at for reading in readings if reading is not None), default=None)
-        covered = oldest is not None and None not in readings and lima_day(oldest) <= reached
+        readings = [known.get(day) for day in {*owed_days(horizon, watermark, reached), reached}]
+        oldest = min(reading.at for reading in readings if reading is not None)
+        covered = None not in readings and min(lima_day(oldest), horizon.last_day) <= reached
         # A watermark of the future was set by a clock that was wrong.
         future = last is not None and (last > at or (watermark.last_partition or today) > today)
-        if covered and oldest is not None and (last is None or oldest > last or future):
+        if covered and (last is None or oldest > last or future):
             return Settlement(replace(watermark, last_extracted_at=oldest, last_partition=reached), moved=True)
     overdue = [day for day in owed_days(horizon, watermark, today) if (read := known.get(day)) is None or read.at < at]
     return Settlement(watermark, False, tuple(contiguous(overdue)))

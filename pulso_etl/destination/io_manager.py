@@ -19,7 +19,7 @@ from pulso_etl.destination import locks
 from pulso_etl.destination.ledger import server_clock
 from pulso_etl.destination.load import LoadResult, load, translated
 from pulso_etl.destination.months import create_months, refuse_expired
-from pulso_etl.destination.partitions import first_day, one_range, partition_days, ranges_of
+from pulso_etl.destination.partitions import first_day, last_day, one_range, partition_days, ranges_of
 from pulso_etl.destination.reading import chosen_columns, form_of, read
 from pulso_etl.destination.roles import as_role
 from pulso_etl.destination.schema import is_as_declared
@@ -120,7 +120,9 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
             _named(spec, window),
             translated(spec, window),
         ):
-            result, settlement = self._attempt(conn, spec, attempt, stream, step, first_day(context.asset_partitions_def))
+            definition = context.asset_partitions_def
+            horizon = Horizon.of(spec, first_day(definition), lima_day(started), last_day(definition))
+            result, settlement = self._attempt(conn, spec, attempt, stream, step, horizon)
         details = _details(result, stream.metadata) | settlement.as_metadata()
         _log(context, spec, window, result, settlement, details)
         context.add_output_metadata(details)
@@ -129,10 +131,9 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
             step.add_asset_metadata(result.of(days).as_dict(), context.asset_key, partition_key=key)
 
     def _attempt(
-        self, conn: psycopg.Connection, spec: TableSpec, attempt: Attempt, stream: Stream, step: StepExecutionContext, first: date
+        self, conn: psycopg.Connection, spec: TableSpec, attempt: Attempt, stream: Stream, step: StepExecutionContext, horizon: Horizon
     ) -> tuple[LoadResult, Settlement]:
-        """Loads the stream, data and watermark in one transaction, and marks the attempt as running meanwhile. `first` is the
-        asset's first day."""
+        """Loads the stream, data and watermark in one transaction, and marks the attempt as running meanwhile."""
         extraction, window, marks = attempt.extraction, attempt.extraction.window, Watermarks(self.database_schema)
         allow_shrink = step.run_tags.get(ALLOW_SHRINK_TAG) == "true"
         today = lima_day(extraction.started_at)
@@ -170,7 +171,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
                     run_id=extraction.run_id,
                     sole_writer=sole_writer,
                     captured=as_of is not None,
-                    past=Past(first, stream.read_past),
+                    past=Past(horizon.first_day, stream.read_past),
                 )
                 held = verify(
                     *(conn, spec, self.database_schema, window, result.by_day),
@@ -183,7 +184,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
                     records=result.total.read,
                     seconds=attempt.seconds,
                     changed=result.total.written > 0,
-                    horizon=Horizon.of(spec, first, today),
+                    horizon=horizon,
                     metadata=_details(result, stream.metadata),
                 )
                 settlement = marks.succeed(conn, extraction, loaded)

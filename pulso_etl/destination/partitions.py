@@ -57,3 +57,10 @@ def first_day(definition: PartitionsDefinition[Any]) -> date:
     assert isinstance(definition, TimeWindowPartitionsDefinition)
     window = definition.get_first_partition_window()
     return date.min if window is None else window.start.date()
+
+
+def last_day(definition: PartitionsDefinition[Any]) -> date:
+    """The last day of the newest partition that there is now; `date.max` where none has begun."""
+    assert isinstance(definition, TimeWindowPartitionsDefinition)
+    window = definition.get_last_partition_window()
+    return date.max if window is None else window.end.date() - timedelta(days=1)

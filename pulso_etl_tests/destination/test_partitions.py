@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import date
+from datetime import UTC, date, datetime
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 from pulso_etl.destination.io_manager import PostgresUpsertIOManager
 from pulso_etl.destination.partitions import first_day, partition_days
 from pulso_etl.errors import ContractError
-from pulso_etl.refresh import DayRange
+from pulso_etl.refresh import DayRange, lima_day
 from pulso_etl_tests.destination.test_io_manager import failure, stored, wanted
 from pulso_etl_tests.destination.visits import ALL, Rows, materialize, table, visits
 
@@ -169,3 +169,31 @@ def test_dynamic_partitions_are_refused_before_anything_is_written(
     asset = visits(of_all, partitions_def=dg.DynamicPartitionsDefinition(name="days"), backfill_policy=None)
     assert "DynamicPartitionsDefinition" in failure(run(asset, start="2026-02-27", end=None))
     assert conn.execute("SELECT to_regclass('visits')").fetchone() == (None,)
+
+
+@pytest.mark.parametrize(
+    "definition",
+    [
+        WEEKLY("2026-02-01", timezone="America/Lima"),
+        MONTHLY("2026-02-01", timezone="America/Lima"),
+        DAILY("2026-02-01", timezone="America/Lima"),
+        DAILY("2026-02-01", timezone="America/Lima", end_offset=1),
+        WEEKLY("2026-02-01", timezone="America/Lima", end_offset=1),
+    ],
+)
+def test_the_watermark_moves_with_the_newest_partition_that_there_is(
+    run: Run, conn: psycopg.Connection, definition: dg.TimeWindowPartitionsDefinition
+) -> None:
+    """Partitions without `end_offset` are there when they are over: the newest has ended before it is read."""
+    asset = visits(lambda _: table([]), partitions_def=definition)
+    *_, before, newest = definition.get_partition_keys()
+    assert run(asset, start=before, end=None).success
+    query = "SELECT last_partition, last_extracted_at > now() - interval '5 minutes' FROM etl_watermarks"
+    first = conn.execute(query).fetchone()
+    assert run(asset, start=newest, end=None).success
+    window = partition_days("t", definition, [newest])[newest]
+    assert conn.execute(query).fetchone() == (min(window.end, lima_day(datetime.now(UTC))), True)
+    assert first == (None, None)
+    # A load of an older one says nothing new about the newest.
+    assert run(asset, start=before, end=None).success
+    assert conn.execute(query).fetchone() == (min(window.end, lima_day(datetime.now(UTC))), True)
