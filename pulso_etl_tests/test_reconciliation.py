@@ -156,7 +156,7 @@ def test_of_several_versions_the_newest_is_compared(tried: Tried) -> None:
 
 def test_a_day_that_is_still_owed_by_an_earlier_lookback_is_no_error_yet(tried: Tried) -> None:
     """It was read under a lookback of sixty days, which has been lowered since: the next refresh reads it once more."""
-    tried.write([(D1, "a", 1, 0.5)])
+    tried.write([(D1, "a", 1, 0.5), (D1, "nan", 1, "NaN")])
     tried.load(visits())
     tried.write([(D1, "a", 2, 0.5)])
     assert "Load them again" in tried.compare(visits())[1]

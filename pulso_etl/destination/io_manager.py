@@ -131,7 +131,13 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
             step.add_asset_metadata(result.of(days).as_dict(), context.asset_key, partition_key=key)
 
     def _attempt(
-        self, conn: psycopg.Connection, spec: TableSpec, attempt: Attempt, stream: Stream, step: StepExecutionContext, horizon: Horizon
+        self,
+        conn: psycopg.Connection,
+        spec: TableSpec,
+        attempt: Attempt,
+        stream: Stream,
+        step: StepExecutionContext,
+        horizon: Horizon,
     ) -> tuple[LoadResult, Settlement]:
         """Loads the stream, data and watermark in one transaction, and marks the attempt as running meanwhile."""
         extraction, window, marks = attempt.extraction, attempt.extraction.window, Watermarks(self.database_schema)

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from psycopg import sql
 
 from pulso_etl.destination.arrow_types import decoded
-from pulso_etl.destination.bookkeeping import create_missing
+from pulso_etl.destination.bookkeeping import create_missing, exists
 from pulso_etl.destination.conform import Fault, Reason
 from pulso_etl.destination.encoding import UTF8, Encoding, plain
 from pulso_etl.destination.identifiers import equal, listed
@@ -117,18 +117,33 @@ class Quarantine:
         version = self.spec.partition_column if self.spec.snapshot_of else self.spec.version_column
         return self.spec.primary_key + ((version,) if version and version not in self.spec.primary_key else ())
 
+    @property
+    def identifying(self) -> tuple[str, ...]:
+        """The columns that must be usable for a row to be remembered: the key, or of a snapshot its value and its day.
+
+        Other columns of the key are remembered as null where they are not usable, which no row's key equals.
+        """
+        return (*self.spec.snapshot_of, self.spec.partition_column) if self.spec.snapshot_of else self.spec.primary_key
+
     def take(self, batch: pa.RecordBatch, conformed: pa.RecordBatch, faults: list[Fault]) -> pa.RecordBatch:
         """Sets the faulty rows of a batch aside and returns the others: a `conform.Reject`. Raises QuarantineExceeded."""
-        good = key_known = pa.repeat(True, batch.num_rows)
+        good = identified = pa.repeat(True, batch.num_rows)
+        unusable: dict[str, pa.Array] = {}
         given = batch.select(list(self.spec.column_names))
         for fault in faults:
             bad = pc.fill_null(fault.rows, False)
             first, good = pc.and_(good, bad), pc.and_not(good, bad)
             if fault.column.name in self.spec.primary_key:
-                key_known = pc.and_not(key_known, bad)
+                unusable[fault.column.name] = pc.or_(unusable.get(fault.column.name, bad), bad)
+            if fault.column.name in self.identifying:
+                identified = pc.and_not(identified, bad)
             days = conformed.column(self.spec.partition_column).filter(first).to_pylist()
             self._add(fault.reason, fault.column.name, days, _rows(given.filter(first)))
-        keys = conformed.select(list(self.identity)).filter(pc.and_not(key_known, good))
+        keys = conformed.select(list(self.identity))
+        for name, bad in unusable.items():
+            known = pc.if_else(bad, pa.scalar(None, keys.schema.field(name).type), keys.column(name))
+            keys = keys.set_column(keys.schema.get_field_index(name), pa.field(name, known.type), known)
+        keys = keys.filter(pc.and_not(identified, good))
         self._keys.update(zip(*(column.to_pylist() for column in keys.columns), strict=True))
         return conformed.filter(good)
 
@@ -183,6 +198,28 @@ class Quarantine:
     def kept(self, alias: str) -> sql.Composed:
         """The condition that the key of a row is remembered, after `settle`."""
         return sql.SQL("EXISTS (SELECT FROM {} k WHERE {})").format(KEPT, equal(self.spec.primary_key, alias, "k"))
+
+    def newer(self, conn: psycopg.Connection, schema: str) -> sql.Composed | None:
+        """The condition that a row of a day after the window stands in quarantine, of the value of snapshots that the row `v` has.
+
+        Such a row counts as long as no other load has read its day since. None where no row was ever quarantined.
+        """
+        if not exists(conn, schema, "etl_quarantine"):
+            return None
+        same = [
+            sql.SQL("v.{}::text = q.source_row->>{}").format(sql.Identifier(name), sql.Literal(name))
+            for name in self.spec.snapshot_of
+        ]
+        if exists(conn, schema, "etl_days"):
+            same.append(
+                sql.SQL(
+                    "NOT EXISTS (SELECT FROM {} d WHERE d.table_name = q.table_name AND d.day = q.partition "
+                    "AND d.extraction_id <> q.extraction_id)"
+                ).format(sql.Identifier(schema, "etl_days"))
+            )
+        return sql.SQL("EXISTS (SELECT FROM {} q WHERE q.table_name = {} AND q.partition > %(end)s AND {})").format(
+            sql.Identifier(schema, "etl_quarantine"), sql.Literal(self.spec.name), sql.SQL(" AND ").join(same)
+        )
 
     def spare(self, conn: psycopg.Connection, statements: Statements) -> None:
         """Takes rows of the table whose key is remembered off the list of those that have vanished, or have an older version."""

@@ -80,7 +80,8 @@ def _find(conn: psycopg.Connection, statements: Statements, window: DayRange, qu
     if quarantine:
         quarantine.remember(conn)
     conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(VALUES))
-    conn.execute(statements.create_values(KEPT if quarantine else None), {"start": window.start, "end": window.end})
+    kept, newer = (KEPT, quarantine.newer(conn, statements.schema)) if quarantine else (None, None)
+    conn.execute(statements.create_values(kept, newer), {"start": window.start, "end": window.end})
     return set(conn.execute(statements.withdrawn_values()).fetchall())
 
 

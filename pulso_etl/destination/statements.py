@@ -161,15 +161,15 @@ class Statements:
         """The condition that a row has the value of the row `v` of VALUES."""
         return equal(self.spec.snapshot_of, alias, "v")
 
-    def create_values(self, kept: sql.Identifier | None) -> sql.Composed:
+    def create_values(self, kept: sql.Identifier | None, newer: sql.Composable | None = None) -> sql.Composed:
         """VALUES: those that the stage, or `kept`, or the table's rows of the range have, but for those of which the table holds a
-        snapshot after the range."""
+        snapshot after the range, and those of a row `v` that fulfils the condition `newer`."""
         rows = sql.SQL("SELECT {}, {} FROM {}")
         given = sql.SQL(" UNION ALL ").join(
             rows.format(self.values, self.partition, staged) for staged in (STAGE, kept) if staged is not None
         )
         return sql.SQL(
-            "CREATE TEMP TABLE {result} ON COMMIT DROP AS "
+            "CREATE TEMP TABLE {result} ON COMMIT DROP AS SELECT v.* FROM ("
             "WITH pulso_given AS (SELECT {values}, max({day}) AS pulso_newest FROM ({given}) g GROUP BY {values}), "
             "pulso_known AS (SELECT {values} FROM pulso_given "
             "UNION SELECT {values} FROM {target} WHERE {day} BETWEEN %(start)s AND %(end)s AND {current}) "
@@ -177,8 +177,16 @@ class Statements:
             "coalesce(CASE WHEN pulso_newest < %(start)s THEN %(start)s ELSE pulso_newest END, max({day})) AS pulso_day, "
             "count({day}) AS pulso_held FROM pulso_known LEFT JOIN pulso_given USING ({values}) "
             "LEFT JOIN (SELECT {values}, {day} FROM {target} WHERE {current}) t USING ({values}) "
-            "GROUP BY {values}, pulso_newest HAVING max({day}) IS NULL OR max({day}) <= %(end)s"
-        ).format(result=VALUES, values=self.values, day=self.partition, given=given, target=self.target, current=self.current)
+            "GROUP BY {values}, pulso_newest HAVING max({day}) IS NULL OR max({day}) <= %(end)s) v WHERE NOT {newer}"
+        ).format(
+            result=VALUES,
+            values=self.values,
+            day=self.partition,
+            given=given,
+            target=self.target,
+            current=self.current,
+            newer=newer or sql.SQL("false"),
+        )
 
     def withdrawn_values(self) -> sql.Composed:
         """The values that the table's rows of the range have, and the source no longer."""

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -19,8 +19,9 @@ from pydantic import ValidationError
 from pulso_etl.destination.load import LoadResult, load, translated
 from pulso_etl.destination.snapshots import Past
 from pulso_etl.destination.verify import verify
+from pulso_etl.destination.watermarks import Watermarks
 from pulso_etl.errors import DuplicateKeyError, RejectedRows, ShrinkRefused, SnapshotWithdrawn, VerificationFailed
-from pulso_etl.refresh import DayRange
+from pulso_etl.refresh import DayRange, Horizon
 from pulso_etl.tables.spec import Strategy, TableSpec
 from pulso_etl_tests.destination.samples import Loads, monthly, row, table, things
 from pulso_etl_tests.destination.test_verify import swallow
@@ -273,6 +274,47 @@ def test_a_snapshot_whose_rows_are_all_quarantined_is_the_newest_all_the_same(fa
     faulty.load(days(0), QUARANTINING)
     faulty.load(days(0, 1), QUARANTINING, allow_shrink=True)
     assert faulty.held() == at(0, month(FEB, 1))
+
+
+def test_an_older_day_alone_is_not_the_month_while_a_newer_one_is_in_quarantine(faulty: Quarantined) -> None:
+    faulty.snapshots = {0: month(FEB, 1, 2), 1: month(FEB, 1, value=BAD)}
+    faulty.load(days(0), QUARANTINING)
+    faulty.load(days(1), QUARANTINING, allow_shrink=True)
+    faulty.load(days(0), QUARANTINING)
+    assert faulty.held() == at(0, month(FEB, 1))
+    # A month of which nothing else was ever loaded: its newest day is in quarantine as a whole.
+    faulty.snapshots = {0: month(JAN, 1, 2), 1: [*month(FEB, 1, value=BAD), *month(JAN, 1, value=BAD)]}
+    faulty.load(days(1), QUARANTINING)
+    result = faulty.load(days(0), QUARANTINING, allow_shrink=True)
+    assert faulty.held() == at(0, month(FEB, 1))
+    assert result.total.read == result.total.unchanged == 2
+    faulty.snapshots[1] = month(JAN, 1, value=2)
+    faulty.load(days(0, 1), QUARANTINING, allow_shrink=True)
+    assert faulty.held() == at(1, month(JAN, 1, value=2))
+
+
+def test_a_quarantine_that_the_last_load_of_its_day_has_not_seen_keeps_no_older_day_out(faulty: Quarantined) -> None:
+    faulty.snapshots = {0: month(FEB, 1, 2), 1: month(FEB, 1, value=BAD)}
+    faulty.load(days(1), QUARANTINING)
+    marks = Watermarks(faulty.schema)
+    with faulty.conn.transaction():
+        marks.create(faulty.conn)
+        marks.ledger.record(faulty.conn, "things", {day(1): 0}, datetime.now(UTC), Horizon(1), "r")
+    faulty.load(days(0), QUARANTINING)
+    assert faulty.held() == set()
+    # The source has withdrawn the day, and a load has read it since.
+    marks.ledger.record(faulty.conn, "things", {day(1): 0}, datetime.now(UTC), Horizon(1), "another run")
+    faulty.load(days(0), QUARANTINING)
+    assert faulty.held() == at(0, month(FEB, 1, 2))
+
+
+def test_a_snapshot_of_which_no_key_can_be_read_is_the_newest_all_the_same(faulty: Quarantined) -> None:
+    faulty.snapshots = {0: month(FEB, 1, 2), 1: [(FEB, 99, 1)]}
+    faulty.load(days(0), QUARANTINING)
+    with pytest.raises(ShrinkRefused):
+        faulty.load(days(0, 1), QUARANTINING)
+    faulty.load(days(0, 1), QUARANTINING, allow_shrink=True)
+    assert faulty.held() == set()
 
 
 def test_copies_in_the_newest_snapshot_are_quarantined_and_others_are_not(faulty: Quarantined) -> None:
