@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,13 +27,17 @@ from pulso_etl.tables import TABLES
 TABLE, NOTHING = "dashboard_data", "empty"
 DAYS = 6
 """Trailing days of one refresh: about 1,000 rows of the sample data."""
-OWN, EMPTY, BESIDE = "pulso_etl.definitions", "benchmarks.empty", "benchmarks.beside"
-LOCATIONS = (OWN, EMPTY, BESIDE)
+OWN, COLD, EMPTY, BESIDE = "pulso_etl.definitions", "benchmarks.cold", "benchmarks.empty", "benchmarks.beside"
+LOCATIONS = (OWN, COLD, EMPTY, BESIDE)
+"""The code locations: the project's own code server serves the first, code servers of Dagster's own serve the others."""
+ALONE, LOADED_MODULES, FIVE = "an empty asset, Dagster alone", "an empty asset, this project's modules loaded", "all five tables"
 LAUNCHED = {
-    "an empty asset, Dagster alone": (EMPTY, [NOTHING]),
-    "an empty asset, this project's modules loaded": (BESIDE, [NOTHING]),
+    ALONE: (EMPTY, [NOTHING]),
+    LOADED_MODULES: (BESIDE, [NOTHING]),
     TABLE: (OWN, [TABLE]),
-    "all five tables": (OWN, list(TABLES)),
+    FIVE: (OWN, list(TABLES)),
+    f"{TABLE}, each run a new Python": (COLD, [TABLE]),
+    f"{FIVE}, each run a new Python": (COLD, list(TABLES)),
 }
 """What is launched: the code location and the assets."""
 POLL_SECONDS = 0.05
@@ -77,7 +81,8 @@ def measure_launches(home: Path, repeats: int, *, timeout: float, say: Say) -> l
                 dagster.run(location, assets[:1], window, timeout)  # the daemon loads a code location at its first run
             for repeat in range(repeats):
                 for what, (location, assets) in LAUNCHED.items():
-                    for how, launch in (("GraphQL", dagster.run), ("command line", refresh_by_command)):
+                    ways = {"GraphQL": dagster.run} | ({} if location == COLD else {"command line": refresh_by_command})
+                    for how, launch in ways.items():
                         began = time.perf_counter()
                         launch(location, assets, window, timeout)
                         seconds = time.perf_counter() - began
@@ -177,16 +182,19 @@ class Dagster:
 
 @contextmanager
 def dagster_servers(home: Path) -> Iterator[Dagster]:
-    """Webserver and daemon with this project's instance settings, and two code locations: the project's, and the empty asset's."""
+    """Webserver and daemon with this project's instance settings, and a code server for each code location."""
     workspace = home / "workspace.yaml"
-    modules = [
-        {"python_module": {"module_name": name, "location_name": name, "working_directory": str(ROOT)}} for name in LOCATIONS
+    port, *code_ports = _free_ports(1 + len(LOCATIONS))
+    served = [
+        {"grpc_server": {"host": "127.0.0.1", "port": number, "location_name": name}}
+        for name, number in zip(LOCATIONS, code_ports, strict=True)
     ]
-    workspace.write_text(json.dumps({"load_from": modules}), encoding="utf-8")  # YAML too
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    workspace.write_text(json.dumps({"load_from": served}), encoding="utf-8")  # YAML too
     commands = {
+        name: ["-m", "dagster", "api", "grpc", "-h", "127.0.0.1", "-p", str(number), "-m", name, "--location-name", name]
+        for name, number in zip(LOCATIONS, code_ports, strict=True)
+    } | {
+        OWN: ["-m", "pulso_etl", "code-server", "-p", str(code_ports[0]), "-m", OWN],
         "webserver": ["-m", "dagster_webserver", "-h", "127.0.0.1", "-p", str(port), "-w", str(workspace)],
         "daemon": ["-m", "dagster._daemon", "run", "-w", str(workspace)],
     }
@@ -206,6 +214,14 @@ def dagster_servers(home: Path) -> Iterator[Dagster]:
                 child.wait(30)
             except subprocess.TimeoutExpired:
                 child.kill()
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as probes:
+        sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
+        for probe in sockets:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in sockets]
 
 
 @contextmanager
