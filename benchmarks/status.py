@@ -18,11 +18,13 @@ from statistics import quantiles
 
 from benchmarks.launch import OWN, dagster_servers, refresh_by_command, without_variables
 from benchmarks.loads import ROOT, Say
+from pulso_etl.api.tokens import Role, make_token
 from pulso_etl.local.stack import answers, local_stack
 from pulso_etl.refresh import DayRange, lima_day
 from pulso_etl.tables import TABLES
 
 PATH = "/api/v1/etl/status"
+SECRET, TOKEN = make_token("benchmark", Role.READ)
 READERS = 100
 SECONDS = 15.0
 LENGTH = re.compile(rb"\r\ncontent-length: (\d+)", re.IGNORECASE)
@@ -63,10 +65,16 @@ def api_server(home: Path, graphql_url: str, timeout: float) -> Iterator[int]:
         port = int(probe.getsockname()[1])
     command = [sys.executable, "-m", "pulso_etl", "api", "--host", "127.0.0.1", "--port", str(port)]
     with (home / "api.log").open("wb") as log:
-        child = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "DAGSTER_GRAPHQL_URL": graphql_url}, stdout=log, stderr=log)
+        child = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "DAGSTER_GRAPHQL_URL": graphql_url, "API_TOKENS": str(TOKEN)},
+            stdout=log,
+            stderr=log,
+        )
     try:
         deadline = time.monotonic() + timeout
-        while not answers(f"http://127.0.0.1:{port}{PATH}"):
+        while not answers(f"http://127.0.0.1:{port}/api/v1/etl/health?live=true"):
             if child.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the API did not start:\n{(home / 'api.log').read_text()[-2000:]}")
             time.sleep(0.2)
@@ -84,7 +92,7 @@ async def read_answers(port: int, readers: int, seconds: float, path: str = PATH
 
     async def reader() -> None:
         stream, out = await asyncio.open_connection("127.0.0.1", port)
-        request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()
+        request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {SECRET}\r\n\r\n".encode()
         while time.perf_counter() - began < seconds:
             asked = time.perf_counter()
             out.write(request)

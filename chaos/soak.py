@@ -185,7 +185,7 @@ class Deployment:
             self.env.pop(name, None)
         python, bins = sys.executable, Path(sys.executable).parent
         at = ["--host", "127.0.0.1", "--port"]
-        _, token = make_token("soak", Role.ADMIN)
+        self.token, token = make_token("soak", Role.ADMIN)
         commands = {
             "code server": [python, "-m", "pulso_etl", "code-server", *at, str(self.code), "-m", MODULE],
             "webserver": [python, "-m", "pulso_etl", "webserver", "-h", at[1], "-p", str(self.web), "-w", "workspace.yaml"],
@@ -197,8 +197,7 @@ class Deployment:
                 name,
                 command,
                 dagster_home / f"{name.replace(' ', '-')}.log",
-                # Only the door of Dagster's UI asks for tokens, as `make dev` has it.
-                self.env | ({"API_TOKENS": str(token)} if name == "webserver" else {}),
+                self.env | ({"API_TOKENS": str(token)} if name in ("webserver", "API") else {}),
             )
             for name, command in commands.items()
         }
@@ -255,7 +254,10 @@ class Deployment:
         """An answer of the API: its status and JSON. Raises OSError."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.api}{path}", data, {"Content-Type": "application/json"}, method=method
+            f"http://127.0.0.1:{self.api}{path}",
+            data,
+            {"Content-Type": "application/json", "Authorization": f"Bearer {self.token}"},
+            method=method,
         )
         try:
             with urllib.request.urlopen(request, timeout=40) as answer:

@@ -377,12 +377,13 @@ def token(
     name: Annotated[str, typer.Argument(help="Whose token it is; the name stands in the log of launches.")],
     role: Annotated[str, typer.Argument(help="read, refresh or admin.")],
     tenant: Annotated[str, typer.Option(help="The only tenant whose routes it opens.")] = "",
+    until: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The last day on which it opens anything.")] = None,
 ) -> None:
     """Makes a token for the HTTP API: the secret, and the entry that API_TOKENS keeps of it."""
     if role.upper() not in Role.__members__:
         raise SettingsError(f"unknown role {role}; known are {', '.join(known.name.lower() for known in Role)}")
     try:
-        secret, entry = make_token(name, Role[role.upper()], tenant)
+        secret, entry = make_token(name, Role[role.upper()], tenant, until.date() if until else None)
     except ValueError as error:
         raise SettingsError(str(error)) from None
     console.print(f"token, shown this once: {secret}\nentry of API_TOKENS:    {entry}", **PLAIN)

@@ -9,7 +9,7 @@ Google client alike. The embedded default (`pulso-etl run` and `dev`) reads no `
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from io import StringIO
@@ -23,7 +23,7 @@ from pydantic import Field, PrivateAttr, SecretStr, ValidationError, ValidationI
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pulso_etl.alerts.channels import parse_channels
-from pulso_etl.api.tokens import parse_tokens
+from pulso_etl.api.tokens import Keyring, Token, parse_tokens
 from pulso_etl.errors import SettingsError
 from pulso_etl.redaction import learn, learn_key_file
 
@@ -47,7 +47,9 @@ class AccessSettings(BaseSettings):
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True)
 
     api_tokens: SecretStr = SecretStr("")
-    """Who may use API and Dagster's UI, by `pulso-etl token`. Without any, this machine may use the API, and nobody the UI."""
+    """Who may use API and Dagster's UI, by `pulso-etl token`. Without any, neither starts."""
+    api_tokens_file: Path | None = None
+    """File of further entries of that kind, read anew whenever it changes: for tokens that come and go without a restart."""
     api_launch_limit: str = "30/minute"
     """How many runs one caller may launch: a number and a unit of time."""
     dagster_ui_url: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")] = "http://127.0.0.1:3000"
@@ -64,6 +66,22 @@ class AccessSettings(BaseSettings):
     def _known_tokens(cls, value: SecretStr) -> SecretStr:
         parse_tokens(value.get_secret_value())
         return value
+
+    @field_validator("api_tokens_file")
+    @classmethod
+    def _known_tokens_of_file(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            Keyring("", value)
+        return value
+
+    def keyring(self, which: Callable[[Sequence[Token]], Sequence[Token]]) -> Keyring:
+        """The tokens that `which` chooses, as they are from now on."""
+        return Keyring(self.api_tokens.get_secret_value(), self.api_tokens_file, which)
+
+    @property
+    def guarded(self) -> bool:
+        """Whether tokens open API and UI, even where the file of tokens holds none for now."""
+        return bool(parse_tokens(self.api_tokens.get_secret_value())) or self.api_tokens_file is not None
 
     @field_validator("api_launch_limit")
     @classmethod
@@ -207,7 +225,7 @@ class Settings(AccessSettings):
 
     @model_validator(mode="after")
     def _nobody_unknown_from_outside(self) -> Settings:
-        if self.api_host not in LOOPBACK and not self.api_tokens.get_secret_value().strip():
+        if self.api_host not in LOOPBACK and not self.guarded:
             raise ValueError("API_HOST leaves this machine, which needs API_TOKENS: make one with `pulso-etl token NAME ROLE`")
         return self
 

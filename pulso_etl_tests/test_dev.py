@@ -51,6 +51,8 @@ class Dev:
         self.command = Command(["dev", "--home", str(home), *ports, "--rows-per-day", str(rows)], cwd=home.parent)
         self.command.wait_for(f"Page and API: {self.api}")
         self.command.wait_for(f"Dagster: http://127.0.0.1:{self.port}")
+        self.token = (home / "token").read_text(encoding="utf-8")
+        self.client = httpx.Client(base_url=self.api, headers={"Authorization": f"Bearer {self.token}"}, timeout=30)
 
     def ask(self, query: str, **variables: Any) -> Any:
         body = json.dumps({"query": query, "variables": variables}).encode()
@@ -111,9 +113,14 @@ def dev(home: Path) -> Iterator[Dev]:
 
 
 def test_up_used_beside_and_down_with_ctrl_c(dev: Dev) -> None:
-    # Neither another page in the browser nor another user of the machine has the link that was printed.
+    # Neither another page in the browser nor another user of the machine has the links that were printed, nor the file.
     ui = f"http://127.0.0.1:{dev.port}"
     (secret,) = re.findall(r"/sign-in#(\S+)", dev.command.output)
+    assert re.findall(r"/#token=(\S+)", dev.command.output) == [secret] == [dev.token]
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (dev.home, dev.home / "token", dev.home / "env")]
+    assert modes == [0o711 if os.geteuid() == 0 else 0o700, 0o600, 0o600]
+    assert httpx.get(f"{dev.api}/api/v1/etl/status").status_code == 401
+    assert httpx.get(f"{dev.api}/api/v1/etl/status", headers={"X-Forwarded-For": "10.0.0.5"}).status_code == 401
     assert httpx.get(f"{ui}/graphql?query={{version}}").status_code == 401
     assert httpx.post(f"{ui}/graphql", json={"query": "{ version }"}).status_code == 401
     assert httpx.post(f"{ui}/sign-in", data={"token": secret}, headers={"Origin": ui}).status_code == 204
@@ -149,16 +156,16 @@ def test_up_used_beside_and_down_with_ctrl_c(dev: Dev) -> None:
     assert "Dagster daemon: 8 healthy" in beside.stdout
 
     assert "Pulso" in httpx.get(dev.api).text
-    launched = httpx.post(f"{dev.api}/api/v1/etl/refresh/table/dashboard_data?force=true").json()
+    launched = dev.client.post("/api/v1/etl/refresh/table/dashboard_data?force=true").json()
     run_id = launched["runs"]["dashboard_data"]["run_id"]
     assert launched["runs"]["dashboard_data"]["run_url"] == f"http://127.0.0.1:{dev.port}/runs/{run_id}"
     assert dev.wait_for_run(run_id, "SUCCESS", "FAILURE") == "SUCCESS"
-    assert httpx.get(f"{dev.api}{launched['status_url']}").json()["status"] == "success"
+    assert dev.client.get(launched["status_url"]).json()["status"] == "success"
     assert httpx.get(f"{dev.api}/api/v1/etl/health").status_code == 200
-    assert httpx.post(f"{dev.api}/api/v1/etl/cleanup").status_code == 200
+    assert dev.client.post("/api/v1/etl/cleanup").status_code == 200
     # Who asked for what is in the log, and what stands there names no secret.
     logged = (dev.home / "api.log").read_text()
-    assert f"local asked for incremental of dashboard_data: {run_id}" in logged
+    assert f"dev asked for incremental of dashboard_data: {run_id}" in logged
     assert "Traceback" not in logged
 
     for name in ("webserver.log", "daemon.log", "emulator.log"):
@@ -180,9 +187,9 @@ def daemons(dev: Dev) -> list[dict[str, Any]]:
 
 
 def test_a_killed_code_server_is_started_again_and_until_then_no_launch_is_taken(dev: Dev) -> None:
-    refresh = f"{dev.api}/api/v1/etl/refresh/table/operation_data?force=true"
+    refresh = "/api/v1/etl/refresh/table/operation_data?force=true"
     dev.child("code-server").kill()
-    refused = httpx.post(refresh, timeout=30)
+    refused = dev.client.post(refresh)
     assert refused.status_code == 503
     assert int(refused.headers["retry-after"]) > 0
     assert "code server does not answer" in refused.json()["detail"]
@@ -191,7 +198,7 @@ def test_a_killed_code_server_is_started_again_and_until_then_no_launch_is_taken
     assert (health["ready"], health["parts"]["code"]["state"]) == (False, "failing")
     assert "gRPC" not in health["parts"]["code"]["message"]
     wait_until(lambda: httpx.get(f"{dev.api}/api/v1/etl/health", timeout=30).status_code == 200, 120)
-    assert httpx.post(refresh, timeout=30).status_code == 202
+    assert dev.client.post(refresh).status_code == 202
 
 
 def test_a_server_that_dies_is_reported_with_its_log_and_ends_the_rest(dev: Dev) -> None:
@@ -213,6 +220,8 @@ def test_a_killed_parent_leaves_no_server_and_the_next_start_ends_its_runs(home:
 
     second = Dev(home)
     try:
+        # A link that was kept still signs in.
+        assert second.token == first.token
         assert second.wait_for_run(run_id, "FAILURE", "SUCCESS", seconds=30) in ("FAILURE", "SUCCESS")
     finally:
         second.command.process.terminate()

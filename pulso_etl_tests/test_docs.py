@@ -19,6 +19,7 @@ import typer
 from pydantic import SecretStr
 
 from pulso_etl.alerts.messages import WORDINGS
+from pulso_etl.api.tokens import Role, make_token
 from pulso_etl.automation.jobs import RECONCILIATION_JOB, job_tables
 from pulso_etl.cli import app
 from pulso_etl.definitions import build_defs
@@ -189,15 +190,20 @@ def test_an_asset_that_is_written_as_the_readme_says_is_loaded(
 
 
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("curl"), reason="needs curl, and GNU date")
-def test_what_the_readme_types_launches_a_job_and_watches_it(dagster_stack: DagsterStack) -> None:
+def test_what_the_readme_types_launches_a_job_and_watches_it(dagster_stack: DagsterStack, tmp_path: Path) -> None:
+    secret, token = make_token("dev", Role.ADMIN)
+    (tmp_path / ".pulso").mkdir()
+    (tmp_path / ".pulso" / "token").write_text(secret, encoding="utf-8")
     launch, watch = blocks(README, "sh")
 
     def typed(api: ApiServer, text: str) -> dict[str, dict[str, str]]:
         # Other tests look at the history of the dashboard's tables.
         here = text.replace("http://127.0.0.1:8000", api.url).replace("refresh_dashboard", "refresh_productivity_data")
-        return json.loads(subprocess.run(["sh", "-c", here], capture_output=True, check=True, timeout=60).stdout)["data"]  # type: ignore[no-any-return]
+        return json.loads(subprocess.run(["sh", "-c", here], cwd=tmp_path, capture_output=True, check=True, timeout=60).stdout)[
+            "data"
+        ]  # type: ignore[no-any-return]
 
-    with ApiServer(settings_of(dagster_stack)) as api:
+    with ApiServer(settings_of(dagster_stack, api_tokens=SecretStr(str(token)))) as api:
         answer = typed(api, launch)["launchRun"]
         assert answer["__typename"] == "LaunchRunSuccess"
         run_id = answer["run"]["runId"]  # type: ignore[index]

@@ -1261,6 +1261,17 @@ export interface operations {
                     "application/json": components["schemas"]["ValidationFaults"];
                 };
             };
+            /** @description Too many tokens that are not known came from the caller's address, or the token asks for too much. */
+            429: {
+                headers: {
+                    /** @description Seconds to wait. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Fault"];
+                };
+            };
             /** @description PostgreSQL or Dagster does not answer. */
             503: {
                 headers: {
@@ -1327,6 +1338,17 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+            /** @description Too many tokens that are not known came from the caller's address, or the token asks for too much. */
+            429: {
+                headers: {
+                    /** @description Seconds to wait. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Fault"];
                 };
             };
             /** @description PostgreSQL or Dagster does not answer. */
@@ -1407,6 +1429,17 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["ValidationFaults"];
+                };
+            };
+            /** @description Too many tokens that are not known came from the caller's address, or the token asks for too much. */
+            429: {
+                headers: {
+                    /** @description Seconds to wait. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Fault"];
                 };
             };
             /** @description PostgreSQL or Dagster does not answer. */
@@ -1499,6 +1532,17 @@ export interface operations {
                     "application/json": components["schemas"]["Fault"];
                 };
             };
+            /** @description Too many tokens that are not known came from the caller's address, or the token asks for too much. */
+            429: {
+                headers: {
+                    /** @description Seconds to wait. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Fault"];
+                };
+            };
             /** @description PostgreSQL or Dagster does not answer. */
             503: {
                 headers: {
@@ -1548,6 +1592,17 @@ export interface operations {
                     "application/json": components["schemas"]["Fault"];
                 };
             };
+            /** @description Too many tokens that are not known came from the caller's address, or the token asks for too much. */
+            429: {
+                headers: {
+                    /** @description Seconds to wait. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Fault"];
+                };
+            };
         };
     };
     extraction_modes: {
@@ -1580,6 +1635,17 @@ export interface operations {
             /** @description The token's role does not reach so far, or the page's origin is not allowed. */
             403: {
                 headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description Too many tokens that are not known came from the caller's address, or the token asks for too much. */
+            429: {
+                headers: {
+                    /** @description Seconds to wait. */
+                    "Retry-After"?: number;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1624,6 +1690,17 @@ export interface operations {
                     "application/json": components["schemas"]["Fault"];
                 };
             };
+            /** @description Too many tokens that are not known came from the caller's address, or the token asks for too much. */
+            429: {
+                headers: {
+                    /** @description Seconds to wait. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Fault"];
+                };
+            };
         };
     };
     prometheus: {
@@ -1656,6 +1733,17 @@ export interface operations {
             /** @description The token's role does not reach so far, or the page's origin is not allowed. */
             403: {
                 headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description Too many tokens that are not known came from the caller's address, or the token asks for too much. */
+            429: {
+                headers: {
+                    /** @description Seconds to wait. */
+                    "Retry-After"?: number;
                     [name: string]: unknown;
                 };
                 content: {

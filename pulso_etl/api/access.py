@@ -1,12 +1,14 @@
-"""Who is let in: by address, by origin, by token, and how often."""
+"""Who is let in: by address, by origin, by token, and how often; and how many streams each keeps open."""
 
 from __future__ import annotations
 
 import ipaddress
+import logging
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 from fastapi import HTTPException, Request, Security
@@ -23,9 +25,20 @@ from pulso_etl.settings import AccessSettings
 
 MAXIMUM_BODY_BYTES = 256 * 1024
 TOO_LONG = f"the body is longer than {MAXIMUM_BODY_BYTES} bytes"
+MAXIMUM_STREAMS = 100
+"""How many streams of events the holders of one token keep open at the same time."""
+REFUSALS, REFUSAL_SECONDS = 20, 60
+"""So many tokens that are not known an address may send in so many seconds before it is told to wait."""
+MAXIMUM_ADDRESSES = 10_000
+"""Of so many addresses the refusals are counted; the one that was quiet for longest is forgotten for a further one."""
+NO_TOKENS = "{door} needs API_TOKENS: make an entry with `pulso-etl token NAME ROLE` (`pulso-etl dev` makes its own)"
+audit = logging.getLogger("pulso_etl.audit")
 LOCAL = Caller("local", Role.ADMIN)
 """Who asks from this machine where no token is configured."""
-FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+PROXIED = re.compile(
+    r"forwarded|via|x-(forwarded|real|original|client|cluster|envoy|proxy)\b.*|(true|cf|fastly|fly)-(client|connecting).*|proxy-.*"
+)
+"""Headers by which some proxy says for whom it asks. A plain one says nothing: `pulso-etl api` does not start without tokens."""
 PAGE_HEADERS = {
     b"content-security-policy": b"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     b"frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -46,17 +59,18 @@ def is_loopback(host: str | None) -> bool:
         return False
 
 
-def refusal(client: str | None, headers: Headers, *, tokens: bool, origins: Sequence[str]) -> str | None:
-    """Why a request must not even be looked at; None where it may.
+def refusal(client: str | None, headers: Headers, *, tokens: bool, origins: Sequence[str], port: int | None = None) -> str | None:
+    """Why a request must not even be looked at; None where it may. `port`: where the server listens.
 
     Without tokens only this machine is served: neither a proxy on it, nor a page whose name was made to point to it. A page
     of another origin is served only where that is allowed, since a browser would send its requests without asking.
     """
     if not tokens:
-        if not is_loopback(client) or any(name in headers for name in FORWARDED):
+        if not is_loopback(client) or any(PROXIED.fullmatch(name) for name in headers):
             return "without API_TOKENS only this machine is served, and no proxy on it"
-        if not is_loopback(re.sub(r":\d+$", "", headers.get("host", ""))):
-            return "without API_TOKENS only the names of this machine are served: localhost or 127.0.0.1"
+        own = [name if port in (None, 80) else f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")]
+        if headers.getlist("host") not in [[name] for name in own]:
+            return f"without API_TOKENS only the server's own names are served: {', '.join(own)}"
     origin = headers.get("origin")
     if origin is not None and origin not in origins and origin.partition("://")[2] != headers.get("host"):
         return f"pages of {origin[:200]} are not served; API_CORS_ORIGINS names those that are"
@@ -77,7 +91,8 @@ class Guard:
             return
         headers = Headers(scope=scope)
         client = scope["client"][0] if scope.get("client") else None
-        reason = refusal(client, headers, tokens=self.tokens, origins=self.origins)
+        port = scope["server"][1] if scope.get("server") else None
+        reason = refusal(client, headers, tokens=self.tokens, origins=self.origins, port=port)
         if reason is not None:
             await JSONResponse({"detail": reason}, 403)(scope, receive, send)
             return
@@ -103,24 +118,62 @@ class Guard:
         await self.app(scope, bounded, with_headers)
 
 
-class Gatekeeper:
-    """Knows the tokens that open its routes, and counts the launches."""
+class Refusals:
+    """Counts the tokens that are refused, by the address that sends them, and slows down who sends many.
 
-    def __init__(self, settings: AccessSettings, tokens: Sequence[Token], *, local: bool) -> None:
+    A token that is known is never kept waiting: behind a proxy everybody has its address.
+    """
+
+    def __init__(self) -> None:
+        self._seen: OrderedDict[str, tuple[float, int]] = OrderedDict()
+
+    def refuse(self, address: str, what: str) -> HTTPException:
+        """The answer to a token that is not known: 401, and 429 once there were many. `what` was asked for."""
+        now = time.monotonic()
+        since, count = self._seen.pop(address, (now, 0))
+        if now - since >= REFUSAL_SECONDS:
+            since, count = now, 0
+        self._seen[address] = since, count + 1
+        if len(self._seen) > MAXIMUM_ADDRESSES:
+            self._seen.popitem(last=False)
+        wait = math.ceil(since + REFUSAL_SECONDS - now)
+        if count < REFUSALS:
+            audit.warning("%s: a token that is not known was refused, from %s", what, address)
+            return HTTPException(401, "this token is not known, or its last day is over", {"WWW-Authenticate": "Bearer"})
+        if count == REFUSALS:
+            audit.warning("%s: further tokens from %s are refused without a line, for %d s", what, address, wait)
+        told = "too many tokens that are not known came from this address; try again later"
+        return HTTPException(429, told, {"Retry-After": str(wait)})
+
+
+class Gatekeeper:
+    """Knows the tokens that open its routes, and counts the launches and the streams of events."""
+
+    def __init__(self, settings: AccessSettings, tokens: Iterable[Token], *, local: bool) -> None:
         """`local`: the deployment has no tokens at all, and so serves this machine alone, with every right."""
         self.tokens = tokens
         self.local = local
+        self.streams: Counter[str] = Counter()
+        self._refusals = Refusals()
         self.limit: RateLimitItem = parse(settings.api_launch_limit)
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
 
-    def caller(self, secret: str | None) -> Caller:
-        """Who asks. Raises HTTPException 401."""
+    def caller(self, secret: str | None, address: str) -> Caller:
+        """Who asks, from an address. Raises HTTPException 401, and 429 after many tokens that are not known."""
         if self.local:
             return LOCAL
-        found = None if secret is None else find_caller(self.tokens, secret)
-        if found is None:
+        if secret is None:
             raise HTTPException(401, "a token is needed: send it as `Authorization: Bearer TOKEN`", {"WWW-Authenticate": "Bearer"})
+        found = find_caller(self.tokens, secret)
+        if found is None:
+            raise self._refusals.refuse(address, "HTTP API")
         return found
+
+    def admit_stream(self, caller: Caller) -> None:
+        """Raises HTTPException 429 where the caller keeps too many streams open."""
+        if self.streams[caller.name] >= MAXIMUM_STREAMS:
+            told = f"{caller.name} keeps {MAXIMUM_STREAMS} streams of events open; close some, or ask for the status instead"
+            raise HTTPException(429, told, {"Retry-After": "30"})
 
     async def count_launches(self, caller: Caller, launches: int = 1) -> None:
         """Raises HTTPException 429 where the caller launches too much."""
@@ -148,7 +201,7 @@ class Needs(HTTPBearer):
         """Raises HTTPException 401 and 403."""
         given = await super().__call__(request)
         gatekeeper: Gatekeeper = request.app.state.gatekeeper
-        caller = gatekeeper.caller(given.credentials if given else None)
+        caller = gatekeeper.caller(given.credentials if given else None, request.client.host if request.client else "")
         demand(caller, self.role)
         return caller
 

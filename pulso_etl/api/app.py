@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
@@ -19,6 +20,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from sse_starlette import EventSourceResponse
+from starlette.types import Receive, Scope, Send
 
 from pulso_etl.api import metrics
 from pulso_etl.api.access import Admin, Gatekeeper, Guard, Reader, Refresher
@@ -46,7 +48,7 @@ from pulso_etl.api.models import (
 from pulso_etl.api.outages import OutageWatch
 from pulso_etl.api.refreshes import Asked, Refreshes
 from pulso_etl.api.status import StatusFeed, StatusReader
-from pulso_etl.api.tokens import opening, parse_tokens
+from pulso_etl.api.tokens import opening
 from pulso_etl.automation.recovery import Recovered, recover
 from pulso_etl.definitions import build_source
 from pulso_etl.destination.server_errors import keeps_out, meaning
@@ -74,6 +76,11 @@ UNAVAILABLE: dict[str, Any] = {
 REFUSED: Answers = {
     401: {"model": Fault, "description": "No token, or one that is not known."},
     403: {"model": Fault, "description": "The token's role does not reach so far, or the page's origin is not allowed."},
+    429: {
+        "model": Fault,
+        "description": "Too many tokens that are not known came from the caller's address, or the token asks for too much.",
+        "headers": {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}},
+    },
 }
 INVALID: Answers = {422: {"model": ValidationFaults, "description": "The request makes no sense."}}
 UNCHANGED: Answers = {304: {"description": "No row has changed since the ETag that was sent."}}
@@ -337,6 +344,22 @@ async def extraction_modes(caller: Reader) -> list[ExtractionMode]:
     ]
 
 
+class Stream(EventSourceResponse):
+    """Events for one caller, counted while they last."""
+
+    def __init__(self, source: AsyncIterator[dict[str, str]], stop: anyio.Event, count: Counter[str], name: str) -> None:
+        # Told of the server's end, the stream ends as a whole answer does.
+        super().__init__(source, ping=15, shutdown_event=stop, shutdown_grace_period=STREAM_END_SECONDS)
+        self._count, self._name = count, name
+        count[name] += 1
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._count[self._name] -= 1
+
+
 @router.get(
     "/events",
     response_class=EventSourceResponse,
@@ -345,14 +368,15 @@ async def extraction_modes(caller: Reader) -> list[ExtractionMode]:
 )
 async def events(request: Request, caller: Reader) -> EventSourceResponse:
     """Server-sent events: `status` (a Status) first and whenever the whole changes, `table` (a TableStatus) for one that does."""
+    gatekeeper: Gatekeeper = request.app.state.gatekeeper
+    gatekeeper.admit_stream(caller)
     feed, stop = deployment(request).feed, anyio.Event()
 
     async def told() -> AsyncIterator[dict[str, str]]:
         async for name, data in until_stop(stop, feed.events()):
             yield {"event": name, "data": data}
 
-    # Told of the server's end, the stream ends as a whole answer does.
-    return EventSourceResponse(told(), ping=15, shutdown_event=stop, shutdown_grace_period=STREAM_END_SECONDS)
+    return Stream(told(), stop, gatekeeper.streams, caller.name)
 
 
 root = APIRouter()
@@ -360,6 +384,13 @@ gateway = APIRouter()
 """The way to Dagster itself, which shows whatever runs there."""
 no_gateway = APIRouter()
 """In its place, where others run there as well."""
+
+
+@root.get("/api/v1/openapi.json", include_in_schema=False)
+async def document(request: Request, caller: Reader) -> JSONResponse:
+    """What the routes take and give, for whoever may use some of them."""
+    app: FastAPI = request.app
+    return JSONResponse(app.openapi())
 
 
 @root.get(
@@ -399,14 +430,14 @@ async def no_graphql() -> Response:
 def create_app(settings: Settings, *, tables: Mapping[str, TableSpec] = TABLES) -> FastAPI:
     """The application of a deployment, or of one tenant of it. Connects when it is started; a part that is away then is waited for
     at each request."""
-    tokens = parse_tokens(settings.api_tokens.get_secret_value())
     tenant = settings.owner.tenant
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # With tokens other machines are served, and the health needs none.
-        here = Deployment(settings, tables, discreet=bool(tokens))
-        async with serving(app, here, Gatekeeper(settings, opening(tokens, tenant), local=not tokens)):
+        here = Deployment(settings, tables, discreet=settings.guarded)
+        tokens = settings.keyring(lambda given: opening(given, tenant))
+        async with serving(app, here, Gatekeeper(settings, tokens, local=not settings.guarded)):
             watch = asyncio.create_task(OutageWatch(settings, here.dagster).run())
             try:
                 yield
@@ -418,10 +449,10 @@ def create_app(settings: Settings, *, tables: Mapping[str, TableSpec] = TABLES) 
         version="1",
         description="Asks for refreshes of the tables that are kept equal to BigQuery, and watches them.",
         lifespan=lifespan,
-        # Its pages load scripts from another host.
+        # Its pages load scripts from another host, and the document of the routes is told by one that asks for a token.
         docs_url=None,
         redoc_url=None,
-        openapi_url="/api/v1/openapi.json",
+        openapi_url=None,
         generate_unique_id_function=lambda route: route.name,
     )
     app.include_router(router)
@@ -466,7 +497,7 @@ def guard(app: FastAPI, settings: Settings) -> None:
             expose_headers=[ROLE_HEADER, "ETag", "Retry-After"],
             max_age=600,
         )
-    app.add_middleware(Guard, tokens=bool(parse_tokens(settings.api_tokens.get_secret_value())), origins=origins)
+    app.add_middleware(Guard, tokens=settings.guarded, origins=origins)
     app.add_middleware(Habits)
 
 

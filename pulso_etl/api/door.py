@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import json
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -28,11 +29,12 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pulso_etl.api import graphql
-from pulso_etl.api.access import Gatekeeper, is_loopback, refusal
+from pulso_etl.api.access import NO_TOKENS, Gatekeeper, Refusals, is_loopback, refusal
 from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable
 from pulso_etl.api.gateway import Gateway, as_document, read
+from pulso_etl.api.listening import configuration
 from pulso_etl.api.sessions import Sessions
-from pulso_etl.api.tokens import Caller, Role, opening, parse_tokens
+from pulso_etl.api.tokens import Caller, Role, opening
 from pulso_etl.errors import SettingsError
 from pulso_etl.redaction import scrub
 from pulso_etl.settings import AccessSettings
@@ -71,17 +73,17 @@ class Door:
 
     def __init__(self, dagster: ASGIApp, settings: AccessSettings) -> None:
         """Raises SettingsError where nobody could come in."""
-        tokens = opening(parse_tokens(settings.api_tokens.get_secret_value()), "")
-        if settings.tenants_file is not None:
-            # The UI shows the runs of every tenant.
-            tokens = tuple(token for token in tokens if token.caller.role is Role.ADMIN)
+        # With tenants the UI shows the runs of them all.
+        lowest = Role.READ if settings.tenants_file is None else Role.ADMIN
+        tokens = settings.keyring(lambda given: [token for token in opening(given, "") if token.caller.role >= lowest])
         secret = settings.dagster_graphql_token
-        if not tokens and secret is None:
-            raise SettingsError("Dagster's UI needs API_TOKENS: make an entry with `pulso-etl token NAME ROLE`")
+        if not settings.guarded and secret is None:
+            raise SettingsError(NO_TOKENS.format(door="Dagster's UI"))
         self.dagster = dagster
         self.origin = "{0.scheme}://{0.netloc}".format(urlsplit(settings.dagster_ui_url))
         self.hosts = {urlsplit(url).netloc.lower() for url in (settings.dagster_ui_url, settings.dagster_graphql_url)}
         self.secret = secret.get_secret_value() if secret else ""
+        self.refusals = Refusals()
         self.sessions = Sessions(tokens, secure=self.origin.startswith("https"))
         inner = httpx.ASGITransport(dagster, raise_app_exceptions=False)
         gatekeeper = Gatekeeper(settings, tokens, local=False)
@@ -113,7 +115,7 @@ class Door:
             return HTMLResponse(PAGE, headers=PAGE_HEADERS)
         if (method, path) == ("POST", SIGN_IN):
             return await self._sign_in(request)
-        known = self._known(request.headers)
+        known = self._known(request.headers, _address(request.scope))
         if known is None:
             if method == "GET" and "text/html" in request.headers.get("accept", ""):
                 return RedirectResponse(f"{SIGN_IN}?next={quote(path)}", 303)
@@ -133,23 +135,29 @@ class Door:
             return "this name is not served; DAGSTER_UI_URL says under which name people reach Dagster's UI"
         return refusal(None, headers, tokens=True, origins=[self.origin])
 
-    def _known(self, headers: Headers) -> Known | None:
+    def _known(self, headers: Headers, address: str) -> Known | None:
+        """Who asks, if that is told. Raises HTTPException for a token that is not known."""
         kind, _, secret = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer":
             if self.secret and hmac.compare_digest(self.secret.encode(), secret.strip().encode()):
                 return Known(API)
-            caller = self.sessions.by_token(secret.strip())
-            return None if caller is None else Known(caller)
+            return Known(self._by_token(secret, address))
         caller = self.sessions.by_cookie(headers.get("cookie", ""), datetime.now(UTC))
         return None if caller is None else Known(caller, by_cookie=True)
+
+    def _by_token(self, secret: str, address: str) -> Caller:
+        """Raises HTTPException."""
+        caller = self.sessions.by_token(secret.strip())
+        if caller is None:
+            raise self.refusals.refuse(address, "Dagster's UI")
+        return caller
 
     async def _sign_in(self, request: Request) -> Response:
         body = await _bounded(request, MAXIMUM_TOKEN_BYTES)
         (secret,) = parse_qs(body.decode(errors="replace")).get("token", [""])[:1]
-        caller = self.sessions.by_token(secret.strip())
-        if request.headers.get("origin") is None or caller is None:
-            audit.warning("Dagster's UI: a token that is not known was refused")
-            raise HTTPException(401, "this token is not known")
+        if request.headers.get("origin") is None:
+            raise HTTPException(403, "a page's request says where the page is from")
+        caller = self._by_token(secret, _address(request.scope))
         audit.info("Dagster's UI: %s signed in", caller.name)
         return Response(status_code=204, headers={"Set-Cookie": self.sessions.cookie(caller, datetime.now(UTC))})
 
@@ -165,7 +173,10 @@ class Door:
 
     async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        known = None if self._stranger(headers) else self._known(headers)
+        known = None
+        if not self._stranger(headers):
+            with suppress(HTTPException):
+                known = self._known(headers, _address(scope))
         if known is None or (known.by_cookie and headers.get("origin") is None):
             await receive()
             await send({"type": "websocket.close", "code": 1008, "reason": "sign in first"})
@@ -194,6 +205,11 @@ def _subscription(message: Message) -> str | None:
     except (ValueError, RecursionError, HTTPException, graphql.DocumentRefused):
         return None
     return json.dumps(given)
+
+
+def _address(scope: Scope) -> str:
+    client = scope.get("client")
+    return str(client[0]) if client else ""
 
 
 async def _bounded(request: Request, size: int) -> bytes:
@@ -233,4 +249,4 @@ def serve(settings: AccessSettings, host: str, port: int, workspace: Path) -> No
         target = WorkspaceFileTarget([str(workspace)])
         with WorkspaceProcessContext(instance, version=__version__, workspace_load_target=target) as context:
             app = Door(create_app_from_workspace_process_context(context, live_data_poll_rate=2000), settings)
-            uvicorn.run(app, host=host, port=port, log_config=None, access_log=False, proxy_headers=False, server_header=False)
+            uvicorn.Server(configuration(app, host, port)).run()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from http.cookies import CookieError, SimpleCookie
 
@@ -22,7 +22,7 @@ LIFETIME = timedelta(hours=12)
 class Sessions:
     """Signs callers in by their token, and knows them again by their cookie."""
 
-    def __init__(self, tokens: Sequence[Token], *, secure: bool) -> None:
+    def __init__(self, tokens: Iterable[Token], *, secure: bool) -> None:
         """`secure`: browsers reach this by HTTPS alone."""
         self.tokens = tokens
         self.secure = secure

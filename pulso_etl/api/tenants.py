@@ -23,7 +23,7 @@ from pulso_etl.api.database import Database
 from pulso_etl.api.habits import Habits
 from pulso_etl.api.health import HealthProbe
 from pulso_etl.api.models import Health
-from pulso_etl.api.tokens import Role, opening, parse_tokens
+from pulso_etl.api.tokens import Role, opening
 from pulso_etl.settings import Settings
 from pulso_etl.tables import TABLES
 from pulso_etl.tables.spec import TableSpec
@@ -68,7 +68,7 @@ def application(settings: Settings, *, tables: Mapping[str, TableSpec] = TABLES)
     if settings.tenants_file is None:
         return create_app(settings, tables=tables)
     parts = deployed(settings, tables)
-    for token in parse_tokens(settings.api_tokens.get_secret_value()):
+    for token in settings.keyring(tuple):
         if token.caller.tenant not in {"", *(part.tenant for part in parts)}:
             logger.warning("API_TOKENS: %s is of a tenant that there is not, and opens nothing", token.caller.name)
     for tenant, others in sharing(parts).items():
@@ -96,13 +96,11 @@ async def _to_page(tenant: str, request: Request) -> Response:
 
 
 def _operation(settings: Settings, parts: Sequence[Deployed]) -> FastAPI:
-    tokens = parse_tokens(settings.api_tokens.get_secret_value())
-    administrators = [token for token in opening(tokens, "") if token.caller.role is Role.ADMIN]
-
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        here = Operation(settings, parts, discreet=bool(tokens))
-        async with serving(app, here, Gatekeeper(settings, administrators, local=not tokens)):
+        here = Operation(settings, parts, discreet=settings.guarded)
+        administrators = settings.keyring(lambda given: [one for one in opening(given, "") if one.caller.role is Role.ADMIN])
+        async with serving(app, here, Gatekeeper(settings, administrators, local=not settings.guarded)):
             yield
 
     app = FastAPI(

@@ -21,7 +21,7 @@ import psycopg
 from google.api_core.exceptions import GoogleAPIError
 from sqlalchemy import make_url
 
-from pulso_etl.api.tokens import Role, make_token
+from pulso_etl.api.tokens import Caller, Role, make_token, token_of
 from pulso_etl.destination.sessions import Session
 from pulso_etl.errors import LocalStackError
 from pulso_etl.local.child import Child, interruptible, uninterrupted
@@ -32,6 +32,8 @@ from pulso_etl.refresh import lima_day
 from pulso_etl.settings import Settings, load_settings
 
 Server = TypeVar("Server")
+DEVELOPER = Caller("dev", Role.ADMIN)
+"""Who uses the embedded default."""
 DAGSTER_SCHEMA = "pulso_dagster"
 """Where Dagster keeps its own tables in a database that DATABASE_URL names."""
 DAEMON = "from dagster._daemon.cli import main; main()"
@@ -118,24 +120,17 @@ def serve(stack: LocalStack, port: int, api_port: int, say: Callable[[str], None
     address, api_address = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{api_port}"
     os.environ["DAGSTER_UI_URL"], os.environ["DAGSTER_GRAPHQL_URL"] = address, f"{address}/graphql"
     os.environ["DAGSTER_GRAPHQL_TOKEN"] = secrets.token_urlsafe(32)
-    secret, token = make_token("dev", Role.ADMIN)
-    people = {"API_TOKENS": f"{os.environ.get('API_TOKENS', '')} {token}"}
+    secret = _token(stack.home / "token")
+    os.environ["API_TOKENS"] = f"{os.environ.get('API_TOKENS', '')} {token_of(secret, DEVELOPER)}"
     code_port = _start_code_server(stack, home)
     workspace.write_text(WORKSPACE.format(port=code_port, location=LOCATION), encoding="utf-8")
     # In a folder without a `.env`, which Dagster would load over the stack's environment.
-    for name, log, code, args, env in (
-        (
-            "Dagster webserver",
-            "webserver.log",
-            PULSO,
-            ["webserver", "-h", "127.0.0.1", "-p", str(port), "-w", str(workspace)],
-            people,
-        ),
-        ("Dagster daemon", "daemon.log", DAEMON, ["run", "-w", str(workspace)], {}),
-        ("HTTP API", "api.log", PULSO, ["api", "--host", "127.0.0.1", "--port", str(api_port)], {}),
+    for name, log, code, args in (
+        ("Dagster webserver", "webserver.log", PULSO, ["webserver", "-h", "127.0.0.1", "-p", str(port), "-w", str(workspace)]),
+        ("Dagster daemon", "daemon.log", DAEMON, ["run", "-w", str(workspace)]),
+        ("HTTP API", "api.log", PULSO, ["api", "--host", "127.0.0.1", "--port", str(api_port)]),
     ):
-        child = Child(name, code, args, stack.home / log, cwd=home, env=env)
-        stack.children.append(stack.start(child))
+        stack.children.append(stack.start(Child(name, code, args, stack.home / log, cwd=home)))
     try:
         deadline = time.monotonic() + 120
         while not (answers(f"{address}/server_info") and answers(f"{api_address}/api/v1/etl/health?live=true")):
@@ -146,13 +141,26 @@ def serve(stack: LocalStack, port: int, api_port: int, say: Callable[[str], None
         env_file = stack.home / "env"
         stack.servers.callback(env_file.unlink, missing_ok=True)
         _write_environment(env_file)
-        say(f"Page and API: {api_address}")
+        say(f"Page and API: {api_address}/#token={secret}")
         say(f"Dagster: {address}/sign-in#{secret}  (Ctrl-C stops everything; logs in {stack.home})")
         while True:
             stack.check()
             time.sleep(0.5)
     except KeyboardInterrupt:
         say("stopping everything")
+
+
+def _token(file: Path) -> str:
+    """The developer's token, which the file keeps from start to start, for this user's eyes alone."""
+    if not file.exists():
+        _write_private(file, make_token(DEVELOPER.name, DEVELOPER.role)[0])
+    return file.read_text(encoding="utf-8").strip()
+
+
+def _write_private(file: Path, text: str) -> None:
+    file.unlink(missing_ok=True)
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as out:
+        out.write(text)
 
 
 def _start_code_server(stack: LocalStack, home: Path) -> int:
@@ -205,9 +213,15 @@ def _prepare_home(home: Path) -> None:
         raise LocalStackError(f"the folder must not have a space or a quote in its path: {str(home)!r}")
     dagster_home = home / "dagster"
     dagster_home.mkdir(parents=True, exist_ok=True)
+    _close(home)
     for name in ("dagster.yaml", "workspace.yaml"):
         (dagster_home / name).write_text(configuration(name), encoding="utf-8")
     os.environ["DAGSTER_HOME"] = str(dagster_home)
+
+
+def _close(home: Path) -> None:
+    """Tokens, data and logs are for this user alone. Root's PostgreSQL is another user's, which passes through the folder."""
+    home.chmod(0o711 if os.geteuid() == 0 else 0o700)
 
 
 def _start_postgres(stack: LocalStack, say: Callable[[str], None]) -> None:
@@ -218,6 +232,8 @@ def _start_postgres(stack: LocalStack, say: Callable[[str], None]) -> None:
     else:
         say("PostgreSQL: starting")
         stack.postgres = stack.start(EmbeddedPostgres(stack.home / "postgres"))
+        # The package opens the folder where root starts it.
+        _close(stack.home)
         os.environ["DATABASE_URL"] = stack.postgres.create_database("pulso")
         os.environ["DAGSTER_POSTGRES_URL"] = stack.postgres.create_database("dagster")
 
@@ -264,9 +280,7 @@ def _write_environment(file: Path) -> None:
     # Quotes and dollars can stand in URLs only, and there as well percent-encoded.
     encoded = str.maketrans({"'": "%27", "$": "%24"})
     lines = [f"{name}='{os.environ[name].translate(encoded)}'\n" for name in names if os.environ.get(name)]
-    file.unlink(missing_ok=True)
-    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as out:
-        out.writelines(lines)
+    _write_private(file, "".join(lines))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import uvicorn
 
+from pulso_etl.api.listening import configuration
 from pulso_etl.api.tenants import application
 from pulso_etl.settings import Settings
 
@@ -19,9 +20,7 @@ class ApiServer:
 
     def __init__(self, settings: Settings, port: int = 0) -> None:
         self.settings = settings
-        quiet: dict[str, Any] = {"log_config": None, "access_log": False, "proxy_headers": False, "timeout_graceful_shutdown": 1}
-        config = uvicorn.Config(application(settings), host="127.0.0.1", port=port, **quiet)
-        self._server = uvicorn.Server(config)
+        self._server = uvicorn.Server(configuration(application(settings), "127.0.0.1", port))
         self._thread = threading.Thread(target=self._server.run, daemon=True)
 
     def __enter__(self) -> ApiServer:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import ExitStack
 
 import httpx
 import pytest
 from pydantic import SecretStr
 from starlette.datastructures import Headers
 
-from pulso_etl.api.access import MAXIMUM_BODY_BYTES, refusal
+from pulso_etl.api.access import MAXIMUM_ADDRESSES, MAXIMUM_BODY_BYTES, REFUSAL_SECONDS, REFUSALS, Refusals, refusal
 from pulso_etl.api.app import create_app
+from pulso_etl.api.server import serve
+from pulso_etl.errors import SettingsError
 from pulso_etl.settings import Settings
-from pulso_etl_tests.api.conftest import SECRETS
+from pulso_etl_tests.api.conftest import SECRETS, settings_of
 from pulso_etl_tests.api.server import ApiServer
+from pulso_etl_tests.conftest import wait_until
+from pulso_etl_tests.dagster_stack import DagsterStack
 
 READ, REFRESH, ADMIN = (SECRETS[role][0] for role in ("read", "refresh", "admin"))
 
@@ -23,13 +28,29 @@ READ, REFRESH, ADMIN = (SECRETS[role][0] for role in ("read", "refresh", "admin"
     ("client", "headers", "served"),
     [
         ("127.0.0.1", {"host": "127.0.0.1:8000"}, True),
-        ("127.0.0.1", {"host": "localhost"}, True),
+        ("127.0.0.1", {"host": "localhost:8000"}, True),
         ("::1", {"host": "[::1]:8000"}, True),
+        ("127.0.0.1", {"host": "localhost"}, False),
+        ("127.0.0.1", {"host": "127.0.0.1:8001"}, False),
+        ("127.0.0.1", {"host": "127.0.0.2:8000"}, False),
         ("10.0.0.5", {"host": "127.0.0.1:8000"}, False),
         (None, {"host": "127.0.0.1:8000"}, False),
         ("127.0.0.1", {"host": "evil.example.com:8000"}, False),
         ("127.0.0.1", {}, False),
-        ("127.0.0.1", {"host": "localhost", "x-forwarded-for": "127.0.0.1"}, False),
+        *(
+            ("127.0.0.1", {"host": "localhost:8000", name: "x"}, False)
+            for name in (
+                "x-forwarded-for",
+                "x-forwarded-proto",
+                "x-forwarded-server",
+                "x-real-ip",
+                "x-client-ip",
+                "via",
+                "forwarded",
+            )
+        ),
+        ("127.0.0.1", {"host": "localhost:8000", "true-client-ip": "10.0.0.5"}, False),
+        ("127.0.0.1", {"host": "localhost:8000", "cf-connecting-ip": "10.0.0.5"}, False),
         ("127.0.0.1", {"host": "localhost:8000", "origin": "http://localhost:8000"}, True),
         ("127.0.0.1", {"host": "localhost:8000", "origin": "http://localhost:3000"}, False),
         ("127.0.0.1", {"host": "localhost:8000", "origin": "null"}, False),
@@ -38,7 +59,13 @@ READ, REFRESH, ADMIN = (SECRETS[role][0] for role in ("read", "refresh", "admin"
 def test_without_tokens_only_this_machine_and_its_own_page_are_served(
     client: str | None, headers: dict[str, str], served: bool
 ) -> None:
-    assert (refusal(client, Headers(headers), tokens=False, origins=()) is None) is served
+    assert (refusal(client, Headers(headers), tokens=False, origins=(), port=8000) is None) is served
+
+
+def test_the_api_does_not_start_without_tokens_and_says_how_to_make_one() -> None:
+    settings = Settings(database_url=SecretStr("postgresql://nowhere/none"))
+    with pytest.raises(SettingsError, match=r"API_TOKENS.*`pulso-etl token NAME ROLE`"):
+        serve(settings)
 
 
 @pytest.mark.parametrize("entries", ["", " , "])
@@ -68,6 +95,56 @@ def test_a_token_is_needed_and_the_answer_does_not_quote_the_one_that_was_sent(g
         assert "wrong-secret" not in answer.text
     assert guarded.call("GET", "/api/v1/etl/status", READ).status_code == 200
     assert guarded.call("GET", "/api/v1/etl/health", None).status_code == 200
+
+
+def test_refused_tokens_are_logged_and_slowed_and_known_ones_are_not(stack: DagsterStack, caplog: pytest.LogCaptureFixture) -> None:
+    with ApiServer(settings_of(stack, api_tokens=SecretStr(str(SECRETS["read"][1])))) as api:
+        answers = [api.call("GET", "/api/v1/etl/config/tables", f"wrong-secret-{n}") for n in range(REFUSALS + 3)]
+        assert [answer.status_code for answer in answers] == [401] * REFUSALS + [429] * 3
+        assert 0 < int(answers[-1].headers["retry-after"]) <= REFUSAL_SECONDS
+        assert api.call("GET", "/api/v1/etl/config/tables", READ).status_code == 200
+        assert api.call("GET", "/api/v1/etl/config/tables").status_code == 401
+    lines = [record.getMessage() for record in caplog.records if record.name == "pulso_etl.audit"]
+    assert lines[0] == "HTTP API: a token that is not known was refused, from 127.0.0.1"
+    assert len(lines) == REFUSALS + 1
+    assert "wrong-secret" not in caplog.text
+
+
+def test_the_count_of_refusals_has_an_end() -> None:
+    refusals = Refusals()
+    for address in range(MAXIMUM_ADDRESSES + 100):
+        refusals.refuse(str(address), "test")
+    assert len(refusals._seen) == MAXIMUM_ADDRESSES
+
+
+def test_the_document_of_the_routes_is_for_those_who_may_use_some(guarded: ApiServer) -> None:
+    assert guarded.call("GET", "/api/v1/openapi.json").status_code == 401
+    assert "/api/v1/etl/status" in guarded.call("GET", "/api/v1/openapi.json", READ).json()["paths"]
+
+
+def test_a_token_keeps_so_many_streams_open_and_no_more(stack: DagsterStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pulso_etl.api.access.MAXIMUM_STREAMS", 2)
+    tokens = SecretStr(f"{SECRETS['read'][1]} {SECRETS['refresh'][1]}")
+    with ApiServer(settings_of(stack, api_tokens=tokens)) as api, ExitStack() as open_ones:
+
+        def stream(token: str) -> int:
+            answer = open_ones.enter_context(open_ones.enter_context(api.client(token)).stream("GET", "/api/v1/etl/events"))
+            return answer.status_code
+
+        assert [stream(READ) for _ in range(3)] == [200, 200, 429]
+        assert stream(REFRESH) == 200
+        refused = api.call("GET", "/api/v1/etl/events", READ)
+        assert refused.headers["retry-after"]
+        assert "read keeps 2 streams of events open" in refused.json()["detail"]
+        open_ones.close()
+        # A stream that has ended makes room.
+        with api.client(READ) as client:
+
+            def again() -> bool:
+                with client.stream("GET", "/api/v1/etl/events") as answer:
+                    return answer.status_code == 200
+
+            wait_until(again, seconds=30)
 
 
 def test_each_role_reaches_as_far_as_it_should(guarded: ApiServer) -> None:

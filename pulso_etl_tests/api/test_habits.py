@@ -139,7 +139,8 @@ def test_a_server_that_is_stopped_ends_its_streams_and_logs_no_error(tmp_path: P
         port = free.getsockname()[1]
     nowhere = "http://127.0.0.1:1"
     env = os.environ | {"DATABASE_URL": "postgresql://127.0.0.1:1/none", "DAGSTER_GRAPHQL_URL": f"{nowhere}/graphql"}
-    env |= {"BIGQUERY_EMULATOR_HOST": nowhere, "PYTHONPATH": str(CHECKOUT), "DAGSTER_HOME": str(tmp_path)}
+    secret, token = SECRETS["read"]
+    env |= {"API_TOKENS": str(token), "BIGQUERY_EMULATOR_HOST": nowhere, "PYTHONPATH": str(CHECKOUT), "DAGSTER_HOME": str(tmp_path)}
     log = tmp_path / "log"
     with (
         log.open("w") as out,
@@ -151,7 +152,7 @@ def test_a_server_that_is_stopped_ends_its_streams_and_logs_no_error(tmp_path: P
             wait_until(lambda: "running on" in log.read_text() or server.poll() is not None, 60)
             with (
                 httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30) as client,
-                client.stream("GET", "/api/v1/etl/events") as stream,
+                client.stream("GET", "/api/v1/etl/events", headers={"Authorization": f"Bearer {secret}"}) as stream,
             ):
                 lines = stream.iter_lines()
                 assert next(lines) == "event: unavailable"

@@ -153,6 +153,22 @@ def test_a_token_is_asked_for_kept_for_the_tab_and_forgotten(guarded: ApiServer,
     expect(refresh_button(page)).to_be_visible()
 
 
+def test_a_link_with_a_token_signs_in_and_does_not_stay_in_the_address(guarded: ApiServer, open_page: Open) -> None:
+    page = open_page(guarded)
+    expect(page.get_by_label("Clave de acceso")).to_be_visible()
+    # In the tab of the page itself, and in a new one.
+    page.goto(f"{guarded.url}/#token={SECRETS['read'][0]}")
+    expect(page.get_by_text("Su clave solo permite mirar")).to_be_visible()
+    assert page.url == f"{guarded.url}/"
+    other = page.context.new_page()
+    other.goto(f"{guarded.url}/#token={SECRETS['refresh'][0]}")
+    expect(refresh_button(other)).to_be_visible()
+    assert other.url == f"{guarded.url}/"
+    assert SECRETS["refresh"][0] not in str(other.evaluate("JSON.stringify(history.state)"))
+    other.reload()
+    expect(refresh_button(other)).to_be_visible()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 360])
 def test_the_page_is_accessible_and_fits_the_screen(api: ApiServer, open_page: Open, scheme: str, width: int) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
 import pytest
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
-from pulso_etl.api.tokens import Caller, Role, find_caller, make_token, parse_tokens
+from pulso_etl.api.tokens import Caller, Keyring, Role, find_caller, make_token, parse_tokens
 from pulso_etl.cli import app
 from pulso_etl.errors import SettingsError
+from pulso_etl.refresh import lima_day
 from pulso_etl.settings import Settings, load_settings
 
 
@@ -24,7 +30,15 @@ def test_a_token_is_found_by_its_secret_and_its_entry_does_not_hold_it() -> None
 
 
 @pytest.mark.parametrize(
-    "text", ["secret", "a:read:12", "a:root:" + "0" * 64, "a b:read:" + "0" * 64, f"a:read:{'0' * 64} a:admin:{'1' * 64}"]
+    "text",
+    [
+        "secret",
+        "a:read:12",
+        "a:root:" + "0" * 64,
+        "a b:read:" + "0" * 64,
+        "a:read:" + "0" * 64 + ":2026-02-30",
+        f"a:read:{'0' * 64} a:admin:{'1' * 64}",
+    ],
 )
 def test_an_entry_that_is_none_is_refused_and_not_quoted(text: str) -> None:
     with pytest.raises(ValueError, match=r"entry|same name") as told:
@@ -63,3 +77,51 @@ def test_the_command_line_makes_a_token_that_the_settings_take() -> None:
     secret, entry = (line.split(": ", 1)[1].strip() for line in told.output.strip().splitlines())
     assert find_caller(parse_tokens(entry), secret) == Caller("dashboard", Role.REFRESH)
     assert CliRunner().invoke(app, ["token", "dashboard", "root"]).exit_code != 0
+    told = CliRunner().invoke(app, ["token", "dashboard", "refresh", "--until", "2027-01-31"])
+    assert told.output.endswith(":2027-01-31\n")
+
+
+def test_a_token_opens_something_up_to_the_end_of_its_last_day() -> None:
+    today = lima_day(datetime.now(UTC))
+    made = [make_token(f"n{days}", Role.READ, last_day=today + timedelta(days)) for days in (-1, 0, 1)]
+    ring = Keyring(" ".join(str(entry) for _, entry in made), None)
+    assert [find_caller(ring, secret) is not None for secret, _ in made] == [False, True, True]
+
+
+def test_a_file_of_tokens_is_read_anew_when_it_changes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "tokens"
+    (first, one), (second, two), (third, three) = (make_token(name, Role.READ) for name in ("one", "two", "three"))
+
+    def known() -> list[bool]:
+        return [find_caller(ring, secret) is not None for secret in (first, second, third)]
+
+    file.write_text(f"{two}\n", encoding="utf-8")
+    ring = Keyring(str(one), file)
+    assert known() == [True, True, False]
+    file.write_text(f"{two}\n{three}\n", encoding="utf-8")
+    assert known() == [True, True, True]
+    file.write_text("", encoding="utf-8")
+    assert known() == [True, False, False]
+    # As Kubernetes and careful people put a file in place of another.
+    other = tmp_path / "new"
+    other.write_text(f"{three}\n", encoding="utf-8")
+    os.replace(other, file)
+    assert known() == [True, False, True]
+    with caplog.at_level(logging.INFO):
+        file.write_text("not-an-entry", encoding="utf-8")
+        assert known() == known() == [True, False, True]
+        file.unlink()
+        assert known() == [True, False, True]
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+    assert "not-an-entry" not in caplog.text
+
+
+def test_a_file_without_an_entry_lets_nobody_in_and_one_that_is_none_ends_the_start(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    given = {"database_url": SecretStr("postgresql://localhost/x"), "api_tokens_file": file}
+    with pytest.raises(ValueError, match="api_tokens_file"):
+        Settings.model_validate(given)
+    file.touch()
+    settings = Settings.model_validate(given)
+    assert settings.guarded
+    assert list(settings.keyring(tuple)) == []

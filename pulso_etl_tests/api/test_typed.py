@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
+from pulso_etl_tests.api.conftest import SECRETS, settings_of
 from pulso_etl_tests.api.server import ApiServer
 from pulso_etl_tests.api.test_refreshes import finished
-from pulso_etl_tests.dagster_stack import CHECKOUT
+from pulso_etl_tests.dagster_stack import CHECKOUT, DagsterStack
 
 ADDRESS = "http://127.0.0.1:8000"
 TYPED = [
@@ -27,12 +31,24 @@ def test_there_is_something_to_type() -> None:
     assert len(TYPED) >= 8
 
 
+@pytest.fixture(scope="module")
+def developed(stack: DagsterStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ApiServer, Path]]:
+    """The API as `make dev` starts it, and the folder in which that was typed."""
+    secret, token = SECRETS["admin"]
+    folder = tmp_path_factory.mktemp("typed")
+    (folder / ".pulso").mkdir()
+    (folder / ".pulso" / "token").write_text(secret, encoding="utf-8")
+    with ApiServer(settings_of(stack, api_tokens=SecretStr(str(token)))) as server:
+        yield server, folder
+
+
 @pytest.mark.parametrize("call", TYPED)
-def test_what_is_typed_is_answered(api: ApiServer, call: str) -> None:
-    limited = call.replace(ADDRESS, api.url).replace("curl ", "curl --fail-with-body --max-time 15 ", 1)
+def test_what_is_typed_is_answered(api: ApiServer, developed: tuple[ApiServer, Path], call: str) -> None:
+    server, folder = developed
+    limited = call.replace(ADDRESS, server.url).replace("curl ", "curl --fail-with-body --max-time 15 ", 1)
     if "/events" in call:
         limited = limited.replace("--max-time 15", "--max-time 2")
-    ended = subprocess.run(["bash", "-o", "pipefail", "-c", limited], capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(["bash", "-o", "pipefail", "-c", limited], cwd=folder, capture_output=True, text=True, timeout=60)
     assert ended.returncode == (ENDLESS if "/events" in call else 0), ended.stdout + ended.stderr
     assert ended.stdout
     if "-X POST" in call:

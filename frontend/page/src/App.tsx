@@ -2,7 +2,7 @@ import { useCallback, useEffect, useMemo, useState } from "react";
 import { createClient, ETLError, type Session } from "../../src";
 import { Dashboard } from "./Dashboard";
 import { Explained } from "./Explained";
-import { TokenForm } from "./TokenForm";
+import { isToken, TokenForm } from "./TokenForm";
 import { explainRefusal } from "./words";
 
 /** Where the page stands, and with it the API: a tenant's has a path of its own, and a token of its own. */
@@ -10,9 +10,18 @@ const HERE = new URL(".", document.baseURI);
 const KEY = `pulso-token${HERE.pathname.replace(/\/$/, "")}`;
 const RETRY_MS = 5000;
 
+/** The token that a link brings along, `#token=…`. From then on this tab has it, and the address bar no longer shows it. */
+function takeToken(): string | null {
+  const given = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (!given || !isToken(given)) return null;
+  history.replaceState(history.state, "", location.pathname + location.search);
+  sessionStorage.setItem(KEY, given);
+  return given;
+}
+
 /** Finds out who asks, with a token where one is needed, and shows the tables. */
 export function App() {
-  const [token, setToken] = useState(() => sessionStorage.getItem(KEY));
+  const [token, setToken] = useState(() => takeToken() ?? sessionStorage.getItem(KEY));
   const client = useMemo(() => createClient({ baseUrl: HERE.href, token }), [token]);
   const [session, setSession] = useState<Session | null>(null);
   const [error, setError] = useState<ETLError | null>(null);
@@ -51,6 +60,16 @@ export function App() {
     setSession(null);
     setError(error);
   }, []);
+
+  useEffect(() => {
+    // A link that is opened in the tab of this very page loads nothing anew.
+    const follow = () => {
+      const given = takeToken();
+      if (given) signIn(given);
+    };
+    addEventListener("hashchange", follow);
+    return () => removeEventListener("hashchange", follow);
+  }, [signIn]);
 
   if (error?.status === 401) return <TokenForm refused={token !== null} onToken={signIn} />;
   if (session) {

@@ -1,5 +1,8 @@
 import { type FormEvent, useEffect, useId, useRef, useState } from "react";
 
+/** Whether a header can hold the text: what it can't is no token. */
+export const isToken = (text: string): boolean => /^[\x21-\x7e]+$/.test(text);
+
 /** Asks for the token that the API wants. `refused`: the last one was none. */
 export function TokenForm({ refused, onToken }: { refused: boolean; onToken: (token: string) => void }) {
   const [problem, setProblem] = useState(refused ? "Esa clave no es válida. Revise que esté completa." : "");
@@ -10,8 +13,7 @@ export function TokenForm({ refused, onToken }: { refused: boolean; onToken: (to
   function submit(event: FormEvent): void {
     event.preventDefault();
     const token = input.current?.value.trim() ?? "";
-    // What a header can't hold is no token.
-    if (/^[\x21-\x7e]+$/.test(token)) onToken(token);
+    if (isToken(token)) onToken(token);
     else setProblem(token ? "Esa clave no es válida. Revise que esté completa." : "Escriba su clave.");
   }
 
