@@ -12,10 +12,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from psycopg import BaseConnection
+from psycopg import BaseConnection, Connection
 from psycopg.types.json import set_json_dumps
 from psycopg.types.string import StrDumperUnknown
 
+from pulso_etl.destination.characters import held_by
 from pulso_etl.errors import DestinationError
 
 KINDS = {
@@ -43,6 +44,18 @@ class Encoding:
         """That of the session's database."""
         return cls(conn.info.parameter_status("server_encoding") or "UTF8")
 
+    @classmethod
+    def learnt(cls, conn: Connection) -> Encoding:
+        """That of the database of a session that was just opened, which is asked what it holds where only it knows that."""
+        encoding = cls.of(conn)
+        if not encoding.holds_all and encoding.codec is None:
+            held_by(conn, encoding.name)
+        return encoding
+
+    @property
+    def holds_all(self) -> bool:
+        return self.name in ("UTF8", "SQL_ASCII")
+
     @cached_property
     def codec(self) -> str | None:
         """Python's codec of the same characters; None for UTF8, which holds all, and where only the server knows."""
@@ -60,18 +73,19 @@ class Encoding:
 
     def beyond(self, values: pa.Array) -> pa.BooleanArray | None:
         """Which texts have a character that the database can't hold; None where all fit."""
-        if self.codec is None:
+        if not self.is_known:
             return None
         bad = [text for text in pc.unique(values).to_pylist() if text and not text.isascii() and not self.holds(text)]
         return pc.is_in(values, pa.array(bad, values.type)) if bad else None
 
+    @property
+    def is_known(self) -> bool:
+        """Whether there are characters that it can't hold, and it is known which."""
+        return self.codec is not None or (not self.holds_all and held_by(None, self.name) is not None)
+
     def holds(self, text: str) -> bool:
         """Whether the database can hold the text, as far as that is known here."""
-        try:
-            text.encode(self.codec or "utf-8")
-        except UnicodeEncodeError:
-            return False
-        return True
+        return self.storable(text) == text
 
     def missing_kind(self, text: str) -> str:
         """What kind of character the first one is that the database can't hold: never the character, which is data."""
@@ -83,11 +97,16 @@ class Encoding:
 
     def storable(self, text: str) -> str:
         """The text with each character that the database can't hold written as `\\u20ac`, say."""
-        return text.encode(self.codec, "backslashreplace").decode(self.codec) if self.codec else text
+        if self.codec:
+            return text.encode(self.codec, "backslashreplace").decode(self.codec)
+        if text.isascii() or not self.is_known:
+            return text
+        held = held_by(None, self.name) or frozenset()
+        return "".join(one if one in held or one.isascii() else one.encode("ascii", "backslashreplace").decode() for one in text)
 
     def adapt(self, conn: BaseConnection[Any]) -> None:
         """From now on what the session writes of texts, and as JSON, is `storable`; data of a COPY are not touched."""
-        if self.codec is None:
+        if not self.is_known:
             return
         encoding = self
 

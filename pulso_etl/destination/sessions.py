@@ -90,7 +90,7 @@ class Session:
             conn = psycopg.connect(**start, **more)
         try:
             conn.execute(self.statement())
-            Encoding.of(conn).adapt(conn)
+            Encoding.learnt(conn).adapt(conn)
         except BaseException:
             conn.close()
             raise
