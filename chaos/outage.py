@@ -25,8 +25,6 @@ from chaos.share import end_on_sigterm, say
 from chaos.soak import Callers, Deployment, wait_for
 from pulso_etl_tests.gate import Way
 
-RUNS, BACKFILLS = 10, 3
-"""What stands in the queue when an outage begins."""
 KILLS, PAUSE_SECONDS = 3, 15
 PATIENCE_SECONDS = 900
 GOOD_BACKFILLS = {BulkActionStatus.COMPLETED_SUCCESS, BulkActionStatus.COMPLETED}
@@ -60,12 +58,12 @@ class Outcome:
         ]
 
 
-def fill_the_queue(deployment: Deployment, callers: Callers, random: Random) -> tuple[set[str], set[str]]:
-    """Asks for runs and back-fills, and waits until some of each have begun; the ids of both."""
+def fill_the_queue(deployment: Deployment, callers: Callers, random: Random, queue: int) -> tuple[set[str], set[str]]:
+    """Asks for so many runs, and half as many back-fills, and waits until some of each have begun; the ids of both."""
     runs, backfills = set(callers.asked.runs), set(callers.asked.backfills)
-    for _ in range(BACKFILLS):
+    for _ in range(queue // 2):
         callers.backfill(random)
-    for _ in range(RUNS):
+    for _ in range(queue):
         callers.graphql(random)
     wanted = set(callers.asked.runs) - runs
     with deployment.instance() as instance:
@@ -138,6 +136,10 @@ def outages(deployment: Deployment, seconds: float, way: Way) -> dict[str, Calla
 def main(
     seconds: Annotated[float, typer.Option(min=1, help="How long PostgreSQL is away.")] = 20,
     way: Annotated[Way, typer.Option(help="How PostgreSQL is away.")] = Way.REFUSED,
+    queue: Annotated[
+        int, typer.Option(min=2, help="How many runs are asked for before each outage, and half as many back-fills.")
+    ] = 6,
+    only: Annotated[list[int] | None, typer.Option(help="1: PostgreSQL, 2: the code server, 3: both at once.")] = None,
     seed: Annotated[int, typer.Option(help="Chooses tables and days.")] = 1,
     keep: Annotated[Path | None, typer.Option(help="Folder for the logs, which stay there.")] = None,
 ) -> None:
@@ -149,9 +151,11 @@ def main(
         home.chmod(0o755)
         deployment = Deployment(home, stack)
         callers = Callers(deployment, seed)
-        for name, happens in outages(deployment, seconds, way).items():
+        for number, (name, happens) in enumerate(outages(deployment, seconds, way).items(), 1):
+            if only and number not in only:
+                continue
             wait_for(deployment.ready, 300, "the deployment is not ready")
-            asked = fill_the_queue(deployment, callers, random)
+            asked = fill_the_queue(deployment, callers, random, queue)
             with deployment.instance() as instance:
                 waiting = instance.get_runs_count(dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED]))
             say(f"{name}; {waiting} runs are queued")
