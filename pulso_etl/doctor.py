@@ -15,9 +15,12 @@ import dagster as dg
 import google.auth
 import psycopg
 import pyarrow as pa
+import sqlalchemy as sa
+from dagster_postgres import PostgresRunStorage
 from google.api_core import exceptions as api
 from google.auth.exceptions import GoogleAuthError
 from google.cloud import bigquery
+from psycopg import sql
 
 from pulso_etl.coordinator import TENANT_TAG, TenantRunCoordinator
 from pulso_etl.definitions import build_source
@@ -62,6 +65,12 @@ ARROW_TYPES = {
     "TIMESTAMP": pa.timestamp("us", "UTC"),
 }
 """What BigQuery's types arrive as, by their names in a job's schema."""
+
+GOOD_FOR_DAGSTER = {
+    "timezone": ("UTC", "utc", "etc/utc", "gmt", "etc/gmt", "uct", "etc/uct", "zulu", "etc/zulu", "universal", "etc/universal"),
+    "default_transaction_isolation": ("read committed",),
+}
+"""What sessions of Dagster's own storage may have: the first is what to set."""
 
 RIGHTS = """
     SELECT array_remove(ARRAY[
@@ -259,9 +268,35 @@ def _dagster_storage(settings: Settings) -> str:
         revision = storage.alembic_version()
         if revision is not None and revision[0] != revision[1]:
             raise RuntimeError("was written by an older Dagster; run `dagster instance migrate` while nothing else runs")
+        if wrong := _wrong_settings(storage):
+            raise RuntimeError(wrong)
         if not instance.freshness_enabled:
             raise RuntimeError("freshness policies are off; set `freshness: enabled: true` in dagster.yaml")
         return f"{type(storage).__name__}, {runs} runs, freshness policies on"
+
+
+def _wrong_settings(storage: object) -> str | None:
+    """What Dagster's own sessions have otherwise than Dagster takes for granted, and what mends it: its class states nothing."""
+    if not isinstance(storage, PostgresRunStorage):
+        return None
+    asked = "SELECT current_setting('TimeZone'), current_setting('transaction_isolation'), current_user, current_database()"
+    with storage.connect() as conn:
+        zone, isolation, role, database = conn.execute(sa.text(asked)).one()
+    found = {"timezone": zone, "default_transaction_isolation": isolation}
+    wrong = {name: value for name, value in found.items() if value.lower() not in GOOD_FOR_DAGSTER[name]}
+    if not wrong:
+        return None
+    told = ", ".join(f"{name} = {value}" for name, value in wrong.items())
+    mends = sql.SQL("; ").join(
+        sql.SQL("ALTER ROLE {} IN DATABASE {} SET {} = {}").format(
+            sql.Identifier(role), sql.Identifier(database), sql.SQL(name), sql.Literal(GOOD_FOR_DAGSTER[name][0])
+        )
+        for name in wrong
+    )
+    return (
+        f"its sessions have {told}, by which Dagster's times or its queue go wrong; take the storage class of this project's "
+        f"dagster.yaml, or run: {mends.as_string()}"
+    )
 
 
 def _dagster_queue() -> str:

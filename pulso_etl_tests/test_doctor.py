@@ -345,6 +345,33 @@ def test_dagster_storage_that_is_not_reachable_fails_at_once(deployment: Setting
     assert "DAGSTER_POSTGRES_URL" in failed("Dagster storage")
 
 
+def test_dagster_s_own_storage_class_under_settings_that_it_does_not_expect(
+    deployment: Settings, dagster_url: str, tmp_path: Path
+) -> None:
+    file, database = tmp_path / "dagster.yaml", make_url(dagster_url).database
+    ours = file.read_text()
+    before, _, after = ours.partition("storage:")
+    _, _, rest = after.partition("run_coordinator:")
+    theirs = "storage:\n  postgres:\n    postgres_url:\n      env: DAGSTER_POSTGRES_URL\n\nrun_coordinator:"
+    with psycopg.connect(dagster_url, autocommit=True) as conn:
+        conn.execute(f"ALTER DATABASE {database} SET timezone = 'America/Lima'")
+        conn.execute(f"ALTER DATABASE {database} SET default_transaction_isolation = 'serializable'")
+        try:
+            # The project's class states what it needs.
+            assert next(one for one in diagnose() if one.part == "Dagster storage").ok
+            file.write_text(before + theirs + rest)
+            told = failed("Dagster storage")
+            assert "its sessions have timezone = America/Lima, default_transaction_isolation = serializable" in told
+            mends = told.partition("run: ")[2].split("; ")
+            assert len(mends) == 2
+            for statement in mends:
+                conn.execute(statement)
+            assert next(one for one in diagnose() if one.part == "Dagster storage").ok
+        finally:
+            conn.execute(f"ALTER DATABASE {database} RESET ALL")
+            conn.execute(f"ALTER ROLE {conn.info.user} IN DATABASE {database} RESET ALL")
+
+
 def test_dagster_storage_of_an_older_version(deployment: Settings, dagster_url: str) -> None:
     list(diagnose())
     with psycopg.connect(dagster_url, autocommit=True) as conn:
