@@ -128,6 +128,22 @@ def test_sensors_schedules_jobs_checks_and_alerts_are_those_that_there_are() -> 
     assert [title for title, *_ in rows(OPERATIONS, "title")] == [wording.title for wording in WORDINGS.values()]
 
 
+def test_every_claim_about_security_names_a_test_that_there_is() -> None:
+    page, folder = PAGES[ROOT / "docs" / "security.md"], Path(__file__).parent
+    tables = re.findall(r"^\| claim \| test \|\n\|[ |-]+\n((?:\|.*\n?)+)", page, re.MULTILINE)
+    claims = [line for table in tables for line in table.splitlines()]
+    assert len(tables) == len(re.findall(r"^\| claim", page, re.MULTILINE))
+    assert len(claims) > 40
+    for line in claims:
+        file = ""
+        named = re.findall(r"`([\w/]*(?:\.py)?)::(test_\w+)`", line)
+        assert named, line
+        for path, name in named:
+            file = path or file
+            text = (folder / file).read_text(encoding="utf-8")
+            assert re.search(rf"^(?:async )?def {name}\(", text, re.MULTILINE), f"{file}::{name}"
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_every_link_leads_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", FENCE.sub("", PAGES[path])):
