@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from pulso_etl.destination.arrow_types import JSON, is_geography, stored, wire_type
+from pulso_etl.destination.arrow_types import JSON, advice, is_geography, stored, wire_type
 from pulso_etl.destination.catalog import Table
 from pulso_etl.destination.conform import new_columns, wire_schema
 from pulso_etl.destination.migration import unknown_columns
@@ -34,20 +34,22 @@ class Drift:
     """How the source and the table differ from the declaration, in columns.
 
     `added`: new in the source and loaded. `not_loaded`: new in the source and left out. `vanished`: added once, given no longer.
+    `advice`: what to write in the SQL for columns that no table can hold, where the contract would have added them.
     """
 
     added: list[str] = field(default_factory=list)
     not_loaded: list[str] = field(default_factory=list)
     vanished: list[str] = field(default_factory=list)
+    advice: list[str] = field(default_factory=list)
 
     def warnings(self) -> list[str]:
-        """A line for people for each kind of difference."""
+        """A line for people for each kind of difference, and for each piece of advice."""
         lines = (
             ("new columns in the source, added to the table", self.added),
             ("new columns in the source, not loaded", self.not_loaded),
             ("columns of the table that the source gives no longer, null in new rows", self.vanished),
         )
-        return [f"{text}: {', '.join(names)}" for text, names in lines if names]
+        return [f"{text}: {', '.join(names)}" for text, names in lines if names] + self.advice
 
     def as_dict(self) -> dict[str, list[str]]:
         named = {"columns_added": self.added, "columns_not_loaded": self.not_loaded, "columns_vanished": self.vanished}
@@ -60,10 +62,16 @@ def fit(spec: TableSpec, source: pa.Schema, table: Table, window: DayRange) -> t
     Where the contract is `evolve`, that declaration has the source's new columns. Raises ContractError, see `wire_schema`.
     """
     evolved = spec.with_columns(_new(spec, source, table)) if spec.contract is Contract.EVOLVE else spec
+    not_loaded = new_columns(evolved, source)
     drift = Drift(
         added=[name for name in evolved.column_names if name not in table.columns and name not in spec.column_names],
-        not_loaded=new_columns(evolved, source),
+        not_loaded=not_loaded,
         vanished=unknown_columns(evolved, table),
+        advice=[
+            f"{field.name}, not loaded: {told}"
+            for field in source
+            if spec.contract is Contract.EVOLVE and field.name in not_loaded and (told := advice(field))
+        ],
     )
     return evolved, wire_schema(evolved, source, window), drift
 
