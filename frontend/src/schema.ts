@@ -1034,6 +1034,15 @@ export interface operations {
                     "application/json": components["schemas"]["Refresh"];
                 };
             };
+            /** @description The body is no JSON, or broke off. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Fault"];
+                };
+            };
             /** @description No token, or one that is not known. */
             401: {
                 headers: {

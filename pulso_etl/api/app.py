@@ -24,6 +24,7 @@ from starlette.types import Receive, Scope, Send
 
 from pulso_etl.api import metrics
 from pulso_etl.api.access import Admin, Gatekeeper, Guard, Reader, Refresher
+from pulso_etl.api.bodies import StrictRequest, StrictRoute
 from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable
 from pulso_etl.api.database import Database, DatabaseUnavailable
 from pulso_etl.api.gateway import Gateway
@@ -82,6 +83,7 @@ REFUSED: Answers = {
         "headers": {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}},
     },
 }
+BROKEN: Answers = {400: {"model": Fault, "description": "The body is no JSON, or broke off."}}
 INVALID: Answers = {422: {"model": ValidationFaults, "description": "The request makes no sense."}}
 UNCHANGED: Answers = {304: {"description": "No row has changed since the ETag that was sent."}}
 UNKNOWN: Answers = {404: {"model": Fault, "description": "Not known."}}
@@ -171,10 +173,10 @@ def deployment(request: Request) -> Deployment:
     return found
 
 
-router = APIRouter(prefix="/api/v1/etl")
+router = APIRouter(prefix="/api/v1/etl", route_class=StrictRoute)
 
 
-@router.post("/refresh/dashboard", status_code=202, responses=LAUNCHES, tags=["refresh"])
+@router.post("/refresh/dashboard", status_code=202, responses={**LAUNCHES, **BROKEN}, tags=["refresh"])
 async def refresh_dashboard(
     request: Request, caller: Refresher, body: Annotated[DashboardRequest | None, Body()] = None
 ) -> Refresh:
@@ -380,9 +382,9 @@ async def events(request: Request, caller: Reader) -> EventSourceResponse:
 
 
 root = APIRouter()
-gateway = APIRouter()
+gateway = APIRouter(route_class=StrictRoute)
 """The way to Dagster itself, which shows whatever runs there."""
-no_gateway = APIRouter()
+no_gateway = APIRouter(route_class=StrictRoute)
 """In its place, where others run there as well."""
 
 
@@ -413,7 +415,7 @@ async def prometheus(request: Request, caller: Reader) -> Response:
     openapi_extra=GRAPHQL_BODY,
     tags=["graphql"],
 )
-async def dagster_graphql(request: Request, caller: Reader) -> Response:
+async def dagster_graphql(request: StrictRequest, caller: Reader) -> Response:
     """Dagster's GraphQL: queries for readers, launches and cancels for the role `refresh`, all else for administrators.
 
     Takes JSON only: one request, or an array of them.

@@ -24,12 +24,13 @@ import httpx
 import uvicorn
 from fastapi import HTTPException
 from starlette.datastructures import Headers
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pulso_etl.api import graphql
 from pulso_etl.api.access import NO_TOKENS, Gatekeeper, Refusals, is_loopback, refusal
+from pulso_etl.api.bodies import StrictRequest, parse
 from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable
 from pulso_etl.api.gateway import Gateway, as_document, read
 from pulso_etl.api.listening import configuration
@@ -92,7 +93,7 @@ class Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             try:
-                answer = await self._answer(Request(scope, receive))
+                answer = await self._answer(StrictRequest(scope, receive))
             except HTTPException as error:
                 answer = JSONResponse({"detail": error.detail}, error.status_code, error.headers)
             except DagsterUnavailable as error:
@@ -103,7 +104,7 @@ class Door:
         else:
             await self.dagster(scope, receive, send)
 
-    async def _answer(self, request: Request) -> Response | None:
+    async def _answer(self, request: StrictRequest) -> Response | None:
         """What is said to a request; None where Dagster is to say it. Raises HTTPException, and DagsterUnavailable."""
         path, method = request.scope["path"], "GET" if request.method == "HEAD" else request.method
         if (method, path) == ("GET", INFO):
@@ -152,7 +153,7 @@ class Door:
             raise self.refusals.refuse(address, "Dagster's UI")
         return caller
 
-    async def _sign_in(self, request: Request) -> Response:
+    async def _sign_in(self, request: StrictRequest) -> Response:
         body = await _bounded(request, MAXIMUM_TOKEN_BYTES)
         (secret,) = parse_qs(body.decode(errors="replace")).get("token", [""])[:1]
         if request.headers.get("origin") is None:
@@ -161,7 +162,7 @@ class Door:
         audit.info("Dagster's UI: %s signed in", caller.name)
         return Response(status_code=204, headers={"Set-Cookie": self.sessions.cookie(caller, datetime.now(UTC))})
 
-    async def _graphql(self, request: Request, known: Known) -> Response:
+    async def _graphql(self, request: StrictRequest, known: Known) -> Response:
         if known.by_cookie and request.headers.get("origin") is None:
             raise HTTPException(403, "a page's request says where the page is from")
         await _bounded(request, MAXIMUM_BODY_BYTES)
@@ -197,7 +198,7 @@ class Door:
 def _subscription(message: Message) -> str | None:
     """What the message says, written anew so that nobody reads it otherwise; None where it asks for anything but a subscription."""
     try:
-        given: Any = json.loads(message.get("text") or message.get("bytes") or b"")
+        given: Any = parse(message.get("text") or message.get("bytes") or b"")
         if not isinstance(given, dict):
             return None
         if given.get("type") == "start" and not graphql.is_subscription(as_document(given.get("payload"))["query"]):
@@ -212,13 +213,16 @@ def _address(scope: Scope) -> str:
     return str(client[0]) if client else ""
 
 
-async def _bounded(request: Request, size: int) -> bytes:
+async def _bounded(request: StrictRequest, size: int) -> bytes:
     """The body, kept for who reads it next. Raises HTTPException 413."""
     body = b""
-    async for piece in request.stream():
-        body += piece
-        if len(body) > size:
-            raise HTTPException(413, f"the body is longer than {size} bytes")
+    try:
+        async for piece in request.stream():
+            body += piece
+            if len(body) > size:
+                raise HTTPException(413, f"the body is longer than {size} bytes")
+    except ClientDisconnect:
+        raise HTTPException(400, "the body broke off") from None
     request._body = body
     return body
 

@@ -6,17 +6,17 @@ launch, and nothing else. A document that changes something leaves two lines in 
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import HTTPException, Request, Response
+from fastapi import HTTPException, Response
 
 from pulso_etl import permits
 from pulso_etl.api import graphql
 from pulso_etl.api.access import Gatekeeper, demand
+from pulso_etl.api.bodies import StrictRequest
 from pulso_etl.api.dagster_client import DagsterClient
 from pulso_etl.api.graphql import LIMITS, Limits, Verdict
 from pulso_etl.api.tokens import Caller, Role
@@ -33,7 +33,7 @@ class Gateway:
     gatekeeper: Gatekeeper
     limits: Limits = LIMITS
 
-    async def answer(self, request: Request, caller: Caller) -> Response:
+    async def answer(self, request: StrictRequest, caller: Caller) -> Response:
         """What Dagster answers to a request, or to an array of them. Raises HTTPException, and DagsterUnavailable."""
         documents, batch = await read(request)
         verdicts = await self.admit(documents, caller)
@@ -79,14 +79,11 @@ class Gateway:
                 raise HTTPException(403, f"{caller.name} may end what it may launch: {error}") from None
 
 
-async def read(request: Request) -> tuple[list[Document], bool]:
+async def read(request: StrictRequest) -> tuple[list[Document], bool]:
     """The documents of a request, and whether they came as an array. Raises HTTPException for what is no GraphQL in JSON."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(415, "send JSON, with the header Content-Type: application/json")
-    try:
-        given = json.loads(await request.body())
-    except (ValueError, RecursionError):
-        raise HTTPException(400, "the body is no JSON") from None
+    given = await request.json()
     documents = given if isinstance(given, list) else [given]
     if not 1 <= len(documents) <= graphql.MAXIMUM_DOCUMENTS:
         raise HTTPException(400, f"1 to {graphql.MAXIMUM_DOCUMENTS} documents may come together")
