@@ -16,6 +16,7 @@ from pulso_etl.budget import DailyBudget
 from pulso_etl.checks import build_checks, reconciliation_key, refresh_check_keys
 from pulso_etl.destination.io_manager import PostgresUpsertIOManager
 from pulso_etl.logs import run_logger
+from pulso_etl.resources import fixed
 from pulso_etl.settings import Settings, load_settings
 from pulso_etl.source.bigquery import BigQuerySource
 from pulso_etl.tables import TABLES
@@ -57,18 +58,6 @@ def build_resources(settings: Settings) -> dict[str, Any]:
         ),
     }
     return {qualified(settings.owner.tenant, name): resource for name, resource in resources.items()}
-
-
-def fixed(resource: Any) -> dg.ResourceDefinition:
-    """The resource as it is, with nothing for a launch to configure: Dagster refuses run configuration for it, and shows none.
-
-    A configurable resource would take other servers from whoever launches, and any environment variable by its name.
-    """
-    if isinstance(resource, dg.ResourceDefinition):
-        return resource
-    if isinstance(resource, dg.IOManager):
-        return dg.IOManagerDefinition(lambda _: resource, config_schema={})
-    return dg.ResourceDefinition(lambda _: resource, config_schema={})
 
 
 UNUSED = {"io_manager": fixed(dg.InMemoryIOManager())}  # type: ignore[no-untyped-call]

@@ -56,7 +56,8 @@ def learn_key_file(path: Path) -> None:
 def _parts(entry: str) -> list[str]:
     """What is secret of a setting's entry."""
     if "://" not in entry:
-        return [entry, *entry.split(":")[2:]]
+        # Of a token, name:role:digest:last day.
+        return [entry, *entry.split(":")[2:3]]
     try:
         address = urlsplit(entry)
         public = {address.username, address.hostname, address.path.strip("/")}

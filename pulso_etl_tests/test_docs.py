@@ -192,6 +192,11 @@ def test_an_asset_that_is_written_as_the_readme_says_is_loaded(
     (tmp_path / "visits.py").write_text(blocks(README, "python")[1], encoding="utf-8")
     module = runpy.run_path("visits.py")
     dg.Definitions.validate_loadable(module["defs"])
+    # Who launches can't point it elsewhere.
+    job = module["defs"].resolve_implicit_global_asset_job_def()
+    for elsewhere in ("postgresql://elsewhere/db", {"env": "HOME"}):
+        with pytest.raises(dg.DagsterInvalidConfigError):
+            dg.validate_run_config(job, {"resources": {"postgres": {"config": {"database_url": elsewhere}}}})
     ((first, last),) = re.findall(r"--partition-range (\S+)\.\.\.(\S+)", README)
     with dg.DagsterInstance.ephemeral() as instance:
         dg.materialize(
