@@ -29,6 +29,11 @@ def tenant_of(tables: Mapping[str, TableSpec]) -> str:
     return next((spec.tenant for spec in tables.values()), "")
 
 
+def is_of(run: dg.DagsterRun, tenant: str) -> bool:
+    """Whether the run is the tenant's. Its id may stand in tables that a tenant's own role writes to: that alone says nothing."""
+    return run.tags.get(TENANT_TAG, "") == tenant
+
+
 def table_job(spec: TableSpec) -> str:
     """The name of the table's job."""
     return spec.qualify(f"refresh_{spec.name}")

@@ -17,7 +17,8 @@ import dagster as dg
 import psycopg
 
 from pulso_etl.automation.due import MEMORY
-from pulso_etl.coordinator import QUEUED_TAG, TENANT_TAG
+from pulso_etl.automation.jobs import is_of, tenant_of
+from pulso_etl.coordinator import QUEUED_TAG
 from pulso_etl.destination import locks
 from pulso_etl.destination.roles import as_login
 from pulso_etl.destination.watermarks import Extraction, TableState, Watermarks
@@ -75,12 +76,15 @@ def recover(
     """
     marks = Watermarks(schema)
     states = marks.read(conn, now - MEMORY)
-    _end_lost(conn, schema, instance, tables)
-    _end_runs(instance, states.values(), now)
+    tenant = tenant_of(tables)
+    _end_lost(conn, schema, instance, tenant)
+    _end_runs(instance, states.values(), tenant, now)
     for extraction in [extraction for state in states.values() for extraction in state.running]:
         timeout = tables[extraction.table].timeout if extraction.table in tables else timedelta(minutes=30)
         key = extraction.lock(schema)
         run = instance.get_run_by_id(extraction.run_id)
+        if run is not None and not is_of(run, tenant):
+            run = None
         holder = locks.holder(conn, key)
         action = decide(
             lock_held=holder is not None,
@@ -105,7 +109,7 @@ def recover(
             yield Recovered(extraction.table, extraction.window, extraction.run_id, reason, recoveries)
 
 
-def _end_runs(instance: dg.DagsterInstance, states: Collection[TableState], now: datetime) -> None:
+def _end_runs(instance: dg.DagsterInstance, states: Collection[TableState], tenant: str, now: datetime) -> None:
     """Ends runs that have no attempt any more and go on in Dagster's eyes: they keep a slot, and their tables' next runs wait."""
     alive = {extraction.run_id for state in states for extraction in state.running}
     ended: dict[str, dict[str, datetime]] = defaultdict(dict)
@@ -114,7 +118,7 @@ def _end_runs(instance: dg.DagsterInstance, states: Collection[TableState], now:
             ended[attempt.run_id][state.table_name] = attempt.finished_at
     for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING])):
         attempts = ended.get(run.run_id)
-        if not attempts or run.run_id in alive or now - max(attempts.values()) <= RUN_END:
+        if not attempts or not is_of(run, tenant) or run.run_id in alive or now - max(attempts.values()) <= RUN_END:
             continue
         _terminate(instance, run.run_id)
         found = instance.get_run_by_id(run.run_id)
@@ -123,14 +127,13 @@ def _end_runs(instance: dg.DagsterInstance, states: Collection[TableState], now:
             instance.report_run_failed(found, f"{tables}: the run did not end after its last attempt; its process is gone, or hung")
 
 
-def _end_lost(conn: psycopg.Connection, schema: str, instance: dg.DagsterInstance, tables: Mapping[str, TableSpec]) -> None:
+def _end_lost(conn: psycopg.Connection, schema: str, instance: dg.DagsterInstance, tenant: str) -> None:
     """Ends runs of the command line whose process is gone: each keeps a slot, and nobody else watches it."""
-    tenant = next((spec.tenant for spec in tables.values()), "")
     lost: dict[str, bool] = {}
     for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED])):
         process = run.tags.get(PROCESS_TAG)
         # One that Dagster has launched anew has the tags of the first, and a process that Dagster watches.
-        if process is None or QUEUED_TAG in run.tags or run.tags.get(TENANT_TAG, "") != tenant:
+        if process is None or QUEUED_TAG in run.tags or not is_of(run, tenant):
             continue
         if process not in lost:
             lost[process] = is_gone(conn, schema, process)

@@ -20,7 +20,7 @@ from pulso_etl.alerts.service import KEPT_OUT, Alerts, Flushed
 from pulso_etl.assets import asset_key
 from pulso_etl.automation.alerting import CheckOutcome, events
 from pulso_etl.automation.due import MEMORY, BackOff, Decision, Standing, changed_days, decide, loaded_days
-from pulso_etl.automation.jobs import refresh_request, refreshed_tables, table_job, tenant_of
+from pulso_etl.automation.jobs import is_of, refresh_request, refreshed_tables, table_job, tenant_of
 from pulso_etl.automation.recovery import Recovered, recover
 from pulso_etl.budget import Budget, DailyBudget
 from pulso_etl.checks import currency, up_to_date_key
@@ -89,12 +89,14 @@ def _attempt(record: RunRecord) -> Iterator[Attempt]:
         yield Attempt(record.dagster_run.run_id, window, False, began, ended, withdrawn=withdrawn)
 
 
-def explained(instance: dg.DagsterInstance, standing: Standing, since: datetime) -> Standing:
-    """The standing, in which attempts that failed after `since` and left no reason have Dagster's own."""
+def explained(instance: dg.DagsterInstance, standing: Standing, since: datetime, tenant: str = "") -> Standing:
+    """The standing, in which attempts that failed after `since` and left no reason have Dagster's own, of the tenant's runs."""
 
     def reason(attempt: Attempt) -> str | None:
         told = attempt.error or attempt.succeeded or attempt.withdrawn or attempt.finished_at <= since
-        return attempt.error if told else failure_of(instance, attempt.run_id)
+        if told or (run := instance.get_run_by_id(attempt.run_id)) is None or not is_of(run, tenant):
+            return attempt.error
+        return failure_of(instance, attempt.run_id)
 
     return replace(standing, attempts=[replace(attempt, error=reason(attempt)) for attempt in standing.attempts])
 
@@ -339,7 +341,7 @@ class Automation:
             with self.connect() as conn:
                 self._look_at_replaced(conn)
                 seen = self.observe(instance, conn, now)
-            found = {table: explained(instance, standing, since) for table, standing in seen.items()}
+            found = {table: explained(instance, standing, since, self.tenant) for table, standing in seen.items()}
             happened = list(
                 events(
                     self.tables,

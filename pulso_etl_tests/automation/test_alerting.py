@@ -22,6 +22,7 @@ from pulso_etl.automation.jobs import build_jobs
 from pulso_etl.automation.sensors import Automation, check_outcomes, explained, standings
 from pulso_etl.budget import Budget
 from pulso_etl.checks import up_to_date_key
+from pulso_etl.coordinator import TENANT_TAG
 from pulso_etl.definitions import build_defs, build_resources
 from pulso_etl.destination.watermarks import Attempt, Extraction, Loaded, Watermarks
 from pulso_etl.launch import run_tags
@@ -126,6 +127,17 @@ def test_why_the_queue_dropped_a_run_is_told_and_one_cancelled_in_it_is_not() ->
         dropped.run_id: ("Could not reach it (DagsterUserCodeUnreachableError)", False),
         cancelled.run_id: (None, True),
     }
+
+
+def test_why_a_run_of_another_tenant_s_failed_is_told_to_nobody_who_names_it() -> None:
+    """The history is in the tenant's own schema, where its role may write the id of any run."""
+    with dg.DagsterInstance.ephemeral() as instance:
+        theirs = instance.create_run_for_job(dg.job(name=NAME)(lambda: None), tags={TENANT_TAG: "globex"})
+        instance.report_run_failed(theirs, "globex's secret")
+        named = Standing(FRESH, [replace(attempt(None), succeeded=False, error=None, run_id=theirs.run_id)])
+        told = {tenant: explained(instance, named, datetime.min.replace(tzinfo=UTC), tenant) for tenant in ("acme", "globex")}
+    assert [one.error for one in told["acme"].attempts] == [None]
+    assert [one.error for one in told["globex"].attempts] == ["globex's secret"]
 
 
 def test_the_budget_is_told_at_eighty_and_at_a_hundred_percent() -> None:

@@ -10,8 +10,9 @@ import psycopg
 import pytest
 from dagster import DagsterEvent, DagsterEventType
 
+from pulso_etl.automation import recovery
 from pulso_etl.automation.recovery import Action, Recovered, decide, recover
-from pulso_etl.coordinator import QUEUED_TAG
+from pulso_etl.coordinator import QUEUED_TAG, TENANT_TAG
 from pulso_etl.destination import locks
 from pulso_etl.destination.watermarks import Extraction, Loaded, Watermarks
 from pulso_etl.launch import run_tags
@@ -147,6 +148,30 @@ def test_a_run_that_goes_on_after_its_last_attempt_is_ended_and_one_that_may_sti
     assert instance.get_run_by_id(lost.run_id).status is dg.DagsterRunStatus.STARTED  # type: ignore[union-attr]
     list(recover(conn, schema, instance, TABLES, datetime.now(UTC) + timedelta(minutes=3)))
     assert instance.get_run_by_id(lost.run_id).status is dg.DagsterRunStatus.FAILURE  # type: ignore[union-attr]
+
+
+def test_a_run_of_another_tenant_s_is_left_alone_whatever_the_tables_name(
+    conn: psycopg.Connection,
+    schema: str,
+    instance: dg.DagsterInstance,
+    writer: psycopg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A tenant's role writes to its tables, and the ids of others' runs stand in the names of their sessions."""
+    ended: list[str] = []
+    monkeypatch.setattr(recovery, "_terminate", lambda instance, run_id: ended.append(run_id))
+    job = dg.GraphDefinition(name="empty").to_job()
+    hung, lost = (
+        instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, tags={TENANT_TAG: "globex"}) for _ in range(2)
+    )
+    live(writer, schema, hung.run_id)
+    begin(conn, schema, TIMEOUT + timedelta(minutes=1), hung.run_id)
+    begin(conn, schema, timedelta(minutes=1), lost.run_id)
+    assert {one.run_id for one in run(conn, schema, instance)} == {hung.run_id, lost.run_id}
+    list(recover(conn, schema, instance, TABLES, datetime.now(UTC) + timedelta(minutes=3)))
+    assert ended == []
+    statuses = {instance.get_run_by_id(one.run_id).status for one in (hung, lost)}  # type: ignore[union-attr]
+    assert statuses == {dg.DagsterRunStatus.STARTED}
 
 
 def command_line_run(instance: dg.DagsterInstance, process: str, **more: str) -> str:
