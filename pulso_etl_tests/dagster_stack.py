@@ -24,7 +24,7 @@ from pulso_etl_tests.holding_proxy import HoldingProxy
 CHECKOUT = Path(__file__).parents[1]
 READY = """
 {
-  workspaceOrError { ... on Workspace { locationEntries { loadStatus } } }
+  workspaceOrError { ... on Workspace { locationEntries { locationOrLoadError { __typename } } } }
   instance { daemonHealth { allDaemonStatuses { healthy } } }
 }
 """
@@ -130,9 +130,10 @@ class DagsterStack:
             data = self.graphql(READY)
         except OSError:
             return False
-        loaded = [entry["loadStatus"] for entry in data["workspaceOrError"]["locationEntries"]]
+        # A location counts as loaded, too, where loading it ended in an error.
+        loaded = [(entry["locationOrLoadError"] or {}).get("__typename") for entry in data["workspaceOrError"]["locationEntries"]]
         daemons = [daemon["healthy"] for daemon in data["instance"]["daemonHealth"]["allDaemonStatuses"]]
-        return loaded == ["LOADED"] and bool(daemons) and all(daemons)
+        return loaded == ["RepositoryLocation"] and bool(daemons) and all(daemons)
 
     def stop(self) -> None:
         """Kills the children and whatever they started; nothing of them is needed any more."""
