@@ -20,7 +20,7 @@ test: $(VENV)/.installed ## lint, types and tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 audit: $(VENV)/.installed ## known weaknesses: of our code by lint, of the lock files against the package index
 	$(BIN)/ruff check --select S --ignore S101 pulso_etl

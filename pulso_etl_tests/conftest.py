@@ -28,6 +28,28 @@ from pulso_etl_tests.holding_proxy import HoldingProxy
 hypothesis_settings.register_profile("pulso", deadline=None, max_examples=30, derandomize=True)
 hypothesis_settings.load_profile("pulso")
 
+LONGEST = (
+    "automation/test_daemon.py",
+    "local/test_run.py",
+    "api/test_refreshes.py",
+    "tenants/test_deployment.py",
+    "api/test_operations.py",
+    "api/test_door.py",
+    "api/test_typed.py",
+    "api/test_events.py",
+    "api/test_page.py",
+    "tenants/test_command.py",
+    "test_dev.py",
+)
+"""The files that take longest. They begin first, so that no worker is left alone with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first; within a file, and for all others, the order stays."""
+    here = Path(__file__).parent
+    order = {here / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
+
 
 @pytest.fixture(scope="session")
 def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
