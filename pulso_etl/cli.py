@@ -215,7 +215,7 @@ def status(tenant: TenantOption = None) -> None:
             console.print(f"rows are missing: {name}: {lost}; load them again: {lost.command(spec)}", **PLAIN)
     for state in states.values():
         if state.error:
-            console.print(f"failed: {state.table_name}: {state.error}", **PLAIN)
+            console.print(f"failed: {state.table_name}: {scrub(state.error)}", **PLAIN)
 
 
 @app.command()

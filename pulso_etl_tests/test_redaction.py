@@ -6,6 +6,7 @@ import json
 import logging
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,6 +19,7 @@ from pydantic import SecretStr
 from pulso_etl import redaction
 from pulso_etl.alerts.incidents import clean as alert_text
 from pulso_etl.api.tokens import Role, make_token
+from pulso_etl.cli import main
 from pulso_etl.definitions import build_defs
 from pulso_etl.doctor import _check
 from pulso_etl.errors import SourceError, first_line
@@ -25,8 +27,9 @@ from pulso_etl.launch import run_plan
 from pulso_etl.logs import JsonFormatter, TextFormatter
 from pulso_etl.redaction import BLANK, clean, clean_errors, scrub, scrub_logs, scrubbed
 from pulso_etl.refresh import DayRange, RefreshPlan, lima_day
-from pulso_etl.settings import Settings
+from pulso_etl.settings import Settings, load_settings
 from pulso_etl.tables import TABLES
+from pulso_etl_tests.api.server import ApiServer
 
 PASSWORD, OTHER = "pl4nted-DB-p@ss", "pl4nted-dagster-pass"
 KEY = "-----BEGIN PRIVATE KEY-----\\nMIIEpl4ntedKeyMaterialThatNobodyMaySeeAnywhere0123456789\\n-----END PRIVATE KEY-----\\n"
@@ -182,3 +185,47 @@ def test_a_run_that_fails_records_no_secret(
     assert outcome.error is not None
     assert "refused" in outcome.error
     assert {secret for text in recorded for secret in told(text)} == set()
+
+
+def test_answers_of_the_api_and_the_command_line_tell_no_secret(
+    planted: Settings,
+    settings: Settings,
+    conn: psycopg.Connection,
+    telling_source: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """BigQuery, Dagster's webserver and a channel of alerts tell every secret that they were given, and more."""
+    hook = telling_source.replace("http://", "json://pulso:pl4nted-mail-pass@") + f"/{HOOK}"
+    telling = {"BIGQUERY_EMULATOR_HOST": telling_source, "DAGSTER_GRAPHQL_URL": f"{telling_source}/graphql", "ALERT_URLS": hook}
+    for name, value in telling.items():
+        monkeypatch.setenv(name, value)
+
+    def typed(*command: str) -> str:
+        monkeypatch.setattr("sys.argv", ["pulso-etl", *command])
+        with suppress(SystemExit):
+            main()
+        return "".join(capfd.readouterr())
+
+    said = {words: typed(*words.split()) for words in ("refresh operation_data --force", "reconcile operation_data", "alert-test")}
+    assert "refused" in said["refresh operation_data --force"]
+    assert "FAIL" in said["alert-test"]
+    # What an older version has left in the tables.
+    for table in ("etl_watermarks", "etl_extractions"):
+        conn.execute(f"UPDATE {table} SET error_message = %s", (f"left: {' '.join(PLANTED)}",))
+    said |= {words: typed(*words.split()) for words in ("status", "doctor", "cleanup")}
+    assert "left" in said["status"]
+    with ApiServer(load_settings()) as api:
+        for method, path in (
+            ("GET", "/api/v1/etl/status"),
+            ("GET", "/api/v1/etl/status/table/operation_data"),
+            ("GET", "/api/v1/etl/health"),
+            ("GET", "/metrics"),
+            ("GET", "/api/v1/etl/config/tables"),
+            ("POST", "/api/v1/etl/refresh/table/operation_data?force=true"),
+            ("POST", "/api/v1/etl/refresh/dashboard"),
+        ):
+            said[path] = api.call(method, path).text
+    assert "left" in said["/api/v1/etl/status"]
+    said["log"] = "".join(capfd.readouterr())
+    assert {source: found for source, text in said.items() if (found := told(text))} == {}

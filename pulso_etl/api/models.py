@@ -6,13 +6,16 @@ from datetime import date, datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
+from pulso_etl.redaction import scrub
 from pulso_etl.refresh import Mode
 
 TABLE_EXAMPLE = "dashboard_data"
 RUN_EXAMPLE = "0b9c1f2e-6a35-4a53-9a06-5f5f0c9f1d11"
+Told = Annotated[str, AfterValidator(scrub)]
+"""A text that tells of a fault. What it quotes may be older than the settings of today, and hold a secret of theirs."""
 
 
 class Freshness(StrEnum):
@@ -97,7 +100,7 @@ class TableRun(Shape):
     """Days that are refreshed, `first..last`, or one day."""
     rows: int | None = None
     """Rows read so far, and in the end."""
-    message: str | None = None
+    message: Told | None = None
     """Why it was skipped, why these days, or why it failed."""
     started_at: datetime | None = None
     finished_at: datetime | None = None
@@ -173,7 +176,7 @@ class Extraction(Shape):
     deleted: int | None = None
     bytes_billed: int | None = None
     estimated_cost_usd: float | None = None
-    error: str | None = None
+    error: Told | None = None
 
 
 class RunUnderWay(Shape):
@@ -253,7 +256,7 @@ class TableStatus(Shape):
     """When the refresh sensor takes it up next; null: at its next look."""
     recovery_attempts: int = 0
     """Attempts in a row that died and were ended by the recovery."""
-    error: str | None = None
+    error: Told | None = None
     rows_lost: int | None = None
     """Rows that were loaded and are not in the table any more: it was emptied, dropped or restored, or rows were deleted."""
     partitions_lost: str | None = None
@@ -360,7 +363,7 @@ class Cleanup(Shape):
     model_config = ConfigDict(json_schema_extra={"examples": [{"ended": [], "message": "no attempt is stale"}]})
 
     ended: list[Ended]
-    message: str
+    message: Told
 
 
 class ColumnConfig(Shape):
@@ -409,7 +412,7 @@ class Part(Shape):
     """One part of the deployment."""
 
     state: PartState
-    message: str
+    message: Told
     seconds: float
     """How long the look took."""
 
@@ -444,7 +447,7 @@ class Health(Shape):
 class Fault(Shape):
     """Why a request was not served."""
 
-    detail: str
+    detail: Told
 
 
 class ValidationFault(Shape):
