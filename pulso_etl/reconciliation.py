@@ -1,8 +1,9 @@
 """Reconciliation: what a table's SELECT adds up to in BigQuery, partition by partition, against what PostgreSQL holds.
 
-Compared are the number of rows, the sum of every numeric column, a digest of every text, date and boolean, and how many values a
-column has that may be null; not when the source computed a row. Integers and NUMERIC must agree exactly. Sums of doubles depend on
-the order of their terms and may differ by 1e-9 of their size, or by 1e-6.
+Compared are the number of rows, the sum of every numeric column, a digest of every column whose values are exact, and how many
+values a column has that may be null; not when the source computed a row. A digest of whole rows finds values that have changed
+places between rows; of doubles, a sum in which each key has a weight of its own does. Integers and NUMERIC must agree exactly. Sums
+of doubles depend on the order of their terms and may differ by 1e-9 of their size, or by 1e-6.
 
 Where a partition owns its rows, it is compared as it stands. Where a key lives in several partitions, the table keeps the newest
 version of a key, or the newest snapshot of a value, and so both sides count rows in the partition of these, up to the newest
@@ -34,13 +35,29 @@ from pulso_etl.destination.statements import Statements
 from pulso_etl.destination.watermarks import Watermarks
 from pulso_etl.refresh import DayRange, Horizon, Watermark, owed_days
 from pulso_etl.source.bigquery import BigQuerySource
-from pulso_etl.tables.spec import ColumnType, OnReject, TableSpec
+from pulso_etl.tables.spec import Column, ColumnType, OnReject, TableSpec
 
 RELATIVE_TOLERANCE = 1e-9
 ABSOLUTE_TOLERANCE = 1e-6
 NUMBERS = {ColumnType.INTEGER, ColumnType.NUMERIC, ColumnType.DOUBLE}
-DIGESTED = {ColumnType.TEXT, ColumnType.DATE, ColumnType.BOOLEAN}
-"""Of these BigQuery and PostgreSQL write the same text."""
+DIGESTED = {ColumnType.TEXT, ColumnType.DATE, ColumnType.BOOLEAN, ColumnType.BYTES}
+MICROSECONDS = "(extract(epoch FROM {}) * 1000000)::bigint::text"
+TEXTS: dict[ColumnType, tuple[str, str]] = {
+    ColumnType.TEXT: ("{}", "{}::text"),
+    ColumnType.DATE: ("CAST({} AS STRING)", "{}::text"),
+    ColumnType.BOOLEAN: ("CAST({} AS STRING)", "{}::text"),
+    ColumnType.INTEGER: ("CAST({} AS STRING)", "{}::text"),
+    # Without zeros at the end, which BigQuery leaves out.
+    ColumnType.NUMERIC: (
+        r"RTRIM(REGEXP_REPLACE(CAST({} AS STRING), r'(\.[0-9]*?)0+$', r'\1'), '.')",
+        "trim_scale({})::text",
+    ),
+    ColumnType.TIMESTAMP: ("CAST(UNIX_MICROS({}) AS STRING)", MICROSECONDS),
+    ColumnType.DATETIME: ("CAST(UNIX_MICROS(TIMESTAMP({})) AS STRING)", MICROSECONDS),
+    ColumnType.TIME: ("CAST(TIME_DIFF({}, TIME '00:00:00', MICROSECOND) AS STRING)", MICROSECONDS),
+    ColumnType.BYTES: ("TO_HEX({})", "encode({}, 'hex')"),
+}
+"""How BigQuery and PostgreSQL write a value as the same text. Doubles and JSON have no such text."""
 
 Value = int | float | Decimal | None
 Figures = Sequence[Any]
@@ -51,33 +68,81 @@ Figures = Sequence[Any]
 class Measure:
     """One figure of a partition: a column's sum, digest or number of values, or the number of rows.
 
-    The digest is the sum of the first 32 bits of each value's MD5, in whatever order the rows come. Arrays have elements.
+    The digest is the sum of the first 32 bits of each MD5, in whatever order the rows come: of the one column of `parts`, or of all
+    of them together. A weighted sum multiplies each value by what the MD5 of the key, which is `parts`, makes of 0..1. Arrays have
+    elements.
     """
 
-    function: Literal["count", "sum", "digest", "elements"]
+    function: Literal["count", "sum", "digest", "elements", "weighted sum"]
     column: str | None = None
+    parts: tuple[Column, ...] = ()
 
     def __str__(self) -> str:
         if self.column is None:
-            return "rows"
+            return "digest of whole rows" if self.parts else "rows"
         return f"{'values' if self.function == 'count' else self.function} of {self.column}"
 
     def in_bigquery(self) -> str:
-        if self.function == "digest":
-            return f"sum(CAST(CONCAT('0x', SUBSTR(TO_HEX(MD5(CAST(`{self.column}` AS STRING))), 1, 8)) AS INT64))"
-        if self.function == "elements":
-            return f"IFNULL(sum(ARRAY_LENGTH(`{self.column}`)), 0)"
+        hashed = f"CAST(CONCAT('0x', SUBSTR(TO_HEX(MD5({self._text_in_bigquery()})), 1, 8)) AS INT64)" if self.parts else ""
+        match self.function:
+            case "digest":
+                return f"sum({hashed})"
+            case "weighted sum":
+                return f"sum(`{self.column}` * ({hashed} / 4294967296))"
+            case "elements":
+                return f"IFNULL(sum(ARRAY_LENGTH(`{self.column}`)), 0)"
         return f"{self.function}({'*' if self.column is None else f'`{self.column}`'})"
 
     def in_postgres(self) -> sql.Composed:
         column = sql.SQL("*") if self.column is None else sql.Identifier(self.column)
-        if self.function == "digest":
-            # Of its UTF-8, as BigQuery has it, whatever the database's encoding.
-            digest = "sum(('x' || left(md5(convert_to({}::text, 'UTF8')), 8))::bit(32)::bigint)::bigint"
-            return sql.SQL(digest).format(column)
-        if self.function == "elements":
-            return sql.SQL("coalesce(sum(cardinality({})), 0)::bigint").format(column)
+        # Of its UTF-8, as BigQuery has it, whatever the database's encoding.
+        hashed = sql.SQL("('x' || left(md5(convert_to({}, 'UTF8')), 8))::bit(32)::bigint").format(self._text_in_postgres())
+        match self.function:
+            case "digest":
+                return sql.SQL("sum({})::bigint").format(hashed)
+            case "weighted sum":
+                return sql.SQL("sum({} * ({} / 4294967296::float8))").format(column, hashed)
+            case "elements":
+                return sql.SQL("coalesce(sum(cardinality({})), 0)::bigint").format(column)
         return sql.SQL("{}({})").format(sql.SQL(self.function), column)
+
+    def _text_in_bigquery(self) -> str:
+        texts = [_text_in_bigquery(part) for part in self.parts]
+        marked = (f"COALESCE(CONCAT('=', {text}), '-')" for text in texts)
+        return texts[0] if self._is_of_one else f"CONCAT({', '.join(marked)})"
+
+    def _text_in_postgres(self) -> sql.Composed:
+        texts = [_text_in_postgres(part) for part in self.parts]
+        marked = (sql.SQL("coalesce('=' || {}, '-')").format(text) for text in texts)
+        return sql.Composed(texts) if self._is_of_one else sql.SQL(" || ").join(marked)
+
+    @property
+    def _is_of_one(self) -> bool:
+        """Whether its text is a column's alone: null where that is null."""
+        return self.function == "digest" and self.column is not None
+
+
+def has_text(column: Column) -> bool:
+    """Whether both sides write a value of the column as the same text."""
+    return column.type in TEXTS
+
+
+def _text_in_bigquery(column: Column) -> str:
+    form = TEXTS[column.type][0]
+    if not column.repeated:
+        return form.replace("{}", f"`{column.name}`")
+    item = form.replace("{}", "pulso_item")
+    rows = f"UNNEST(`{column.name}`) AS pulso_item WITH OFFSET AS pulso_place"
+    return f"(SELECT STRING_AGG(CONCAT('=', {item}), '' ORDER BY pulso_place) FROM {rows})"  # noqa: S608 - names of the declaration
+
+
+def _text_in_postgres(column: Column) -> sql.Composed:
+    form, name = sql.SQL(TEXTS[column.type][1]), sql.Identifier(column.name)  # type: ignore[arg-type]
+    if not column.repeated:
+        return form.format(name)
+    return sql.SQL(
+        "(SELECT string_agg('=' || {}, '' ORDER BY pulso_place) FROM unnest({}) WITH ORDINALITY AS u (pulso_item, pulso_place))"
+    ).format(form.format(sql.Identifier("pulso_item")), name)
 
 
 @dataclass(frozen=True)
@@ -232,6 +297,7 @@ def default_window(spec: TableSpec, today: date, first_loaded: date | None) -> D
 def measures(spec: TableSpec) -> tuple[Measure, ...]:
     """The figures that are compared, the number of rows first."""
     found = [Measure("count")]
+    key = tuple(c for name in spec.primary_key if name != spec.partition_column and has_text(c := spec.column(name)))
     for column in spec.columns:
         if column.name in spec.stamp_columns:
             continue
@@ -242,10 +308,13 @@ def measures(spec: TableSpec) -> tuple[Measure, ...]:
         if column.type in NUMBERS:
             found.append(Measure("sum", column.name))
         if column.type in DIGESTED and column.name != spec.partition_column:
-            found.append(Measure("digest", column.name))
+            found.append(Measure("digest", column.name, (column,)))
+        if column.type is ColumnType.DOUBLE and key:
+            found.append(Measure("weighted sum", column.name, key))
         if not spec.required(column):
             found.append(Measure("count", column.name))
-    return tuple(found)
+    exact = tuple(c for c in spec.columns if has_text(c) and c.name not in {spec.partition_column, *spec.stamp_columns})
+    return (*found, Measure("digest", None, exact)) if exact else tuple(found)
 
 
 def source_query(spec: TableSpec, by: Sequence[Measure]) -> str:

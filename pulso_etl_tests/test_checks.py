@@ -433,7 +433,7 @@ def test_text_that_was_garbled_after_the_load_differs_and_nothing_else_does(
     changed = conn.execute(f"UPDATE productivity_data SET nombre_agente = {garbled} WHERE nombre_agente <> {garbled}").rowcount
     assert changed > 0
     comparison = reconcile("productivity_data", None)
-    assert {entry["measure"] for entry in comparison.differences} == {"digest of nombre_agente"}
+    assert {entry["measure"] for entry in comparison.differences} == {"digest of nombre_agente", "digest of whole rows"}
 
 
 def test_a_side_without_rows_counts_none() -> None:
@@ -468,7 +468,10 @@ def test_where_the_newest_version_is_kept_both_sides_count_it_and_what_is_not_lo
     ).fetchall()
     changed = reconcile("assignment_data", None)
     assert changed.agrees is False
-    assert [(entry["partition"], entry["column"]) for entry in changed.differences] == [(str(day), "deuda_actual")]
+    assert [(entry["partition"], entry["measure"]) for entry in changed.differences] == [
+        (str(day), "sum of deuda_actual"),
+        (str(day), "digest of whole rows"),
+    ]
     conn.execute("DELETE FROM assignment_data WHERE periodo = %s", (periodo,))
     assert reconcile("assignment_data", None).agrees is False
 

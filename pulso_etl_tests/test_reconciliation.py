@@ -167,3 +167,97 @@ def test_a_day_that_is_still_owed_by_an_earlier_lookback_is_no_error_yet(tried: 
         marks.start(tried.conn, extraction)
         marks.succeed(tried.conn, extraction, Loaded(read_at, {D1: 1, D2: 0}, 1, 1.0, True, Horizon(60)))
     assert "The next refresh reads these days again" in tried.compare(visits())[1]
+
+
+KINDS = "mibot-222814.RECONCILED.kinds"
+KIND_COLUMNS = (
+    Column(name="day", type=ColumnType.DATE),
+    Column(name="agent", type=ColumnType.TEXT),
+    Column(name="visits", type=ColumnType.INTEGER),
+    Column(name="money", type=ColumnType.NUMERIC, precision=12, scale=4),
+    Column(name="rate", type=ColumnType.DOUBLE),
+    Column(name="note", type=ColumnType.TEXT),
+    Column(name="seen", type=ColumnType.TIMESTAMP),
+    Column(name="local", type=ColumnType.DATETIME),
+    Column(name="clock", type=ColumnType.TIME),
+    Column(name="raw", type=ColumnType.BYTES),
+    Column(name="doc", type=ColumnType.JSON),
+    Column(name="tags", type=ColumnType.TEXT, repeated=True),
+    Column(name="sizes", type=ColumnType.INTEGER, repeated=True),
+    Column(name="good", type=ColumnType.BOOLEAN),
+)
+ROWS_OF_KINDS = (
+    "SELECT DATE '2026-05-04' AS day, 'a' AS agent, 1 AS visits, NUMERIC '1.5' AS money, 0.5 AS rate, '' AS note, "
+    "TIMESTAMP '2026-05-04 10:00:00.000005+00' AS seen, DATETIME '2026-05-31 23:59:59.999999' AS local, "
+    "TIME '23:59:59.000001' AS clock, FROM_HEX('00ff') AS raw, JSON '{\"a\": 1}' AS doc, ['x', 'y'] AS tags, [1, 2] AS sizes, "
+    "TRUE AS good "
+    "UNION ALL SELECT DATE '2026-05-04', 'ñ\U0001f600', 2, NUMERIC '-100', -0.0, NULL, TIMESTAMP '1969-12-31 23:59:59.5+00', "
+    "DATETIME '0001-01-01 00:00:00', TIME '00:00:00', FROM_HEX(''), JSON '[1]', [''], [2, 1], FALSE "
+    "UNION ALL SELECT DATE '2026-05-31', 'a', 3, NUMERIC '0.0001', 1e300, 'z', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL"
+)
+
+
+@pytest.fixture
+def kinds(tried: Tried) -> tuple[Tried, TableSpec]:
+    """A table with a column of every type, loaded."""
+    names = ", ".join(column.name for column in KIND_COLUMNS)
+    query = f"SELECT {names} FROM `{{kinds}}` WHERE day BETWEEN @start AND @end"
+    spec = visits(name="kinds", columns=KIND_COLUMNS, query=query, on_reject="fail")
+    types = {"text": "STRING", "date": "DATE", "bigint": "INT64", "numeric(12,4)": "NUMERIC", "double precision": "FLOAT64"}
+    types |= {"timestamp with time zone": "TIMESTAMP", "timestamp without time zone": "DATETIME", "bytea": "BYTES"}
+    types |= {"time without time zone": "TIME", "jsonb": "JSON", "boolean": "BOOL"}
+    types |= {"text[]": "ARRAY<STRING>", "bigint[]": "ARRAY<INT64>"}
+    fields = ", ".join(f"{column.name} {types[column.sql_type]}" for column in KIND_COLUMNS)
+    tried.client.query(f"CREATE OR REPLACE TABLE `{KINDS}` ({fields})").result()
+    tried.client.query(f"INSERT INTO `{KINDS}` {ROWS_OF_KINDS}").result()
+    tried.source = tried.source.model_copy(update={"sources": {"kinds": KINDS}})
+    stream = tried.source.stream(spec, MONTH, "run")
+    with tried.conn.transaction():
+        load(tried.conn, spec, tried.schema, MONTH, stream.open)
+    return tried, spec
+
+
+MONTH = DayRange(D1, date(2026, 5, 31))
+
+
+def found_in(tried: Tried, spec: TableSpec) -> set[str]:
+    found = reconcile(tried.conn, tried.source, spec, tried.schema, MONTH, TODAY, "run")
+    assert found.source_rows == 3
+    return {str(one.measure) for one in found.differences}
+
+
+SWAPPED = "UPDATE kinds k SET {0} = o.{0} FROM kinds o WHERE k.day = o.day AND k.agent <> o.agent"
+
+
+def test_no_difference_is_told_of_equal_rows_and_every_one_that_differs_is_found(kinds: tuple[Tried, TableSpec]) -> None:
+    tried, spec = kinds
+    assert found_in(tried, spec) == set()
+    garbled = {
+        "agent": "'b'",
+        "visits": "visits + 1",
+        "money": "money + 0.0001",
+        "rate": "rate + 0.001",
+        "note": "NULL",
+        "seen": "seen + interval '1 microsecond'",
+        "local": "local + interval '1 microsecond'",
+        "clock": "clock - interval '1 microsecond'",
+        "raw": "raw || '\\x00'::bytea",
+        "doc": "NULL",
+        "tags": "ARRAY['x', 'z']",
+        "sizes": "ARRAY[2, 1]",
+        "good": "NOT good",
+    }
+    for column, value in garbled.items():
+        with tried.conn.transaction(force_rollback=True):
+            tried.conn.execute(f"UPDATE kinds SET {column} = {value} WHERE agent = 'a' AND day = '2026-05-04'".encode())
+            assert found_in(tried, spec), column
+    for column in garbled.keys() - {"agent", "doc"}:
+        with tried.conn.transaction(force_rollback=True):
+            # The values of two rows have changed places, so that every sum is as it was.
+            tried.conn.execute(SWAPPED.format(column).encode())
+            assert found_in(tried, spec), column
+    for statement in ("DELETE FROM kinds WHERE visits = 3", "UPDATE kinds SET note = '' WHERE note IS NULL"):
+        with tried.conn.transaction(force_rollback=True):
+            tried.conn.execute(statement.encode())
+            assert found_in(tried, spec), statement
+    assert found_in(tried, spec) == set()
