@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import psycopg
 import pyarrow as pa
 import pytest
 
@@ -12,7 +13,8 @@ from pulso_etl.destination import quarantine
 from pulso_etl.destination.quality import inspect, rules, statement
 from pulso_etl.destination.statements import Statements
 from pulso_etl.destination.strategies import STRATEGIES, statements_in_order
-from pulso_etl.tables.spec import MOST_COLUMNS, Column, ColumnType, Strategy, TableSpec
+from pulso_etl.errors import SchemaRefused
+from pulso_etl.tables.spec import LONGEST_PARTITIONED, MOST_COLUMNS, Column, ColumnType, Strategy, TableSpec
 from pulso_etl_tests.destination.samples import D1, D2, WINDOW, Loads, row, table, things
 
 EARLIER = {"copy", "staged", "copies", "day", "sid", "tid", "at", "n", "key", "duplicated"}
@@ -87,3 +89,40 @@ def test_a_table_of_as_many_columns_as_can_be_declared_is_loaded_and_loaded_agai
     changed = source.set_column(len(source.schema) - 1, more[-1].name, pa.array([False]))
     assert loads(changed, spec).total.updated == 1
     assert loads.rows(f"SELECT {more[-1].name} FROM things ORDER BY valid_from") == [(True,), (False,)]
+
+
+@pytest.mark.parametrize("strategy", [Strategy.UPSERT, Strategy.APPEND, Strategy.SCD2])
+@pytest.mark.parametrize("months", [False, True])
+def test_names_that_differ_in_their_last_character_alone_share_no_index_and_no_copy(
+    loads: Loads, server_url: str, strategy: Strategy, months: bool
+) -> None:
+    """PostgreSQL cuts names at 63 characters, those of indexes, partitions and copies included."""
+    width = LONGEST_PARTITIONED if months else 63
+    long = {name: f"{'k' * 62}{end}" for name, end in (("name", "a"), ("hour", "b"))}
+    renamed = tuple(c.model_copy(update={"name": long.get(c.name, c.name)}) for c in things().columns)
+    plain = table([row(D1, "a"), row(D2, "b")])
+    source = plain.rename_columns([long.get(name, name) for name in plain.column_names])
+    specs = [
+        things(
+            name=f"{'t' * (width - 1)}{end}",
+            columns=renamed,
+            primary_key=(*long.values(), "day"),
+            strategy=strategy,
+            partition_by="month" if months else None,
+        )
+        for end in "ab"
+    ]
+    for _ in range(2):
+        for spec in specs:
+            loads(source, spec)
+            again = loads(source, spec)
+            assert (again.migration, again.total.written) == ([], 0)
+    narrower = [spec.model_copy(update={"primary_key": (long["name"], "day")}) for spec in specs]
+    for spec in narrower:
+        if strategy is not Strategy.APPEND:
+            with pytest.raises(SchemaRefused) as refused:
+                loads(source, spec)
+            with psycopg.connect(server_url, autocommit=True) as conn:
+                conn.execute(str(refused.value).partition("in this order:")[2].encode())
+        assert loads(source, spec, allow_shrink=True).total.read == 2
+    assert [loads.rows(f"SELECT count(*) FROM {spec.name}") for spec in narrower] == [[(2,)], [(2,)]]
