@@ -162,6 +162,7 @@ def main(
             happens()
             say("over")
             found.append(outcome(deployment, name, *asked, waiting))
+            say(report(found[-1:]).splitlines()[-1])
     print(report(found))
     for line in (broken := [line for one in found for line in one.broken]):
         print(f"BROKEN: {line}", flush=True)

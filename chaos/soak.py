@@ -469,13 +469,17 @@ def faults(deployment: Deployment, callers: Callers, random: Random) -> Iterator
         yield Fault("PostgreSQL restarted", Part.DESTINATION, stop, random.uniform(2, 8), start)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Struck:
-    """A fault that hit, from one instant to another."""
+    """A fault that was on from one instant to another, and whether it is known to have met anybody.
+
+    A gate counts whom it cuts off, but not whom the machine refuses a connection: that is known by the attempts that say so.
+    """
 
     fault: Fault
     began: datetime
     ended: datetime
+    met: bool
 
 
 @dataclass
@@ -485,6 +489,7 @@ class Findings:
     asked: Asked
     struck: list[Struck] = field(default_factory=list)
     missed: Counter[str] = field(default_factory=Counter)
+    """Faults that had nothing to strike; see `met_nobody` for those that were on, and met nobody."""
     broken: list[str] = field(default_factory=list)
     rows: int = 0
     runs: Counter[str] = field(default_factory=Counter)
@@ -494,6 +499,14 @@ class Findings:
     backfills: Counter[str] = field(default_factory=Counter)
     messages: Counter[str] = field(default_factory=Counter)
     quiet_seconds: float = 0.0
+
+    @property
+    def hits(self) -> Counter[str]:
+        return Counter(one.fault.name for one in self.struck if one.met)
+
+    @property
+    def met_nobody(self) -> Counter[str]:
+        return self.missed + Counter(one.fault.name for one in self.struck if not one.met)
 
 
 def judge(deployment: Deployment, found: Findings) -> None:
@@ -548,11 +561,11 @@ def _judge_rows(deployment: Deployment, found: Findings, runs: dict[str, str]) -
         for table, spec in TABLES.items():
             columns, keys = (*spec.primary_key, *spec.compared_columns), len(spec.primary_key)
             there = conn.execute(f"SELECT {', '.join(columns)} FROM {table}").fetchall()  # type: ignore[call-overload]
-            held, wanted = {row[:keys]: row[keys:] for row in there}, _wanted(deployment, table)
-            found.rows += len(wanted)
-            if held != wanted:
-                different = sum(held.get(key) != wanted.get(key) for key in held.keys() | wanted.keys())
-                found.broken.append(f"{table}: {different} of {len(wanted)} rows are not as the source has them")
+            held, source = {row[:keys]: row[keys:] for row in there}, wanted(deployment, table)
+            found.rows += len(source)
+            if held != source:
+                different = sum(held.get(key) != source.get(key) for key in held.keys() | source.keys())
+                found.broken.append(f"{table}: {different} of {len(source)} rows are not as the source has them")
         history = "SELECT extraction_id, status, error_message, metadata, started_at, finished_at FROM etl_extractions ORDER BY id"
         last: dict[str, str] = {}
         for run_id, status, error, metadata, *span in conn.execute(history).fetchall():
@@ -582,9 +595,12 @@ def _judge_cause(found: Findings, run_id: str, error_class: str, error: str, beg
     dead = error.startswith("stale: ")
     found.causes["its process or session was gone" if dead else str(cause)] += 1
     wanted = ENDED if dead else EXPLAINS.get(cause, set())
-    met = [one for one in found.struck if one.began <= ended and began <= one.ended + AFTER]
-    if not error or not any(one.fault.part in wanted for one in met):
-        names = ", ".join(one.fault.name for one in met) or "nothing"
+    on = [one for one in found.struck if one.began <= ended and began <= one.ended + AFTER]
+    blamed = [one for one in on if one.fault.part in wanted]
+    for one in blamed:
+        one.met = True
+    if not error or not blamed:
+        names = ", ".join(one.fault.name for one in on) or "nothing"
         found.broken.append(
             f"an attempt of run {run_id}, {began:%H:%M:%S} to {ended:%H:%M:%S}, failed by {error_class or 'no class'} "
             f"({' '.join(error.split())[:160]}); at that time: {names}"
@@ -599,7 +615,7 @@ LEFT = {
 }
 
 
-def _wanted(deployment: Deployment, table: str) -> dict[tuple[Any, ...], tuple[Any, ...]]:
+def wanted(deployment: Deployment, table: str) -> dict[tuple[Any, ...], tuple[Any, ...]]:
     """What the table should hold: asked of the emulator, past the gate and any code of a load."""
     spec = TABLES[table]
     config = bigquery.QueryJobConfig(
@@ -673,8 +689,9 @@ def soak(
                 hit = fault.begin()
             time.sleep(fault.seconds)
             fault.end()
-            if hit:
-                found.struck.append(Struck(fault, struck, datetime.now(UTC)))
+            # What lasts was on, whether anybody was counted or not.
+            if hit or fault.seconds:
+                found.struck.append(Struck(fault, struck, datetime.now(UTC), hit))
             else:
                 found.missed[fault.name] += 1
                 say(f"{fault.name}: met nobody")
@@ -702,8 +719,8 @@ def report(found: Findings, seed: int, seconds: float) -> str:
         return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"
 
     rows = [
-        ("faults that hit", counted(Counter(one.fault.name for one in found.struck))),
-        ("faults that met nobody", counted(found.missed)),
+        ("faults that hit", counted(found.hits)),
+        ("faults that met nobody", counted(found.met_nobody)),
         ("launches asked for", counted(found.asked.asked)),
         ("of these refused at the time, with a reason", counted(found.asked.refused)),
         ("runs, by their end", counted(found.runs)),
@@ -718,7 +735,7 @@ def report(found: Findings, seed: int, seconds: float) -> str:
     wrong = f"{len(found.broken)} findings" if found.broken else "Nothing was lost, and nothing told wrong or twice"
     return "\n".join(
         (
-            f"{datetime.now(UTC):%Y-%m-%d}, seed {seed}: {len(found.struck)} faults in {seconds / 60:.0f} minutes. {wrong}.",
+            f"{datetime.now(UTC):%Y-%m-%d}, seed {seed}: {found.hits.total()} faults in {seconds / 60:.0f} minutes. {wrong}.",
             "",
             "| what | figures |",
             "| --- | --- |",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
@@ -57,6 +58,7 @@ class PulsoRunCoordinator(QueuedRunCoordinator):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        _count_what_may_go()
         _let_runs_wait()
         _let_retries_wait()
         _let_backfills_wait()
@@ -86,6 +88,42 @@ def queue_tags(tags: Mapping[str, str], now: int) -> dict[str, str]:
         # As Dagster reads it.
         priority = 0
     return {QUEUED_TAG: str(now), PRIORITY_TAG: str(priority * HEAD_START_SECONDS - now)}
+
+
+def _count_what_may_go() -> None:
+    """Lets a queued run that its table's pool keeps waiting take no place of those that a tag's limit gives.
+
+    Dagster counts it, although it is not launched: while one table is loaded, its next run in the queue would keep every other
+    table waiting, where the limit has one place left.
+    """
+    from dagster._core.op_concurrency_limits_counter import GlobalOpConcurrencyLimitsCounter as Pools
+    from dagster._daemon.run_coordinator import queued_run_coordinator_daemon as queue
+    from dagster._utils.tags import TagConcurrencyLimitsCounter as Places
+
+    counting = threading.local()
+
+    class OurPlaces(Places):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            counting.places = self
+
+        def uncount(self, run: DagsterRun) -> None:
+            for key, value in run.tags.items():
+                if key in self._key_limits:
+                    self._key_counts[key] -= 1
+                if (key, value) in self._key_value_limits:
+                    self._key_value_counts[key, value] -= 1
+                if key in self._unique_value_limits:
+                    self._unique_value_counts[key, value] -= 1
+
+    class OurPools(Pools):
+        def is_blocked(self, run: DagsterRun) -> bool:
+            if blocked := super().is_blocked(run):
+                counting.places.uncount(run)
+            return bool(blocked)
+
+    queue.TagConcurrencyLimitsCounter = OurPlaces  # type: ignore[attr-defined,misc,assignment]
+    queue.GlobalOpConcurrencyLimitsCounter = OurPools  # type: ignore[attr-defined,misc,assignment]
 
 
 def _let_runs_wait() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from chaos import soak
 from chaos.__main__ import report
 from chaos.faults import Kind
 from chaos.trial import Broken, World, world
@@ -44,3 +46,15 @@ def test_a_lost_row_is_found_out(found: World, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(found, "_refresh", losing)
     with pytest.raises(Broken, match="neither as it was nor as the source has it"):
         found.trial(list(found.boundary.kinds()).index(Kind.BIGQUERY_DELAY), SEED)
+
+
+def test_a_fault_that_nobody_was_counted_at_is_known_to_have_hit_by_the_attempt_that_says_so() -> None:
+    at, minute = datetime(2026, 3, 2, 15, tzinfo=UTC), timedelta(minutes=1)
+    refused = soak.Fault("BigQuery refused", soak.Part.SOURCE, lambda: False, 40)
+    early, late = (soak.Struck(refused, at + n * 10 * minute, at + n * 10 * minute + minute, met=False) for n in range(2))
+    found = soak.Findings(soak.Asked(), struck=[early, late])
+    assert (found.hits, found.met_nobody) == ({}, {"BigQuery refused": 2})
+    soak._judge_cause(found, "run", "SourceUnavailable", "BigQuery is away", at, at + minute)
+    assert (found.hits, found.met_nobody, found.broken) == ({"BigQuery refused": 1}, {"BigQuery refused": 1}, [])
+    soak._judge_cause(found, "run", "DestinationUnavailable", "PostgreSQL is away", at, at + minute)
+    assert len(found.broken) == 1

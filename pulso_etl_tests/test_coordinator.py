@@ -16,6 +16,7 @@ from dagster._core.errors import DagsterLaunchFailedError
 from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from dagster._core.launcher.base import LaunchRunContext, RunLauncher
 from dagster._core.remote_origin import CodeLocationOrigin, InProcessCodeLocationOrigin
+from dagster._core.storage.dagster_run import RunOpConcurrency
 from dagster._core.storage.tags import PRIORITY_TAG, RETRY_STRATEGY_TAG, SENSOR_NAME_TAG, WILL_RETRY_TAG
 from dagster._core.test_utils import create_run_for_test
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
@@ -102,6 +103,34 @@ def test_a_backfill_waits_for_code_that_can_not_be_reached(instance: dg.DagsterI
     (run,) = instance.get_runs()
     assert run.status is dg.DagsterRunStatus.QUEUED
     assert int(run.tags[PRIORITY_TAG]) == -int(run.tags[QUEUED_TAG])
+
+
+def test_a_run_that_waits_for_its_table_takes_no_place_of_another_table_s(tmp_path: Path) -> None:
+    text = (CHECKOUT / "dagster.yaml").read_text(encoding="utf-8")
+    queue = text[text.index("run_coordinator:") : text.index("run_monitoring:")]
+    (tmp_path / "dagster.yaml").write_text(f"{queue}telemetry:\n  enabled: false\n", encoding="utf-8")
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance, QueuedRunCoordinatorDaemon(interval_seconds=1) as daemon:
+        with WorkspaceProcessContext(instance, location(__name__)) as context:
+            here = context.create_request_context().get_code_location("here")
+            origin = here.get_job(JobSubsetSelector("here", "__repository__", "__ASSET_JOB", None)).get_remote_origin()
+
+        def add(pool: str, status: dg.DagsterRunStatus, at: int) -> str:
+            tags = {"pulso_etl/source": "bigquery", PRIORITY_TAG: str(-at)}
+            pools = RunOpConcurrency(root_key_counts={pool: 1}, has_unconstrained_root_nodes=False, all_pools={pool})
+            run = dg.DagsterRun("load", status=status, tags=tags, remote_job_origin=origin, run_op_concurrency=pools)
+            return instance.add_run(run).run_id
+
+        for pool in ("writer_large", "writer_small", "writer_other"):
+            instance.event_log_storage.initialize_concurrency_limit_to_default(pool)
+        add("writer_large", dg.DagsterRunStatus.STARTED, 0)
+        waits = [add("writer_large", dg.DagsterRunStatus.QUEUED, at) for at in (1, 2)]
+        small = add("writer_small", dg.DagsterRunStatus.QUEUED, 3)
+        found = daemon._get_runs_to_dequeue(instance, instance.get_concurrency_config(), None)
+        assert [run.run_id for run in found] == [small]
+        # The limit of the tag holds as before.
+        add("writer_other", dg.DagsterRunStatus.STARTED, 0)
+        assert daemon._get_runs_to_dequeue(instance, instance.get_concurrency_config(), None) == []
+        assert set(waits) <= {run.run_id for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED]))}
 
 
 class FlakyLauncher(RunLauncher, ConfigurableClass):

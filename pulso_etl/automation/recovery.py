@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from time import monotonic, sleep
 
@@ -22,6 +22,7 @@ from pulso_etl.coordinator import QUEUED_TAG
 from pulso_etl.destination import locks
 from pulso_etl.destination.roles import as_login
 from pulso_etl.destination.watermarks import Extraction, TableState, Watermarks
+from pulso_etl.launch import TABLE_TAG
 from pulso_etl.presence import is_gone
 from pulso_etl.refresh import DayRange
 from pulso_etl.tables.spec import TableSpec
@@ -30,6 +31,8 @@ from pulso_etl.tags import PROCESS_TAG
 SESSION_END_SECONDS = 10.0
 RUN_END = timedelta(minutes=2)
 """A run has its next attempt, or its end, well within this time of its last one; if not, its process is gone or hangs."""
+RUN_BEGIN = timedelta(minutes=5)
+"""A run has its first attempt, or waits for its table's lock, well within this time of its start."""
 
 
 class Action(StrEnum):
@@ -78,7 +81,7 @@ def recover(
     states = marks.read(conn, now - MEMORY)
     tenant = tenant_of(tables)
     _end_lost(conn, schema, instance, tenant)
-    _end_runs(instance, states.values(), tenant, now)
+    _end_runs(conn, instance, states.values(), tables, now)
     for extraction in [extraction for state in states.values() for extraction in state.running]:
         timeout = tables[extraction.table].timeout if extraction.table in tables else timedelta(minutes=30)
         key = extraction.lock(schema)
@@ -109,22 +112,44 @@ def recover(
             yield Recovered(extraction.table, extraction.window, extraction.run_id, reason, recoveries)
 
 
-def _end_runs(instance: dg.DagsterInstance, states: Collection[TableState], tenant: str, now: datetime) -> None:
+def _end_runs(
+    conn: psycopg.Connection,
+    instance: dg.DagsterInstance,
+    states: Collection[TableState],
+    tables: Mapping[str, TableSpec],
+    now: datetime,
+) -> None:
     """Ends runs that have no attempt any more and go on in Dagster's eyes: they keep a slot, and their tables' next runs wait."""
-    alive = {extraction.run_id for state in states for extraction in state.running}
+    alive, tenant = {extraction.run_id for state in states for extraction in state.running}, tenant_of(tables)
     ended: dict[str, dict[str, datetime]] = defaultdict(dict)
     for state in states:
         for attempt in state.attempts:
             ended[attempt.run_id][state.table_name] = attempt.finished_at
-    for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING])):
-        attempts = ended.get(run.run_id)
-        if not attempts or not is_of(run, tenant) or run.run_id in alive or now - max(attempts.values()) <= RUN_END:
+    going = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING])
+    for record in instance.get_run_records(going):
+        run, attempts = record.dagster_run, ended.get(record.dagster_run.run_id)
+        if run.run_id in alive or not is_of(run, tenant):
+            continue
+        if attempts and now - max(attempts.values()) > RUN_END:
+            why = f"{', '.join(attempts)}: the run did not end after its last attempt; its process is gone, or hung"
+        elif not attempts and _never_begins(conn, record, tables, now):
+            why = "the run has begun no load, and has no session on PostgreSQL; its process is gone, or hung"
+        else:
             continue
         _terminate(instance, run.run_id)
         found = instance.get_run_by_id(run.run_id)
         if found is not None and not found.is_finished:
-            tables = ", ".join(attempts)
-            instance.report_run_failed(found, f"{tables}: the run did not end after its last attempt; its process is gone, or hung")
+            instance.report_run_failed(found, why)
+
+
+def _never_begins(conn: psycopg.Connection, record: dg.RunRecord, tables: Mapping[str, TableSpec], now: datetime) -> bool:
+    """Whether a run of ours should have had an attempt by now: one that waits for its table's lock has a session."""
+    run = record.dagster_run
+    loads = run.tags.get(TABLE_TAG) in tables or any(key.path[-1] in tables for key in run.asset_selection or ())
+    if not loads or record.start_time is None or now - datetime.fromtimestamp(record.start_time, UTC) <= RUN_BEGIN:
+        return False
+    sessions = "SELECT count(*) FROM pg_stat_activity WHERE starts_with(application_name, %s)"
+    return conn.execute(sessions, (f"pulso-etl {run.run_id[:8]}",)).fetchone() == (0,)
 
 
 def _end_lost(conn: psycopg.Connection, schema: str, instance: dg.DagsterInstance, tenant: str) -> None:

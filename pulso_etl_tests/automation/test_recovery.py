@@ -14,6 +14,7 @@ from pulso_etl.automation import recovery
 from pulso_etl.automation.recovery import Action, Recovered, decide, recover
 from pulso_etl.coordinator import QUEUED_TAG, TENANT_TAG
 from pulso_etl.destination import locks
+from pulso_etl.destination.sessions import Session
 from pulso_etl.destination.watermarks import Extraction, Loaded, Watermarks
 from pulso_etl.launch import run_tags
 from pulso_etl.presence import present
@@ -180,6 +181,28 @@ def command_line_run(instance: dg.DagsterInstance, process: str, **more: str) ->
     run = instance.create_run_for_job(dg.job(name=TABLE)(lambda: None), tags=tags)
     instance.report_dagster_event(DagsterEvent(DagsterEventType.RUN_START.value, TABLE), run.run_id)
     return run.run_id
+
+
+def test_a_run_that_died_before_its_first_attempt_is_ended_and_one_that_waits_for_its_table_is_not(
+    conn: psycopg.Connection, schema: str, instance: dg.DagsterInstance, server_url: str
+) -> None:
+    Watermarks(schema).create(conn)
+    job = dg.job(name="refresh")(lambda: None)
+
+    def started(ago: timedelta, tags: dict[str, str]) -> str:
+        one = instance.create_run_for_job(job, tags=tags, status=dg.DagsterRunStatus.STARTED)
+        at = NOW - ago
+        instance.handle_run_event(one.run_id, DagsterEvent(DagsterEventType.RUN_START.value, "refresh"), at)
+        return one.run_id
+
+    ours, late = run_tags(TABLES[TABLE], WINDOW), timedelta(minutes=6)
+    dead, young = started(late, ours), started(timedelta(minutes=4), ours)
+    waits, of_others = started(late, ours), started(late, {})
+    with Session(server_url, f"{waits[:8]}-{TABLE}").open():
+        assert run(conn, schema, instance) == []
+    status = {run_id: instance.get_run_by_id(run_id).status for run_id in (dead, young, waits, of_others)}  # type: ignore[union-attr]
+    going = dg.DagsterRunStatus.STARTED
+    assert status == {dead: dg.DagsterRunStatus.FAILURE, young: going, waits: going, of_others: going}
 
 
 def test_a_run_of_the_command_line_whose_process_is_gone_gives_its_slot_back_at_once(
