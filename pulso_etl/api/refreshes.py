@@ -28,7 +28,7 @@ from pulso_etl.api.database import Database
 from pulso_etl.api.models import Progress, Refresh, RefreshState, TableRun
 from pulso_etl.api.status import StatusReader
 from pulso_etl.api.tokens import Caller
-from pulso_etl.automation.jobs import refreshed_tables
+from pulso_etl.automation.jobs import is_of, refreshed_tables
 from pulso_etl.backfill import chunks
 from pulso_etl.budget import DailyBudget
 from pulso_etl.launch import TABLE_TAG, plan_tables, range_of, run_tags
@@ -365,7 +365,8 @@ class Refreshes:
             self.dagster.runs(tags=[{"key": PIPELINE_TAG, "value": launched.pipeline_id}]),
             self.dagster.runs(runIds=launched.run_ids),
         )
-        newest = newest_runs(launched, [*own, *named])
+        # The ids are out of a table that the tenant's own role writes to.
+        newest = newest_runs(launched, [run for run in (*own, *named) if is_of(run.tags, self.settings.owner.tenant)])
         every = [run.run_id for runs in newest.values() for run in runs]
         copied = await self.reader.rows_copied(conn)
         cursor = await conn.execute(

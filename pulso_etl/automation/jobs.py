@@ -29,9 +29,9 @@ def tenant_of(tables: Mapping[str, TableSpec]) -> str:
     return next((spec.tenant for spec in tables.values()), "")
 
 
-def is_of(run: dg.DagsterRun, tenant: str) -> bool:
-    """Whether the run is the tenant's. Its id may stand in tables that a tenant's own role writes to: that alone says nothing."""
-    return run.tags.get(TENANT_TAG, "") == tenant
+def is_of(tags: Mapping[str, str], tenant: str) -> bool:
+    """Whether a run with the tags is the tenant's. An id may stand in tables that any tenant's role writes to: it says nothing."""
+    return tags.get(TENANT_TAG, "") == tenant
 
 
 def table_job(spec: TableSpec) -> str:

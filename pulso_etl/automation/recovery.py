@@ -86,7 +86,7 @@ def recover(
         timeout = tables[extraction.table].timeout if extraction.table in tables else timedelta(minutes=30)
         key = extraction.lock(schema)
         run = instance.get_run_by_id(extraction.run_id)
-        if run is not None and not is_of(run, tenant):
+        if run is not None and not is_of(run.tags, tenant):
             run = None
         holder = locks.holder(conn, key)
         action = decide(
@@ -128,7 +128,7 @@ def _end_runs(
     going = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING])
     for record in instance.get_run_records(going):
         run, attempts = record.dagster_run, ended.get(record.dagster_run.run_id)
-        if run.run_id in alive or not is_of(run, tenant):
+        if run.run_id in alive or not is_of(run.tags, tenant):
             continue
         if attempts and now - max(attempts.values()) > RUN_END:
             why = f"{', '.join(attempts)}: the run did not end after its last attempt; its process is gone, or hung"
@@ -158,7 +158,7 @@ def _end_lost(conn: psycopg.Connection, schema: str, instance: dg.DagsterInstanc
     for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED])):
         process = run.tags.get(PROCESS_TAG)
         # One that Dagster has launched anew has the tags of the first, and a process that Dagster watches.
-        if process is None or QUEUED_TAG in run.tags or not is_of(run, tenant):
+        if process is None or QUEUED_TAG in run.tags or not is_of(run.tags, tenant):
             continue
         if process not in lost:
             lost[process] = is_gone(conn, schema, process)

@@ -94,7 +94,7 @@ def explained(instance: dg.DagsterInstance, standing: Standing, since: datetime,
 
     def reason(attempt: Attempt) -> str | None:
         told = attempt.error or attempt.succeeded or attempt.withdrawn or attempt.finished_at <= since
-        if told or (run := instance.get_run_by_id(attempt.run_id)) is None or not is_of(run, tenant):
+        if told or (run := instance.get_run_by_id(attempt.run_id)) is None or not is_of(run.tags, tenant):
             return attempt.error
         return failure_of(instance, attempt.run_id)
 
