@@ -5,4 +5,5 @@ psql --username "$POSTGRES_USER" --set ON_ERROR_STOP=1 --set password="$PULSO_DB
 CREATE ROLE pulso LOGIN PASSWORD :'password';
 CREATE DATABASE dashboard OWNER pulso;
 CREATE DATABASE dagster OWNER pulso;
+REVOKE ALL ON DATABASE dagster FROM PUBLIC;
 SQL

@@ -365,8 +365,7 @@ class Refreshes:
             self.dagster.runs(tags=[{"key": PIPELINE_TAG, "value": launched.pipeline_id}]),
             self.dagster.runs(runIds=launched.run_ids),
         )
-        # The ids are out of a table that the tenant's own role writes to.
-        newest = newest_runs(launched, [run for run in (*own, *named) if is_of(run.tags, self.settings.owner.tenant)])
+        newest = newest_runs(launched, [*own, *named], self.settings.owner.tenant)
         every = [run.run_id for runs in newest.values() for run in runs]
         copied = await self.reader.rows_copied(conn)
         cursor = await conn.execute(
@@ -402,10 +401,13 @@ def as_it_loaded(run: Run, loaded: bool) -> Run:
     return replace(run, status=DagsterRunStatus.SUCCESS) if loaded and ended else run
 
 
-def newest_runs(launched: Launched, runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """The newest run of each chunk of each table's part: the one it was launched with, or one that took its place after a crash."""
+def newest_runs(launched: Launched, runs: Iterable[Run], tenant: str = "") -> dict[str, list[Run]]:
+    """The newest run of each chunk of each table's part: the one it was launched with, or one that took its place after a crash.
+
+    Of the tenant's runs: the ids are out of a table that the tenant's own role may write to.
+    """
     newest: dict[str, dict[DayRange | None, Run]] = defaultdict(dict)
-    for run in sorted(runs, key=lambda run: run.created_at):
+    for run in sorted((run for run in runs if is_of(run.tags, tenant)), key=lambda run: run.created_at):
         own = run.tags.get(PIPELINE_TAG) == launched.pipeline_id
         for table, part in launched.parts.items():
             if run.run_id in part.run_ids or (own and run.tags.get(TABLE_TAG) == table):

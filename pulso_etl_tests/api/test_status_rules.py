@@ -26,6 +26,7 @@ from pulso_etl.api.refreshes import (
 )
 from pulso_etl.api.status import CALENDAR_DAYS, calendar, freshness, overall, runs_by_table, table_status
 from pulso_etl.automation.due import BackOff
+from pulso_etl.coordinator import TENANT_TAG
 from pulso_etl.destination.watermarks import Extraction, TableState
 from pulso_etl.launch import TABLE_TAG, range_tags
 from pulso_etl.refresh import DayRange, Loss, RefreshPlan, Watermark
@@ -239,3 +240,11 @@ def test_a_run_that_took_the_place_of_a_crashed_one_is_the_one_that_counts() -> 
     again = replace(RUN, run_id="r9", created_at=NOW + timedelta(minutes=1), tags={PIPELINE_TAG: "p1", TABLE_TAG: "dashboard_data"})
     foreign = replace(again, run_id="r10", created_at=NOW + timedelta(minutes=2), tags={**again.tags, PIPELINE_TAG: "p2"})
     assert newest_runs(LAUNCHED, [foreign, again, crashed])["dashboard_data"][-1].run_id == "r9"
+
+
+def test_a_run_of_another_tenant_s_is_not_told_of_whatever_the_table_of_refreshes_names() -> None:
+    """The tenant's own role writes to the table, and the ids of others' runs stand in the names of their sessions."""
+    theirs = replace(RUN, tags={**RUN.tags, TENANT_TAG: "globex"})
+    assert [*LAUNCHED.parts["dashboard_data"].run_ids] == [theirs.run_id]
+    assert newest_runs(LAUNCHED, [theirs], "acme") == {}
+    assert newest_runs(LAUNCHED, [theirs], "globex") == {"dashboard_data": [theirs]}
