@@ -53,7 +53,8 @@ TEXTS: dict[ColumnType, tuple[str, str]] = {
         "trim_scale({})::text",
     ),
     ColumnType.TIMESTAMP: ("CAST(UNIX_MICROS({}) AS STRING)", MICROSECONDS),
-    ColumnType.DATETIME: ("CAST(UNIX_MICROS(TIMESTAMP({})) AS STRING)", MICROSECONDS),
+    # Of a zone that is named, as a project may have another default than UTC.
+    ColumnType.DATETIME: ("CAST(UNIX_MICROS(TIMESTAMP({}, 'UTC')) AS STRING)", MICROSECONDS),
     ColumnType.TIME: ("CAST(TIME_DIFF({}, TIME '00:00:00', MICROSECOND) AS STRING)", MICROSECONDS),
     ColumnType.BYTES: ("TO_HEX({})", "encode({}, 'hex')"),
 }
