@@ -26,8 +26,8 @@ from pulso_etl_tests.deploy.files import DEPLOY, ROOT, SETTINGS, environment_fil
 
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
 COMPOSE = ("compose.yaml", "compose.celery.yaml")
-GIVEN = {"DATABASE_URL", "DAGSTER_POSTGRES_URL", "API_TOKENS", "DAGSTER_GRAPHQL_URL", "DAGSTER_GRAPHQL_TOKEN"}
-"""Settings that compose.yaml makes by itself."""
+GIVEN = {"DATABASE_URL", "DAGSTER_POSTGRES_URL", "API_TOKENS", "API_TOKENS_FILE", "DAGSTER_GRAPHQL_URL", "DAGSTER_GRAPHQL_TOKEN"}
+"""Settings that compose.yaml makes by itself, or gives to the doors alone."""
 IMAGES = {"API_HOST", "API_PORT", "DAGSTER_HOME"}
 """Settings that the image's command and environment make."""
 
