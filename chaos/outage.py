@@ -53,7 +53,7 @@ class Outcome:
         failed = {name: count for name, count in self.backfills.items() if name not in GOOD_BACKFILLS}
         return [
             *(f"{self.name}: run {run_id} failed without having begun" for run_id in self.dropped),
-            *(f"{self.name}: run {run_id} did not succeed, nor was it launched again with success" for run_id in self.lost),
+            *(f"{self.name}: run {run_id} was promised, and is not known" for run_id in self.lost),
             *(f"{self.name}: {count} back-fills ended as {name}" for name, count in failed.items()),
         ]
 
@@ -98,15 +98,12 @@ def outcome(deployment: Deployment, name: str, runs: set[str], backfills: set[st
         for one in instance.get_backfills():
             if one.backfill_id in backfills:
                 found.backfills[one.status] += 1
-    good: set[str | None] = set()
     for record in records:
-        run = record.dagster_run
-        found.runs[run.status.value] += 1
-        if run.status is dg.DagsterRunStatus.SUCCESS:
-            good |= {run.run_id, run.root_run_id}
-        elif record.start_time is None:
-            found.dropped.append(run.run_id)
-    found.lost = sorted(runs - good)
+        found.runs[record.dagster_run.status.value] += 1
+        # What had begun as the outage came fails by it, and its table is taken up by the refresh sensor.
+        if record.dagster_run.status is dg.DagsterRunStatus.FAILURE and record.start_time is None:
+            found.dropped.append(record.dagster_run.run_id)
+    found.lost = sorted(runs - {record.dagster_run.run_id for record in records})
     return found
 
 

@@ -36,7 +36,7 @@ def settings(server_url: str, schema: str) -> Settings:
 def reader(conn: psycopg.Connection, server_url: str, schema: str) -> Iterator[psycopg.Connection]:
     """A login of the database that may read every table of ours, and no more."""
     name = sql.Identifier(f"reader_{uuid.uuid4().hex[:12]}")
-    conn.execute(sql.SQL("CREATE ROLE {}").format(name))
+    conn.execute(sql.SQL("CREATE ROLE {0}; GRANT {0} TO CURRENT_USER").format(name))
     conn.execute(sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(sql.Identifier(schema), name))
     alter = "ALTER DEFAULT PRIVILEGES IN SCHEMA {} GRANT SELECT ON TABLES TO {}"
     conn.execute(sql.SQL(alter).format(sql.Identifier(schema), name))

@@ -82,6 +82,8 @@ def shared(server_url: str) -> Iterator[Shared]:
     login, acme, globex = f"login_{mark}", f"acme_{mark}", f"globex_{mark}"
     url = make_url(server_url).set(username=login, password=password).render_as_string(hide_password=False)
     with psycopg.connect(server_url, autocommit=True) as admin:
+        if admin.info.parameter_status("is_superuser") != "on":
+            pytest.skip("who is a tenant by SET SESSION AUTHORIZATION has to be a superuser here")
         one = Shared(url, login, acme, globex, admin)
         database = sql.Identifier(admin.info.dbname).as_string()
         admin.execute(
