@@ -17,6 +17,7 @@ import psycopg
 import typer
 
 from benchmarks import page
+from benchmarks.days import measure_days
 from benchmarks.indexes import measure_indexes
 from benchmarks.launch import measure_launches
 from benchmarks.loads import FIRST, ROOT, SCENARIOS, UNCHANGED, LoadBench, Measurement
@@ -39,6 +40,7 @@ class Section(StrEnum):
     LOADS = "loads"
     MEMORY = "memory"
     PARALLEL = "parallel"
+    DAYS = "days"
     INDEXES = "indexes"
     WIRE = "wire"
     LAUNCHES = "launches"
@@ -69,7 +71,7 @@ def bench(
     with TemporaryDirectory(prefix="pulso-bench-") as folder:
         home = Path(folder)
         home.chmod(0o755)
-        if {Section.LOADS, Section.MEMORY, Section.PARALLEL, Section.INDEXES} & set(sections):
+        if {Section.LOADS, Section.MEMORY, Section.PARALLEL, Section.DAYS, Section.INDEXES} & set(sections):
             with _server(home) as url:
                 with psycopg.connect(url) as conn:
                     where = page.machine(conn)
@@ -85,6 +87,9 @@ def bench(
                     with TemporaryDirectory(dir=home) as files:
                         throughput = measure_parallel(url, Path(files), rows, timeout=timeout, say=_say)
                     _publish(Section.PARALLEL, f"{where}\n\n{page.parallel(throughput)}", write)
+                if Section.DAYS in sections:
+                    runs = measure_days(url, home, repeats, timeout=timeout, say=_say)
+                    _publish(Section.DAYS, f"{where}\n\n{page.days(runs)}", write)
                 if Section.INDEXES in sections:
                     reads = measure_indexes(url, say=_say)
                     measured = _measure(url, home, rows, timeout, INDEXED, repeats)

@@ -13,6 +13,7 @@ from statistics import median
 
 import psycopg
 
+from benchmarks.days import STORAGES, Run
 from benchmarks.indexes import RUNS, Read
 from benchmarks.launch import ALONE, FIVE, LAUNCHED, TABLE, Launch
 from benchmarks.loads import CHANGED, FIRST, SCENARIOS, UNCHANGED, Measurement
@@ -163,6 +164,18 @@ def wire(measured: Sequence[Download]) -> str:
     ]
     head = ("compression", "bytes of the rows", "times smaller", "seconds", "client's processor seconds")
     return f"{measured[0].rows:,} rows; medians of {len(groups['none'])}.\n\n{_table(head, table)}"
+
+
+def days(measured: Sequence[Run]) -> str:
+    """Medians of the seconds of a run, by its days and by the storage."""
+    seconds = {
+        (run.storage, run.days): median(one.seconds for one in measured if (one.storage, one.days) == (run.storage, run.days))
+        for run in measured
+    }
+    counts = dict.fromkeys(run.days for run in measured)
+    table = [(f"{count:,}", *(f"{seconds[storage, count]:.1f} s" for storage in STORAGES)) for count in counts]
+    repeats = len(measured) // len(seconds)
+    return f"Medians of {repeats}, in turns.\n\n{_table(('days', *STORAGES), table)}"
 
 
 def launches(measured: Sequence[Launch]) -> str:
