@@ -30,16 +30,22 @@ hypothesis_settings.load_profile("pulso")
 
 LONGEST = (
     "automation/test_daemon.py",
+    "test_backfill.py",
     "local/test_run.py",
+    "test_dev.py",
     "api/test_refreshes.py",
     "tenants/test_deployment.py",
+    "test_faults.py",
     "api/test_operations.py",
-    "api/test_door.py",
     "api/test_typed.py",
+    "test_docs.py",
+    "test_cli.py",
+    "api/test_door.py",
+    "test_chaos.py",
     "api/test_events.py",
     "api/test_page.py",
+    "destination/test_oldest_postgres.py",
     "tenants/test_command.py",
-    "test_dev.py",
 )
 """The files that take longest. They begin first, so that no worker is left alone with one of them at the end."""
 

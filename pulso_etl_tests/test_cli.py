@@ -362,7 +362,8 @@ def long_ago(by_month: TableSpec, conn: psycopg.Connection, schema: str) -> Tabl
     for statement in create_table(by_month, schema):
         conn.execute(statement)
     for day in (date(2024, 1, 31), date(2024, 2, 1), TODAY):
-        months.create_months(conn, by_month, schema, DayRange(day, day))
+        with conn.transaction():
+            months.create_months(conn, by_month, schema, DayRange(day, day))
         conn.execute(
             "INSERT INTO dashboard_data (fecha_foto, archivo, cartera, servicio) SELECT %s, n::text, 'x', 'FIJA' "
             "FROM generate_series(1, 3) AS n",
