@@ -208,6 +208,7 @@ class Deployment:
         }
         self.source: bigquery.Client = self.emulator.client()
         self.revision = 0
+        self.changed_at = datetime.now(UTC)
         SampleData(self.names, self.today, DAYS, ROWS).seed_into(self.source)
         for service in self.services.values():
             stack.callback(service.end)
@@ -249,6 +250,7 @@ class Deployment:
         found = SampleData(self.names, self.today, DAYS, ROWS, revision=self.revision).tables()
         for name in self.names:
             load_table(self.source, self.names[name], found[name])
+        self.changed_at = datetime.now(UTC)
 
     def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """An answer of the API: its status and JSON. Raises OSError."""
@@ -266,17 +268,27 @@ class Deployment:
             return error.code, json.loads(error.read() or b"{}")
 
     def workers(self) -> list[int]:
-        """The processes of runs: children of the code server, which spawns one for each."""
+        """The processes of runs: forks of the code server's fork server, and children of its own until that is ready."""
         server = self.services["code server"].process
-        found = []
-        for line in Path("/proc").glob("[0-9]*/stat"):
+        if server is None:
+            return []
+        parents, commands = {}, {}
+        for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                pid, _, rest = line.read_text().partition(" ")
-                parent = int(rest.rpartition(")")[2].split()[1])
-                command = (line.parent / "cmdline").read_bytes()
-                if server is not None and parent == server.pid and b"spawn_main" in command:
-                    found.append(int(pid))
-        return found
+                pid, _, rest = (folder / "stat").read_text().partition(" ")
+                parents[int(pid)] = int(rest.rpartition(")")[2].split()[1])
+                commands[int(pid)] = (folder / "cmdline").read_bytes()
+        forking = {pid for pid, parent in parents.items() if parent == server.pid and b"forkserver" in commands[pid]}
+        return [
+            pid for pid, parent in parents.items() if parent in forking or (parent == server.pid and b"spawn_main" in commands[pid])
+        ]
+
+    def is_refreshed(self) -> bool:
+        """Whether each table's watermark says that its days were read since the source changed last."""
+        query = "SELECT count(*) FROM etl_watermarks WHERE last_extracted_at > %s"
+        with suppress(psycopg.OperationalError), psycopg.connect(self.url) as conn:
+            return conn.execute(query, (self.changed_at,)).fetchone() == (len(TABLES),)
+        return False
 
     def ready(self) -> bool:
         """Whether a refresh could run now."""
@@ -510,10 +522,13 @@ class Findings:
 
 
 def judge(deployment: Deployment, found: Findings) -> None:
-    """Waits until nothing goes on, and then holds everything against the source and what was told."""
+    """Waits until every table was refreshed and nothing goes on, and then holds everything against the source and what was told."""
     began = time.monotonic()
     with deployment.instance() as instance:
         while time.monotonic() - began < QUIET_SECONDS:
+            if not deployment.is_refreshed():
+                time.sleep(2)
+                continue
             # What the sensors and the schedule go on to launch is young; all else has to come to an end.
             since = datetime.now(UTC) - YOUNG
             old = instance.get_run_records(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES, created_before=since), limit=1)
