@@ -43,11 +43,13 @@ class OutageMemory:
     def read(self) -> Outage:
         """What is known; nothing where the file is missing or can't be read."""
         if self._file is not None:
-            with suppress(FileNotFoundError):
-                try:
-                    self._known = _OUTAGE.validate_json(self._file.read_bytes())
-                except (OSError, ValidationError) as error:
-                    log.warning("alerts: %s can't be read: %s", self._file, type(error).__name__)
+            try:
+                self._known = _OUTAGE.validate_json(self._file.read_bytes())
+            except FileNotFoundError:
+                # There was no outage yet.
+                pass
+            except (OSError, ValidationError) as error:
+                log.warning("alerts: %s can't be read: %s", self._file, type(error).__name__)
         return self._known
 
     def write(self, known: Outage) -> None:

@@ -371,6 +371,15 @@ def test_a_file_that_can_not_be_read_or_written_costs_no_alert(
     assert len(receiver.titles()) == 2
 
 
+def test_where_there_was_no_outage_yet_nothing_is_logged(
+    make_settings: MakeSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    alerts = Alerts(make_settings("", dagster_home=tmp_path))
+    for tick in range(3):
+        alerts.flush(START + tick * MINUTE)
+    assert caplog.text == ""
+
+
 def test_an_alert_that_can_not_be_delivered_raises_nothing(make_settings: MakeSettings, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     url = SecretStr("postgresql://etl:s3cret@127.0.0.1:1/none")
