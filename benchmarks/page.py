@@ -189,12 +189,13 @@ def launches(measured: Sequence[Launch]) -> str:
     table = [(what, f"{rows[what]:,}", *(_seconds(seconds.get((how, what))) for how in hows)) for what in LAUNCHED]
     targets = []
     for how, most, most_of_five in (("GraphQL", 2.0, 6.0), ("command line", 10.0, 30.0)):
-        one, five, alone = seconds[how, TABLE], seconds[how, FIVE], seconds[how, ALONE]
+        one, five = seconds[how, TABLE], seconds[how, FIVE]
         targets += [
             (f"{how}: one table within {most:g} s", f"{one:.1f} s", one <= most),
             (f"{how}: five within {most_of_five:g} s", f"{five:.1f} s", five <= most_of_five),
-            (f"{how}: one table in at most 0.8 times {ALONE}", f"{one / alone:.2f}", one <= 0.8 * alone),
         ]
+    share = seconds["GraphQL", TABLE] / seconds["GraphQL", ALONE]
+    targets.append((f"GraphQL: one table in at most 0.8 times {ALONE}", f"{share:.2f}", share <= 0.8))
     return "\n\n".join(
         (
             f"Seconds from launch to SUCCESS, medians of {len(measured) // len(groups)}; all servers are up.",
