@@ -40,6 +40,7 @@ from benchmarks import page
 from chaos.share import end_on_sigterm, say
 from pulso_etl.alerts.incidents import Cause, failure_cause
 from pulso_etl.api.tokens import Role, make_token
+from pulso_etl.destination.watermarks import ABANDONED
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl.local.sample_data import SampleData, load_table
@@ -526,7 +527,7 @@ def judge(deployment: Deployment, found: Findings) -> None:
     began = time.monotonic()
     with deployment.instance() as instance:
         while time.monotonic() - began < QUIET_SECONDS:
-            if not deployment.is_refreshed():
+            if not deployment.is_refreshed() or open_outages(deployment.inbox):
                 time.sleep(2)
                 continue
             # What the sensors and the schedule go on to launch is young; all else has to come to an end.
@@ -607,7 +608,7 @@ ENDED = set(Part) - {Part.NONE}
 def _judge_cause(found: Findings, run_id: str, error_class: str, error: str, began: datetime, ended: datetime) -> None:
     """A failed attempt says what was wrong, and that was wrong while it went on."""
     cause = failure_cause([error_class])
-    dead = error.startswith("stale: ")
+    dead = error.startswith(("stale: ", ABANDONED))
     found.causes["its process or session was gone" if dead else str(cause)] += 1
     wanted = ENDED if dead else EXPLAINS.get(cause, set())
     on = [one for one in found.struck if one.began <= ended and began <= one.ended + AFTER]
@@ -655,20 +656,32 @@ OUTAGES = {
 }
 
 
+def open_outages(inbox: Inbox) -> set[str]:
+    """The outages that were told, and whose end was not told yet."""
+    last = {begun: ended for _, title, _ in inbox.messages for begun, ended in told(title)}
+    return {begun for begun, ended in last.items() if not ended}
+
+
+def told(title: str) -> Iterator[tuple[str, bool]]:
+    """The outage that the message tells of, and whether it tells of its end."""
+    for begun, ended in OUTAGES.items():
+        if f"Recuperado: {ended}" in title:
+            yield begun, True
+        elif begun in title:
+            yield begun, False
+
+
 def _judge_alerts(inbox: Inbox, found: Findings) -> None:
     """Each outage is told once and its end once: by turns, and none stays open."""
     open_: set[str] = set()
     for at, title, _ in inbox.messages:
         found.messages[title.removeprefix("[Pulso] ").partition(" (")[0]] += 1
-        for begun, ended in OUTAGES.items():
-            if f"Recuperado: {ended}" in title:
-                if begun not in open_:
-                    found.broken.append(f"{at:%H:%M:%S}: {title}, and nothing was told of its beginning")
-                open_.discard(begun)
-            elif begun in title:
-                if begun in open_:
-                    found.broken.append(f"{at:%H:%M:%S}: {title} was told a second time")
-                open_.add(begun)
+        for outage, ended in told(title):
+            if ended and outage not in open_:
+                found.broken.append(f"{at:%H:%M:%S}: {title}, and nothing was told of its beginning")
+            if not ended and outage in open_:
+                found.broken.append(f"{at:%H:%M:%S}: {title} was told a second time")
+            open_ = open_ - {outage} if ended else open_ | {outage}
     found.broken += [f"the end of {one} was never told" for one in open_]
 
 
