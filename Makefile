@@ -28,7 +28,7 @@ audit: $(VENV)/.installed ## known weaknesses: of our code by lint, of the lock 
 	$(BIN)/python -m pulso_etl_tests.lock_audit $(VENV)/audit/bin/uv requirements.lock requirements-bench.lock installer.lock deploy/build.lock deploy/requirements.lock
 
 test-postgres15: $(VENV)/.installed ## the tests of destination and API on PostgreSQL 15, the oldest promised; needs Debian's postgresql-15
-	$(BIN)/python -m pulso_etl_tests.oldest_postgres $(BIN)/pytest pulso_etl_tests/destination pulso_etl_tests/api
+	$(BIN)/python -m pulso_etl_tests.oldest_postgres $(BIN)/pytest pulso_etl_tests/sync pulso_etl_tests/api
 
 page: ## build the status page into pulso_etl/api/page; needs Node 20.19 or newer
 	cd frontend && npm ci && npm run page
@@ -78,7 +78,7 @@ runtime: ## install what the container image does in a folder of its own, and st
 	$(VENV)/image/pulso-etl/bin/pip check
 	cd $(VENV)/image && pulso-etl/bin/pulso-etl --help
 	cd $(VENV)/image && DATABASE_URL=postgresql://none/none pulso-etl/bin/python -c \
-		'import pulso_etl.definitions, pulso_etl.api.app, pulso_etl.celery_launcher, dagster_k8s'
+		'import pulso_etl.definitions, pulso_etl.api.app, pulso_etl.instance.celery_launcher, dagster_k8s'
 
 EXTRAS = --extra local --extra celery --extra kubernetes --extra dev
 

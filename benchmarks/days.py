@@ -16,8 +16,8 @@ import pyarrow as pa
 import yaml
 
 from benchmarks.loads import ROOT, Say
-from pulso_etl.destination.io_manager import SPEC_KEY, PostgresUpsertIOManager
-from pulso_etl.tables.spec import Column, ColumnType, TableSpec
+from pulso_etl.sync.io_manager import SPEC_KEY, PostgresUpsertIOManager
+from pulso_etl.sync.spec import Column, ColumnType, TableSpec
 
 FIRST = date(2021, 1, 1)
 COUNTS = (366, 1_827)
@@ -39,7 +39,7 @@ STORAGES = {
     "in batches": (
         {
             "custom": {
-                "module": "pulso_etl.event_storage",
+                "module": "pulso_etl.instance.event_storage",
                 "class": "BatchingPostgresStorage",
                 "config": {"postgres_url": {"env": "DAGSTER_POSTGRES_URL"}},
             }

@@ -11,7 +11,7 @@ import psycopg
 from psycopg import sql
 
 from benchmarks.loads import Say, drop, settle
-from pulso_etl.destination.statements import Statements
+from pulso_etl.sync.schema.statements import Statements
 from pulso_etl.tables import TABLES
 
 SCHEMA = "bench_indexes"

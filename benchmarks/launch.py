@@ -21,7 +21,7 @@ import psycopg
 
 from benchmarks.loads import ROOT, Say
 from pulso_etl.local.stack import local_stack
-from pulso_etl.refresh import DayRange, lima_day
+from pulso_etl.sync.days import DayRange, lima_day
 from pulso_etl.tables import TABLES
 
 TABLE, NOTHING = "dashboard_data", "empty"

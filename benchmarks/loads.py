@@ -20,7 +20,7 @@ from psycopg import sql
 
 from benchmarks.rows import SPEC, Inputs, write_inputs
 from benchmarks.ways import WAYS, Job
-from pulso_etl.destination.statements import Statements
+from pulso_etl.sync.schema.statements import Statements
 
 FIRST, UNCHANGED, CHANGED = "first load", "unchanged re-load", "re-load, 1% changed"
 SCENARIOS = (FIRST, UNCHANGED, CHANGED)

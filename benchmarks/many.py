@@ -94,10 +94,10 @@ def tick(tables: int) -> dict[str, float]:
     from benchmarks.specs import many
     from pulso_etl.automation.recovery import recover
     from pulso_etl.automation.sensors import Automation
-    from pulso_etl.checks import reconciliation_key, refresh_check_keys
+    from pulso_etl.checks.asset_checks import reconciliation_key, refresh_check_keys
     from pulso_etl.definitions import build_resources
-    from pulso_etl.destination.watermarks import Watermarks
     from pulso_etl.settings import load_settings
+    from pulso_etl.sync.ledger.watermarks import Watermarks
 
     settings, specs = load_settings(change_aware=False), many(tables)
     checks = [key for spec in specs.values() for key in (*refresh_check_keys(spec), reconciliation_key(spec))]

@@ -18,7 +18,7 @@ from psycopg import sql
 from benchmarks.loads import FIRST, ROOT, UNCHANGED, Say, checksum, clean_up, create_table, drop, schema_of, settle
 from benchmarks.rows import SPEC, WINDOW, reader, write_inputs
 from benchmarks.ways import Job
-from pulso_etl.refresh import DayRange
+from pulso_etl.sync.days import DayRange
 
 CHUNK_DAYS = 25
 """Four chunks of the rows' hundred days."""

@@ -9,10 +9,10 @@ import dagster as dg
 import psycopg
 from dagster._core.utils import make_new_run_id
 
-from pulso_etl.launch import run_tags
-from pulso_etl.permits import WHOLE_GRAPH
-from pulso_etl.refresh import DayRange
-from pulso_etl.tables.spec import TableSpec
+from pulso_etl.access.permits import WHOLE_GRAPH
+from pulso_etl.refreshing.launch import run_tags
+from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.spec import TableSpec
 
 RUNS_A_TABLE = 8
 RUNS = """

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 from pgpq import ArrowToPostgresBinaryEncoder
 
-from pulso_etl.refresh import DayRange
+from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.spec import ColumnType
 from pulso_etl.tables import TABLES
-from pulso_etl.tables.spec import ColumnType
 
 SPEC = TABLES["dashboard_data"]
 DAYS = 100

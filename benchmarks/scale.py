@@ -23,7 +23,7 @@ from benchmarks.loads import ROOT, Say
 from benchmarks.status import PATH, Readings, api_server, read_answers
 from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl.local.stack import local_stack
-from pulso_etl.refresh import DayRange, lima_day
+from pulso_etl.sync.days import DayRange, lima_day
 from pulso_etl.tables import TABLES
 
 TABLE_COUNTS = (5, 100, 1_000)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from pulso_etl.sync.spec import TableSpec
 from pulso_etl.tables import TABLES
-from pulso_etl.tables.spec import TableSpec
 
 
 def many(tables: int) -> dict[str, TableSpec]:

@@ -18,9 +18,9 @@ from statistics import quantiles
 
 from benchmarks.launch import OWN, dagster_servers, refresh_by_command, without_variables
 from benchmarks.loads import ROOT, Say
-from pulso_etl.api.tokens import Role, make_token
+from pulso_etl.access.tokens import Role, make_token
 from pulso_etl.local.stack import answers, local_stack
-from pulso_etl.refresh import DayRange, lima_day
+from pulso_etl.sync.days import DayRange, lima_day
 from pulso_etl.tables import TABLES
 
 PATH = "/api/v1/etl/status"

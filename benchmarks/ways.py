@@ -61,7 +61,7 @@ def pulso(job: Job) -> float:
 
     import pulso_etl.definitions  # noqa: F401  so that all of production's modules are in memory
     from pulso_etl.assets import daily_partitions
-    from pulso_etl.destination.io_manager import SPEC_KEY, PostgresUpsertIOManager
+    from pulso_etl.sync.io_manager import SPEC_KEY, PostgresUpsertIOManager
 
     watch = Stopwatch()
 

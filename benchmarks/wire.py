@@ -18,10 +18,10 @@ from google.cloud.bigquery_storage_v1 import types
 
 from benchmarks.loads import ROOT, Say
 from benchmarks.rows import SPEC, WINDOW, reader, write_inputs
+from pulso_etl.bigquery.source import BigQuerySource
+from pulso_etl.bigquery.storage_read import Compression
 from pulso_etl.local.emulator import BigQueryEmulator
-from pulso_etl.source.bigquery import BigQuerySource
-from pulso_etl.source.storage_read import Compression
-from pulso_etl_tests.source.storage_server import StorageServer
+from pulso_etl_tests.bigquery.storage_server import StorageServer
 
 CHECKED = "cuentas"
 """The column whose sum tells that the rows have arrived."""

@@ -12,7 +12,7 @@ import pyarrow as pa
 import time_machine
 
 from pulso_etl.local.sample_data import PARTITIONED, SampleData
-from pulso_etl.refresh import DayRange, lima_day
+from pulso_etl.sync.days import DayRange, lima_day
 from pulso_etl.tables import TABLES
 
 DAYS = 4

@@ -6,9 +6,10 @@ import dagster as dg
 
 from pulso_etl.assets import RetryUnlessInterrupted
 from pulso_etl.definitions import build_defs, build_resources
-from pulso_etl.launch import Outcome, run_plan
-from pulso_etl.refresh import DayRange, RefreshPlan
+from pulso_etl.refreshing.launch import Outcome, run_plan
+from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.settings import Settings
+from pulso_etl.sync.days import DayRange
 from pulso_etl.tables import TABLES
 
 PATIENCE = {"retry_initial_seconds": 0.02, "retry_timeout_seconds": 1.0, "request_timeout_seconds": 5.0}

@@ -38,14 +38,14 @@ from google.cloud import bigquery
 
 from benchmarks import page
 from chaos.share import end_on_sigterm, say
+from pulso_etl.access.tokens import Role, make_token
 from pulso_etl.alerts.incidents import Cause, failure_cause
-from pulso_etl.api.tokens import Role, make_token
-from pulso_etl.destination.watermarks import ABANDONED
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl.local.sample_data import SampleData, load_table
-from pulso_etl.refresh import lima_day
 from pulso_etl.settings import Settings
+from pulso_etl.sync.days import lima_day
+from pulso_etl.sync.ledger.watermarks import ABANDONED
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.gate import Gate, Way
 

@@ -23,13 +23,14 @@ from chaos.faults import Boundary, Kind, SmallDisk
 from chaos.refresh import refresh
 from chaos.wire import WireProxy
 from pulso_etl.automation.recovery import recover
-from pulso_etl.destination.watermarks import TableState, Watermarks
-from pulso_etl.launch import Outcome, plan_tables
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl.local.sample_data import PARTITIONED, SampleData, load_table
-from pulso_etl.refresh import DayRange, Mode, lima_day
+from pulso_etl.refreshing.launch import Outcome, plan_tables
+from pulso_etl.refreshing.plan import Mode
 from pulso_etl.settings import Settings, load_settings
+from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.ledger.watermarks import TableState, Watermarks
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.holding_proxy import HoldingProxy
 

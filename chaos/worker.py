@@ -8,8 +8,8 @@ from datetime import timedelta
 import time_machine
 
 from chaos.refresh import refresh
-from pulso_etl.refresh import DayRange
 from pulso_etl.settings import load_settings
+from pulso_etl.sync.days import DayRange
 
 if __name__ == "__main__":
     table, first, last, retries, shift = sys.argv[1:]

@@ -17,8 +17,8 @@ from pathlib import Path
 from pulso_etl.local.child import interruptible
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import SampleData
-from pulso_etl.refresh import lima_day
 from pulso_etl.settings import load_settings
+from pulso_etl.sync.days import lima_day
 
 REST_PORT = 9050
 

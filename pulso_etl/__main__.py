@@ -1,6 +1,6 @@
 """`python -m pulso_etl`."""
 
-from pulso_etl.cli import main
+from pulso_etl.cli.main import main
 
 # The processes of a refresh with several workers import this module, too.
 if __name__ == "__main__":

@@ -14,15 +14,15 @@ from dagster._core.storage.tags import (
     PARTITION_NAME_TAG,
 )
 
-from pulso_etl.budget import AdmittedStream, DailyBudget
-from pulso_etl.coordinator import TENANT_TAG
-from pulso_etl.destination.io_manager import SPEC_KEY
-from pulso_etl.destination.streams import DeferredStream
-from pulso_etl.errors import PlanError
-from pulso_etl.refresh import LIMA, DayRange, lima_day
-from pulso_etl.source.bigquery import BigQuerySource
-from pulso_etl.tables.spec import TableSpec, qualified
-from pulso_etl.tags import FORCE_TAG
+from pulso_etl.bigquery.source import BigQuerySource
+from pulso_etl.instance.coordinator import TENANT_TAG
+from pulso_etl.refreshing.budget import AdmittedStream, DailyBudget
+from pulso_etl.sync.days import LIMA, DayRange, lima_day
+from pulso_etl.sync.errors import PlanError
+from pulso_etl.sync.io_manager import SPEC_KEY
+from pulso_etl.sync.spec import TableSpec, qualified
+from pulso_etl.sync.streams import DeferredStream
+from pulso_etl.sync.tags import FORCE_TAG
 
 
 class RetryUnlessInterrupted(dg.RetryPolicy):

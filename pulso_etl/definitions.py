@@ -12,16 +12,16 @@ from pulso_etl.assets import RETRIES, build_asset, build_sources, daily_partitio
 from pulso_etl.automation.jobs import MOST_TABLES_WITH_JOBS, build_jobs, table_job
 from pulso_etl.automation.schedules import build_schedules
 from pulso_etl.automation.sensors import Automation
-from pulso_etl.budget import DailyBudget
-from pulso_etl.checks import build_checks, reconciliation_key, refresh_check_keys
-from pulso_etl.destination.io_manager import PostgresUpsertIOManager
+from pulso_etl.bigquery.source import BigQuerySource
+from pulso_etl.checks.asset_checks import build_checks, reconciliation_key, refresh_check_keys
 from pulso_etl.logs import run_logger
+from pulso_etl.refreshing.budget import DailyBudget
 from pulso_etl.resources import fixed
 from pulso_etl.settings import Settings, load_settings
-from pulso_etl.source.bigquery import BigQuerySource
+from pulso_etl.sync.io_manager import PostgresUpsertIOManager
+from pulso_etl.sync.spec import TableSpec, qualified
 from pulso_etl.tables import TABLES
-from pulso_etl.tables.spec import TableSpec, qualified
-from pulso_etl.tenants import deployed
+from pulso_etl.tenancy.tenants import deployed
 
 # Definitions are very many objects that stay. Python's default looks through them for garbage after each 700 new ones, which took
 # a fifth of the start of a code server with 1,000 tables.

@@ -22,22 +22,22 @@ from google.auth.exceptions import GoogleAuthError
 from google.cloud import bigquery
 from psycopg import sql
 
-from pulso_etl.coordinator import TENANT_TAG, TenantRunCoordinator
+from pulso_etl.bigquery.source import ONCE, BigQuerySource, raising_source_errors
 from pulso_etl.definitions import build_source
-from pulso_etl.destination.catalog import Table
-from pulso_etl.destination.contract import fit
-from pulso_etl.destination.server_errors import meaning
-from pulso_etl.destination.sessions import Session
-from pulso_etl.destination.strangers import strangers
-from pulso_etl.destination.watermarks import Watermarks
-from pulso_etl.errors import PulsoError
-from pulso_etl.redaction import scrub
-from pulso_etl.refresh import DayRange, lima_day
+from pulso_etl.instance.coordinator import TENANT_TAG, TenantRunCoordinator
 from pulso_etl.settings import Settings, load_settings
-from pulso_etl.source.bigquery import ONCE, BigQuerySource, raising_source_errors
+from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.errors import PulsoError
+from pulso_etl.sync.ledger.watermarks import Watermarks
+from pulso_etl.sync.loading.contract import fit
+from pulso_etl.sync.postgres.catalog import Table
+from pulso_etl.sync.postgres.server_errors import meaning
+from pulso_etl.sync.postgres.sessions import Session
+from pulso_etl.sync.postgres.strangers import strangers
+from pulso_etl.sync.redaction import scrub
+from pulso_etl.sync.spec import TableSpec
 from pulso_etl.tables import TABLES
-from pulso_etl.tables.spec import TableSpec
-from pulso_etl.tenants import Deployed, deployed, risk, select, sharing
+from pulso_etl.tenancy.tenants import Deployed, deployed, risk, select, sharing
 
 CREDENTIALS = {
     "google.oauth2.service_account": "the key of a service account",

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 import dagster as dg
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
-from pulso_etl.coordinator import TENANT_TAG
-from pulso_etl.redaction import scrub, scrub_logs, scrubbed
-from pulso_etl.tables.spec import qualified
+from pulso_etl.instance.coordinator import TENANT_TAG
+from pulso_etl.sync.redaction import scrub, scrub_logs, scrubbed
+from pulso_etl.sync.spec import qualified
 
 FORMAT_VARIABLE = "PULSO_LOG_FORMAT"
 """Environment variable; "json" asks for one JSON object a line."""

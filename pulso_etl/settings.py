@@ -22,10 +22,10 @@ from psycopg.conninfo import conninfo_to_dict
 from pydantic import Field, PrivateAttr, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from pulso_etl.access.tokens import Keyring, Token, parse_tokens
 from pulso_etl.alerts.channels import parse_channels
-from pulso_etl.api.tokens import Keyring, Token, parse_tokens
-from pulso_etl.errors import SettingsError
-from pulso_etl.redaction import learn, learn_key_file
+from pulso_etl.sync.errors import SettingsError
+from pulso_etl.sync.redaction import learn, learn_key_file
 
 GIBIBYTE = 1024**3
 NAME = r"^[A-Za-z0-9_-]+$"

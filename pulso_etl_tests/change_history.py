@@ -15,7 +15,7 @@ from typing import Any
 
 from google.cloud import bigquery
 
-from pulso_etl.tables.spec import Column, ColumnType, TableSpec
+from pulso_etl.sync.spec import Column, ColumnType, TableSpec
 from pulso_etl_tests.faulty_proxy import Fault, FaultyProxy, Request, edited
 
 CALL = re.compile(rb"(CHANGES|APPENDS)\(TABLE `([^`]+)`, (@\w+), (@\w+)\)")

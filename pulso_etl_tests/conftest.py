@@ -18,8 +18,8 @@ from pydantic import SecretStr
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl.local.sample_data import SampleData
-from pulso_etl.refresh import lima_day
 from pulso_etl.settings import Settings
+from pulso_etl.sync.days import lima_day
 from pulso_etl_tests.alerts.receivers import inbox, make_settings, receiver  # noqa: F401
 from pulso_etl_tests.dagster_stack import CHECKOUT, DagsterStack
 from pulso_etl_tests.faulty_proxy import FaultyProxy
@@ -30,22 +30,22 @@ hypothesis_settings.load_profile("pulso")
 
 LONGEST = (
     "automation/test_daemon.py",
-    "test_backfill.py",
+    "cli/test_backfill.py",
     "local/test_run.py",
     "test_dev.py",
     "api/test_refreshes.py",
-    "tenants/test_deployment.py",
+    "tenancy/test_deployment.py",
     "test_faults.py",
     "api/test_operations.py",
     "api/test_typed.py",
     "test_docs.py",
-    "test_cli.py",
+    "cli/test_main.py",
     "api/test_door.py",
     "test_chaos.py",
     "api/test_events.py",
     "api/test_page.py",
-    "destination/test_oldest_postgres.py",
-    "tenants/test_command.py",
+    "sync/test_oldest_postgres.py",
+    "tenancy/test_command.py",
 )
 """The files that take longest. They begin first, so that no worker is left alone with one of them at the end."""
 

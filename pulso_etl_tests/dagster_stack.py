@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from pulso_etl.local.sample_data import SampleData
-from pulso_etl.refresh import DayRange
+from pulso_etl.sync.days import DayRange
 from pulso_etl_tests.holding_proxy import HoldingProxy
 
 CHECKOUT = Path(__file__).parents[1]

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from pulso_etl.assets import RETRIES, build_asset, daily_partitions, launched_range
 from pulso_etl.definitions import build_defs
-from pulso_etl.destination.io_manager import SPEC_KEY
-from pulso_etl.errors import PlanError
-from pulso_etl.launch import failure_reason
-from pulso_etl.refresh import LIMA, lima_day
+from pulso_etl.refreshing.launch import failure_reason
 from pulso_etl.settings import Settings
+from pulso_etl.sync.days import LIMA, lima_day
+from pulso_etl.sync.errors import PlanError
+from pulso_etl.sync.io_manager import SPEC_KEY
 from pulso_etl.tables import TABLES, TableSpec
 
 

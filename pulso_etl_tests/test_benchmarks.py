@@ -15,8 +15,8 @@ from benchmarks.indexes import SCHEMA, Query, measure_indexes
 from benchmarks.loads import CHANGED, FIRST, UNCHANGED, LoadBench, Measurement, checksum
 from benchmarks.rows import SPEC, reader, write_inputs
 from benchmarks.ways import WAYS, Job
-from pulso_etl.destination.statements import Statements
 from pulso_etl.local.emulator import BigQueryEmulator
+from pulso_etl.sync.schema.statements import Statements
 
 ROWS = 2_000
 needs_files = pytest.mark.skipif("DATABASE_URL" in os.environ, reason="the server must see this machine's files")

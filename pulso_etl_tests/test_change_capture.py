@@ -15,15 +15,15 @@ import pytest
 from pulso_etl.assets import build_asset, daily_partitions
 from pulso_etl.automation.jobs import build_jobs
 from pulso_etl.automation.sensors import Automation
-from pulso_etl.budget import DailyBudget
-from pulso_etl.destination.io_manager import PostgresUpsertIOManager
-from pulso_etl.destination.watermarks import TableState, Watermarks
-from pulso_etl.launch import run_tags
+from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.local.emulator import BigQueryEmulator
-from pulso_etl.refresh import DayRange, lima_day
+from pulso_etl.refreshing.budget import DailyBudget
+from pulso_etl.refreshing.launch import run_tags
 from pulso_etl.settings import Settings
-from pulso_etl.source.bigquery import BigQuerySource
-from pulso_etl.tags import CAPTURE_TAG
+from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.io_manager import PostgresUpsertIOManager
+from pulso_etl.sync.ledger.watermarks import TableState, Watermarks
+from pulso_etl.sync.tags import CAPTURE_TAG
 from pulso_etl_tests.change_history import CALLS, ChangeHistoryProxy, Key, Source, loaded
 from pulso_etl_tests.faulty_proxy import error
 

@@ -11,8 +11,8 @@ from chaos import soak
 from chaos.__main__ import report
 from chaos.faults import Kind
 from chaos.trial import Broken, World, world
-from pulso_etl.launch import Outcome
-from pulso_etl.refresh import DayRange
+from pulso_etl.refreshing.launch import Outcome
+from pulso_etl.sync.days import DayRange
 
 SEED = 5
 

@@ -58,7 +58,7 @@ def test_definitions_without_a_database_say_so_in_one_clear_line(tmp_path: Path)
     ended = load(tmp_path)
     assert ended.returncode != 0
     assert ended.stderr.splitlines()[-1] == (
-        "pulso_etl.errors.SettingsError: settings: DATABASE_URL: is not set (see .env.example)"
+        "pulso_etl.sync.errors.SettingsError: settings: DATABASE_URL: is not set (see .env.example)"
     )
 
 

@@ -18,15 +18,15 @@ import pytest
 import typer
 from pydantic import SecretStr
 
+from pulso_etl.access.tokens import Role, make_token
 from pulso_etl.alerts.messages import WORDINGS
-from pulso_etl.api.tokens import Role, make_token
 from pulso_etl.automation.jobs import RECONCILIATION_JOB, job_tables
-from pulso_etl.cli import app
+from pulso_etl.cli.main import app
 from pulso_etl.definitions import build_defs
-from pulso_etl.destination.io_manager import PostgresUpsertIOManager
-from pulso_etl.destination.quality import Check
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.settings import Settings
+from pulso_etl.sync.io_manager import PostgresUpsertIOManager
+from pulso_etl.sync.loading.quality import Check
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.api.conftest import settings_of
 from pulso_etl_tests.api.server import ApiServer

@@ -20,15 +20,15 @@ from google.cloud import bigquery
 from sqlalchemy import make_url
 from typer.testing import CliRunner
 
-from pulso_etl.cli import app
-from pulso_etl.destination.statements import Statements
-from pulso_etl.destination.watermarks import Extraction, Loaded, Watermarks
+from pulso_etl.cli.main import app
 from pulso_etl.doctor import Finding, diagnose
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import SampleData
 from pulso_etl.local.stack import configuration
-from pulso_etl.refresh import DayRange
 from pulso_etl.settings import Settings, load_settings
+from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.ledger.watermarks import Extraction, Loaded, Watermarks
+from pulso_etl.sync.schema.statements import Statements
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.databases import database
 from pulso_etl_tests.pooler import needs_pgbouncer, pooler

@@ -12,13 +12,14 @@ import pytest
 from google.cloud import bigquery
 
 from pulso_etl.definitions import build_defs
-from pulso_etl.destination.watermarks import Watermarks
-from pulso_etl.launch import Outcome, run_plan
 from pulso_etl.local.emulator import BigQueryEmulator
-from pulso_etl.refresh import DayRange, Mode, plan_refresh
+from pulso_etl.refreshing.launch import Outcome, run_plan
+from pulso_etl.refreshing.plan import Mode, plan_refresh
 from pulso_etl.settings import Settings
+from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.ledger.watermarks import Watermarks
+from pulso_etl.sync.spec import fill
 from pulso_etl.tables import TABLES
-from pulso_etl.tables.spec import fill
 from pulso_etl_tests.conftest import seed
 
 

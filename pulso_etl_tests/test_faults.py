@@ -19,14 +19,15 @@ from pydantic import SecretStr
 
 from pulso_etl.assets import RetryUnlessInterrupted
 from pulso_etl.definitions import build_defs
-from pulso_etl.destination.locks import table_lock
-from pulso_etl.destination.watermarks import Watermarks
-from pulso_etl.launch import Outcome, run_plan
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl.local.sample_data import SampleData
-from pulso_etl.refresh import DayRange, RefreshPlan, lima_day
+from pulso_etl.refreshing.launch import Outcome, run_plan
+from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.settings import Settings
+from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.ledger.locks import table_lock
+from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.holding_proxy import HoldingProxy

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from typer.testing import CliRunner
 
-from pulso_etl.cli import app
+from pulso_etl.cli.main import app
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.settings import Settings, load_settings
 from pulso_etl_tests.api.server import ApiServer

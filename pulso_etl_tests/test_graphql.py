@@ -11,7 +11,7 @@ import pytest
 from google.cloud import bigquery
 
 from pulso_etl.local.emulator import BigQueryEmulator
-from pulso_etl.refresh import DayRange, lima_day
+from pulso_etl.sync.days import DayRange, lima_day
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.dagster_stack import DagsterStack
 

@@ -24,12 +24,12 @@ import pytest
 from pydantic import ValidationError
 from sqlalchemy import make_url
 
-from pulso_etl.errors import SettingsError
 from pulso_etl.local.child import Child
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import SampleData
 from pulso_etl.local.stack import PULSO, configuration
 from pulso_etl.settings import Settings, load_env_file, load_settings
+from pulso_etl.sync.errors import SettingsError
 from pulso_etl.tables import TABLES
 
 ROOT = Path(__file__).parents[1]

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from pulso_etl import errors
-from pulso_etl.redaction import scrub
-from pulso_etl.refresh import DayRange
+from pulso_etl.sync import errors
+from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.redaction import scrub
 
 DETAIL_LENGTH = 400
 """Characters of an error that an alert keeps."""

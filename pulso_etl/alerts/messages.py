@@ -8,7 +8,8 @@ from datetime import date, datetime, timedelta
 from typing import Literal
 
 from pulso_etl.alerts.incidents import FAILURES, OUTAGES, Cause, Incident, Notice, Stage, Subject
-from pulso_etl.refresh import LIMA, DayRange, Watermark
+from pulso_etl.sync.days import LIMA, DayRange
+from pulso_etl.sync.owed import Watermark
 
 SUBJECTS_SHOWN = 15
 """A message names so many subjects and counts the rest."""

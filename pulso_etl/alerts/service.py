@@ -21,10 +21,10 @@ from pulso_etl.alerts.incidents import DEPENDENCIES, Cause, Event, Failed, Incid
 from pulso_etl.alerts.memory import Outage, OutageMemory
 from pulso_etl.alerts.messages import Message, render, trial_message
 from pulso_etl.alerts.store import AlertStore
-from pulso_etl.destination.sessions import Session
-from pulso_etl.errors import DestinationError
-from pulso_etl.patience import CONNECT_SECONDS, cut_after
 from pulso_etl.settings import Settings
+from pulso_etl.sync.errors import DestinationError
+from pulso_etl.sync.patience import CONNECT_SECONDS, cut_after
+from pulso_etl.sync.postgres.sessions import Session
 
 log = logging.getLogger(__name__)
 

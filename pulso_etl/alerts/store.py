@@ -12,8 +12,8 @@ from pydantic import TypeAdapter
 
 from pulso_etl.alerts.incidents import Cause, Incident, Stage, Subject
 from pulso_etl.alerts.messages import Message
-from pulso_etl.destination.bookkeeping import create_missing
-from pulso_etl.destination.strangers import refuse_strangers
+from pulso_etl.sync.postgres.bookkeeping import create_missing
+from pulso_etl.sync.postgres.strangers import refuse_strangers
 
 REMEMBERED = timedelta(days=1)
 """How long a closed incident is read, so that failures from before its end are known to be old."""

@@ -20,7 +20,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pulso_etl.api.tokens import Caller, Role, Token, find_caller
+from pulso_etl.access.tokens import Caller, Role, Token, find_caller
 from pulso_etl.settings import AccessSettings
 
 MAXIMUM_BODY_BYTES = 256 * 1024

@@ -22,6 +22,7 @@ from fastapi.staticfiles import StaticFiles
 from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
+from pulso_etl.access.tokens import opening
 from pulso_etl.api import metrics
 from pulso_etl.api.access import Admin, Gatekeeper, Guard, Reader, Refresher
 from pulso_etl.api.bodies import StrictRequest, StrictRoute
@@ -49,17 +50,17 @@ from pulso_etl.api.models import (
 from pulso_etl.api.outages import OutageWatch
 from pulso_etl.api.refreshes import Asked, Refreshes
 from pulso_etl.api.status import StatusFeed, StatusReader
-from pulso_etl.api.tokens import opening
 from pulso_etl.automation.recovery import Recovered, recover
 from pulso_etl.definitions import build_source
-from pulso_etl.destination.server_errors import keeps_out, meaning
-from pulso_etl.destination.sessions import Session
-from pulso_etl.errors import BudgetExceeded, DestinationError, PlanError, first_line
-from pulso_etl.redaction import scrub
-from pulso_etl.refresh import LIMA, Mode, lima_day
+from pulso_etl.refreshing.plan import Mode
 from pulso_etl.settings import Settings
+from pulso_etl.sync.days import LIMA, lima_day
+from pulso_etl.sync.errors import BudgetExceeded, DestinationError, PlanError, first_line
+from pulso_etl.sync.postgres.server_errors import keeps_out, meaning
+from pulso_etl.sync.postgres.sessions import Session
+from pulso_etl.sync.redaction import scrub
+from pulso_etl.sync.spec import TableSpec
 from pulso_etl.tables import TABLES
-from pulso_etl.tables.spec import TableSpec
 
 Answers = dict[int | str, dict[str, Any]]
 RETRY_SECONDS = 5

@@ -14,11 +14,11 @@ from dagster import DagsterRunStatus
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from pydantic import SecretStr
 
+from pulso_etl.access.permits import PARTITION_SET_SUFFIX, WHOLE_GRAPH
 from pulso_etl.api.models import Progress
 from pulso_etl.automation.jobs import table_job
-from pulso_etl.checks import refresh_check_keys
-from pulso_etl.permits import PARTITION_SET_SUFFIX, WHOLE_GRAPH
-from pulso_etl.tables.spec import TableSpec
+from pulso_etl.checks.asset_checks import refresh_check_keys
+from pulso_etl.sync.spec import TableSpec
 
 TIMEOUT_SECONDS = 20.0
 WAITING = {DagsterRunStatus.QUEUED, DagsterRunStatus.NOT_STARTED, DagsterRunStatus.MANAGED, DagsterRunStatus.STARTING}

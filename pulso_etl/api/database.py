@@ -12,14 +12,14 @@ import psycopg
 from psycopg import sql
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from pulso_etl.destination.bookkeeping import create_missing
-from pulso_etl.destination.encoding import Encoding
-from pulso_etl.destination.server_errors import keeps_out, meaning
-from pulso_etl.destination.session_settings import Limits
-from pulso_etl.destination.sessions import Session
-from pulso_etl.destination.watermarks import TableState, Watermarks
-from pulso_etl.errors import DestinationError, first_line
 from pulso_etl.settings import Settings
+from pulso_etl.sync.errors import DestinationError, first_line
+from pulso_etl.sync.ledger.watermarks import TableState, Watermarks
+from pulso_etl.sync.postgres.bookkeeping import create_missing
+from pulso_etl.sync.postgres.encoding import Encoding
+from pulso_etl.sync.postgres.server_errors import keeps_out, meaning
+from pulso_etl.sync.postgres.session_settings import Limits
+from pulso_etl.sync.postgres.sessions import Session
 
 CREATE = """
 CREATE TABLE IF NOT EXISTS {refreshes} (

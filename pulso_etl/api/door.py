@@ -28,6 +28,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pulso_etl.access.tokens import Caller, Role, opening
 from pulso_etl.api import graphql
 from pulso_etl.api.access import NO_TOKENS, Gatekeeper, Refusals, is_loopback, refusal
 from pulso_etl.api.bodies import StrictRequest, parse
@@ -35,10 +36,9 @@ from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable
 from pulso_etl.api.gateway import Gateway, as_document, read
 from pulso_etl.api.listening import configuration
 from pulso_etl.api.sessions import Sessions
-from pulso_etl.api.tokens import Caller, Role, opening
-from pulso_etl.errors import SettingsError
-from pulso_etl.redaction import scrub
 from pulso_etl.settings import AccessSettings
+from pulso_etl.sync.errors import SettingsError
+from pulso_etl.sync.redaction import scrub
 
 audit = logging.getLogger("pulso_etl.audit")
 API = Caller("api", Role.ADMIN)

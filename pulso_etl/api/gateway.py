@@ -13,13 +13,13 @@ from typing import Any
 
 from fastapi import HTTPException, Response
 
-from pulso_etl import permits
+from pulso_etl.access import permits
+from pulso_etl.access.tokens import Caller, Role
 from pulso_etl.api import graphql
 from pulso_etl.api.access import Gatekeeper, demand
 from pulso_etl.api.bodies import StrictRequest
 from pulso_etl.api.dagster_client import DagsterClient
 from pulso_etl.api.graphql import LIMITS, Limits, Verdict
-from pulso_etl.api.tokens import Caller, Role
 
 audit = logging.getLogger("pulso_etl.audit")
 Document = dict[str, Any]

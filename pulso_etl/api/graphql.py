@@ -31,8 +31,8 @@ from graphql import (
     parse,
 )
 
-from pulso_etl import permits
-from pulso_etl.api.tokens import Role
+from pulso_etl.access import permits
+from pulso_etl.access.tokens import Role
 
 MAXIMUM_DOCUMENTS = 10
 Arguments = Mapping[str, Any]

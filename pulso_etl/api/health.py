@@ -13,9 +13,9 @@ from google.api_core import exceptions as api
 from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable
 from pulso_etl.api.database import Database, DatabaseUnavailable
 from pulso_etl.api.models import Health, Part, PartState
-from pulso_etl.errors import PulsoError, first_line
-from pulso_etl.source.bigquery import ONCE, BigQuerySource
-from pulso_etl.tables.spec import TableSpec
+from pulso_etl.bigquery.source import ONCE, BigQuerySource
+from pulso_etl.sync.errors import PulsoError, first_line
+from pulso_etl.sync.spec import TableSpec
 
 LOOK_SECONDS = 6.0
 """A part that takes longer counts as failing: whoever probes does not wait for long."""

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
-from pulso_etl.redaction import scrub
-from pulso_etl.refresh import Mode
+from pulso_etl.refreshing.plan import Mode
+from pulso_etl.sync.redaction import scrub
 
 TABLE_EXAMPLE = "dashboard_data"
 RUN_EXAMPLE = "0b9c1f2e-6a35-4a53-9a06-5f5f0c9f1d11"

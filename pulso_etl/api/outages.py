@@ -10,9 +10,9 @@ import psycopg
 
 from pulso_etl.alerts.service import Alerts
 from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable
-from pulso_etl.destination.sessions import Session
-from pulso_etl.patience import CONNECT_SECONDS, TICK_SECONDS, cut_after
 from pulso_etl.settings import Settings
+from pulso_etl.sync.patience import CONNECT_SECONDS, TICK_SECONDS, cut_after
+from pulso_etl.sync.postgres.sessions import Session
 
 logger = logging.getLogger(__name__)
 SENSORS = "SENSOR"

@@ -23,20 +23,20 @@ from dagster import DagsterRunStatus
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
+from pulso_etl.access.tokens import Caller
 from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable, LaunchRefused, Run
 from pulso_etl.api.database import Database
 from pulso_etl.api.models import Progress, Refresh, RefreshState, TableRun
 from pulso_etl.api.status import StatusReader
-from pulso_etl.api.tokens import Caller
 from pulso_etl.automation.jobs import is_of, refreshed_tables
-from pulso_etl.backfill import chunks
-from pulso_etl.budget import DailyBudget
-from pulso_etl.launch import TABLE_TAG, plan_tables, range_of, run_tags
-from pulso_etl.refresh import DayRange, Mode, RefreshPlan
+from pulso_etl.refreshing.budget import DailyBudget
+from pulso_etl.refreshing.launch import TABLE_TAG, plan_tables, range_of, run_tags
+from pulso_etl.refreshing.plan import Mode, RefreshPlan, chunks
 from pulso_etl.settings import Settings
-from pulso_etl.tables.spec import TableSpec
-from pulso_etl.tags import PIPELINE_TAG
-from pulso_etl.tenants import route
+from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.spec import TableSpec
+from pulso_etl.sync.tags import PIPELINE_TAG
+from pulso_etl.tenancy.tenants import route
 
 SLOT_TAG = "pulso_etl/slot"
 """Run tag: which of its refresh's slots the run takes; `dagster.yaml` lets one run of each go on at a time."""

@@ -10,8 +10,8 @@ import uvicorn
 from pulso_etl.api.access import NO_TOKENS
 from pulso_etl.api.listening import configuration
 from pulso_etl.api.tenants import application
-from pulso_etl.errors import SettingsError
 from pulso_etl.settings import Settings
+from pulso_etl.sync.errors import SettingsError
 
 
 def serve(settings: Settings) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from http.cookies import CookieError, SimpleCookie
 
-from pulso_etl.api.tokens import Caller, Token, find_caller
+from pulso_etl.access.tokens import Caller, Token, find_caller
 
 COOKIE = "pulso_session"
 LIFETIME = timedelta(hours=12)

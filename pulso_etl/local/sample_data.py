@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from google.cloud import bigquery
 
-from pulso_etl.refresh import LIMA
+from pulso_etl.sync.days import LIMA
 
 CARTERAS = ("TEMPRANA", "ALTAS NUEVAS", "CUOTA FRACCIONADA", "GESTIÓN ESPECIAL", "REINCIDENTE NIÑEZ")
 SERVICIOS = ("FIJA", "MOVIL")

@@ -21,15 +21,15 @@ import psycopg
 from google.api_core.exceptions import GoogleAPIError
 from sqlalchemy import make_url
 
-from pulso_etl.api.tokens import Caller, Role, make_token, token_of
-from pulso_etl.destination.sessions import Session
-from pulso_etl.errors import LocalStackError
+from pulso_etl.access.tokens import Caller, Role, make_token, token_of
 from pulso_etl.local.child import Child, interruptible, uninterrupted
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl.local.sample_data import DEFAULT_ROWS, SampleData
-from pulso_etl.refresh import lima_day
 from pulso_etl.settings import Settings, load_settings
+from pulso_etl.sync.days import lima_day
+from pulso_etl.sync.errors import LocalStackError
+from pulso_etl.sync.postgres.sessions import Session
 
 Server = TypeVar("Server")
 DEVELOPER = Caller("dev", Role.ADMIN)
@@ -37,7 +37,7 @@ DEVELOPER = Caller("dev", Role.ADMIN)
 DAGSTER_SCHEMA = "pulso_dagster"
 """Where Dagster keeps its own tables in a database that DATABASE_URL names."""
 DAEMON = "from dagster._daemon.cli import main; main()"
-PULSO = "from pulso_etl.cli import main; main()"
+PULSO = "from pulso_etl.cli.main import main; main()"
 LOCATION = "pulso_etl.definitions"
 WORKSPACE = """
 load_from:

@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 
+from pulso_etl.sync.spec import Column, ColumnType, TableSpec
 from pulso_etl.tables.columns import (
     ARCHIVO,
     CARTERA,
@@ -13,7 +14,6 @@ from pulso_etl.tables.columns import (
     query,
     text,
 )
-from pulso_etl.tables.spec import Column, ColumnType, TableSpec
 
 ASSIGNMENT_DATA = TableSpec(
     name="assignment_data",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 
-from pulso_etl.tables.spec import Column, ColumnType
+from pulso_etl.sync.spec import Column, ColumnType
 
 
 def query(table: str) -> str:

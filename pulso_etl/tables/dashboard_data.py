@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 
+from pulso_etl.sync.spec import Column, ColumnType, TableSpec
 from pulso_etl.tables.columns import (
     ARCHIVO,
     CARTERA,
@@ -14,7 +15,6 @@ from pulso_etl.tables.columns import (
     ratio,
     share,
 )
-from pulso_etl.tables.spec import Column, ColumnType, TableSpec
 
 DASHBOARD_DATA = TableSpec(
     name="dashboard_data",

@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 
+from pulso_etl.sync.spec import TableSpec
 from pulso_etl.tables.columns import (
     ARCHIVO,
     CARTERA,
@@ -14,7 +15,6 @@ from pulso_etl.tables.columns import (
     ratio,
     share,
 )
-from pulso_etl.tables.spec import TableSpec
 
 EVOLUTION_DATA = TableSpec(
     name="evolution_data",

@@ -2,8 +2,8 @@
 
 from datetime import timedelta
 
+from pulso_etl.sync.spec import Column, ColumnType, TableSpec
 from pulso_etl.tables.columns import ARCHIVO, FECHA_FOTO, FECHA_PROCESAMIENTO, count, query, ratio, share, text
-from pulso_etl.tables.spec import Column, ColumnType, TableSpec
 
 OPERATION_DATA = TableSpec(
     name="operation_data",

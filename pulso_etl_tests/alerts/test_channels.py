@@ -15,8 +15,8 @@ from pulso_etl.alerts.channels import parse_channels
 from pulso_etl.alerts.delivery import send
 from pulso_etl.alerts.messages import Message
 from pulso_etl.alerts.service import try_channels
-from pulso_etl.errors import SettingsError
 from pulso_etl.settings import Settings, load_settings
+from pulso_etl.sync.errors import SettingsError
 from pulso_etl_tests.alerts.receivers import Inbox, MakeSettings, Receiver
 
 MESSAGE = Message("[Pulso] Datos vencidos (operation_data)", "Qué pasó: añejos <b> & viejos\nQué hacer: nada", "failure")

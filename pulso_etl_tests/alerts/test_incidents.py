@@ -33,7 +33,7 @@ from pulso_etl.alerts.incidents import (
     succeeded,
 )
 from pulso_etl.alerts.messages import render
-from pulso_etl.refresh import DayRange
+from pulso_etl.sync.days import DayRange
 
 START = datetime(2026, 3, 2, 15, 0, tzinfo=UTC)
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)

@@ -8,7 +8,8 @@ import pytest
 
 from pulso_etl.alerts.incidents import Cause, Failed, Notice, Recovered, Stage, absorb
 from pulso_etl.alerts.messages import WORDINGS, Message, duration, last_load, render
-from pulso_etl.refresh import DayRange, Watermark
+from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.owed import Watermark
 
 # 23:30 of 1 March in Lima.
 AT = datetime(2026, 3, 2, 4, 30, tzinfo=UTC)

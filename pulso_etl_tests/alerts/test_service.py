@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from pulso_etl.alerts.incidents import Cause, Failed, Recovered, succeeded
 from pulso_etl.alerts.service import Alerts
 from pulso_etl.local.postgres import EmbeddedPostgres
-from pulso_etl.refresh import DayRange
+from pulso_etl.sync.days import DayRange
 from pulso_etl_tests.alerts.receivers import Inbox, MakeSettings, Receiver
 
 START = datetime(2026, 3, 2, 15, 0, tzinfo=UTC)

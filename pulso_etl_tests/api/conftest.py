@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from pulso_etl.api.tokens import Role, make_token
+from pulso_etl.access.tokens import Role, make_token
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.settings import Settings
 from pulso_etl_tests.api.server import ApiServer

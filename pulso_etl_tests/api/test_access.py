@@ -14,8 +14,8 @@ from starlette.datastructures import Headers
 from pulso_etl.api.access import MAXIMUM_ADDRESSES, MAXIMUM_BODY_BYTES, REFUSAL_SECONDS, REFUSALS, Refusals, refusal
 from pulso_etl.api.app import create_app
 from pulso_etl.api.server import serve
-from pulso_etl.errors import SettingsError
 from pulso_etl.settings import Settings
+from pulso_etl.sync.errors import SettingsError
 from pulso_etl_tests.api.conftest import SECRETS, settings_of
 from pulso_etl_tests.api.server import ApiServer
 from pulso_etl_tests.conftest import wait_until

@@ -14,8 +14,8 @@ import pytest
 from pydantic import SecretStr
 from starlette.types import Message
 
+from pulso_etl.access.tokens import Role, make_token
 from pulso_etl.api.door import Door
-from pulso_etl.api.tokens import Role, make_token
 from pulso_etl.settings import AccessSettings, Settings
 from pulso_etl_tests.api.server import ApiServer
 

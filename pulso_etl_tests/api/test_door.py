@@ -18,11 +18,11 @@ from pydantic import SecretStr
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from pulso_etl.access.tokens import Role, make_token
 from pulso_etl.api.door import Door
 from pulso_etl.api.sessions import COOKIE, LIFETIME, Sessions
-from pulso_etl.api.tokens import Role, make_token
-from pulso_etl.errors import SettingsError
 from pulso_etl.settings import AccessSettings
+from pulso_etl.sync.errors import SettingsError
 from pulso_etl_tests.api.browser import chromium, find_chromium
 from pulso_etl_tests.api.conftest import SECRETS, settings_of
 from pulso_etl_tests.api.server import ApiServer

@@ -13,10 +13,10 @@ import pytest
 from psycopg import sql
 from pydantic import SecretStr
 
+from pulso_etl.access.tokens import Caller, Role
 from pulso_etl.api.app import Deployment
 from pulso_etl.api.dagster_client import DagsterUnavailable
 from pulso_etl.api.refreshes import Asked
-from pulso_etl.api.tokens import Caller, Role
 from pulso_etl.settings import Settings
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.api.conftest import Target

@@ -11,8 +11,8 @@ from graphql import build_client_schema, get_introspection_query, parse, validat
 from graphql.language import OperationDefinitionNode
 from pydantic import SecretStr
 
-from pulso_etl.launch import range_tags
-from pulso_etl.refresh import DayRange, lima_day
+from pulso_etl.refreshing.launch import range_tags
+from pulso_etl.sync.days import DayRange, lima_day
 from pulso_etl_tests.api.conftest import SECRETS, settings_of
 from pulso_etl_tests.api.server import ApiServer
 from pulso_etl_tests.dagster_stack import DagsterStack

@@ -17,18 +17,20 @@ from pydantic import SecretStr
 from pulso_etl.alerts.incidents import Cause, Event, Failed
 from pulso_etl.alerts.incidents import Recovered as Well
 from pulso_etl.automation.alerting import CheckOutcome, events
-from pulso_etl.automation.due import Standing
 from pulso_etl.automation.jobs import build_jobs
 from pulso_etl.automation.sensors import Automation, check_outcomes, explained, standings
-from pulso_etl.budget import Budget
-from pulso_etl.checks import up_to_date_key
-from pulso_etl.coordinator import TENANT_TAG
+from pulso_etl.checks.asset_checks import up_to_date_key
 from pulso_etl.definitions import build_defs, build_resources
-from pulso_etl.destination.watermarks import Attempt, Extraction, Loaded, Watermarks
-from pulso_etl.launch import run_tags
+from pulso_etl.instance.coordinator import TENANT_TAG
 from pulso_etl.local.emulator import BigQueryEmulator
-from pulso_etl.refresh import DayRange, Loss, Watermark, is_stale
+from pulso_etl.refreshing.budget import Budget
+from pulso_etl.refreshing.due import Standing
+from pulso_etl.refreshing.launch import run_tags
+from pulso_etl.refreshing.plan import is_stale
 from pulso_etl.settings import Settings
+from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.ledger.watermarks import Attempt, Extraction, Loaded, Watermarks
+from pulso_etl.sync.owed import Loss, Watermark
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.alerts.receivers import Inbox, Receiver
 from pulso_etl_tests.conftest import seed

@@ -14,16 +14,16 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from pulso_etl import patience
 from pulso_etl.automation import schedules, sensors
 from pulso_etl.automation.jobs import build_jobs
 from pulso_etl.automation.sensors import Automation
+from pulso_etl.bigquery import changes
 from pulso_etl.definitions import build_resources
-from pulso_etl.destination.watermarks import Extraction, Loaded, Watermarks
 from pulso_etl.local.emulator import BigQueryEmulator
-from pulso_etl.refresh import DayRange, lima_day
 from pulso_etl.settings import Settings
-from pulso_etl.source import changes
+from pulso_etl.sync import patience
+from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.ledger.watermarks import Extraction, Loaded, Watermarks
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.alerts.receivers import Receiver
 from pulso_etl_tests.conftest import seed

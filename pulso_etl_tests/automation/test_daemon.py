@@ -16,12 +16,12 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from pulso_etl.coordinator import HEAD_START_SECONDS
+from pulso_etl.instance.coordinator import HEAD_START_SECONDS
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl.local.sample_data import SampleData
-from pulso_etl.refresh import lima_day
 from pulso_etl.settings import Settings
+from pulso_etl.sync.days import lima_day
 from pulso_etl_tests.automation.short_tables import SHORT
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.dagster_stack import CHECKOUT, DagsterStack

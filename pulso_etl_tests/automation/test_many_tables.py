@@ -19,13 +19,13 @@ from benchmarks.specs import many
 from pulso_etl.automation.jobs import build_jobs
 from pulso_etl.automation.recovery import recover
 from pulso_etl.automation.sensors import REPORTED, SHOWN, Automation, check_outcomes
-from pulso_etl.checks import up_to_date_key
+from pulso_etl.checks.asset_checks import up_to_date_key
 from pulso_etl.definitions import build_source
-from pulso_etl.destination.watermarks import Watermarks
-from pulso_etl.launch import run_tags
-from pulso_etl.refresh import DayRange, lima_day
+from pulso_etl.refreshing.launch import run_tags
 from pulso_etl.settings import Settings
-from pulso_etl.tables.spec import TableSpec
+from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.ledger.watermarks import Watermarks
+from pulso_etl.sync.spec import TableSpec
 
 FEW, MANY = 20, 200
 DUE = 5

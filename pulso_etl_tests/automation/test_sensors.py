@@ -12,10 +12,10 @@ import pytest
 from pulso_etl.automation.jobs import build_jobs
 from pulso_etl.automation.sensors import Automation
 from pulso_etl.definitions import build_defs, build_resources
-from pulso_etl.destination.watermarks import Watermarks
 from pulso_etl.local.emulator import BigQueryEmulator
-from pulso_etl.refresh import lima_day
 from pulso_etl.settings import Settings
+from pulso_etl.sync.days import lima_day
+from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.conftest import seed
 from pulso_etl_tests.faulty_proxy import FaultyProxy, edited, set_modified, set_partition_times

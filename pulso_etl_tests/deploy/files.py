@@ -15,7 +15,7 @@ from dagster._cli import create_dagster_cli
 from dagster._daemon.cli import create_dagster_daemon_cli
 from dagster_webserver.cli import dagster_webserver
 
-from pulso_etl.cli import app
+from pulso_etl.cli.main import app
 from pulso_etl.settings import Settings
 
 ROOT = Path(__file__).parents[2]

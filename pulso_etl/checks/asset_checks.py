@@ -1,0 +1,365 @@
+"""Asset checks of every table, built from its declaration. No table is special-cased here.
+
+They are one op a table: Dagster looks at every op of a graph again for each job when a code server starts. The checks of
+`refresh_check_keys` ask PostgreSQL only, in one statement a table, and run with every refresh. `reconciliation` asks BigQuery,
+which bills for it, and runs alone: by a job, the UI's button, or `pulso-etl reconcile`.
+
+Which checks a run takes is up to how it is launched. Dagster 1.13 adds every check of a selected asset wherever a launch names
+no checks (`RunRequest`, GraphQL with an `assetSelection` only, back-fills), and the UI's Materialize names them all; nothing on a
+check can say otherwise. So our own launches name the checks of `refresh_check_keys`, and a reconciliation that finds itself in a
+run that materializes its table ends at once, with no result and no query: Dagster then shows it as skipped in that run.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from statistics import median
+from typing import Any
+
+import dagster as dg
+
+from pulso_etl.assets import RETRIES, asset_key, resource, tagged_range
+from pulso_etl.bigquery.source import BigQuerySource
+from pulso_etl.checks.reconciliation import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE, Reconciliation, reconcile
+from pulso_etl.refreshing.plan import is_stale
+from pulso_etl.sync.days import LIMA, DayRange, lima_day
+from pulso_etl.sync.errors import PulsoError
+from pulso_etl.sync.io_manager import PostgresUpsertIOManager
+from pulso_etl.sync.ledger.watermarks import LOOK_EVERY, Watermarks
+from pulso_etl.sync.loading.load import translated
+from pulso_etl.sync.loading.quality import WEEKS, Check, Inspection, inspect, rules
+from pulso_etl.sync.loading.strategies import STRATEGIES
+from pulso_etl.sync.owed import Watermark
+from pulso_etl.sync.redaction import clean_errors
+from pulso_etl.sync.spec import TableSpec
+
+BLOCKING = {Check.PRIMARY_KEY, Check.REQUIRED_COLUMNS, Check.VALUE_LIMITS}
+"""A load refuses what these look for: where one fails, something else wrote to the table. It fails the run."""
+COMPARED_WEEKS = 2
+"""With fewer earlier weeks that hold rows, nothing is said of a day's volume."""
+SMALL_DIFFERENCE = 10
+"""So few rows more or less than usual are nothing unusual, whatever the factor."""
+SHOWN = 200
+"""Rows of a table in a result's metadata, at most."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check says: plain text, and records (by title) of all that is wrong."""
+
+    check: Check
+    passed: bool
+    text: str
+    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.WARN
+    records: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+def build_checks(spec: TableSpec) -> dg.AssetChecksDefinition:
+    """All checks of a table as one op, of which a run takes those that it names."""
+
+    @dg.multi_asset_check(
+        name=spec.qualify(f"{spec.name}_checks"),
+        description=f"Looks at what {spec.name} holds in PostgreSQL; `{Check.RECONCILIATION}` compares it with BigQuery.",
+        specs=[
+            dg.AssetCheckSpec(check.value, asset=asset_key(spec), description=text, blocking=check in BLOCKING)
+            for check, text in (descriptions(spec) | _descriptions_apart(spec)).items()
+        ],
+        can_subset=True,
+        compute_kind="postgres",
+        required_resource_keys={spec.qualify("bigquery"), spec.qualify("postgres")},
+        retry_policy=RETRIES,
+    )
+    def checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        chosen = {Check(key.name) for key in context.selected_asset_check_keys}
+        with clean_errors():
+            if chosen & descriptions(spec).keys():
+                yield from (one for one in _inspect(context, spec) if one.check_name in chosen)
+            if Check.UP_TO_DATE in chosen:
+                yield _look_at_watermark(context, spec)
+            if Check.RECONCILIATION in chosen:
+                yield from _reconcile(context, spec)
+
+    return checks
+
+
+def _inspect(context: dg.AssetCheckExecutionContext, spec: TableSpec) -> Iterator[dg.AssetCheckResult]:
+    postgres: PostgresUpsertIOManager = resource(context, spec, "postgres")
+    today = lima_day(datetime.now(UTC))
+    lookback = DayRange(today - timedelta(days=spec.lookback_days - 1), today)
+    window = tagged_range(context.run.tags) or lookback
+    with translated(spec, window), postgres.connect(context.run.run_id, spec.timeout) as conn:
+        inspection = inspect(conn, spec, postgres.database_schema, window, lookback)
+        Watermarks(postgres.database_schema).look(conn, spec, LOOK_EVERY)
+    return (result(finding, window) for finding in findings(spec, inspection, window, lookback))
+
+
+def _look_at_watermark(context: dg.AssetCheckExecutionContext, spec: TableSpec) -> dg.AssetCheckResult:
+    postgres: PostgresUpsertIOManager = resource(context, spec, "postgres")
+    now = datetime.now(UTC)
+    today = lima_day(now)
+    with translated(spec, DayRange(today, today)), postgres.connect(context.run.run_id, spec.timeout) as conn:
+        state = Watermarks(postgres.database_schema).read(conn).get(spec.name)
+    told = currency(spec, state.watermark if state else None, now)
+    return dg.AssetCheckResult(
+        check_name=told.check_name,
+        passed=told.passed,
+        severity=told.severity,
+        description=told.description,
+        metadata=told.metadata,
+    )
+
+
+def _reconcile(context: dg.AssetCheckExecutionContext, spec: TableSpec) -> Iterator[dg.AssetCheckResult]:
+    bigquery: BigQuerySource = resource(context, spec, "bigquery")
+    postgres: PostgresUpsertIOManager = resource(context, spec, "postgres")
+    if asset_key(spec) in context.job_def.asset_layer.selected_asset_keys:
+        context.log.info(f"{spec.name}: not reconciled, this run refreshes it; launch the check alone")
+        return
+    today = lima_day(datetime.now(UTC))
+    given = tagged_range(context.run.tags)
+    try:
+        with translated(spec, given or DayRange(today, today)), postgres.connect(context.run.run_id, spec.timeout) as conn:
+            compared = reconcile(conn, bigquery, spec, postgres.database_schema, given, today, context.run.run_id)
+    except PulsoError as error:
+        # Another attempt would wait for the table's lock as long again, or be billed again: that is for a person to ask for.
+        raise dg.Failure(str(error), allow_retries=False) from error
+    yield result(reconciled(spec, compared), compared.window)
+
+
+def _descriptions_apart(spec: TableSpec) -> dict[Check, str]:
+    """The checks that no refresh takes: one changes without a refresh, the other is billed for."""
+    kept = f" A key counts in the partition of its newest {spec.version_column}." if spec.version_column else ""
+    if spec.snapshot_of:
+        kept = f" Of each {', '.join(spec.snapshot_of)} the newest snapshot counts, in the partition of its day."
+    return {
+        Check.UP_TO_DATE: f"The last refresh is not older than {2 * spec.refresh_every}, and took in today's partition (while the "
+        "day is younger than that, yesterday's will do), and every day holds the rows of its last load. "
+        "Unlike the freshness policy, it is not misled by a load of older days.",
+        Check.RECONCILIATION: f"Rows, sums and numbers of values of each partition are the same in BigQuery, over the last "
+        f"{spec.reconcile_days} days or the run's range. Integers and amounts exactly, doubles to {RELATIVE_TOLERANCE:g} of their "
+        f"size or {ABSOLUTE_TOLERANCE:g}. Costs a query in BigQuery.{kept}",
+    }
+
+
+def currency(spec: TableSpec, watermark: Watermark | None, now: datetime) -> dg.AssetCheckEvaluation:
+    """What the check `up_to_date` says at the instant `now`; the alert sensor reports it when it changes, without a run."""
+    extracted = watermark.last_extracted_at if watermark else None
+    partition = watermark.last_partition if watermark else None
+    lost = f"{watermark.lost}; load them again: {watermark.lost.command(spec)}; " if watermark and watermark.lost else ""
+    return dg.AssetCheckEvaluation(
+        check_name=Check.UP_TO_DATE.value,
+        asset_key=asset_key(spec),
+        passed=not is_stale(spec, watermark, now),
+        severity=dg.AssetCheckSeverity.WARN,
+        description=lost
+        + (
+            f"last refresh {extracted.astimezone(LIMA):%Y-%m-%d %H:%M} in Lima, newest partition {partition}"
+            if extracted
+            else "never refreshed"
+        ),
+        metadata={"last_extracted_at": str(extracted), "last_partition": str(partition)},
+    )
+
+
+def refresh_check_keys(spec: TableSpec) -> list[dg.AssetCheckKey]:
+    """The checks that belong into every refresh of the table."""
+    return [dg.AssetCheckKey(asset_key(spec), check.value) for check in descriptions(spec)]
+
+
+def reconciliation_key(spec: TableSpec) -> dg.AssetCheckKey:
+    """The check that compares the table with its source."""
+    return dg.AssetCheckKey(asset_key(spec), Check.RECONCILIATION.value)
+
+
+def up_to_date_key(spec: TableSpec) -> dg.AssetCheckKey:
+    """The check that the table is not stale."""
+    return dg.AssetCheckKey(asset_key(spec), Check.UP_TO_DATE.value)
+
+
+def refresh_selection(specs: Iterable[TableSpec]) -> dg.AssetSelection:
+    """The tables with their checks of every refresh, for a job that refreshes them."""
+    chosen = list(specs)
+    assets = dg.AssetSelection.assets(*map(asset_key, chosen)).without_checks()
+    return assets | dg.AssetSelection.checks(*(key for spec in chosen for key in refresh_check_keys(spec)))
+
+
+def reconciliation_selection(specs: Iterable[TableSpec]) -> dg.AssetSelection:
+    """The reconciliations of the tables and nothing else, for a job that compares them with their sources."""
+    return dg.AssetSelection.checks(*map(reconciliation_key, specs))
+
+
+def descriptions(spec: TableSpec) -> dict[Check, str]:
+    """The table's checks of every refresh, each with what it looks at."""
+    by_check: dict[Check, list[str]] = {}
+    for rule in rules(spec):
+        by_check.setdefault(rule.check, []).append(f"{rule.column} {rule.fault}")
+    once = ", and a key occurs once" if STRATEGIES[spec.strategy].unique else ""
+    found = {Check.PRIMARY_KEY: f"No column of the key ({', '.join(spec.primary_key)}) is null{once}."}
+    for check, text in (
+        (Check.REQUIRED_COLUMNS, "No row has"),
+        (Check.VALUE_LIMITS, "A load refuses a row, and so none has"),
+        (Check.EXPECTED_VALUES, "The source may have its reasons, but no row should have"),
+    ):
+        if check in by_check:
+            found[check] = f"{text}: {', '.join(by_check[check])}."
+    if spec.minimum_records:
+        found[Check.MINIMUM_RECORDS] = f"The last {spec.lookback_days} days hold {spec.minimum_records} rows or more."
+    # Where the newest version alone is kept, older partitions run empty: their rows say nothing.
+    if spec.partition_in_key:
+        found[Check.VOLUME] = (
+            f"A day holds neither more than {spec.volume_factor:g} times nor less than 1/{spec.volume_factor:g} of the rows of the "
+            f"same weekday in the {WEEKS} weeks before (their median, of {COMPARED_WEEKS} at least). Today may have fewer, so far."
+        )
+    return found
+
+
+def findings(spec: TableSpec, inspection: Inspection, window: DayRange, lookback: DayRange) -> Iterator[Finding]:
+    """What the table's checks say of an inspection; `lookback` ends today.
+
+    The minimum is a warning: it can't tell a source that fails from a holiday, a new deployment or sample data. A load that would
+    take the rows of a day away is refused before its commit, see `verify`.
+    """
+    rows = _rows_in(inspection, window)
+    for check in descriptions(spec):
+        if check is Check.MINIMUM_RECORDS:
+            held = _rows_in(inspection, lookback)
+            yield Finding(
+                check,
+                held >= spec.minimum_records,
+                f"{held} rows in {lookback}, {spec.minimum_records} or more expected",
+                metadata={"lookback": str(lookback), "records": held, "minimum_records": spec.minimum_records},
+            )
+        elif check is Check.VOLUME:
+            days = unusual_days(inspection.rows_by_day, window, lookback.end, spec.volume_factor)
+            text = "; ".join(f"{day['partition']}: {day['rows']} rows, usually {day['usual']:g}" for day in days)
+            yield Finding(check, not days, text or "nothing unusual", records={"unusual_days": days})
+        else:
+            yield _of_rows(spec, check, inspection, rows)
+
+
+def _rows_in(inspection: Inspection, days: DayRange) -> int:
+    return sum(rows for day, rows in inspection.rows_by_day.items() if day in days)
+
+
+def _of_rows(spec: TableSpec, check: Check, inspection: Inspection, rows: int) -> Finding:
+    failures: list[dict[str, Any]] = [
+        {
+            "column": breach.rule.column,
+            "fault": breach.rule.fault,
+            "rows": breach.rows,
+            "partition": breach.example[spec.partition_column],
+            "example_key": _key(spec, breach.example),
+        }
+        for breach in inspection.breaches
+        if breach.rule.check is check
+    ]
+    if check is Check.PRIMARY_KEY and inspection.duplicates:
+        failures.append(
+            {
+                "column": ", ".join(spec.primary_key),
+                "fault": "occurs more than once",
+                "rows": inspection.duplicates,
+                "partition": inspection.duplicate.get(spec.partition_column),
+                "example_key": _key(spec, inspection.duplicate),
+            }
+        )
+    text = "; ".join(f"{one['column']} {one['fault']}: {one['rows']} row(s), e.g. {one['example_key']}" for one in failures[:3])
+    severity = dg.AssetCheckSeverity.ERROR if check in BLOCKING else dg.AssetCheckSeverity.WARN
+    return Finding(check, not failures, text or f"{rows} rows keep to it", severity, {"failures": failures}, {"rows": rows})
+
+
+def _key(spec: TableSpec, example: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={example[name]}" for name in spec.primary_key)
+
+
+def unusual_days(rows_by_day: Mapping[date, int], window: DayRange, today: date, factor: float) -> list[dict[str, Any]]:
+    """The days of the window with `factor` times more, or fewer, rows than usual: than the same weekday's median, weeks before.
+
+    Weeks without rows on that weekday do not count. Today is not over, and can only have too many.
+    """
+    unusual = []
+    for number in range(window.days):
+        day = window.start + timedelta(days=number)
+        weeks = [rows for week in range(1, WEEKS + 1) if (rows := rows_by_day.get(day - timedelta(weeks=week), 0))]
+        if len(weeks) < COMPARED_WEEKS or day > today:
+            continue
+        rows, usual = rows_by_day.get(day, 0), median(weeks)
+        beyond = rows > usual * factor or (day < today and rows * factor < usual)
+        if beyond and abs(rows - usual) >= SMALL_DIFFERENCE:
+            unusual.append({"partition": str(day), "rows": rows, "usual": float(usual), "weeks": len(weeks)})
+    return unusual
+
+
+def reconciled(spec: TableSpec, found: Reconciliation) -> Finding:
+    """What the check says of a reconciliation: an error where a partition differs that no refresh will read again by itself.
+
+    In the days that are owed the source may have changed since they were loaded; the next refresh takes that in.
+    Where a key lives in several partitions, one fault shows on several days: all of them are to be loaded again, and with them the
+    later days that may hold what is newer.
+    """
+    settled = [one for one in found.differences if one.day < found.owed_since]
+    days = sorted({one.day for one in (settled if spec.partition_in_key else ()) or found.differences})
+    if days:
+        last = days[-1] if spec.partition_in_key else max(days[-1], found.read.end)
+        shown = [one for one in found.differences if one.day == days[0]]
+        text = f"{len(days)} partition(s) differ; {days[0]}: " + "; ".join(
+            f"{one.measure} is {_plain(one.source)} in BigQuery, {_plain(one.target)} in PostgreSQL" for one in shown[:3]
+        )
+        text += (
+            f". Load them again: pulso-etl refresh {spec.as_argument} --from {days[0]} --to {last}"
+            if settled
+            else ". The next refresh reads these days again; if they differ after it, that is a fault"
+        )
+    else:
+        text = f"{found.target_rows} rows agree"
+    if found.quarantined:
+        told = "; ".join(f"{day}: {rows}" for day, rows in list(found.quarantined.items())[:5])
+        more = "; …" if len(found.quarantined) > 5 else ""
+        text += (
+            f". {sum(found.quarantined.values())} row(s) of the source stand in quarantine ({told}{more}): they are left out, as "
+            "are the rows that PostgreSQL keeps of their keys"
+        )
+    records = [
+        {
+            "partition": str(one.day),
+            "column": one.measure.column or "",
+            "measure": str(one.measure),
+            "bigquery": _plain(one.source),
+            "postgresql": _plain(one.target),
+        }
+        for one in found.differences
+    ]
+    return Finding(
+        Check.RECONCILIATION,
+        not found.differences,
+        text,
+        dg.AssetCheckSeverity.ERROR if settled else dg.AssetCheckSeverity.WARN,
+        {"differences": records},
+        {
+            "rows_bigquery": found.source_rows,
+            "rows_postgresql": found.target_rows,
+            "rows_quarantined": sum(found.quarantined.values()),
+            **found.cost,
+        },
+    )
+
+
+def _plain(value: Any) -> str:
+    return "nothing" if value is None else str(value)
+
+
+def result(finding: Finding, window: DayRange) -> dg.AssetCheckResult:
+    """The finding as Dagster records it: at most `SHOWN` records of a kind, and how many there are."""
+    metadata: dict[str, Any] = {"partitions": str(window), **finding.metadata}
+    for title, records in finding.records.items():
+        metadata[f"number_of_{title}"] = len(records)
+        if records:
+            metadata[title] = dg.MetadataValue.table([dg.TableRecord(record) for record in records[:SHOWN]])
+    return dg.AssetCheckResult(
+        check_name=finding.check.value,
+        passed=finding.passed,
+        severity=finding.severity,
+        description=finding.text,
+        metadata=metadata,
+    )

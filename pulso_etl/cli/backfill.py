@@ -1,0 +1,168 @@
+"""Long ranges in chunks: independent runs of some days each, several at a time, each in a process of its own.
+
+Dagster's own back-fills are split in the same way, by the assets' back-fill policy; this is for where no daemon runs.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import dagster as dg
+
+from pulso_etl import logs
+from pulso_etl.definitions import build_defs
+from pulso_etl.refreshing.launch import Outcome, run_plan
+from pulso_etl.refreshing.plan import RefreshPlan, chunks
+from pulso_etl.refreshing.presence import present
+from pulso_etl.settings import Settings
+from pulso_etl.sync.spec import TableSpec
+
+Tell = Callable[[Outcome], None]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What all chunks of a refresh have in common; `logger` is the configuration of `logs.run_logger`."""
+
+    settings: Settings
+    tables: Mapping[str, TableSpec]
+    force: bool = False
+    allow_shrink: bool = False
+    logger: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Chunks of one table that are loaded one after the other."""
+
+    spec: TableSpec
+    plans: tuple[RefreshPlan, ...]
+
+
+def chains(specs: Mapping[str, TableSpec], plans: Sequence[RefreshPlan]) -> list[Chain]:
+    """What may go on at the same time: each chunk by itself, but for a table whose keys live in several partitions, which has one
+    writer at a time."""
+    found = []
+    for plan in plans:
+        spec, parts = specs[plan.table], chunks(specs[plan.table], plan)
+        found += [Chain(spec, (part,)) for part in parts] if spec.partition_in_key else [Chain(spec, tuple(parts))]
+    return found
+
+
+def run_chunks(launch: Launch, todo: Sequence[Chain], workers: int, tell: Tell) -> None:
+    """Runs every chunk, `workers` chains at a time, and tells of each when it is over; one that fails stops no other.
+
+    With one worker, in this process. A chain whose process was killed is run once more. Raises KeyboardInterrupt where an interrupt
+    or SIGTERM ended the runs.
+    """
+    if workers == 1:
+        for chain in todo:
+            for outcome in run_chain(launch, chain):
+                tell(outcome)
+        return
+    waiting = list(todo)
+    for last in (False, True):
+        lost = []
+        with _pool(workers) as pool:
+            asked = {pool.submit(_run_whole_chain, launch, chain): chain for chain in waiting}
+            for future in as_completed(asked):
+                chain = asked[future]
+                try:
+                    outcomes = future.result()
+                except BrokenProcessPool:
+                    # Whichever process died, the pool gives up all that were not done.
+                    lost.append(chain)
+                    outcomes = [_killed(plan) for plan in chain.plans] if last else []
+                for outcome in outcomes:
+                    tell(outcome)
+        waiting = lost
+
+
+def run_chain(launch: Launch, chain: Chain) -> Iterator[Outcome]:
+    """Runs the chunks of the chain in this process. Raises KeyboardInterrupt where an interrupt or SIGTERM ended a run."""
+    defs = build_defs(launch.settings, tables=launch.tables)
+    with dg.DagsterInstance.get() as instance, present(launch.settings) as process:
+        for plan in chain.plans:
+            grants = {"force": launch.force, "allow_shrink": launch.allow_shrink}
+            yield run_plan(defs, instance, chain.spec, plan, **grants, process=process, logger=launch.logger)
+
+
+def whole(spec: TableSpec, plan: RefreshPlan, parts: Sequence[Outcome], seconds: float) -> Outcome:
+    """What became of the whole plan, by what became of its chunks. `seconds` is how long it took in all, wall-clock."""
+    counts: Counter[str] = Counter()
+    for part in parts:
+        counts.update(part.counts)
+    failed = sorted((part for part in parts if part.error), key=lambda part: str(part.window))
+    error = failed[0].error if failed else None
+    if failed and len(parts) > 1:
+        again = "; ".join(
+            f"pulso-etl refresh {spec.as_argument} --from {p.window.start} --to {p.window.end}" for p in failed if p.window
+        )
+        error = f"{len(failed)} of {len(parts)} chunks failed, the others are loaded; first: {error}\nto load them again: {again}"
+    # In the order in which they ended: the last one knows what all of them left, unless one has moved the watermark.
+    owed = [part.owed for part in parts if part.error is None]
+    return Outcome(
+        spec.name,
+        plan.window,
+        plan.reason,
+        parts[0].run_id if len(parts) == 1 else None,
+        error,
+        seconds,
+        dict(counts),
+        sum(part.bytes_billed for part in parts),
+        sum(part.cost for part in parts),
+        owed[-1] if owed and all(owed) else "",
+        tuple(f"{part.window}: {text}" if len(parts) > 1 else text for part in parts for text in part.warnings),
+    )
+
+
+def _run_whole_chain(launch: Launch, chain: Chain) -> list[Outcome]:
+    return list(run_chain(launch, chain))
+
+
+def _killed(plan: RefreshPlan) -> Outcome:
+    return Outcome(plan.table, plan.window, plan.reason, error="the process of this chunk was killed, and so was the second one")
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of processes that end with this one, however that ends."""
+
+    def interrupt(number: int, frame: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    # Forked, a process would share the connections of this one.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin)
+    try:
+        yield pool
+    except BaseException:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+        signal.signal(signal.SIGTERM, before)
+
+
+def _begin() -> None:
+    """In each process of the pool: logs, and an end with its parent."""
+    logs.configure()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        # As an interrupt does it: the load is rolled back, and its failure written down.
+        signal.raise_signal(signal.SIGTERM)
+
+    threading.Thread(target=follow, daemon=True).start()

@@ -1,1 +1,0 @@
-"""PostgreSQL: schema, the load in one transaction, watermarks, and the IO manager that puts them together."""

@@ -1,0 +1,105 @@
+"""Dagster's own storage in PostgreSQL, which takes the events of many days together, and whose sessions state their settings;
+`dagster.yaml` names it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import sqlalchemy as sa
+from dagster import DagsterEventType, EventLogEntry
+from dagster._core.storage.event_log import SqlEventLogStorageTable
+from dagster._serdes import ConfigurableClassData
+from dagster_postgres import DagsterPostgresStorage, PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
+from dagster_postgres.utils import get_token_provider_from_config, pg_url_from_config
+
+from pulso_etl.sync.postgres.session_settings import STATED, UNLIMITED, stating
+
+# psycopg2, by which Dagster connects, looks once how strings are quoted, and goes by that ever after.
+SETTINGS = {name: value for name, value in STATED.items() if name != "standard_conforming_strings"} | UNLIMITED.settings()
+"""What Dagster's sessions state. It takes the server's clock for UTC, for one, whatever zone the server has."""
+STATEMENT = stating(SETTINGS).as_string()
+
+
+class Stating:
+    """Mixed into a storage of Dagster's: the sessions of each engine that it makes, the webserver's too, state SETTINGS."""
+
+    _stating_engine: sa.Engine
+
+    @property
+    def _engine(self) -> sa.Engine:
+        return self._stating_engine
+
+    @_engine.setter
+    def _engine(self, engine: sa.Engine) -> None:
+        sa.event.listen(engine, "connect", _state)
+        self._stating_engine = engine
+
+
+def _state(connection: Any, _: object) -> None:
+    # In a transaction, a limit that the server sets could end the session before the settings hold.
+    before, connection.autocommit = connection.autocommit, True
+    connection.set_client_encoding("UTF8")
+    with connection.cursor() as cursor:
+        cursor.execute(STATEMENT)
+    connection.autocommit = before
+
+
+class StatingRunStorage(Stating, PostgresRunStorage):
+    """Dagster's own, whose sessions state their settings."""
+
+
+class StatingScheduleStorage(Stating, PostgresScheduleStorage):
+    """Dagster's own, whose sessions state their settings."""
+
+
+class BatchingEventLogStorage(Stating, PostgresEventLogStorage):
+    """Dagster's own, which stores the materializations that a launch plans in one statement, as it does those that a run makes."""
+
+    def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
+        """Stores the events in their order."""
+        for kind, group in groupby(events, lambda event: event.get_dagster_event().event_type):
+            if kind is DagsterEventType.ASSET_MATERIALIZATION_PLANNED:
+                self._store_planned(list(group))
+            else:
+                super().store_event_batch(list(group))
+
+    def _store_planned(self, events: Sequence[EventLogEntry]) -> None:
+        insert = self.prepare_insert_event_batch(events).returning(SqlEventLogStorageTable.c.id)
+        with self._connect() as conn:
+            ids = [int(row[0]) for row in conn.execute(insert)]
+        last = {event.get_dagster_event().asset_key: (event, id) for event, id in zip(events, ids, strict=True)}
+        for event, id in last.values():
+            self.store_asset_event(event, id)
+
+
+class BatchingPostgresStorage(DagsterPostgresStorage):
+    """Dagster's own, configured alike, of these three."""
+
+    def __init__(
+        self,
+        postgres_url: str,
+        should_autocreate_tables: bool = True,
+        inst_data: ConfigurableClassData | None = None,
+        token_provider: Any = None,
+    ) -> None:
+        # Not Dagster's own beginning, which makes its own three.
+        super(DagsterPostgresStorage, self).__init__()  # type: ignore[no-untyped-call]
+        self.postgres_url = postgres_url
+        self.should_autocreate_tables = should_autocreate_tables
+        self._inst_data = inst_data
+        how = {"should_autocreate_tables": should_autocreate_tables, "token_provider": token_provider}
+        self._run_storage = StatingRunStorage(postgres_url, **how)
+        self._event_log_storage = BatchingEventLogStorage(postgres_url, **how)
+        self._schedule_storage = StatingScheduleStorage(postgres_url, **how)
+
+    @classmethod
+    def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Any) -> BatchingPostgresStorage:
+        """What `dagster.yaml` configures."""
+        return cls(
+            pg_url_from_config(config_value),
+            config_value.get("should_autocreate_tables", True),
+            inst_data,
+            get_token_provider_from_config(config_value),
+        )

@@ -1,0 +1,53 @@
+"""What the fork server of `code_server` imports before it forks a run. It opens no thread, socket or connection."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import logging
+import os
+from pathlib import Path
+from types import ModuleType
+
+from dagster.components.definitions import LazyDefinitions
+
+MODULE_VARIABLE = "PULSO_ETL_PRELOAD"
+"""Environment variable of the fork server: the module that has the definitions."""
+RUNS_NEED = (
+    "dagster._core.execution.api",
+    "dagster._grpc.impl",
+    "dagster_postgres",
+    "google.cloud.bigquery",
+    "google.cloud.bigquery_storage",
+    "psycopg",
+    # A process of multiprocessing imports the main program of its parent.
+    "pulso_etl.cli.main",
+)
+"""What a run imports late, beside the definitions."""
+
+
+def preload(module: str) -> None:
+    """Imports the module of the definitions and what runs need; a fault in it is told by the run that meets it."""
+    for name in (*RUNS_NEED, module):
+        try:
+            build(importlib.import_module(name))
+        except Exception:
+            logging.getLogger(__name__).warning("%s can't be loaded before the runs", name, exc_info=True)
+    threads = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    if len(threads) > 1:
+        logging.getLogger(__name__).warning("threads before the fork: %s", ", ".join(sorted(threads)))
+    # The objects stay in memory that all runs share: the garbage collector of a run would write to each of them.
+    gc.freeze()
+
+
+def build(module: ModuleType) -> None:
+    """Builds the definitions that the module has, once for all runs that are forked."""
+    for name, found in list(vars(module).items()):
+        if isinstance(found, LazyDefinitions) and not found.has_context_arg:
+            definitions = found()
+            definitions.get_repository_def().load_all_definitions()
+            setattr(module, name, definitions)
+
+
+if MODULE_VARIABLE in os.environ:
+    preload(os.environ[MODULE_VARIABLE])

@@ -1,0 +1,126 @@
+"""The day's BigQuery budget over all tables: what was billed by the history of extractions, and whether more may be.
+
+The cap of one query is the source's; this is the sum of all queries of a day of America/Lima.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime, time
+from typing import Any, Protocol
+
+import dagster as dg
+import psycopg
+import pyarrow as pa
+
+from pulso_etl.bigquery.source import TIB
+from pulso_etl.settings import GIBIBYTE, Settings
+from pulso_etl.sync.days import LIMA, DayRange, lima_day
+from pulso_etl.sync.errors import BudgetExceeded
+from pulso_etl.sync.ledger.watermarks import Watermarks
+from pulso_etl.sync.owed import Watermark
+from pulso_etl.sync.postgres.sessions import Session
+from pulso_etl.sync.streams import ChangeStream, PastStream
+from pulso_etl.sync.tags import FORCE_TAG
+
+ALERT_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes that may be billed on a day (None: no limit), bytes that were, and US dollars per TiB."""
+
+    limit: int | None
+    spent: int
+    price_per_tib: float
+
+    @property
+    def share(self) -> float:
+        """Spent of the limit, 0 where there is none."""
+        return self.spent / self.limit if self.limit else 0.0
+
+    @property
+    def is_spent(self) -> bool:
+        return self.limit is not None and self.spent >= self.limit
+
+    def __str__(self) -> str:
+        limit = "no limit" if self.limit is None else self._amount(self.limit)
+        return f"{self._amount(self.spent)} of {limit} billed today"
+
+    def admit(self) -> None:
+        """Raises BudgetExceeded where the budget is spent."""
+        if self.is_spent:
+            raise BudgetExceeded(
+                f"the day's BigQuery budget is spent: {self}; only forced refreshes run until midnight in America/Lima "
+                f"(--force, or the run tag {FORCE_TAG}=true); the budget is BIGQUERY_DAILY_BUDGET_BYTES"
+            )
+
+    def _amount(self, size: int) -> str:
+        return f"{size / GIBIBYTE:.2f} GiB ({size / TIB * self.price_per_tib:.2f} USD)"
+
+
+class DailyBudget(dg.ConfigurableResource[None]):
+    """The budget of a deployment: how many bytes a day of America/Lima may bill (None: no limit), US dollars per TiB."""
+
+    database_url: str
+    database_schema: str = "public"
+    limit: int | None = None
+    price_per_tib: float = 6.25
+
+    @classmethod
+    def of(cls, settings: Settings) -> DailyBudget:
+        """The budget that the settings describe."""
+        return cls(
+            database_url=settings.database_url.get_secret_value(),
+            database_schema=settings.database_schema,
+            limit=settings.bigquery_daily_budget_bytes,
+            price_per_tib=settings.bigquery_price_per_tib,
+        )
+
+    def today(self) -> Budget:
+        """The budget now. Asks PostgreSQL only where there is a limit. Raises psycopg.Error."""
+        if self.limit is None:
+            return Budget(None, 0, self.price_per_tib)
+        with Session(self.database_url, "budget").open() as conn:
+            return read_budget(conn, self.database_schema, datetime.now(UTC), self.limit, self.price_per_tib)
+
+
+class SourceStream(ChangeStream, PastStream, Protocol):
+    """What a source yields."""
+
+
+@dataclass(frozen=True)
+class AdmittedStream:
+    """A stream that asks only where the budget admits it; a SourceStream itself."""
+
+    stream: SourceStream
+    budget: DailyBudget
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return self.stream.metadata
+
+    def open(self) -> AbstractContextManager[pa.RecordBatchReader]:
+        """Raises BudgetExceeded, or what the stream raises."""
+        self.budget.today().admit()
+        return self.stream.open()
+
+    def read_past(self, days: DayRange) -> AbstractContextManager[pa.RecordBatchReader]:
+        """Raises BudgetExceeded, or what the stream raises."""
+        self.budget.today().admit()
+        return self.stream.read_past(days)
+
+    def capture(self, watermark: Watermark, written_at: datetime | None, now: datetime) -> datetime | None:
+        """Raises BudgetExceeded, or what the stream raises."""
+        self.budget.today().admit()
+        return self.stream.capture(watermark, written_at, now)
+
+    def whole(self, reason: str) -> None:
+        self.stream.whole(reason)
+
+
+def read_budget(conn: psycopg.Connection, schema: str, now: datetime, limit: int, price_per_tib: float) -> Budget:
+    """The budget at the instant `now`, by the attempts that ended since midnight in America/Lima, failed ones included."""
+    midnight = datetime.combine(lima_day(now), time(), LIMA)
+    return Budget(limit, Watermarks(schema).billed(conn, midnight), price_per_tib)

@@ -1,0 +1,154 @@
+"""Which tables are due for a refresh, and over which days: pure functions of what is known at one instant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+
+from pulso_etl.refreshing.plan import Mode, plan_refresh
+from pulso_etl.settings import Settings
+from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.ledger.ledger import Day
+from pulso_etl.sync.ledger.watermarks import Attempt
+from pulso_etl.sync.owed import Watermark
+from pulso_etl.sync.spec import TableSpec
+
+MEMORY = timedelta(days=2)
+"""How far back attempts matter: longer than the daily re-check, and than any back-off."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What is known of one table: its watermark, the attempts within MEMORY, the runs that are under way, and the `days` of its
+    ledger.
+
+    `in_flight` are those runs by id, each with its days, or None where it does not say.
+    """
+
+    watermark: Watermark | None = None
+    attempts: Sequence[Attempt] = ()
+    in_flight: Mapping[str, DayRange | None] = field(default_factory=dict)
+    days: Mapping[date, Day] = field(default_factory=dict)
+
+    def run_over(self, window: DayRange) -> str | None:
+        """A run under way that may load days of the window."""
+        return next((run for run, days in self.in_flight.items() if days is None or days.overlaps(window)), None)
+
+
+@dataclass(frozen=True)
+class BackOff:
+    """How long after its n-th failed run in a row a table waits: `base` doubled n-1 times, at most `cap`.
+
+    From `limit` failed runs on the table is retried at its ordinary rhythm only.
+    """
+
+    base: timedelta = timedelta(minutes=2)
+    cap: timedelta = timedelta(hours=1)
+    limit: int = 5
+
+    @classmethod
+    def of(cls, settings: Settings) -> BackOff:
+        """What the settings describe."""
+        return cls(
+            base=timedelta(seconds=settings.retry_wait_seconds),
+            cap=timedelta(seconds=settings.retry_wait_maximum_seconds),
+            limit=settings.retry_limit,
+        )
+
+    def wait(self, failures: int, refresh_every: timedelta) -> timedelta:
+        if failures >= self.limit:
+            return max(self.cap, refresh_every)
+        # Past twenty doublings no cap in use is the greater, and the number stays small.
+        return min(self.cap, self.base * (1 << min(failures - 1, 20)))
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do about a table: `window` to refresh, or None; `reason` for people.
+
+    `slot` names the due refresh: it changes when, and only when, a run of the table has ended. `failures` are the failed runs that
+    no later one has made good. `due` is when the table is to be refreshed next, None for at once.
+    """
+
+    table: str
+    window: DayRange | None
+    reason: str
+    slot: str = ""
+    failures: Sequence[Attempt] = ()
+    due: datetime | None = None
+
+
+def failed_runs(attempts: Iterable[Attempt], window: DayRange) -> list[Attempt]:
+    """The last attempt of each run, oldest first, that failed on days of the window which no later attempt has loaded."""
+    loaded: set[date] = set()
+    failures: dict[str, Attempt] = {}
+    for attempt in sorted(attempts, key=lambda attempt: attempt.finished_at, reverse=True):
+        days = {day for day in attempt.window if day in window}
+        if attempt.succeeded:
+            loaded |= days
+        elif days - loaded:
+            failures.setdefault(attempt.run_id, attempt)
+    return list(reversed(failures.values()))
+
+
+def due_at(spec: TableSpec, watermark: Watermark | None, failures: Sequence[Attempt], back_off: BackOff) -> datetime | None:
+    """When the table is to be refreshed next: after the wait for its failed runs, or at its ordinary rhythm; None means at once."""
+    if failures:
+        return failures[-1].finished_at + back_off.wait(len(failures), spec.refresh_every)
+    if watermark is None or watermark.last_extracted_at is None:
+        return None
+    return watermark.last_extracted_at + spec.refresh_every
+
+
+def decide(
+    spec: TableSpec, standing: Standing, now: datetime, *, first_day: date, initial_days: int, back_off: BackOff
+) -> Decision:
+    """Whether the table is due at `now`: its last success is too old, or days of its trailing range failed; and nothing speaks
+    against it: a run under way, or the wait after failures."""
+    plan, trailing = (
+        plan_refresh(spec, standing.watermark, Mode.INCREMENTAL, now, first_day=first_day, initial_days=initial_days, force=force)
+        for force in (False, True)
+    )
+    assert trailing.window is not None
+    failures = failed_runs(standing.attempts, trailing.window)
+    due = due_at(spec, standing.watermark, failures, back_off)
+
+    def wait(reason: str) -> Decision:
+        return Decision(spec.name, None, reason, failures=failures, due=due)
+
+    if (run := standing.run_over(trailing.window)) is not None:
+        return wait(f"run {run} is under way")
+    if plan.window is None and not failures:
+        return wait(plan.reason)
+    reason = trailing.reason
+    if failures:
+        if due is not None and now < due:
+            return wait(f"waits until {due:%Y-%m-%d %H:%M:%S %Z} after {len(failures)} failed run(s)")
+        reason = f"{reason}; retry after {len(failures)} failed run(s)"
+    since = standing.watermark.last_extracted_at if standing.watermark else None
+    last = max(standing.attempts, key=lambda attempt: attempt.finished_at, default=None)
+    slot = f"{since.isoformat() if since else 'never'}/{last.run_id if last else 'none'}"
+    return Decision(spec.name, trailing.window, reason, slot, failures, due)
+
+
+def loaded_days(window: DayRange, days: Mapping[date, Day], now: datetime, recheck_every: timedelta) -> dict[date, datetime]:
+    """The days of the window that were loaded within `recheck_every`, each with when its rows were read.
+
+    `now` is by the server's clock, as are the readings; one after it was of a clock that was wrong, and says nothing.
+    """
+    return {
+        day: known.loaded_at
+        for day, known in days.items()
+        if day in window and timedelta(0) <= now - known.loaded_at < recheck_every
+    }
+
+
+def changed_days(
+    window: DayRange, loaded: Mapping[date, datetime], modified: Mapping[date, datetime], margin: timedelta
+) -> list[date]:
+    """The days of the window that must be read again: not in `loaded`, or changed since by what `modified` tells.
+
+    `margin` allows for clocks that differ and for commits that come late. A day that `modified` does not name has not changed.
+    """
+    return [day for day in window if day not in loaded or (day in modified and modified[day] >= loaded[day] - margin)]

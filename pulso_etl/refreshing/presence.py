@@ -1,0 +1,61 @@
+"""Whether a process that runs refreshes by itself, as the command line does, still lives: while it does, it holds a lock.
+
+Dagster's launchers watch the runs that they started. Of these nobody knows the process but PostgreSQL, whose session ends with it.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
+from time import monotonic, sleep
+
+import psycopg
+
+from pulso_etl.settings import Settings
+from pulso_etl.sync.ledger import locks
+from pulso_etl.sync.postgres.sessions import Session
+
+RETAKE_SECONDS = 1.0
+"""How often a process looks whether it still holds its lock: a server that restarts takes it."""
+ABSENT_SECONDS = 3.0
+"""Who has no lock for so long is gone."""
+
+
+@contextmanager
+def present(settings: Settings) -> Iterator[str]:
+    """Shows until its end that this process lives; gives the name under which it does."""
+    name = uuid.uuid4().hex
+    key = locks.process_lock(settings.database_schema, name)
+    taken, ended = Event(), Event()
+
+    def keep() -> None:
+        while not ended.is_set():
+            try:
+                with Session(settings.database_url.get_secret_value(), "presence").open() as conn:
+                    locks.take(conn, [key])
+                    taken.set()
+                    while not ended.wait(RETAKE_SECONDS):
+                        conn.execute("SELECT 1")
+            except psycopg.Error:
+                ended.wait(RETAKE_SECONDS)
+
+    keeper = Thread(target=keep, name="presence", daemon=True)
+    keeper.start()
+    taken.wait(10)
+    try:
+        yield name
+    finally:
+        ended.set()
+        keeper.join(5)
+
+
+def is_gone(conn: psycopg.Connection, schema: str, name: str) -> bool:
+    """Whether the process of that name has ended; takes ABSENT_SECONDS to say so."""
+    key, deadline = locks.process_lock(schema, name), monotonic() + ABSENT_SECONDS
+    while locks.holder(conn, key) is None:
+        if monotonic() > deadline:
+            return True
+        sleep(0.2)
+    return False

@@ -1,0 +1,78 @@
+"""Days and ranges of days, by the calendar of America/Lima."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+from pulso_etl.sync.errors import PlanError
+from pulso_etl.sync.spec import TableSpec
+
+LIMA = ZoneInfo("America/Lima")
+
+
+@dataclass(frozen=True)
+class DayRange:
+    """Days of America/Lima, both ends included."""
+
+    start: date
+    end: date
+
+    def __post_init__(self) -> None:
+        if self.start > self.end:
+            raise PlanError(f"the range starts on {self.start}, after its end {self.end}")
+
+    @classmethod
+    def parse(cls, start: str, end: str) -> DayRange:
+        """The range of two ISO dates. Raises ValueError."""
+        return cls(date.fromisoformat(start), date.fromisoformat(end))
+
+    @property
+    def days(self) -> int:
+        return (self.end - self.start).days + 1
+
+    def overlaps(self, other: DayRange) -> bool:
+        """Whether both have a day."""
+        return self.start <= other.end and other.start <= self.end
+
+    def chunks(self, days: int) -> list[DayRange]:
+        """The range in pieces of so many days at most, the newest first."""
+        ends = range(0, self.days, days)
+        return [DayRange(max(self.start, self.end - timedelta(n + days - 1)), self.end - timedelta(n)) for n in ends]
+
+    def __contains__(self, day: date) -> bool:
+        return self.start <= day <= self.end
+
+    def __iter__(self) -> Iterator[date]:
+        return (self.start + timedelta(days=n) for n in range(self.days))
+
+    def __str__(self) -> str:
+        return str(self.start) if self.start == self.end else f"{self.start}..{self.end}"
+
+
+def lima_day(now: datetime) -> date:
+    """The day in America/Lima of an instant. Raises PlanError for a time without zone."""
+    if now.tzinfo is None:
+        raise PlanError("the time now has no zone")
+    return now.astimezone(LIMA).date()
+
+
+def first_kept_day(spec: TableSpec, today: date) -> date:
+    """The first day of the oldest month that the table keeps; `date.min` where it keeps all."""
+    if spec.retention_months is None:
+        return date.min
+    months = today.year * 12 + today.month - 1 - spec.retention_months
+    return date(months // 12, months % 12 + 1, 1)
+
+
+def contiguous(days: Iterable[date]) -> list[DayRange]:
+    """The days as ranges without gaps, oldest first."""
+    ranges: list[DayRange] = []
+    for day in sorted(set(days)):
+        if ranges and day - ranges[-1].end == timedelta(days=1):
+            ranges[-1] = DayRange(ranges[-1].start, day)
+        else:
+            ranges.append(DayRange(day, day))
+    return ranges

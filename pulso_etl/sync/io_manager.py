@@ -1,0 +1,374 @@
+"""The IO manager: what an asset yields as Arrow becomes rows of its PostgreSQL table, data and watermark in one transaction."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import psycopg
+from dagster import ConfigurableIOManager, DagsterEventType, Failure, InputContext, OutputContext, RetryRequested
+from dagster._core.execution.context.system import StepExecutionContext
+from psycopg.pq import TransactionStatus
+from pydantic import ValidationError
+
+from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.errors import ContractError, DestinationError, LoadFailed, PulsoError, SchemaRefused, first_line
+from pulso_etl.sync.ledger import locks
+from pulso_etl.sync.ledger.ledger import server_clock
+from pulso_etl.sync.ledger.watermarks import Extraction, Loaded, Watermarks
+from pulso_etl.sync.loading.load import LoadResult, load, translated
+from pulso_etl.sync.loading.months import create_months, refuse_expired
+from pulso_etl.sync.loading.snapshots import Past
+from pulso_etl.sync.loading.verify import verify
+from pulso_etl.sync.owed import Horizon, Settlement
+from pulso_etl.sync.partitions import first_day, last_day, one_range, partition_days, ranges_of
+from pulso_etl.sync.postgres.roles import as_role
+from pulso_etl.sync.postgres.session_settings import Limits
+from pulso_etl.sync.postgres.sessions import Session, buffer_temporary_tables
+from pulso_etl.sync.postgres.strangers import refuse_strangers
+from pulso_etl.sync.reading import chosen_columns, form_of, read
+from pulso_etl.sync.redaction import clean_errors, scrubbed
+from pulso_etl.sync.schema.schema import is_as_declared
+from pulso_etl.sync.spec import CAPTURE_LAG, TableSpec
+from pulso_etl.sync.streams import ChangeStream, Stream, as_stream
+from pulso_etl.sync.tags import ALLOW_SHRINK_TAG, CAPTURE_TAG
+
+SPEC_KEY = "pulso_etl/table"
+"""Definition metadata of an asset under which its TableSpec stands, as `TableSpec.as_metadata()` gives it."""
+RECORD_TIMEOUT = timedelta(minutes=1)
+EVERY_DAY = DayRange(date.min, date.max)
+
+
+@dataclass
+class Attempt:
+    """What the history is told of an attempt: which it is, how far it came, and what its stream tells of itself.
+
+    `began` is of the process's monotonic clock.
+    """
+
+    extraction: Extraction
+    began: float
+    timeout: timedelta = timedelta(minutes=1)
+    running: bool = False
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self.began
+
+
+class PostgresUpsertIOManager(ConfigurableIOManager):
+    """Upserts an asset's partitions into PostgreSQL.
+
+    Works for any daily-partitioned asset whose definition metadata hold a TableSpec under `pulso_etl/table`. Takes a
+    DeferredStream, pyarrow.RecordBatchReader, pyarrow.Table or pandas.DataFrame; gives a downstream asset its partition or range
+    as pyarrow.Table, or pandas.DataFrame by type annotation. The login of `database_url` works as `database_role`, where one is
+    named. `lock_timeout_seconds` bounds the wait for another writer, `work_mem_mb` is the server's work memory in MiB, of which
+    a load's join may take twice that, and its stage as much before it goes to disk.
+    """
+
+    database_url: str
+    database_role: str = ""
+    database_schema: str = "public"
+    lock_timeout_seconds: int = 900
+    work_mem_mb: int = 256
+
+    @contextmanager
+    def connect(self, purpose: str, timeout: timedelta) -> Iterator[psycopg.Connection]:
+        """A connection in autocommit mode, named after its purpose (a run's id) so that its server session can be found.
+
+        The server ends whatever takes longer than `timeout`. Raises DestinationError where a pooler shares the session with others.
+        """
+        limits = Limits.of_work(timeout, timedelta(seconds=self.lock_timeout_seconds))
+        with Session(as_role(self.database_url, self.database_role), purpose, limits).hold() as conn:
+            # As much as a hash join may have.
+            buffer_temporary_tables(conn, 2 * self.work_mem_mb)
+            # A killed process must not leave its statement running on the server, with the table's lock held.
+            conn.execute("SET client_connection_check_interval = '2s'")
+            yield conn
+
+    def handle_output(self, context: OutputContext, obj: Any) -> None:
+        """Loads what the asset yielded.
+
+        Raises the errors of `pulso_etl.sync.errors` that a retry may mend, and dagster.Failure (not retried) for the others;
+        either way the table is as it was before.
+        """
+        with _permanent_errors_end_the_step():
+            self._load(context, obj)
+
+    def _load(self, context: OutputContext, obj: Any) -> None:
+        asset, step, started = context.asset_key.to_user_string(), context.step_context, datetime.now(UTC)
+        # Until the table and the days are known, those that an attempt without them stands under.
+        named = Extraction(asset, DayRange(today := lima_day(started), today), context.run_id, _number(step), started)
+        attempt = Attempt(named, time.monotonic())
+        with self._recorded(context, attempt):
+            spec = _spec(context.definition_metadata, asset)
+            definition = context.asset_partitions_def if context.has_asset_partitions else None
+            partitions = partition_days(spec.name, definition, context.asset_partition_keys if definition else ())
+            window = one_range(spec.name, partitions)
+            attempt.extraction, attempt.timeout = replace(named, table=spec.name, window=window), spec.timeout
+            stream = as_stream(spec, window, obj)
+            attempt.metadata = stream.metadata
+        with (
+            translated(spec, window),
+            self.connect(context.run_id, spec.timeout) as conn,
+            self._recorded(context, attempt, conn),
+            _named(spec, window),
+            translated(spec, window),
+        ):
+            definition = context.asset_partitions_def
+            horizon = Horizon.of(spec, first_day(definition), lima_day(started), last_day(definition))
+            result, settlement = self._attempt(conn, spec, attempt, stream, step, horizon)
+        details = _details(result, stream.metadata) | settlement.as_metadata()
+        _log(context, spec, window, result, settlement, details)
+        context.add_output_metadata(details)
+        for key, days in partitions.items():
+            # The range's output metadata are the same for all its partitions; these are each one's own.
+            step.add_asset_metadata(result.of(days).as_dict(), context.asset_key, partition_key=key)
+
+    def _attempt(
+        self,
+        conn: psycopg.Connection,
+        spec: TableSpec,
+        attempt: Attempt,
+        stream: Stream,
+        step: StepExecutionContext,
+        horizon: Horizon,
+    ) -> tuple[LoadResult, Settlement]:
+        """Loads the stream, data and watermark in one transaction, and marks the attempt as running meanwhile."""
+        extraction, window, marks = attempt.extraction, attempt.extraction.window, Watermarks(self.database_schema)
+        allow_shrink = step.run_tags.get(ALLOW_SHRINK_TAG) == "true"
+        today = lima_day(extraction.started_at)
+        # Held by the session from before `running` is committed until the end: one writer of a day at a time.
+        sole_writer = locks.hold(conn, spec, self.database_schema, window)
+        locks.take(conn, [extraction.lock(self.database_schema)])
+        with conn.transaction():
+            refuse_strangers(conn, self.database_schema, spec.name)
+            marks.create(conn)
+            marks.start(conn, extraction)
+        attempt.running = True
+        # In a transaction of its own: it would keep other loads from adding months for as long as this one takes.
+        with conn.transaction():
+            refuse_expired(spec, window, today)
+            if not sole_writer:
+                create_months(conn, spec, self.database_schema, window)
+        read_at = server_clock(conn)
+        if not stream.deferred:
+            read_at -= _since_start(step)
+            marks.ledger.refuse_older(conn, spec.name, window, read_at)
+        captures = None if spec.change_capture is None else stream.changes
+        as_of = None if captures is None else self._capture(conn, spec, window, captures, step.run_tags, marks, read_at)
+
+        def write() -> tuple[LoadResult, Settlement]:
+            with translated(spec, window), conn.transaction(), marks.taking_over(conn, spec, window):
+                result = load(
+                    conn,
+                    spec,
+                    self.database_schema,
+                    window,
+                    stream.open,
+                    repeatable=stream.repeatable,
+                    allow_shrink=allow_shrink,
+                    work_mem_mb=self.work_mem_mb,
+                    run_id=extraction.run_id,
+                    sole_writer=sole_writer,
+                    captured=as_of is not None,
+                    past=Past(horizon.first_day, stream.read_past),
+                )
+                held = verify(
+                    *(conn, spec, self.database_schema, window, result.by_day),
+                    allow_shrink=allow_shrink,
+                    expected=result.expected,
+                )
+                loaded = Loaded(
+                    as_of or read_at,
+                    {day: held.get(day, 0) for day in window},
+                    records=result.total.read,
+                    seconds=attempt.seconds,
+                    changed=result.total.written > 0,
+                    horizon=horizon,
+                    metadata=_details(result, stream.metadata),
+                )
+                settlement = marks.succeed(conn, extraction, loaded)
+                marks.keep_files(conn, spec)
+            return result, settlement
+
+        try:
+            return write()
+        except DestinationError as error:
+            if captures is None or as_of is None or error.retryable:
+                raise
+            # Only the whole window tells whether the table may become what the changes would make of it.
+            captures.whole(f"what changed was refused: {error}")
+            as_of = None
+            return write()
+
+    def _capture(
+        self,
+        conn: psycopg.Connection,
+        spec: TableSpec,
+        window: DayRange,
+        stream: ChangeStream,
+        tags: Mapping[str, str],
+        marks: Watermarks,
+        now: datetime,
+    ) -> datetime | None:
+        """Turns the stream to what changed, if it can be; see `ChangeStream.capture`. The caller holds the locks of the load since
+        `now`, by the server's clock."""
+        if tags.get(CAPTURE_TAG) != "true":
+            stream.whole("the run asks for it")
+            return None
+        if not is_as_declared(conn, spec, self.database_schema):
+            stream.whole("the table is not as declared, or not there")
+            return None
+        state = marks.read(conn, now - CAPTURE_LAG)[spec.name]
+        # A load of changes wrote rows as they were at the watermark, not at its end.
+        written = [
+            attempt.finished_at
+            for attempt in state.attempts
+            if attempt.succeeded and attempt.window.overlaps(window) and "capture_interval" not in attempt.metadata
+        ] + [known.at for day, known in state.days.items() if day in window]
+        return stream.capture(state.watermark, max(written, default=None), now)
+
+    @contextmanager
+    def _recorded(self, context: OutputContext, attempt: Attempt, conn: psycopg.Connection | None = None) -> Iterator[None]:
+        """Whatever goes wrong, an interrupt included, ends the attempt in the history, its data being rolled back.
+
+        `conn` is the session that holds the attempt's lock, where there is one: without it the next writer would take the attempt
+        for abandoned.
+        """
+        try:
+            yield
+        except BaseException as error:
+            message = str(error) if isinstance(error, Exception) else "interrupted: the run or its process was told to end"
+            marks, extraction = Watermarks(self.database_schema), attempt.extraction
+            metadata = {**attempt.metadata, "error_class": type(error).__name__}
+            usable = conn is not None and conn.info.transaction_status is TransactionStatus.IDLE
+            session = nullcontext(conn) if conn is not None and usable else self.connect(context.run_id, attempt.timeout)
+            try:
+                with session as recorder, recorder.transaction():
+                    if not attempt.running:
+                        refuse_strangers(recorder, self.database_schema)
+                        marks.create(recorder)
+                        marks.start(recorder, extraction)
+                    failure = message or type(error).__name__
+                    marks.fail(recorder, extraction, error=failure, seconds=attempt.seconds, metadata=metadata)
+            except SchemaRefused:
+                context.log.warning(f"{extraction.table}: the failure was not recorded, for what tables of ours carry")
+            except (psycopg.Error, DestinationError):
+                context.log.warning(f"{extraction.table}: the failure could not be recorded, PostgreSQL is away")
+            raise
+
+    def load_input(self, context: InputContext) -> Any:
+        """The upstream asset's partition or range, as pyarrow.Table, or as pyarrow.RecordBatchReader or pandas.DataFrame where the
+        input is annotated so; all days where none are asked for. The input's metadata may name the `columns`.
+
+        Raises as `handle_output` does.
+        """
+        with _permanent_errors_end_the_step():
+            asset, upstream = context.asset_key.to_user_string(), context.upstream_output
+            if upstream is None:
+                raise ContractError(f"{asset}: an input needs an upstream asset that this IO manager wrote")
+            spec = _spec(upstream.definition_metadata, asset)
+            form = form_of(spec.name, context.dagster_type.typing_type)
+            names = chosen_columns(spec, (context.definition_metadata or {}).get("columns"))
+            ranges = [EVERY_DAY]
+            if context.has_asset_partitions:
+                ranges = ranges_of(partition_days(spec.name, context.asset_partitions_def, context.asset_partition_keys))
+            window = DayRange(ranges[0].start, ranges[-1].end) if ranges else EVERY_DAY
+            with translated(spec, window), self.connect("load_input", spec.timeout) as conn, conn.transaction():
+                table = read(conn, spec, self.database_schema, ranges, names)
+        return form(table)
+
+
+@contextmanager
+def _permanent_errors_end_the_step() -> Iterator[None]:
+    """Dagster retries whatever a step raises, except a Failure that forbids it. It records it, too: without secrets."""
+    try:
+        with clean_errors():
+            yield
+    except PulsoError as error:
+        if error.retryable:
+            raise
+        raise Failure(description=str(error), allow_retries=False) from error
+
+
+@contextmanager
+def _named(spec: TableSpec, window: DayRange) -> Iterator[None]:
+    """An error that nobody has translated, most often of the asset's own stream, becomes one that names table and partitions."""
+    try:
+        yield
+    except (PulsoError, Failure, RetryRequested):
+        raise
+    except Exception as error:
+        raise LoadFailed(f"{spec.name} {window}: {type(error).__name__}: {first_line(error)}") from error
+
+
+def _spec(metadata: Any, asset: str) -> TableSpec:
+    value = metadata.get(SPEC_KEY)
+    if value is None:
+        raise ContractError(f"asset {asset} has no TableSpec: add {{'{SPEC_KEY}': spec.as_metadata()}} to its metadata")
+    try:
+        return TableSpec.from_metadata(getattr(value, "value", value))
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(str(part) for part in fault['loc'])} {fault['msg']}" for fault in error.errors())
+        raise ContractError(
+            f"asset {asset}: what stands under '{SPEC_KEY}' in its metadata is not a TableSpec: {faults}"
+        ) from error
+
+
+def _since_start(step: StepExecutionContext) -> timedelta:
+    """How long ago the step's attempt began, by this process's clock: what it yields was read since then, and may be as old."""
+    kinds = {DagsterEventType.STEP_START, DagsterEventType.STEP_RESTARTED}
+    began = [
+        record.timestamp
+        for record in step.instance.get_records_for_run(step.run_id, of_type=kinds).records
+        if record.event_log_entry.step_key == step.step.key
+    ]
+    return timedelta(seconds=max(0.0, time.time() - max(began, default=time.time())))
+
+
+def _number(step: StepExecutionContext) -> int:
+    """Which attempt of the step it is, from 1."""
+    return step.previous_attempt_count + 1
+
+
+def _log(
+    context: OutputContext,
+    spec: TableSpec,
+    window: DayRange,
+    result: LoadResult,
+    settlement: Settlement,
+    details: Mapping[str, Any],
+) -> None:
+    """What people read of a load in the run's log."""
+    if not settlement.moved:
+        context.log.info(f"{spec.name} {window}: {settlement}")
+    for warning in result.drift.warnings():
+        context.log.warning(f"{spec.name}: {warning}")
+    for statement in result.migration:
+        context.log.info(f"{spec.name}: the table was migrated: {statement}")
+    if "capture_reason" in details:
+        context.log.info(f"{spec.name} {window}: read as a whole, not by what changed: {details['capture_reason']}")
+    if result.quarantine_reasons:
+        context.log.warning(f"{spec.name} {window}: rows in etl_quarantine, by column and reason: {result.quarantine_reasons}")
+    context.log.info(f"{spec.name} {window}: {result.plan}, {result.total.as_dict()}, seconds {result.seconds}")
+
+
+def _details(result: LoadResult, metadata: dict[str, Any]) -> dict[str, Any]:
+    told = {
+        **result.total.as_dict(),
+        **metadata,
+        "load_plan": result.plan,
+        "quarantined_share": result.quarantined_share,
+        **({"quarantine_reasons": result.quarantine_reasons} if result.quarantine_reasons else {}),
+        **({"migration": result.migration} if result.migration else {}),
+        **result.drift.as_dict(),
+        **{f"seconds_{stage}": seconds for stage, seconds in result.seconds.items()},
+    }
+    return {name: scrubbed(value) for name, value in told.items()}

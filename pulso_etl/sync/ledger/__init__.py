@@ -1,0 +1,1 @@
+"""What was loaded and when: the history, the readings of each day, the watermark, and the locks of the writers."""

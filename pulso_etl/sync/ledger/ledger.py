@@ -1,0 +1,178 @@
+"""The ledger of days, `etl_days`: when each day of a table was last read from the source, until when the source may change it by
+the lookback of then, and how many rows it held after that.
+
+Loads write it in the transaction of the data, a row for each day of their range, days without rows included. What is owed follows
+from it (`refresh.owed_days`), and so does the watermark (`refresh.settle`). Its instants are those of the PostgreSQL server's
+clock: the clocks of the machines that load may differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+
+import psycopg
+from psycopg import sql
+
+from pulso_etl.sync.days import DayRange, first_kept_day
+from pulso_etl.sync.errors import NewerReading
+from pulso_etl.sync.owed import Horizon, Reading
+from pulso_etl.sync.schema.statements import Statements
+from pulso_etl.sync.spec import TableSpec
+
+CREATE = """
+CREATE TABLE IF NOT EXISTS {days} (
+    table_name text NOT NULL,
+    day date NOT NULL,
+    read_at timestamptz NOT NULL,
+    loaded_at timestamptz NOT NULL,
+    rows bigint NOT NULL,
+    found bigint,
+    extraction_id text NOT NULL,
+    open_until date NOT NULL DEFAULT '9999-12-31',
+    PRIMARY KEY (table_name, day)
+);
+"""
+UPGRADE = """
+ALTER TABLE {days} ADD COLUMN IF NOT EXISTS found bigint, ADD COLUMN IF NOT EXISTS open_until date NOT NULL DEFAULT '9999-12-31';
+UPDATE {days} d SET open_until = d.day + w.lookback_days FROM {watermarks} w
+WHERE w.table_name = d.table_name AND d.open_until = '9999-12-31' AND w.lookback_days IS NOT NULL;
+"""
+"""The default is for rows that an earlier release writes while this one is there already: such a day is open until it is read."""
+PARTS = """
+SELECT to_regclass({name})::oid AS part WHERE to_regclass({name}) IS NOT NULL
+UNION ALL SELECT inhrelid FROM pg_inherits WHERE inhparent = to_regclass({name})
+"""
+FILES = f"""
+(SELECT md5(string_agg(part || ':' || coalesce(pg_relation_filenode(part), 0), ',' ORDER BY part)) FROM ({PARTS}) AS parts)
+"""  # noqa: S608 - made of constants
+"""Which files the table's rows lie in: others after a TRUNCATE, a DROP, a restore or a rewrite. Null where there is no table.
+
+It asks the catalog alone, and waits for no lock."""
+
+
+@dataclass(frozen=True)
+class Day(Reading):
+    """A day of the ledger: `at` that instant it was as the source had it, `loaded_at` is the reading of its last load (with zone).
+
+    The first is later where the source told since that the day had not changed.
+    """
+
+    loaded_at: datetime
+
+
+def server_clock(conn: psycopg.Connection) -> datetime:
+    """The instant now, by the server's clock."""
+    row = conn.execute("SELECT clock_timestamp()").fetchone()
+    assert row is not None
+    now: datetime = row[0]
+    return now
+
+
+class Ledger:
+    """Reads and writes the ledger over the caller's connection; the caller owns the transaction."""
+
+    def __init__(self, schema: str) -> None:
+        self.schema = schema
+        self.days = sql.Identifier(schema, "etl_days")
+
+    def record(
+        self,
+        conn: psycopg.Connection,
+        table: str,
+        rows: Mapping[date, int],
+        read_at: datetime,
+        horizon: Horizon,
+        extraction_id: str,
+    ) -> None:
+        """Days that a load read from the source at `read_at`, each with the rows that it holds now."""
+        conn.execute(
+            sql.SQL(
+                "INSERT INTO {} (table_name, day, read_at, loaded_at, rows, extraction_id, open_until) "
+                "SELECT %(table)s, u.day, %(at)s, %(at)s, u.rows, %(run)s, u.open_until "
+                "FROM unnest(%(days)s::date[], %(rows)s::bigint[], %(open)s::date[]) AS u (day, rows, open_until) "
+                "ON CONFLICT (table_name, day) DO UPDATE SET read_at = excluded.read_at, loaded_at = excluded.loaded_at, "
+                "rows = excluded.rows, found = NULL, extraction_id = excluded.extraction_id, open_until = excluded.open_until"
+            ).format(self.days),
+            {
+                "table": table,
+                "at": read_at,
+                "run": extraction_id,
+                "days": list(rows),
+                "rows": list(rows.values()),
+                "open": [horizon.open_until(day) for day in rows],
+            },
+        )
+
+    def unchanged(self, conn: psycopg.Connection, table: str, days: Sequence[date], as_of: datetime, horizon: Horizon) -> None:
+        """Days that were at the instant `as_of` as the source had them, by what it tells; only such as were loaded."""
+        conn.execute(
+            sql.SQL(
+                "UPDATE {} d SET read_at = %s, open_until = u.until FROM unnest(%s::date[], %s::date[]) AS u (day, until) "
+                "WHERE d.table_name = %s AND d.day = u.day AND d.read_at <= %s"
+            ).format(self.days),
+            (as_of, list(days), [horizon.open_until(day) for day in days], table, as_of),
+        )
+
+    def rows_by_day(self, conn: psycopg.Connection, spec: TableSpec) -> dict[date, int]:
+        """How many current rows the table holds of each day; reads the whole index of its key."""
+        names = Statements(spec, self.schema)
+        query = sql.SQL("SELECT {}, count(*) FROM {} WHERE {} GROUP BY 1").format(names.partition, names.target, names.current)
+        return dict(conn.execute(query).fetchall())
+
+    def look(self, conn: psycopg.Connection, spec: TableSpec, today: date) -> None:
+        """Notes which days hold fewer rows than their last load left. Months that the table no longer keeps are not missed."""
+        held = self.rows_by_day(conn, spec)
+        conn.execute(
+            sql.SQL(
+                "UPDATE {0} d SET found = h.found FROM (SELECT d.day, CASE WHEN coalesce(n, 0) < d.rows AND d.day >= %(kept)s "
+                "THEN coalesce(n, 0) END AS found FROM {0} d LEFT JOIN unnest(%(days)s::date[], %(rows)s::bigint[]) AS u (day, n) "
+                "ON u.day = d.day WHERE d.table_name = %(table)s) AS h "
+                "WHERE d.table_name = %(table)s AND d.day = h.day AND d.found IS DISTINCT FROM h.found"
+            ).format(self.days),
+            {
+                "table": spec.name,
+                "kept": first_kept_day(spec, today),
+                "days": list(held),
+                "rows": list(held.values()),
+            },
+        )
+
+    def shift(self, conn: psycopg.Connection, table: str, changes: Mapping[date, int]) -> None:
+        """Days that hold so many rows more or fewer, as a load of other days took rows of theirs over, or gave some back."""
+        conn.execute(
+            sql.SQL(
+                "UPDATE {} d SET rows = d.rows + u.n, found = d.found + u.n FROM unnest(%s::date[], %s::bigint[]) AS u (day, n) "
+                "WHERE d.table_name = %s AND d.day = u.day"
+            ).format(self.days),
+            (list(changes), list(changes.values()), table),
+        )
+
+    def forget(self, conn: psycopg.Connection, table: str, start: date | None, end: date | None) -> None:
+        """Days from `start` to before `end` that the table no longer keeps."""
+        conn.execute(
+            sql.SQL("DELETE FROM {} WHERE table_name = %s AND day >= coalesce(%s, day) AND day < coalesce(%s, day + 1)").format(
+                self.days
+            ),
+            (table, start, end),
+        )
+
+    def readings(self, conn: psycopg.Connection, table: str) -> dict[date, Reading]:
+        """The last reading of each day of the table."""
+        query = sql.SQL("SELECT day, read_at, open_until FROM {} WHERE table_name = %s").format(self.days)
+        return {day: Reading(at, open_until) for day, at, open_until in conn.execute(query, (table,))}
+
+    def refuse_older(self, conn: psycopg.Connection, table: str, window: DayRange, read_at: datetime) -> None:
+        """Raises NewerReading where a day of the window was read after `read_at`: those rows are newer than the caller's."""
+        query = sql.SQL(
+            "SELECT day, read_at FROM {} WHERE table_name = %s AND day BETWEEN %s AND %s AND read_at > %s "
+            # Readings of the future are of a clock that was wrong, and would keep loads out until then.
+            "AND read_at <= clock_timestamp() ORDER BY day LIMIT 1"
+        ).format(self.days)
+        newer = conn.execute(query, (table, window.start, window.end, read_at)).fetchone()
+        if newer is not None:
+            raise NewerReading(
+                f"{table} {window}: these rows were read at {read_at:%Y-%m-%d %H:%M:%S %Z}, and another load has committed "
+                f"{newer[0]} as it was at {newer[1]:%Y-%m-%d %H:%M:%S %Z}; nothing was loaded, a retry reads them anew"
+            )

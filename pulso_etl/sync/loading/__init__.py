@@ -1,0 +1,1 @@
+"""How rows get from a stream into a table."""

@@ -1,0 +1,222 @@
+"""Arrow batches made to fit a table's declaration exactly, or a clear error: nothing is bent silently."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import date
+from enum import StrEnum
+from typing import cast
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.errors import ContractError, RejectedRows
+from pulso_etl.sync.loading.arrow_types import advice, decoded, is_geography, relisted, wire_type
+from pulso_etl.sync.postgres.encoding import UTF8, Encoding
+from pulso_etl.sync.spec import Column, TableSpec
+
+UNNAMED_INDEX = re.compile(r"__index_level_\d+__")
+"""How Arrow names what pandas has no name for."""
+
+
+class Reason(StrEnum):
+    """Why a row can't be loaded."""
+
+    NULL = "null"
+    NOT_FINITE = "NaN or Infinity"
+    MISFIT = "does not fit the type"
+    NUL = "NUL character"
+    ENCODING = "not in the database's encoding"
+    UTF8 = "invalid UTF-8"
+    LIMIT = "beyond a limit"
+    DUPLICATE = "duplicate key"
+    TOO_LONG = "key too long for an index"
+    REFUSED = "refused by PostgreSQL"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Rows of a batch that can't be loaded because of one column: a mask (true, or not), the reason, and a text for people."""
+
+    column: Column
+    reason: Reason
+    text: str
+    rows: pa.BooleanArray
+
+
+Reject = Callable[[pa.RecordBatch, pa.RecordBatch, list[Fault]], pa.RecordBatch]
+"""Takes a batch as the source gave it, the same conformed, and its faults; returns the conformed rows without fault."""
+
+
+def wire_schema(spec: TableSpec, source: pa.Schema, window: DayRange) -> pa.Schema:
+    """The schema in which batches of `source` are sent, in the order of the declaration.
+
+    Raises ContractError that lists every missing column and every type that can't be taken without loss, with the new columns
+    beside them: a column that was renamed is one of each.
+    """
+    faults: list[str] = []
+    lines: list[str] = []
+    fields: list[pa.Field] = []
+    for column in spec.columns:
+        indices = source.get_all_field_indices(column.name)
+        if len(indices) != 1:
+            faults.append(f"{column.name}: {'missing' if not indices else 'given more than once'}")
+            lines.append(f"{column.name}: expected {column.sql_type}, got {'nothing' if not indices else 'several'}")
+            continue
+        field = source.field(indices[0])
+        wire = None if is_geography(field) else wire_type(column, field.type)
+        if wire is None:
+            told = "; ".join(filter(None, [str(field.type), advice(field)]))
+            faults.append(f"{column.name}: declared {column.sql_type}, the source gives {field.type}")
+            lines.append(f"{column.name}: expected {column.sql_type}, got {told}")
+        else:
+            fields.append(pa.field(column.name, wire))
+    if faults:
+        lines += [f"{field.name}: expected nothing, got {field.type}" for field in source if field.name not in spec.column_names]
+        raise ContractError(
+            f"{spec.name} {window}: the source does not fit the declaration: {'; '.join(faults)}\n  " + "\n  ".join(lines)
+        )
+    return pa.schema(fields)
+
+
+def new_columns(spec: TableSpec, source: pa.Schema) -> list[str]:
+    """Columns of the source that the declaration does not know; an index of pandas that has no name is none."""
+    return [name for name in source.names if name not in spec.column_names and not UNNAMED_INDEX.fullmatch(name)]
+
+
+def conform(
+    spec: TableSpec,
+    batch: pa.RecordBatch,
+    wire: pa.Schema,
+    window: DayRange,
+    reject: Reject | None = None,
+    encoding: Encoding = UTF8,
+) -> pa.RecordBatch:
+    """The batch in the wire schema, every value checked; `encoding` is that of the database.
+
+    `reject` takes the rows that can't be loaded, which are then left out; without it the first fault raises RejectedRows, with
+    table, column and partition. Raises ContractError for days outside of the window, whoever asks.
+    """
+    arrays, faults = [], []
+    for column in spec.columns:
+        array, found = check(column, spec.required(column), batch.column(column.name), wire.field(column.name).type, encoding)
+        arrays.append(array)
+        faults += found
+    conformed = pa.RecordBatch.from_arrays(arrays, schema=wire)
+    if faults and reject is None:
+        raise _refusal(spec, window, faults[0], conformed.column(spec.partition_column))
+    bounds = pc.min_max(conformed.column(spec.partition_column)).as_py()
+    for day in (bounds["min"], bounds["max"]):
+        if day is not None and cast(date, day) not in window:
+            raise ContractError(f"{spec.name} {window}: the source returned rows of {day}, outside of what was asked")
+    return reject(batch, conformed, faults) if faults and reject else conformed
+
+
+def check(
+    column: Column, required: bool, array: pa.Array, kind: pa.DataType, encoding: Encoding = UTF8
+) -> tuple[pa.Array, list[Fault]]:
+    """The values of a column as `kind`, and which rows of it can't be loaded and why. What no cast can take is null."""
+    array = decoded(array)
+    missing = [Fault(column, Reason.NULL, "null", array.is_null())] if required and array.null_count else []
+    if pa.types.is_null(array.type):
+        return pa.nulls(len(array), kind), missing
+    if not column.repeated:
+        values, found = _check_values(column, array, kind, encoding)
+        return values, missing + found
+    values, found = _check_values(column, pc.list_flatten(array), kind.value_type, encoding)
+    parents, places = pc.list_parent_indices(array), pa.array(range(len(array)), pa.int64())
+    for number, fault in enumerate(found):
+        rows = pc.is_in(places, pc.unique(parents.filter(fault.rows)).cast(pa.int64()))
+        found[number] = replace(fault, rows=rows)
+    return relisted(array, values), missing + found
+
+
+def _check_values(column: Column, given: pa.Array, kind: pa.DataType, encoding: Encoding) -> tuple[pa.Array, list[Fault]]:
+    """What `check` does to single values, of a plain type."""
+    faults: list[Fault] = []
+    if pa.types.is_floating(given.type):
+        bad = pc.invert(pc.is_finite(given))
+        if pc.any(bad).as_py():
+            faults.append(Fault(column, Reason.NOT_FINITE, "NaN or Infinity", bad))
+    if pa.types.is_string(given.type):
+        given, bad = _cast_what_fits(given.cast(pa.binary()), pa.string())
+        if pc.any(bad).as_py():
+            faults.append(Fault(column, Reason.UTF8, "a text that is not UTF-8", bad))
+    try:
+        array = _cast(given, kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        array, bad = _cast_what_fits(given, kind)
+        faults.append(Fault(column, Reason.MISFIT, f"a value does not fit {column.sql_type} ({error})", bad))
+    if pa.types.is_string(given.type):
+        if _zero_byte(array):
+            bad = pc.match_substring(array, "\0")
+            if pc.any(bad).as_py():
+                faults.append(Fault(column, Reason.NUL, "a NUL character, which PostgreSQL can't store,", bad))
+        if (bad := encoding.beyond(array)) is not None:
+            kind_of = encoding.missing_kind(array.filter(bad)[0].as_py())
+            text = f"a character ({kind_of}) that the database's encoding {encoding.name} can't hold"
+            faults.append(Fault(column, Reason.ENCODING, text, bad))
+    # A decimal that travels as text is compared as the number that it was.
+    values = given if pa.types.is_decimal(given.type) else array
+    for limit, outside in ((column.minimum, pc.less), (column.maximum, pc.greater)):
+        if limit is not None:
+            bad = _beyond(values, limit, outside)
+            if pc.any(bad).as_py():
+                faults.append(Fault(column, Reason.LIMIT, f"a value beyond the limit {limit}", bad))
+    return array, faults
+
+
+def _beyond(values: pa.Array, limit: int, outside: Callable[[pa.Array, pa.Scalar], pa.BooleanArray]) -> pa.BooleanArray:
+    """Which values are outside of the limit; `outside` compares them."""
+    if pa.types.is_decimal(values.type):
+        if values.type.scale < 0:
+            values = values.cast(pa.decimal256(76, 0))
+        # A limit that the type can't hold lies beyond every value of it, on its side of zero.
+        if abs(limit) >= 10 ** (values.type.precision - values.type.scale):
+            every = outside(pa.scalar(0), pa.scalar(1 if limit > 0 else -1)).as_py()
+            return pc.if_else(values.is_valid(), every, None)
+    return outside(values, pa.scalar(limit, values.type))
+
+
+def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """The array cast without loss. Raises pyarrow.ArrowInvalid."""
+    if pa.types.is_decimal(kind):
+        # Arrow asks for room for every integer of the type, and for none beyond a negative scale.
+        if pa.types.is_integer(array.type):
+            array = array.cast(pa.decimal128(38, 0))
+        elif array.type.scale < 0:
+            array = array.cast(pa.decimal256(76, 0))
+    return array.cast(kind)
+
+
+def _cast_what_fits(array: pa.Array, kind: pa.DataType) -> tuple[pa.Array, pa.Array]:
+    """The array cast, with null where the cast refuses, and a mask of those; found by halving, so that the cast alone decides."""
+    try:
+        return _cast(array, kind), pa.repeat(False, len(array))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        if len(array) == 1:
+            return pa.nulls(1, kind), pa.array([True])
+    middle = len(array) // 2
+    parts = [_cast_what_fits(part, kind) for part in (array[:middle], array[middle:])]
+    return pa.concat_arrays([part[0] for part in parts]), pa.concat_arrays([part[1] for part in parts])
+
+
+def _refusal(spec: TableSpec, window: DayRange, fault: Fault, days: pa.Array) -> RejectedRows:
+    day = days[pc.index(pc.fill_null(fault.rows, False), True).as_py()].as_py()
+    where = f"partition {day}" if day is not None else f"partition unknown, in {window}"
+    return RejectedRows(
+        f"{spec.name}, column {fault.column.name}, {where}: {fault.text} in {pc.sum(fault.rows).as_py()} row(s); "
+        "correct the source, nothing was loaded"
+    )
+
+
+def _zero_byte(array: pa.StringArray) -> bool:
+    """Whether the text has a zero byte: searched in the one buffer of all values, far quicker than value by value."""
+    _, offsets, data = array.buffers()
+    if data is None:
+        return False
+    ends = memoryview(offsets).cast("i")
+    return b"\0" in bytes(memoryview(data)[ends[array.offset] : ends[array.offset + len(array)]])

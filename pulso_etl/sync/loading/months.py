@@ -1,0 +1,179 @@
+"""The months of a table with partitions: made where a load needs them, removed where the table no longer keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+import psycopg
+from psycopg import errors as pg
+from psycopg import sql
+
+from pulso_etl.sync.days import DayRange, first_kept_day
+from pulso_etl.sync.errors import ContractError, DestinationError, DestinationUnavailable, SchemaRefused, first_line
+from pulso_etl.sync.ledger import locks
+from pulso_etl.sync.ledger.ledger import Ledger
+from pulso_etl.sync.postgres.bookkeeping import exists
+from pulso_etl.sync.postgres.identifiers import quoted_name
+from pulso_etl.sync.spec import TableSpec
+
+PARTITIONS = """
+SELECT n.nspname, c.relname, b.bounds[1], b.bounds[2], nullif(c.reltuples, -1)::bigint, pg_total_relation_size(c.oid)
+FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+CROSS JOIN LATERAL (SELECT regexp_match(pg_get_expr(c.relpartbound, c.oid),
+    '^FOR VALUES FROM \\((?:MINVALUE|''(.+?)'')\\) TO \\((?:MAXVALUE|''(.+?)'')\\)$') AS bounds) AS b
+WHERE i.inhparent = to_regclass(%s) AND b.bounds IS NOT NULL ORDER BY b.bounds[1]::date NULLS FIRST
+"""
+DETACH_SECONDS = 5
+"""How long a removal waits for readers of the table: who comes after it has to wait as well."""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A range partition: days from `start` to before `end`, where it has such ends.
+
+    `rows` are an estimate, None before the server has one; `size` is in bytes.
+    """
+
+    schema: str
+    name: str
+    start: date | None
+    end: date | None
+    rows: int | None
+    size: int
+
+    def holds(self, day: date) -> bool:
+        return (self.start is None or self.start <= day) and (self.end is None or day < self.end)
+
+
+def months(window: DayRange) -> Iterator[date]:
+    """The first day of each month that the window touches."""
+    first = window.start.replace(day=1)
+    while first <= window.end:
+        yield first
+        first = _next(first)
+
+
+def partition_name(table: str, first: date) -> str:
+    """The name of the month's partition."""
+    return f"{table}_y{first:%Y}m{first:%m}"
+
+
+def partitions(conn: psycopg.Connection, spec: TableSpec, schema: str) -> list[Partition]:
+    """The table's partitions in order, whoever made them; a default partition is not among them."""
+    found = conn.execute(PARTITIONS, (quoted_name(schema, spec.name),))
+    return [
+        Partition(place, name, date.fromisoformat(start) if start else None, date.fromisoformat(end) if end else None, rows, size)
+        for place, name, start, end, rows, size in found
+    ]
+
+
+def refuse_expired(spec: TableSpec, window: DayRange, today: date) -> None:
+    """Raises ContractError for a window that begins before the days that the table keeps."""
+    kept = first_kept_day(spec, today)
+    if window.start < kept:
+        raise ContractError(
+            f"{spec.name} {window}: the table keeps days from {kept} on (retention_months={spec.retention_months}); "
+            "launch the range from that day, or declare a longer retention"
+        )
+
+
+def create_months(conn: psycopg.Connection, spec: TableSpec, schema: str, window: DayRange) -> None:
+    """Adds the months of the window that the table lacks, in the caller's transaction; nothing where it has no partitions.
+
+    Readers and loads of other months go on. Raises SchemaRefused where the name of a month is taken.
+    """
+    if spec.partition_by is None or not _missing(conn, spec, schema, window):
+        return
+    # The lock that ATTACH takes as well: one transaction at a time adds months.
+    conn.execute(sql.SQL("LOCK TABLE ONLY {} IN SHARE UPDATE EXCLUSIVE MODE").format(sql.Identifier(schema, spec.name)))
+    # Another load may have added them meanwhile.
+    for first in _missing(conn, spec, schema, window):
+        name = partition_name(spec.name, first)
+        attach = _attach(spec, schema, first)
+        if conn.execute("SELECT to_regclass(%s)", (quoted_name(schema, name),)).fetchone() != (None,):
+            raise SchemaRefused(
+                f"{spec.name} {window}: {schema}.{name} is there and no partition of the table; rename it, or bring it back: "
+                f"{attach.as_string()};"
+            )
+        # CREATE TABLE … PARTITION OF would keep readers of the whole table out until the load commits; ATTACH does not.
+        conn.execute(
+            sql.SQL("CREATE TABLE {} (LIKE {} INCLUDING ALL)").format(
+                sql.Identifier(schema, name), sql.Identifier(schema, spec.name)
+            )
+        )
+        conn.execute(attach)
+
+
+def expired(conn: psycopg.Connection, spec: TableSpec, schema: str, today: date) -> list[Partition]:
+    """The partitions whose every day is older than what the table keeps."""
+    kept = first_kept_day(spec, today)
+    return [partition for partition in partitions(conn, spec, schema) if partition.end is not None and partition.end <= kept]
+
+
+def remove_expired(
+    conn: psycopg.Connection, spec: TableSpec, schema: str, today: date, *, drop: bool, lock_timeout_seconds: int
+) -> Iterator[Partition]:
+    """Takes the expired partitions off the table, each in a transaction of its own, and drops them, or leaves them as tables.
+
+    No load of the table is under way meanwhile. `conn` is in autocommit mode. Raises DestinationUnavailable where a load or a
+    reader does not end in time, DestinationError where the server refuses; what was given until then is done.
+    """
+    with _alone(conn, spec, schema, lock_timeout_seconds):
+        for partition in expired(conn, spec, schema, today):
+            name = sql.Identifier(partition.schema, partition.name)
+            try:
+                with conn.transaction():
+                    conn.execute("SELECT set_config('lock_timeout', %s, true)", (f"{DETACH_SECONDS}s",))
+                    conn.execute(sql.SQL("ALTER TABLE {} DETACH PARTITION {}").format(sql.Identifier(schema, spec.name), name))
+                    if drop:
+                        conn.execute(sql.SQL("DROP TABLE {}").format(name))
+                    if exists(conn, schema, "etl_days"):
+                        Ledger(schema).forget(conn, spec.name, partition.start, partition.end)
+            except pg.LockNotAvailable as error:
+                raise DestinationUnavailable(
+                    f"{spec.name}: a reader held the table longer than {DETACH_SECONDS} s; {partition.name} and later months "
+                    "are as they were, try again later"
+                ) from error
+            except (pg.DependentObjectsStillExist, pg.ForeignKeyViolation, pg.InsufficientPrivilege) as error:
+                reason = "; ".join(filter(None, [error.diag.message_primary, error.diag.message_detail]))
+                raise DestinationError(
+                    f"{spec.name}: PostgreSQL refuses: {reason}; {partition.name} and later months are as they were"
+                ) from error
+            yield partition
+
+
+@contextmanager
+def _alone(conn: psycopg.Connection, spec: TableSpec, schema: str, lock_timeout_seconds: int) -> Iterator[None]:
+    key = locks.table_lock(schema, spec.name)
+    conn.execute("SELECT set_config('lock_timeout', %s, false)", (f"{lock_timeout_seconds}s",))
+    try:
+        locks.take(conn, [key])
+    except pg.LockNotAvailable as error:
+        raise DestinationUnavailable(
+            f"{spec.name}: a load held the table too long: {first_line(error)}; nothing was removed, try again later"
+        ) from error
+    try:
+        yield
+    finally:
+        conn.execute("SELECT pg_advisory_unlock(%s)", (key,))
+
+
+def _missing(conn: psycopg.Connection, spec: TableSpec, schema: str, window: DayRange) -> list[date]:
+    found = partitions(conn, spec, schema)
+    return [first for first in months(window) if not any(partition.holds(first) for partition in found)]
+
+
+def _attach(spec: TableSpec, schema: str, first: date) -> sql.Composed:
+    return sql.SQL("ALTER TABLE {} ATTACH PARTITION {} FOR VALUES FROM ({}) TO ({})").format(
+        sql.Identifier(schema, spec.name),
+        sql.Identifier(schema, partition_name(spec.name, first)),
+        sql.Literal(first.isoformat()),
+        sql.Literal(_next(first).isoformat()),
+    )
+
+
+def _next(first: date) -> date:
+    return (first + timedelta(days=31)).replace(day=1)

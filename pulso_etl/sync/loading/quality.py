@@ -1,0 +1,162 @@
+"""What a table holds, looked at in one statement for all of its checks. Nothing is judged here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import date, timedelta
+from enum import StrEnum
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.loading.strategies import STRATEGIES
+from pulso_etl.sync.schema.statements import Statements
+from pulso_etl.sync.spec import TableSpec
+
+WEEKS = 4
+"""How many earlier weeks a day's rows are compared with."""
+
+
+class Check(StrEnum):
+    """The asset checks, by name."""
+
+    PRIMARY_KEY = "primary_key"
+    REQUIRED_COLUMNS = "required_columns"
+    VALUE_LIMITS = "value_limits"
+    EXPECTED_VALUES = "expected_values"
+    MINIMUM_RECORDS = "minimum_records"
+    VOLUME = "volume"
+    RECONCILIATION = "reconciliation"
+    UP_TO_DATE = "up_to_date"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What every row keeps to: its value in `column` is not null, or, where there is a limit, not `below` it or not above it."""
+
+    check: Check
+    column: str
+    limit: int | None = None
+    below: bool = False
+
+    @property
+    def fault(self) -> str:
+        """What a row that breaks the rule has in the column."""
+        return "null" if self.limit is None else f"{'below' if self.below else 'above'} {self.limit}"
+
+    @property
+    def broken(self) -> sql.Composed:
+        """Finds the rows that break the rule."""
+        name = sql.Identifier(self.column)
+        if self.limit is None:
+            return sql.SQL("{} IS NULL").format(name)
+        return sql.SQL("{} {} {}").format(name, sql.SQL("<" if self.below else ">"), sql.Literal(self.limit))
+
+
+@dataclass(frozen=True)
+class Breach:
+    """Rows that break a rule: how many, and one of them, by its key and partition."""
+
+    rule: Rule
+    rows: int
+    example: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found: rows by day (days without rows are missing), rows that share a key and one such key, broken rules."""
+
+    rows_by_day: dict[date, int]
+    duplicates: int
+    duplicate: dict[str, Any]
+    breaches: tuple[Breach, ...]
+
+
+def rules(spec: TableSpec) -> tuple[Rule, ...]:
+    """What the declaration says of single rows."""
+    found: list[Rule] = []
+    for column in spec.columns:
+        if column.name in spec.primary_key:
+            found.append(Rule(Check.PRIMARY_KEY, column.name))
+        elif spec.required(column):
+            found.append(Rule(Check.REQUIRED_COLUMNS, column.name))
+        elif column.expected:
+            found.append(Rule(Check.EXPECTED_VALUES, column.name))
+        for check, minimum, maximum in (
+            (Check.VALUE_LIMITS, column.minimum, column.maximum),
+            (Check.EXPECTED_VALUES, column.expected_minimum, column.expected_maximum),
+        ):
+            found += [
+                Rule(check, column.name, limit, below) for limit, below in ((minimum, True), (maximum, False)) if limit is not None
+            ]
+    return tuple(found)
+
+
+def inspect(conn: psycopg.Connection, spec: TableSpec, schema: str, window: DayRange, lookback: DayRange) -> Inspection:
+    """Looks at the window's rows, and counts those of the lookback and of the weeks before the window. Errors are psycopg's."""
+    by_rule = rules(spec)
+    row = conn.execute(
+        statement(spec, schema, by_rule),
+        {
+            "start": window.start,
+            "end": window.end,
+            "counted_from": window.start - timedelta(weeks=WEEKS),
+            "lookback_start": lookback.start,
+            "lookback_end": lookback.end,
+        },
+    ).fetchone()
+    assert row is not None
+    rows_by_day, duplicates, duplicate, *pairs = row
+    breaches = zip(by_rule, pairs[::2], pairs[1::2], strict=True)
+    return Inspection(
+        {date.fromisoformat(day): rows for day, rows in (rows_by_day or {}).items()},
+        int(duplicates),
+        json.loads(duplicate or "{}"),
+        tuple(Breach(rule, rows, json.loads(example)) for rule, rows, example in breaches if rows),
+    )
+
+
+def statement(spec: TableSpec, schema: str, by_rule: tuple[Rule, ...]) -> sql.Composed:
+    """One row: rows by day as JSON, rows that share a key and one such key, then rows and an example for each rule.
+
+    A key that lives in one partition is looked for in the window, another one in the whole table; of a table that keeps history,
+    current rows are looked at. Where keys may repeat, none is looked for.
+    """
+    names = Statements(spec, schema)
+    partition = names.partition
+    in_window = sql.SQL("{} BETWEEN %(start)s AND %(end)s").format(partition)
+    scope = in_window if spec.partition_in_key else sql.SQL("true")
+    shown = dict.fromkeys((spec.partition_column, *spec.primary_key))
+    # An example is built for broken rows only: a FILTER is asked before the argument is computed.
+    per_rule = [
+        sql.SQL("count(*) FILTER (WHERE {broken}), min({example}) FILTER (WHERE {broken})").format(
+            broken=rule.broken, example=_json(tuple(shown))
+        )
+        for rule in by_rule
+    ]
+    return sql.SQL(
+        "SELECT (SELECT jsonb_object_agg(day, n) FROM (SELECT {partition} AS day, count(*) AS n FROM {target} "
+        "WHERE ({partition} BETWEEN %(counted_from)s AND %(end)s OR {partition} BETWEEN %(lookback_start)s AND %(lookback_end)s) "
+        "AND {current} GROUP BY 1) AS days), duplicates.*, broken.* FROM "
+        "(SELECT coalesce(sum(n), 0), min(key) FROM (SELECT {key} AS key, count(*) AS n FROM {target} WHERE {scope} AND {current} "
+        "GROUP BY {keys} HAVING count(*) > 1) AS k) AS duplicates, "
+        "(SELECT {per_rule} FROM {target} WHERE ({in_window} OR {partition} IS NULL) AND {current} AND ({any_broken})) AS broken"
+    ).format(
+        partition=partition,
+        target=names.target,
+        current=names.current,
+        key=_json(spec.primary_key),
+        scope=scope if STRATEGIES[spec.strategy].unique else sql.SQL("false"),
+        keys=names.keys,
+        per_rule=sql.SQL(", ").join(per_rule),
+        in_window=in_window,
+        any_broken=sql.SQL(" OR ").join(rule.broken for rule in by_rule),
+    )
+
+
+def _json(columns: tuple[str, ...]) -> sql.Composed:
+    pairs = sql.SQL(", ").join(sql.SQL("{}, {}").format(sql.Literal(name), sql.Identifier(name)) for name in columns)
+    return sql.SQL("jsonb_build_object({})::text").format(pairs)

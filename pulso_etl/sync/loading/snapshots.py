@@ -1,0 +1,108 @@
+"""Snapshots: of a table with `snapshot_of`, the staged rows that count, and the rows of the table that they stand for.
+
+The table holds, for each value of those columns, the newest snapshot of the source as a whole; docs/tables.md has the rule. A load
+writes down in the temporary table VALUES which values it settles: each with the day of its newest snapshot (`pulso_newest`, null
+where the source has none), the day of the load with which its changes count (`pulso_day`), and how many rows the table holds of it
+(`pulso_held`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Any
+
+import psycopg
+import pyarrow as pa
+from psycopg import sql
+
+from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.errors import SnapshotWithdrawn
+from pulso_etl.sync.loading.quarantine import KEPT, Quarantine
+from pulso_etl.sync.schema.statements import STAGE, VALUES, Statements
+from pulso_etl.sync.spec import TableSpec
+
+Value = tuple[Any, ...]
+Fill = Callable[[pa.RecordBatchReader, DayRange], Mapping[date, int]]
+"""Stages the rows of a reader, which are of those days; returns the rows of each."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """The days before those of a load: the first that the source is asked for, and how to read them; None where they can't be."""
+
+    first_day: date = date.min
+    read: Callable[[DayRange], AbstractContextManager[pa.RecordBatchReader]] | None = None
+
+
+NO_PAST = Past()
+
+
+def settle(
+    conn: psycopg.Connection,
+    statements: Statements,
+    window: DayRange,
+    past: Past,
+    fill: Fill,
+    quarantine: Quarantine | None,
+) -> int:
+    """Creates VALUES, and leaves in the stage the rows of the newest snapshots alone. Returns how many earlier rows were read.
+
+    Where the source has withdrawn all snapshots of a value that are in the window, the newest lies before: days are read back from
+    there, ever more, until it is found. Raises SnapshotWithdrawn where they can't be read.
+    """
+    spec, start, days, rows = statements.spec, window.start, statements.spec.lookback_days, 0
+    while (withdrawn := _find(conn, statements, window, quarantine)) and start > past.first_day:
+        if past.read is None:
+            raise _refusal(spec, window, withdrawn, past.first_day)
+        before = DayRange(start - timedelta(days=min(days, (start - past.first_day).days)), start - timedelta(days=1))
+        with past.read(before) as reader:
+            rows += sum(fill(_of_values(reader, spec, withdrawn), before).values())
+        start, days = before.start, 2 * days
+    for staged in (STAGE, KEPT) if quarantine else (STAGE,):
+        conn.execute(statements.drop_superseded(staged))
+    return rows
+
+
+def rows_by_value(conn: psycopg.Connection, statements: Statements) -> tuple[dict[str, int], dict[str, int]]:
+    """The rows that the table holds of each value, and those that the differences leave; values as text for people."""
+    held, left = {}, {}
+    for *value, before, after in conn.execute(statements.rows_by_value()):
+        name = _named(statements.spec, tuple(value))
+        held[name], left[name] = before, after
+    return held, left
+
+
+def _find(conn: psycopg.Connection, statements: Statements, window: DayRange, quarantine: Quarantine | None) -> set[Value]:
+    """Creates VALUES anew; returns the values of which no row was read."""
+    if quarantine:
+        quarantine.remember(conn)
+    conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(VALUES))
+    kept, newer = (KEPT, quarantine.newer(conn, statements.schema)) if quarantine else (None, None)
+    conn.execute(statements.create_values(kept, newer), {"start": window.start, "end": window.end})
+    return set(conn.execute(statements.withdrawn_values()).fetchall())
+
+
+def _of_values(reader: pa.RecordBatchReader, spec: TableSpec, values: Collection[Value]) -> pa.RecordBatchReader:
+    def batches() -> Iterator[pa.RecordBatch]:
+        for batch in reader:
+            columns = (batch.column(name).to_pylist() for name in spec.snapshot_of)
+            yield batch.filter(pa.array([value in values for value in zip(*columns, strict=True)], pa.bool_()))
+
+    return pa.RecordBatchReader.from_batches(reader.schema, batches())
+
+
+def _named(spec: TableSpec, value: Value) -> str:
+    return ", ".join(f"{name}={part}" for name, part in zip(spec.snapshot_of, value, strict=True))
+
+
+def _refusal(spec: TableSpec, window: DayRange, withdrawn: Collection[Value], first_day: date) -> SnapshotWithdrawn:
+    named = "; ".join(_named(spec, value) for value in sorted(withdrawn, key=str)[:5])
+    earlier = first_day if first_day > date.min else window.start - timedelta(days=spec.lookback_days)
+    return SnapshotWithdrawn(
+        f"{spec.name} {window}: the table's snapshot of {named} is of these days, and the source no longer has it; the newest that "
+        "it has, if any, lies before them. Nothing was loaded. Launch a range that reaches back to it: "
+        f"pulso-etl refresh {spec.as_argument} --from {earlier} --to {window.end}"
+    )

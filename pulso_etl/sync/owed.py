@@ -1,0 +1,143 @@
+"""Which days of a table are owed, and what a load makes of its watermark: pure functions of what was read, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime, timedelta
+
+from pulso_etl.sync.days import DayRange, contiguous, first_kept_day, lima_day
+from pulso_etl.sync.spec import TableSpec
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Rows that loads left in a table and that are not there any more: how many, and from which day to which."""
+
+    window: DayRange
+    rows: int
+
+    def command(self, spec: TableSpec) -> str:
+        """What brings them back, as far as the source has them."""
+        return f"pulso-etl refresh {spec.as_argument} --from {self.window.start} --to {self.window.end}"
+
+    def __str__(self) -> str:
+        return f"{self.rows} rows of {self.window} that were loaded are not in the table any more"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The last reading of a day from the source: `at` an instant with zone, and until which day the source changes the day read, by
+    the lookback that was in force then."""
+
+    at: datetime
+    open_until: date
+
+    @property
+    def day(self) -> date:
+        """That of the reading."""
+        return lima_day(self.at)
+
+    @property
+    def is_final(self) -> bool:
+        return self.day >= self.open_until
+
+
+@dataclass(frozen=True)
+class Watermark:
+    """How far a table is loaded: at `last_extracted_at` (with zone) every day up to `last_partition` that could still change was as
+    the source had it.
+
+    `readings`: the last reading of each day, of the days that may be owed. `lost` are rows that were
+    loaded and have gone since; `replaced`: the table lies in other files than at its last load, and nobody has looked yet at what
+    it holds.
+    """
+
+    last_extracted_at: datetime | None
+    last_partition: date | None
+    readings: Mapping[date, Reading] = field(default_factory=dict)
+    lost: Loss | None = None
+    replaced: bool = False
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """What a load makes of the watermark: whether it `moved`, and the days that are `owed` where it did not."""
+
+    watermark: Watermark
+    moved: bool
+    owed: tuple[DayRange, ...] = ()
+
+    def as_metadata(self) -> dict[str, str]:
+        return {} if self.moved else {"days_owed": ", ".join(map(str, self.owed))}
+
+    def __str__(self) -> str:
+        if self.moved:
+            return f"the watermark is at {self.watermark.last_partition}"
+        last = self.watermark.last_partition
+        stays = "there is no watermark yet" if last is None else f"the watermark stays at {last}"
+        return f"{stays}, as days are still owed: {', '.join(map(str, self.owed)) or 'none'}"
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """Which days of a table can be owed: none before `first_day` nor after `last_day`, and each as long as the source changes it,
+    that is for `lookback_days` after it."""
+
+    lookback_days: int = 1
+    first_day: date = date.min
+    last_day: date = date.max
+
+    @classmethod
+    def of(cls, spec: TableSpec, first_day: date, today: date, last_day: date = date.max) -> Horizon:
+        """That of the table, whose partitions begin on `first_day`; the newest that there is now ends on `last_day`."""
+        return cls(spec.lookback_days, max(first_day, first_kept_day(spec, today)), last_day)
+
+    def open_until(self, day: date) -> date:
+        """The first day on which a reading of that day is final."""
+        return day + timedelta(days=self.lookback_days)
+
+    def trailing(self, last: date) -> date:
+        """The first of the days that the source still changes on the day `last`."""
+        return max(self.first_day, last - timedelta(days=self.lookback_days - 1))
+
+
+def owed_days(horizon: Horizon, watermark: Watermark, today: date) -> list[date]:
+    """The days up to `today` that the source may have changed since they were last read, in order.
+
+    Owed is each day whose last reading was not final, by the lookback that was in force then. From the table's lookback before the
+    watermark (without one: before today) on, each day is owed, too, that was not read, or not as late as the lookback of now asks.
+    Days before these that nobody has asked for are not owed.
+    """
+    reached = today if watermark.last_partition is None else min(watermark.last_partition, today)
+    begin = horizon.trailing(reached)
+
+    def closed(day: date, reading: Reading) -> bool:
+        # A reading of days to come is of a clock that was wrong, and closes none.
+        final = reading.is_final and reading.day <= today
+        return final and (day < begin or reading.day >= horizon.open_until(day))
+
+    still_open = {day for day, reading in watermark.readings.items() if not closed(day, reading)}
+    unread = {day for day in DayRange(begin, today) if day not in watermark.readings} if begin <= today else set()
+    return sorted(day for day in still_open | unread if horizon.first_day <= day <= min(today, horizon.last_day))
+
+
+def settle(horizon: Horizon, watermark: Watermark, at: datetime) -> Settlement:
+    """The watermark once days were read at the instant `at`, which stand in its `readings` already; these must hold every day read.
+
+    It moves to the oldest reading among the days that are owed and the newest that was read, where every one of them has been read
+    and the newest is the day of that reading, or the last that there is (of partitions that end before they can be read): at that
+    instant, nothing was owed. So it does not matter which launches read the days, nor in which order.
+    """
+    today, last, known = lima_day(at), watermark.last_extracted_at, watermark.readings
+    reached = max((day for day in known if day <= today), default=None)
+    if reached is not None:
+        readings = [known.get(day) for day in {*owed_days(horizon, watermark, reached), reached}]
+        oldest = min(reading.at for reading in readings if reading is not None)
+        covered = None not in readings and min(lima_day(oldest), horizon.last_day) <= reached
+        # A watermark of the future was set by a clock that was wrong.
+        future = last is not None and (last > at or (watermark.last_partition or today) > today)
+        if covered and (last is None or oldest > last or future):
+            return Settlement(replace(watermark, last_extracted_at=oldest, last_partition=reached), moved=True)
+    overdue = [day for day in owed_days(horizon, watermark, today) if (read := known.get(day)) is None or read.at < at]
+    return Settlement(watermark, False, tuple(contiguous(overdue)))

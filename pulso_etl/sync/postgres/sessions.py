@@ -1,0 +1,156 @@
+"""The sessions on PostgreSQL, opened here alone: each states every setting that our statements and what reads them depend on
+(see `session_settings`).
+
+The server, the database, the role, the environment (PGCLIENTENCODING, PGOPTIONS, …) and a pooler that hands on a used session may
+have each of them otherwise. They are stated after connecting, all in one message: a pooler may refuse them at the start.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import psycopg
+from psycopg import errors as pg
+from psycopg import sql
+
+from pulso_etl.sync.errors import DestinationError
+from pulso_etl.sync.postgres.encoding import Encoding
+from pulso_etl.sync.postgres.roles import split_role
+from pulso_etl.sync.postgres.server_errors import naming_refusals
+from pulso_etl.sync.postgres.session_settings import STATED, UNLIMITED, Limits, stating
+
+SEARCH_PATH = "concat_ws(', ', 'pg_temp', 'pg_catalog', nullif(pg_catalog.current_setting('search_path'), ''))"
+"""Nothing stands before the server's own functions; what triggers of others may need stays behind them."""
+CLOSED_PATH = "concat_ws(', ', 'pg_temp', 'pg_catalog')"
+"""Of a login that works as a role: a function in another schema, whose arguments fit better than the server's own, would be
+preferred, and could `SET ROLE` to whatever the login may work as."""
+PROBE_SECONDS = 2.0
+"""How long a pooler may take to give a second session; a pooler that shares sessions has one at once."""
+PROBES = 3
+
+
+class Start(TypedDict):
+    """What a session is opened with."""
+
+    conninfo: str
+    autocommit: bool
+    client_encoding: str
+    application_name: str
+    connect_timeout: int
+
+
+@dataclass(frozen=True)
+class Session:
+    """A session to come: the URL, with the role as whom it works (see `roles.as_role`), and what it is for, which names it.
+
+    `connect_seconds` bounds the attempt to reach each of the server's addresses.
+    """
+
+    url: str
+    purpose: str
+    limits: Limits = UNLIMITED
+    connect_seconds: int = 10
+
+    @property
+    def name(self) -> str:
+        """What the server's session is called."""
+        return f"pulso-etl {self.purpose}"[:63]
+
+    def start(self) -> Start:
+        """The arguments under which psycopg opens it; `statement` follows."""
+        conninfo, _ = split_role(self.url)
+        # The encoding comes first: one that the environment names may be none that the server knows.
+        return Start(
+            conninfo=conninfo,
+            autocommit=True,
+            client_encoding="UTF8",
+            application_name=self.name,
+            connect_timeout=self.connect_seconds,
+        )
+
+    def statement(self) -> sql.Composed:
+        """States every setting, whatever a used session has; for a session in autocommit mode."""
+        _, role = split_role(self.url)
+        settings = STATED | self.limits.settings() | {"application_name": self.name}
+        works_as = sql.SQL("SET ROLE {}").format(sql.Identifier(role)) if role else sql.SQL("RESET ROLE")
+        path = CLOSED_PATH if role else SEARCH_PATH
+        return sql.SQL("RESET ALL; {}; SELECT pg_catalog.set_config('search_path', pg_catalog.{}, false); {}").format(
+            stating(settings), sql.SQL(path), works_as
+        )
+
+    def open(self, **more: Any) -> psycopg.Connection:
+        """A connection in autocommit mode, closed at the end of a `with`; `more` are parameters of libpq. Raises psycopg.Error."""
+        start = self.start()
+        with naming_refusals(start["conninfo"]):
+            conn = psycopg.connect(**start, **more)
+        try:
+            conn.execute(self.statement())
+            Encoding.learnt(conn).adapt(conn)
+        except BaseException:
+            conn.close()
+            raise
+        return conn
+
+    @contextmanager
+    def hold(self, **more: Any) -> Iterator[psycopg.Connection]:
+        """A connection whose session is its own until the end, with the locks and temporary tables that it holds.
+
+        For the rest it is as `open` opens it. Before anything is done, raises DestinationError behind a pooler that shares
+        sessions, and for a database without an encoding; psycopg.Error.
+        """
+        with self.open(**more) as conn:
+            Encoding.of(conn).refuse_none(conn.info.dbname)
+            self._refuse_shared(conn)
+            yield conn
+
+    def _refuse_shared(self, conn: psycopg.Connection) -> None:
+        # A pooler gives out numbers of its own; without one there is nothing to look for.
+        if conn.info.backend_pid == (mine := _server_process(conn)):
+            return
+        with closing(psycopg.connect(**self.start())) as other:
+            for _ in range(PROBES):
+                theirs = _process_within(other, PROBE_SECONDS)
+                if theirs is None:
+                    return
+                if theirs == mine or _server_process(conn) != mine:
+                    raise DestinationError(
+                        "PostgreSQL: the pooler in between hands one server session to several clients (pool_mode=transaction or "
+                        "statement), and locks and settings of a session do not hold there; set pool_mode=session, or name the "
+                        "server itself in DATABASE_URL"
+                    )
+
+
+def buffer_temporary_tables(conn: psycopg.Connection, megabytes: int) -> None:
+    """Gives the session's temporary tables so much memory (MiB), unless it has used some: then it stays with what it has."""
+    try:
+        conn.execute("SELECT set_config('temp_buffers', %s, false)", (f"{megabytes}MB",))
+    except pg.InvalidParameterValue:
+        # A pooler's used session; more memory would only be quicker.
+        return
+
+
+def _server_process(conn: psycopg.Connection) -> int:
+    row = conn.execute("SELECT pg_catalog.pg_backend_pid()").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _process_within(conn: psycopg.Connection, seconds: float) -> int | None:
+    """The server process that answers; None where none does in time: each is somebody's."""
+    raw, deadline = conn.pgconn, time.monotonic() + seconds
+    raw.send_query(b"SELECT pg_catalog.pg_backend_pid()")
+    while raw.is_busy():
+        ready, _, _ = select.select([raw.socket], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            return None
+        raw.consume_input()
+    result = raw.get_result()
+    while raw.get_result() is not None:
+        pass
+    value = result.get_value(0, 0) if result is not None and result.ntuples else None
+    return None if value is None else int(value)

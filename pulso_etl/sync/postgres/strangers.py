@@ -1,0 +1,132 @@
+"""What a tenant's own database role could have put on tables of ours, so that our sessions run its code.
+
+A login that works as a tenant's role stays itself: whatever runs in its session may `SET ROLE` to every other role that the login
+may work as. A trigger, or a function that a default calls, runs in the session that writes. So where the login is not the role, as
+whom it works, tables carry nothing that runs and is not ours. A login of a tenant's own has nothing to lose by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import psycopg
+from psycopg import sql
+
+from pulso_etl.sync.errors import SchemaRefused
+
+HARMLESS = (
+    *("now", "transaction_timestamp", "statement_timestamp", "clock_timestamp"),
+    *("nextval", "gen_random_uuid", "uuidv4", "uuidv7"),
+)
+"""The server's functions that an expression may call though they are not immutable. Others, such as `set_config` and those that
+take a query as text, can do anything."""
+
+SHARED = "SELECT session_user <> current_user"
+OURS = r"""
+WITH RECURSIVE ours (oid, root) AS (
+    SELECT c.oid, c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = %(schema)s AND relkind IN ('r', 'p', 'v', 'm', 'f') AND (relname = ANY(%(tables)s) OR relname LIKE 'etl\_%%')
+    UNION SELECT inhrelid, root FROM pg_inherits JOIN ours ON inhparent = ours.oid
+)
+"""
+"""Our tables, with whatever inherits from one, their partitions too. What begins with `etl_` is ours."""
+LOCKABLE = OURS + (  # noqa: S608 - made of constants
+    "SELECT nspname, relname FROM ours JOIN pg_class c ON c.oid = ours.oid JOIN pg_namespace n ON n.oid = relnamespace "
+    "WHERE root = c.oid AND relkind IN ('r', 'p') AND relname = ANY(%(locked)s) ORDER BY relname"
+)
+RECORDS = ("etl_days", "etl_extractions", "etl_quarantine", "etl_running", "etl_watermarks")
+"""What loads, and who ends them, write to beside their table. Launches and alerts wait for each other on others of ours, and must
+not wait for a load."""
+EXPRESSIONS = """
+expressions (relid, kind, name, told, classid, objid, tree) AS (
+    SELECT relid, CASE WHEN attgenerated = '' THEN 'default of the column' ELSE 'expression of the column' END, attname,
+        format('ALTER TABLE %%s ALTER COLUMN %%I DROP %%s', relid::regclass, attname,
+            CASE WHEN attgenerated = '' THEN 'DEFAULT' ELSE 'EXPRESSION' END),
+        'pg_attrdef'::regclass, d.oid, adbin::text
+    FROM tables JOIN pg_attrdef d ON adrelid = relid JOIN pg_attribute ON attrelid = relid AND attnum = adnum
+    UNION ALL
+    SELECT relid, 'constraint', conname, format('ALTER TABLE %%s DROP CONSTRAINT %%I', relid::regclass, conname),
+        'pg_constraint'::regclass, k.oid, conbin::text
+    FROM tables JOIN pg_constraint k ON conrelid = relid WHERE contype = 'c' AND coninhcount = 0
+    UNION ALL
+    SELECT relid, 'index', i.relname, format('DROP INDEX %%s', i.oid::regclass), 'pg_class'::regclass, i.oid,
+        concat(indexprs::text, indpred::text)
+    FROM tables JOIN pg_index ON indrelid = relid JOIN pg_class i ON i.oid = indexrelid WHERE NOT i.relispartition
+    UNION ALL
+    SELECT relid, 'partitioning', '', format('DROP TABLE %%s', relid::regclass), 'pg_class'::regclass, relid, partexprs::text
+    FROM tables JOIN pg_partitioned_table ON partrelid = relid
+)
+"""
+STRANGERS = f"""
+{OURS}, tables (relid, relkind) AS (SELECT DISTINCT c.oid, relkind FROM ours JOIN pg_class c ON c.oid = ours.oid),
+{EXPRESSIONS}, found (relid, kind, name, told) AS (
+    SELECT relid, 'in the place of the table a', lower(word), format('DROP %%s %%s', word, relid::regclass)
+    FROM tables JOIN (VALUES ('v', 'VIEW'), ('m', 'MATERIALIZED VIEW'), ('f', 'FOREIGN TABLE')) AS k (kind, word) ON kind = relkind
+    UNION ALL
+    SELECT relid, 'trigger', tgname, format('DROP TRIGGER %%I ON %%s', tgname, relid::regclass)
+    FROM tables JOIN pg_trigger ON tgrelid = relid WHERE NOT tgisinternal AND tgparentid = 0
+    UNION ALL
+    SELECT relid, 'rule', rulename, format('DROP RULE %%I ON %%s', rulename, relid::regclass)
+    FROM tables JOIN pg_rewrite ON ev_class = relid WHERE relkind IN ('r', 'p')
+    UNION ALL
+    SELECT relid, 'row security policy', polname, format('DROP POLICY %%I ON %%s', polname, relid::regclass)
+    FROM tables JOIN pg_policy ON polrelid = relid
+    UNION ALL
+    SELECT inhparent, 'table that inherits from it', c.relname,
+        format('ALTER TABLE %%s NO INHERIT %%s', c.oid::regclass, inhparent::regclass)
+    FROM tables JOIN pg_inherits ON inhparent = relid JOIN pg_class c ON c.oid = inhrelid WHERE NOT relispartition
+    UNION ALL
+    SELECT relid, 'table that it inherits from', p.relname, format(
+        CASE WHEN p.relkind = 'p' THEN 'ALTER TABLE %%2$s DETACH PARTITION %%1$s' ELSE 'ALTER TABLE %%1$s NO INHERIT %%2$s' END,
+        relid::regclass, p.oid::regclass)
+    FROM tables JOIN pg_inherits ON inhrelid = relid JOIN pg_class p ON p.oid = inhparent WHERE p.oid NOT IN (SELECT oid FROM ours)
+    UNION ALL
+    SELECT relid, 'foreign key', conname, format('ALTER TABLE %%s DROP CONSTRAINT %%I', conrelid::regclass, conname)
+    FROM tables JOIN pg_constraint ON contype = 'f' AND conparentid = 0 AND (conrelid = relid OR confrelid = relid)
+    WHERE conrelid NOT IN (SELECT oid FROM ours) OR confrelid NOT IN (SELECT oid FROM ours)
+    UNION ALL
+    SELECT relid, 'type of the column', attname, format('ALTER TABLE %%s DROP COLUMN %%I', relid::regclass, attname)
+    FROM tables JOIN pg_attribute ON attrelid = relid AND attnum > 0 AND NOT attisdropped JOIN pg_type t ON t.oid = atttypid
+    WHERE typnamespace <> 'pg_catalog'::regnamespace AND typtype <> 'e'
+    UNION ALL
+    SELECT relid, kind, name, told FROM expressions e
+    WHERE EXISTS (
+        SELECT FROM pg_depend d LEFT JOIN pg_type t ON refclassid = 'pg_type'::regclass AND t.oid = refobjid
+        WHERE d.classid = e.classid AND d.objid = e.objid
+            AND refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass, 'pg_type'::regclass) AND typtype IS DISTINCT FROM 'e'
+    ) OR EXISTS (
+        SELECT FROM regexp_matches(tree, ':(?:op)?funcid ([1-9][0-9]*)', 'g') AS m (number) JOIN pg_proc p ON p.oid = number[1]::oid
+        WHERE provolatile <> 'i' AND NOT (pronamespace = 'pg_catalog'::regnamespace AND proname = ANY(%(harmless)s))
+    )
+)
+SELECT relid::regclass::text, kind, name, told FROM found WHERE session_user <> current_user ORDER BY 1, 2, 3
+"""  # noqa: S608 - made of constants
+"""Each thing that runs in a session which uses the tables, and that we have not made: the table, what it is, its name, and the
+statement that drops it. What the server has since its first start has no entry in pg_depend, hence what has one is somebody's."""
+
+
+def strangers(conn: psycopg.Connection, schema: str, tables: Sequence[str] = ()) -> list[str]:
+    """What stands on the tables, and on all whose names begin with `etl_`, that is not ours: a sentence each, with the statement
+    that drops it. Nothing where the login works as itself."""
+    values = {"schema": schema, "tables": list(tables), "harmless": list(HARMLESS)}
+    return [
+        f"{table}: {kind} {name}".rstrip() + f": {told}" for table, kind, name, told in conn.execute(STRANGERS, values).fetchall()
+    ]
+
+
+def refuse_strangers(conn: psycopg.Connection, schema: str, *tables: str) -> None:
+    """Refuses the tables, and all those whose names begin with `etl_`, if they carry what `strangers` finds.
+
+    In the caller's transaction, in which nothing can be added any more to the tables and to RECORDS. Raises SchemaRefused.
+    """
+    if conn.execute(SHARED).fetchone() != (True,):
+        return
+    for where in conn.execute(LOCKABLE, {"schema": schema, "tables": list(tables), "locked": [*tables, *RECORDS]}).fetchall():
+        # The weakest lock that triggers, rules, constraints and indexes of others have to wait for.
+        conn.execute(sql.SQL("LOCK TABLE {} IN ROW EXCLUSIVE MODE").format(sql.Identifier(*where)))
+    if found := strangers(conn, schema, tables):
+        raise SchemaRefused(
+            f"tables in schema {schema} carry what Pulso ETL has not made; it would run as the login {conn.info.user}, which may "
+            "work as other roles too. Nothing was loaded. Drop it, or give the tenant a login of its own (database_url_env): "
+            + "; ".join(found)
+        )

@@ -1,0 +1,138 @@
+"""Rows of a table read back, for an asset downstream or a notebook, in the form that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+import psycopg
+import pyarrow as pa
+from psycopg.types.string import TextLoader
+
+from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.errors import ContractError
+from pulso_etl.sync.ledger.watermarks import Watermarks
+from pulso_etl.sync.loading.arrow_types import WIRE_TYPES
+from pulso_etl.sync.postgres.bookkeeping import exists
+from pulso_etl.sync.schema.statements import Statements
+from pulso_etl.sync.spec import Column, ColumnType, TableSpec
+
+Form = Callable[[pa.Table], Any]
+
+
+def read(conn: psycopg.Connection, spec: TableSpec, schema: str, ranges: Sequence[DayRange], names: Sequence[str]) -> pa.Table:
+    """The rows of the days, by day and key, in the columns of those names; inside the transaction that `conn` is in.
+
+    A table that nobody has loaded yet is empty. Raises ContractError for one that is gone.
+    """
+    wanted = pa.schema([(name, _read_type(spec.column(name))) for name in names])
+    chunks: list[list[pa.Array]] = [[] for _ in names]
+    if ranges and _is_there(conn, spec, schema):
+        query = Statements(spec, schema).select(names)
+        for days in ranges:
+            with conn.cursor("pulso_load_input") as cursor:
+                # As the server prints it: Python's numbers do not hold every number of JSON.
+                cursor.adapters.register_loader("jsonb", TextLoader)
+                cursor.execute(query, {"start": days.start, "end": days.end})
+                while rows := cursor.fetchmany(spec.batch_rows):
+                    for values, field, found in zip(zip(*rows, strict=True), wanted, chunks, strict=True):
+                        found.append(_array(spec, values, field))
+    columns = [_joined(spec, field, found) for field, found in zip(wanted, chunks, strict=True)]
+    return pa.Table.from_arrays(columns, names=list(names))
+
+
+def _is_there(conn: psycopg.Connection, spec: TableSpec, schema: str) -> bool:
+    if exists(conn, schema, spec.name):
+        return True
+    if Watermarks(schema).ever_loaded(conn, spec.name):
+        raise ContractError(f"{spec.name}: the table was loaded once, and is gone from PostgreSQL; load its days again")
+    return False
+
+
+def _array(spec: TableSpec, values: Sequence[Any], field: pa.Field) -> pa.Array:
+    """The values as an array; of a decimal with fewer digits after the point where there are too many before it."""
+    kind = field.type
+    try:
+        return pa.array(values, kind)
+    except pa.ArrowInvalid:
+        item = kind.value_type if pa.types.is_list(kind) else kind
+        if not pa.types.is_decimal256(item):
+            raise
+        numbers = [one for value in values for one in (value if isinstance(value, list) else [value]) if one is not None]
+        narrower = pa.decimal256(76, max(0, 76 - max(one.adjusted() + 1 for one in numbers)))
+        try:
+            return pa.array(values, pa.list_(narrower) if pa.types.is_list(kind) else narrower)
+        except pa.ArrowInvalid as error:
+            raise _too_many_digits(spec, field) from error
+
+
+def _joined(spec: TableSpec, field: pa.Field, chunks: Sequence[pa.Array]) -> pa.ChunkedArray:
+    """The chunks in one type. Raises ContractError for decimals whose digits, taken together, no type holds."""
+    kinds = [chunk.type for chunk in chunks]
+    kind = min(kinds, key=_scale, default=field.type)
+    try:
+        return pa.chunked_array([chunk.cast(kind) for chunk in chunks], kind)
+    except pa.ArrowInvalid as error:
+        raise _too_many_digits(spec, field) from error
+
+
+def _too_many_digits(spec: TableSpec, field: pa.Field) -> ContractError:
+    return ContractError(
+        f"{spec.name}: the numbers of {field.name} have more digits before and after the point than the 76 of Arrow's decimal; "
+        "read fewer days at once, or leave the column out (the input's metadata `columns`)"
+    )
+
+
+def _scale(kind: pa.DataType) -> int:
+    item = kind.value_type if pa.types.is_list(kind) else kind
+    return item.scale if pa.types.is_decimal(item) else 0
+
+
+def _read_type(column: Column) -> pa.DataType:
+    if column.type is not ColumnType.NUMERIC:
+        kind = WIRE_TYPES[column.type]
+    elif column.precision is not None:
+        kind = pa.decimal128(column.precision, column.scale)
+    else:
+        # The widest decimal that Arrow has takes every NUMERIC and BIGNUMERIC of BigQuery as it is.
+        kind = pa.decimal256(76, 38)
+    return pa.list_(kind) if column.repeated else kind
+
+
+def chosen_columns(spec: TableSpec, columns: Any) -> Sequence[str]:
+    """The names under `columns` of an input's metadata; without it all. Raises ContractError for what is no list of the table's."""
+    if columns is None:
+        return spec.column_names
+    if not isinstance(columns, list | tuple) or not columns or not all(isinstance(name, str) for name in columns):
+        raise ContractError(f"{spec.name}: the input's metadata `columns` must be a list of names, not {columns!r}")
+    if unknown := [name for name in columns if name not in spec.column_names]:
+        raise ContractError(f"{spec.name}: the input asks for columns that are not declared: {', '.join(unknown)}")
+    return columns
+
+
+def form_of(table: str, annotation: Any) -> Form:
+    """How rows become what an input is annotated with. Raises ContractError for a form that they can't have."""
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    for kind in kinds:
+        if kind is Any or (isinstance(kind, type) and issubclass(pa.Table, kind)):
+            return lambda rows: rows
+        if isinstance(kind, type) and issubclass(pa.RecordBatchReader, kind):
+            return lambda rows: rows.to_reader()
+        # Pandas itself need not be imported by those who do not ask for it.
+        if isinstance(kind, type) and kind.__module__.partition(".")[0] == "pandas" and kind.__name__ == "DataFrame":
+            return _frame
+    raise ContractError(
+        f"{table}: the input is annotated {annotation}; annotate it pyarrow.Table, pyarrow.RecordBatchReader or pandas.DataFrame"
+    )
+
+
+def _frame(rows: pa.Table) -> Any:
+    """As pandas.DataFrame; integers with nulls among them are nullable ones, as a double does not hold all their digits."""
+    import pandas
+
+    frame = rows.to_pandas()
+    for name in rows.column_names:
+        if pa.types.is_integer(rows[name].type) and rows[name].null_count:
+            frame[name] = rows[name].to_pandas(types_mapper=lambda _: pandas.Int64Dtype())
+    return frame

@@ -1,0 +1,1 @@
+"""The tables in PostgreSQL: made, partitioned, migrated, and held to their declarations."""

@@ -1,0 +1,266 @@
+"""Every SQL statement of a load, built from the declaration with quoted names and bound values. Nothing runs here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from psycopg import sql
+
+from pulso_etl.sync.postgres.identifiers import equal, listed
+from pulso_etl.sync.schema.migration import create_table, version
+from pulso_etl.sync.spec import DELETED, Column, Strategy, TableSpec
+
+STAGE = sql.Identifier("pulso_stage")
+DIFF = sql.Identifier("pulso_diff")
+VALUES = sql.Identifier("pulso_values")
+"""Of a table with `snapshot_of`: the values that a load settles, see `snapshots`."""
+
+
+class Statements:
+    """The statements for one table in one schema.
+
+    `captured`: the stage holds changed rows only, marked where the source has deleted them; of the table, the differences look at
+    the rows of their keys alone.
+    """
+
+    def __init__(self, spec: TableSpec, schema: str, *, captured: bool = False, carried: tuple[str, ...] = ()) -> None:
+        self.spec = spec
+        self.schema = schema
+        self.carried = carried
+        self.target = sql.Identifier(schema, spec.name)
+        self.partition = sql.Identifier(spec.partition_column)
+        self.columns = listed(spec.column_names)
+        self.keys = listed(spec.primary_key)
+        self.values = listed(spec.snapshot_of)
+        self.same_key = equal(spec.primary_key, "t", "s")
+        self.staged_values = listed(spec.column_names, "s")
+        partitioned = spec.partition_by is not None
+        # Each partition has addresses of its own; the window lets the server pass over the others.
+        self.part = sql.SQL(", tableoid AS pulso_part" if partitioned else "")
+        self.diff_part = sql.SQL(", pulso_part" if partitioned else "")
+        self.in_window = sql.SQL(" AND t.{} BETWEEN %(start)s AND %(end)s" if partitioned else "").format(self.partition)
+        self.same_row = sql.SQL("t.ctid = d.pulso_tid{}{}").format(
+            sql.SQL(" AND t.tableoid = d.pulso_part" if partitioned else ""), self.in_window
+        )
+        # Closed versions are history: no load compares, counts or closes them again.
+        self.current = sql.SQL("valid_to IS NULL" if spec.strategy is Strategy.SCD2 else "true")
+        self.kept = sql.SQL("WHERE NOT {}").format(sql.Identifier(DELETED.name)) if captured else sql.SQL("")
+        self.told = sql.SQL("AND ({0}) IN (SELECT {0} FROM {1})").format(self.keys, STAGE) if captured else sql.SQL("")
+
+    def create_table(self) -> list[sql.Composed]:
+        """The table with its key, checks and indexes."""
+        return create_table(self.spec, self.schema)
+
+    def lock_target(self, sole_writer: bool) -> sql.Composed:
+        """Readers go on. Every other writer waits too, or only those who would change what the table is."""
+        mode = "SHARE ROW EXCLUSIVE" if sole_writer else "ROW EXCLUSIVE"
+        return sql.SQL("LOCK TABLE {} IN {} MODE").format(self.target, sql.SQL(mode))
+
+    def rows_by_day(self) -> sql.Composed:
+        return sql.SQL("SELECT {0}, count(*) FROM {1} WHERE {0} BETWEEN %(start)s AND %(end)s AND {2} GROUP BY 1").format(
+            self.partition, self.target, self.current
+        )
+
+    def holds_rows(self) -> sql.Composed:
+        """Whether the table holds rows, history included, that rows of the range can clash with."""
+        # A key that lives in several partitions can clash with rows outside of the range.
+        where = (
+            sql.SQL("{} BETWEEN %(start)s AND %(end)s").format(self.partition) if self.spec.partition_in_key else sql.SQL("true")
+        )
+        return sql.SQL("SELECT FROM {} WHERE {} LIMIT 1").format(self.target, where)
+
+    def copy(self, into: sql.Identifier) -> sql.Composed:
+        return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(into, self.columns)
+
+    def create_stage(self, text_columns: frozenset[str]) -> sql.Composed:
+        """`text_columns` are those whose values arrive as text and are something else."""
+        # Columns of one width first: the server finds these in a row without reading those before.
+        lines = [
+            sql.SQL("{} {}").format(sql.Identifier(c.name), sql.SQL(_as_text(c) if c.name in text_columns else c.sql_type))
+            for c in sorted(self.spec.columns, key=lambda column: not column.has_width)
+        ]
+        return sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DROP").format(STAGE, sql.SQL(", ").join(lines))
+
+    def read_text(self, text_columns: frozenset[str]) -> sql.Composed:
+        changes = [
+            sql.SQL("ALTER COLUMN {0} TYPE {1} USING {0}::{1}").format(
+                sql.Identifier(name), sql.SQL(self.spec.column(name).sql_type)
+            )
+            for name in sorted(text_columns)
+        ]
+        return sql.SQL("ALTER TABLE {} {}").format(STAGE, sql.SQL(", ").join(changes))
+
+    def analyze_stage(self) -> sql.Composed:
+        """Statistics of the columns by which the stage is joined, all that the planner asks for."""
+        return sql.SQL("ANALYZE {} ({})").format(STAGE, self.keys)
+
+    def deletions_by_day(self) -> sql.Composed:
+        """How many staged rows of each day the source has deleted."""
+        return sql.SQL("SELECT {}, count(*) FROM {} WHERE {} GROUP BY 1").format(
+            self.partition, STAGE, sql.Identifier(DELETED.name)
+        )
+
+    def duplicates(self) -> sql.Composed:
+        """Keys that occur more than once (with a version: more than once at one version), and how many there are."""
+        version = self.spec.version_column
+        by = self.keys if version is None else sql.SQL("{}, {}").format(self.keys, sql.Identifier(version))
+        return sql.SQL(
+            "SELECT {keys}, count(*) AS pulso_copies, count(*) OVER () AS pulso_duplicated FROM {stage} "
+            "GROUP BY {by} HAVING count(*) > 1 LIMIT 1"
+        ).format(keys=self.keys, stage=STAGE, by=by)
+
+    def keys_by_day(self) -> sql.Composed:
+        """How many keys the stage has of each day, where a day owns its rows."""
+        return sql.SQL("SELECT {}, count(*) FROM (SELECT DISTINCT {} FROM {}) k GROUP BY 1").format(
+            self.partition, self.keys, STAGE
+        )
+
+    def create_diff(self) -> sql.Composed:
+        """One pass over both sides: `pulso_sid` alone is new, with `pulso_tid` it is changed, `pulso_tid` alone has vanished."""
+        changed = (
+            sql.SQL("({}) IS DISTINCT FROM ({})").format(
+                listed(self.spec.compared_columns, "t"), listed(self.spec.compared_columns, "s")
+            )
+            if self.spec.compared_columns
+            else sql.SQL("false")
+        )
+        stage = self.newest_staged()
+        target = sql.SQL("(SELECT ctid AS pulso_tid, * FROM {} WHERE {})").format(self.target, self.current)
+        join, day = sql.SQL("LEFT JOIN"), sql.SQL("s.{}").format(self.partition)
+        if self.spec.version_column is not None and not self.spec.partition_in_key:
+            changed = sql.SQL("{} >= {} AND {}").format(version(self.spec, "s"), version(self.spec, "t"), changed)
+        if self.spec.snapshot_of:
+            stage = sql.SQL("(SELECT s.ctid AS pulso_sid, pulso_day, s.* FROM {} s JOIN {} v ON {})").format(
+                STAGE, VALUES, self.same_value("s")
+            )
+            target = sql.SQL("(SELECT t.ctid AS pulso_tid, pulso_day, t.* FROM {} t JOIN {} v ON {} WHERE {})").format(
+                self.target, VALUES, self.same_value("t"), self.current
+            )
+            join, day = sql.SQL("FULL JOIN"), sql.SQL("coalesce(s.pulso_day, t.pulso_day)").format()
+        if self.spec.partition_in_key:
+            target = sql.SQL("(SELECT ctid AS pulso_tid{}, * FROM {} WHERE {} BETWEEN %(start)s AND %(end)s AND {} {})").format(
+                self.part, self.target, self.partition, self.current, self.told
+            )
+            join, day = sql.SQL("FULL JOIN"), sql.SQL("coalesce(s.{0}, t.{0})").format(self.partition)
+        return sql.SQL(
+            "CREATE TEMP TABLE {diff} ON COMMIT DROP AS SELECT pulso_sid, pulso_tid{part}, {day} AS pulso_day "
+            "FROM {stage} s {join} {target} t ON {same} WHERE pulso_sid IS NULL OR pulso_tid IS NULL OR ({changed})"
+        ).format(
+            diff=DIFF, part=self.diff_part, day=day, stage=stage, join=join, target=target, same=self.same_key, changed=changed
+        )
+
+    def newest_staged(self) -> sql.Composed:
+        """The staged rows, of each key the newest version, each with its address."""
+        if self.spec.version_column is None:
+            return sql.SQL("(SELECT ctid AS pulso_sid, * FROM {} {})").format(STAGE, self.kept)
+        return sql.SQL("(SELECT DISTINCT ON ({0}) s.ctid AS pulso_sid, s.* FROM {1} s ORDER BY {0}, {2} DESC)").format(
+            self.keys, STAGE, version(self.spec, "s")
+        )
+
+    def same_value(self, alias: str) -> sql.Composed:
+        """The condition that a row has the value of the row `v` of VALUES."""
+        return equal(self.spec.snapshot_of, alias, "v")
+
+    def create_values(self, kept: sql.Identifier | None, newer: sql.Composable | None = None) -> sql.Composed:
+        """VALUES: those that the stage, or `kept`, or the table's rows of the range have, but for those of which the table holds a
+        snapshot after the range, and those of a row `v` that fulfils the condition `newer`."""
+        rows = sql.SQL("SELECT {}, {} FROM {}")
+        given = sql.SQL(" UNION ALL ").join(
+            rows.format(self.values, self.partition, staged) for staged in (STAGE, kept) if staged is not None
+        )
+        return sql.SQL(
+            "CREATE TEMP TABLE {result} ON COMMIT DROP AS SELECT v.* FROM ("
+            "WITH pulso_given AS (SELECT {values}, max({day}) AS pulso_newest FROM ({given}) g GROUP BY {values}), "
+            "pulso_known AS (SELECT {values} FROM pulso_given "
+            "UNION SELECT {values} FROM {target} WHERE {day} BETWEEN %(start)s AND %(end)s AND {current}) "
+            "SELECT {values}, pulso_newest, "
+            "coalesce(CASE WHEN pulso_newest < %(start)s THEN %(start)s ELSE pulso_newest END, max({day})) AS pulso_day, "
+            "count({day}) AS pulso_held FROM pulso_known LEFT JOIN pulso_given USING ({values}) "
+            "LEFT JOIN (SELECT {values}, {day} FROM {target} WHERE {current}) t USING ({values}) "
+            "GROUP BY {values}, pulso_newest HAVING max({day}) IS NULL OR max({day}) <= %(end)s) v WHERE NOT {newer}"
+        ).format(
+            result=VALUES,
+            values=self.values,
+            day=self.partition,
+            given=given,
+            target=self.target,
+            current=self.current,
+            newer=newer or sql.SQL("false"),
+        )
+
+    def withdrawn_values(self) -> sql.Composed:
+        """The values that the table's rows of the range have, and the source no longer."""
+        return sql.SQL("SELECT {} FROM {} WHERE pulso_newest IS NULL").format(self.values, VALUES)
+
+    def drop_superseded(self, staged: sql.Identifier) -> sql.Composed:
+        """Takes the rows that are of no newest snapshot out of the stage, or of what is laid out like it."""
+        return sql.SQL("DELETE FROM {} s WHERE NOT EXISTS (SELECT FROM {} v WHERE {} AND v.pulso_newest = s.{})").format(
+            staged, VALUES, self.same_value("s"), self.partition
+        )
+
+    def rows_by_value(self) -> sql.Composed:
+        """Of each value of which the table holds rows: how many, and how many the differences leave."""
+        return sql.SQL(
+            "SELECT {values}, pulso_held, pulso_held + coalesce(pulso_more, 0) FROM {known} LEFT JOIN "
+            "(SELECT {values}, sum(pulso_more)::bigint AS pulso_more FROM ("
+            "SELECT {staged}, 1 AS pulso_more FROM {diff} d JOIN {stage} s ON s.ctid = d.pulso_sid WHERE d.pulso_tid IS NULL "
+            "UNION ALL SELECT {held}, -1 FROM {diff} d JOIN {target} t ON {same_row} WHERE d.pulso_sid IS NULL) m "
+            "GROUP BY {values}) m USING ({values}) WHERE pulso_held > 0 ORDER BY {values}"
+        ).format(
+            values=self.values,
+            known=VALUES,
+            staged=listed(self.spec.snapshot_of, "s"),
+            held=listed(self.spec.snapshot_of, "t"),
+            diff=DIFF,
+            stage=STAGE,
+            target=self.target,
+            same_row=self.same_row,
+        )
+
+    def staged_by_day(self) -> sql.Composed:
+        """How many rows the stage has of each day."""
+        return sql.SQL("SELECT {}, count(*) FROM {} GROUP BY 1").format(self.partition, STAGE)
+
+    def settled_by_day(self) -> sql.Composed:
+        """How many rows the table holds of each day, of the values that the load settles."""
+        return sql.SQL("SELECT t.{}, count(*) FROM {} t JOIN {} v ON {} WHERE {} GROUP BY 1").format(
+            self.partition, self.target, VALUES, self.same_value("t"), self.current
+        )
+
+    def count_diff(self) -> sql.Composed:
+        return sql.SQL(
+            "SELECT pulso_day, count(*) FILTER (WHERE pulso_tid IS NULL), "
+            "count(*) FILTER (WHERE pulso_sid IS NOT NULL AND pulso_tid IS NOT NULL), "
+            "count(*) FILTER (WHERE pulso_sid IS NULL) FROM {} GROUP BY pulso_day"
+        ).format(DIFF)
+
+    def delete_vanished(self) -> sql.Composed:
+        return sql.SQL("DELETE FROM {} t USING {} d WHERE {} AND d.pulso_sid IS NULL").format(self.target, DIFF, self.same_row)
+
+    def update_changed(self) -> sql.Composed:
+        pairs = [sql.SQL("{0} = s.{0}").format(sql.Identifier(name)) for name in self.spec.value_columns]
+        return sql.SQL("UPDATE {} t SET {}, updated_at = now() FROM {} d JOIN {} s ON s.ctid = d.pulso_sid WHERE {}").format(
+            self.target, sql.SQL(", ").join(pairs), DIFF, STAGE, self.same_row
+        )
+
+    def insert_new(self) -> sql.Composed:
+        return sql.SQL(
+            "INSERT INTO {target} ({columns}) SELECT {values} FROM {stage} s JOIN {diff} d ON s.ctid = d.pulso_sid "
+            "WHERE d.pulso_tid IS NULL"
+        ).format(
+            target=self.target,
+            columns=self.columns,
+            values=self.staged_values,
+            stage=STAGE,
+            diff=DIFF,
+        )
+
+    def select(self, names: Sequence[str]) -> sql.Composed:
+        """The columns of those names, of the rows of the range."""
+        return sql.SQL("SELECT {} FROM {} WHERE {} BETWEEN %(start)s AND %(end)s AND {} ORDER BY {}").format(
+            listed(names), self.target, self.partition, self.current, self.keys
+        )
+
+
+def _as_text(column: Column) -> str:
+    return "text[]" if column.repeated else "text"

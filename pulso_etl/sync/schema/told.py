@@ -1,0 +1,189 @@
+"""What a person is told whose table can't become what is declared by itself: why, and the statements, which are looked at first.
+
+They are one transaction and run as they stand. Where the rows can't go on as they are (a value without a cast, null where a value
+is required, several rows of one key), they are kept in a table of their own, and the days are loaded anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from itertools import count
+
+import psycopg
+from psycopg import errors as pg
+from psycopg import sql
+
+from pulso_etl.sync.errors import SchemaRefused
+from pulso_etl.sync.postgres.catalog import CURRENT, Table
+from pulso_etl.sync.postgres.identifiers import listed, quoted_name
+from pulso_etl.sync.schema.migration import (
+    Change,
+    aside_name,
+    cast,
+    copy_aside,
+    key_differs,
+    loses_history,
+    migrate,
+    without_history,
+)
+from pulso_etl.sync.spec import Strategy, TableSpec
+
+SESSION = ("SET LOCAL TimeZone = 'UTC'", "SET LOCAL DateStyle = 'ISO, YMD'")
+"""What casts between times and texts depend on: as BigQuery casts them."""
+VIEWS = """
+SELECT DISTINCT r.ev_class::regclass::text FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid
+WHERE d.classid = 'pg_rewrite'::regclass AND d.refobjid = to_regclass(%(table)s) AND r.ev_class <> d.refobjid ORDER BY 1
+"""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The table with what its rows say, why they can't go on as they are (nothing where they can), and the days that they fill."""
+
+    table: Table
+    obstacles: tuple[str, ...] = ()
+    first: date | None = None
+    last: date | None = None
+
+
+def refusal(conn: psycopg.Connection, spec: TableSpec, schema: str, table: Table) -> SchemaRefused:
+    """The error for a table that only a person may change, with the statements that do. Reads the table once or more."""
+    rows = look(conn, spec, schema, table)
+    aside = next(name for number in count(1) if _free(conn, schema, name := aside_name(spec, number)))
+    changes = migrate(spec, schema, rows.table, aside=aside)
+    reasons = dict.fromkeys(change.refusal for change in migrate(spec, schema, table, aside=aside) if change.refusal)
+    parts = [
+        f"{spec.name}: the table in schema {schema} is not as declared, and to change it may lose data or rewrite all of it:",
+        *(f"  {reason}" for reason in reasons),
+    ]
+    if rows.obstacles:
+        parts += ["The rows that are there can't become what is declared:", *(f"  {obstacle}" for obstacle in rows.obstacles)]
+        parts.append(
+            f"So the statements keep them in {schema}.{aside} and leave the table empty. "
+            f"Load it anew after them: pulso-etl refresh {spec.as_argument} --from {rows.first} --to {rows.last}"
+        )
+    elif rows.table.holds_rows and (key_differs(spec, table) or loses_history(spec, table)):
+        parts.append(
+            "Days that no refresh reads again keep the rows that they have; to have them anew as well, run after the statements: "
+            f"pulso-etl refresh {spec.as_argument} --from {rows.first} --to {rows.last} --allow-shrink"
+        )
+    if views := [name for (name,) in conn.execute(VIEWS, {"table": quoted_name(schema, spec.name)})]:
+        parts.append(f"Views read the table: {', '.join(views)}. Where one is in the way, drop it before and make it anew after.")
+    parts.append("Nothing was loaded. Correct the declaration, or run by hand, all as one transaction, in this order:")
+    parts += [f"  {statement};" for statement in script(spec, schema, changes, aside if rows.obstacles else None)]
+    return SchemaRefused("\n".join(parts))
+
+
+def script(spec: TableSpec, schema: str, changes: Sequence[Change], emptied_into: str | None) -> list[str]:
+    """The changes as a transaction, in which nobody else writes; before them the rows go to the table `emptied_into`, if one is
+    named."""
+    target = sql.Identifier(schema, spec.name)
+    statements = [sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(target)]
+    if emptied_into:
+        statements += [copy_aside(spec, schema, emptied_into), sql.SQL("TRUNCATE {}").format(target)]
+    statements += [change.statement for change in changes]
+    return ["BEGIN", *SESSION, *(statement.as_string() for statement in statements), "COMMIT"]
+
+
+def look(conn: psycopg.Connection, spec: TableSpec, schema: str, table: Table) -> Rows:
+    """Asks the rows what stands against the change. An empty table has nothing against any."""
+    target = sql.Identifier(schema, spec.name)
+    if conn.execute(sql.SQL("SELECT FROM {} LIMIT 1").format(target)).fetchone() is None:
+        return Rows(replace(table, holds_rows=False))
+    with conn.transaction(force_rollback=True):
+        for setting in SESSION:
+            conn.execute(setting)  # type: ignore[call-overload]
+        rows = _Rows(conn, spec, target, table)
+        obstacles = (*rows.without_value(), *rows.without_cast())
+        repeated = False
+        if not obstacles and spec.table_key and key_differs(spec, table):
+            obstacles = tuple(rows.ambiguous())
+            repeated = not obstacles and rows.repeat(spec.primary_key)
+        first, last = rows.days()
+    if obstacles:
+        return Rows(replace(table, holds_rows=False), obstacles, first, last)
+    return Rows(replace(table, holds_rows=True, repeated=repeated), (), first, last)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Questions to the rows that are to stay: all of them, or the current versions."""
+
+    conn: psycopg.Connection
+    spec: TableSpec
+    target: sql.Identifier
+    table: Table
+
+    @property
+    def held(self) -> Table:
+        return without_history(self.table) if loses_history(self.spec, self.table) else self.table
+
+    def without_value(self) -> Iterator[str]:
+        for column in self.spec.columns:
+            found = self.held.columns.get(column.name)
+            if not self.spec.required(column) or (found and found.not_null):
+                continue
+            if found is None:
+                yield f"{column.name}: required, and no row has a value for it"
+            elif self._any(sql.SQL("{} IS NULL").format(sql.Identifier(column.name))):
+                yield f"{column.name}: required, and null in rows; or give them a value: UPDATE … SET {column.name} = …"  # noqa: S608 - a sentence, no statement
+
+    def without_cast(self) -> Iterator[str]:
+        for column in (*self.spec.columns, *self.spec.kept_columns):
+            found = self.held.columns.get(column.name)
+            if found is None or found.type == column.sql_type:
+                continue
+            change = f"{column.name}: from {found.type} to {column.sql_type}"
+            name, there, back = sql.Identifier(column.name), cast(column, self.table), sql.SQL(found.type)  # type: ignore[arg-type]
+            try:
+                with self.conn.transaction():
+                    if self._any(sql.SQL("({})::{} IS DISTINCT FROM {}").format(there, back, name)):
+                        yield f"{change}, values would lose what the type can't hold"
+            except pg.CannotCoerce:
+                yield f"{change}, PostgreSQL has no cast"
+            except psycopg.DatabaseError:
+                yield f"{change}, there are values that PostgreSQL can't cast"
+
+    def ambiguous(self) -> Iterator[str]:
+        """Rows that a key would no longer tell apart, and nothing else does."""
+        spec, named = self.spec, ", ".join(self.spec.primary_key)
+        before = [name for name in self.table.primary_key if name != "valid_from"]
+        if spec.strategy is Strategy.SCD2 and self.table.keeps_history:
+            if before and self._grouped(spec.primary_key, sql.SQL("count(DISTINCT ({}))").format(listed(before))):
+                yield f"versions of several ({', '.join(before)}) would be the history of one ({named}), not to be told apart"
+        elif spec.strategy is Strategy.SCD2 or spec.version_column is None:
+            if self.repeat(spec.primary_key):
+                yield f"several rows have one ({named}), and which of them is right only the source says"
+        elif self.repeat((*spec.primary_key, spec.version_column)):
+            yield f"several rows have one ({named}) at one {spec.version_column}, and which is right only the source says"
+
+    def repeat(self, names: Sequence[str]) -> bool:
+        """Whether several rows have the same values in these columns."""
+        return self._grouped(names, sql.SQL("count(*)"))
+
+    def days(self) -> tuple[date | None, date | None]:
+        name = self.spec.partition_column
+        found = self.table.columns.get(name)
+        if found is None or found.type != "date":
+            return None, None
+        row = self.conn.execute(sql.SQL("SELECT min({0}), max({0}) FROM {1}").format(sql.Identifier(name), self.target)).fetchone()
+        return row or (None, None)
+
+    def _grouped(self, names: Sequence[str], counted: sql.Composable) -> bool:
+        by = sql.SQL(", ").join(cast(self.spec.column(name), self.table) for name in names)
+        query = sql.SQL("SELECT FROM {} WHERE {} GROUP BY {} HAVING {} > 1 LIMIT 1")
+        return self.conn.execute(query.format(self.target, self._staying, by, counted)).fetchone() is not None
+
+    def _any(self, condition: sql.Composable) -> bool:
+        query = sql.SQL("SELECT FROM {} WHERE {} AND {} LIMIT 1").format(self.target, self._staying, condition)
+        return self.conn.execute(query).fetchone() is not None
+
+    @property
+    def _staying(self) -> sql.SQL:
+        return sql.SQL(CURRENT if loses_history(self.spec, self.table) else "true")
+
+
+def _free(conn: psycopg.Connection, schema: str, name: str) -> bool:
+    return conn.execute("SELECT to_regclass(%s)", (quoted_name(schema, name),)).fetchone() == (None,)

@@ -1,0 +1,116 @@
+"""What an asset may yield, each as a stream of Arrow batches that the load opens."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol, runtime_checkable
+
+import pyarrow as pa
+
+from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.errors import ContractError
+from pulso_etl.sync.loading.load import Open
+from pulso_etl.sync.owed import Watermark
+from pulso_etl.sync.spec import TableSpec
+
+
+@runtime_checkable
+class DeferredStream(Protocol):
+    """Rows that are asked for when the load is ready for them; may be opened again."""
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What opening tells of itself, for the materialization."""
+
+    def open(self) -> AbstractContextManager[pa.RecordBatchReader]: ...
+
+
+@runtime_checkable
+class ChangeStream(DeferredStream, Protocol):
+    """A deferred stream that may be able to give what changed instead of the whole window."""
+
+    def capture(self, watermark: Watermark, written_at: datetime | None, now: datetime) -> datetime | None:
+        """Turns to the changes since the watermark, and tells as of when; None where it stays with the whole window.
+
+        `written_at`: when the last load of these days ended that the watermark may not tell of.
+        """
+
+    def whole(self, reason: str) -> None:
+        """Turns to the whole window."""
+
+
+@runtime_checkable
+class PastStream(DeferredStream, Protocol):
+    """A deferred stream that can give rows of days before its own, for a table whose newest snapshot may lie there."""
+
+    def read_past(self, days: DayRange) -> AbstractContextManager[pa.RecordBatchReader]: ...
+
+
+@dataclass(frozen=True)
+class Stream:
+    """How to open what the asset yielded, the metadata that opening fills, and whether it can be opened twice.
+
+    `deferred`: it reads the source when it is opened; all else was read while the step ran. `changes` is there where it may give
+    changes, `read_past` where it can give rows of days before its own.
+    """
+
+    open: Open
+    metadata: dict[str, Any]
+    repeatable: bool
+    deferred: bool = False
+    changes: ChangeStream | None = None
+    read_past: Callable[[DayRange], AbstractContextManager[pa.RecordBatchReader]] | None = None
+
+
+def as_stream(spec: TableSpec, window: DayRange, obj: Any) -> Stream:
+    """The stream of what an asset yielded for the days of the window.
+
+    What has neither rows nor columns, or is a pandas.DataFrame without rows, whose types say nothing, is a table without rows.
+    Raises ContractError for what is no table.
+    """
+    if isinstance(obj, DeferredStream):
+        return Stream(
+            *(_never_bare(spec, obj.open), obj.metadata),
+            repeatable=True,
+            deferred=True,
+            changes=obj if isinstance(obj, ChangeStream) else None,
+            read_past=obj.read_past if isinstance(obj, PastStream) else None,
+        )
+    if isinstance(obj, pa.RecordBatchReader):
+        return Stream(_never_bare(spec, lambda: nullcontext(obj)), {}, repeatable=False)
+    if not hasattr(obj, "__arrow_c_stream__"):
+        expected = "expected a RecordBatchReader, Table, DataFrame or stream"
+        raise ContractError(f"{spec.name} {window}: the asset yielded {type(obj).__name__}; {expected}")
+    try:
+        table = _table(obj)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise ContractError(f"{spec.name} {window}: the asset's {type(obj).__name__} can't be read as Arrow: {error}") from error
+    return Stream(_never_bare(spec, lambda: nullcontext(table.to_reader(max_chunksize=spec.batch_rows))), {}, repeatable=True)
+
+
+def _table(obj: Any) -> pa.Table:
+    # Whoever yields a DataFrame has imported pandas; nobody else needs it.
+    pandas = sys.modules.get("pandas")
+    if pandas is None or not isinstance(obj, pandas.DataFrame):
+        return pa.table(obj)
+    # An index with a name is a column, a range too; what becomes of one without is `conform.new_columns`' to say.
+    return pa.Table.from_pandas(obj, preserve_index=True) if len(obj) else pa.Table.from_pylist([])
+
+
+def _never_bare(spec: TableSpec, open_stream: Open) -> Open:
+    """Opens the stream; one without columns and rows gets the columns of the declaration."""
+
+    @contextmanager
+    def opened() -> Iterator[pa.RecordBatchReader]:
+        with open_stream() as reader:
+            if not reader.schema.names and not any(batch.num_rows for batch in reader):
+                declared = pa.schema([(name, pa.null()) for name in spec.column_names])
+                yield pa.RecordBatchReader.from_batches(declared, [])
+            else:
+                yield reader
+
+    return opened

@@ -1,0 +1,1 @@
+"""Several customers in one deployment."""

@@ -1,0 +1,165 @@
+"""What a run over many days costs in Dagster's own storage: statements that do not grow with the days, and every event is there."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import psycopg
+import pyarrow as pa
+import pytest
+import sqlalchemy as sa
+import yaml
+from dagster._core.instance.ref import InstanceRef
+from sqlalchemy import make_url
+
+from pulso_etl.sync.io_manager import PostgresUpsertIOManager
+from pulso_etl_tests.dagster_stack import CHECKOUT
+from pulso_etl_tests.databases import ENVIRONMENT, database, otherwise
+from pulso_etl_tests.sync.visits import SCHEMA, visits
+
+FIRST = date(2026, 2, 1)
+
+
+@contextmanager
+def opened(url: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
+    """An instance with the storage that `dagster.yaml` says."""
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", url)
+    config = {"storage": yaml.safe_load((CHECKOUT / "dagster.yaml").read_text(encoding="utf-8"))["storage"]}
+    (home / "dagster.yaml").write_text(yaml.safe_dump(config | {"telemetry": {"enabled": False}}), encoding="utf-8")
+    with dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home))) as instance:
+        yield instance
+
+
+@pytest.fixture
+def instance(server_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
+    """Such an instance in a schema of its own."""
+    storage = f"d_{uuid.uuid4().hex[:12]}"
+    separator = "&" if "?" in server_url else "?"
+    url = f"{server_url}{separator}options=-csearch_path%3D{storage}"
+    with psycopg.connect(server_url, autocommit=True) as conn:
+        conn.execute(f"CREATE SCHEMA {storage}")
+        try:
+            with opened(url, tmp_path, monkeypatch) as instance:
+                yield instance
+        finally:
+            conn.execute(f"DROP SCHEMA {storage} CASCADE")
+
+
+Load = Callable[[int], dg.ExecuteInProcessResult]
+
+
+@pytest.fixture
+def load(manager: PostgresUpsertIOManager, instance: dg.DagsterInstance) -> Load:
+    """Loads so many days, one run, each with no row."""
+    asset = visits(lambda _: pa.Table.from_pylist([], schema=SCHEMA))
+
+    def run(days: int) -> dg.ExecuteInProcessResult:
+        tags = {
+            "dagster/asset_partition_range_start": str(FIRST),
+            "dagster/asset_partition_range_end": str(FIRST + timedelta(days=days - 1)),
+        }
+        return dg.materialize([asset], tags=tags, resources={"postgres": manager}, instance=instance)
+
+    return run
+
+
+@pytest.fixture
+def manager(server_url: str, schema: str) -> PostgresUpsertIOManager:
+    return PostgresUpsertIOManager(database_url=server_url, database_schema=schema)
+
+
+@contextmanager
+def statements() -> Iterator[list[str]]:
+    """The statements that SQLAlchemy sends meanwhile: those of Dagster's storage."""
+    sent: list[str] = []
+
+    def keep(conn: Any, cursor: Any, statement: str, *_: Any) -> None:
+        sent.append(statement.split(None, 1)[0])
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", keep)
+    try:
+        yield sent
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", keep)
+
+
+def test_the_statements_of_a_run_do_not_grow_with_its_days(load: Load) -> None:
+    load(2)
+    with statements() as few:
+        load(3)
+    with statements() as many:
+        load(60)
+    assert len(few) > 10
+    assert len(many) <= len(few)
+
+
+def test_every_day_has_its_events_and_its_own_metadata(load: Load, instance: dg.DagsterInstance) -> None:
+    result = load(40)
+    days = {(FIRST + timedelta(days=n)).isoformat() for n in range(40)}
+    for kind in (dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED, dg.DagsterEventType.ASSET_MATERIALIZATION):
+        records = instance.get_records_for_run(result.run_id, of_type=kind).records
+        assert Counter(record.partition_key for record in records) == Counter(days)
+        assert len({record.storage_id for record in records}) == 40
+    assert instance.get_materialized_partitions(dg.AssetKey("visits")) == days
+    latest = instance.get_latest_materialization_event(dg.AssetKey("visits"))
+    assert latest is not None
+    assert latest.asset_materialization is not None
+    assert latest.asset_materialization.metadata["rows_read"].value == 0
+    (record,) = instance.get_asset_records([dg.AssetKey("visits")])
+    assert record.asset_entry.last_run_id == result.run_id
+
+
+def test_planned_events_of_two_assets_enter_the_catalogue_of_both(
+    instance: dg.DagsterInstance, manager: PostgresUpsertIOManager
+) -> None:
+    def other(visits: pa.Table) -> None:
+        raise ValueError("never materialized")
+
+    options: dict[str, Any] = {"partitions_def": dg.DailyPartitionsDefinition(str(FIRST)), "name": "other"}
+    asset = dg.asset(**options, backfill_policy=dg.BackfillPolicy.single_run())(other)
+    first = visits(lambda _: pa.Table.from_pylist([], schema=SCHEMA), partitions_def=options["partitions_def"])
+    tags = {"dagster/asset_partition_range_start": str(FIRST), "dagster/asset_partition_range_end": "2026-02-03"}
+    result = dg.materialize([first, asset], tags=tags, resources={"postgres": manager}, instance=instance, raise_on_error=False)
+    assert not result.success
+    records = instance.get_asset_records([dg.AssetKey("visits"), dg.AssetKey("other")])
+    assert {record.asset_entry.last_run_id for record in records} == {result.run_id}
+    assert instance.get_materialized_partitions(dg.AssetKey("other")) == set()
+
+
+TEXT = "José 日本 \\ 'x' \\n"
+
+
+def test_nothing_depends_on_the_settings_of_the_server_or_the_shell(
+    server_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with database(server_url) as url, otherwise(url, "DATABASE"):
+        for name, value in ENVIRONMENT.items():
+            monkeypatch.setenv(name, value)
+        # In which schema its tables are is the deployment's choice.
+        url = make_url(url).update_query_dict({"options": "-csearch_path=public"}).render_as_string(hide_password=False)
+        with opened(url, tmp_path, monkeypatch) as instance:
+            _keeps_what_it_is_given(instance)
+            # As the webserver does, whose connections are others.
+            for part in (instance.run_storage, instance.event_log_storage, instance.schedule_storage):
+                part.optimize_for_webserver(statement_timeout=5000, pool_recycle=60, max_overflow=2)
+            _keeps_what_it_is_given(instance)
+            assert instance.schedule_storage.alembic_version() == instance.run_storage.alembic_version()
+
+
+def _keeps_what_it_is_given(instance: dg.DagsterInstance) -> None:
+    began = datetime.now(UTC)
+    run = instance.add_run(dg.DagsterRun("refresh", tags={"text": TEXT}))
+    instance.report_engine_event(TEXT, run)
+    [record] = instance.get_run_records(dg.RunsFilter(created_after=began - timedelta(minutes=1)), limit=1)
+    assert abs(record.create_timestamp - began) < timedelta(minutes=1)
+    assert record.dagster_run.tags["text"] == TEXT
+    [event] = instance.get_records_for_run(run.run_id).records
+    assert event.event_log_entry.dagster_event is not None
+    assert event.event_log_entry.dagster_event.message == TEXT

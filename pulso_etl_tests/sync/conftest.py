@@ -1,0 +1,34 @@
+"""Loads and the IO manager on the test's schema, and a Dagster instance in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import dagster as dg
+import psycopg
+import pytest
+
+from pulso_etl.sync.io_manager import PostgresUpsertIOManager
+from pulso_etl.sync.loading.load import Plan
+from pulso_etl_tests.sync.samples import Loads
+
+
+@pytest.fixture
+def loads(conn: psycopg.Connection, schema: str) -> Loads:
+    return Loads(conn, schema)
+
+
+@pytest.fixture(params=["direct", "merge"])
+def plan(request: pytest.FixtureRequest) -> Plan:
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def manager(server_url: str, schema: str) -> PostgresUpsertIOManager:
+    return PostgresUpsertIOManager(database_url=server_url, database_schema=schema)
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance

@@ -1,0 +1,458 @@
+"""Watermarks and the history of extractions, alone and as the IO manager keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import dagster as dg
+import psycopg
+import pyarrow as pa
+import pytest
+
+from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.errors import SourceError
+from pulso_etl.sync.io_manager import PostgresUpsertIOManager
+from pulso_etl.sync.ledger import locks
+from pulso_etl.sync.ledger.watermarks import ABANDONED, Extraction, Loaded, TableState, Watermarks
+from pulso_etl.sync.owed import Horizon, Settlement, owed_days
+from pulso_etl_tests.conftest import wait_until
+from pulso_etl_tests.sync.visits import ALL, D1, D3, Deferred, materialize, table, visits
+
+WINDOW = DayRange(D1, D3)
+THEN = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def marks(schema: str, conn: psycopg.Connection) -> Watermarks:
+    marks = Watermarks(schema)
+    with conn.transaction():
+        marks.create(conn)
+    return marks
+
+
+def attempt(number: int = 1, run: str = "run-1", table: str = "visits") -> Extraction:
+    return Extraction(table, WINDOW, run, number, THEN + timedelta(minutes=number))
+
+
+def succeed(
+    marks: Watermarks, conn: psycopg.Connection, extraction: Extraction, *, lookback_days: int = 3, read_at: datetime | None = None
+) -> Settlement:
+    """The load read its rows when the attempt began, unless said otherwise."""
+    rows, horizon = dict.fromkeys(extraction.window, 2), Horizon(lookback_days)
+    loaded = Loaded(read_at or extraction.started_at, rows, 4, 1.5, True, horizon, {"load_plan": "direct"})
+    return marks.succeed(conn, extraction, loaded)
+
+
+def fail(marks: Watermarks, conn: psycopg.Connection, extraction: Extraction, error: str = "no luck") -> None:
+    marks.fail(conn, extraction, error=error, seconds=0.5, metadata={})
+
+
+def history(conn: psycopg.Connection) -> list[tuple[Any, ...]]:
+    return conn.execute("SELECT extraction_id, attempt, status, error_message FROM etl_extractions ORDER BY id").fetchall()
+
+
+def everything(conn: psycopg.Connection) -> list[Any]:
+    query = "SELECT to_jsonb(t), xmin::text, ctid::text FROM {} t ORDER BY ctid"
+    return [conn.execute(query.format(name)).fetchall() for name in ("etl_watermarks", "etl_extractions")]
+
+
+def test_a_table_that_was_never_refreshed_has_no_state(schema: str, conn: psycopg.Connection) -> None:
+    assert Watermarks(schema).read(conn) == {}
+
+
+def test_many_processes_create_the_tables_at_once(server_url: str, schema: str, conn: psycopg.Connection) -> None:
+    def create() -> None:
+        with psycopg.connect(server_url) as other:
+            Watermarks(schema).create(other)
+
+    with ThreadPoolExecutor(6) as pool:
+        for result in [pool.submit(create) for _ in range(6)]:
+            result.result(30)
+    assert Watermarks(schema).read(conn) == {}
+
+
+def test_success_moves_the_watermark_to_the_end_of_the_window_and_the_start_of_the_attempt(
+    marks: Watermarks, conn: psycopg.Connection
+) -> None:
+    marks.start(conn, attempt())
+    succeed(marks, conn, attempt())
+    state = marks.read(conn)["visits"]
+    assert (state.status, state.last_partition, state.last_extracted_at) == ("success", D3, attempt().started_at)
+    assert (state.records, state.seconds, state.error, state.extraction_id) == (4, 1.5, None, "run-1")
+    assert history(conn) == [("run-1", 1, "success", None)]
+    row = conn.execute("SELECT partition_start, partition_end, records_extracted, metadata->>'load_plan' FROM etl_extractions")
+    assert row.fetchone() == (D1, D3, 4, "direct")
+
+
+def test_a_load_of_the_past_moves_nothing_but_is_told(marks: Watermarks, conn: psycopg.Connection) -> None:
+    marks.start(conn, attempt())
+    succeed(marks, conn, attempt())
+    past = Extraction("visits", DayRange(date(2026, 1, 1), date(2026, 1, 2)), "run-2", 1, THEN + timedelta(days=1))
+    marks.start(conn, past)
+    assert not succeed(marks, conn, past).moved
+    state = marks.read(conn)["visits"]
+    assert (state.last_partition, state.last_extracted_at) == (D3, attempt().started_at)
+    assert (state.status, state.extraction_id) == ("success", "run-2")
+    assert len(history(conn)) == 2
+
+
+@pytest.mark.parametrize(("gap", "moved"), [(-3, True), (-2, True), (-1, False), (0, False), (1, False), (2, False), (40, False)])
+def test_a_load_that_leaves_out_what_was_owed_does_not_hide_it(
+    marks: Watermarks, conn: psycopg.Connection, gap: int, moved: bool
+) -> None:
+    marks.start(conn, attempt())
+    succeed(marks, conn, attempt())
+    later = DayRange(D3 + timedelta(days=gap), D3 + timedelta(days=gap + 5))
+    extraction = Extraction("visits", later, "run-2", 1, THEN + timedelta(days=gap + 5))
+    marks.start(conn, extraction)
+    assert succeed(marks, conn, extraction).moved == moved
+    state = marks.read(conn)["visits"]
+    assert state.status == "success"
+    wanted = (later.end, extraction.started_at) if moved else (D3, attempt().started_at)
+    assert (state.last_partition, state.last_extracted_at) == wanted
+
+
+def test_a_first_load_of_the_past_leaves_no_watermark(marks: Watermarks, conn: psycopg.Connection) -> None:
+    marks.start(conn, attempt())
+    assert not succeed(marks, conn, attempt(), lookback_days=4).moved
+    state = marks.read(conn)["visits"]
+    assert (state.status, state.last_partition, state.last_extracted_at) == ("success", None, None)
+
+
+def test_failure_keeps_the_watermark_and_says_why(marks: Watermarks, conn: psycopg.Connection) -> None:
+    marks.start(conn, attempt())
+    succeed(marks, conn, attempt())
+    marks.start(conn, attempt(run="run-2"))
+    fail(marks, conn, attempt(run="run-2"), "no\0luck")
+    state = marks.read(conn)["visits"]
+    assert (state.status, state.error, state.last_partition) == ("failed", "noluck", D3)
+    assert history(conn) == [("run-1", 1, "success", None), ("run-2", 1, "failed", "noluck")]
+
+
+def test_history_gains_one_row_an_attempt_and_never_changes_one(marks: Watermarks, conn: psycopg.Connection) -> None:
+    marks.start(conn, attempt(1))
+    fail(marks, conn, attempt(1))
+    _, first = everything(conn)
+    marks.start(conn, attempt(2))
+    fail(marks, conn, attempt(2))
+    marks.start(conn, attempt(3))
+    succeed(marks, conn, attempt(3))
+    _, after = everything(conn)
+    assert after[:1] == first
+    assert [(number, status) for _, number, status, _ in history(conn)] == [(1, "failed"), (2, "failed"), (3, "success")]
+
+
+def test_an_abandoned_attempt_enters_the_history_once_and_counts_as_a_recovery(marks: Watermarks, conn: psycopg.Connection) -> None:
+    marks.start(conn, attempt(1, "dead-1"))
+    assert marks.read(conn)["visits"].recovery_attempts == 0
+    marks.start(conn, attempt(1, "dead-2"))
+    assert marks.read(conn)["visits"].recovery_attempts == 1
+    marks.start(conn, attempt(1, "alive"))
+    state = marks.read(conn)["visits"]
+    assert (state.status, state.extraction_id, state.recovery_attempts) == ("running", "alive", 2)
+    succeed(marks, conn, attempt(1, "alive"))
+    assert marks.read(conn)["visits"].recovery_attempts == 0
+    assert [(run, status) for run, _, status, _ in history(conn)] == [
+        ("dead-1", "failed"),
+        ("dead-2", "failed"),
+        ("alive", "success"),
+    ]
+    assert "killed" in history(conn)[0][3]
+    times = conn.execute("SELECT started_at, partition_start, partition_end FROM etl_extractions ORDER BY id").fetchone()
+    assert times == (attempt(1).started_at, D1, D3)
+    marks.start(conn, attempt(1, "next"))
+    assert len(history(conn)) == 3
+
+
+def test_an_abandoned_attempt_of_another_table_is_left_alone(marks: Watermarks, conn: psycopg.Connection) -> None:
+    marks.start(conn, attempt(table="others"))
+    marks.start(conn, attempt())
+    assert history(conn) == []
+    assert marks.read(conn)["others"].status == "running"
+
+
+@pytest.mark.parametrize("late", [attempt(1, "run-1"), attempt(2, "run-2"), attempt(1, "run-2", "others")])
+def test_a_late_failure_of_an_attempt_that_is_not_the_running_one_changes_nothing(
+    marks: Watermarks, conn: psycopg.Connection, late: Extraction
+) -> None:
+    marks.start(conn, attempt(1, "run-1"))
+    marks.start(conn, attempt(1, "run-2"))
+    before = everything(conn)
+    fail(marks, conn, late)
+    assert everything(conn) == before
+
+
+def test_a_late_failure_after_success_changes_nothing(marks: Watermarks, conn: psycopg.Connection) -> None:
+    marks.start(conn, attempt())
+    succeed(marks, conn, attempt())
+    before = everything(conn)
+    fail(marks, conn, attempt())
+    assert everything(conn) == before
+
+
+def state_of(conn: psycopg.Connection, schema: str) -> TableState:
+    return Watermarks(schema).read(conn)["visits"]
+
+
+def rows(conn: psycopg.Connection) -> int:
+    if conn.execute("SELECT to_regclass('visits')").fetchone() == (None,):
+        return 0
+    return conn.execute("SELECT count(*) FROM visits").fetchone()[0]  # type: ignore[index,no-any-return]
+
+
+def test_running_is_seen_from_outside_while_the_stream_is_open(
+    manager: PostgresUpsertIOManager, instance: dg.DagsterInstance, schema: str, conn: psycopg.Connection
+) -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    def look() -> None:
+        state = state_of(conn, schema)
+        seen.append((state.status, state.extraction_id, rows(conn), history(conn)))
+
+    result = materialize(manager, instance, visits(lambda found: Deferred(found, look)))
+    assert seen == [("running", result.run_id, 0, [])]
+    assert state_of(conn, schema).status == "success"
+    assert rows(conn) == len(ALL)
+
+
+def test_rows_watermark_and_history_are_one_transaction(
+    manager: PostgresUpsertIOManager, instance: dg.DagsterInstance, conn: psycopg.Connection
+) -> None:
+    assert materialize(manager, instance, visits(lambda found: found)).success
+    changed = table([(D1, "a", "2"), *ALL[1:]])
+    assert materialize(manager, instance, visits(lambda _: changed)).success
+    ids = conn.execute(
+        "SELECT (SELECT xmin::text FROM visits WHERE amount = 2), (SELECT xmin::text FROM etl_watermarks), "
+        "(SELECT xmin::text FROM etl_extractions ORDER BY id DESC LIMIT 1)"
+    ).fetchone()
+    assert ids is not None
+    assert len(set(ids)) == 1
+
+
+def test_rows_are_not_kept_where_the_watermark_can_not_be_written(
+    manager: PostgresUpsertIOManager, instance: dg.DagsterInstance, schema: str, conn: psycopg.Connection, marks: Watermarks
+) -> None:
+    conn.execute(f"CREATE FUNCTION {schema}.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no success today'; END $$")
+    conn.execute(
+        "CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON etl_extractions DEFERRABLE INITIALLY DEFERRED "
+        f"FOR EACH ROW WHEN (NEW.status = 'success') EXECUTE FUNCTION {schema}.refuse()"
+    )
+    result = materialize(manager, instance, visits(lambda found: found))
+    assert not result.success
+    assert rows(conn) == 0
+    state = state_of(conn, schema)
+    assert state.status == "failed"
+    assert "no success today" in str(state.error)
+    assert history(conn) == [(result.run_id, 1, "failed", state.error)]
+
+
+def raising(error: BaseException) -> Any:
+    def during() -> None:
+        raise error
+
+    return lambda found: Deferred(found, during)
+
+
+@contextmanager
+def _unopened() -> Iterator[pa.RecordBatchReader]:
+    raise SourceError("the source does not open")
+    yield
+
+
+class Unopened(Deferred):
+    """A source that fails before its first row."""
+
+    def open(self) -> Any:
+        return _unopened()
+
+
+@pytest.mark.parametrize(
+    ("yielded", "reason"),
+    [
+        (raising(SourceError("the source broke")), "the source broke"),
+        (lambda found: Unopened(found), "the source does not open"),
+        (raising(ValueError("a bug")), "a bug"),
+        (raising(ValueError()), "ValueError"),
+        (raising(KeyboardInterrupt()), "interrupted"),
+        (lambda found: found.drop_columns(["hora"]), "hora: missing"),
+        (lambda found: found.set_column(2, "hora", pa.array([24] * 4)), "beyond the limit 23"),
+        (lambda _: table([ALL[0], ALL[0]]), "primary key"),
+    ],
+)
+def test_whatever_went_wrong_is_recorded_after_the_rows_were_rolled_back(
+    manager: PostgresUpsertIOManager,
+    instance: dg.DagsterInstance,
+    schema: str,
+    conn: psycopg.Connection,
+    yielded: Any,
+    reason: str,
+) -> None:
+    result = materialize(manager, instance, visits(yielded, retry_policy=None))
+    assert not result.success
+    assert rows(conn) == 0
+    state = state_of(conn, schema)
+    assert state.status == "failed"
+    assert reason in str(state.error)
+    assert (state.last_partition, state.last_extracted_at) == (None, None)
+    assert history(conn) == [(result.run_id, 1, "failed", state.error)]
+
+
+def test_an_error_of_the_server_is_recorded_as_we_tell_it(
+    manager: PostgresUpsertIOManager, instance: dg.DagsterInstance, schema: str, conn: psycopg.Connection
+) -> None:
+    assert materialize(manager, instance, visits(lambda found: found)).success
+    conn.execute("ALTER TABLE visits ADD CONSTRAINT odd CHECK (site <> 'z')")
+    result = materialize(manager, instance, visits(lambda _: table([*ALL, (D3, "z", None)])))
+    assert not result.success
+    error = str(state_of(conn, schema).error)
+    assert "visits 2026-02-27..2026-03-01: PostgreSQL refuses a row" in error
+    assert rows(conn) == len(ALL)
+    assert [status for _, _, status, _ in history(conn)] == ["success", "failed"]
+
+
+def test_only_a_load_that_reaches_today_moves_the_watermark(
+    manager: PostgresUpsertIOManager, instance: dg.DagsterInstance, schema: str, conn: psycopg.Connection
+) -> None:
+    asset = visits(lambda found: found)
+    assert materialize(manager, instance, asset).success
+    state = state_of(conn, schema)
+    assert (state.status, state.last_partition, state.last_extracted_at) == ("success", None, None)
+
+    today = lima_day(datetime.now(UTC))
+    before = datetime.now(UTC)
+    assert materialize(manager, instance, asset, start=today.isoformat(), end=None).success
+    state = state_of(conn, schema)
+    assert state.last_partition == today
+    assert state.last_extracted_at is not None
+    assert before <= state.last_extracted_at <= datetime.now(UTC)
+
+    assert materialize(manager, instance, asset).success
+    again = state_of(conn, schema)
+    assert (again.last_partition, again.last_extracted_at) == (state.last_partition, state.last_extracted_at)
+    assert len(history(conn)) == 3
+
+
+def test_tables_of_an_earlier_release_gain_the_data_version(marks: Watermarks, conn: psycopg.Connection) -> None:
+    marks.start(conn, attempt())
+    conn.execute("ALTER TABLE etl_watermarks DROP COLUMN data_version")
+    assert marks.read(conn)["visits"].data_version == 0
+    succeed(marks, conn, attempt())
+    assert marks.read(conn)["visits"].data_version == 1
+
+
+def test_an_attempt_that_an_earlier_release_marked_as_running_is_found_to_be_dead(
+    marks: Watermarks, conn: psycopg.Connection, schema: str
+) -> None:
+    marks.start(conn, attempt())
+    conn.execute("DROP TABLE etl_running")
+    conn.execute("DROP INDEX etl_extractions_finished_idx")
+    assert [one.run_id for one in marks.read(conn)["visits"].running] == ["run-1"]
+    marks.start(conn, attempt(run="run-2"))
+    assert history(conn) == [("run-1", 1, "failed", ABANDONED)]
+    succeed(marks, conn, attempt(run="run-2"))
+    assert marks.read(conn)["visits"].running == ()
+    assert conn.execute("SELECT to_regclass('etl_extractions_finished_idx')").fetchone() != (None,)
+
+
+def test_while_another_attempt_of_the_table_goes_on_the_table_is_running(
+    marks: Watermarks, conn: psycopg.Connection, server_url: str, schema: str
+) -> None:
+    past = Extraction("visits", DayRange(date(2026, 1, 1), date(2026, 1, 2)), "run-2", 1, THEN)
+    with psycopg.connect(server_url, autocommit=True) as other:
+        locks.take(other, [past.lock(schema)])
+        marks.start(conn, past)
+        marks.start(conn, attempt())
+        assert {one.run_id for one in marks.read(conn)["visits"].running} == {"run-1", "run-2"}
+        succeed(marks, conn, attempt())
+        state = marks.read(conn)["visits"]
+        assert (state.status, state.last_partition, [one.run_id for one in state.running]) == ("running", D3, ["run-2"])
+        fail(marks, conn, past)
+    state = marks.read(conn)["visits"]
+    assert (state.status, state.error, state.last_partition) == ("failed", "no luck", D3)
+    assert history(conn) == [("run-1", 1, "success", None), ("run-2", 1, "failed", "no luck")]
+
+
+@pytest.mark.parametrize("second", [succeed, fail])
+def test_a_table_whose_last_attempts_end_at_the_same_time_is_not_running(
+    marks: Watermarks, conn: psycopg.Connection, server_url: str, schema: str, second: Callable[..., None]
+) -> None:
+    past = Extraction("visits", DayRange(date(2026, 1, 1), date(2026, 1, 2)), "run-2", 1, THEN)
+    with psycopg.connect(server_url) as one, psycopg.connect(server_url) as other, ThreadPoolExecutor(1) as pool:
+        for session, extraction in ((one, attempt()), (other, past)):
+            locks.take(session, [extraction.lock(schema)])
+            session.commit()
+            marks.start(session, extraction)
+            session.commit()
+        succeed(marks, one, attempt())
+        ending = pool.submit(second, marks, other, past)
+        waiting = "SELECT FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'"
+        wait_until(lambda: conn.execute(waiting, (other.info.backend_pid,)).fetchone() is not None, 10)
+        one.commit()
+        ending.result(10)
+        other.commit()
+    state = marks.read(conn)["visits"]
+    assert (state.status, state.running) == ("success" if second is succeed else "failed", ())
+
+
+def test_a_load_by_a_clock_that_is_slow_does_not_move_the_watermark_back(marks: Watermarks, conn: psycopg.Connection) -> None:
+    marks.start(conn, attempt())
+    succeed(marks, conn, attempt())
+    slow = Extraction("visits", DayRange(D1 - timedelta(days=30), D3 - timedelta(days=30)), "run-2", 1, THEN - timedelta(days=30))
+    marks.start(conn, slow)
+    assert not succeed(marks, conn, slow, read_at=THEN + timedelta(hours=1)).moved
+    state = marks.read(conn)["visits"]
+    assert (state.last_partition, state.last_extracted_at, state.status) == (D3, attempt().started_at, "success")
+
+
+def test_a_load_by_a_clock_that_is_fast_moves_no_watermark_into_the_future(marks: Watermarks, conn: psycopg.Connection) -> None:
+    today = lima_day(datetime.now(UTC))
+    for ahead, run in ((30, "fast"), (0, "right")):
+        window = DayRange(today + timedelta(days=ahead - 6), today + timedelta(days=ahead))
+        extraction = Extraction("visits", window, run, 1, datetime.now(UTC) + timedelta(days=ahead))
+        marks.start(conn, extraction)
+        read_at = datetime.now(UTC)
+        assert succeed(marks, conn, extraction, read_at=read_at).moved == (run == "right")
+    state = marks.read(conn)["visits"]
+    assert (state.last_partition, state.last_extracted_at) == (today, read_at)
+
+
+def test_a_watermark_of_the_future_is_set_right_by_the_next_load(marks: Watermarks, conn: psycopg.Connection) -> None:
+    marks.start(conn, attempt())
+    conn.execute("UPDATE etl_watermarks SET last_extracted_at = '2029-01-01', last_partition = '2029-01-01'")
+    assert succeed(marks, conn, attempt()).moved
+    state = marks.read(conn)["visits"]
+    assert (state.last_partition, state.last_extracted_at) == (D3, attempt().started_at)
+
+
+def test_tables_of_an_earlier_release_gain_the_ledger_and_lose_nothing(marks: Watermarks, conn: psycopg.Connection) -> None:
+    marks.start(conn, attempt())
+    succeed(marks, conn, attempt())
+    conn.execute("DROP TABLE etl_days")
+    conn.execute("ALTER TABLE etl_watermarks DROP COLUMN lookback_days")
+    state = marks.read(conn)["visits"]
+    assert (state.last_partition, state.last_extracted_at, state.days) == (D3, attempt().started_at, {})
+    # Of days that the ledger does not know, the lookback before the last day is owed, and no more.
+    assert owed_days(Horizon(3), state.watermark, D3 + timedelta(days=1)) == [*WINDOW, D3 + timedelta(days=1)]
+    later = Extraction("visits", DayRange(D1, D3 + timedelta(days=1)), "run-2", 1, THEN + timedelta(days=1))
+    marks.start(conn, later)
+    assert succeed(marks, conn, later).moved
+    assert set(marks.ledger.readings(conn, "visits")) == set(later.window)
+
+
+def test_a_ledger_of_an_earlier_release_goes_on_by_the_lookback_in_force_at_the_upgrade(
+    marks: Watermarks, conn: psycopg.Connection
+) -> None:
+    marks.start(conn, attempt())
+    succeed(marks, conn, attempt(), lookback_days=5)
+    conn.execute("ALTER TABLE etl_days DROP COLUMN open_until")
+    state = marks.read(conn)["visits"]
+    assert {day: known.open_until for day, known in state.days.items()} == {day: day + timedelta(days=5) for day in WINDOW}
+    # A row that the earlier release writes beside this one is open until this one has read its day.
+    conn.execute("UPDATE etl_days SET open_until = DEFAULT WHERE day = %s", (D1,))
+    marks.read(conn)
+    later = D1 + timedelta(days=60)
+    assert D1 in owed_days(Horizon(1), marks.read(conn)["visits"].watermark, later)
