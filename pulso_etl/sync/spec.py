@@ -269,56 +269,74 @@ class TableSpec(BaseModel):
     tenant: str = Field(default="", pattern=rf"^$|{TENANT}", max_length=31)
 
     @model_validator(mode="after")
-    def _names_exist(self) -> TableSpec:
-        names = [column.name for column in self.columns]
-        if ours := next((prefix for prefix in (OURS, BOOKKEEPING) if self.name.startswith(prefix)), None):
-            raise ValueError(f"{self.name}: names that begin with {ours} are ours; choose another")
-        if len(names) != len(set(names)):
-            raise ValueError(f"{self.name}: a column is declared twice")
-        if reserved := [name for name in names if self.is_reserved(name)]:
-            raise ValueError(f"{self.name}: {sorted(reserved)} are kept by the destination and can't be declared")
-        if len(names) > MOST_COLUMNS:
-            raise ValueError(f"{self.name}: {len(names)} columns; a table can have {MOST_COLUMNS} at most")
-        if len(self.primary_key) != len(set(self.primary_key)):
-            raise ValueError(f"{self.name}: a column stands in the primary key twice")
-        if len(self.primary_key) > MOST_KEY_COLUMNS:
-            raise ValueError(f"{self.name}: {len(self.primary_key)} columns in the primary key; {MOST_KEY_COLUMNS} at most can be")
-        named = {*self.primary_key, self.partition_column, *self.stamp_columns, *self.snapshot_of}
-        if self.version_column:
-            named.add(self.version_column)
-        if unknown := named - set(names):
-            raise ValueError(f"{self.name}: {sorted(unknown)} are named but not declared as columns")
-        for name in (*self.primary_key, *filter(None, [self.version_column])):
-            if self.column(name).repeated or self.column(name).type is ColumnType.JSON:
-                raise ValueError(f"{self.name}: {name} holds {self.column(name).sql_type}, which is no key and no version")
-        if self.column(self.partition_column).type is not ColumnType.DATE:
-            raise ValueError(f"{self.name}: the partition column {self.partition_column} must be a date")
-        if set(self.stamp_columns) & set(self.primary_key):
-            raise ValueError(f"{self.name}: a stamp column can't be part of the primary key")
+    def _names_are_free(self) -> TableSpec:
+        names = self.column_names
+        prefix = next((ours for ours in (OURS, BOOKKEEPING) if self.name.startswith(ours)), None)
+        reserved = sorted(name for name in names if self.is_reserved(name))
+        return self._without(
+            (prefix, f"names that begin with {prefix} are ours; choose another"),
+            (len(names) != len(set(names)), "a column is declared twice"),
+            (reserved, f"{reserved} are kept by the destination and can't be declared"),
+            (len(names) > MOST_COLUMNS, f"{len(names)} columns; a table can have {MOST_COLUMNS} at most"),
+        )
+
+    @model_validator(mode="after")
+    def _names_are_declared(self) -> TableSpec:
+        key = self.primary_key
+        named = {*key, self.partition_column, *self.stamp_columns, *self.snapshot_of, *filter(None, [self.version_column])}
+        unknown = sorted(named - set(self.column_names))
+        return self._without(
+            (len(key) != len(set(key)), "a column stands in the primary key twice"),
+            (len(key) > MOST_KEY_COLUMNS, f"{len(key)} columns in the primary key; {MOST_KEY_COLUMNS} at most can be"),
+            (unknown, f"{unknown} are named but not declared as columns"),
+        )
+
+    @model_validator(mode="after")
+    def _columns_fit_their_parts(self) -> TableSpec:
+        ordering = map(self.column, (*self.primary_key, *filter(None, [self.version_column])))
+        without_order = [f"{one.name} holds {one.sql_type}" for one in ordering if one.repeated or one.type is ColumnType.JSON]
+        partitions = self.column(self.partition_column)
+        return self._without(
+            (without_order, f"{', '.join(without_order)}, which is no key and no version"),
+            (partitions.type is not ColumnType.DATE, f"the partition column {partitions.name} must be a date"),
+            (set(self.stamp_columns) & set(self.primary_key), "a stamp column can't be part of the primary key"),
+        )
+
+    @model_validator(mode="after")
+    def _partitions_own_their_rows(self) -> TableSpec:
+        needs = f"needs the partition column {self.partition_column} in the primary key"
         by_partition = self.strategy in (Strategy.REPLACE_PARTITION, Strategy.APPEND)
-        if by_partition and (not self.partition_in_key or self.version_column is not None):
-            raise ValueError(
-                f"{self.name}: {self.strategy} needs the partition column {self.partition_column} in the primary key, "
-                "and no version_column"
-            )
-        if self.partition_by and not self.partition_in_key:
-            raise ValueError(
-                f"{self.name}: partition_by needs the partition column {self.partition_column} in the primary key: "
-                "PostgreSQL keeps a key unique within a partition only"
-            )
-        if self.partition_by and len(self.name) > LONGEST_PARTITIONED:
-            raise ValueError(f"{self.name}: the name of a table with partitions has {LONGEST_PARTITIONED} characters at most")
-        if self.retention_months is not None:
-            if not self.partition_by:
-                raise ValueError(f"{self.name}: retention_months needs partition_by")
-            # The shortest month has 28 days: no lookback or reconciliation reaches a month that is gone.
-            if max(self.lookback_days, self.reconcile_days) > 28 * self.retention_months:
-                raise ValueError(f"{self.name}: retention_months must cover lookback_days and reconcile_days, at 28 days a month")
-        if not self.partition_in_key and self.version_column is None and not self.snapshot_of:
-            raise ValueError(
-                f"{self.name}: a key that lives in several partitions needs a version_column, or snapshot_of, else older days win"
-            )
-        return self
+        ordered = self.version_column is not None or self.snapshot_of
+        return self._without(
+            (
+                by_partition and (not self.partition_in_key or self.version_column is not None),
+                f"{self.strategy} {needs}, and no version_column",
+            ),
+            (
+                self.partition_by and not self.partition_in_key,
+                f"partition_by {needs}: PostgreSQL keeps a key unique within a partition only",
+            ),
+            (
+                not self.partition_in_key and not ordered,
+                "a key that lives in several partitions needs a version_column, or snapshot_of, else older days win",
+            ),
+        )
+
+    @model_validator(mode="after")
+    def _months_are_kept(self) -> TableSpec:
+        # The shortest month has 28 days: no lookback or reconciliation reaches a month that is gone.
+        kept_days = 28 * (self.retention_months or 0)
+        return self._without(
+            (
+                self.partition_by and len(self.name) > LONGEST_PARTITIONED,
+                f"the name of a table with partitions has {LONGEST_PARTITIONED} characters at most",
+            ),
+            (self.retention_months and not self.partition_by, "retention_months needs partition_by"),
+            (
+                self.retention_months and max(self.lookback_days, self.reconcile_days) > kept_days,
+                "retention_months must cover lookback_days and reconcile_days, at 28 days a month",
+            ),
+        )
 
     @model_validator(mode="after")
     def _snapshots_are_whole(self) -> TableSpec:
@@ -356,6 +374,12 @@ class TableSpec(BaseModel):
             faults.append((not by_row, "a query of the form SELECT … FROM `{source}` WHERE …, which makes each row of one row"))
         if needs := [need for fault, need in faults if fault]:
             raise ValueError(f"{self.name}: change_capture {self.change_capture} needs {'; '.join(needs)}")
+        return self
+
+    def _without(self, *faults: tuple[object, str]) -> TableSpec:
+        """The declaration, if none of the faults is there. Raises ValueError with every fault that is."""
+        if found := [text for is_there, text in faults if is_there]:
+            raise ValueError(f"{self.name}: {'; '.join(found)}")
         return self
 
     def __copy__(self) -> Self:

@@ -135,38 +135,53 @@ def check(
 
 
 def _check_values(column: Column, given: pa.Array, kind: pa.DataType, encoding: Encoding) -> tuple[pa.Array, list[Fault]]:
-    """What `check` does to single values, of a plain type."""
-    faults: list[Fault] = []
-    if pa.types.is_floating(given.type):
-        bad = pc.invert(pc.is_finite(given))
-        if pc.any(bad).as_py():
-            faults.append(Fault(column, Reason.NOT_FINITE, "NaN or Infinity", bad))
-    if pa.types.is_string(given.type):
+    """Does to single values, of a plain type, what `check` does."""
+    faults = _not_finite(column, given) if pa.types.is_floating(given.type) else []
+    is_text = pa.types.is_string(given.type)
+    if is_text:
         given, bad = _cast_what_fits(given.cast(pa.binary()), pa.string())
-        if pc.any(bad).as_py():
-            faults.append(Fault(column, Reason.UTF8, "a text that is not UTF-8", bad))
+        faults += _found(column, Reason.UTF8, "a text that is not UTF-8", bad)
     try:
         array = _cast(given, kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         array, bad = _cast_what_fits(given, kind)
         faults.append(Fault(column, Reason.MISFIT, f"a value does not fit {column.sql_type} ({error})", bad))
-    if pa.types.is_string(given.type):
-        if _zero_byte(array):
-            bad = pc.match_substring(array, "\0")
-            if pc.any(bad).as_py():
-                faults.append(Fault(column, Reason.NUL, "a NUL character, which PostgreSQL can't store,", bad))
-        if (bad := encoding.beyond(array)) is not None:
-            kind_of = encoding.missing_kind(array.filter(bad)[0].as_py())
-            text = f"a character ({kind_of}) that the database's encoding {encoding.name} can't hold"
-            faults.append(Fault(column, Reason.ENCODING, text, bad))
+    if is_text:
+        faults += _not_storable(column, array, encoding)
     # A decimal that travels as text is compared as the number that it was.
-    values = given if pa.types.is_decimal(given.type) else array
-    for limit, outside in ((column.minimum, pc.less), (column.maximum, pc.greater)):
-        if limit is not None:
-            bad = _beyond(values, limit, outside)
-            if pc.any(bad).as_py():
-                faults.append(Fault(column, Reason.LIMIT, f"a value beyond the limit {limit}", bad))
-    return array, faults
+    return array, faults + _beyond_limits(column, given if pa.types.is_decimal(given.type) else array)
+
+
+def _found(column: Column, reason: Reason, text: str, bad: pa.BooleanArray) -> list[Fault]:
+    """The fault, if any row has it."""
+    return [Fault(column, reason, text, bad)] if pc.any(bad).as_py() else []
+
+
+def _not_finite(column: Column, values: pa.Array) -> list[Fault]:
+    return _found(column, Reason.NOT_FINITE, "NaN or Infinity", pc.invert(pc.is_finite(values)))
+
+
+def _not_storable(column: Column, texts: pa.Array, encoding: Encoding) -> list[Fault]:
+    """The faults of texts that PostgreSQL, or this database, can't hold."""
+    faults = []
+    if _zero_byte(texts):
+        bad = pc.match_substring(texts, "\0")
+        faults += _found(column, Reason.NUL, "a NUL character, which PostgreSQL can't store,", bad)
+    if (bad := encoding.beyond(texts)) is not None:
+        kind = encoding.missing_kind(texts.filter(bad)[0].as_py())
+        text = f"a character ({kind}) that the database's encoding {encoding.name} can't hold"
+        faults.append(Fault(column, Reason.ENCODING, text, bad))
+    return faults
+
+
+def _beyond_limits(column: Column, values: pa.Array) -> list[Fault]:
+    limits = ((column.minimum, pc.less), (column.maximum, pc.greater))
+    return [
+        fault
+        for limit, outside in limits
+        if limit is not None
+        for fault in _found(column, Reason.LIMIT, f"a value beyond the limit {limit}", _beyond(values, limit, outside))
+    ]
 
 
 def _beyond(values: pa.Array, limit: int, outside: Callable[[pa.Array, pa.Scalar], pa.BooleanArray]) -> pa.BooleanArray:
