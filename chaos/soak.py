@@ -39,13 +39,12 @@ from google.cloud import bigquery
 from benchmarks import page
 from chaos.share import end_on_sigterm, say
 from pulso_etl.access.tokens import Role, make_token
-from pulso_etl.alerts.incidents import Cause, failure_cause
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl.local.sample_data import SampleData, load_table
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import lima_day
-from pulso_etl.sync.ledger.watermarks import ABANDONED
+from pulso_etl.sync.errors import Cause
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.gate import Gate, Way
 
@@ -582,13 +581,13 @@ def _judge_rows(deployment: Deployment, found: Findings, runs: dict[str, str]) -
             if held != source:
                 different = sum(held.get(key) != source.get(key) for key in held.keys() | source.keys())
                 found.broken.append(f"{table}: {different} of {len(source)} rows are not as the source has them")
-        history = "SELECT extraction_id, status, error_message, metadata, started_at, finished_at FROM etl_extractions ORDER BY id"
+        history = "SELECT extraction_id, status, error_message, error_cause, started_at, finished_at FROM etl_extractions"
         last: dict[str, str] = {}
-        for run_id, status, error, metadata, *span in conn.execute(history).fetchall():
+        for run_id, status, error, cause, *span in conn.execute(history + " ORDER BY id").fetchall():
             found.attempts[status] += 1
             last[run_id] = status
             if status == "failed":
-                _judge_cause(found, run_id, str((metadata or {}).get("error_class") or ""), error or "", *span)
+                _judge_cause(found, run_id, Cause(cause or Cause.UNKNOWN), error or "", *span)
         # A run that succeeded has loaded; one that loaded may have been ended before it could say so.
         wrong = [run_id for run_id, status in runs.items() if status == "SUCCESS" and last.get(run_id) == "failed"]
         found.broken += [f"run {run_id} is told as a success, its last attempt as a failure" for run_id in wrong]
@@ -600,17 +599,15 @@ def _judge_rows(deployment: Deployment, found: Findings, runs: dict[str, str]) -
 EXPLAINS = {
     Cause.SOURCE_UNAVAILABLE: {Part.SOURCE},
     Cause.DESTINATION_UNAVAILABLE: {Part.DESTINATION, Part.SESSION},
+    # The attempt could not say why: whoever found it dead did.
+    **dict.fromkeys((Cause.ABANDONED, Cause.TIMEOUT), set(Part) - {Part.NONE}),
 }
-ENDED = set(Part) - {Part.NONE}
-"""What ends an attempt that could not say why: whoever found it dead did."""
 
 
-def _judge_cause(found: Findings, run_id: str, error_class: str, error: str, began: datetime, ended: datetime) -> None:
+def _judge_cause(found: Findings, run_id: str, cause: Cause, error: str, began: datetime, ended: datetime) -> None:
     """A failed attempt says what was wrong, and that was wrong while it went on."""
-    cause = failure_cause([error_class])
-    dead = error.startswith(("stale: ", ABANDONED))
-    found.causes["its process or session was gone" if dead else str(cause)] += 1
-    wanted = ENDED if dead else EXPLAINS.get(cause, set())
+    found.causes[str(cause)] += 1
+    wanted = EXPLAINS.get(cause, set())
     on = [one for one in found.struck if one.began <= ended and began <= one.ended + AFTER]
     blamed = [one for one in on if one.fault.part in wanted]
     for one in blamed:
@@ -618,7 +615,7 @@ def _judge_cause(found: Findings, run_id: str, error_class: str, error: str, beg
     if not error or not blamed:
         names = ", ".join(one.fault.name for one in on) or "nothing"
         found.broken.append(
-            f"an attempt of run {run_id}, {began:%H:%M:%S} to {ended:%H:%M:%S}, failed by {error_class or 'no class'} "
+            f"an attempt of run {run_id}, {began:%H:%M:%S} to {ended:%H:%M:%S}, failed by {cause} "
             f"({' '.join(error.split())[:160]}); at that time: {names}"
         )
 

@@ -21,6 +21,7 @@ from pulso_etl.refreshing.budget import DailyBudget
 from pulso_etl.refreshing.launch import run_tags
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl.sync.ledger.watermarks import TableState, Watermarks
 from pulso_etl.sync.tags import CAPTURE_TAG
@@ -62,7 +63,7 @@ class Deployment:
         )
 
     def run(self, *, capture: bool = True, success: bool = True, **options: Any) -> dict[str, Any]:
-        """Materializes the trailing window; returns the metadata that PostgreSQL holds of the attempt."""
+        """Materializes the trailing window; returns the metadata and the cause that PostgreSQL holds of the attempt."""
         self.source.write()
         tags = run_tags(CALLS, DayRange(self.days[0], self.days[-1]), capture=capture, **options)
         result = dg.materialize(
@@ -73,7 +74,7 @@ class Deployment:
             raise_on_error=False,
         )
         assert result.success is success
-        return self.state.metadata
+        return self.state.metadata | {"cause": self.state.cause}
 
     @property
     def state(self) -> TableState:
@@ -232,7 +233,7 @@ def test_a_row_that_can_not_be_loaded_is_left_to_the_whole_window(loaded_before:
     assert deployment.rows() == loaded(deployment.source.rows)
     deployment.age(HOUR)
     deployment.source.commit(now - HOUR / 4, {bad: 1001})
-    assert deployment.run(success=False)["error_class"] == "RejectedRows"
+    assert deployment.run(success=False)["cause"] == Cause.REJECTED_ROWS
 
 
 def test_deletions_beyond_the_guard_are_refused_as_ever_unless_allowed(loaded_before: Deployment, now: datetime) -> None:
@@ -240,7 +241,7 @@ def test_deletions_beyond_the_guard_are_refused_as_ever_unless_allowed(loaded_be
     deployment.source.commit(now - HOUR, {}, [deployment.key(2, f"n{number}") for number in range(8)])
     before = addresses(deployment.conn)
     told = deployment.run(success=False)
-    assert told["error_class"] == "ShrinkRefused"
+    assert told["cause"] == Cause.SHRINK
     assert "refused to delete" in told["capture_reason"]
     assert addresses(deployment.conn) == before
     deployment.conn.execute("DELETE FROM etl_extractions WHERE status = 'failed'")
@@ -253,12 +254,12 @@ def test_a_fault_that_passes_fails_the_attempt_and_a_spent_budget_asks_for_nothi
     deployment = loaded_before
     deployment.history.inject(QUERY, error(503, "outOfOrder"))
     told = deployment.run(success=False)
-    assert told["error_class"] == "SourceUnavailable"
+    assert told["cause"] == Cause.SOURCE_UNAVAILABLE
     asked = len(deployment.history.captures)
     deployment.conn.execute("UPDATE etl_extractions SET metadata = metadata || '{\"bytes_billed\": 7}'")
     url, schema = deployment.budget.database_url, deployment.budget.database_schema
     deployment.budget = DailyBudget(database_url=url, database_schema=schema, limit=1)
-    assert deployment.run(success=False)["error_class"] == "BudgetExceeded"
+    assert deployment.run(success=False)["cause"] == Cause.BUDGET
     assert len(deployment.history.captures) == asked == 1
 
 

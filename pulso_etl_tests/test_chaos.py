@@ -13,6 +13,7 @@ from chaos.faults import Kind
 from chaos.trial import Broken, World, world
 from pulso_etl.refreshing.launch import Outcome
 from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.errors import Cause
 
 SEED = 5
 
@@ -54,7 +55,7 @@ def test_a_fault_that_nobody_was_counted_at_is_known_to_have_hit_by_the_attempt_
     early, late = (soak.Struck(refused, at + n * 10 * minute, at + n * 10 * minute + minute, met=False) for n in range(2))
     found = soak.Findings(soak.Asked(), struck=[early, late])
     assert (found.hits, found.met_nobody) == ({}, {"BigQuery refused": 2})
-    soak._judge_cause(found, "run", "SourceUnavailable", "BigQuery is away", at, at + minute)
+    soak._judge_cause(found, "run", Cause.SOURCE_UNAVAILABLE, "BigQuery is away", at, at + minute)
     assert (found.hits, found.met_nobody, found.broken) == ({"BigQuery refused": 1}, {"BigQuery refused": 1}, [])
-    soak._judge_cause(found, "run", "DestinationUnavailable", "PostgreSQL is away", at, at + minute)
+    soak._judge_cause(found, "run", Cause.DESTINATION_UNAVAILABLE, "PostgreSQL is away", at, at + minute)
     assert len(found.broken) == 1

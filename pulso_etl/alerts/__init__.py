@@ -6,7 +6,7 @@
     alerts.flush(
         now,
         [
-            Failed(failure_cause(class_names), "operation_data", at, window=DayRange(first, last), run_id=run_id, detail=text),
+            Failed(failure_cause(attempt.cause), "operation_data", at, window=DayRange(first, last), run_id=run_id, detail=text),
             succeeded("dashboard_data", at),
             Failed(Cause.STALE, "assignment_data", now),
             Recovered({Cause.CHECK}, "dashboard_data", at, "no_gaps"),

@@ -62,26 +62,24 @@ EVERY_TABLE = ""
 FOLLOWS_FROM: Mapping[Cause, frozenset[Cause]] = {Cause.STALE: FAILURES, Cause.RECOVERY_LIMIT: OUTAGES}
 """Causes that are held back while one of those which bring them about is open for all their tables: it has been told already."""
 
-ERRORS: Mapping[type[errors.PulsoError], Cause] = {
-    errors.SourceUnavailable: Cause.SOURCE_UNAVAILABLE,
-    errors.DestinationUnavailable: Cause.DESTINATION_UNAVAILABLE,
-    errors.ContractError: Cause.CONTRACT,
-    errors.ShrinkRefused: Cause.SHRINK_REFUSED,
-    errors.CostCapExceeded: Cause.COST_CAP,
+TOLD_AS: Mapping[errors.Cause, Cause] = {
+    errors.Cause.SOURCE_UNAVAILABLE: Cause.SOURCE_UNAVAILABLE,
+    errors.Cause.DESTINATION_UNAVAILABLE: Cause.DESTINATION_UNAVAILABLE,
+    errors.Cause.CONTRACT: Cause.CONTRACT,
+    errors.Cause.REJECTED_ROWS: Cause.CONTRACT,
+    errors.Cause.DUPLICATE_KEY: Cause.CONTRACT,
+    errors.Cause.QUARANTINE_EXCEEDED: Cause.CONTRACT,
+    errors.Cause.SCHEMA: Cause.CONTRACT,
+    errors.Cause.SNAPSHOT_WITHDRAWN: Cause.CONTRACT,
+    errors.Cause.SHRINK: Cause.SHRINK_REFUSED,
+    errors.Cause.COST_CAP: Cause.COST_CAP,
+    errors.Cause.TIMEOUT: Cause.TIMEOUT,
 }
-CAUSE_OF_CLASS = {
-    name: ERRORS[base]
-    for name, error in vars(errors).items()
-    if isinstance(error, type)
-    for base in reversed(error.__mro__)
-    if base in ERRORS
-}
-"""By class name, as Dagster's events give errors; an error is of the cause of the class that it derives from."""
 
 
-def failure_cause(class_names: Iterable[str]) -> Cause:
-    """The cause of a failed run, from the class names of its error and of that error's causes, outermost first."""
-    return next((CAUSE_OF_CLASS[name] for name in class_names if name in CAUSE_OF_CLASS), Cause.RUN_FAILURE)
+def failure_cause(cause: errors.Cause | None) -> Cause:
+    """What a failed run is told as."""
+    return TOLD_AS.get(cause or errors.Cause.UNKNOWN, Cause.RUN_FAILURE)
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def events(
 
 def _ended(spec: TableSpec, attempt: Attempt) -> Iterator[Event]:
     if not attempt.succeeded:
-        cause = failure_cause([str(attempt.metadata.get("error_class", ""))])
+        cause = failure_cause(attempt.cause)
         # Whoever ended it, its own time was up.
         if cause is Cause.RUN_FAILURE and attempt.finished_at - attempt.started_at >= spec.timeout:
             cause = Cause.TIMEOUT

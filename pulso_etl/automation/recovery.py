@@ -22,6 +22,7 @@ from pulso_etl.refreshing.due import MEMORY
 from pulso_etl.refreshing.launch import TABLE_TAG
 from pulso_etl.refreshing.presence import is_gone
 from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.ledger import locks
 from pulso_etl.sync.ledger.watermarks import Extraction, TableState, Watermarks
 from pulso_etl.sync.postgres.roles import as_login
@@ -97,17 +98,18 @@ def recover(
         )
         if action is Action.LEAVE:
             continue
-        reason = "its process or its server session was killed"
+        reason, cause = "its process or its server session was killed", Cause.ABANDONED
         if action in (Action.TERMINATE_RUN, Action.END_SESSION):
-            reason = f"it ran for {str(now - extraction.started_at).split('.')[0]}, its time-out is {timeout}"
+            reason, cause = f"it ran for {str(now - extraction.started_at).split('.')[0]}, its time-out is {timeout}", Cause.TIMEOUT
             if run is not None and run.is_finished:
+                cause = Cause.ABANDONED
                 reason = f"its run had ended ({run.status.value}) and its server session had not"
         if action is Action.TERMINATE_RUN and _terminate(instance, extraction.run_id):
             holder = locks.holder(conn, key)
         if holder is not None:
             with as_login(conn):
                 conn.execute("SELECT pg_terminate_backend(%s, %s)", (holder, int(SESSION_END_SECONDS * 1000)))
-        if _mark_failed(conn, marks, extraction, key, f"stale: {reason}"):
+        if _mark_failed(conn, marks, extraction, key, f"stale: {reason}", cause):
             recoveries = marks.read(conn)[extraction.table].recovery_attempts
             yield Recovered(extraction.table, extraction.window, extraction.run_id, reason, recoveries)
 
@@ -174,7 +176,7 @@ def _terminate(instance: dg.DagsterInstance, run_id: str) -> bool:
         return False
 
 
-def _mark_failed(conn: psycopg.Connection, marks: Watermarks, extraction: Extraction, key: int, reason: str) -> bool:
+def _mark_failed(conn: psycopg.Connection, marks: Watermarks, extraction: Extraction, key: int, reason: str, cause: Cause) -> bool:
     """Marks the attempt as failed, under its lock; whether it did: not where the attempt ended by itself, or lives on."""
     deadline = monotonic() + SESSION_END_SECONDS
     while conn.execute("SELECT pg_try_advisory_lock(%s)", (key,)).fetchone() == (False,):
@@ -183,6 +185,6 @@ def _mark_failed(conn: psycopg.Connection, marks: Watermarks, extraction: Extrac
         sleep(0.1)
     try:
         with conn.transaction():
-            return marks.abandon(conn, extraction, reason)
+            return marks.abandon(conn, extraction, reason, cause)
     finally:
         conn.execute("SELECT pg_advisory_unlock(%s)", (key,))

@@ -31,7 +31,7 @@ from pulso_etl.refreshing.due import MEMORY, BackOff, Decision, Standing, change
 from pulso_etl.refreshing.launch import TABLE_TAG, range_of
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange, contiguous, lima_day
-from pulso_etl.sync.errors import PulsoError, SourceUnavailable, first_line
+from pulso_etl.sync.errors import Cause, PulsoError, SourceUnavailable, first_line
 from pulso_etl.sync.ledger.ledger import server_clock
 from pulso_etl.sync.ledger.watermarks import Attempt, TableState, Watermarks
 from pulso_etl.sync.owed import Horizon, Watermark
@@ -86,8 +86,10 @@ def _attempt(record: RunRecord) -> Iterator[Attempt]:
     if window is not None and record.end_time is not None:
         # Without the time that it waited in the queue; one that never began took none.
         began, ended = (datetime.fromtimestamp(at, UTC) for at in (record.start_time or record.end_time, record.end_time))
-        withdrawn = record.start_time is None and record.dagster_run.status is dg.DagsterRunStatus.CANCELED
-        yield Attempt(record.dagster_run.run_id, window, False, began, ended, withdrawn=withdrawn)
+        canceled = record.dagster_run.status is dg.DagsterRunStatus.CANCELED
+        cause = Cause.CANCELLED if canceled else Cause.ABANDONED
+        withdrawn = canceled and record.start_time is None
+        yield Attempt(record.dagster_run.run_id, window, False, began, ended, withdrawn=withdrawn, cause=cause)
 
 
 def explained(instance: dg.DagsterInstance, standing: Standing, since: datetime, tenant: str = "") -> Standing:

@@ -1,12 +1,94 @@
 """The errors that Pulso ETL raises, as a tree: catch at the level that you need.
 
 Every message is written for the person who reads it in a run's log: what failed, for which table and partitions, and
-what to do about it. `retryable` says whether the same attempt may go well later; the asset's step asks only this.
+what to do about it. What a program does about an error follows from its `cause` alone.
 """
 
 from __future__ import annotations
 
+from enum import StrEnum
+from typing import ClassVar
+
 from pulso_etl.sync.redaction import scrub
+
+
+class Cause(StrEnum):
+    """Why something failed: a closed list. Each value asks for something else of the people who read it."""
+
+    SOURCE_UNAVAILABLE = "source_unavailable"
+    """BigQuery does not answer for now."""
+    SOURCE_QUOTA = "source_quota"
+    """BigQuery accepts no more queries until its quota is renewed."""
+    SOURCE_ACCESS = "source_access"
+    """BigQuery refuses the account or its key."""
+    SOURCE_MISSING = "source_missing"
+    """BigQuery does not know a source table."""
+    SOURCE_REFUSED = "source_refused"
+    """BigQuery refuses the query for another reason."""
+    COST_CAP = "cost_cap"
+    """The query would bill more than one query may."""
+    BUDGET = "budget"
+    """The day's budget is spent."""
+    DESTINATION_UNAVAILABLE = "destination_unavailable"
+    """PostgreSQL is away for now, or lacks room."""
+    DESTINATION_REFUSED = "destination_refused"
+    """PostgreSQL refuses the work until somebody changes a right or a setting."""
+    LOCKED = "locked"
+    """Another session holds the table."""
+    NEWER_READING = "newer_reading"
+    """A later reading of the same days is loaded already."""
+    CONTRACT = "contract"
+    """The source does not have the declared columns or types."""
+    REJECTED_ROWS = "rejected_rows"
+    """Rows of the source hold values that the table can not take."""
+    DUPLICATE_KEY = "duplicate_key"
+    """The source holds several rows of one primary key."""
+    QUARANTINE_EXCEEDED = "quarantine_exceeded"
+    """More rows are bad than the table allows."""
+    SCHEMA = "schema"
+    """The table in PostgreSQL is not as declared."""
+    SHRINK = "shrink"
+    """The source holds far fewer rows than the table."""
+    SNAPSHOT_WITHDRAWN = "snapshot_withdrawn"
+    """The source no longer has a snapshot that the table holds."""
+    VERIFICATION = "verification"
+    """After the write the table does not hold what it should."""
+    SETTINGS = "settings"
+    """A setting is missing or malformed."""
+    REQUEST = "request"
+    """What was asked for makes no sense."""
+    FORBIDDEN = "forbidden"
+    """Who asks may not do this."""
+    LAUNCHER_UNAVAILABLE = "launcher_unavailable"
+    """Dagster, which launches the loads, does not answer."""
+    TIMEOUT = "timeout"
+    """The load took longer than it may."""
+    CANCELLED = "cancelled"
+    """Somebody, or the machine, told the run to end."""
+    ABANDONED = "abandoned"
+    """The process or its server session ended without a word."""
+    INTERNAL = "internal"
+    """An error that is none of these: most often one of the code of an asset."""
+    UNKNOWN = "unknown"
+    """An attempt of an earlier release, which kept no cause."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Cause:
+        """A cause that a later release has written."""
+        return cls.UNKNOWN
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same attempt may go well later, without anybody's help."""
+        return self in PASSING
+
+
+PASSING = frozenset(
+    {
+        *(Cause.SOURCE_UNAVAILABLE, Cause.DESTINATION_UNAVAILABLE, Cause.LAUNCHER_UNAVAILABLE, Cause.LOCKED, Cause.NEWER_READING),
+        *(Cause.TIMEOUT, Cause.CANCELLED, Cause.ABANDONED, Cause.INTERNAL, Cause.UNKNOWN),
+    }
+)
 
 
 def first_line(error: BaseException) -> str:
@@ -17,88 +99,130 @@ def first_line(error: BaseException) -> str:
 class PulsoError(Exception):
     """Base of all errors of this package."""
 
-    retryable = False
+    cause: ClassVar[Cause] = Cause.INTERNAL
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same attempt may go well later."""
+        return self.cause.retryable
+
+
+def cause_of(error: BaseException) -> Cause:
+    """Why the error ended the work. One that is no Exception is an interrupt."""
+    if isinstance(error, PulsoError):
+        return error.cause
+    return Cause.INTERNAL if isinstance(error, Exception) else Cause.CANCELLED
 
 
 class SettingsError(PulsoError):
     """A setting is missing or malformed."""
 
+    cause = Cause.SETTINGS
+
 
 class PlanError(PulsoError):
     """A refresh was asked for that makes no sense (unknown table, empty range, a range outside the partitions)."""
+
+    cause = Cause.REQUEST
 
 
 class SourceError(PulsoError):
     """BigQuery did not give what was asked."""
 
+    cause = Cause.SOURCE_REFUSED
+
 
 class SourceUnavailable(SourceError):
     """BigQuery failed in a way that passes (429, 5xx, a broken stream)."""
 
-    retryable = True
+    cause = Cause.SOURCE_UNAVAILABLE
 
 
 class CostCapExceeded(SourceError):
     """The query would bill more bytes than the cap allows."""
 
+    cause = Cause.COST_CAP
+
 
 class BudgetExceeded(SourceError):
     """The day's budget of bytes billed is spent."""
+
+    cause = Cause.BUDGET
 
 
 class DestinationError(PulsoError):
     """PostgreSQL refused the load."""
 
+    cause = Cause.DESTINATION_REFUSED
+
 
 class DestinationUnavailable(DestinationError):
     """PostgreSQL is away, out of room, or another writer holds the table: it passes (see `destination.server_errors`)."""
 
-    retryable = True
+    cause = Cause.DESTINATION_UNAVAILABLE
 
 
 class NewerReading(DestinationError):
     """Days of the range were loaded from a later reading of the source than this load's own."""
 
-    retryable = True
+    cause = Cause.NEWER_READING
 
 
 class ContractError(DestinationError):
     """The data do not fit the table's declaration: a missing column, a wrong type, ..."""
 
+    cause = Cause.CONTRACT
+
 
 class RejectedRows(ContractError):
     """Rows of the source can't be loaded: a null key, NaN, NUL, a value beyond a limit, ..."""
+
+    cause = Cause.REJECTED_ROWS
 
 
 class DuplicateKeyError(RejectedRows):
     """The source holds several rows of one primary key."""
 
+    cause = Cause.DUPLICATE_KEY
+
 
 class QuarantineExceeded(ContractError):
     """More rows would be quarantined than the table allows."""
+
+    cause = Cause.QUARANTINE_EXCEEDED
 
 
 class SchemaRefused(ContractError):
     """The table in PostgreSQL is not as declared, and only a person may change it so."""
 
+    cause = Cause.SCHEMA
+
 
 class ShrinkRefused(DestinationError):
     """The source holds so few rows that deleting the rest looks like an accident."""
+
+    cause = Cause.SHRINK
 
 
 class SnapshotWithdrawn(ContractError):
     """The source no longer has a snapshot that the table holds, and the one before it lies outside of what can be read."""
 
+    cause = Cause.SNAPSHOT_WITHDRAWN
+
 
 class LoadFailed(PulsoError):
     """A load failed by an error that is none of ours: most often one that the asset's own stream raised."""
 
-    retryable = True
+    cause = Cause.INTERNAL
 
 
 class LocalStackError(PulsoError):
     """A part of the embedded default could not start, or died."""
 
+    cause = Cause.INTERNAL
+
 
 class VerificationFailed(DestinationError):
     """After the write, before the commit, the table does not hold what it should."""
+
+    cause = Cause.VERIFICATION

@@ -16,7 +16,16 @@ from psycopg.pq import TransactionStatus
 from pydantic import ValidationError
 
 from pulso_etl.sync.days import DayRange, lima_day
-from pulso_etl.sync.errors import ContractError, DestinationError, LoadFailed, PulsoError, SchemaRefused, first_line
+from pulso_etl.sync.errors import (
+    Cause,
+    ContractError,
+    DestinationError,
+    LoadFailed,
+    PulsoError,
+    SchemaRefused,
+    cause_of,
+    first_line,
+)
 from pulso_etl.sync.ledger import locks
 from pulso_etl.sync.ledger.ledger import server_clock
 from pulso_etl.sync.ledger.watermarks import Extraction, Loaded, Watermarks
@@ -247,7 +256,10 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         except BaseException as error:
             message = str(error) if isinstance(error, Exception) else "interrupted: the run or its process was told to end"
             marks, extraction = Watermarks(self.database_schema), attempt.extraction
-            metadata = {**attempt.metadata, "error_class": type(error).__name__}
+            cause = cause_of(error)
+            if cause is Cause.CANCELLED and attempt.seconds >= attempt.timeout.total_seconds():
+                # Whoever ended it, its own time was up.
+                cause = Cause.TIMEOUT
             usable = conn is not None and conn.info.transaction_status is TransactionStatus.IDLE
             session = nullcontext(conn) if conn is not None and usable else self.connect(context.run_id, attempt.timeout)
             try:
@@ -257,7 +269,13 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
                         marks.create(recorder)
                         marks.start(recorder, extraction)
                     failure = message or type(error).__name__
-                    marks.fail(recorder, extraction, error=failure, seconds=attempt.seconds, metadata=metadata)
+                    marks.fail(
+                        *(recorder, extraction),
+                        error=failure,
+                        cause=cause,
+                        seconds=attempt.seconds,
+                        metadata=attempt.metadata,
+                    )
             except SchemaRefused:
                 context.log.warning(f"{extraction.table}: the failure was not recorded, for what tables of ours carry")
             except (psycopg.Error, DestinationError):

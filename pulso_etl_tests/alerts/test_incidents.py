@@ -33,6 +33,7 @@ from pulso_etl.alerts.incidents import (
     succeeded,
 )
 from pulso_etl.alerts.messages import render
+from pulso_etl.sync import errors
 from pulso_etl.sync.days import DayRange
 
 START = datetime(2026, 3, 2, 15, 0, tzinfo=UTC)
@@ -343,20 +344,19 @@ def test_events_given_twice_change_nothing(given_steps: list[tuple[int, list[tup
 
 
 @pytest.mark.parametrize(
-    ("names", "cause"),
+    ("error", "cause"),
     [
-        (["Failure", "DuplicateKeyError"], Cause.CONTRACT),
-        (["RetryRequestedFromPolicy", "SourceUnavailable", "ServiceUnavailable"], Cause.SOURCE_UNAVAILABLE),
-        (["DestinationUnavailable", "OperationalError"], Cause.DESTINATION_UNAVAILABLE),
-        (["Failure", "ContractError"], Cause.CONTRACT),
-        (["Failure", "ShrinkRefused"], Cause.SHRINK_REFUSED),
-        (["Failure", "CostCapExceeded"], Cause.COST_CAP),
-        (["ValueError"], Cause.RUN_FAILURE),
-        ([], Cause.RUN_FAILURE),
+        (errors.DuplicateKeyError, Cause.CONTRACT),
+        (errors.SourceUnavailable, Cause.SOURCE_UNAVAILABLE),
+        (errors.DestinationUnavailable, Cause.DESTINATION_UNAVAILABLE),
+        (errors.ContractError, Cause.CONTRACT),
+        (errors.ShrinkRefused, Cause.SHRINK_REFUSED),
+        (errors.CostCapExceeded, Cause.COST_CAP),
+        (ValueError, Cause.RUN_FAILURE),
     ],
 )
-def test_the_cause_of_a_failed_run_is_read_from_its_errors(names: list[str], cause: Cause) -> None:
-    assert failure_cause(names) is cause
+def test_a_failed_run_is_told_by_the_cause_of_its_error(error: type[Exception], cause: Cause) -> None:
+    assert failure_cause(errors.cause_of(error("why"))) is cause
     assert cause in FAILURES
 
 

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.ledger.locks import table_lock
 from pulso_etl.sync.ledger.watermarks import Extraction, Loaded, Watermarks
 from pulso_etl_tests.api.conftest import SECRETS, Target, settings_of
@@ -108,7 +109,7 @@ def test_the_rows_that_a_load_has_copied_so_far_are_told(api: ApiServer, target:
 
             wait_until(lambda: rows() > 50_000, 20)
             assert rows() <= 100_000
-    marks.fail(target.conn, extraction, error="ended by the test", seconds=1, metadata={})
+    marks.fail(target.conn, extraction, error="ended by the test", cause=Cause.CANCELLED, seconds=1, metadata={})
 
 
 def test_fresh_tables_are_skipped_and_said_so_unless_forced(api: ApiServer, stack: DagsterStack, target: Target) -> None:

@@ -29,6 +29,7 @@ from pulso_etl.refreshing.launch import run_tags
 from pulso_etl.refreshing.plan import is_stale
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.errors import Cause as Why
 from pulso_etl.sync.ledger.watermarks import Attempt, Extraction, Loaded, Watermarks
 from pulso_etl.sync.owed import Loss, Watermark
 from pulso_etl.tables import TABLES
@@ -44,10 +45,9 @@ HOUR = timedelta(hours=1)
 FRESH = Watermark(NOW - HOUR, TODAY)
 
 
-def attempt(error_class: str | None, ago: timedelta = HOUR, **metadata: Any) -> Attempt:
+def attempt(failed: Why | None, ago: timedelta = HOUR, **metadata: Any) -> Attempt:
     ended = NOW - ago
-    failed = {} if error_class is None else {"error_class": error_class}
-    return Attempt("run-1", WINDOW, error_class is None, ended, ended, error_class and "why", metadata | failed)
+    return Attempt("run-1", WINDOW, failed is None, ended, ended, failed and "why", metadata, cause=failed)
 
 
 def told(
@@ -65,31 +65,31 @@ def causes(given: list[Event]) -> set[Cause]:
 @pytest.mark.parametrize(
     ("error", "cause"),
     [
-        ("SourceUnavailable", Cause.SOURCE_UNAVAILABLE),
-        ("DestinationUnavailable", Cause.DESTINATION_UNAVAILABLE),
-        ("DuplicateKeyError", Cause.CONTRACT),
-        ("ShrinkRefused", Cause.SHRINK_REFUSED),
-        ("KeyError", Cause.RUN_FAILURE),
+        (Why.SOURCE_UNAVAILABLE, Cause.SOURCE_UNAVAILABLE),
+        (Why.DESTINATION_UNAVAILABLE, Cause.DESTINATION_UNAVAILABLE),
+        (Why.DUPLICATE_KEY, Cause.CONTRACT),
+        (Why.SHRINK, Cause.SHRINK_REFUSED),
+        (Why.INTERNAL, Cause.RUN_FAILURE),
     ],
 )
-def test_a_failed_attempt_is_told_with_its_cause_range_and_run(error: str, cause: Cause) -> None:
+def test_a_failed_attempt_is_told_with_its_cause_range_and_run(error: Why, cause: Cause) -> None:
     (failed,) = [event for event in told(Standing(FRESH, [attempt(error)])) if isinstance(event, Failed)]
     assert failed == Failed(cause, NAME, NOW - HOUR, window=WINDOW, run_id="run-1", detail="why")
 
 
 def test_an_attempt_that_was_ended_after_its_time_took_too_long() -> None:
-    def ended(after: timedelta, error: str = "DagsterExecutionInterruptedError") -> set[Cause]:
+    def ended(after: timedelta, error: Why = Why.CANCELLED) -> set[Cause]:
         failed = attempt(error)
         return causes(told(Standing(FRESH, [replace(failed, started_at=failed.finished_at - after)])))
 
     timeout = TABLES[NAME].timeout
     assert ended(timeout) == {Cause.TIMEOUT}
     assert ended(timeout - timedelta(seconds=1)) == {Cause.RUN_FAILURE}
-    assert ended(timeout, "SourceUnavailable") == {Cause.SOURCE_UNAVAILABLE}
+    assert ended(timeout, Why.SOURCE_UNAVAILABLE) == {Cause.SOURCE_UNAVAILABLE}
 
 
 def test_what_ended_before_the_last_look_is_not_told_again() -> None:
-    assert causes(told(Standing(FRESH, [attempt("SourceUnavailable", ago=4 * HOUR)]))) == set()
+    assert causes(told(Standing(FRESH, [attempt(Why.SOURCE_UNAVAILABLE, ago=4 * HOUR)]))) == set()
 
 
 def test_a_success_ends_failures_and_new_columns_are_told() -> None:
@@ -105,13 +105,13 @@ def test_many_quarantined_rows_are_told_and_few_are_not() -> None:
 
 
 def test_repeated_failures_reach_the_limit() -> None:
-    failures = [attempt("SourceUnavailable"), attempt("SourceUnavailable")]
+    failures = [attempt(Why.SOURCE_UNAVAILABLE), attempt(Why.SOURCE_UNAVAILABLE)]
     assert Cause.RECOVERY_LIMIT in causes(told(Standing(FRESH, failures), failures=failures))
     assert Cause.RECOVERY_LIMIT not in causes(told(Standing(FRESH, failures), failures=failures[:1]))
 
 
 def test_a_run_cancelled_in_the_queue_is_nobody_s_failure() -> None:
-    withdrawn = [replace(attempt("RunCanceled"), withdrawn=True)] * 2
+    withdrawn = [replace(attempt(Why.CANCELLED), withdrawn=True)] * 2
     assert causes(told(Standing(FRESH, withdrawn), failures=withdrawn)) == set()
 
 
@@ -209,7 +209,7 @@ def test_each_outage_of_bigquery_is_told_with_its_end_whenever_its_tables_are_lo
             if well:
                 marks.succeed(conn, run, Loaded(at, dict.fromkeys(WINDOW, 1), 1, 1.0, True))
             else:
-                marks.fail(conn, run, error="503", seconds=1.0, metadata={"error_class": "SourceUnavailable"})
+                marks.fail(conn, run, error="503", cause=Cause.SOURCE_UNAVAILABLE, seconds=1.0, metadata={})
             ended = "UPDATE etl_extractions SET started_at = %s, finished_at = %s WHERE extraction_id = %s"
             conn.execute(ended, (at, at + timedelta(seconds=10), run.run_id))
 

@@ -15,7 +15,7 @@ from pulso_etl.refreshing.launch import run_plan
 from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange, lima_day
-from pulso_etl.sync.errors import BudgetExceeded
+from pulso_etl.sync.errors import BudgetExceeded, Cause
 from pulso_etl.sync.ledger.watermarks import Extraction, Loaded, Watermarks
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.conftest import seed
@@ -32,7 +32,7 @@ def billed(conn: psycopg.Connection, schema: str, size: int, *, failed: bool = F
     metadata = {"bytes_billed": size}
     with conn.transaction():
         if failed:
-            marks.fail(conn, extraction, error="no", seconds=1.0, metadata=metadata)
+            marks.fail(conn, extraction, error="no", cause=Cause.INTERNAL, seconds=1.0, metadata=metadata)
         else:
             marks.succeed(conn, extraction, Loaded(datetime.now(UTC), {}, 0, 1.0, True, metadata=metadata))
 

@@ -10,7 +10,7 @@ import psycopg
 import pyarrow as pa
 import pytest
 
-from pulso_etl.sync.errors import ContractError, DestinationError, RejectedRows
+from pulso_etl.sync.errors import Cause, ContractError, DestinationError, RejectedRows
 from pulso_etl.sync.ledger.watermarks import Extraction, Watermarks
 from pulso_etl.sync.loading.load import Plan
 from pulso_etl.sync.loading.quarantine import as_json
@@ -124,7 +124,9 @@ def test_what_we_write_down_ourselves_never_fails_for_a_character(foreign: Forei
     with conn.transaction():
         marks.create(conn)
         marks.start(conn, extraction)
-        marks.fail(conn, extraction, error=text, seconds=1, metadata={text: [text, {"a": (text, 1, None)}], "ñ": "ñ"})
+        marks.fail(
+            conn, extraction, error=text, cause=Cause.INTERNAL, seconds=1, metadata={text: [text, {"a": (text, 1, None)}], "ñ": "ñ"}
+        )
     state = marks.read(conn, datetime.now(UTC) - timedelta(hours=1))["things"]
     told = Encoding(encoding).storable(text)
     assert told != text

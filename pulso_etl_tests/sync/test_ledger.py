@@ -34,7 +34,7 @@ def amounts(conn: psycopg.Connection) -> list[int]:
 
 
 def outcomes(conn: psycopg.Connection) -> list[tuple[str, str]]:
-    return conn.execute("SELECT status, metadata->>'error_class' FROM etl_extractions ORDER BY id").fetchall()
+    return conn.execute("SELECT status, error_cause FROM etl_extractions ORDER BY id").fetchall()
 
 
 def test_every_day_of_a_range_stands_in_the_ledger_with_its_rows(
@@ -91,7 +91,7 @@ def test_an_older_reading_does_not_overwrite_a_newer_one(
     # The first attempt gives way, the second one reads anew.
     assert result.success
     assert amounts(conn) == [3]
-    assert outcomes(conn) == [("success", None), ("failed", "NewerReading"), ("success", None)]
+    assert outcomes(conn) == [("success", None), ("failed", "newer_reading"), ("success", None)]
 
 
 def test_what_is_told_of_an_older_reading_names_the_day_and_a_run_without_retries_fails(

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from pulso_etl.refreshing.plan import Mode, plan_refresh
 from pulso_etl.sync.days import LIMA, DayRange, lima_day
+from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.ledger.watermarks import Extraction, Loaded, Watermarks
 from pulso_etl.sync.owed import Horizon, Settlement, Watermark
 from pulso_etl.sync.spec import TableSpec
@@ -106,7 +107,7 @@ class World:
         extraction = Extraction(self.spec.name, window, f"run-{next(self.runs)}", 1, self.clock)
         with self.conn.transaction():
             self.marks.start(self.conn, extraction)
-            self.marks.fail(self.conn, extraction, error="no luck", seconds=1.0, metadata={})
+            self.marks.fail(self.conn, extraction, error="no luck", cause=Cause.INTERNAL, seconds=1.0, metadata={})
 
     def verify(self) -> None:
         """The sensor: days that have not changed since they were loaded are told as such, the others are loaded."""

@@ -47,7 +47,7 @@ def test_every_class_of_errors_is_decided() -> None:
 
 
 def test_only_what_passes_by_itself_is_tried_again() -> None:
-    retried = {code for code in KNOWN if meaning(pg.lookup(code)()).becomes.retryable}
+    retried = {code for code in KNOWN if meaning(pg.lookup(code)()).becomes.cause.retryable}
     named = {code for code in retried if code[:2] not in ("08", "40", "53", "57")}
     assert named == {"25006", "25P03", "25P04", "55006", "55P03", "58030", "72000"}
     assert {code for code in KNOWN if code[:2] in ("08", "40", "53", "57")} - retried == {"40002", "53400", "57P04"}

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from pulso_etl.sync.days import DayRange, lima_day
-from pulso_etl.sync.errors import SourceError
+from pulso_etl.sync.errors import Cause, SourceError
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl.sync.ledger import locks
 from pulso_etl.sync.ledger.watermarks import ABANDONED, Extraction, Loaded, TableState, Watermarks
@@ -48,7 +48,7 @@ def succeed(
 
 
 def fail(marks: Watermarks, conn: psycopg.Connection, extraction: Extraction, error: str = "no luck") -> None:
-    marks.fail(conn, extraction, error=error, seconds=0.5, metadata={})
+    marks.fail(conn, extraction, error=error, cause=Cause.INTERNAL, seconds=0.5, metadata={})
 
 
 def history(conn: psycopg.Connection) -> list[tuple[Any, ...]]:
@@ -441,6 +441,37 @@ def test_tables_of_an_earlier_release_gain_the_ledger_and_lose_nothing(marks: Wa
     marks.start(conn, later)
     assert succeed(marks, conn, later).moved
     assert set(marks.ledger.readings(conn, "visits")) == set(later.window)
+
+
+def test_the_cause_of_a_failure_is_kept_until_the_next_attempt_begins(marks: Watermarks, conn: psycopg.Connection) -> None:
+    marks.start(conn, attempt())
+    marks.fail(conn, attempt(), error="503", cause=Cause.SOURCE_UNAVAILABLE, seconds=1, metadata={})
+    state = marks.read(conn, THEN)["visits"]
+    assert (state.cause, [one.cause for one in state.attempts]) == (Cause.SOURCE_UNAVAILABLE, [Cause.SOURCE_UNAVAILABLE])
+    marks.start(conn, attempt(2))
+    succeed(marks, conn, attempt(2))
+    state = marks.read(conn, THEN)["visits"]
+    assert (state.cause, [one.cause for one in state.attempts]) == (None, [Cause.SOURCE_UNAVAILABLE, None])
+    marks.start(conn, attempt(3))
+    marks.abandon(conn, attempt(3), "gone")
+    assert marks.read(conn)["visits"].cause is Cause.ABANDONED
+
+
+@pytest.mark.parametrize("written", [None, "a cause of a later release"])
+def test_a_failure_whose_cause_is_not_known_here_is_of_an_unknown_one(
+    marks: Watermarks, conn: psycopg.Connection, written: str | None
+) -> None:
+    marks.start(conn, attempt())
+    fail(marks, conn, attempt())
+    if written is None:
+        # As an earlier release left the tables.
+        conn.execute("ALTER TABLE etl_watermarks DROP COLUMN error_cause")
+        conn.execute("ALTER TABLE etl_extractions DROP COLUMN error_cause")
+    else:
+        conn.execute("UPDATE etl_watermarks SET error_cause = %s", (written,))
+        conn.execute("UPDATE etl_extractions SET error_cause = %s", (written,))
+    state = marks.read(conn, THEN)["visits"]
+    assert (state.cause, [one.cause for one in state.attempts]) == (Cause.UNKNOWN, [Cause.UNKNOWN])
 
 
 def test_a_ledger_of_an_earlier_release_goes_on_by_the_lookback_in_force_at_the_upgrade(

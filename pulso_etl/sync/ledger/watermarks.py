@@ -20,6 +20,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.ledger import ledger
 from pulso_etl.sync.ledger.ledger import Day, Ledger
 from pulso_etl.sync.ledger.locks import attempt_lock
@@ -45,6 +46,7 @@ CREATE TABLE IF NOT EXISTS {watermarks} (
     records_extracted bigint,
     extraction_duration_seconds double precision,
     error_message text,
+    error_cause text,
     extraction_id text,
     recovery_attempts integer NOT NULL DEFAULT 0,
     data_version bigint NOT NULL DEFAULT 0,
@@ -66,6 +68,7 @@ CREATE TABLE IF NOT EXISTS {history} (
     records_extracted bigint,
     extraction_duration_seconds double precision,
     error_message text,
+    error_cause text,
     metadata jsonb NOT NULL DEFAULT '{{}}',
     started_at timestamptz NOT NULL,
     finished_at timestamptz NOT NULL DEFAULT clock_timestamp()
@@ -86,8 +89,9 @@ CREATE TABLE IF NOT EXISTS {running} (
 """
 IS_CURRENT = """
 SELECT to_regclass(%(running)s) IS NOT NULL AND to_regclass(%(finished)s) IS NOT NULL AND to_regclass(%(days)s) IS NOT NULL AND (
-    SELECT count(*) = 4 FROM pg_attribute WHERE NOT attisdropped
-    AND attrelid = to_regclass(%(watermarks)s) AND attname IN ('data_version', 'lookback_days', 'table_files', 'looked_at')
+    SELECT count(*) = 5 FROM pg_attribute WHERE NOT attisdropped
+    AND attrelid = to_regclass(%(watermarks)s)
+    AND attname IN ('data_version', 'lookback_days', 'table_files', 'looked_at', 'error_cause')
 ) AND (
     SELECT count(*) = 2 FROM pg_attribute WHERE NOT attisdropped
     AND attrelid = to_regclass(%(days)s) AND attname IN ('found', 'open_until')
@@ -98,7 +102,9 @@ CREATE INDEX IF NOT EXISTS etl_extractions_finished_idx ON {history} (table_name
 ALTER TABLE {watermarks} ADD COLUMN IF NOT EXISTS data_version bigint NOT NULL DEFAULT 0,
     ADD COLUMN IF NOT EXISTS lookback_days integer,
     ADD COLUMN IF NOT EXISTS table_files text,
-    ADD COLUMN IF NOT EXISTS looked_at timestamptz;
+    ADD COLUMN IF NOT EXISTS looked_at timestamptz,
+    ADD COLUMN IF NOT EXISTS error_cause text;
+ALTER TABLE {history} ADD COLUMN IF NOT EXISTS error_cause text;
 INSERT INTO {running} SELECT table_name, extraction_id, (metadata->>'attempt')::int, (metadata->>'partition_start')::date,
     (metadata->>'partition_end')::date, (metadata->>'started_at')::timestamptz
 FROM {watermarks} WHERE last_extraction_status = 'running' ON CONFLICT DO NOTHING;
@@ -158,7 +164,7 @@ class Extraction:
 class Attempt:
     """An attempt that is over: what it loaded, whether that went well, and when (with zone) it began and ended.
 
-    `error` is the reason of a failure, `metadata` what the load told of itself; of a failure also the error's class.
+    `error` is the reason of a failure for people, `cause` the one for programs; `metadata` is what the load told of itself.
     `withdrawn`: its run was cancelled before it began.
     """
 
@@ -170,6 +176,7 @@ class Attempt:
     error: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     withdrawn: bool = False
+    cause: Cause | None = None
 
 
 @dataclass(frozen=True)
@@ -213,6 +220,8 @@ class TableState:
     """The days of the ledger that may be owed."""
     lost: Loss | None = None
     replaced: bool = False
+    cause: Cause | None = None
+    """Why the last attempt failed, where it did."""
 
     @property
     def watermark(self) -> Watermark:
@@ -246,7 +255,7 @@ class Watermarks:
         # In the columns of the watermarks that the statement before has made sure of.
         conn.execute(sql.SQL(ledger.UPGRADE).format(days=self.ledger.days, watermarks=self.table))
 
-    def abandon(self, conn: psycopg.Connection, extraction: Extraction, reason: str) -> bool:
+    def abandon(self, conn: psycopg.Connection, extraction: Extraction, reason: str, cause: Cause = Cause.ABANDONED) -> bool:
         """Ends an attempt that is dead: it enters the history as failed, and counts as a recovery.
 
         The caller holds the attempt's lock, which it would not have let go alive. Returns whether it was marked as running.
@@ -255,13 +264,13 @@ class Watermarks:
             return False
         conn.execute(
             sql.SQL(
-                "UPDATE {} SET last_extraction_status = {}, error_message = %(reason)s, recovery_attempts = recovery_attempts + 1, "
-                "updated_at = clock_timestamp() WHERE table_name = %(table)s"
+                "UPDATE {} SET last_extraction_status = {}, error_message = %(reason)s, error_cause = %(cause)s, "
+                "recovery_attempts = recovery_attempts + 1, updated_at = clock_timestamp() WHERE table_name = %(table)s"
             ).format(self.table, self._status("failed")),
-            {"reason": reason, "table": extraction.table},
+            {"reason": reason, "cause": cause, "table": extraction.table},
         )
         values = self._values(extraction, (datetime.now(UTC) - extraction.started_at).total_seconds(), {})
-        self._append(conn, values | {"status": "failed", "error": reason, "records": None})
+        self._append(conn, values | {"status": "failed", "error": reason, "cause": cause, "records": None})
         return True
 
     def start(self, conn: psycopg.Connection, extraction: Extraction) -> None:
@@ -287,7 +296,7 @@ class Watermarks:
                 "INSERT INTO {} (table_name, last_extraction_status, extraction_id, metadata) "
                 "VALUES (%(table)s, 'running', %(run)s, %(metadata)s) "
                 "ON CONFLICT (table_name) DO UPDATE SET last_extraction_status = 'running', extraction_id = %(run)s, "
-                "metadata = %(metadata)s, error_message = NULL, updated_at = clock_timestamp()"
+                "metadata = %(metadata)s, error_message = NULL, error_cause = NULL, updated_at = clock_timestamp()"
             ).format(self.table),
             {"table": extraction.table, "run": extraction.run_id, "metadata": Jsonb(extraction.as_metadata())},
         )
@@ -311,14 +320,14 @@ class Watermarks:
         row = conn.execute(
             sql.SQL(
                 "UPDATE {} SET last_extraction_status = {status}, extraction_id = %(run)s, records_extracted = %(records)s, "
-                "extraction_duration_seconds = %(seconds)s, error_message = NULL, metadata = %(metadata)s, "
+                "extraction_duration_seconds = %(seconds)s, error_message = NULL, error_cause = NULL, metadata = %(metadata)s, "
                 "recovery_attempts = 0, data_version = data_version + %(changed)s, updated_at = clock_timestamp(), "
                 "last_extracted_at = %(at)s, last_partition = %(last)s, lookback_days = %(lookback)s "
                 "WHERE table_name = %(table)s RETURNING data_version"
             ).format(self.table, status=self._status("success")),
             values,
         ).fetchone()
-        self._append(conn, values | {"status": "success", "error": None})
+        self._append(conn, values | {"status": "success", "error": None, "cause": None})
         if loaded.changed and row is not None:
             told = {"schema": self.schema, "table": extraction.table, "data_version": row[0]}
             days = {"first": str(extraction.window.start), "last": str(extraction.window.end)}
@@ -393,16 +402,25 @@ class Watermarks:
         return sql.SQL(ledger.FILES).format(name=sql.Literal(quoted_name(self.schema, spec.name)))
 
     def fail(
-        self, conn: psycopg.Connection, extraction: Extraction, *, error: str, seconds: float, metadata: dict[str, Any]
+        self,
+        conn: psycopg.Connection,
+        extraction: Extraction,
+        *,
+        error: str,
+        cause: Cause,
+        seconds: float,
+        metadata: Mapping[str, Any],
     ) -> None:
         """Failure with its reason, after the data were rolled back. Does nothing where the attempt was ended by others."""
-        values = self._values(extraction, seconds, metadata) | {"error": scrub(error)[:4000].replace("\0", ""), "records": None}
+        told = {"error": scrub(error)[:4000].replace("\0", ""), "cause": cause, "records": None}
+        values = self._values(extraction, seconds, metadata) | told
         if not self._leave(conn, extraction):
             return
         conn.execute(
             sql.SQL(
                 "UPDATE {} SET last_extraction_status = {}, extraction_id = %(run)s, error_message = %(error)s, "
-                "metadata = %(metadata)s, extraction_duration_seconds = %(seconds)s, updated_at = clock_timestamp() "
+                "error_cause = %(cause)s, metadata = %(metadata)s, extraction_duration_seconds = %(seconds)s, "
+                "updated_at = clock_timestamp() "
                 "WHERE table_name = %(table)s"
             ).format(self.table, self._status("failed")),
             values,
@@ -444,7 +462,7 @@ class Watermarks:
             "w.extraction_duration_seconds, w.error_message, w.extraction_id, recovery_attempts, w.metadata, w.updated_at, "
             "data_version, (SELECT jsonb_agg(r ORDER BY r.started_at) FROM {} r WHERE r.table_name = w.table_name), "
             "{}, {}, {}, e.extraction_id, e.partition_start, e.partition_end, status = 'success', e.started_at, e.finished_at, "
-            "e.error_message, e.metadata "
+            "e.error_message, e.metadata, e.error_cause, w.error_cause "
             "FROM {} w LEFT JOIN {} e ON e.table_name = w.table_name AND e.finished_at > %s ORDER BY w.table_name, e.id"
         ).format(
             self.running,
@@ -466,8 +484,13 @@ class Watermarks:
             }
             first, last, missing = found[0][14]
             lost = Loss(DayRange.parse(first, last), int(missing)) if missing else None
-            attempts = tuple(Attempt(row[16], DayRange(row[17], row[18]), *row[19:]) for row in found if row[16] is not None)
-            states[table] = TableState(*(*found[0][:12], running, attempts, days, lost, found[0][15]))
+            attempts = tuple(
+                Attempt(*(row[16], DayRange(row[17], row[18]), *row[19:24], False, _cause(row[24], failed=not row[19])))
+                for row in found
+                if row[16] is not None
+            )
+            cause = _cause(found[0][25], failed=found[0][3] == "failed")
+            states[table] = TableState(*(*found[0][:12], running, attempts, days, lost, found[0][15], cause))
         return states
 
     def ever_loaded(self, conn: psycopg.Connection, table: str) -> bool:
@@ -515,7 +538,7 @@ class Watermarks:
             self.running, self.table, ended
         )
 
-    def _values(self, extraction: Extraction, seconds: float, metadata: dict[str, Any]) -> dict[str, Any]:
+    def _values(self, extraction: Extraction, seconds: float, metadata: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "table": extraction.table,
             "run": extraction.run_id,
@@ -524,15 +547,21 @@ class Watermarks:
             "end": extraction.window.end,
             "started": extraction.started_at,
             "seconds": seconds,
-            "metadata": Jsonb(scrubbed(extraction.as_metadata() | metadata)),
+            "metadata": Jsonb(scrubbed({**extraction.as_metadata(), **metadata})),
         }
 
     def _append(self, conn: psycopg.Connection, values: dict[str, Any]) -> None:
         conn.execute(
             sql.SQL(
                 "INSERT INTO {} (table_name, extraction_id, attempt, partition_start, partition_end, status, records_extracted, "
-                "extraction_duration_seconds, error_message, metadata, started_at) VALUES (%(table)s, %(run)s, %(attempt)s, "
-                "%(start)s, %(end)s, %(status)s, %(records)s, %(seconds)s, %(error)s, %(metadata)s, %(started)s)"
+                "extraction_duration_seconds, error_message, error_cause, metadata, started_at) VALUES (%(table)s, %(run)s, "
+                "%(attempt)s, %(start)s, %(end)s, %(status)s, %(records)s, %(seconds)s, %(error)s, %(cause)s, %(metadata)s, "
+                "%(started)s)"
             ).format(self.history),
             values,
         )
+
+
+def _cause(written: str | None, *, failed: bool) -> Cause | None:
+    """The cause as it stands in a row; a row of an earlier release has none."""
+    return Cause(written or Cause.UNKNOWN) if failed else None

@@ -157,7 +157,7 @@ def meaning(error: psycopg.Error) -> Meaning:
 
 def keeps_out(error: psycopg.Error) -> bool:
     """Whether the server can't be reached or lets nobody in, for now or until someone mends it."""
-    return meaning(error).becomes.retryable or (error.sqlstate or "")[:2] in ("28", "3D")
+    return meaning(error).becomes.cause.retryable or (error.sqlstate or "")[:2] in ("28", "3D")
 
 
 @contextmanager
