@@ -16,8 +16,9 @@ import pyarrow as pa
 import yaml
 
 from benchmarks.loads import ROOT, Say
-from pulso_etl.sync.io_manager import SPEC_KEY, PostgresUpsertIOManager
+from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl.sync.spec import Column, ColumnType, TableSpec
+from pulso_etl.sync.tags import SPEC_KEY
 
 FIRST = date(2021, 1, 1)
 COUNTS = (366, 1_827)

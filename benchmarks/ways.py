@@ -19,6 +19,7 @@ import pyarrow as pa
 from psycopg import sql
 
 from benchmarks.rows import SPEC, WINDOW, reader
+from pulso_etl.sync.tags import SPEC_KEY
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def pulso(job: Job) -> float:
 
     import pulso_etl.definitions  # noqa: F401  so that all of production's modules are in memory
     from pulso_etl.assets import daily_partitions
-    from pulso_etl.sync.io_manager import SPEC_KEY, PostgresUpsertIOManager
+    from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 
     watch = Stopwatch()
 

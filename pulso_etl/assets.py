@@ -15,14 +15,12 @@ from dagster._core.storage.tags import (
 )
 
 from pulso_etl.bigquery.source import BigQuerySource
-from pulso_etl.instance.coordinator import TENANT_TAG
 from pulso_etl.refreshing.budget import AdmittedStream, DailyBudget
 from pulso_etl.sync.days import LIMA, DayRange, lima_day
 from pulso_etl.sync.errors import PlanError
-from pulso_etl.sync.io_manager import SPEC_KEY
 from pulso_etl.sync.spec import TableSpec, qualified
 from pulso_etl.sync.streams import DeferredStream
-from pulso_etl.sync.tags import FORCE_TAG
+from pulso_etl.sync.tags import FORCE_TAG, SPEC_KEY, TENANT_TAG
 
 
 class RetryUnlessInterrupted(dg.RetryPolicy):

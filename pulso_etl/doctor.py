@@ -24,7 +24,7 @@ from psycopg import sql
 
 from pulso_etl.bigquery.source import ONCE, BigQuerySource, raising_source_errors
 from pulso_etl.definitions import build_source
-from pulso_etl.instance.coordinator import TENANT_TAG, TenantRunCoordinator
+from pulso_etl.instance.coordinator import TenantRunCoordinator
 from pulso_etl.settings import Settings, load_settings
 from pulso_etl.sync.days import DayRange, lima_day
 from pulso_etl.sync.errors import PulsoError
@@ -36,6 +36,7 @@ from pulso_etl.sync.postgres.sessions import Session
 from pulso_etl.sync.postgres.strangers import strangers
 from pulso_etl.sync.redaction import scrub
 from pulso_etl.sync.spec import TableSpec
+from pulso_etl.sync.tags import TENANT_TAG
 from pulso_etl.tables import TABLES
 from pulso_etl.tenancy.tenants import Deployed, deployed, risk, select, sharing
 

@@ -8,11 +8,11 @@ import os
 from datetime import UTC, datetime
 
 import dagster as dg
-from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG, PARTITION_NAME_TAG
 
-from pulso_etl.instance.coordinator import TENANT_TAG
 from pulso_etl.sync.redaction import scrub, scrub_logs, scrubbed
 from pulso_etl.sync.spec import qualified
+from pulso_etl.sync.tags import TABLE_TAG, TENANT_TAG
 
 FORMAT_VARIABLE = "PULSO_LOG_FORMAT"
 """Environment variable; "json" asks for one JSON object a line."""
@@ -29,8 +29,8 @@ def run_fields(record: logging.LogRecord) -> dict[str, str]:
     fields = {
         "run_id": meta["run_id"],
         "tenant": tenant,
-        "table": (meta["step_key"] or tags.get("pulso_etl/table") or "").removeprefix(qualified(tenant or "", "")),
-        "partitions": f"{start}..{end}" if start else tags.get("dagster/partition"),
+        "table": (meta["step_key"] or tags.get(TABLE_TAG) or "").removeprefix(qualified(tenant or "", "")),
+        "partitions": f"{start}..{end}" if start else tags.get(PARTITION_NAME_TAG),
     }
     return {key: value for key, value in fields.items() if value}
 

@@ -17,7 +17,7 @@ from pulso_etl.refreshing.launch import failure_reason
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import LIMA, lima_day
 from pulso_etl.sync.errors import PlanError
-from pulso_etl.sync.io_manager import SPEC_KEY
+from pulso_etl.sync.tags import SPEC_KEY
 from pulso_etl.tables import TABLES, TableSpec
 
 

@@ -30,17 +30,14 @@ from pulso_etl.api.models import Progress, Refresh, RefreshState, TableRun
 from pulso_etl.api.status import StatusReader
 from pulso_etl.automation.jobs import is_of, refreshed_tables
 from pulso_etl.refreshing.budget import DailyBudget
-from pulso_etl.refreshing.launch import TABLE_TAG, plan_tables, range_of, run_tags
+from pulso_etl.refreshing.launch import plan_tables, range_of, run_tags
 from pulso_etl.refreshing.plan import Mode, RefreshPlan, chunks
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.spec import TableSpec
-from pulso_etl.sync.tags import PIPELINE_TAG
+from pulso_etl.sync.tags import CALLER_TAG, PIPELINE_TAG, SLOT_TAG, TABLE_TAG
 from pulso_etl.tenancy.tenants import route
 
-SLOT_TAG = "pulso_etl/slot"
-"""Run tag: which of its refresh's slots the run takes; `dagster.yaml` lets one run of each go on at a time."""
-CALLER_TAG = "pulso_etl/requested_by"
 RECENT = timedelta(days=1)
 """How far back an identical request can still be under way."""
 ROUTE = "/api/v1/etl/refresh"

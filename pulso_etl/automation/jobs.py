@@ -13,10 +13,10 @@ import dagster as dg
 
 from pulso_etl.assets import asset_key
 from pulso_etl.checks.asset_checks import reconciliation_key, reconciliation_selection, refresh_check_keys, refresh_selection
-from pulso_etl.instance.coordinator import TENANT_TAG
-from pulso_etl.refreshing.launch import TABLE_TAG, job_tags, refresh_tags, run_tags
+from pulso_etl.refreshing.launch import job_tags, refresh_tags, run_tags
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.spec import TableSpec, qualified
+from pulso_etl.sync.tags import TABLE_TAG, TENANT_TAG
 
 ALL_JOB = "refresh_all"
 RECONCILIATION_JOB = "reconcile_all"

@@ -17,9 +17,7 @@ import dagster as dg
 import psycopg
 
 from pulso_etl.automation.jobs import is_of, tenant_of
-from pulso_etl.instance.coordinator import QUEUED_TAG
 from pulso_etl.refreshing.due import MEMORY
-from pulso_etl.refreshing.launch import TABLE_TAG
 from pulso_etl.refreshing.presence import is_gone
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import Cause
@@ -27,7 +25,7 @@ from pulso_etl.sync.ledger import locks
 from pulso_etl.sync.ledger.watermarks import Extraction, TableState, Watermarks
 from pulso_etl.sync.postgres.roles import as_login
 from pulso_etl.sync.spec import TableSpec
-from pulso_etl.sync.tags import PROCESS_TAG
+from pulso_etl.sync.tags import PROCESS_TAG, QUEUED_TAG, TABLE_TAG
 
 SESSION_END_SECONDS = 10.0
 RUN_END = timedelta(minutes=2)

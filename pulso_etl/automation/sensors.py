@@ -25,10 +25,9 @@ from pulso_etl.automation.recovery import Recovered, recover
 from pulso_etl.bigquery import changes as source_changes
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.checks.asset_checks import currency, up_to_date_key
-from pulso_etl.instance.coordinator import TENANT_TAG
 from pulso_etl.refreshing.budget import Budget, DailyBudget
 from pulso_etl.refreshing.due import MEMORY, BackOff, Decision, Standing, changed_days, decide, loaded_days
-from pulso_etl.refreshing.launch import TABLE_TAG, range_of
+from pulso_etl.refreshing.launch import range_of
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange, contiguous, lima_day
 from pulso_etl.sync.errors import Cause, PulsoError, SourceUnavailable, first_line
@@ -39,6 +38,7 @@ from pulso_etl.sync.patience import CONNECT_SECONDS, TICK_SECONDS, cut_after, wi
 from pulso_etl.sync.postgres.sessions import Session
 from pulso_etl.sync.redaction import clean_errors
 from pulso_etl.sync.spec import TableSpec, qualified
+from pulso_etl.sync.tags import TABLE_TAG, TENANT_TAG
 
 RECHECK_EVERY = timedelta(hours=24)
 """How old a load may be for the source's word that nothing changed to stand for a new one."""

@@ -28,17 +28,11 @@ from dagster._core.storage.tags import BACKFILL_ID_TAG, PRIORITY_TAG
 from sqlalchemy.exc import DBAPIError
 
 from pulso_etl.access.permits import WHOLE_GRAPH, fault_of_run
-from pulso_etl.sync.tags import SOURCE_TAG
+from pulso_etl.sync.tags import QUEUED_TAG, SOURCE_TAG, TENANT_BACKFILL_TAG, TENANT_TAG
 
 log = logging.getLogger(__name__)
 Given = ParamSpec("Given")
 Found = TypeVar("Found")
-TENANT_TAG = "pulso_etl/tenant"
-"""Tag of a tenant's assets and runs."""
-TENANT_BACKFILL_TAG = "pulso_etl/tenant_backfill"
-"""Run tag: the tenant whose back-fill the run is part of."""
-QUEUED_TAG = "pulso_etl/queued_at"
-"""Run tag: since when the run, or the one that it repeats, waits in the queue; seconds since 1970."""
 HEAD_START_SECONDS = 6
 """A run leaves the queue before those of a priority lower by one that came so much earlier, and after all that came before them."""
 BACKFILL_LOOKS = 20

@@ -19,17 +19,14 @@ from dagster._core.storage.tags import (
 
 from pulso_etl.assets import asset_key, tagged_range
 from pulso_etl.checks.asset_checks import reconciliation_key, refresh_check_keys
-from pulso_etl.instance.coordinator import TENANT_TAG
 from pulso_etl.refreshing.plan import Mode, RefreshPlan, plan_refresh
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import PlanError
 from pulso_etl.sync.ledger.watermarks import TableState
 from pulso_etl.sync.spec import TableSpec
-from pulso_etl.sync.tags import ALLOW_SHRINK_TAG, CAPTURE_TAG, FORCE_TAG, PROCESS_TAG, SOURCE_TAG
+from pulso_etl.sync.tags import ALLOW_SHRINK_TAG, CAPTURE_TAG, FORCE_TAG, PROCESS_TAG, SOURCE_TAG, TABLE_TAG, TENANT_TAG
 
-TABLE_TAG = "pulso_etl/table"
-"""Run tag: the one table that the run refreshes."""
 DAGSTERS_OWN = ("Dagster", "RetryRequested")
 """How the names of the errors begin in which Dagster wraps what a step raised."""
 

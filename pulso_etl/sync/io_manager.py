@@ -44,10 +44,8 @@ from pulso_etl.sync.redaction import clean_errors, scrubbed
 from pulso_etl.sync.schema.schema import is_as_declared
 from pulso_etl.sync.spec import CAPTURE_LAG, TableSpec
 from pulso_etl.sync.streams import ChangeStream, Stream, as_stream
-from pulso_etl.sync.tags import ALLOW_SHRINK_TAG, CAPTURE_TAG
+from pulso_etl.sync.tags import ALLOW_SHRINK_TAG, CAPTURE_TAG, SPEC_KEY
 
-SPEC_KEY = "pulso_etl/table"
-"""Definition metadata of an asset under which its TableSpec stands, as `TableSpec.as_metadata()` gives it."""
 RECORD_TIMEOUT = timedelta(minutes=1)
 EVERY_DAY = DayRange(date.min, date.max)
 

@@ -25,13 +25,13 @@ from pulso_etl.api.refreshes import (
     slots,
 )
 from pulso_etl.api.status import CALENDAR_DAYS, calendar, freshness, overall, runs_by_table, table_status
-from pulso_etl.instance.coordinator import TENANT_TAG
 from pulso_etl.refreshing.due import BackOff
-from pulso_etl.refreshing.launch import TABLE_TAG, range_tags
+from pulso_etl.refreshing.launch import range_tags
 from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.watermarks import Extraction, TableState
 from pulso_etl.sync.owed import Loss, Watermark
+from pulso_etl.sync.tags import TABLE_TAG, TENANT_TAG
 from pulso_etl.tables import TABLES
 
 NOW = datetime(2026, 11, 25, 20, tzinfo=UTC)

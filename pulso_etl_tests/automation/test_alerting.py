@@ -21,7 +21,6 @@ from pulso_etl.automation.jobs import build_jobs
 from pulso_etl.automation.sensors import Automation, check_outcomes, explained, standings
 from pulso_etl.checks.asset_checks import up_to_date_key
 from pulso_etl.definitions import build_defs, build_resources
-from pulso_etl.instance.coordinator import TENANT_TAG
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.refreshing.budget import Budget
 from pulso_etl.refreshing.due import Standing
@@ -32,6 +31,7 @@ from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import Cause as Why
 from pulso_etl.sync.ledger.watermarks import Attempt, Extraction, Loaded, Watermarks
 from pulso_etl.sync.owed import Loss, Watermark
+from pulso_etl.sync.tags import TENANT_TAG
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.alerts.receivers import Inbox, Receiver
 from pulso_etl_tests.conftest import seed

@@ -12,7 +12,6 @@ from dagster import DagsterEvent, DagsterEventType
 
 from pulso_etl.automation import recovery
 from pulso_etl.automation.recovery import Action, Recovered, decide, recover
-from pulso_etl.instance.coordinator import QUEUED_TAG, TENANT_TAG
 from pulso_etl.refreshing.launch import run_tags
 from pulso_etl.refreshing.presence import present
 from pulso_etl.settings import Settings
@@ -20,7 +19,7 @@ from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger import locks
 from pulso_etl.sync.ledger.watermarks import Extraction, Loaded, Watermarks
 from pulso_etl.sync.postgres.sessions import Session
-from pulso_etl.sync.tags import PROCESS_TAG
+from pulso_etl.sync.tags import PROCESS_TAG, QUEUED_TAG, TENANT_TAG
 from pulso_etl.tables import TABLES
 
 TABLE = "dashboard_data"

@@ -24,7 +24,7 @@ from pulso_etl.local.sample_data import SampleData, load_table
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange, first_kept_day, lima_day
 from pulso_etl.sync.ledger.locks import table_lock
-from pulso_etl.sync.schema import months
+from pulso_etl.sync.loading import months
 from pulso_etl.sync.schema.migration import create_table
 from pulso_etl.tables import TABLES, TableSpec
 from pulso_etl_tests.conftest import wait_until

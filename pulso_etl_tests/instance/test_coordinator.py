@@ -31,7 +31,8 @@ from sqlalchemy.exc import OperationalError
 
 from pulso_etl.access.permits import fault_of_run
 from pulso_etl.instance import coordinator
-from pulso_etl.instance.coordinator import HEAD_START_SECONDS, QUEUED_TAG, queue_tags
+from pulso_etl.instance.coordinator import HEAD_START_SECONDS, queue_tags
+from pulso_etl.sync.tags import QUEUED_TAG
 from pulso_etl_tests.dagster_stack import CHECKOUT
 
 NOW = 1_800_000_000

@@ -9,9 +9,10 @@ import dagster as dg
 import pyarrow as pa
 import pytest
 
-from pulso_etl.sync.io_manager import SPEC_KEY, PostgresUpsertIOManager
+from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.spec import Strategy, TableSpec
+from pulso_etl.sync.tags import SPEC_KEY
 from pulso_etl_tests.sync.samples import D1, D2, Loads, row, table, things, wider
 
 NAN = float("nan")

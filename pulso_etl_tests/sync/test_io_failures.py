@@ -17,10 +17,10 @@ import pytest
 
 from pulso_etl.automation.sensors import standings
 from pulso_etl.refreshing.due import MEMORY
-from pulso_etl.refreshing.launch import TABLE_TAG
-from pulso_etl.sync.io_manager import SPEC_KEY, PostgresUpsertIOManager
+from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl.sync.ledger import locks
 from pulso_etl.sync.ledger.watermarks import Watermarks
+from pulso_etl.sync.tags import SPEC_KEY, TABLE_TAG
 from pulso_etl_tests.sync.test_io_manager import failure, stored, wanted
 from pulso_etl_tests.sync.visits import ALL, D3, SPEC, Deferred, materialize, table, visits
 

@@ -16,9 +16,9 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from pulso_etl.sync.io_manager import SPEC_KEY, PostgresUpsertIOManager
+from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl.sync.ledger.watermarks import Watermarks
-from pulso_etl.sync.tags import ALLOW_SHRINK_TAG
+from pulso_etl.sync.tags import ALLOW_SHRINK_TAG, SPEC_KEY
 from pulso_etl_tests.sync.visits import (
     ALL,
     D1,

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pytest
 
 from pulso_etl.api.status import COPIES
-from pulso_etl.sync.io_manager import SPEC_KEY, PostgresUpsertIOManager
+from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl.sync.ledger.locks import table_lock
 from pulso_etl.sync.ledger.watermarks import Watermarks
+from pulso_etl.sync.tags import SPEC_KEY
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.sync.test_io_manager import addresses, counts, failure, reader, stored, wanted
 from pulso_etl_tests.sync.visits import ALL, D1, D2, D3, SPEC, Deferred, materialize, table, visits

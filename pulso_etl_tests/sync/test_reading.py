@@ -14,7 +14,8 @@ import psycopg
 import pyarrow as pa
 import pytest
 
-from pulso_etl.sync.io_manager import SPEC_KEY, PostgresUpsertIOManager
+from pulso_etl.sync.io_manager import PostgresUpsertIOManager
+from pulso_etl.sync.tags import SPEC_KEY
 from pulso_etl_tests.sync.test_io_manager import failure, stored, wanted
 from pulso_etl_tests.sync.visits import ALL, D1, D2, D3, DAYS, SCHEMA, SPEC, materialize, table, visits
 

@@ -21,13 +21,14 @@ from sqlalchemy import make_url
 from pulso_etl.alerts.store import AlertStore
 from pulso_etl.sync import io_manager
 from pulso_etl.sync.errors import SchemaRefused
-from pulso_etl.sync.io_manager import SPEC_KEY, PostgresUpsertIOManager
+from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl.sync.ledger.ledger import server_clock
 from pulso_etl.sync.ledger.watermarks import Extraction, Watermarks
 from pulso_etl.sync.postgres.roles import as_role
 from pulso_etl.sync.postgres.sessions import Session
 from pulso_etl.sync.postgres.strangers import refuse_strangers, strangers
 from pulso_etl.sync.spec import Contract, TableSpec
+from pulso_etl.sync.tags import SPEC_KEY
 from pulso_etl_tests.sync.samples import D1, D2, WINDOW, Loads, by_month, row, table, things
 
 STEALS = """

@@ -18,9 +18,9 @@ from playwright.sync_api import expect
 from pydantic import SecretStr
 
 from pulso_etl.access.tokens import Role, make_token
-from pulso_etl.instance.coordinator import TENANT_BACKFILL_TAG, TENANT_TAG
 from pulso_etl.refreshing.launch import range_tags
 from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.tags import TENANT_BACKFILL_TAG, TENANT_TAG
 from pulso_etl_tests.api.browser import chromium, find_chromium
 from pulso_etl_tests.api.server import ApiServer
 from pulso_etl_tests.conftest import wait_until
