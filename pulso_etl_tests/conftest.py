@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -50,11 +52,48 @@ LONGEST = (
 """The files that take longest. They begin first, so that no worker is left alone with one of them at the end."""
 
 
+STARTERS = {"processes", "server_url", "emulator"}
+"""Fixtures that start processes. A test that asks for one of them, or for a fixture that does, has the marker `processes`."""
+STARTS = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn")
+"""Audit events of Python that tell of a new process."""
+started: list[str] = []
+"""The processes that this one has started."""
+
+
+def hear_of_processes(event: str, args: tuple[Any, ...]) -> None:
+    if event in STARTS:
+        started.append(f"{event} {str(args)[:200]}")
+
+
+sys.addaudithook(hear_of_processes)
+
+
+def starts_processes(item: pytest.Item) -> bool:
+    """Whether the test starts processes, by the fixtures that it asks for."""
+    return not STARTERS.isdisjoint(getattr(item, "fixturenames", ()))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the longest files first; within a file, and for all others, the order stays."""
+    """Marks the tests that start processes, and puts the longest files first; otherwise the order stays."""
     here = Path(__file__).parent
     order = {here / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path, len(order)))
+    for item in items:
+        if starts_processes(item):
+            item.add_marker("processes")
+
+
+@pytest.fixture(scope="session")
+def processes() -> None:
+    """A test, or a fixture, that starts processes of its own asks for this: `make check` leaves its tests out."""
+
+
+@pytest.fixture(autouse=True)
+def only_told_processes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test that starts a process and does not say so."""
+    before = len(started)
+    yield
+    assert starts_processes(request.node) or len(started) == before, f"ask for the fixture `processes`: {started[before]}"
 
 
 @pytest.fixture(scope="session")

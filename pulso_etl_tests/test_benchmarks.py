@@ -18,6 +18,8 @@ from benchmarks.ways import WAYS, Job
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.sync.schema.statements import Statements
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 ROWS = 2_000
 needs_files = pytest.mark.skipif("DATABASE_URL" in os.environ, reason="the server must see this machine's files")
 

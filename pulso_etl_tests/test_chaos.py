@@ -15,6 +15,8 @@ from pulso_etl.refreshing.launch import Outcome
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import Cause
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 SEED = 5
 
 

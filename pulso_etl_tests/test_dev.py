@@ -26,7 +26,10 @@ from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.dagster_stack import LAUNCH
 from pulso_etl_tests.local.processes import Command, nothing_left
 
-pytestmark = pytest.mark.timeout(300)  # servers start and stop, which a busy machine does slowly
+pytestmark = [
+    pytest.mark.usefixtures("processes"),
+    pytest.mark.timeout(300),
+]  # servers start and stop, which a busy machine does slowly
 SELECTOR = {
     "repositoryLocationName": "pulso_etl.definitions",
     "repositoryName": "__repository__",

@@ -32,6 +32,8 @@ from pulso_etl.tables import TABLES
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.holding_proxy import HoldingProxy
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 DAYS = 730
 DATASET = "BACKFILL"
 PARALLEL, SERIAL = "dashboard_data", "assignment_data"

@@ -8,8 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from pulso_etl.instance.code_server import NO_THREADS
 from pulso_etl_tests.conftest import wait_until
+
+pytestmark = pytest.mark.usefixtures("processes")
 
 BEFORE_THE_FORK = """
 import os, pulso_etl.instance.preload

@@ -17,6 +17,8 @@ from pulso_etl.local.child import Child, interruptible, uninterrupted
 from pulso_etl.local.stack import _write_environment
 from pulso_etl_tests.local.processes import nothing_left
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 STUBBORN = """
 import signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)

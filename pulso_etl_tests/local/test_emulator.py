@@ -18,6 +18,8 @@ from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import PARTITIONED, SCHEMAS, SampleData
 from pulso_etl.sync.days import LIMA
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 NAMES = {name: f"mibot-222814.BI_USA.{name}" for name in SCHEMAS}
 DATA = SampleData(NAMES, date(2026, 7, 15))
 

@@ -16,6 +16,8 @@ import sqlalchemy
 from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl_tests.local.processes import nothing_left
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:

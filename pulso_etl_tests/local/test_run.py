@@ -21,6 +21,8 @@ from pulso_etl.sync.errors import LocalStackError
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.local.processes import Command, nothing_left
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 ROOT = Path(__file__).parents[2]
 SMALL = ("--rows-per-day", "20")
 

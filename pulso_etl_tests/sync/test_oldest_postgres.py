@@ -11,6 +11,8 @@ import pytest
 
 from pulso_etl_tests.oldest_postgres import needs_oldest_postgres, oldest_postgres
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 HERE = Path(__file__).parent
 FILES = ("test_load.py", "test_schema.py", "test_sessions.py", "test_watermarks.py")
 
