@@ -4,7 +4,7 @@ PYTHON ?= python3
 PORT ?= 3000
 API_PORT ?= 8000
 
-.PHONY: run dev test audit test-postgres15 test-frontend page bench chaos runtime lock clean
+.PHONY: run dev check lint test docs hooks audit test-postgres15 test-frontend page bench chaos runtime lock clean
 
 ifneq ($(words $(CURDIR)),1)
 $(error PostgreSQL can not be run in a folder with a space in its path; move "$(CURDIR)")
@@ -16,11 +16,24 @@ run: $(VENV)/.installed ## refresh all five tables on the embedded default
 dev: $(VENV)/.installed ## the embedded default with Dagster's UI (PORT=3000) and the page (API_PORT=8000), until Ctrl-C
 	@$(BIN)/pulso-etl dev --port $(PORT) --api-port $(API_PORT)
 
-test: $(VENV)/.installed ## lint, types and tests
+lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@$(BIN)/lint-imports --cache-dir $(VENV)/imports > $(VENV)/imports.txt || { cat $(VENV)/imports.txt; exit 1; }
+
+check: lint ## the fast loop: lint, types, storeys, and the tests that start no process
+	$(BIN)/pytest -n 2 -m "not processes"
+
+test: lint ## lint, types, storeys and all tests
 	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+docs: $(VENV)/.installed ## write what README, docs and the TypeScript client say of the declarations
+	$(BIN)/python -m pulso_etl_tests.generated
+
+hooks: ## run `make check` before each commit of this checkout
+	printf '#!/bin/sh\nexec make check\n' > "$$(git rev-parse --git-path hooks)/pre-commit"
+	chmod +x "$$(git rev-parse --git-path hooks)/pre-commit"
 
 audit: $(VENV)/.installed ## known weaknesses: of our code by lint, of the lock files against the package index
 	$(BIN)/ruff check --select S --ignore S101 pulso_etl

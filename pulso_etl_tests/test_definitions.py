@@ -46,6 +46,7 @@ def load(folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=given, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.usefixtures("processes")
 def test_definitions_load_without_a_connection_and_without_a_trace(tmp_path: Path) -> None:
     ended = load(tmp_path, DATABASE_URL=URL)
     assert ended.returncode == 0, ended.stderr
@@ -54,6 +55,7 @@ def test_definitions_load_without_a_connection_and_without_a_trace(tmp_path: Pat
     assert SECRET not in ended.stdout + ended.stderr
 
 
+@pytest.mark.usefixtures("processes")
 def test_definitions_without_a_database_say_so_in_one_clear_line(tmp_path: Path) -> None:
     ended = load(tmp_path)
     assert ended.returncode != 0

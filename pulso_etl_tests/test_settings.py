@@ -146,6 +146,7 @@ def test_passwords_do_not_show_in_a_representation(monkeypatch: pytest.MonkeyPat
     assert settings.database_url.get_secret_value() == URL
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_command_line_stops_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", f"postgresql://pulso:{PASSWORD}@db.example:54x2/d")
     ended = subprocess.run([sys.executable, "-m", "pulso_etl", "status"], capture_output=True, text=True, timeout=60)
@@ -156,6 +157,7 @@ def test_the_command_line_stops_with_one_line(monkeypatch: pytest.MonkeyPatch) -
     assert PASSWORD not in ended.stderr
 
 
+@pytest.mark.usefixtures("processes")
 def test_dagster_shows_the_fault_and_no_value_when_it_loads_the_definitions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", f"postgresql://pulso:{PASSWORD}@db.example:54x2/d")
     ended = subprocess.run(

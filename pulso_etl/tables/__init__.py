@@ -1,15 +1,28 @@
-"""The tables: one module and one `.sql` file each. A new table is a new pair and a line below."""
+"""The tables: a module and a `.sql` file each. A new table is a new pair, which is found by itself."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 from pulso_etl.sync.spec import TableSpec
-from pulso_etl.tables.assignment_data import ASSIGNMENT_DATA
-from pulso_etl.tables.dashboard_data import DASHBOARD_DATA
-from pulso_etl.tables.evolution_data import EVOLUTION_DATA
-from pulso_etl.tables.operation_data import OPERATION_DATA
-from pulso_etl.tables.productivity_data import PRODUCTIVITY_DATA
 
-TABLES: dict[str, TableSpec] = {
-    spec.name: spec for spec in (DASHBOARD_DATA, EVOLUTION_DATA, ASSIGNMENT_DATA, OPERATION_DATA, PRODUCTIVITY_DATA)
-}
+
+def find_tables() -> dict[str, TableSpec]:
+    """Every declaration in the modules of this package, by its name, the greatest priority first.
+
+    Raises ValueError where a declaration does not have the name of its module.
+    """
+    found: list[TableSpec] = []
+    for module in iter_modules(__path__):
+        specs = [one for one in vars(import_module(f"{__name__}.{module.name}")).values() if isinstance(one, TableSpec)]
+        if wrong := [spec.name for spec in specs if spec.name != module.name]:
+            raise ValueError(f"{__name__}.{module.name} declares {wrong[0]}: a module declares one table, which has its name")
+        found += specs
+    return {spec.name: spec for spec in sorted(found, key=lambda spec: (-spec.priority, spec.name))}
+
+
+TABLES: dict[str, TableSpec] = find_tables()
 """Every table by its name, in the order in which a refresh of all takes them."""
 
-__all__ = ["TABLES", "TableSpec"]
+__all__ = ["TABLES", "TableSpec", "find_tables"]

@@ -70,6 +70,7 @@ def test_the_ui_address_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
         load_settings()
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_library_is_not_imported_before_there_is_something_to_send() -> None:
     code = "import sys, pulso_etl.alerts.service; sys.exit('apprise' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

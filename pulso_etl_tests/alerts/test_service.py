@@ -313,6 +313,7 @@ class Looker:
             self.process.communicate()
 
 
+@pytest.mark.usefixtures("processes")
 def test_real_outages_are_told_one_by_one_by_processes_that_are_replaced_all_the_time(
     inbox: Inbox, receiver: Receiver, server: EmbeddedPostgres, tmp_path: Path
 ) -> None:

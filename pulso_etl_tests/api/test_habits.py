@@ -132,6 +132,7 @@ def test_a_stream_ends_while_it_waits_for_what_comes_next() -> None:
     assert asyncio.run(asyncio.wait_for(scenario(), 10)) == [1]
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_server_that_is_stopped_ends_its_streams_and_logs_no_error(tmp_path: Path) -> None:
     """PostgreSQL, Dagster and BigQuery are away: there is a stream all the same."""
     with socket.socket() as free:

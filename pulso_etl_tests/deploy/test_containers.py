@@ -32,6 +32,7 @@ IMAGES = {"API_HOST", "API_PORT", "DAGSTER_HOME"}
 """Settings that the image's command and environment make."""
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_linter_has_nothing_to_say_about_the_dockerfile() -> None:
     tool = Path(sys.executable).with_name("hadolint")
     ended = subprocess.run([tool, "--failure-threshold", "style", DEPLOY / "Dockerfile"], capture_output=True, text=True)
@@ -70,6 +71,7 @@ def test_what_the_image_installs_is_what_is_tested(lock: str) -> None:
     assert "://" not in text
 
 
+@pytest.mark.usefixtures("processes")
 def test_compose_files_fit_their_schema() -> None:
     tool = Path(sys.executable).with_name("check-jsonschema")
     files = [str(DEPLOY / name) for name in COMPOSE]
@@ -143,6 +145,7 @@ def test_what_must_be_set_is_asked_for_and_nothing_leaves_the_machine_unless_tol
     assert load("compose.celery.yaml")["services"]["broker"]["ports"] == ["${BROKER_PUBLISH:-127.0.0.1:6379}:6379"]
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_first_start_of_postgresql_makes_role_and_databases(tmp_path: Path) -> None:
     with EmbeddedPostgres(tmp_path / "data") as server:
         parts = conninfo_to_dict(server.url())
@@ -166,6 +169,7 @@ def test_the_first_start_of_postgresql_makes_role_and_databases(tmp_path: Path) 
             assert conn.execute("SELECT rolsuper FROM pg_roles WHERE rolname = 'pulso'").fetchone() == (False,)
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_trial_has_sample_data_and_ends_when_told() -> None:
     port = _free_port()
     trial = subprocess.Popen(

@@ -39,12 +39,14 @@ def verify(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.usefixtures("processes")
 @with_systemd
 def test_systemd_takes_the_units(installed: Path) -> None:
     ended = verify(installed)
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
+@pytest.mark.usefixtures("processes")
 @with_systemd
 def test_a_mistake_in_what_the_units_have_in_common_would_be_seen(installed: Path) -> None:
     common = installed / "pulso-etl-.service.d" / "common.conf"
@@ -52,6 +54,7 @@ def test_a_mistake_in_what_the_units_have_in_common_would_be_seen(installed: Pat
     assert "ProtectSytem" in verify(installed).stderr
 
 
+@pytest.mark.usefixtures("processes")
 @with_systemd
 @pytest.mark.parametrize("name", ["code", "webserver", "daemon", "api", "worker@1"])
 def test_systemd_rates_a_service_as_hardened(name: str, installed: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 ALONE = """
 import sys
 
@@ -31,6 +33,7 @@ print(len(names))
 """
 
 
+@pytest.mark.usefixtures("processes")
 def test_every_module_of_the_library_is_imported_where_nothing_else_can_be() -> None:
     ended = subprocess.run([sys.executable, "-W", "ignore", "-c", ALONE], capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr[-2000:]

@@ -59,6 +59,7 @@ def test_the_newest_version_in_a_day_is_loaded_and_counted_as_one_row(conn: psyc
     assert held(loads) == [(D1, "a", 3, 3), (D2, "a", 2, 2)]
 
 
+@pytest.mark.usefixtures("processes")
 @needs_oldest_postgres
 @pytest.mark.parametrize("by_day", [True, False])
 def test_the_newest_of_versions_that_are_texts_is_that_of_bigquery_whatever_the_language_of_the_database(by_day: bool) -> None:

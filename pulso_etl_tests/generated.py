@@ -1,0 +1,97 @@
+"""The pages that follow from the declarations: `make docs` writes them, and a test says whether they are current.
+
+These are the parts of README and docs between `<!-- tables -->` and `<!-- end -->`, docs/columns.md, and the API's document for
+the TypeScript client.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from pulso_etl.api.openapi import document
+from pulso_etl.sync.spec import Column, TableSpec
+from pulso_etl.tables import TABLES
+
+ROOT = Path(__file__).parents[1]
+PART = re.compile(r"(?<=<!-- tables -->\n\n).*?(?=\n<!-- end -->)", re.DOTALL)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def overview(tables: Mapping[str, TableSpec]) -> str:
+    """The tables as README shows them."""
+    header = ("table", "primary key", "lookback", "refreshed every", "time-out", "source")
+    return table(
+        header,
+        (
+            (
+                f"`{spec.name}`",
+                ", ".join(spec.primary_key),
+                f"{spec.lookback_days} days",
+                f"{spec.refresh_every.total_seconds() / 3600:g} h",
+                f"{spec.timeout.total_seconds() / 60:g} min",
+                ", ".join(f"`{source}`" for source in sorted(spec.sources, reverse=True)),
+            )
+            for spec in tables.values()
+        ),
+    )
+
+
+def minimum_rows(tables: Mapping[str, TableSpec]) -> str:
+    """The `minimum_records` of each table, as docs/checks.md shows them."""
+    return table(("table", "`minimum_records`"), ((f"`{spec.name}`", str(spec.minimum_records)) for spec in tables.values()))
+
+
+def limits(column: Column) -> str:
+    """What the values of a column may be, where they are limited."""
+    if column.minimum is not None and column.maximum is not None:
+        return f"{column.minimum:g} to {column.maximum:g}"
+    if column.minimum is not None:
+        return f"from {column.minimum:g}"
+    return "" if column.maximum is None else f"up to {column.maximum:g}"
+
+
+def columns(tables: Mapping[str, TableSpec]) -> str:
+    """The page docs/columns.md."""
+    parts = [
+        "# Columns\n\nEvery column of every table, as its declaration says. The names are the source's. "
+        "`make docs` writes this page.\n"
+    ]
+    for spec in tables.values():
+        rows = [
+            (
+                f"`{column.name}`" + (" (key)" if column.name in spec.primary_key else ""),
+                column.sql_type,
+                column.unit or "",
+                limits(column),
+                column.description,
+            )
+            for column in spec.columns
+        ]
+        parts.append(f"## {spec.name}\n\n{spec.description}\n\n" + table(("column", "type", "unit", "limits", "what it is"), rows))
+    return "\n".join(parts)
+
+
+def generated(tables: Mapping[str, TableSpec] = TABLES) -> dict[Path, str]:
+    """Each file with its text as it should be."""
+    parts = {ROOT / "README.md": overview(tables), ROOT / "docs" / "checks.md": minimum_rows(tables)}
+    pages = {path: PART.sub(lambda _, part=part: part, path.read_text(encoding="utf-8"), count=1) for path, part in parts.items()}
+    return pages | {ROOT / "docs" / "columns.md": columns(tables), ROOT / "frontend" / "openapi.json": document()}
+
+
+def main() -> None:
+    """Writes what is not current, and says so."""
+    for path, text in generated().items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            print(f"written: {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
