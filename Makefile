@@ -10,10 +10,10 @@ ifneq ($(words $(CURDIR)),1)
 $(error PostgreSQL can not be run in a folder with a space in its path; move "$(CURDIR)")
 endif
 
-run: $(VENV)/.installed ## refresh all five tables on the embedded default
+run: $(VENV)/.local ## refresh all five tables on the embedded default
 	@$(BIN)/pulso-etl run
 
-dev: $(VENV)/.installed ## the embedded default with Dagster's UI (PORT=3000) and the page (API_PORT=8000), until Ctrl-C
+dev: $(VENV)/.local ## the embedded default with Dagster's UI (PORT=3000) and the page (API_PORT=8000), until Ctrl-C
 	@$(BIN)/pulso-etl dev --port $(PORT) --api-port $(API_PORT)
 
 lint: $(VENV)/.installed
@@ -38,7 +38,7 @@ hooks: ## run `make check` before each commit of this checkout
 audit: $(VENV)/.installed ## known weaknesses: of our code by lint, of the lock files against the package index
 	$(BIN)/ruff check --select S --ignore S101 pulso_etl
 	@test -x $(VENV)/audit/bin/uv || { $(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/pip install --quiet --require-hashes -r installer.lock; }
-	$(BIN)/python -m pulso_etl_tests.lock_audit $(VENV)/audit/bin/uv requirements.lock requirements-bench.lock installer.lock deploy/build.lock deploy/requirements.lock
+	$(BIN)/python -m pulso_etl_tests.lock_audit $(VENV)/audit/bin/uv requirements.lock requirements-local.lock requirements-bench.lock installer.lock deploy/build.lock deploy/requirements.lock
 
 test-postgres15: $(VENV)/.installed ## the tests of destination and API on PostgreSQL 15, the oldest promised; needs Debian's postgresql-15
 	$(BIN)/python -m pulso_etl_tests.oldest_postgres $(BIN)/pytest pulso_etl_tests/sync pulso_etl_tests/api
@@ -65,17 +65,23 @@ $(VENV)/.bench: requirements-bench.lock $(VENV)/.installed
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 INSTALL = $$(if [ -x $(BIN)/uv ]; then echo "$(BIN)/uv pip install --quiet --no-deps --python $(BIN)/python"; else echo "$(PIP)"; fi)
 
-$(VENV)/.installed: requirements.lock installer.lock pyproject.toml
+# What run and dev need. The tools for tests come with the first make check or make test.
+$(VENV)/.local: requirements-local.lock installer.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo "Python 3.11 or newer is needed, and $(PYTHON) is not that; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo "$(PYTHON) can't make virtual environments; install its venv module (Debian: apt install python3-venv)" >&2; exit 1; }
 	@echo "creating $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
-	@echo "installing $$(grep -c '^[a-z]' requirements.lock) packages into $(VENV)"
+	@echo "installing $$(grep -c '^[a-z]' requirements-local.lock) packages into $(VENV)"
 	@$(PIP) --require-hashes -r installer.lock 2>/dev/null || echo "uv can't be had here: pip installs, which takes a minute or two"
-	@$(INSTALL) --require-hashes -r requirements.lock
+	@$(INSTALL) --require-hashes -r requirements-local.lock
 	@$(INSTALL) --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.installed: requirements.lock $(VENV)/.local
+	@echo "installing the tools for tests"
+	@$(INSTALL) --require-hashes -r requirements.lock
 	@touch $@
 
 COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
@@ -100,6 +106,7 @@ lock: ## renew the lock files from pyproject.toml
 	$(VENV)/lock/bin/python -m pip install --quiet uv
 	$(COMPILE) installer.in -o installer.lock
 	$(COMPILE) build.in pyproject.toml $(EXTRAS) -o requirements.lock
+	$(COMPILE) build.in pyproject.toml --extra local --constraint requirements.lock -o requirements-local.lock
 	$(COMPILE) build.in pyproject.toml $(EXTRAS) --extra bench --constraint requirements.lock -o requirements-bench.lock
 	$(COMPILE) build.in --constraint requirements.lock -o deploy/build.lock
 	$(COMPILE) pyproject.toml --extra celery --extra kubernetes --constraint requirements.lock -o deploy/requirements.lock
