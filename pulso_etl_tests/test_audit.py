@@ -38,7 +38,9 @@ def test_a_lock_file_is_held_against_the_index(index: str, said: str, found: lis
     assert all(fault.startswith(expected) for fault, expected in zip(told, found, strict=True))
 
 
-@pytest.mark.parametrize("path", ["requirements.lock", "installer.lock", "deploy/build.lock", "deploy/requirements.lock"])
+@pytest.mark.parametrize(
+    "path", ["requirements.lock", "requirements-local.lock", "installer.lock", "deploy/build.lock", "deploy/requirements.lock"]
+)
 def test_every_package_that_is_locked_has_a_hash(path: str) -> None:
     text = (CHECKOUT / path).read_text(encoding="utf-8")
     locked = hashes(text)
