@@ -21,6 +21,7 @@ from dagster._core.storage.tags import (
 )
 
 from pulso_etl.access.tokens import Role
+from pulso_etl.sync.errors import LaunchForbidden
 from pulso_etl.sync.tags import ALLOW_SHRINK_TAG, CAPTURE_TAG, FORCE_TAG, PIPELINE_TAG
 
 UI_TAGS = {"dagster/from_ui", PARTITION_SET_TAG}
@@ -47,10 +48,6 @@ PARTITION_SET_SUFFIX = "_partition_set"
 """How Dagster names a job's partitions."""
 LAUNCHERS = re.compile(r"(dagster-[a-z0-9]+|ecs|docker)/")
 """How tags begin from which launchers read what a run's process is."""
-
-
-class LaunchForbidden(Exception):
-    """A launch says what none may say, whatever the role."""
 
 
 @dataclass(frozen=True)

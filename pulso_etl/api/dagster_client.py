@@ -18,6 +18,7 @@ from pulso_etl.access.permits import PARTITION_SET_SUFFIX, WHOLE_GRAPH
 from pulso_etl.api.models import Progress
 from pulso_etl.automation.jobs import table_job
 from pulso_etl.checks.asset_checks import refresh_check_keys
+from pulso_etl.sync.errors import LauncherUnavailable, RequestRefused
 from pulso_etl.sync.spec import TableSpec
 
 TIMEOUT_SECONDS = 20.0
@@ -39,11 +40,11 @@ UNREACHABLE = {
 """What Dagster answers, by type or class, about a job of ours whose code server is away."""
 
 
-class DagsterUnavailable(Exception):
+class DagsterUnavailable(LauncherUnavailable):
     """Dagster's webserver, or its code server, does not answer."""
 
 
-class LaunchRefused(Exception):
+class LaunchRefused(RequestRefused):
     """Dagster did not take the run."""
 
 

@@ -13,7 +13,7 @@ from psycopg import sql
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from pulso_etl.settings import Settings
-from pulso_etl.sync.errors import DestinationError, first_line
+from pulso_etl.sync.errors import DestinationError, DestinationUnavailable, first_line
 from pulso_etl.sync.ledger.watermarks import TableState, Watermarks
 from pulso_etl.sync.postgres.bookkeeping import create_missing
 from pulso_etl.sync.postgres.encoding import Encoding
@@ -39,7 +39,7 @@ LIMITS = Limits(*[timedelta(seconds=30)] * 4)
 """Nobody waits longer for an answer; what takes so long is ended by the server."""
 
 
-class DatabaseUnavailable(Exception):
+class DatabaseUnavailable(DestinationUnavailable):
     """PostgreSQL does not answer."""
 
 

@@ -20,6 +20,7 @@ from pulso_etl.api.access import Gatekeeper, demand
 from pulso_etl.api.bodies import StrictRequest
 from pulso_etl.api.dagster_client import DagsterClient
 from pulso_etl.api.graphql import LIMITS, Limits, Verdict
+from pulso_etl.sync.errors import LaunchForbidden
 
 audit = logging.getLogger("pulso_etl.audit")
 Document = dict[str, Any]
@@ -56,7 +57,7 @@ class Gateway:
             verdicts = [graphql.decide(document["query"], document["variables"], self.limits) for document in documents]
         except graphql.DocumentRefused as error:
             raise HTTPException(400, str(error)) from None
-        except permits.LaunchForbidden as error:
+        except LaunchForbidden as error:
             audit.warning("graphql: %s was refused: %s", caller.name, error)
             raise HTTPException(403, str(error)) from None
         demand(caller, max(verdict.role for verdict in verdicts))
@@ -75,7 +76,7 @@ class Gateway:
         for job, assets in launched:
             try:
                 demand(caller, permits.role_of_job(job, assets))
-            except permits.LaunchForbidden as error:
+            except LaunchForbidden as error:
                 raise HTTPException(403, f"{caller.name} may end what it may launch: {error}") from None
 
 

@@ -33,6 +33,7 @@ from graphql import (
 
 from pulso_etl.access import permits
 from pulso_etl.access.tokens import Role
+from pulso_etl.sync.errors import RequestRefused
 
 MAXIMUM_DOCUMENTS = 10
 Arguments = Mapping[str, Any]
@@ -54,7 +55,7 @@ UI_LIMITS = Limits(tokens=20_000, depth=60, fields=50_000)
 """Of the documents that Dagster's UI sends."""
 
 
-class DocumentRefused(Exception):
+class DocumentRefused(RequestRefused):
     """The document can't be decided on: it is no GraphQL, or too large, or too deep."""
 
 
@@ -75,7 +76,7 @@ class Verdict:
 
 
 def decide(query: str, variables: Mapping[str, Any] | None, limits: Limits = LIMITS) -> Verdict:
-    """What the document needs, whichever of its operations is run. Raises DocumentRefused, and permits.LaunchForbidden."""
+    """What the document needs, whichever of its operations is run. Raises DocumentRefused, and LaunchForbidden."""
     document = _parsed(query, limits)
     fragments = {node.name.value: node for node in document.definitions if isinstance(node, FragmentDefinitionNode)}
     found = Verdict(Role.READ)

@@ -10,11 +10,11 @@ from time import monotonic
 
 from google.api_core import exceptions as api
 
-from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable
-from pulso_etl.api.database import Database, DatabaseUnavailable
+from pulso_etl.api.dagster_client import DagsterClient
+from pulso_etl.api.database import Database
 from pulso_etl.api.models import Health, Part, PartState
 from pulso_etl.bigquery.source import ONCE, BigQuerySource
-from pulso_etl.sync.errors import PulsoError, first_line
+from pulso_etl.sync.errors import LauncherUnavailable, PulsoError, first_line
 from pulso_etl.sync.spec import TableSpec
 
 LOOK_SECONDS = 6.0
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 Probe = Callable[[], Awaitable[str]]
 
 
-class Unwell(Exception):
+class Unwell(LauncherUnavailable):
     """A part answers, and is not well."""
 
 
@@ -124,7 +124,7 @@ async def _part(probe: Probe) -> Part:
             state, message = PartState.OK, await probe()
     except TimeoutError:
         state, message = PartState.FAILING, f"no answer within {LOOK_SECONDS:.0f} s"
-    except (DagsterUnavailable, DatabaseUnavailable, Unwell, PulsoError, api.GoogleAPIError, OSError) as error:
+    except (PulsoError, api.GoogleAPIError, OSError) as error:
         # The first line alone: what is below may quote the request.
         state, message = PartState.FAILING, first_line(error)[:300]
     return Part(state=state, message=message, seconds=round(monotonic() - began, 3))

@@ -30,7 +30,15 @@ from requests import RequestException
 from pulso_etl.bigquery.capture import Interval, captured_sql, interval, refusal
 from pulso_etl.bigquery.storage_read import Compression, ReadClient, plaintext_transport
 from pulso_etl.sync.days import DayRange
-from pulso_etl.sync.errors import CostCapExceeded, SourceError, SourceUnavailable
+from pulso_etl.sync.errors import (
+    CostCapExceeded,
+    QueryTimedOut,
+    SourceAccessRefused,
+    SourceError,
+    SourceQuotaSpent,
+    SourceTableMissing,
+    SourceUnavailable,
+)
 from pulso_etl.sync.owed import Watermark
 from pulso_etl.sync.spec import TableSpec, fill
 
@@ -55,14 +63,16 @@ TRANSIENT_REASONS = {
     "jobInternalError",
     "jobRateLimitExceeded",
 }
-ADVICE = {
-    "notFound": "does not know the table; check dataset, prefix and location",
-    "accessDenied": "refuses access; grant the account roles/bigquery.jobUser on the project and roles/bigquery.dataViewer "
-    "on the dataset",
-    "quotaExceeded": "has no quota left; raise the quota, or wait until it is renewed",
-    "resourcesExceeded": "needs more resources than a query may have; narrow the range",
+REFUSALS: dict[str, tuple[type[SourceError], str]] = {
+    "notFound": (SourceTableMissing, "does not know the table; check dataset, prefix and location"),
+    "accessDenied": (
+        SourceAccessRefused,
+        "refuses access; grant the account roles/bigquery.jobUser on the project and roles/bigquery.dataViewer on the dataset",
+    ),
+    "quotaExceeded": (SourceQuotaSpent, "has no quota left; raise the quota, or wait until it is renewed"),
+    "resourcesExceeded": (SourceError, "needs more resources than a query may have; narrow the range"),
 }
-"""What to do about an error that no retry mends, by BigQuery's reason."""
+"""Errors that no retry mends, by BigQuery's reason: the class of error that each becomes, and what to do about it."""
 
 
 class BigQuerySource(BigQueryResource):
@@ -333,21 +343,22 @@ def source_error(spec: TableSpec, window: DayRange, error: Exception) -> SourceE
             f"{where} would bill more than the cap; narrow the range or raise BIGQUERY_MAXIMUM_BYTES_BILLED. {text}"
         )
     if reason == "stopped" or isinstance(error, TimeoutError):
-        return SourceUnavailable(
+        return QueryTimedOut(
             f"{where} had its query stopped: it ran longer than {spec.timeout}, or someone cancelled it. A later attempt may pass; "
             f"if none does, narrow the range or give the table a longer time-out. {text}"
         )
     if isinstance(error, GoogleAuthError) and not isinstance(error, TransportError):
-        return SourceError(f"{where} refuses the account's key; check that it is current. {text}")
+        return SourceAccessRefused(f"{where} refuses the account's key; check that it is current. {text}")
     passing = (
         *(api.TooManyRequests, api.ServerError, api.RetryError, api.Cancelled, api.Aborted),
         *(TransportError, RequestException, ConnectionError),
     )
-    if reason in TRANSIENT_REASONS or (isinstance(error, passing) and reason not in ADVICE):
+    if reason in TRANSIENT_REASONS or (isinstance(error, passing) and reason not in REFUSALS):
         return SourceUnavailable(f"{where} is failing for now, a later attempt may pass. {text}")
     implied = {404: "notFound", 403: "accessDenied", 401: "accessDenied"}.get(getattr(error, "code", None) or 0, "")
-    advice = ADVICE.get(reason) or ADVICE.get(implied) or f"rejects the query in {spec.name}.sql"
-    return SourceError(f"{where} {advice}. {text}")
+    otherwise = SourceError, f"rejects the query in {spec.name}.sql"
+    becomes, advice = REFUSALS.get(reason) or REFUSALS.get(implied) or otherwise
+    return becomes(f"{where} {advice}. {text}")
 
 
 @contextmanager
@@ -357,11 +368,13 @@ def naming_credentials() -> Iterator[None]:
     try:
         yield
     except DefaultCredentialsError as error:
-        raise SourceError(f"BigQuery: no usable credentials; {fix}. {one_line(error)}") from None
+        raise SourceAccessRefused(f"BigQuery: no usable credentials; {fix}. {one_line(error)}") from None
     except (ValueError, TypeError, AttributeError, KeyError, GoogleAuthError) as error:
-        raise SourceError(f"BigQuery: the credentials are malformed ({type(error).__name__}); {fix}") from None
+        raise SourceAccessRefused(f"BigQuery: the credentials are malformed ({type(error).__name__}); {fix}") from None
     except DagsterInvalidDefinitionError:
-        raise SourceError("BigQuery: both gcp_credentials and GOOGLE_APPLICATION_CREDENTIALS are set; keep one of them") from None
+        raise SourceAccessRefused(
+            "BigQuery: both gcp_credentials and GOOGLE_APPLICATION_CREDENTIALS are set; keep one of them"
+        ) from None
 
 
 def statistics(job: bigquery.QueryJob, price_per_tib: float, others: Collection[bigquery.QueryJob] = ()) -> dict[str, Any]:

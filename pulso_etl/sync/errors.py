@@ -34,7 +34,7 @@ class Cause(StrEnum):
     DESTINATION_REFUSED = "destination_refused"
     """PostgreSQL refuses the work until somebody changes a right or a setting."""
     LOCKED = "locked"
-    """Another session holds the table."""
+    """Another session holds the table, or changed its rows meanwhile."""
     NEWER_READING = "newer_reading"
     """A later reading of the same days is loaded already."""
     CONTRACT = "contract"
@@ -57,8 +57,12 @@ class Cause(StrEnum):
     """A setting is missing or malformed."""
     REQUEST = "request"
     """What was asked for makes no sense."""
+    UNAUTHORIZED = "unauthorized"
+    """Who asks gave no token that is known."""
     FORBIDDEN = "forbidden"
     """Who asks may not do this."""
+    RATE_LIMITED = "rate_limited"
+    """Who asks does so too often."""
     LAUNCHER_UNAVAILABLE = "launcher_unavailable"
     """Dagster, which launches the loads, does not answer."""
     TIMEOUT = "timeout"
@@ -85,8 +89,8 @@ class Cause(StrEnum):
 
 PASSING = frozenset(
     {
-        *(Cause.SOURCE_UNAVAILABLE, Cause.DESTINATION_UNAVAILABLE, Cause.LAUNCHER_UNAVAILABLE, Cause.LOCKED, Cause.NEWER_READING),
-        *(Cause.TIMEOUT, Cause.CANCELLED, Cause.ABANDONED, Cause.INTERNAL, Cause.UNKNOWN),
+        *(Cause.SOURCE_UNAVAILABLE, Cause.DESTINATION_UNAVAILABLE, Cause.LAUNCHER_UNAVAILABLE, Cause.RATE_LIMITED),
+        *(Cause.LOCKED, Cause.NEWER_READING, Cause.TIMEOUT, Cause.CANCELLED, Cause.ABANDONED, Cause.INTERNAL, Cause.UNKNOWN),
     }
 )
 
@@ -138,6 +142,30 @@ class SourceUnavailable(SourceError):
     cause = Cause.SOURCE_UNAVAILABLE
 
 
+class QueryTimedOut(SourceUnavailable):
+    """The query ran longer than the table's time-out, or somebody stopped it."""
+
+    cause = Cause.TIMEOUT
+
+
+class SourceQuotaSpent(SourceError):
+    """BigQuery accepts no more queries until the project's quota is renewed."""
+
+    cause = Cause.SOURCE_QUOTA
+
+
+class SourceAccessRefused(SourceError):
+    """BigQuery refuses the account, or its key can not be used."""
+
+    cause = Cause.SOURCE_ACCESS
+
+
+class SourceTableMissing(SourceError):
+    """BigQuery does not know a table that the query reads."""
+
+    cause = Cause.SOURCE_MISSING
+
+
 class CostCapExceeded(SourceError):
     """The query would bill more bytes than the cap allows."""
 
@@ -157,9 +185,21 @@ class DestinationError(PulsoError):
 
 
 class DestinationUnavailable(DestinationError):
-    """PostgreSQL is away, out of room, or another writer holds the table: it passes (see `destination.server_errors`)."""
+    """PostgreSQL is away, or lacks room: it passes (see `postgres.server_errors`)."""
 
     cause = Cause.DESTINATION_UNAVAILABLE
+
+
+class TableBusy(DestinationUnavailable):
+    """Another session holds the table, or changed its rows meanwhile: it passes."""
+
+    cause = Cause.LOCKED
+
+
+class LoadTimedOut(DestinationUnavailable):
+    """The server ended a statement or a transaction that took too long: a later attempt may pass."""
+
+    cause = Cause.TIMEOUT
 
 
 class NewerReading(DestinationError):
@@ -208,6 +248,22 @@ class SnapshotWithdrawn(ContractError):
     """The source no longer has a snapshot that the table holds, and the one before it lies outside of what can be read."""
 
     cause = Cause.SNAPSHOT_WITHDRAWN
+
+
+class LauncherUnavailable(PulsoError):
+    """Dagster does not answer, so that nothing can be launched."""
+
+    cause = Cause.LAUNCHER_UNAVAILABLE
+
+
+class LaunchForbidden(PulsoError):
+    """A launch says what nobody may say, or what the caller may not."""
+
+    cause = Cause.FORBIDDEN
+
+
+class RequestRefused(PlanError):
+    """A request can not be read, or Dagster does not accept the run that it asks for."""
 
 
 class LoadFailed(PulsoError):

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from pulso_etl.access.permits import LaunchForbidden
 from pulso_etl.access.tokens import Role
 from pulso_etl.api.graphql import DocumentRefused, Verdict, decide
+from pulso_etl.sync.errors import LaunchForbidden
 
 LAUNCH = "mutation ($p: ExecutionParams!) { launchRun(executionParams: $p) { __typename } }"
 

@@ -13,7 +13,7 @@ import pytest
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.local.sample_data import SampleData
 from pulso_etl.sync.days import DayRange
-from pulso_etl.sync.errors import CostCapExceeded, SourceError, SourceUnavailable
+from pulso_etl.sync.errors import Cause, CostCapExceeded, SourceError, SourceUnavailable
 from pulso_etl.sync.spec import TableSpec
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.bigquery.conftest import MakeSource
@@ -109,26 +109,31 @@ def test_a_fault_that_stays_ends_in_bounded_time_after_growing_delays_as_retryab
 
 
 @pytest.mark.parametrize(
-    ("fault", "advice"),
+    ("fault", "advice", "cause"),
     [
-        (error(404, "notFound"), "does not know the table; check dataset, prefix and location"),
-        (error(403, "accessDenied"), "refuses access; grant the account roles/bigquery.jobUser"),
-        (error(403, "quotaExceeded"), "has no quota left"),
-        (error(401, "authError"), "refuses the account's key"),
-        (error(400, "invalidQuery", "Unrecognized name: nope at [3:2]"), "rejects the query in dashboard_data.sql"),
-        (job_failed("notFound"), "does not know the table"),
-        (job_failed("accessDenied"), "refuses access"),
-        (job_failed("invalidQuery"), "rejects the query"),
-        (job_failed("resourcesExceeded"), "narrow the range"),
+        (error(404, "notFound"), "does not know the table; check dataset, prefix and location", Cause.SOURCE_MISSING),
+        (error(403, "accessDenied"), "refuses access; grant the account roles/bigquery.jobUser", Cause.SOURCE_ACCESS),
+        (error(403, "quotaExceeded"), "has no quota left", Cause.SOURCE_QUOTA),
+        (error(401, "authError"), "refuses the account's key", Cause.SOURCE_ACCESS),
+        (
+            error(400, "invalidQuery", "Unrecognized: nope at [3:2]"),
+            "rejects the query in dashboard_data.sql",
+            Cause.SOURCE_REFUSED,
+        ),
+        (job_failed("notFound"), "does not know the table", Cause.SOURCE_MISSING),
+        (job_failed("accessDenied"), "refuses access", Cause.SOURCE_ACCESS),
+        (job_failed("invalidQuery"), "rejects the query", Cause.SOURCE_REFUSED),
+        (job_failed("resourcesExceeded"), "narrow the range", Cause.SOURCE_REFUSED),
     ],
 )
 def test_a_permanent_error_is_not_retried_and_says_what_to_do(
-    source: BigQuerySource, bigquery_proxy: FaultyProxy, fault: Fault, advice: str
+    source: BigQuerySource, bigquery_proxy: FaultyProxy, fault: Fault, advice: str, cause: Cause
 ) -> None:
     bigquery_proxy.inject(INSERT, fault, times=None)
     with pytest.raises(SourceError, match=r"^dashboard_data 2026-07-14\.\.2026-07-15: BigQuery ") as caught:
         read(source)
     assert advice in str(caught.value)
+    assert caught.value.cause is cause
     assert not caught.value.retryable
     assert len(bigquery_proxy.requests) == 1
 

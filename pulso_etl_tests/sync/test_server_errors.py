@@ -17,7 +17,7 @@ from psycopg import errors as pg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from pulso_etl.sync.errors import ContractError, DestinationError, DestinationUnavailable, PulsoError
+from pulso_etl.sync.errors import ContractError, DestinationError, DestinationUnavailable, LoadTimedOut, PulsoError
 from pulso_etl.sync.loading.load import Plan
 from pulso_etl.sync.postgres.server_errors import CLASSES, CODES, keeps_out, meaning
 from pulso_etl.sync.postgres.sessions import Session
@@ -97,7 +97,7 @@ def test_a_quarantined_row_that_is_too_big_keeps_its_last_good_state(loads: Load
     ("provoke", "error", "message"),
     [
         ("SET default_transaction_read_only = on", DestinationUnavailable, "takes no writes for now"),
-        ("SET statement_timeout = 1", DestinationUnavailable, "the statement was ended"),
+        ("SET statement_timeout = 1", LoadTimedOut, "the statement was ended"),
     ],
     ids=["read-only", "statement_timeout"],
 )

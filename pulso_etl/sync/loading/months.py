@@ -12,7 +12,7 @@ from psycopg import errors as pg
 from psycopg import sql
 
 from pulso_etl.sync.days import DayRange, first_kept_day
-from pulso_etl.sync.errors import ContractError, DestinationError, DestinationUnavailable, SchemaRefused, first_line
+from pulso_etl.sync.errors import ContractError, DestinationError, SchemaRefused, TableBusy, first_line
 from pulso_etl.sync.ledger import locks
 from pulso_etl.sync.ledger.ledger import Ledger
 from pulso_etl.sync.postgres.bookkeeping import exists
@@ -118,7 +118,7 @@ def remove_expired(
 ) -> Iterator[Partition]:
     """Takes the expired partitions off the table, each in a transaction of its own, and drops them, or leaves them as tables.
 
-    No load of the table is under way meanwhile. `conn` is in autocommit mode. Raises DestinationUnavailable where a load or a
+    No load of the table is under way meanwhile. `conn` is in autocommit mode. Raises TableBusy where a load or a
     reader does not end in time, DestinationError where the server refuses; what was given until then is done.
     """
     with _alone(conn, spec, schema, lock_timeout_seconds):
@@ -133,7 +133,7 @@ def remove_expired(
                     if exists(conn, schema, "etl_days"):
                         Ledger(schema).forget(conn, spec.name, partition.start, partition.end)
             except pg.LockNotAvailable as error:
-                raise DestinationUnavailable(
+                raise TableBusy(
                     f"{spec.name}: a reader held the table longer than {DETACH_SECONDS} s; {partition.name} and later months "
                     "are as they were, try again later"
                 ) from error
@@ -152,7 +152,7 @@ def _alone(conn: psycopg.Connection, spec: TableSpec, schema: str, lock_timeout_
     try:
         locks.take(conn, [key])
     except pg.LockNotAvailable as error:
-        raise DestinationUnavailable(
+        raise TableBusy(
             f"{spec.name}: a load held the table too long: {first_line(error)}; nothing was removed, try again later"
         ) from error
     try:

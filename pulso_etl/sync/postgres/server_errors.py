@@ -18,7 +18,15 @@ import psycopg
 from psycopg import errors as pg
 from psycopg import pq
 
-from pulso_etl.sync.errors import ContractError, DestinationError, DestinationUnavailable, first_line
+from pulso_etl.sync.errors import (
+    ContractError,
+    DestinationError,
+    DestinationUnavailable,
+    LoadTimedOut,
+    RejectedRows,
+    TableBusy,
+    first_line,
+)
 from pulso_etl.sync.spec import IDENTIFIER
 
 ASK_SECONDS = 5.0
@@ -65,7 +73,7 @@ def _away(says: str, advice: str = "") -> Meaning:
 
 
 def _row(says: str = " refuses a row") -> Meaning:
-    return Meaning(ContractError, says, "nothing was loaded", by_row=True)
+    return Meaning(RejectedRows, says, "nothing was loaded", by_row=True)
 
 
 AWAY = _away(" is away")
@@ -111,14 +119,14 @@ CLASSES: dict[str, Meaning] = {
     "42": OURS,  # syntax, or a name that is not there
     "44": _row(),  # check option of a view
     "53": _away(" has no room", "free what it lacks, or wait until it is free"),  # resources
-    "54": Meaning(ContractError, " refuses what is beyond its limits", "nothing was loaded", by_row=True),  # program limit
+    "54": _row(" refuses what is beyond its limits"),  # program limit
     "55": Meaning(DestinationError, "", "see to the object first"),  # not in the state that is needed
     "57": AWAY,  # operator intervention
     "58": Meaning(DestinationError, " fails on its own files", "see the server's log and disks"),  # system
     "72": BUSY,  # snapshot too old
     "F0": SERVER,  # configuration file
     "HV": SERVER,  # foreign data
-    "P0": Meaning(ContractError, " refuses a row", "nothing was loaded; look at the table's triggers"),  # PL/pgSQL
+    "P0": Meaning(RejectedRows, " refuses a row", "nothing was loaded; look at the table's triggers"),  # PL/pgSQL
     "XX": SERVER,  # internal
 }
 """By class, Appendix A of PostgreSQL's manual."""
@@ -127,7 +135,9 @@ CODES: dict[str, Meaning] = {
     "22P05": replace(_row(), instead="a text has a character that the database's encoding can't hold"),
     "25006": _away(" takes no writes for now", "name the primary in DATABASE_URL, or see why the server is read-only"),
     "25P03": _away(" ended the session, which had waited too long", "a later attempt may pass; give the table a longer timeout"),
-    "25P04": _away(" ended the load, which took too long", "a later attempt may pass; give the table a longer timeout"),
+    "25P04": Meaning(
+        LoadTimedOut, " ended the load, which took too long", "a later attempt may pass; give the table a longer timeout"
+    ),
     "40002": _row(),  # integrity constraint, found at the commit
     "42501": Meaning(DestinationError, "", "grant the role that right"),
     "53100": _away(" has no disk left", "a later attempt passes once there is room"),
@@ -138,8 +148,10 @@ CODES: dict[str, Meaning] = {
     "54011": Meaning(ContractError, " refuses what is beyond its limits", "nothing was loaded; declare fewer columns"),
     "54023": OURS,  # too many arguments
     "55006": BUSY,  # in use
-    "55P03": _away(": another writer held the table too long", "try again later"),
-    "57014": _away(": the statement was ended", "a later attempt may pass; if none does, give the table a longer timeout"),
+    "55P03": Meaning(TableBusy, ": another writer held the table too long", "try again later"),
+    "57014": Meaning(
+        LoadTimedOut, ": the statement was ended", "a later attempt may pass; if none does, give the table a longer timeout"
+    ),
     "57P01": _away(" ended the session", "a later attempt may pass"),
     "57P04": Meaning(DestinationError, " lost the database", "create the database, or name another in DATABASE_URL"),
     "58030": _away(" fails on its own files", "see the server's log and disks"),
