@@ -72,6 +72,10 @@ def history(conn: psycopg.Connection, table: str) -> list[Any]:
     return conn.execute(query, (table,)).fetchall()
 
 
+def test_no_dialog_of_dagster_s_own_stands_before_the_page(dagster_stack: DagsterStack) -> None:
+    assert dagster_stack.graphql("{ shouldShowNux }") == {"shouldShowNux": False}
+
+
 def test_a_launch_over_a_trailing_range_is_one_run_with_a_materialization_per_partition(
     dagster_stack: DagsterStack, emulator: BigQueryEmulator, target: psycopg.Connection
 ) -> None:
