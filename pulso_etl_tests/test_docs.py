@@ -200,11 +200,11 @@ def test_an_asset_that_is_written_as_the_readme_says_is_loaded(
 
 
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("curl"), reason="needs curl, and GNU date")
-def test_what_the_readme_types_launches_a_job_and_watches_it(dagster_stack: DagsterStack, tmp_path: Path) -> None:
+def test_what_the_docs_type_launches_a_job_and_watches_it(dagster_stack: DagsterStack, tmp_path: Path) -> None:
     secret, token = make_token("dev", Role.ADMIN)
     (tmp_path / ".pulso").mkdir()
     (tmp_path / ".pulso" / "token").write_text(secret, encoding="utf-8")
-    launch, watch = blocks(README, "sh")
+    launch, watch = blocks(OPERATIONS, "sh")
 
     def typed(api: ApiServer, text: str) -> dict[str, dict[str, str]]:
         # Other tests look at the history of the dashboard's tables.
