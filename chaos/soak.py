@@ -587,7 +587,7 @@ def _judge_rows(deployment: Deployment, found: Findings, runs: dict[str, str]) -
             found.attempts[status] += 1
             last[run_id] = status
             if status == "failed":
-                _judge_cause(found, run_id, Cause(cause or Cause.UNKNOWN), error or "", *span)
+                _judge_cause(found, run_id, Cause.of(cause), error or "", *span)
         # A run that succeeded has loaded; one that loaded may have been ended before it could say so.
         wrong = [run_id for run_id, status in runs.items() if status == "SUCCESS" and last.get(run_id) == "failed"]
         found.broken += [f"run {run_id} is told as a success, its last attempt as a failure" for run_id in wrong]
@@ -599,6 +599,7 @@ def _judge_rows(deployment: Deployment, found: Findings, runs: dict[str, str]) -
 EXPLAINS = {
     Cause.SOURCE_UNAVAILABLE: {Part.SOURCE},
     Cause.DESTINATION_UNAVAILABLE: {Part.DESTINATION, Part.SESSION},
+    Cause.LOCKED: {Part.DESTINATION, Part.SESSION},
     # The attempt could not say why: whoever found it dead did.
     **dict.fromkeys((Cause.ABANDONED, Cause.TIMEOUT), set(Part) - {Part.NONE}),
 }

@@ -19,7 +19,6 @@ import typer
 from pydantic import SecretStr
 
 from pulso_etl.access.tokens import Role, make_token
-from pulso_etl.alerts.messages import WORDINGS
 from pulso_etl.automation.jobs import RECONCILIATION_JOB, job_tables
 from pulso_etl.cli.main import app
 from pulso_etl.definitions import build_defs
@@ -28,6 +27,7 @@ from pulso_etl.settings import Settings
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl.sync.loading.quality import Check
 from pulso_etl.tables import TABLES
+from pulso_etl.words import CAUSES, STATES
 from pulso_etl_tests.api.conftest import settings_of
 from pulso_etl_tests.api.server import ApiServer
 from pulso_etl_tests.conftest import seed
@@ -119,7 +119,8 @@ def test_sensors_schedules_jobs_checks_and_alerts_are_those_that_there_are() -> 
     jobs = {snippet for snippet in CODE if re.fullmatch(r"re(fresh|concile)_\w+", snippet)} - running
     assert jobs <= {*job_tables(TABLES), RECONCILIATION_JOB, "reconcile_days"}
     assert {name for name, *_ in rows(CHECKS, "check")} == set(Check)
-    assert [title for title, *_ in rows(OPERATIONS, "title")] == [wording.title for wording in WORDINGS.values()]
+    told = {**CAUSES, **STATES}
+    assert [row[:2] for row in rows(OPERATIONS, "title")] == [[words.title, key] for key, words in told.items()]
 
 
 def test_every_claim_about_security_names_a_test_that_there_is() -> None:

@@ -6,10 +6,10 @@
     alerts.flush(
         now,
         [
-            Failed(failure_cause(attempt.cause), "operation_data", at, window=DayRange(first, last), run_id=run_id, detail=text),
+            Failed(Cause.SOURCE_UNAVAILABLE, "operation_data", at, window=DayRange(first, last), run_id=run_id, detail=text),
             succeeded("dashboard_data", at),
-            Failed(Cause.STALE, "assignment_data", now),
-            Recovered({Cause.CHECK}, "dashboard_data", at, "no_gaps"),
+            Failed(State.STALE, "assignment_data", now),
+            Recovered({State.CHECK}, "dashboard_data", at, "no_gaps"),
         ],
     )
 """

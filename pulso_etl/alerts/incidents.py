@@ -13,24 +13,17 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from pulso_etl.sync import errors
 from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.redaction import scrub
 
 DETAIL_LENGTH = 400
 """Characters of an error that an alert keeps."""
 
 
-class Cause(StrEnum):
-    """Why an alert is raised."""
+class State(StrEnum):
+    """What an alert tells of that is no failed run: the state of a table, or of the budget."""
 
-    SOURCE_UNAVAILABLE = "source_unavailable"
-    DESTINATION_UNAVAILABLE = "destination_unavailable"
-    CONTRACT = "contract"
-    SHRINK_REFUSED = "shrink_refused"
-    COST_CAP = "cost_cap"
-    TIMEOUT = "timeout"
-    RUN_FAILURE = "run_failure"
     STALE = "stale"
     CHECK = "check"
     RECOVERY_LIMIT = "recovery_limit"
@@ -40,46 +33,39 @@ class Cause(StrEnum):
     QUARANTINE = "quarantine"
 
 
-OUTAGES = frozenset({Cause.SOURCE_UNAVAILABLE, Cause.DESTINATION_UNAVAILABLE})
+Topic = Cause | State
+"""What an alert is about: the cause of failed runs, or a state."""
+
+
+OUTAGES: frozenset[Topic] = frozenset({Cause.SOURCE_UNAVAILABLE, Cause.DESTINATION_UNAVAILABLE})
 """One outside system is down: every table that it hits, until it is back, belongs to the same incident."""
-DEPENDENCIES: Mapping[Cause, str] = {Cause.SOURCE_UNAVAILABLE: "BigQuery", Cause.DESTINATION_UNAVAILABLE: "base de datos"}
+DEPENDENCIES: Mapping[Topic, str] = {Cause.SOURCE_UNAVAILABLE: "BigQuery", Cause.DESTINATION_UNAVAILABLE: "base de datos"}
 """The outside system itself, as the name of a subject of its outage."""
-UNCLEAR = frozenset({Cause.TIMEOUT, Cause.RUN_FAILURE})
+UNCLEAR: frozenset[Topic] = frozenset({Cause.TIMEOUT, Cause.CANCELLED, Cause.ABANDONED, Cause.INTERNAL, Cause.UNKNOWN})
 """Failures that name no cause of their own; of a table that an outage holds, they are that outage's."""
-FAILURES = OUTAGES | UNCLEAR | {Cause.CONTRACT, Cause.SHRINK_REFUSED, Cause.COST_CAP}
+FAILURES: frozenset[Topic] = frozenset(Cause)
 """A run failed; a successful run of the table ends them."""
 
-PROVES_WELL: Mapping[Cause, frozenset[Cause]] = {
-    Cause.CONTRACT: OUTAGES,
-    Cause.SHRINK_REFUSED: OUTAGES,
-    Cause.COST_CAP: frozenset({Cause.SOURCE_UNAVAILABLE}),
+PROVES_WELL: Mapping[Topic, frozenset[Topic]] = {
+    **dict.fromkeys(
+        (
+            *(Cause.CONTRACT, Cause.REJECTED_ROWS, Cause.DUPLICATE_KEY, Cause.QUARANTINE_EXCEEDED, Cause.SHRINK),
+            *(Cause.SNAPSHOT_WITHDRAWN, Cause.VERIFICATION),
+        ),
+        OUTAGES,
+    ),
+    **dict.fromkeys(
+        (Cause.COST_CAP, Cause.SOURCE_QUOTA, Cause.SOURCE_MISSING, Cause.SOURCE_REFUSED), frozenset({Cause.SOURCE_UNAVAILABLE})
+    ),
+    **dict.fromkeys((Cause.SCHEMA, Cause.LOCKED, Cause.NEWER_READING), frozenset({Cause.DESTINATION_UNAVAILABLE})),
 }
 """Failures that can only happen once the named outages are over for their table."""
 NOTICED = timedelta(minutes=2)
 """An outage is noticed so long after it began, at most, and what it ended so long after it was over."""
 EVERY_TABLE = ""
 """The table of a subject that stands for all of them: the database itself."""
-FOLLOWS_FROM: Mapping[Cause, frozenset[Cause]] = {Cause.STALE: FAILURES, Cause.RECOVERY_LIMIT: OUTAGES}
+FOLLOWS_FROM: Mapping[Topic, frozenset[Topic]] = {State.STALE: FAILURES, State.RECOVERY_LIMIT: OUTAGES}
 """Causes that are held back while one of those which bring them about is open for all their tables: it has been told already."""
-
-TOLD_AS: Mapping[errors.Cause, Cause] = {
-    errors.Cause.SOURCE_UNAVAILABLE: Cause.SOURCE_UNAVAILABLE,
-    errors.Cause.DESTINATION_UNAVAILABLE: Cause.DESTINATION_UNAVAILABLE,
-    errors.Cause.CONTRACT: Cause.CONTRACT,
-    errors.Cause.REJECTED_ROWS: Cause.CONTRACT,
-    errors.Cause.DUPLICATE_KEY: Cause.CONTRACT,
-    errors.Cause.QUARANTINE_EXCEEDED: Cause.CONTRACT,
-    errors.Cause.SCHEMA: Cause.CONTRACT,
-    errors.Cause.SNAPSHOT_WITHDRAWN: Cause.CONTRACT,
-    errors.Cause.SHRINK: Cause.SHRINK_REFUSED,
-    errors.Cause.COST_CAP: Cause.COST_CAP,
-    errors.Cause.TIMEOUT: Cause.TIMEOUT,
-}
-
-
-def failure_cause(cause: errors.Cause | None) -> Cause:
-    """What a failed run is told as."""
-    return TOLD_AS.get(cause or errors.Cause.UNKNOWN, Cause.RUN_FAILURE)
 
 
 @dataclass(frozen=True)
@@ -90,7 +76,7 @@ class Failed:
     `window` is the partitions, `detail` the error's text; passwords in it are blanked. `began` is since when the run went on.
     """
 
-    cause: Cause
+    cause: Topic
     table: str
     at: datetime
     name: str = ""
@@ -110,7 +96,7 @@ class Recovered:
     `began` is since when the run went on that shows it: whatever outside system it needed was back by `at`.
     """
 
-    causes: Collection[Cause]
+    causes: Collection[Topic]
     table: str
     at: datetime
     name: str = ""
@@ -125,7 +111,7 @@ Event = Failed | Recovered
 
 def succeeded(table: str, at: datetime, began: datetime | None = None) -> Recovered:
     """A run of the table, which went on since `began`, ended well at `at`: its failures and outages are over."""
-    return Recovered(FAILURES | {Cause.RECOVERY_LIMIT}, table, at, began=began or at)
+    return Recovered(FAILURES | {State.RECOVERY_LIMIT}, table, at, began=began or at)
 
 
 @dataclass(frozen=True)
@@ -154,7 +140,7 @@ class Incident:
     `closed_at` when its last subject became well.
     """
 
-    cause: Cause
+    cause: Topic
     subjects: tuple[Subject, ...]
     id: int | None = None
     notified_at: datetime | None = None
@@ -355,7 +341,7 @@ def _fail(book: list[Incident], event: Failed) -> None:
                 _put(book, place, _subject(event, incident.subject(event.table, event.name)))
             return
     if any(incident.cause is event.cause and incident.alone == event.table != EVERY_TABLE for incident in book):
-        _fail(book, replace(event, cause=Cause.RUN_FAILURE))
+        _fail(book, replace(event, cause=Cause.INTERNAL))
         return
     position = _home(book, event)
     if position is None:

@@ -17,12 +17,12 @@ import psycopg
 
 from pulso_etl.alerts.channels import Channel, parse_channels
 from pulso_etl.alerts.delivery import Delivery, send
-from pulso_etl.alerts.incidents import DEPENDENCIES, Cause, Event, Failed, Incident, Policy, Recovered, absorb, announce, clean
+from pulso_etl.alerts.incidents import DEPENDENCIES, Event, Failed, Incident, Policy, Recovered, absorb, announce, clean
 from pulso_etl.alerts.memory import Outage, OutageMemory
 from pulso_etl.alerts.messages import Message, render, trial_message
 from pulso_etl.alerts.store import AlertStore
 from pulso_etl.settings import Settings
-from pulso_etl.sync.errors import DestinationError
+from pulso_etl.sync.errors import Cause, DestinationError
 from pulso_etl.sync.patience import CONNECT_SECONDS, cut_after
 from pulso_etl.sync.postgres.sessions import Session
 

@@ -10,8 +10,9 @@ import psycopg
 from psycopg import sql
 from pydantic import TypeAdapter
 
-from pulso_etl.alerts.incidents import Cause, Incident, Stage, Subject
+from pulso_etl.alerts.incidents import Incident, Stage, State, Subject, Topic
 from pulso_etl.alerts.messages import Message
+from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.postgres.bookkeeping import create_missing
 from pulso_etl.sync.postgres.strangers import refuse_strangers
 
@@ -59,6 +60,10 @@ class PendingMessage:
     created_at: datetime
 
 
+RENAMED = {"shrink_refused": Cause.SHRINK, "run_failure": Cause.INTERNAL}
+"""How an earlier release wrote some causes: its incidents may be open still."""
+
+
 class AlertStore:
     """Reads and writes the two tables over the caller's connection; the caller owns the transaction."""
 
@@ -89,9 +94,9 @@ class AlertStore:
                 "SELECT cause, subjects::text, id, notified_at, held_until, closed_at FROM {} "
                 "WHERE (state = 'open' OR closed_at > %s) AND cause = ANY(%s) ORDER BY id"
             ).format(self.incidents),
-            (now - REMEMBERED, [*Cause]),
+            (now - REMEMBERED, [*Cause, *State, *RENAMED]),
         )
-        return [Incident(Cause(cause), _SUBJECTS.validate_json(subjects), *rest) for cause, subjects, *rest in rows]
+        return [Incident(_topic(cause), _SUBJECTS.validate_json(subjects), *rest) for cause, subjects, *rest in rows]
 
     def save(self, conn: psycopg.Connection, before: Iterable[Incident], after: Sequence[Incident]) -> list[Incident]:
         """Writes the incidents that are new or not among `before`; returns them all, in order, each with its id."""
@@ -179,3 +184,10 @@ class AlertStore:
             sql.SQL("UPDATE {} SET pending = %s, attempts = %s, retry_at = %s WHERE id = %s").format(self.messages),
             (list(pending), attempts, retry_at, message.id),
         )
+
+
+def _topic(written: str) -> Topic:
+    """What an incident is about, as it stands in its row."""
+    if written in RENAMED:
+        return RENAMED[written]
+    return State(written) if written in set(State) else Cause(written)

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from pulso_etl.alerts.incidents import Cause, Event, Failed, Recovered, failure_cause, succeeded
+from pulso_etl.alerts.incidents import Event, Failed, Recovered, State, Topic, succeeded
 from pulso_etl.alerts.messages import last_load
 from pulso_etl.refreshing.budget import ALERT_SHARE, Budget
 from pulso_etl.refreshing.due import Standing
 from pulso_etl.refreshing.plan import is_stale
+from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.ledger.watermarks import Attempt
 from pulso_etl.sync.spec import TableSpec
 
@@ -52,28 +53,24 @@ def events(
             detail = last_load(standing.watermark, now)
             if (lost := standing.watermark.lost) is not None:
                 detail = f"faltan {lost.rows} filas de {lost.window}; para recuperarlas: {lost.command(spec)}"
-            yield _state(is_stale(spec, standing.watermark, now), Cause.STALE, table, now, detail)
+            yield _state(is_stale(spec, standing.watermark, now), State.STALE, table, now, detail)
         outstanding = [attempt for attempt in failures[table] if not attempt.withdrawn]
         if len(outstanding) >= retry_limit:
             last = outstanding[-1]
-            yield Failed(Cause.RECOVERY_LIMIT, table, now, window=last.window, run_id=last.run_id, detail=last.error or "")
+            yield Failed(State.RECOVERY_LIMIT, table, now, window=last.window, run_id=last.run_id, detail=last.error or "")
     for check in checks:
         if check.passed:
-            yield Recovered({Cause.CHECK}, check.table, check.at, check.name)
+            yield Recovered({State.CHECK}, check.table, check.at, check.name)
         else:
-            yield Failed(Cause.CHECK, check.table, check.at, check.name, run_id=check.run_id, detail=check.description)
-    yield _state(budget.is_spent, Cause.BUDGET_100, "", now, str(budget))
-    yield _state(budget.share >= ALERT_SHARE and not budget.is_spent, Cause.BUDGET_80, "", now, str(budget))
+            yield Failed(State.CHECK, check.table, check.at, check.name, run_id=check.run_id, detail=check.description)
+    yield _state(budget.is_spent, State.BUDGET_100, "", now, str(budget))
+    yield _state(budget.share >= ALERT_SHARE and not budget.is_spent, State.BUDGET_80, "", now, str(budget))
 
 
 def _ended(spec: TableSpec, attempt: Attempt) -> Iterator[Event]:
     if not attempt.succeeded:
-        cause = failure_cause(attempt.cause)
-        # Whoever ended it, its own time was up.
-        if cause is Cause.RUN_FAILURE and attempt.finished_at - attempt.started_at >= spec.timeout:
-            cause = Cause.TIMEOUT
         yield Failed(
-            cause,
+            attempt.cause or Cause.UNKNOWN,
             spec.name,
             attempt.finished_at,
             window=attempt.window,
@@ -86,13 +83,13 @@ def _ended(spec: TableSpec, attempt: Attempt) -> Iterator[Event]:
     found = attempt.metadata
     left_out, share = found.get("columns_not_loaded") or [], found.get("quarantined_share") or 0
     for wrong, cause, detail in (
-        (bool(left_out), Cause.DRIFT, f"columnas nuevas: {', '.join(map(str, left_out))}"),
-        (share > spec.alert_quarantined_share, Cause.QUARANTINE, f"{share:.1%} de las filas, en etl_quarantine"),
+        (bool(left_out), State.DRIFT, f"columnas nuevas: {', '.join(map(str, left_out))}"),
+        (share > spec.alert_quarantined_share, State.QUARANTINE, f"{share:.1%} de las filas, en etl_quarantine"),
     ):
         yield _state(wrong, cause, spec.name, attempt.finished_at, detail, attempt)
 
 
-def _state(wrong: bool, cause: Cause, table: str, at: datetime, detail: str, attempt: Attempt | None = None) -> Event:
+def _state(wrong: bool, cause: Topic, table: str, at: datetime, detail: str, attempt: Attempt | None = None) -> Event:
     if not wrong:
         return Recovered({cause}, table, at)
     window, run_id = (attempt.window, attempt.run_id) if attempt else (None, None)

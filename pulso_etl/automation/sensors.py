@@ -30,7 +30,7 @@ from pulso_etl.refreshing.due import MEMORY, BackOff, Decision, Standing, change
 from pulso_etl.refreshing.launch import range_of
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange, contiguous, lima_day
-from pulso_etl.sync.errors import Cause, PulsoError, SourceUnavailable, first_line
+from pulso_etl.sync.errors import Cause, PulsoError, SourceUnavailable, first_line, interrupted
 from pulso_etl.sync.ledger.ledger import server_clock
 from pulso_etl.sync.ledger.watermarks import Attempt, TableState, Watermarks
 from pulso_etl.sync.owed import Horizon, Watermark
@@ -69,7 +69,8 @@ def standings(
     tags: dict[str, str | list[str]] = {TABLE_TAG: list(tables)} | ({TENANT_TAG: tenant} if tenant else {})
     filters = dg.RunsFilter(statuses=FAILED_RUNS, tags=tags, created_after=now - MEMORY)
     for record in instance.get_run_records(filters, limit=500):
-        over[record.dagster_run.tags[TABLE_TAG]] += _attempt(record)
+        table = record.dagster_run.tags[TABLE_TAG]
+        over[table] += _attempt(record, tables[table].timeout)
     found = {}
     for table in tables:
         state = states.get(table)
@@ -80,14 +81,14 @@ def standings(
     return found
 
 
-def _attempt(record: RunRecord) -> Iterator[Attempt]:
+def _attempt(record: RunRecord, timeout: timedelta) -> Iterator[Attempt]:
     """A run that failed and left nothing in the history of extractions: it loaded nothing."""
     window = range_of(record.dagster_run.tags)
     if window is not None and record.end_time is not None:
         # Without the time that it waited in the queue; one that never began took none.
         began, ended = (datetime.fromtimestamp(at, UTC) for at in (record.start_time or record.end_time, record.end_time))
         canceled = record.dagster_run.status is dg.DagsterRunStatus.CANCELED
-        cause = Cause.CANCELLED if canceled else Cause.ABANDONED
+        cause = interrupted(ended - began, timeout, Cause.CANCELLED if canceled else Cause.ABANDONED)
         withdrawn = canceled and record.start_time is None
         yield Attempt(record.dagster_run.run_id, window, False, began, ended, withdrawn=withdrawn, cause=cause)
 

@@ -6,6 +6,7 @@ what to do about it. What a program does about an error follows from its `cause`
 
 from __future__ import annotations
 
+from datetime import timedelta
 from enum import StrEnum
 from typing import ClassVar
 
@@ -74,12 +75,12 @@ class Cause(StrEnum):
     INTERNAL = "internal"
     """An error that is none of these: most often one of the code of an asset."""
     UNKNOWN = "unknown"
-    """An attempt of an earlier release, which kept no cause."""
+    """An attempt of another release, which kept no cause, or one that is not known here."""
 
     @classmethod
-    def _missing_(cls, value: object) -> Cause:
-        """A cause that a later release has written."""
-        return cls.UNKNOWN
+    def of(cls, written: str | None) -> Cause:
+        """The cause as it was written; UNKNOWN where it has none, or one that is not known here."""
+        return cls(written) if written in set(cls) else cls.UNKNOWN
 
     @property
     def retryable(self) -> bool:
@@ -116,6 +117,11 @@ def cause_of(error: BaseException) -> Cause:
     if isinstance(error, PulsoError):
         return error.cause
     return Cause.INTERNAL if isinstance(error, Exception) else Cause.CANCELLED
+
+
+def interrupted(lasted: timedelta, timeout: timedelta, otherwise: Cause = Cause.CANCELLED) -> Cause:
+    """Why an attempt is over that others ended after it had `lasted` so long: whoever ended it, its own time may have been up."""
+    return Cause.TIMEOUT if lasted >= timeout else otherwise
 
 
 class SettingsError(PulsoError):

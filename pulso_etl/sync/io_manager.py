@@ -25,6 +25,7 @@ from pulso_etl.sync.errors import (
     SchemaRefused,
     cause_of,
     first_line,
+    interrupted,
 )
 from pulso_etl.sync.ledger import locks
 from pulso_etl.sync.ledger.ledger import server_clock
@@ -255,9 +256,8 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
             message = str(error) if isinstance(error, Exception) else "interrupted: the run or its process was told to end"
             marks, extraction = Watermarks(self.database_schema), attempt.extraction
             cause = cause_of(error)
-            if cause is Cause.CANCELLED and attempt.seconds >= attempt.timeout.total_seconds():
-                # Whoever ended it, its own time was up.
-                cause = Cause.TIMEOUT
+            if cause is Cause.CANCELLED:
+                cause = interrupted(timedelta(seconds=attempt.seconds), attempt.timeout)
             usable = conn is not None and conn.info.transaction_status is TransactionStatus.IDLE
             session = nullcontext(conn) if conn is not None and usable else self.connect(context.run_id, attempt.timeout)
             try:

@@ -238,6 +238,10 @@ class TableSpec(BaseModel):
 
     name: str = Field(pattern=IDENTIFIER)
     description: str
+    title: str = ""
+    """What the table's readers call it, in their language; where it is empty they are shown the name."""
+    subtitle: str = ""
+    """What the table shows, in a few words of their language; where it is empty they are shown the description."""
     primary_key: tuple[str, ...] = Field(min_length=1)
     partition_column: str
     columns: tuple[Column, ...]

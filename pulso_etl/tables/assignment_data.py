@@ -17,6 +17,8 @@ from pulso_etl.tables.columns import (
 
 ASSIGNMENT_DATA = TableSpec(
     name="assignment_data",
+    title="Asignación mensual",
+    subtitle="Cuentas y deuda asignadas por mes",
     description="Monthly assignment by campaign file, portfolio and service, as its newest snapshot day tells it.",
     primary_key=("periodo", "archivo", "cartera", "servicio"),
     partition_column="fecha_foto",

@@ -18,6 +18,8 @@ from pulso_etl.tables.columns import (
 
 DASHBOARD_DATA = TableSpec(
     name="dashboard_data",
+    title="Tablero de cobranzas",
+    subtitle="Indicadores por día, archivo, cartera y servicio",
     description="Collection indicators by snapshot day, campaign file, portfolio and service.",
     primary_key=("fecha_foto", "archivo", "cartera", "servicio"),
     partition_column="fecha_foto",

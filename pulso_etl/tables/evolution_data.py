@@ -18,6 +18,8 @@ from pulso_etl.tables.columns import (
 
 EVOLUTION_DATA = TableSpec(
     name="evolution_data",
+    title="Evolución diaria",
+    subtitle="Cobertura, contacto, cierre y recupero por día",
     description="Daily evolution of the main indicators by campaign file, portfolio and service.",
     primary_key=("fecha_foto", "archivo", "cartera", "servicio"),
     partition_column="fecha_foto",

@@ -7,6 +7,8 @@ from pulso_etl.tables.columns import ARCHIVO, FECHA_FOTO, FECHA_PROCESAMIENTO, c
 
 OPERATION_DATA = TableSpec(
     name="operation_data",
+    title="Gestiones por hora",
+    subtitle="Gestiones y contactos por hora y canal",
     description="Contact attempts by day, hour of the day in America/Lima, channel and campaign file.",
     primary_key=("fecha_foto", "hora", "canal", "archivo"),
     partition_column="fecha_foto",

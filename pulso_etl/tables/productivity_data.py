@@ -7,6 +7,8 @@ from pulso_etl.tables.columns import ARCHIVO, FECHA_FOTO, FECHA_PROCESAMIENTO, c
 
 PRODUCTIVITY_DATA = TableSpec(
     name="productivity_data",
+    title="Productividad de agentes",
+    subtitle="Gestiones y promesas de pago por agente",
     description="Contact attempts and promises by day, agent and campaign file.",
     primary_key=("fecha_foto", "correo_agente", "archivo"),
     partition_column="fecha_foto",

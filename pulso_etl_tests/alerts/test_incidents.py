@@ -12,12 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pulso_etl.alerts.incidents import (
-    FAILURES,
     FOLLOWS_FROM,
     OUTAGES,
     PROVES_WELL,
     UNCLEAR,
-    Cause,
     Event,
     Failed,
     Incident,
@@ -25,16 +23,16 @@ from pulso_etl.alerts.incidents import (
     Policy,
     Recovered,
     Stage,
+    State,
     absorb,
     announce,
     clean,
     decide,
-    failure_cause,
     succeeded,
 )
 from pulso_etl.alerts.messages import render
-from pulso_etl.sync import errors
 from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.errors import Cause
 
 START = datetime(2026, 3, 2, 15, 0, tzinfo=UTC)
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
@@ -120,10 +118,10 @@ def test_a_table_that_fails_alone_again_and_again_is_no_outage() -> None:
         told += book.flush(at + MINUTE)
         told += book.flush(at + 20 * MINUTE, succeeded("b", at + 20 * MINUTE))
         told += book.flush(at + 22 * MINUTE)
-    assert told == ["opened source_unavailable a", "recovered source_unavailable a", "opened run_failure a"]
+    assert told == ["opened source_unavailable a", "recovered source_unavailable a", "opened internal a"]
     end = START + 5 * HOUR
     book.flush(end, succeeded("a", end))
-    assert book.flush(end + MINUTE) == ["recovered run_failure a"]
+    assert book.flush(end + MINUTE) == ["recovered internal a"]
     # Well again in between, the table has an outage like any other.
     book.flush(end + HOUR, outage(end + HOUR, "a"))
     assert book.flush(end + HOUR + MINUTE) == ["opened source_unavailable a"]
@@ -149,7 +147,7 @@ def test_a_problem_of_each_table_is_told_alone_unless_they_come_together() -> No
 
 def test_what_is_over_within_the_minute_is_not_told() -> None:
     book = Book()
-    book.flush(START, Failed(Cause.RUN_FAILURE, "a", START))
+    book.flush(START, Failed(Cause.INTERNAL, "a", START))
     assert book.flush(START + MINUTE, succeeded("a", START + MINUTE / 2)) == []
     assert book.flush(START + HOUR) == []
     assert not book.incidents[0].open
@@ -157,7 +155,7 @@ def test_what_is_over_within_the_minute_is_not_told() -> None:
 
 def test_a_problem_that_stays_is_told_again_every_six_hours_only() -> None:
     book = Book()
-    book.flush(START, Failed(Cause.STALE, "a", START))
+    book.flush(START, Failed(State.STALE, "a", START))
     told = [(tick, line) for tick in range(1, 18 * 60) for line in book.flush(START + tick * MINUTE)]
     assert told == [(1, "opened stale a"), (361, "reminder stale a"), (721, "reminder stale a")]
 
@@ -167,22 +165,22 @@ def test_staleness_that_an_outage_brings_about_is_not_told_beside_it() -> None:
     book.flush(START, outage(START, "a"), outage(START, "b"))
     book.flush(START + MINUTE)
     stale = START + 2 * HOUR
-    limit = Failed(Cause.RECOVERY_LIMIT, "a", stale)
-    told = book.flush(stale, Failed(Cause.STALE, "a", stale), Failed(Cause.STALE, "b", stale), limit)
+    limit = Failed(State.RECOVERY_LIMIT, "a", stale)
+    told = book.flush(stale, Failed(State.STALE, "a", stale), Failed(State.STALE, "b", stale), limit)
     told += [line for tick in range(1, 300) for line in book.flush(stale + tick * MINUTE)]
     assert told == ["reminder source_unavailable a b"]
-    assert {incident.cause for incident in book.sent[-1][1].held} == {Cause.STALE, Cause.RECOVERY_LIMIT}
+    assert {incident.cause for incident in book.sent[-1][1].held} == {State.STALE, State.RECOVERY_LIMIT}
     end = stale + 300 * MINUTE
     told = book.flush(end, succeeded("a", end), succeeded("b", end))
     fresh = end + MINUTE / 2
-    told += book.flush(fresh, Recovered({Cause.STALE}, "a", fresh), Recovered({Cause.STALE}, "b", fresh))
+    told += book.flush(fresh, Recovered({State.STALE}, "a", fresh), Recovered({State.STALE}, "b", fresh))
     told += [line for tick in range(1, 60) for line in book.flush(fresh + tick * MINUTE)]
     assert told == ["recovered source_unavailable a b"]
 
 
 def test_staleness_that_outlives_the_outage_is_told() -> None:
     book = Book()
-    book.flush(START, outage(START, "a"), Failed(Cause.STALE, "a", START))
+    book.flush(START, outage(START, "a"), Failed(State.STALE, "a", START))
     book.flush(START + MINUTE)
     book.flush(START + HOUR, succeeded("a", START + HOUR))
     told = [line for tick in range(1, 10) for line in book.flush(START + HOUR + tick * MINUTE)]
@@ -191,7 +189,7 @@ def test_staleness_that_outlives_the_outage_is_told() -> None:
 
 def test_staleness_of_a_table_that_no_outage_holds_is_told() -> None:
     book = Book()
-    book.flush(START, outage(START, "a"), Failed(Cause.STALE, "b", START))
+    book.flush(START, outage(START, "a"), Failed(State.STALE, "b", START))
     assert book.flush(START + MINUTE) == ["opened source_unavailable a", "opened stale b"]
 
 
@@ -206,12 +204,12 @@ def test_an_unclear_failure_during_an_outage_is_part_of_it_and_a_clear_one_is_no
 
 def test_checks_of_one_table_are_told_apart() -> None:
     book = Book()
-    book.flush(START, Failed(Cause.CHECK, "a", START, "nulls"), Failed(Cause.CHECK, "a", START, "volume"))
+    book.flush(START, Failed(State.CHECK, "a", START, "nulls"), Failed(State.CHECK, "a", START, "volume"))
     assert book.flush(START + MINUTE) == ["opened check a"]
     one, two = START + 2 * MINUTE, START + 3 * MINUTE
-    assert book.flush(two, Recovered({Cause.CHECK}, "a", one, "nulls")) == []
+    assert book.flush(two, Recovered({State.CHECK}, "a", one, "nulls")) == []
     assert book.flush(two + HOUR) == []
-    book.flush(two + HOUR, Recovered({Cause.CHECK}, "a", two + HOUR, "volume"))
+    book.flush(two + HOUR, Recovered({State.CHECK}, "a", two + HOUR, "volume"))
     assert book.flush(two + 2 * HOUR) == ["recovered check a"]
 
 
@@ -244,7 +242,7 @@ def test_the_range_of_days_covers_all_that_failed() -> None:
 
 tables = st.sampled_from(TABLES[:3])
 causes = st.sampled_from(
-    [Cause.SOURCE_UNAVAILABLE, Cause.DESTINATION_UNAVAILABLE, Cause.CONTRACT, Cause.RUN_FAILURE, Cause.STALE, Cause.RECOVERY_LIMIT]
+    [Cause.SOURCE_UNAVAILABLE, Cause.DESTINATION_UNAVAILABLE, Cause.CONTRACT, Cause.INTERNAL, State.STALE, State.RECOVERY_LIMIT]
 )
 happenings = st.tuples(st.sampled_from(["fail", "fail", "well", "fresh"]), causes, tables)
 steps = st.lists(st.tuples(st.integers(1, 300), st.lists(happenings, max_size=4)), max_size=25)
@@ -262,7 +260,7 @@ def history(given: list[tuple[int, list[tuple[str, Cause, str]]]]) -> History:
             if kind == "fail":
                 events.append(Failed(cause, table, at))
             else:
-                events.append(succeeded(table, at) if kind == "well" else Recovered({Cause.STALE}, table, at))
+                events.append(succeeded(table, at) if kind == "well" else Recovered({State.STALE}, table, at))
         result.append((now, events))
     return result
 
@@ -332,7 +330,7 @@ def test_nothing_that_still_fails_is_untold(given_steps: list[tuple[int, list[tu
         # An outage of which an unclear failure was part may since be known to be over.
         stand_ins |= set(PROVES_WELL) if cause in UNCLEAR else set()
         # A table that failed before, alone, while others were loaded fails by itself, or with the outage that it is in.
-        stand_ins |= OUTAGES | {Cause.RUN_FAILURE} if cause in OUTAGES else set()
+        stand_ins |= OUTAGES | {Cause.INTERNAL} if cause in OUTAGES else set()
         assert told & {(other, table) for other in stand_ins}
 
 
@@ -341,23 +339,6 @@ def test_events_given_twice_change_nothing(given_steps: list[tuple[int, list[tup
     events = [event for _, events in history(given_steps) for event in events]
     once = absorb([], events)
     assert absorb(once, events) == once
-
-
-@pytest.mark.parametrize(
-    ("error", "cause"),
-    [
-        (errors.DuplicateKeyError, Cause.CONTRACT),
-        (errors.SourceUnavailable, Cause.SOURCE_UNAVAILABLE),
-        (errors.DestinationUnavailable, Cause.DESTINATION_UNAVAILABLE),
-        (errors.ContractError, Cause.CONTRACT),
-        (errors.ShrinkRefused, Cause.SHRINK_REFUSED),
-        (errors.CostCapExceeded, Cause.COST_CAP),
-        (ValueError, Cause.RUN_FAILURE),
-    ],
-)
-def test_a_failed_run_is_told_by_the_cause_of_its_error(error: type[Exception], cause: Cause) -> None:
-    assert failure_cause(errors.cause_of(error("why"))) is cause
-    assert cause in FAILURES
 
 
 def test_passwords_in_an_error_are_blanked() -> None:
@@ -372,7 +353,7 @@ def test_passwords_in_an_error_are_blanked() -> None:
 
 def test_a_time_without_a_zone_is_refused() -> None:
     with pytest.raises(ValueError, match="zone"):
-        Failed(Cause.STALE, "a", datetime(2026, 3, 2))
+        Failed(State.STALE, "a", datetime(2026, 3, 2))
 
 
 def away(at: datetime) -> Failed:
@@ -380,7 +361,7 @@ def away(at: datetime) -> Failed:
 
 
 def killed(began: datetime, at: datetime, table: str = "a") -> Failed:
-    return Failed(Cause.RUN_FAILURE, table, at, began=began)
+    return Failed(Cause.INTERNAL, table, at, began=began)
 
 
 def test_a_run_that_an_outage_of_the_database_ended_is_told_with_it() -> None:
@@ -418,7 +399,7 @@ def test_a_run_that_began_long_after_the_outage_is_told_as_its_own() -> None:
     book.flush(back + MINUTE)
     began = back + 3 * MINUTE
     book.flush(began + MINUTE, killed(began, began + MINUTE))
-    assert book.flush(began + 2 * MINUTE) == ["opened run_failure a"]
+    assert book.flush(began + 2 * MINUTE) == ["opened internal a"]
 
 
 def test_tables_that_turned_stale_while_the_database_was_away_are_told_only_if_they_stay_so() -> None:
@@ -426,7 +407,7 @@ def test_tables_that_turned_stale_while_the_database_was_away_are_told_only_if_t
     book.flush(START, away(START))
     book.flush(START + MINUTE)
     back = START + 20 * HOUR
-    stale = Failed(Cause.STALE, "a", back)
+    stale = Failed(State.STALE, "a", back)
     assert book.flush(back, Recovered({Cause.DESTINATION_UNAVAILABLE}, "", back, "base de datos"), stale) == []
     told = [line for tick in range(1, 10) for line in book.flush(back + tick * MINUTE)]
     assert [line.split()[:2] for line in told] == [["recovered", "destination_unavailable"], ["opened", "stale"]]

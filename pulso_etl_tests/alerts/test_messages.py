@@ -6,10 +6,12 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
-from pulso_etl.alerts.incidents import Cause, Failed, Notice, Recovered, Stage, absorb
-from pulso_etl.alerts.messages import WORDINGS, Message, duration, last_load, render
+from pulso_etl.alerts.incidents import Failed, Notice, Recovered, Stage, State, Topic, absorb
+from pulso_etl.alerts.messages import Message, duration, last_load, render, words_of
 from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.owed import Watermark
+from pulso_etl.words import CAUSES, STATES
 
 # 23:30 of 1 March in Lima.
 AT = datetime(2026, 3, 2, 4, 30, tzinfo=UTC)
@@ -22,20 +24,21 @@ def message(*events: Failed | Recovered, stage: Stage = Stage.OPENED) -> Message
     return render(Notice(0, incident, stage), UI)
 
 
-def failed(cause: Cause, table: str = "operation_data", name: str = "") -> Failed:
+def failed(cause: Topic, table: str = "operation_data", name: str = "") -> Failed:
     return Failed(cause, table, AT, name, DAYS, "0a1b", "the source has no column hora")
 
 
-@pytest.mark.parametrize("cause", list(Cause))
+@pytest.mark.parametrize("cause", [*Cause, *State])
 @pytest.mark.parametrize("stage", list(Stage))
-def test_every_alert_names_table_days_what_happened_and_what_to_do(cause: Cause, stage: Stage) -> None:
+def test_every_alert_names_table_days_what_happened_and_what_to_do(cause: Topic, stage: Stage) -> None:
     recovered = [Recovered({cause}, "operation_data", AT + timedelta(hours=2))] if stage is Stage.RECOVERED else []
     told = message(failed(cause), *recovered, stage=stage)
-    assert "operation_data" in told.title
+    assert "Gestiones por hora" in told.title
     assert len(told.title) <= 90
-    assert "operation_data, del 27/02/2026 al 01/03/2026" in told.body
+    assert "Gestiones por hora (operation_data), del 27/02/2026 al 01/03/2026" in told.body
     assert told.body.startswith("Qué pasó: ")
     assert "\nQué hacer: " in told.body
+    assert ("\nQué sigue: " in told.body) == (stage is not Stage.RECOVERED)
     assert "Desde: 01/03/2026 23:30 (hora de Lima)" in told.body
     assert ("/runs/0a1b" in told.body) == (stage is not Stage.RECOVERED)
 
@@ -48,11 +51,12 @@ Qué pasó: BigQuery no respondió y los datos no se actualizaron. Lo que ya est
 Desde: 01/03/2026 23:30 (hora de Lima)
 Cargas fallidas: 2
 Tablas:
-- operation_data, del 27/02/2026 al 01/03/2026
+- Gestiones por hora (operation_data), del 27/02/2026 al 01/03/2026
   Ejecución: https://dagster.example.com/runs/0a1b
-- dashboard_data, del 27/02/2026 al 01/03/2026
+- Tablero de cobranzas (dashboard_data), del 27/02/2026 al 01/03/2026
   Ejecución: https://dagster.example.com/runs/0a1b
-Qué hacer: por ahora nada; Pulso lo intenta de nuevo. Si en una hora no llega el aviso «Recuperado», avise al ingeniero de datos.
+Qué sigue: Pulso lo intenta de nuevo solo.
+Qué hacer: por ahora nada. Si sigue así en una hora, avise al ingeniero de datos.
 Detalle técnico: the source has no column hora""",
         "failure",
     )
@@ -64,21 +68,21 @@ def test_a_recovery_says_how_long_it_lasted() -> None:
         Recovered({Cause.SOURCE_UNAVAILABLE}, "operation_data", AT + timedelta(hours=2, minutes=5)),
         stage=Stage.RECOVERED,
     )
-    assert told.title == "[Pulso] Recuperado: BigQuery volvió a responder (operation_data)"
+    assert told.title == "[Pulso] Recuperado: BigQuery volvió a responder (Gestiones por hora)"
     assert "Hasta: 02/03/2026 01:35 (hora de Lima)\nDuró: 2 h 5 min\n" in told.body
     assert told.body.startswith("Qué pasó: BigQuery volvió a responder. El problema era «BigQuery no responde».\n")
     assert told.severity == "success"
 
 
 def test_what_follows_from_an_outage_is_told_with_it() -> None:
-    (outage, stale) = absorb([], [failed(Cause.SOURCE_UNAVAILABLE), failed(Cause.STALE)])
+    (outage, stale) = absorb([], [failed(Cause.SOURCE_UNAVAILABLE), failed(State.STALE)])
     body = render(Notice(0, outage, Stage.REMINDER, (stale,)), UI).body
-    assert "\nAdemás: «Datos vencidos» (operation_data)\n" in body
+    assert "\nAdemás: «Datos vencidos» (Gestiones por hora)\n" in body
 
 
 def test_a_failed_check_is_named_and_a_budget_has_no_table() -> None:
-    assert "- operation_data, control nulls, del" in message(failed(Cause.CHECK, name="nulls")).body
-    told = message(Failed(Cause.BUDGET_80, "", AT, detail="USD 41.20 de 50.00"))
+    assert "- Gestiones por hora (operation_data), control nulls, del" in message(failed(State.CHECK, name="nulls")).body
+    told = message(Failed(State.BUDGET_80, "", AT, detail="USD 41.20 de 50.00"))
     assert told.title == "[Pulso] Presupuesto de BigQuery al 80 %"
     assert "Detalle: USD 41.20 de 50.00" in told.body
     assert "Tablas:" not in told.body
@@ -98,19 +102,22 @@ def test_a_failed_check_is_named_and_a_budget_has_no_table() -> None:
 )
 def test_a_stale_table_is_told_with_when_it_was_loaded(watermark: Watermark, told: str) -> None:
     assert last_load(watermark, AT + timedelta(days=1, hours=3)) == told
-    stale = Failed(Cause.STALE, "operation_data", AT, detail=told)
+    stale = Failed(State.STALE, "operation_data", AT, detail=told)
     assert f"Detalle: {told}" in message(stale).body
 
 
 def test_many_subjects_are_counted_rather_than_listed() -> None:
-    told = message(*(failed(Cause.CHECK, name=f"check{n}") for n in range(40)))
+    told = message(*(failed(State.CHECK, name=f"check{n}") for n in range(40)))
     assert told.body.count("\n- ") == 16
     assert "- y 25 más" in told.body
 
 
 def test_every_cause_has_words_of_its_own() -> None:
-    assert set(WORDINGS) == set(Cause)
-    assert len({wording.title for wording in WORDINGS.values()}) == len(Cause)
+    topics = [*Cause, *State]
+    assert set(CAUSES) == set(Cause)
+    assert set(STATES) == set(State)
+    assert len({words_of(topic).title for topic in topics}) == len(topics)
+    assert all(all(vars(words_of(topic)).values()) for topic in topics)
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,11 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from pulso_etl.alerts.incidents import Cause, Failed, Recovered, succeeded
+from pulso_etl.alerts.incidents import Failed, Recovered, State, succeeded
 from pulso_etl.alerts.service import Alerts
 from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.errors import Cause
 from pulso_etl_tests.alerts.receivers import Inbox, MakeSettings, Receiver
 
 START = datetime(2026, 3, 2, 15, 0, tzinfo=UTC)
@@ -84,7 +85,7 @@ def test_alerts_are_kept_where_no_channel_is_set(make_settings: MakeSettings, co
     alerts.flush(START, [outage(START)])
     assert alerts.flush(START + MINUTE).deliveries == ()
     assert conn.execute("SELECT title, pending FROM etl_alert_messages").fetchall() == [
-        ("[Pulso] BigQuery no responde (operation_data)", [])
+        ("[Pulso] BigQuery no responde (Gestiones por hora)", [])
     ]
 
 
@@ -124,7 +125,7 @@ def test_a_channel_that_stays_away_is_tried_ever_less_often_and_given_up_after_a
 
 def test_a_channel_that_fails_costs_one_time_out_a_flush(receiver: Receiver, make_settings: MakeSettings) -> None:
     alerts = Alerts(make_settings("json://127.0.0.1:1"))
-    failures = [Failed(Cause.CHECK, "a", START), Failed(Cause.STALE, "b", START), Failed(Cause.DRIFT, "c", START)]
+    failures = [Failed(State.CHECK, "a", START), Failed(State.STALE, "b", START), Failed(State.DRIFT, "c", START)]
     alerts.flush(START, failures)
     flushed = alerts.flush(START + MINUTE)
     assert (flushed.due, len(flushed.deliveries)) == (3, 1)
@@ -138,12 +139,12 @@ def test_what_a_channel_has_not_had_is_replaced_by_what_is_newer(receiver: Recei
     alerts.flush(START + HOUR, [succeeded("operation_data", START + HOUR)])
     receiver.status, posts = 200, len(receiver.posts)
     alerts.flush(START + 2 * HOUR)
-    assert receiver.titles()[posts:] == ["[Pulso] Recuperado: BigQuery volvió a responder (operation_data)"]
+    assert receiver.titles()[posts:] == ["[Pulso] Recuperado: BigQuery volvió a responder (Gestiones por hora)"]
 
 
 def test_two_flushes_at_once_send_once(receiver: Receiver, make_settings: MakeSettings) -> None:
     settings = make_settings(json_url(receiver))
-    Alerts(settings).record([outage(START), Failed(Cause.STALE, "dashboard_data", START)])
+    Alerts(settings).record([outage(START), Failed(State.STALE, "dashboard_data", START)])
     receiver.delay = 0.3
     barrier = threading.Barrier(4)
 
@@ -157,14 +158,17 @@ def test_two_flushes_at_once_send_once(receiver: Receiver, make_settings: MakeSe
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert sorted(receiver.titles()) == ["[Pulso] BigQuery no responde (operation_data)", "[Pulso] Datos vencidos (dashboard_data)"]
+    assert sorted(receiver.titles()) == [
+        "[Pulso] BigQuery no responde (Gestiones por hora)",
+        "[Pulso] Datos vencidos (Tablero de cobranzas)",
+    ]
 
 
 def test_a_session_lost_between_sending_and_noting_repeats_one_message(
     receiver: Receiver, make_settings: MakeSettings, server_url: str
 ) -> None:
     alerts = Alerts(make_settings(json_url(receiver)))
-    alerts.record([outage(START), Failed(Cause.STALE, "dashboard_data", START)])
+    alerts.record([outage(START), Failed(State.STALE, "dashboard_data", START)])
 
     def kill_the_sender() -> None:
         receiver.before_answer = lambda: None
@@ -176,8 +180,8 @@ def test_a_session_lost_between_sending_and_noting_repeats_one_message(
     assert len(receiver.posts) == 1
     alerts.flush(START + MINUTE + timedelta(seconds=30))
     alerts.flush(START + 10 * MINUTE)
-    first = "[Pulso] BigQuery no responde (operation_data)"
-    assert receiver.titles() == [first, first, "[Pulso] Datos vencidos (dashboard_data)"]
+    first = "[Pulso] BigQuery no responde (Gestiones por hora)"
+    assert receiver.titles() == [first, first, "[Pulso] Datos vencidos (Tablero de cobranzas)"]
 
 
 def test_the_database_being_away_is_told_from_memory_and_nothing_is_lost(
@@ -200,8 +204,8 @@ def test_the_database_being_away_is_told_from_memory_and_nothing_is_lost(
         assert alerts.flush(back + tick * MINUTE).stored
     # The source's failure was taken in; PostgreSQL's outage is over, whenever the table that it hit is loaded.
     assert sorted(receiver.titles()[1:]) == [
-        "[Pulso] BigQuery no responde (operation_data)",
-        "[Pulso] Recuperado: PostgreSQL volvió a estar disponible (dashboard_data)",
+        "[Pulso] BigQuery no responde (Gestiones por hora)",
+        "[Pulso] Recuperado: PostgreSQL volvió a estar disponible (Tablero de cobranzas)",
     ]
     assert "Duró: 20 min" in next(post["message"] for _, post in receiver.posts if "Recuperado" in post["title"])
     with psycopg.connect(settings.database_url.get_secret_value()) as conn:
@@ -239,8 +243,8 @@ def test_an_outage_of_the_database_that_was_told_is_not_told_again_from_memory(
     for tick in range(10, 20):
         alerts.flush(START + tick * MINUTE)
     assert receiver.titles() == [
-        "[Pulso] PostgreSQL no está disponible (dashboard_data)",
-        "[Pulso] Recuperado: PostgreSQL volvió a estar disponible (dashboard_data)",
+        "[Pulso] PostgreSQL no está disponible (Tablero de cobranzas)",
+        "[Pulso] Recuperado: PostgreSQL volvió a estar disponible (Tablero de cobranzas)",
     ]
     assert "Duró: 10 min" in receiver.posts[1][1]["message"]
 
@@ -277,6 +281,7 @@ LOOKS = """
 import time
 from datetime import UTC, datetime
 from pulso_etl.alerts.service import Alerts
+from pulso_etl.sync.errors import Cause
 from pulso_etl.settings import load_settings
 
 alerts = Alerts(load_settings())
@@ -386,7 +391,7 @@ def test_an_alert_that_can_not_be_delivered_raises_nothing(make_settings: MakeSe
     url = SecretStr("postgresql://etl:s3cret@127.0.0.1:1/none")
     alerts = Alerts(make_settings("json://127.0.0.1:1/s3cret slack://s3cret", database_url=url))
     for tick in range(3):
-        flushed = alerts.flush(START + tick * MINUTE, [outage(START), Recovered({Cause.STALE}, "a", START)])
+        flushed = alerts.flush(START + tick * MINUTE, [outage(START), Recovered({State.STALE}, "a", START)])
     assert not flushed.stored
     assert [delivery.ok for delivery in flushed.deliveries] == [False, False]
     assert "s3cret" not in caplog.text

@@ -564,4 +564,4 @@ class Watermarks:
 
 def _cause(written: str | None, *, failed: bool) -> Cause | None:
     """The cause as it stands in a row; a row of an earlier release has none."""
-    return Cause(written or Cause.UNKNOWN) if failed else None
+    return Cause.of(written) if failed else None

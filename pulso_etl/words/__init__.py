@@ -1,0 +1,48 @@
+"""What is told to supervisors, in Spanish: one file, `words.json`, which alerts, the API and the page share.
+
+It has an entry for each cause of a failure (`pulso_etl.sync.errors.Cause`), and one for each other state that an alert tells of
+(`pulso_etl.alerts.incidents.State`). The page takes the file in when it is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from json import loads
+from typing import Literal
+
+from pulso_etl.sync.errors import Cause
+
+Severity = Literal["info", "success", "warning", "failure"]
+
+
+@dataclass(frozen=True)
+class Words:
+    """How something is told: its title, the title of its end, what happened, what happens next by itself, and what to do.
+
+    `what` is whole sentences. `next` and `todo` go on after a colon.
+    """
+
+    title: str
+    recovered: str
+    what: str
+    next: str
+    todo: str
+    severity: Severity = "failure"
+
+
+def _read(section: str) -> Mapping[str, Words]:
+    found = loads((files(__name__) / "words.json").read_text(encoding="utf-8"))[section]
+    return {key: Words(**entry) for key, entry in found.items()}
+
+
+CAUSES = _read("causes")
+"""By `Cause`."""
+STATES = _read("states")
+"""By `alerts.incidents.State`."""
+
+
+def title_of(cause: Cause) -> str:
+    """The title of a failure with this cause."""
+    return CAUSES[cause].title
