@@ -32,6 +32,7 @@ from pulso_etl.sync.loading.strategies import STRATEGIES
 from pulso_etl.sync.owed import Watermark
 from pulso_etl.sync.redaction import clean_errors
 from pulso_etl.sync.spec import TableSpec
+from pulso_etl.sync.target import Target
 
 BLOCKING = {Check.PRIMARY_KEY, Check.REQUIRED_COLUMNS, Check.VALUE_LIMITS}
 """A load refuses what these look for: where one fails, something else wrote to the table. It fails the run."""
@@ -89,7 +90,7 @@ def _inspect(context: dg.AssetCheckExecutionContext, spec: TableSpec) -> Iterato
     lookback = DayRange(today - timedelta(days=spec.lookback_days - 1), today)
     window = tagged_range(context.run.tags) or lookback
     with translated(spec, window), postgres.connect(context.run.run_id, spec.timeout) as conn:
-        inspection = inspect(conn, spec, postgres.database_schema, window, lookback)
+        inspection = inspect(Target(conn, spec, postgres.database_schema), window, lookback)
         Watermarks(postgres.database_schema).look(conn, spec, LOOK_EVERY)
     return (result(finding, window) for finding in findings(spec, inspection, window, lookback))
 
@@ -120,7 +121,8 @@ def _reconcile(context: dg.AssetCheckExecutionContext, spec: TableSpec) -> Itera
     given = tagged_range(context.run.tags)
     try:
         with translated(spec, given or DayRange(today, today)), postgres.connect(context.run.run_id, spec.timeout) as conn:
-            compared = reconcile(conn, bigquery, spec, postgres.database_schema, given, today, context.run.run_id)
+            target = Target(conn, spec, postgres.database_schema)
+            compared = reconcile(target, bigquery, given, today, context.run.run_id)
     except PulsoError as error:
         # Another attempt would wait for the table's lock as long again, or be billed again: that is for a person to ask for.
         raise dg.Failure(str(error), allow_retries=False) from error

@@ -21,7 +21,6 @@ from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any, Literal
 
-import psycopg
 from psycopg import sql
 
 from pulso_etl.bigquery.source import BigQuerySource
@@ -29,14 +28,16 @@ from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger import locks
 from pulso_etl.sync.ledger.ledger import Ledger
 from pulso_etl.sync.ledger.watermarks import Watermarks
-from pulso_etl.sync.loading.load import stage_rows
 from pulso_etl.sync.loading.months import refuse_expired
-from pulso_etl.sync.loading.snapshots import Past
+from pulso_etl.sync.loading.request import Past, Source
+from pulso_etl.sync.loading.result import Clock
+from pulso_etl.sync.loading.staging import stage_rows
 from pulso_etl.sync.owed import Horizon, Watermark, owed_days
 from pulso_etl.sync.postgres.bookkeeping import exists
 from pulso_etl.sync.postgres.catalog import read_table
 from pulso_etl.sync.schema.statements import Statements
 from pulso_etl.sync.spec import Column, ColumnType, OnReject, TableSpec
+from pulso_etl.sync.target import Target
 
 RELATIVE_TOLERANCE = 1e-9
 ABSOLUTE_TOLERANCE = 1e-6
@@ -176,21 +177,14 @@ class Reconciliation:
     owed_since: date = date.max
 
 
-def reconcile(
-    conn: psycopg.Connection,
-    bigquery: BigQuerySource,
-    spec: TableSpec,
-    schema: str,
-    window: DayRange | None,
-    today: date,
-    run_id: str,
-) -> Reconciliation:
-    """Compares the window's partitions; without one, the last days that are over and loaded (see `default_window`).
+def reconcile(target: Target, bigquery: BigQuerySource, window: DayRange | None, today: date, run_id: str) -> Reconciliation:
+    """Compares the window's partitions; without a window, the last days that are over and loaded (see `default_window`).
 
-    Takes the table's lock for as long as the session of `conn` lasts: no refresh commits between the two readings.
-    Raises the errors of `BigQueryStream.open`, and ContractError for days that the table no longer keeps; those of the server
+    Takes the table's lock for as long as the connection lasts: no refresh commits between the two readings.
+    Raises the errors of `BigQueryStream.open`, and ContractError for days that the table no longer keeps. Errors of the server
     stay psycopg's.
     """
+    conn, spec, schema = target.conn, target.spec, target.schema
     locks.take(conn, [locks.table_lock(schema, spec.name)])
     names = Statements(spec, schema)
     bounds = conn.execute(sql.SQL("SELECT min({0}), max({0}) FROM {1}").format(names.partition, names.target)).fetchone()
@@ -204,7 +198,7 @@ def reconcile(
     read = window if spec.partition_in_key or last is None or last < window.start else DayRange(window.start, last)
 
     by = measures(spec)
-    look = _Look(conn, bigquery, spec, schema, read, run_id)
+    look = _Look(target, bigquery, read, run_id)
     sides = look.staged_sides() if spec.on_reject is OnReject.QUARANTINE else look.sides()
     source, held = sides.source, sides.target
     compared = [day for day in sorted({*source, *held}) if day in window]
@@ -216,14 +210,14 @@ def reconcile(
         tuple(difference for day in compared for difference in differences(by, day, source.get(day), held.get(day))),
         {day: rows for day, rows in sorted(sides.quarantined.items()) if day in window},
         sides.cost,
-        _owed_since(conn, spec, schema, today),
+        _owed_since(target, today),
     )
 
 
-def _owed_since(conn: psycopg.Connection, spec: TableSpec, schema: str, today: date) -> date:
+def _owed_since(target: Target, today: date) -> date:
     """The first day that the ledger owes, or that the lookback of now reads in any case."""
-    state = Watermarks(schema).read(conn).get(spec.name)
-    horizon = Horizon.of(spec, date.min, today)
+    state = Watermarks(target.schema).read(target.conn).get(target.spec.name)
+    horizon = Horizon.of(target.spec, date.min, today)
     owed = owed_days(horizon, state.watermark if state else Watermark(None, None), today)
     return min([horizon.trailing(today), *owed])
 
@@ -242,12 +236,14 @@ class _Sides:
 class _Look:
     """What is looked at: a table over some days, on both sides."""
 
-    conn: psycopg.Connection
+    target: Target
     bigquery: BigQuerySource
-    spec: TableSpec
-    schema: str
     days: DayRange
     run_id: str
+
+    @property
+    def spec(self) -> TableSpec:
+        return self.target.spec
 
     def sides(self) -> _Sides:
         """Both sides, each added up where its rows are."""
@@ -256,7 +252,7 @@ class _Look:
         with stream.open() as reader:
             columns = reader.read_all().columns
             source = {day: values for day, *values in zip(*(column.to_pylist() for column in columns), strict=True)}
-        names = Statements(self.spec, self.schema)
+        names = Statements(self.spec, self.target.schema)
         return _Sides(source, self._in_postgres(names.target, names.current), {}, stream.metadata)
 
     def staged_sides(self) -> _Sides:
@@ -265,12 +261,13 @@ class _Look:
         Rows whose key is quarantined are left out on both sides: the last good row of such a key stays in PostgreSQL.
         """
         stream = self.bigquery.stream(self.spec, self.days, self.run_id)
-        with self.conn.transaction(force_rollback=True):
-            table = read_table(self.conn, self.schema, self.spec.name)
+        conn = self.target.conn
+        with conn.transaction(force_rollback=True):
+            table = read_table(conn, self.target.schema, self.spec.name)
             assert table is not None
             # Nothing is looked for before the days that are compared.
-            past = Past(self.days.start)
-            staged = stage_rows(self.conn, self.spec, self.schema, table, self.days, stream.open, past=past)
+            rows = Source(stream.open, past=Past(self.days.start))
+            staged = stage_rows(self.target, table, self.days, rows, Clock())
             assert staged.quarantine is not None
             rest = sql.SQL("NOT {}").format(staged.quarantine.kept("r"))
             source = self._in_postgres(staged.statements.newest_staged(), rest)
@@ -282,7 +279,7 @@ class _Look:
         day = sql.Identifier(self.spec.partition_column)
         by = sql.SQL(", ").join(measure.in_postgres() for measure in measures(self.spec))
         query = sql.SQL("SELECT {}, {} FROM {} r WHERE {} BETWEEN %s AND %s AND {} GROUP BY 1").format(day, by, rows, day, which)
-        return {day: values for day, *values in self.conn.execute(query, (self.days.start, self.days.end))}
+        return {day: values for day, *values in self.target.conn.execute(query, (self.days.start, self.days.end))}
 
 
 def default_window(spec: TableSpec, today: date, first_loaded: date | None) -> DayRange:

@@ -37,6 +37,7 @@ from pulso_etl.sync.postgres.sessions import Session
 from pulso_etl.sync.redaction import clean, scrub
 from pulso_etl.sync.schema.statements import Statements
 from pulso_etl.sync.spec import fill
+from pulso_etl.sync.target import Target
 from pulso_etl.tables import TABLES, TableSpec
 from pulso_etl.tenancy.tenants import Deployed, chosen, deployed, grants, passwords, risk, select, sharing, works_as
 
@@ -294,9 +295,10 @@ def retention(
                 continue
             wait = settings.lock_timeout_seconds
             removing = detach or drop
-            found = remove_expired(conn, spec, schema, today, drop=drop, lock_timeout_seconds=wait) if removing else None
+            target = Target(conn, spec, schema)
+            found = remove_expired(target, today, drop=drop, lock_timeout_seconds=wait) if removing else None
             console.print(f"{spec.name}: keeps days from {first_kept_day(spec, today)} on", **PLAIN)
-            for one in expired(conn, spec, schema, today) if found is None else found:
+            for one in expired(target, today) if found is None else found:
                 months += 1
                 done = "dropped" if drop else f"now the table {one.schema}.{one.name}" if detach else "would go"
                 rows = "rows not counted yet" if one.rows is None else f"about {one.rows:,} rows"

@@ -30,9 +30,10 @@ from pulso_etl.sync.errors import (
 from pulso_etl.sync.ledger import locks
 from pulso_etl.sync.ledger.ledger import server_clock
 from pulso_etl.sync.ledger.watermarks import Extraction, Loaded, Watermarks
-from pulso_etl.sync.loading.load import LoadResult, load, translated
+from pulso_etl.sync.loading.load import load, translated
 from pulso_etl.sync.loading.months import create_months, refuse_expired
-from pulso_etl.sync.loading.snapshots import Past
+from pulso_etl.sync.loading.request import LoadRequest, Past, Source, Writer
+from pulso_etl.sync.loading.result import LoadResult
 from pulso_etl.sync.loading.verify import verify
 from pulso_etl.sync.owed import Horizon, Settlement
 from pulso_etl.sync.partitions import first_day, last_day, one_range, partition_days, ranges_of
@@ -46,6 +47,7 @@ from pulso_etl.sync.schema.schema import is_as_declared
 from pulso_etl.sync.spec import CAPTURE_LAG, TableSpec
 from pulso_etl.sync.streams import ChangeStream, Stream, as_stream
 from pulso_etl.sync.tags import ALLOW_SHRINK_TAG, CAPTURE_TAG, SPEC_KEY
+from pulso_etl.sync.target import Target
 
 RECORD_TIMEOUT = timedelta(minutes=1)
 EVERY_DAY = DayRange(date.min, date.max)
@@ -131,7 +133,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         ):
             definition = context.asset_partitions_def
             horizon = Horizon.of(spec, first_day(definition), lima_day(started), last_day(definition))
-            result, settlement = self._attempt(conn, spec, attempt, stream, step, horizon)
+            result, settlement = self._attempt(Target(conn, spec, self.database_schema), attempt, stream, step, horizon)
         details = _details(result, stream.metadata) | settlement.as_metadata()
         _log(context, spec, window, result, settlement, details)
         context.add_output_metadata(details)
@@ -140,108 +142,53 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
             step.add_asset_metadata(result.of(days).as_dict(), context.asset_key, partition_key=key)
 
     def _attempt(
-        self,
-        conn: psycopg.Connection,
-        spec: TableSpec,
-        attempt: Attempt,
-        stream: Stream,
-        step: StepExecutionContext,
-        horizon: Horizon,
+        self, target: Target, attempt: Attempt, stream: Stream, step: StepExecutionContext, horizon: Horizon
     ) -> tuple[LoadResult, Settlement]:
-        """Loads the stream, data and watermark in one transaction, and marks the attempt as running meanwhile."""
-        extraction, window, marks = attempt.extraction, attempt.extraction.window, Watermarks(self.database_schema)
-        allow_shrink = step.run_tags.get(ALLOW_SHRINK_TAG) == "true"
-        today = lima_day(extraction.started_at)
-        # Held by the session from before `running` is committed until the end: one writer of a day at a time.
-        sole_writer = locks.hold(conn, spec, self.database_schema, window)
-        locks.take(conn, [extraction.lock(self.database_schema)])
+        """Loads the stream, data and watermark in one transaction; meanwhile the attempt is marked as running."""
+        window = attempt.extraction.window
+        writer = self._enter(target, attempt)
+        read_at = server_clock(target.conn)
+        if not stream.deferred:
+            read_at -= _since_start(step)
+        as_of = _capture(target, stream.changes, window, step.run_tags, read_at) if target.spec.change_capture else None
+        source = Source(
+            stream.open,
+            repeatable=stream.repeatable,
+            captured=as_of is not None,
+            past=Past(horizon.first_day, stream.read_past),
+            read_at=None if stream.deferred else read_at,
+        )
+        request = LoadRequest(window, source, writer, allow_shrink=step.run_tags.get(ALLOW_SHRINK_TAG) == "true")
+        try:
+            return _commit(target, attempt, request, horizon, as_of or read_at)
+        except DestinationError as error:
+            if stream.changes is None or as_of is None or error.retryable:
+                raise
+            # Only the whole window tells whether the table may become what the changes would make of it.
+            stream.changes.whole(f"what changed was refused: {error}")
+            whole = replace(request, source=replace(source, captured=False))
+            return _commit(target, attempt, whole, horizon, read_at)
+
+    def _enter(self, target: Target, attempt: Attempt) -> Writer:
+        """Takes the locks of the load, marks the attempt as running, and creates the months that the table lacks.
+
+        The session holds the locks until it ends: `running` is never committed without them, and a day has one writer at a time.
+        """
+        conn, spec, extraction = target.conn, target.spec, attempt.extraction
+        marks = Watermarks(target.schema)
+        sole = locks.hold(target, extraction.window)
+        locks.take(conn, [extraction.lock(target.schema)])
         with conn.transaction():
-            refuse_strangers(conn, self.database_schema, spec.name)
+            refuse_strangers(conn, target.schema, spec.name)
             marks.create(conn)
             marks.start(conn, extraction)
         attempt.running = True
-        # In a transaction of its own: it would keep other loads from adding months for as long as this one takes.
+        # In a transaction of its own: the load's transaction would keep other loads from adding months until its end.
         with conn.transaction():
-            refuse_expired(spec, window, today)
-            if not sole_writer:
-                create_months(conn, spec, self.database_schema, window)
-        read_at = server_clock(conn)
-        if not stream.deferred:
-            read_at -= _since_start(step)
-            marks.ledger.refuse_older(conn, spec.name, window, read_at)
-        captures = None if spec.change_capture is None else stream.changes
-        as_of = None if captures is None else self._capture(conn, spec, window, captures, step.run_tags, marks, read_at)
-
-        def write() -> tuple[LoadResult, Settlement]:
-            with translated(spec, window), conn.transaction(), marks.taking_over(conn, spec, window):
-                result = load(
-                    conn,
-                    spec,
-                    self.database_schema,
-                    window,
-                    stream.open,
-                    repeatable=stream.repeatable,
-                    allow_shrink=allow_shrink,
-                    work_mem_mb=self.work_mem_mb,
-                    run_id=extraction.run_id,
-                    sole_writer=sole_writer,
-                    captured=as_of is not None,
-                    past=Past(horizon.first_day, stream.read_past),
-                )
-                held = verify(
-                    *(conn, spec, self.database_schema, window, result.by_day),
-                    allow_shrink=allow_shrink,
-                    expected=result.expected,
-                )
-                loaded = Loaded(
-                    as_of or read_at,
-                    {day: held.get(day, 0) for day in window},
-                    records=result.total.read,
-                    seconds=attempt.seconds,
-                    changed=result.total.written > 0,
-                    horizon=horizon,
-                    metadata=_details(result, stream.metadata),
-                )
-                settlement = marks.succeed(conn, extraction, loaded)
-                marks.keep_files(conn, spec)
-            return result, settlement
-
-        try:
-            return write()
-        except DestinationError as error:
-            if captures is None or as_of is None or error.retryable:
-                raise
-            # Only the whole window tells whether the table may become what the changes would make of it.
-            captures.whole(f"what changed was refused: {error}")
-            as_of = None
-            return write()
-
-    def _capture(
-        self,
-        conn: psycopg.Connection,
-        spec: TableSpec,
-        window: DayRange,
-        stream: ChangeStream,
-        tags: Mapping[str, str],
-        marks: Watermarks,
-        now: datetime,
-    ) -> datetime | None:
-        """Turns the stream to what changed, if it can be; see `ChangeStream.capture`. The caller holds the locks of the load since
-        `now`, by the server's clock."""
-        if tags.get(CAPTURE_TAG) != "true":
-            stream.whole("the run asks for it")
-            return None
-        if not is_as_declared(conn, spec, self.database_schema):
-            stream.whole("the table is not as declared, or not there")
-            return None
-        state = marks.read(conn, now - CAPTURE_LAG)[spec.name]
-        # A load of changes wrote rows as they were at the watermark, not at its end.
-        written = [
-            attempt.finished_at
-            for attempt in state.attempts
-            if attempt.succeeded and attempt.window.overlaps(window) and "capture_interval" not in attempt.metadata
-        ] + [known.at for day, known in state.days.items() if day in window]
-        return stream.capture(state.watermark, max(written, default=None), now)
+            refuse_expired(spec, extraction.window, lima_day(extraction.started_at))
+            if not sole:
+                create_months(target, extraction.window)
+        return Writer(extraction.run_id, self.work_mem_mb, sole)
 
     @contextmanager
     def _recorded(self, context: OutputContext, attempt: Attempt, conn: psycopg.Connection | None = None) -> Iterator[None]:
@@ -298,7 +245,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
                 ranges = ranges_of(partition_days(spec.name, context.asset_partitions_def, context.asset_partition_keys))
             window = DayRange(ranges[0].start, ranges[-1].end) if ranges else EVERY_DAY
             with translated(spec, window), self.connect("load_input", spec.timeout) as conn, conn.transaction():
-                table = read(conn, spec, self.database_schema, ranges, names)
+                table = read(Target(conn, spec, self.database_schema), ranges, names)
         return form(table)
 
 
@@ -323,6 +270,53 @@ def _named(spec: TableSpec, window: DayRange) -> Iterator[None]:
         raise
     except Exception as error:
         raise LoadFailed(f"{spec.name} {window}: {type(error).__name__}: {first_line(error)}") from error
+
+
+def _commit(
+    target: Target, attempt: Attempt, request: LoadRequest, horizon: Horizon, read_at: datetime
+) -> tuple[LoadResult, Settlement]:
+    """Loads and verifies the rows, which are as the source had them at `read_at`, and settles the watermark, in one transaction."""
+    conn, spec, window, marks = target.conn, target.spec, request.window, Watermarks(target.schema)
+    with translated(spec, window), conn.transaction(), marks.taking_over(conn, spec, window):
+        result = load(target, request)
+        held = verify(target, request, result)
+        loaded = Loaded(
+            read_at,
+            {day: held.get(day, 0) for day in window},
+            records=result.total.read,
+            seconds=attempt.seconds,
+            changed=result.total.written > 0,
+            horizon=horizon,
+            metadata=_details(result, attempt.metadata),
+        )
+        settlement = marks.succeed(conn, attempt.extraction, loaded)
+        marks.keep_files(conn, spec)
+    return result, settlement
+
+
+def _capture(
+    target: Target, stream: ChangeStream | None, window: DayRange, tags: Mapping[str, str], now: datetime
+) -> datetime | None:
+    """Turns the stream to the rows that changed, where that is possible; see `ChangeStream.capture`.
+
+    The caller has held the locks of the load since the instant `now` of the server's clock.
+    """
+    if stream is None:
+        return None
+    if tags.get(CAPTURE_TAG) != "true":
+        stream.whole("the run asks for it")
+        return None
+    if not is_as_declared(target):
+        stream.whole("the table is not as declared, or not there")
+        return None
+    state = Watermarks(target.schema).read(target.conn, now - CAPTURE_LAG)[target.spec.name]
+    # A load of changes wrote rows as they were at the watermark, not at its end.
+    written = [
+        attempt.finished_at
+        for attempt in state.attempts
+        if attempt.succeeded and attempt.window.overlaps(window) and "capture_interval" not in attempt.metadata
+    ] + [known.at for day, known in state.days.items() if day in window]
+    return stream.capture(state.watermark, max(written, default=None), now)
 
 
 def _spec(metadata: Any, asset: str) -> TableSpec:
@@ -376,7 +370,7 @@ def _log(
     context.log.info(f"{spec.name} {window}: {result.plan}, {result.total.as_dict()}, seconds {result.seconds}")
 
 
-def _details(result: LoadResult, metadata: dict[str, Any]) -> dict[str, Any]:
+def _details(result: LoadResult, metadata: Mapping[str, Any]) -> dict[str, Any]:
     told = {
         **result.total.as_dict(),
         **metadata,

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
-import psycopg
 import pyarrow as pa
 from psycopg.types.string import TextLoader
 
@@ -17,21 +16,23 @@ from pulso_etl.sync.loading.arrow_types import WIRE_TYPES
 from pulso_etl.sync.postgres.bookkeeping import exists
 from pulso_etl.sync.schema.statements import Statements
 from pulso_etl.sync.spec import Column, ColumnType, TableSpec
+from pulso_etl.sync.target import Target
 
 Form = Callable[[pa.Table], Any]
 
 
-def read(conn: psycopg.Connection, spec: TableSpec, schema: str, ranges: Sequence[DayRange], names: Sequence[str]) -> pa.Table:
-    """The rows of the days, by day and key, in the columns of those names; inside the transaction that `conn` is in.
+def read(target: Target, ranges: Sequence[DayRange], names: Sequence[str]) -> pa.Table:
+    """The rows of the days, ordered by day and key, in the columns of those names; inside the connection's transaction.
 
-    A table that nobody has loaded yet is empty. Raises ContractError for one that is gone.
+    A table that nobody has loaded yet is empty. Raises ContractError for a table that was loaded and is gone.
     """
+    spec = target.spec
     wanted = pa.schema([(name, _read_type(spec.column(name))) for name in names])
     chunks: list[list[pa.Array]] = [[] for _ in names]
-    if ranges and _is_there(conn, spec, schema):
-        query = Statements(spec, schema).select(names)
+    if ranges and _is_there(target):
+        query = Statements(spec, target.schema).select(names)
         for days in ranges:
-            with conn.cursor("pulso_load_input") as cursor:
+            with target.conn.cursor("pulso_load_input") as cursor:
                 # As the server prints it: Python's numbers do not hold every number of JSON.
                 cursor.adapters.register_loader("jsonb", TextLoader)
                 cursor.execute(query, {"start": days.start, "end": days.end})
@@ -42,11 +43,12 @@ def read(conn: psycopg.Connection, spec: TableSpec, schema: str, ranges: Sequenc
     return pa.Table.from_arrays(columns, names=list(names))
 
 
-def _is_there(conn: psycopg.Connection, spec: TableSpec, schema: str) -> bool:
-    if exists(conn, schema, spec.name):
+def _is_there(target: Target) -> bool:
+    name = target.spec.name
+    if exists(target.conn, target.schema, name):
         return True
-    if Watermarks(schema).ever_loaded(conn, spec.name):
-        raise ContractError(f"{spec.name}: the table was loaded once, and is gone from PostgreSQL; load its days again")
+    if Watermarks(target.schema).ever_loaded(target.conn, name):
+        raise ContractError(f"{name}: the table was loaded once, and is gone from PostgreSQL; load its days again")
     return False
 
 

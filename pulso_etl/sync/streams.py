@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import ContractError
-from pulso_etl.sync.loading.load import Open
+from pulso_etl.sync.loading.request import Open
 from pulso_etl.sync.owed import Watermark
 from pulso_etl.sync.spec import TableSpec
 

@@ -19,10 +19,13 @@ from pulso_etl.bigquery.capture import Interval, captured_sql, interval
 from pulso_etl.bigquery.source import BigQuerySource, BigQueryStream, statistics
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.sync.days import DayRange
-from pulso_etl.sync.loading.load import LoadResult, load
+from pulso_etl.sync.loading import request
+from pulso_etl.sync.loading.load import load
+from pulso_etl.sync.loading.result import LoadResult
 from pulso_etl.sync.loading.verify import verify
 from pulso_etl.sync.owed import Reading, Watermark
 from pulso_etl.sync.spec import CAPTURE_LAG, TableSpec, fill
+from pulso_etl.sync.target import Target
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.change_history import CALLS, ChangeHistoryProxy, Key, Source, loaded
 from pulso_etl_tests.faulty_proxy import error
@@ -166,9 +169,10 @@ class Replica:
 
     def _load(self, stream: BigQueryStream, captured: bool) -> LoadResult:
         with self.conn.transaction():
-            options: dict[str, Any] = {"allow_shrink": True, "captured": captured}
-            result = load(self.conn, self.spec, self.schema, WINDOW, stream.open, **options)
-            verify(self.conn, self.spec, self.schema, WINDOW, result.by_day, expected=result.expected)
+            target = Target(self.conn, self.spec, self.schema)
+            asked = request.LoadRequest(WINDOW, request.Source(stream.open, captured=captured), allow_shrink=True)
+            result = load(target, asked)
+            verify(target, replace(asked, allow_shrink=False), result)
         return result
 
     def rows(self) -> list[tuple[Any, ...]]:

@@ -9,7 +9,9 @@ import psycopg
 
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.loading.load import load
+from pulso_etl.sync.loading.request import LoadRequest, Source
 from pulso_etl.sync.spec import Column, ColumnType, TableSpec
+from pulso_etl.sync.target import Target
 from pulso_etl_tests.bigquery.conftest import MakeSource
 
 
@@ -36,7 +38,8 @@ def test_every_type_that_the_emulator_gives_lands_as_it_is(make_source: MakeSour
     window = DayRange(date(2026, 7, 6), date(2026, 7, 7))
     for written in (2, 0):
         with conn.transaction():
-            done = load(conn, spec, schema, window, make_source().stream(spec, window, "run-1").open)
+            source = Source(make_source().stream(spec, window, "run-1").open)
+            done = load(Target(conn, spec, schema), LoadRequest(window, source))
         assert done.total.written == written
     names = ", ".join(one | many)
     assert conn.execute(f"SELECT DISTINCT {names} FROM typed").fetchall() == [tuple(value for *_, value in (one | many).values())]

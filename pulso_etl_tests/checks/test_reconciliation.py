@@ -16,9 +16,10 @@ from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.watermarks import Extraction, Loaded, Watermarks
 from pulso_etl.sync.loading.load import load
-from pulso_etl.sync.loading.snapshots import Past
+from pulso_etl.sync.loading.request import LoadRequest, Past, Source
 from pulso_etl.sync.owed import Horizon
 from pulso_etl.sync.spec import Column, ColumnType, TableSpec
+from pulso_etl.sync.target import Target
 
 D1, D2 = date(2026, 5, 4), date(2026, 5, 5)
 WINDOW, TODAY = DayRange(D1, D2), date(2026, 6, 20)
@@ -63,12 +64,15 @@ class Tried:
     def load(self, spec: TableSpec) -> None:
         stream = self.source.stream(spec, WINDOW, "run")
         with self.conn.transaction():
-            load(self.conn, spec, self.schema, WINDOW, stream.open, past=Past(D1))
+            load(self.target(spec), LoadRequest(WINDOW, Source(stream.open, past=Past(D1))))
+
+    def target(self, spec: TableSpec) -> Target:
+        return Target(self.conn, spec, self.schema)
 
     def compare(self, spec: TableSpec) -> tuple[Reconciliation, str]:
         """What a reconciliation finds, and its text. Nothing is written by it."""
         before = self.conn.execute("SELECT count(*) FROM etl_quarantine").fetchone()
-        found = reconcile(self.conn, self.source, spec, self.schema, WINDOW, TODAY, "run")
+        found = reconcile(self.target(spec), self.source, WINDOW, TODAY, "run")
         self.conn.execute("SELECT pg_advisory_unlock_all()")
         assert self.conn.execute("SELECT count(*) FROM etl_quarantine").fetchone() == before
         return found, reconciled(spec, found).text
@@ -214,7 +218,7 @@ def kinds(tried: Tried) -> tuple[Tried, TableSpec]:
     tried.source = tried.source.model_copy(update={"sources": {"kinds": KINDS}})
     stream = tried.source.stream(spec, MONTH, "run")
     with tried.conn.transaction():
-        load(tried.conn, spec, tried.schema, MONTH, stream.open)
+        load(tried.target(spec), LoadRequest(MONTH, Source(stream.open)))
     return tried, spec
 
 
@@ -222,7 +226,7 @@ MONTH = DayRange(D1, date(2026, 5, 31))
 
 
 def found_in(tried: Tried, spec: TableSpec) -> set[str]:
-    found = reconcile(tried.conn, tried.source, spec, tried.schema, MONTH, TODAY, "run")
+    found = reconcile(tried.target(spec), tried.source, MONTH, TODAY, "run")
     assert found.source_rows == 3
     return {str(one.measure) for one in found.differences}
 

@@ -26,6 +26,7 @@ from pulso_etl.sync.days import DayRange, first_kept_day, lima_day
 from pulso_etl.sync.ledger.locks import table_lock
 from pulso_etl.sync.loading import months
 from pulso_etl.sync.schema.migration import create_table
+from pulso_etl.sync.target import Target
 from pulso_etl.tables import TABLES, TableSpec
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.dagster_stack import CHECKOUT
@@ -363,7 +364,7 @@ def long_ago(by_month: TableSpec, conn: psycopg.Connection, schema: str) -> Tabl
         conn.execute(statement)
     for day in (date(2024, 1, 31), date(2024, 2, 1), TODAY):
         with conn.transaction():
-            months.create_months(conn, by_month, schema, DayRange(day, day))
+            months.create_months(Target(conn, by_month, schema), DayRange(day, day))
         conn.execute(
             "INSERT INTO dashboard_data (fecha_foto, archivo, cartera, servicio) SELECT %s, n::text, 'x', 'FIJA' "
             "FROM generate_series(1, 3) AS n",

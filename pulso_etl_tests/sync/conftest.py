@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager
-from pulso_etl.sync.loading.load import Plan
+from pulso_etl.sync.loading.request import PlanName
 from pulso_etl_tests.sync.samples import Loads
 
 
@@ -19,7 +19,7 @@ def loads(conn: psycopg.Connection, schema: str) -> Loads:
 
 
 @pytest.fixture(params=["direct", "merge"])
-def plan(request: pytest.FixtureRequest) -> Plan:
+def plan(request: pytest.FixtureRequest) -> PlanName:
     return request.param  # type: ignore[no-any-return]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any, Literal
@@ -13,8 +13,11 @@ import psycopg
 import pyarrow as pa
 
 from pulso_etl.sync.days import DayRange
-from pulso_etl.sync.loading.load import LoadResult, load, translated
+from pulso_etl.sync.loading.load import load, translated
+from pulso_etl.sync.loading.request import LoadRequest, Open, Source, Writer
+from pulso_etl.sync.loading.result import LoadResult
 from pulso_etl.sync.spec import Column, ColumnType, TableSpec
+from pulso_etl.sync.target import Target
 
 D1, D2, D3 = date(2026, 2, 27), date(2026, 2, 28), date(2026, 3, 1)
 WINDOW = DayRange(D1, D3)
@@ -80,6 +83,15 @@ def wider(rows: Sequence[dict[str, Any]], **columns: Any) -> pa.Table:
     return given
 
 
+def request(window: DayRange, open_stream: Open, **options: Any) -> LoadRequest:
+    """A request whose options, those of its source and its writer too, are given by name."""
+
+    def of(kind: type[Source] | type[Writer]) -> dict[str, Any]:
+        return {field.name: options.pop(field.name) for field in fields(kind) if field.name in options}
+
+    return LoadRequest(window, Source(open_stream, **of(Source)), Writer(**of(Writer)), **options)
+
+
 @dataclass
 class Loads:
     """Loads into a schema and reads from it, each load in a transaction of its own."""
@@ -96,13 +108,12 @@ class Loads:
         spec = self.declared(spec)
         with translated(spec, window), self.conn.transaction():
             return load(
-                self.conn,
-                spec,
-                self.schema,
-                window,
-                lambda: nullcontext(given.to_reader(max_chunksize=2)),
-                **{"run_id": "r"} | options,
+                self.target(spec),
+                request(window, lambda: nullcontext(given.to_reader(max_chunksize=2)), **{"run_id": "r"} | options),
             )
+
+    def target(self, spec: TableSpec) -> Target:
+        return Target(self.conn, spec, self.schema)
 
     def declared(self, spec: TableSpec) -> TableSpec:
         """The declaration that is loaded instead."""

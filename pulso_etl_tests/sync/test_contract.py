@@ -12,7 +12,7 @@ import pytest
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import ContractError, SchemaRefused
 from pulso_etl.sync.loading.contract import column_type
-from pulso_etl.sync.loading.load import Plan
+from pulso_etl.sync.loading.request import PlanName
 from pulso_etl.sync.spec import Column, ColumnType, Strategy
 from pulso_etl_tests.sync.samples import D1, D2, D3, NOON, Loads, monthly, row, table, things, wider
 
@@ -49,7 +49,7 @@ def test_each_type_of_the_source_has_one_type_in_the_table_or_none(given: pa.Dat
     assert column_type(given) == kind
 
 
-def test_missing_retyped_and_new_columns_are_told_a_line_each(loads: Loads, plan: Plan) -> None:
+def test_missing_retyped_and_new_columns_are_told_a_line_each(loads: Loads, plan: PlanName) -> None:
     loads([row(D1, "a")], things())
     before = loads.addresses()
     source = wider([row(D1, "b")], hora=[1]).drop_columns(["hour"]).set_column(2, "money", pa.array([1.5]))
@@ -63,14 +63,14 @@ def test_missing_retyped_and_new_columns_are_told_a_line_each(loads: Loads, plan
     assert loads.addresses() == before
 
 
-def test_frozen_tables_leave_new_columns_out_and_say_so(loads: Loads, plan: Plan) -> None:
+def test_frozen_tables_leave_new_columns_out_and_say_so(loads: Loads, plan: PlanName) -> None:
     result = loads(wider([row(D1, "a")], colour=["red"]), things(), plan=plan)
     assert result.drift.not_loaded == ["colour"]
     assert result.drift.warnings() == ["new columns in the source, not loaded: colour"]
     assert "colour" not in loads.columns()
 
 
-def test_evolving_tables_gain_the_columns_of_the_source(loads: Loads, plan: Plan) -> None:
+def test_evolving_tables_gain_the_columns_of_the_source(loads: Loads, plan: PlanName) -> None:
     loads([row(D1, "a")], EVOLVING)
     big = Decimal("123456789012345678901234567890.123456789012345678901234567890")
     more: dict[str, Any] = {
@@ -118,7 +118,7 @@ def test_a_gained_column_is_compared_like_any_other_and_loaded_again_without_a_w
     assert loads(wider([row(D1, "a"), row(D1, "b")], colour=["red", "green"]), EVOLVING).total.updated == 1
 
 
-def test_columns_that_no_table_can_hold_are_left_out_with_a_warning(loads: Loads, plan: Plan) -> None:
+def test_columns_that_no_table_can_hold_are_left_out_with_a_warning(loads: Loads, plan: PlanName) -> None:
     source = wider(
         [row(D1, "a")],
         parts=[[{"a": 1}]],
@@ -140,7 +140,7 @@ def test_columns_that_no_table_can_hold_are_left_out_with_a_warning(loads: Loads
 
 
 @pytest.mark.parametrize("strategy", [Strategy.UPSERT, Strategy.SCD2])
-def test_a_gained_column_that_vanishes_stays_and_is_null_in_new_rows(loads: Loads, plan: Plan, strategy: Strategy) -> None:
+def test_a_gained_column_that_vanishes_stays_and_is_null_in_new_rows(loads: Loads, plan: PlanName, strategy: Strategy) -> None:
     spec = things(contract="evolve", strategy=strategy)
     loads(wider([row(D1, "old"), row(D1, "moved")], colour=["red", "blue"]), spec)
     window = {"direct": DayRange(D2, D2), "merge": DayRange(D1, D1)}[plan]
@@ -152,7 +152,7 @@ def test_a_gained_column_that_vanishes_stays_and_is_null_in_new_rows(loads: Load
     assert loads.rows("SELECT name, colour FROM things ORDER BY 1") == [("moved", "blue"), ("new", None), ("old", "red")]
 
 
-def test_a_gained_column_that_changes_its_type_fails_with_the_difference(loads: Loads, plan: Plan) -> None:
+def test_a_gained_column_that_changes_its_type_fails_with_the_difference(loads: Loads, plan: PlanName) -> None:
     loads(wider([row(D1, "a")], weight=[1]), EVOLVING)
     with pytest.raises(ContractError, match="weight: declared text, the table has bigint"):
         loads(wider([row(D1, "a")], weight=["heavy"]), EVOLVING, plan=plan)
@@ -174,7 +174,7 @@ def test_a_gained_column_of_a_foreign_type_is_refused_with_the_statement(loads: 
         loads(wider([row(D1, "a")], weight=[2]), EVOLVING)
 
 
-def test_a_declared_column_that_is_missing_stops_an_evolving_table_too(loads: Loads, plan: Plan) -> None:
+def test_a_declared_column_that_is_missing_stops_an_evolving_table_too(loads: Loads, plan: PlanName) -> None:
     with pytest.raises(ContractError, match="rate: expected double precision, got nothing"):
         loads(table([row(D1, "a")]).drop_columns(["rate"]), EVOLVING, plan=plan)
 

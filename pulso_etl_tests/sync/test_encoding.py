@@ -12,8 +12,8 @@ import pytest
 
 from pulso_etl.sync.errors import Cause, ContractError, DestinationError, RejectedRows
 from pulso_etl.sync.ledger.watermarks import Extraction, Watermarks
-from pulso_etl.sync.loading.load import Plan
 from pulso_etl.sync.loading.quarantine import as_json
+from pulso_etl.sync.loading.request import PlanName
 from pulso_etl.sync.postgres.encoding import Encoding
 from pulso_etl.sync.postgres.sessions import Session
 from pulso_etl.sync.spec import Column, ColumnType, OnReject, TableSpec
@@ -83,7 +83,7 @@ SPELLED |= {"EUC_KR": "\\xf1and\\xfa", "EUC_TW": "100 \\u20ac"}
 
 
 @EVERY
-def test_what_the_database_can_hold_is_stored_as_it_was_sent(foreign: Foreign, encoding: str, plan: Plan) -> None:
+def test_what_the_database_can_hold_is_stored_as_it_was_sent(foreign: Foreign, encoding: str, plan: PlanName) -> None:
     texts = TEXTS[encoding]
     assert foreign.loads(rows_of(*texts), named(), plan=plan).total.inserted == 3
     assert foreign.names() == texts
@@ -91,7 +91,7 @@ def test_what_the_database_can_hold_is_stored_as_it_was_sent(foreign: Foreign, e
 
 
 @EVERY
-def test_what_it_can_t_hold_is_refused_and_names_the_column_and_the_kind(foreign: Foreign, encoding: str, plan: Plan) -> None:
+def test_what_it_can_t_hold_is_refused_and_names_the_column_and_the_kind(foreign: Foreign, encoding: str, plan: PlanName) -> None:
     with pytest.raises(ContractError, match="column agente") as refused:
         foreign.loads(rows_of("Ana", BEYOND[encoding]), named(), plan=plan)
     assert BEYOND[encoding] not in str(refused.value)
@@ -101,7 +101,7 @@ def test_what_it_can_t_hold_is_refused_and_names_the_column_and_the_kind(foreign
 
 
 @EVERY
-def test_what_it_can_t_hold_is_quarantined_and_the_rest_is_loaded(foreign: Foreign, encoding: str, plan: Plan) -> None:
+def test_what_it_can_t_hold_is_quarantined_and_the_rest_is_loaded(foreign: Foreign, encoding: str, plan: PlanName) -> None:
     spec = named(on_reject=OnReject.QUARANTINE, maximum_quarantined_share=1)
     done = foreign.loads(rows_of("Ana", BEYOND[encoding], TEXTS[encoding][0]), spec, plan=plan)
     assert (done.total.inserted, done.total.quarantined) == (2, 1)

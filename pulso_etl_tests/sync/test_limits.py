@@ -12,10 +12,12 @@ import pyarrow as pa
 import pytest
 
 from pulso_etl.sync.errors import DestinationUnavailable
-from pulso_etl.sync.loading.load import Plan, load, translated
+from pulso_etl.sync.loading.load import load, translated
+from pulso_etl.sync.loading.request import PlanName
 from pulso_etl.sync.postgres.session_settings import Limits
 from pulso_etl.sync.postgres.sessions import Session
-from pulso_etl_tests.sync.samples import D1, WINDOW, Loads, row, table, things
+from pulso_etl.sync.target import Target
+from pulso_etl_tests.sync.samples import D1, WINDOW, Loads, request, row, table, things
 
 SHORT = timedelta(milliseconds=60)
 ROWS = table([row(D1, "a"), row(D1, "b")])
@@ -63,7 +65,7 @@ def slow_to_read(conn: psycopg.Connection, pause: Pause) -> Iterator[pa.RecordBa
 def test_a_slow_source_and_an_administrator(
     server_url: str,
     schema: str,
-    plan: Plan,
+    plan: PlanName,
     limits: Limits,
     source: Callable[[psycopg.Connection, Pause], Iterator[pa.RecordBatchReader]],
     pause: Pause,
@@ -74,7 +76,7 @@ def test_a_slow_source_and_an_administrator(
             pytest.skip("this version of PostgreSQL has no such limit")
         ends = pytest.raises(DestinationUnavailable, match=f"^things {WINDOW}: PostgreSQL.*{told}")
         with ends as ended, translated(things(), WINDOW), conn.transaction():
-            load(conn, things(), schema, WINDOW, lambda: source(conn, pause), plan=plan)  # type: ignore[arg-type,return-value]
+            load(Target(conn, things(), schema), request(WINDOW, lambda: source(conn, pause), plan=plan))  # type: ignore[arg-type,return-value]
         assert "another writer" not in str(ended.value)
 
 

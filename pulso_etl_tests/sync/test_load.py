@@ -18,10 +18,14 @@ from hypothesis import strategies as st
 
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import ContractError, DuplicateKeyError, PulsoError, ShrinkRefused
-from pulso_etl.sync.loading.load import CHUNKS_AHEAD, LoadResult, Plan, load, read_ahead
+from pulso_etl.sync.loading.copying import CHUNKS_AHEAD, read_ahead
+from pulso_etl.sync.loading.load import load
+from pulso_etl.sync.loading.request import PlanName
+from pulso_etl.sync.loading.result import LoadResult
 from pulso_etl.sync.schema.statements import Statements
 from pulso_etl.sync.spec import TableSpec
-from pulso_etl_tests.sync.samples import D1, D2, D3, NOON, SCHEMA, WINDOW, Loads, monthly, row, things
+from pulso_etl.sync.target import Target
+from pulso_etl_tests.sync.samples import D1, D2, D3, NOON, SCHEMA, WINDOW, Loads, monthly, request, row, things
 
 SPEC = things()
 MONTHLY = monthly(name="monthly")
@@ -54,7 +58,7 @@ def addresses(conn: psycopg.Connection, table: str = "things") -> dict[str, tupl
     return {name: rest for name, *rest in conn.execute(query)}  # type: ignore[misc]
 
 
-def test_both_plans_give_the_same_rows_and_counts(loader: Loader, conn: psycopg.Connection, plan: Plan) -> None:
+def test_both_plans_give_the_same_rows_and_counts(loader: Loader, conn: psycopg.Connection, plan: PlanName) -> None:
     result = loader([row(D1, "añil"), row(D2, "b", None), row(D2, "c", "-0.000000001")], plan=plan)
     assert result.plan == plan
     assert {day: counts.inserted for day, counts in result.by_day.items()} == {D1: 1, D2: 2, D3: 0}
@@ -129,7 +133,7 @@ def test_a_direct_first_load_also_meets_rows_of_other_partitions(loader: Loader,
     assert rows_of(conn, "monthly") == [(D3, "2026-02", 9, Decimal(30))]
 
 
-def test_duplicate_keys_name_table_key_and_how_many(loader: Loader, conn: psycopg.Connection, plan: Plan) -> None:
+def test_duplicate_keys_name_table_key_and_how_many(loader: Loader, conn: psycopg.Connection, plan: PlanName) -> None:
     rows = [row(D1, "a"), row(D1, "a"), row(D1, "b"), row(D2, "b"), row(D1, "b"), row(D1, "b")]
     with pytest.raises(DuplicateKeyError, match=r"things .*holds [23] rows of the primary key \(day=2026-02-27.*2 key"):
         loader(rows, plan=plan)
@@ -171,7 +175,7 @@ def test_duplicate_keys_are_refused_whatever_the_table_holds(
     ],
 )
 def test_bad_values_name_table_column_and_partition(
-    loader: Loader, conn: psycopg.Connection, plan: Plan, bad: dict[str, Any], message: str
+    loader: Loader, conn: psycopg.Connection, plan: PlanName, bad: dict[str, Any], message: str
 ) -> None:
     rows = [row(D1, "a"), row(D1, "b"), row(D1, "c"), {**row(D2, "d"), **bad}]
     with pytest.raises(ContractError, match=message) as caught:
@@ -180,14 +184,14 @@ def test_bad_values_name_table_column_and_partition(
     assert rows_of(conn) == []
 
 
-def test_missing_and_mistyped_columns_are_all_told_at_once(loader: Loader, plan: Plan) -> None:
+def test_missing_and_mistyped_columns_are_all_told_at_once(loader: Loader, plan: PlanName) -> None:
     table = pa.Table.from_pylist([row(D1, "a")], schema=SCHEMA).drop_columns(["hour"])
     table = table.set_column(table.schema.get_field_index("money"), "money", pa.array([1.5]))
     with pytest.raises(ContractError, match="hour: missing; money: declared numeric, the source gives double"):
         loader(table, plan=plan)
 
 
-def test_an_integer_too_large_is_refused(loader: Loader, conn: psycopg.Connection, plan: Plan) -> None:
+def test_an_integer_too_large_is_refused(loader: Loader, conn: psycopg.Connection, plan: PlanName) -> None:
     table = pa.Table.from_pylist([row(D1, "a")], schema=SCHEMA)
     table = table.set_column(2, "hour", pa.array([2**63], pa.uint64()))
     with pytest.raises(ContractError, match="column hour"):
@@ -195,13 +199,13 @@ def test_an_integer_too_large_is_refused(loader: Loader, conn: psycopg.Connectio
     assert rows_of(conn) == []
 
 
-def test_new_columns_of_the_source_are_reported_and_left_out(loader: Loader, plan: Plan) -> None:
+def test_new_columns_of_the_source_are_reported_and_left_out(loader: Loader, plan: PlanName) -> None:
     table = pa.Table.from_pylist([row(D1, "a")], schema=SCHEMA).append_column("extra", pa.array([1]))
     assert loader(table, plan=plan).drift.not_loaded == ["extra"]
 
 
 @pytest.mark.parametrize("value", ["12345678901234567890123456789.123456789", "-0.000000001", "0"])
-def test_numeric_and_bignumeric_land_exactly(loader: Loader, conn: psycopg.Connection, plan: Plan, value: str) -> None:
+def test_numeric_and_bignumeric_land_exactly(loader: Loader, conn: psycopg.Connection, plan: PlanName, value: str) -> None:
     for number, kind in enumerate((pa.decimal128(38, 9), pa.decimal256(76, 38))):
         table = pa.Table.from_pylist([row(D1, f"n{number}")], schema=SCHEMA)
         table = table.set_column(3, "money", pa.array([Decimal(value)], kind))
@@ -209,7 +213,7 @@ def test_numeric_and_bignumeric_land_exactly(loader: Loader, conn: psycopg.Conne
         assert conn.execute("SELECT money FROM things").fetchone() == (Decimal(value),)
 
 
-def test_dictionaries_large_strings_and_small_integers_are_taken(loader: Loader, conn: psycopg.Connection, plan: Plan) -> None:
+def test_dictionaries_large_strings_and_small_integers_are_taken(loader: Loader, conn: psycopg.Connection, plan: PlanName) -> None:
     table = pa.Table.from_pylist([row(D1, "ñ")], schema=SCHEMA)
     table = table.set_column(1, "name", pa.array(["ñ"]).dictionary_encode())
     table = table.set_column(2, "hour", pa.array([3], pa.int16()))
@@ -227,7 +231,7 @@ def test_two_writers_queue_up(server_url: str, schema: str, loads: Loads, loader
         try:
             with psycopg.connect(server_url, autocommit=True) as other, other.transaction():
                 table = pa.Table.from_pylist([row(D1, f"n{i}", money) for i in range(200)], schema=SCHEMA)
-                load(other, spec, schema, WINDOW, lambda: nullcontext(table.to_reader()))
+                load(Target(other, spec, schema), request(WINDOW, lambda: nullcontext(table.to_reader())))
         except BaseException as error:
             failures.append(error)
 
@@ -250,7 +254,7 @@ windows = st.tuples(days, days).map(lambda pair: DayRange(min(pair), max(pair)))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(windows, batches, st.sampled_from([None, "merge"])), max_size=5))
 def test_any_sequence_of_loads_equals_the_model(
-    loader: Loader, conn: psycopg.Connection, steps: list[tuple[DayRange, list[Any], Plan | None]]
+    loader: Loader, conn: psycopg.Connection, steps: list[tuple[DayRange, list[Any], PlanName | None]]
 ) -> None:
     conn.execute("DROP TABLE IF EXISTS things")
     model: dict[tuple[date, str], Decimal | None] = {}

@@ -14,6 +14,7 @@ from psycopg import errors as pg
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger import locks
 from pulso_etl.sync.schema.statements import Statements
+from pulso_etl.sync.target import Target
 from pulso_etl.tables import TABLES, TableSpec
 from pulso_etl_tests.conftest import wait_until
 
@@ -49,12 +50,12 @@ def test_loads_of_days_that_differ_go_on_at_the_same_time_and_those_of_one_day_d
     conn: psycopg.Connection, schema: str, session: Session
 ) -> None:
     create(conn, schema, SPEC)
-    assert locks.hold(session(), SPEC, schema, JANUARY) is False
-    assert locks.hold(session(), SPEC, schema, FEBRUARY) is False
+    assert locks.hold(Target(session(), SPEC, schema), JANUARY) is False
+    assert locks.hold(Target(session(), SPEC, schema), FEBRUARY) is False
     with pytest.raises(pg.LockNotAvailable):
-        locks.hold(session(), SPEC, schema, TURN)
+        locks.hold(Target(session(), SPEC, schema), TURN)
     with pytest.raises(pg.LockNotAvailable):
-        locks.hold(session(), SPEC, schema, YEARS)
+        locks.hold(Target(session(), SPEC, schema), YEARS)
 
 
 @pytest.mark.parametrize(("spec", "window"), [(MONTHLY, JANUARY), (SPEC, YEARS)])
@@ -62,19 +63,19 @@ def test_a_load_that_may_meet_any_row_or_takes_too_many_days_is_alone(
     conn: psycopg.Connection, schema: str, session: Session, spec: TableSpec, window: DayRange
 ) -> None:
     create(conn, schema, SPEC, MONTHLY)
-    assert locks.hold(session(), spec, schema, window) is True
+    assert locks.hold(Target(session(), spec, schema), window) is True
     with pytest.raises(pg.LockNotAvailable):
-        locks.hold(session(), spec, schema, FEBRUARY)
+        locks.hold(Target(session(), spec, schema), FEBRUARY)
 
 
 def test_a_missing_table_is_for_one_writer_and_who_waited_for_it_shares(
     conn: psycopg.Connection, schema: str, session: Session
 ) -> None:
     first, second, third = session(), session(), session()
-    assert locks.hold(first, SPEC, schema, JANUARY) is True
+    assert locks.hold(Target(first, SPEC, schema), JANUARY) is True
     with ThreadPoolExecutor(2) as pool:
         waiting: list[Future[bool]] = [
-            pool.submit(locks.hold, other, SPEC, schema, window) for other, window in ((second, FEBRUARY), (third, TURN))
+            pool.submit(locks.hold, Target(other, SPEC, schema), window) for other, window in ((second, FEBRUARY), (third, TURN))
         ]
         for other in (second, third):
             wait_until(lambda pid=other.info.backend_pid: waits(conn, pid))  # type: ignore[misc]
@@ -93,7 +94,7 @@ def waits(conn: psycopg.Connection, pid: int) -> bool:
 def test_a_declaration_that_changed_is_for_one_writer(conn: psycopg.Connection, schema: str, session: Session) -> None:
     create(conn, schema, SPEC)
     conn.execute(f"ALTER TABLE {SPEC.name} DROP COLUMN inten")  # type: ignore[call-overload]
-    assert locks.hold(session(), SPEC, schema, JANUARY) is True
+    assert locks.hold(Target(session(), SPEC, schema), JANUARY) is True
 
 
 def test_the_locks_of_two_windows_are_taken_in_one_order() -> None:
@@ -109,7 +110,7 @@ def test_who_waits_too_long_is_told_who_holds_the_lock(conn: psycopg.Connection,
     for key in (locks.table_lock(schema, SPEC.name), locks.day_locks(schema, SPEC.name, JANUARY)[0]):
         first.execute("SELECT pg_advisory_lock(%s)", (key,))
         with pytest.raises(pg.LockNotAvailable) as ended:
-            locks.hold(session(), SPEC, schema, JANUARY)
+            locks.hold(Target(session(), SPEC, schema), JANUARY)
         told = f"held by login {first.info.user} (server process {first.info.backend_pid}, someone)"
         assert told in str(ended.value)
         first.execute("SELECT pg_advisory_unlock_all()")

@@ -17,6 +17,7 @@ from pulso_etl.sync.ledger.watermarks import LOOK_EVERY, Extraction, Loaded, Tab
 from pulso_etl.sync.loading.months import remove_expired
 from pulso_etl.sync.owed import Horizon
 from pulso_etl.sync.spec import TableSpec
+from pulso_etl.sync.target import Target
 from pulso_etl_tests.sync.samples import Loads, by_month, monthly, row, things
 
 
@@ -157,7 +158,7 @@ def test_months_that_the_table_no_longer_keeps_are_not_missed(conn: psycopg.Conn
     deployment = Deployment(conn, schema, by_month(lookback_days=3, reconcile_days=3))
     kept = deployment.spec.model_copy(update={"retention_months": 1})
     later = (deployment.today.replace(day=1) + timedelta(days=32)).replace(day=1)
-    removed = list(remove_expired(conn, kept, schema, later, drop=drop, lock_timeout_seconds=5))
+    removed = list(remove_expired(Target(conn, kept, schema), later, drop=drop, lock_timeout_seconds=5))
     assert removed
     deployment.look()
     whole(deployment)

@@ -19,7 +19,8 @@ from pulso_etl.sync.loading.months import expired, partitions, remove_expired
 from pulso_etl.sync.loading.strategies import STRATEGIES
 from pulso_etl.sync.schema.statements import Statements
 from pulso_etl.sync.spec import Strategy, TableSpec
-from pulso_etl_tests.sync.samples import D1, D2, D3, NOON, WINDOW, Loads, by_month, monthly, row, table, things
+from pulso_etl.sync.target import Target
+from pulso_etl_tests.sync.samples import D1, D2, D3, NOON, WINDOW, Loads, by_month, monthly, request, row, table, things
 
 SPEC = by_month()
 KEPT = by_month(retention_months=2)
@@ -28,7 +29,7 @@ MARCH = date(2026, 3, 15)
 
 
 def names(loads: Loads) -> list[str]:
-    return [partition.name for partition in partitions(loads.conn, SPEC, loads.schema)]
+    return [partition.name for partition in partitions(loads.target(SPEC))]
 
 
 def test_a_load_makes_the_months_that_it_touches_and_no_default(loads: Loads) -> None:
@@ -81,7 +82,8 @@ def test_loads_that_need_the_same_new_month_make_it_once(loads: Loads, server_ur
             with psycopg.connect(server_url, autocommit=True) as other, other.transaction():
                 given = table([row(day, "a")])
                 window = DayRange(day, day)
-                load(other, SPEC, schema, window, lambda: nullcontext(given.to_reader()), sole_writer=False)
+                asked = request(window, lambda: nullcontext(given.to_reader()), sole=False)
+                load(Target(other, SPEC, schema), asked)
         except BaseException as error:
             failures.append(error)
 
@@ -114,13 +116,13 @@ def test_retention_takes_only_months_that_are_wholly_older(loads: Loads) -> None
     for day in days:
         loads([row(day, "a")], SPEC, DayRange(day, day))
     assert first_kept_day(KEPT, MARCH) == date(2026, 1, 1)
-    assert [p.name for p in expired(loads.conn, KEPT, loads.schema, MARCH)] == ["things_y2025m12"]
-    assert expired(loads.conn, SPEC, loads.schema, MARCH) == []
-    gone = remove_expired(loads.conn, KEPT, loads.schema, date(2026, 4, 1), drop=False, lock_timeout_seconds=5)
+    assert [p.name for p in expired(loads.target(KEPT), MARCH)] == ["things_y2025m12"]
+    assert expired(loads.target(SPEC), MARCH) == []
+    gone = remove_expired(loads.target(KEPT), date(2026, 4, 1), drop=False, lock_timeout_seconds=5)
     assert [p.name for p in gone] == ["things_y2025m12", "things_y2026m01"]
     assert loads.rows("SELECT day FROM things ORDER BY 1") == [(D1,), (D3,)]
     assert loads.rows("SELECT day FROM things_y2026m01") == [(date(2026, 1, 1),)]
-    list(remove_expired(loads.conn, KEPT, loads.schema, date(2026, 5, 1), drop=True, lock_timeout_seconds=5))
+    list(remove_expired(loads.target(KEPT), date(2026, 5, 1), drop=True, lock_timeout_seconds=5))
     assert loads.rows("SELECT to_regclass('things_y2026m02')") == [(None,)]
 
 
@@ -129,7 +131,7 @@ def test_retention_waits_for_loads_and_readers_and_gives_up_in_time(loads: Loads
     with psycopg.connect(server_url, options=f"-c search_path={loads.schema}") as reader:
         reader.execute("SELECT pg_advisory_xact_lock_shared(%s)", (lock_of(loads),))
         with pytest.raises(DestinationUnavailable, match="a load held the table"):
-            list(remove_expired(loads.conn, KEPT, loads.schema, date(2026, 7, 1), drop=True, lock_timeout_seconds=1))
+            list(remove_expired(loads.target(KEPT), date(2026, 7, 1), drop=True, lock_timeout_seconds=1))
     assert len(names(loads)) == 2
 
 
@@ -151,9 +153,9 @@ def test_no_load_and_no_plan_brings_back_a_month_that_is_gone(loads: Loads) -> N
 def test_a_month_whose_name_is_taken_is_refused_with_the_statement_that_brings_it_back(loads: Loads) -> None:
     loads(ROWS, SPEC)
     loads.conn.execute("ALTER TABLE things DETACH PARTITION things_y2026m03")
-    with pytest.raises(SchemaRefused, match="is there and no partition") as caught:
+    with pytest.raises(SchemaRefused, match="exists but is not attached to the table") as caught:
         loads(ROWS, SPEC)
-    loads.conn.execute(str(caught.value).split("bring it back: ")[1].encode())
+    loads.conn.execute(str(caught.value).split("attach it: ")[1].encode())
     assert loads(ROWS, SPEC).total.unchanged == 3
 
 

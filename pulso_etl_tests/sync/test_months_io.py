@@ -34,7 +34,7 @@ def run(manager: PostgresUpsertIOManager, instance: dg.DagsterInstance) -> Run:
 @pytest.fixture(autouse=True)
 def in_march(monkeypatch: pytest.MonkeyPatch) -> None:
     """The days of `visits` are kept, whenever this runs."""
-    for module in ("io_manager", "loading.load"):
+    for module in ("io_manager", "loading.guards"):
         monkeypatch.setattr(f"pulso_etl.sync.{module}.lima_day", lambda now: D3)
 
 

@@ -74,7 +74,7 @@ def test_a_key_may_have_any_name_that_a_statement_has(loads: Loads, schema: str,
         assert loads.rows(f'SELECT partition_day, "{group[0]}_v" FROM n{current} ORDER BY 1') == (
             [(D1, 2), (D2, 1)] if quarantining else [(D1, 1), (D2, 1)]
         )
-        assert inspect(loads.conn, spec, schema, WINDOW, WINDOW).rows_by_day == {D1: 1, D2: 1}
+        assert inspect(loads.target(spec), WINDOW, WINDOW).rows_by_day == {D1: 1, D2: 1}
         loads.conn.execute("DROP TABLE n")
 
 

@@ -19,10 +19,27 @@ from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import ContractError, DuplicateKeyError, QuarantineExceeded, ShrinkRefused
 from pulso_etl.sync.loading import quarantine
 from pulso_etl.sync.loading.conform import conform, wire_schema
-from pulso_etl.sync.loading.load import LoadResult, Plan, load
+from pulso_etl.sync.loading.load import load
 from pulso_etl.sync.loading.quarantine import as_json
+from pulso_etl.sync.loading.request import PlanName
+from pulso_etl.sync.loading.result import LoadResult
 from pulso_etl.sync.spec import Column, ColumnType, Strategy
-from pulso_etl_tests.sync.samples import COLUMNS, D1, D2, D3, NOON, SCHEMA, WINDOW, Loads, monthly, row, table, things, wider
+from pulso_etl_tests.sync.samples import (
+    COLUMNS,
+    D1,
+    D2,
+    D3,
+    NOON,
+    SCHEMA,
+    WINDOW,
+    Loads,
+    monthly,
+    request,
+    row,
+    table,
+    things,
+    wider,
+)
 
 QUARANTINING = things(on_reject="quarantine", maximum_quarantined_share=1)
 NAN = float("nan")
@@ -51,7 +68,7 @@ def quarantined(loads: Loads) -> list[tuple[Any, ...]]:
     ],
 )
 def test_a_bad_row_is_quarantined_with_its_reason_and_the_others_are_loaded(
-    loads: Loads, plan: Plan, bad: dict[str, Any], reason: tuple[Any, ...]
+    loads: Loads, plan: PlanName, bad: dict[str, Any], reason: tuple[Any, ...]
 ) -> None:
     source = [row(D1, "a"), row(D1, "b"), {**row(D2, "bad"), **bad}, row(D3, "c")]
     result = loads(source, QUARANTINING, plan=plan)
@@ -72,7 +89,7 @@ def test_a_bad_row_is_quarantined_with_its_reason_and_the_others_are_loaded(
     assert result.quarantined_share == 0.25
 
 
-def test_values_that_no_cast_takes_are_found_row_by_row(loads: Loads, plan: Plan) -> None:
+def test_values_that_no_cast_takes_are_found_row_by_row(loads: Loads, plan: PlanName) -> None:
     source = table([row(D1, "a"), row(D1, "b"), row(D2, "c"), row(D2, "d"), row(D3, "e")])
     source = source.set_column(2, "hour", pa.array([1, 2**63, 2, 2**64 - 1, None], pa.uint64()))
     result = loads(source, QUARANTINING, plan=plan)
@@ -81,14 +98,14 @@ def test_values_that_no_cast_takes_are_found_row_by_row(loads: Loads, plan: Plan
     assert loads.rows("SELECT source_row->>'hour' FROM etl_quarantine") == [("9223372036854775808",), ("18446744073709551615",)]
 
 
-def test_a_load_fails_at_a_value_that_no_cast_takes_and_names_its_partition(loads: Loads, plan: Plan) -> None:
+def test_a_load_fails_at_a_value_that_no_cast_takes_and_names_its_partition(loads: Loads, plan: PlanName) -> None:
     source = table([row(D1, "a"), row(D1, "b"), row(D2, "c"), row(D2, "d")])
     source = source.set_column(2, "hour", pa.array([1, 2, 3, 2**63], pa.uint64()))
     with pytest.raises(ContractError, match=r"column hour, partition 2026-02-28: a value does not fit bigint .* in 1 row"):
         loads(source, things(), plan=plan)
 
 
-def test_the_limits_of_a_bignumeric_column_hold(loads: Loads, plan: Plan) -> None:
+def test_the_limits_of_a_bignumeric_column_hold(loads: Loads, plan: PlanName) -> None:
     columns = (*COLUMNS[:3], Column(name="money", type=ColumnType.NUMERIC, minimum=0), *COLUMNS[4:])
     source = table([row(D1, "a"), row(D1, "b")])
     source = source.set_column(3, "money", pa.array([Decimal("0"), Decimal("-0.00000000000000000001")], pa.decimal256(76, 38)))
@@ -113,7 +130,7 @@ def test_limits_hold_that_the_source_s_decimal_can_not_hold(
     assert [name for (name,) in loads.rows("SELECT name FROM things ORDER BY 1")] == loaded
 
 
-def test_all_rows_of_a_duplicated_key_are_quarantined(loads: Loads, plan: Plan) -> None:
+def test_all_rows_of_a_duplicated_key_are_quarantined(loads: Loads, plan: PlanName) -> None:
     source = [row(D1, "a"), row(D1, "twice", "1"), row(D2, "twice", "2"), row(D1, "twice", "3"), row(D2, "b")]
     result = loads(source, QUARANTINING, plan=plan)
     assert loads.rows("SELECT day, name FROM things ORDER BY 1, 2") == [(D1, "a"), (D2, "b"), (D2, "twice")]
@@ -124,7 +141,7 @@ def test_all_rows_of_a_duplicated_key_are_quarantined(loads: Loads, plan: Plan) 
     assert (result.total.read, result.total.inserted, result.total.quarantined) == (5, 3, 2)
 
 
-def test_a_good_row_whose_key_a_bad_row_also_has_is_no_less_a_duplicate(loads: Loads, plan: Plan) -> None:
+def test_a_good_row_whose_key_a_bad_row_also_has_is_no_less_a_duplicate(loads: Loads, plan: PlanName) -> None:
     loads([row(D1, "a", "7"), row(D1, "b")], QUARANTINING)
     result = loads([row(D1, "a", "8"), row(D1, "b"), row(D1, "a", rate=NAN), row(D1, "a", hour=99)], QUARANTINING, plan=plan)
     assert loads.rows("SELECT money::int FROM things WHERE name = 'a'") == [(7,)]
@@ -177,14 +194,14 @@ def test_the_guard_counts_keys_that_stay_not_rows_that_came(loads: Loads) -> Non
     assert loads.rows("SELECT count(*) FROM things") == [(10,)]
 
 
-def test_append_takes_repeated_keys_and_quarantines_bad_rows(loads: Loads, plan: Plan) -> None:
+def test_append_takes_repeated_keys_and_quarantines_bad_rows(loads: Loads, plan: PlanName) -> None:
     spec = things(on_reject="quarantine", maximum_quarantined_share=1, strategy="append")
     result = loads([row(D1, "a"), row(D1, "a"), row(D1, "a", rate=NAN)], spec, plan=plan)
     assert loads.rows("SELECT name FROM things") == [("a",), ("a",)]
     assert (result.total.inserted, result.total.quarantined) == (2, 1)
 
 
-def test_past_the_share_of_the_declaration_the_load_fails_and_nothing_is_written(loads: Loads, plan: Plan) -> None:
+def test_past_the_share_of_the_declaration_the_load_fails_and_nothing_is_written(loads: Loads, plan: PlanName) -> None:
     spec = things(on_reject="quarantine", maximum_quarantined_share=0.5)
     source = [row(D1, "a"), row(D1, "b", rate=NAN), row(D2, None), row(D3, "c")]
     loads(source, spec, plan=plan)
@@ -206,7 +223,7 @@ def test_the_share_of_the_rows_that_may_be_quarantined_is_small_by_default(loads
         loads([*rows[:-2], row(D1, "bad", rate=NAN), row(D1, "worse", rate=NAN)], spec)
 
 
-def test_no_more_rows_wait_in_memory_than_the_bound(loads: Loads, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_rows_wait_in_memory_than_the_bound(loads: Loads, plan: PlanName, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quarantine, "MAXIMUM_ROWS", 3)
     with pytest.raises(QuarantineExceeded, match="more than 3 rows can't be loaded"):
         loads([row(D1, f"n{i}", rate=NAN) for i in range(4)], QUARANTINING, plan=plan)
@@ -225,16 +242,16 @@ def test_a_stream_that_opens_once_is_staged_so_that_its_bad_rows_can_be_told(
 ) -> None:
     reader = table([row(D1, "a"), row(D1, "b"), row(D1, "b")]).to_reader(max_chunksize=1)
     with conn.transaction():
-        result = load(conn, QUARANTINING, schema, WINDOW, lambda: nullcontext(reader), repeatable=False)
+        result = load(loads.target(QUARANTINING), request(WINDOW, lambda: nullcontext(reader), repeatable=False))
     assert (result.plan, result.total.inserted, result.total.quarantined) == ("merge", 1, 2)
 
 
-def test_days_outside_of_the_window_fail_the_load_whatever_the_policy(loads: Loads, plan: Plan) -> None:
+def test_days_outside_of_the_window_fail_the_load_whatever_the_policy(loads: Loads, plan: PlanName) -> None:
     with pytest.raises(ContractError, match="outside of what was asked"):
         loads([row(D1, "a", rate=NAN), row(D3, "b", rate=NAN)], QUARANTINING, DayRange(D1, D2), plan=plan)
 
 
-def test_duplicates_fail_the_load_where_the_policy_is_fail(loads: Loads, plan: Plan) -> None:
+def test_duplicates_fail_the_load_where_the_policy_is_fail(loads: Loads, plan: PlanName) -> None:
     with pytest.raises(DuplicateKeyError):
         loads([row(D1, "a"), row(D1, "a")], things(), plan=plan)
 
@@ -290,7 +307,7 @@ def key(r: dict[str, Any]) -> tuple[date, str] | None:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(strategies, st.lists(st.tuples(source_rows, st.sampled_from([None, "merge"])), max_size=4))
 def test_loaded_and_quarantined_rows_are_the_rows_of_the_source(
-    loads: Loads, strategy: Strategy, steps: list[tuple[list[dict[str, Any]], Plan | None]]
+    loads: Loads, strategy: Strategy, steps: list[tuple[list[dict[str, Any]], PlanName | None]]
 ) -> None:
     loads.conn.execute("DROP TABLE IF EXISTS things, etl_quarantine")
     spec = things(on_reject="quarantine", maximum_quarantined_share=1, strategy=strategy)
@@ -318,7 +335,7 @@ def test_loaded_and_quarantined_rows_are_the_rows_of_the_source(
         assert {(day, name): money for day, name, money in loads.rows(f"SELECT day, name, money FROM things {current}")} == held
 
 
-def test_a_row_that_loads_meet_again_is_stored_once_with_when_it_was_seen(loads: Loads, plan: Plan) -> None:
+def test_a_row_that_loads_meet_again_is_stored_once_with_when_it_was_seen(loads: Loads, plan: PlanName) -> None:
     query = "SELECT source_row->>'name', copy, extraction_id, first_seen, last_seen FROM etl_quarantine ORDER BY id"
     loads([row(D1, "a"), row(D1, "bad", rate=NAN), row(D1, None), row(D1, None)], QUARANTINING, plan=plan)
     first = loads.rows(query)

@@ -11,11 +11,12 @@ from psycopg import sql
 
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import ContractError, SchemaRefused
-from pulso_etl.sync.loading.load import Plan
+from pulso_etl.sync.loading.request import PlanName
 from pulso_etl.sync.postgres.catalog import Index, Limit, Table, TableColumn, read_table
 from pulso_etl.sync.schema.migration import create_table, migrate
 from pulso_etl.sync.schema.schema import ensure_table
 from pulso_etl.sync.spec import Column, ColumnType, Strategy, TableSpec
+from pulso_etl.sync.target import Target
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.sync.samples import COLUMNS, D1, D2, Loads, row, things, wider
 
@@ -143,7 +144,7 @@ def test_a_table_that_was_just_created_is_as_declared(spec: TableSpec, conn: psy
 
 
 def test_one_query_is_all_where_nothing_is_to_be_done(conn: psycopg.Connection, schema: str) -> None:
-    ensure_table(conn, things(), schema)
+    ensure_table(Target(conn, things(), schema))
     queries: list[Any] = []
 
     class Counting(psycopg.Cursor[Any]):
@@ -152,11 +153,11 @@ def test_one_query_is_all_where_nothing_is_to_be_done(conn: psycopg.Connection, 
             return super().execute(query, *arguments, **options)
 
     conn.cursor_factory = Counting
-    ensure_table(conn, things(), schema)
+    ensure_table(Target(conn, things(), schema))
     assert len(queries) == 1
 
 
-def test_a_gained_column_is_added_with_the_data_and_earlier_rows_have_null(loads: Loads, plan: Plan) -> None:
+def test_a_gained_column_is_added_with_the_data_and_earlier_rows_have_null(loads: Loads, plan: PlanName) -> None:
     loads([row(D1, "a")], things())
     window = {"direct": DayRange(D2, D2), "merge": DayRange(D1, D1)}[plan]
     source = wider([row(window.start, "b")], colour=["red"], weight=[3])
@@ -171,7 +172,9 @@ def test_a_gained_column_is_added_with_the_data_and_earlier_rows_have_null(loads
     assert loads(source, things(COLOUR, WEIGHT), window).migration == []
 
 
-def test_an_index_that_was_added_by_hand_outlives_loads_and_migrations(loads: Loads, conn: psycopg.Connection, plan: Plan) -> None:
+def test_an_index_that_was_added_by_hand_outlives_loads_and_migrations(
+    loads: Loads, conn: psycopg.Connection, plan: PlanName
+) -> None:
     loads([row(D1, "a")], things())
     conn.execute("CREATE INDEX by_name ON things (name, day) INCLUDE (money)")
     conn.execute("CREATE INDEX by_day ON things USING brin (day)")
@@ -186,7 +189,7 @@ def test_an_index_that_was_added_by_hand_outlives_loads_and_migrations(loads: Lo
     assert loads.rows("SELECT money::int FROM things WHERE name = 'a' AND colour = 'red'") == [(2,)]
 
 
-def test_a_migration_is_undone_with_the_load_that_needed_it(loads: Loads, plan: Plan) -> None:
+def test_a_migration_is_undone_with_the_load_that_needed_it(loads: Loads, plan: PlanName) -> None:
     loads([row(D1, "a")], things())
     bad = wider([row(D1, "b"), row(D1, "c"), row(D1, "d", rate=float("nan"))], colour=["red"] * 3)
     with pytest.raises(ContractError, match="NaN"):

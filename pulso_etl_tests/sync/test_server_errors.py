@@ -18,7 +18,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from pulso_etl.sync.errors import ContractError, DestinationError, DestinationUnavailable, LoadTimedOut, PulsoError
-from pulso_etl.sync.loading.load import Plan
+from pulso_etl.sync.loading.request import PlanName
 from pulso_etl.sync.postgres.server_errors import CLASSES, CODES, keeps_out, meaning
 from pulso_etl.sync.postgres.sessions import Session
 from pulso_etl.sync.spec import Column, ColumnType, Strategy
@@ -64,7 +64,7 @@ def test_only_what_passes_by_itself_is_tried_again() -> None:
 )
 @pytest.mark.parametrize("strategy", Strategy)
 def test_a_row_that_no_page_or_index_takes_is_a_contract_error_or_quarantined(
-    loads: Loads, plan: Plan, strategy: Strategy, source: Any, spec: dict[str, Any], reason: tuple[str, str]
+    loads: Loads, plan: PlanName, strategy: Strategy, source: Any, spec: dict[str, Any], reason: tuple[str, str]
 ) -> None:
     more = spec.get("columns", ())
     with pytest.raises(
@@ -79,7 +79,7 @@ def test_a_row_that_no_page_or_index_takes_is_a_contract_error_or_quarantined(
     assert (result.total.read, result.total.inserted, result.total.quarantined) == (3, 2, 1)
 
 
-def test_a_long_key_that_the_server_compresses_is_loaded(loads: Loads, plan: Plan) -> None:
+def test_a_long_key_that_the_server_compresses_is_loaded(loads: Loads, plan: PlanName) -> None:
     loads([row(D1, "a" * 20_000), row(D1, "b")], things(**QUARANTINING), plan=plan)
     assert loads.rows("SELECT length(name) FROM things ORDER BY 1") == [(1,), (20_000,)]
 

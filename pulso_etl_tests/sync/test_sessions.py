@@ -22,6 +22,7 @@ from pulso_etl.sync.loading.months import partitions
 from pulso_etl.sync.postgres.roles import as_login, as_role
 from pulso_etl.sync.postgres.session_settings import Limits
 from pulso_etl.sync.postgres.sessions import Session, buffer_temporary_tables
+from pulso_etl.sync.target import Target
 from pulso_etl_tests.databases import ENVIRONMENT, database, known, otherwise
 from pulso_etl_tests.sync.samples import D1, D2, NOON, WINDOW, Loads, by_month, row
 
@@ -71,7 +72,7 @@ def load_and_look(url: str) -> None:
         state = marks.read(conn, datetime.now(UTC) - timedelta(hours=1))["things"]
         assert (state.status, state.metadata["ñ"]) == ("success", "José")
         assert [attempt.succeeded for attempt in state.attempts] == [True, True]
-        assert [part.start and part.start.month for part in partitions(conn, spec, "loaded")] == [2, 3]
+        assert [part.start and part.start.month for part in partitions(Target(conn, spec, "loaded"))] == [2, 3]
 
 
 def test_a_database_whose_settings_are_otherwise_is_loaded_alike(bare: str) -> None:

@@ -19,12 +19,14 @@ from pydantic import ValidationError
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import DuplicateKeyError, RejectedRows, ShrinkRefused, SnapshotWithdrawn, VerificationFailed
 from pulso_etl.sync.ledger.watermarks import Watermarks
-from pulso_etl.sync.loading.load import LoadResult, load, translated
-from pulso_etl.sync.loading.snapshots import Past
+from pulso_etl.sync.loading.load import load, translated
+from pulso_etl.sync.loading.request import Past
+from pulso_etl.sync.loading.result import LoadResult
 from pulso_etl.sync.loading.verify import verify
 from pulso_etl.sync.owed import Horizon
 from pulso_etl.sync.spec import Strategy, TableSpec
-from pulso_etl_tests.sync.samples import Loads, monthly, row, table, things
+from pulso_etl.sync.target import Target
+from pulso_etl_tests.sync.samples import Loads, monthly, request, row, table, things
 from pulso_etl_tests.sync.test_verify import swallow
 
 FIRST = date(2026, 2, 24)
@@ -68,10 +70,11 @@ class Source:
     def load(self, window: DayRange, spec: TableSpec = SPEC, *, past: bool = True, **options: Any) -> LoadResult:
         """Loads and verifies the window, in a transaction."""
         given = Past(FIRST, self.read if past else None)
-        allow_shrink = options.get("allow_shrink", False)
+        target = Target(self.conn, spec, self.schema)
+        asked = request(window, lambda: self.read(window), run_id="r", past=given, **options)
         with translated(spec, window), self.conn.transaction():
-            result = load(self.conn, spec, self.schema, window, lambda: self.read(window), run_id="r", past=given, **options)
-            verify(self.conn, spec, self.schema, window, result.by_day, allow_shrink=allow_shrink, expected=result.expected)
+            result = load(target, asked)
+            verify(target, asked, result)
         assert set(result.by_day) == set(window)
         assert all(min(counts.as_dict().values()) >= 0 for counts in result.by_day.values())
         return result

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import DuplicateKeyError, ShrinkRefused
-from pulso_etl.sync.loading.load import Plan
+from pulso_etl.sync.loading.request import PlanName
 from pulso_etl.sync.loading.strategies import statements_in_order
 from pulso_etl.sync.schema.statements import Statements
 from pulso_etl.sync.spec import Column, ColumnType, Strategy
@@ -46,7 +46,7 @@ def history(loads: Loads, name: str) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("strategy", [Strategy.UPSERT, Strategy.REPLACE_PARTITION, Strategy.SCD2])
-def test_duplicate_keys_fail_the_load(loads: Loads, plan: Plan, strategy: Strategy) -> None:
+def test_duplicate_keys_fail_the_load(loads: Loads, plan: PlanName, strategy: Strategy) -> None:
     with pytest.raises(DuplicateKeyError, match="holds 2 rows of the primary key"):
         loads([row(D1, "a"), row(D1, "a")], things(strategy=strategy), plan=plan)
 
@@ -135,7 +135,7 @@ def test_appending_a_range_again_adds_only_what_it_lacks(loads: Loads) -> None:
     assert loads.addresses() > before
 
 
-def test_appended_rows_may_repeat_and_each_copy_is_added_once(loads: Loads, plan: Plan) -> None:
+def test_appended_rows_may_repeat_and_each_copy_is_added_once(loads: Loads, plan: PlanName) -> None:
     loads([row(D1, "a"), row(D1, "a")], APPENDED, plan=plan)
     assert loads([row(D1, "a")] * 3, APPENDED).total.inserted == 1
     assert loads([row(D1, "a")] * 3, APPENDED).total.inserted == 0
@@ -266,7 +266,9 @@ Key = tuple[date, str]
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(windows, batches, plans), max_size=5))
-def test_any_sequence_of_replacements_equals_the_model(loads: Loads, steps: list[tuple[DayRange, list[Any], Plan | None]]) -> None:
+def test_any_sequence_of_replacements_equals_the_model(
+    loads: Loads, steps: list[tuple[DayRange, list[Any], PlanName | None]]
+) -> None:
     loads.conn.execute("DROP TABLE IF EXISTS things")
     model: dict[Key, Decimal] = {}
     for window, batch, plan in steps:
@@ -280,7 +282,7 @@ def test_any_sequence_of_replacements_equals_the_model(loads: Loads, steps: list
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(windows, st.lists(st.tuples(days, st.sampled_from("ab"), amounts), max_size=8), plans), max_size=5))
-def test_any_sequence_of_appends_equals_the_model(loads: Loads, steps: list[tuple[DayRange, list[Any], Plan | None]]) -> None:
+def test_any_sequence_of_appends_equals_the_model(loads: Loads, steps: list[tuple[DayRange, list[Any], PlanName | None]]) -> None:
     loads.conn.execute("DROP TABLE IF EXISTS things")
     model: dict[Key, Counter[Decimal]] = {}
     for window, batch, plan in steps:
@@ -300,7 +302,7 @@ def test_any_sequence_of_appends_equals_the_model(loads: Loads, steps: list[tupl
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(windows, batches, plans), max_size=5))
-def test_any_sequence_of_histories_equals_the_model(loads: Loads, steps: list[tuple[DayRange, list[Any], Plan | None]]) -> None:
+def test_any_sequence_of_histories_equals_the_model(loads: Loads, steps: list[tuple[DayRange, list[Any], PlanName | None]]) -> None:
     loads.conn.execute("DROP TABLE IF EXISTS things")
     # Versions of each key: value, number of the load that opened it, number of the load that closed it.
     model: dict[Key, list[list[Any]]] = {}

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pulso_etl.sync.errors import ContractError
-from pulso_etl.sync.loading.load import Plan
+from pulso_etl.sync.loading.request import PlanName
 from pulso_etl.sync.reading import read
 from pulso_etl.sync.spec import Column, ColumnType, Strategy
 from pulso_etl_tests.sync.samples import D1, WINDOW, Loads, row, things, wider
@@ -107,7 +107,7 @@ def test_each_type_of_the_source_is_loaded_exactly_or_refused(
 
 
 @pytest.mark.parametrize(("arrow", "value", "kind"), WRAPPED, ids=str)
-def test_values_are_checked_however_they_are_encoded(loads: Loads, plan: Plan, arrow: pa.DataType, value: Any, kind: T) -> None:
+def test_values_are_checked_however_they_are_encoded(loads: Loads, plan: PlanName, arrow: pa.DataType, value: Any, kind: T) -> None:
     column = Column(name="x", type=kind)
     loads(with_x(column, encoded([value, value, None], arrow)), things(column), plan=plan)
     assert loads.rows("SELECT x FROM things ORDER BY name") == [(value,), (value,), (None,)]
@@ -148,12 +148,12 @@ def test_what_is_loaded_is_what_is_read_back(loads: Loads, kind: ColumnType, rep
     spec = things(column)
     loads(with_x(column, array), spec)
     with loads.conn.transaction():
-        assert read(loads.conn, spec, loads.schema, [WINDOW], ["name", "x"])["x"].to_pylist() == array.to_pylist()
+        assert read(loads.target(spec), [WINDOW], ["name", "x"])["x"].to_pylist() == array.to_pylist()
     again = loads(with_x(column, array), spec)
     assert (again.total.written, again.total.unchanged) == (0, len(found))
 
 
-def test_json_is_compared_by_its_value_and_its_null_is_no_missing_value(loads: Loads, plan: Plan) -> None:
+def test_json_is_compared_by_its_value_and_its_null_is_no_missing_value(loads: Loads, plan: PlanName) -> None:
     column = Column(name="x", type=T.JSON)
     loads(with_x(column, pa.array(['{"a": 1, "b": [1.10]}', "null", None, '"9007199254740993.10"'])), things(column), plan=plan)
     assert loads.rows("SELECT x IS NULL, x::text FROM things ORDER BY name") == [
@@ -165,13 +165,13 @@ def test_json_is_compared_by_its_value_and_its_null_is_no_missing_value(loads: L
     result = loads(with_x(column, pa.array(['{"b":[1.1],"a":1}', None, "null", '"9007199254740993.10"'])), things(column))
     assert (result.total.updated, result.total.unchanged) == (2, 2)
     with loads.conn.transaction():
-        found = read(loads.conn, things(column), loads.schema, [WINDOW], ["x"])["x"].to_pylist()
+        found = read(loads.target(things(column)), [WINDOW], ["x"])["x"].to_pylist()
     assert found == ['{"a": 1, "b": [1.10]}', None, "null", '"9007199254740993.10"']
     with pytest.raises(ContractError, match="PostgreSQL refuses a row: invalid input syntax for type json"):
         loads(with_x(column, pa.array(["{"])), things(column), plan="merge")
 
 
-def test_broken_json_is_quarantined(loads: Loads, plan: Plan) -> None:
+def test_broken_json_is_quarantined(loads: Loads, plan: PlanName) -> None:
     column = Column(name="x", type=T.JSON)
     loads(with_x(column, pa.array(["{", '{"a": 1}', '{"a"'])), things(column, **QUARANTINING), plan=plan)
     assert loads.rows("SELECT name, x FROM things") == [("a1", {"a": 1})]
@@ -181,7 +181,7 @@ def test_broken_json_is_quarantined(loads: Loads, plan: Plan) -> None:
     ]
 
 
-def test_more_digits_than_declared_are_refused_or_quarantined_and_never_rounded(loads: Loads, plan: Plan) -> None:
+def test_more_digits_than_declared_are_refused_or_quarantined_and_never_rounded(loads: Loads, plan: PlanName) -> None:
     column = Column(name="x", type=T.NUMERIC, precision=6, scale=2)
     good, fine, coarse = Decimal("1234.50"), Decimal("0.005"), Decimal("12345.00")
     for kind in (pa.decimal128(38, 9), pa.decimal256(76, 38)):
@@ -204,7 +204,7 @@ def test_more_digits_than_declared_are_refused_or_quarantined_and_never_rounded(
     ],
 )
 def test_one_bad_element_is_a_bad_row(
-    loads: Loads, plan: Plan, kind: ColumnType, arrow: pa.DataType, bad: Any, reason: str
+    loads: Loads, plan: PlanName, kind: ColumnType, arrow: pa.DataType, bad: Any, reason: str
 ) -> None:
     column = Column(name="x", type=kind, repeated=True)
     good = "b" if kind is T.TEXT else 1
@@ -214,7 +214,7 @@ def test_one_bad_element_is_a_bad_row(
     assert loads.rows("SELECT column_name, reason FROM etl_quarantine") == [("x", reason)]
 
 
-def test_invalid_utf_8_is_refused_or_quarantined(loads: Loads, plan: Plan) -> None:
+def test_invalid_utf_8_is_refused_or_quarantined(loads: Loads, plan: PlanName) -> None:
     broken = pa.Array.from_buffers(pa.string(), 2, pa.array([b"abc", b"\xff\xfe"], pa.binary()).buffers())
     column = Column(name="x", type=T.TEXT)
     with pytest.raises(ContractError, match="column x, partition 2026-02-27: a text that is not UTF-8 in 1 row"):
@@ -274,8 +274,8 @@ def test_an_integer_of_76_digits_is_read_back(loads: Loads) -> None:
     source = wider(columns).set_column(3, "money", pa.array([big, Decimal(1)], pa.decimal256(76, 0)))
     loads(source, spec)
     with loads.conn.transaction():
-        assert read(loads.conn, spec, loads.schema, [WINDOW], ["money"])["money"].to_pylist() == [big, 1]
+        assert read(loads.target(spec), [WINDOW], ["money"])["money"].to_pylist() == [big, 1]
     loads([row(D1, "c", "0.5")], spec, allow_shrink=True)
     loads.conn.execute("INSERT INTO things (day, name, money) VALUES (%s, 'd', %s)", (D1, big))
     with loads.conn.transaction(), pytest.raises(ContractError, match="the numbers of money have more digits"):
-        read(loads.conn, spec, loads.schema, [WINDOW], ["money"])
+        read(loads.target(spec), [WINDOW], ["money"])

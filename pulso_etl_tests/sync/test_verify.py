@@ -12,11 +12,13 @@ import pytest
 
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import VerificationFailed
-from pulso_etl.sync.loading.load import LoadResult, load
+from pulso_etl.sync.loading.load import load
+from pulso_etl.sync.loading.result import LoadResult
 from pulso_etl.sync.loading.verify import verify
 from pulso_etl.sync.schema.statements import Statements
 from pulso_etl.sync.spec import TableSpec
-from pulso_etl_tests.sync.samples import D1, D2, D3, SCHEMA, WINDOW, row
+from pulso_etl.sync.target import Target
+from pulso_etl_tests.sync.samples import D1, D2, D3, SCHEMA, WINDOW, request, row
 from pulso_etl_tests.sync.test_load import MONTHLY, SPEC
 
 MINDED = SPEC.model_copy(update={"lookback_days": 2, "minimum_records": 10, "minimum_kept_share": 0.0})
@@ -34,8 +36,10 @@ def load_and_verify(
     for statement in Statements(spec, schema).create_table():
         conn.execute(statement)
     with conn.transaction():
-        result = load(conn, spec, schema, window, lambda: nullcontext(table.to_reader()), allow_shrink=allow_shrink)
-        verify(conn, spec, schema, window, result.by_day, allow_shrink=allow_shrink, expected=result.expected)
+        target = Target(conn, spec, schema)
+        asked = request(window, lambda: nullcontext(table.to_reader()), allow_shrink=allow_shrink)
+        result = load(target, asked)
+        verify(target, asked, result)
     return result
 
 

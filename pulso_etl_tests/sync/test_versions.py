@@ -16,7 +16,8 @@ from sqlalchemy import make_url
 
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import DuplicateKeyError, RejectedRows, ShrinkRefused, VerificationFailed
-from pulso_etl.sync.loading.load import LoadResult, Plan
+from pulso_etl.sync.loading.request import PlanName
+from pulso_etl.sync.loading.result import LoadResult
 from pulso_etl.sync.spec import Column, ColumnType, TableSpec
 from pulso_etl_tests.oldest_postgres import needs_oldest_postgres, oldest_postgres
 from pulso_etl_tests.sync.samples import D1, D2, D3, Loads, row, things, wider
@@ -35,7 +36,7 @@ def held(loads: Loads) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("spec", [VERSIONED, things(primary_key=("name",), version_column="hour")])
-def test_a_row_without_a_version_is_rejected(loads: Loads, plan: Plan, spec: TableSpec) -> None:
+def test_a_row_without_a_version_is_rejected(loads: Loads, plan: PlanName, spec: TableSpec) -> None:
     with pytest.raises(RejectedRows, match="column hour, partition 2026-02-27: null"):
         loads([version(D1, "a", 5), version(D1, "b", None)], spec, plan=plan)
     quarantining = spec.model_copy(update={"on_reject": QUARANTINING.on_reject, "maximum_quarantined_share": 1.0})

@@ -21,6 +21,7 @@ from psycopg import pq
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.schema.schema import is_as_declared
 from pulso_etl.sync.spec import TableSpec
+from pulso_etl.sync.target import Target
 
 SHARED_DAYS = 366
 """A load of more days holds the whole table: the server's lock table has room for some thousands."""
@@ -63,22 +64,23 @@ def needs_whole_table(spec: TableSpec, window: DayRange) -> bool:
     return not spec.partition_in_key or window.days > SHARED_DAYS
 
 
-def hold(conn: psycopg.Connection, spec: TableSpec, schema: str, window: DayRange) -> bool:
+def hold(target: Target, window: DayRange) -> bool:
     """Waits for the locks of a load and takes them for the session; returns whether it is the table's only writer.
 
     A table that is missing, or not as declared, is created or changed by an only writer. `conn` is in autocommit mode. Raises
     psycopg's LockNotAvailable after the session's `lock_timeout`; it names who holds the lock.
     """
+    conn, spec, schema = target.conn, target.spec, target.schema
     key = table_lock(schema, spec.name)
     while True:
-        sole = needs_whole_table(spec, window) or not is_as_declared(conn, spec, schema)
+        sole = needs_whole_table(spec, window) or not is_as_declared(target)
         if not sole:
             with _naming_holders(conn, [key]):
                 conn.execute("SELECT pg_advisory_lock_shared(%s)", (key,))
             take(conn, day_locks(schema, spec.name, window))
             return False
         take(conn, [key])
-        if needs_whole_table(spec, window) or not is_as_declared(conn, spec, schema):
+        if needs_whole_table(spec, window) or not is_as_declared(target):
             return True
         # Another load has created the table, or changed it, while this one waited: no need to keep others out.
         conn.execute("SELECT pg_advisory_unlock(%s)", (key,))

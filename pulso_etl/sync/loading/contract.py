@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from pulso_etl.sync.days import DayRange
-from pulso_etl.sync.loading.arrow_types import JSON, advice, is_geography, stored, wire_type
+from pulso_etl.sync.loading.arrow_types import JSON, advice, is_geography, stored, travels_as_text, wire_type
 from pulso_etl.sync.loading.conform import new_columns, wire_schema
 from pulso_etl.sync.postgres.catalog import Table
 from pulso_etl.sync.schema.migration import unknown_columns
@@ -56,11 +57,24 @@ class Drift:
         return {key: names for key, names in named.items() if names}
 
 
-def fit(spec: TableSpec, source: pa.Schema, table: Table, window: DayRange) -> tuple[TableSpec, pa.Schema, Drift]:
-    """The declaration as this load takes it, the schema in which its rows travel, and the drift.
+class Fitted(NamedTuple):
+    """A declaration as one load takes it, the schema in which the rows travel, and the drift.
 
-    Where the contract is `evolve`, that declaration has the source's new columns. Raises ContractError, see `wire_schema`.
+    Where the contract is `evolve`, the declaration has the source's new columns.
     """
+
+    spec: TableSpec
+    wire: pa.Schema
+    drift: Drift
+
+    @property
+    def text_columns(self) -> frozenset[str]:
+        """The columns whose values travel as text and are something else."""
+        return frozenset(one.name for one in self.spec.columns if travels_as_text(one, self.wire.field(one.name).type))
+
+
+def fit(spec: TableSpec, source: pa.Schema, table: Table, window: DayRange) -> Fitted:
+    """Fits the declaration to the columns of the source. Raises ContractError, see `wire_schema`."""
     evolved = spec.with_columns(_new(spec, source, table)) if spec.contract is Contract.EVOLVE else spec
     not_loaded = new_columns(evolved, source)
     drift = Drift(
@@ -73,7 +87,7 @@ def fit(spec: TableSpec, source: pa.Schema, table: Table, window: DayRange) -> t
             if spec.contract is Contract.EVOLVE and field.name in not_loaded and (told := advice(field))
         ],
     )
-    return evolved, wire_schema(evolved, source, window), drift
+    return Fitted(evolved, wire_schema(evolved, source, window), drift)
 
 
 def column_type(given: pa.DataType) -> ColumnType | None:

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
 
-import psycopg
 from psycopg import errors as pg
 from psycopg import sql
 
@@ -18,6 +17,7 @@ from pulso_etl.sync.ledger.ledger import Ledger
 from pulso_etl.sync.postgres.bookkeeping import exists
 from pulso_etl.sync.postgres.identifiers import quoted_name
 from pulso_etl.sync.spec import TableSpec
+from pulso_etl.sync.target import Target
 
 PARTITIONS = """
 SELECT n.nspname, c.relname, b.bounds[1], b.bounds[2], nullif(c.reltuples, -1)::bigint, pg_total_relation_size(c.oid)
@@ -61,9 +61,9 @@ def partition_name(table: str, first: date) -> str:
     return f"{table}_y{first:%Y}m{first:%m}"
 
 
-def partitions(conn: psycopg.Connection, spec: TableSpec, schema: str) -> list[Partition]:
-    """The table's partitions in order, whoever made them; a default partition is not among them."""
-    found = conn.execute(PARTITIONS, (quoted_name(schema, spec.name),))
+def partitions(target: Target) -> list[Partition]:
+    """The table's partitions in order, whoever made them, without a default partition."""
+    found = target.conn.execute(PARTITIONS, (target.quoted_name,))
     return [
         Partition(place, name, date.fromisoformat(start) if start else None, date.fromisoformat(end) if end else None, rows, size)
         for place, name, start, end, rows, size in found
@@ -80,54 +80,50 @@ def refuse_expired(spec: TableSpec, window: DayRange, today: date) -> None:
         )
 
 
-def create_months(conn: psycopg.Connection, spec: TableSpec, schema: str, window: DayRange) -> None:
-    """Adds the months of the window that the table lacks, in the caller's transaction; nothing where it has no partitions.
+def create_months(target: Target, window: DayRange) -> None:
+    """Adds the months of the window that a partitioned table lacks, in the caller's transaction.
 
     Readers and loads of other months go on. Raises SchemaRefused where the name of a month is taken.
     """
-    if spec.partition_by is None or not _missing(conn, spec, schema, window):
+    conn, spec, schema = target.conn, target.spec, target.schema
+    if spec.partition_by is None or not _missing(target, window):
         return
-    # The lock that ATTACH takes as well: one transaction at a time adds months.
-    conn.execute(sql.SQL("LOCK TABLE ONLY {} IN SHARE UPDATE EXCLUSIVE MODE").format(sql.Identifier(schema, spec.name)))
+    # ATTACH takes this lock as well: one transaction at a time adds months.
+    conn.execute(sql.SQL("LOCK TABLE ONLY {} IN SHARE UPDATE EXCLUSIVE MODE").format(target.identifier))
     # Another load may have added them meanwhile.
-    for first in _missing(conn, spec, schema, window):
+    for first in _missing(target, window):
         name = partition_name(spec.name, first)
         attach = _attach(spec, schema, first)
         if conn.execute("SELECT to_regclass(%s)", (quoted_name(schema, name),)).fetchone() != (None,):
             raise SchemaRefused(
-                f"{spec.name} {window}: {schema}.{name} is there and no partition of the table; rename it, or bring it back: "
+                f"{spec.name} {window}: {schema}.{name} exists but is not attached to the table; rename it, or attach it: "
                 f"{attach.as_string()};"
             )
         # CREATE TABLE … PARTITION OF would keep readers of the whole table out until the load commits; ATTACH does not.
-        conn.execute(
-            sql.SQL("CREATE TABLE {} (LIKE {} INCLUDING ALL)").format(
-                sql.Identifier(schema, name), sql.Identifier(schema, spec.name)
-            )
-        )
+        conn.execute(sql.SQL("CREATE TABLE {} (LIKE {} INCLUDING ALL)").format(sql.Identifier(schema, name), target.identifier))
         conn.execute(attach)
 
 
-def expired(conn: psycopg.Connection, spec: TableSpec, schema: str, today: date) -> list[Partition]:
+def expired(target: Target, today: date) -> list[Partition]:
     """The partitions whose every day is older than what the table keeps."""
-    kept = first_kept_day(spec, today)
-    return [partition for partition in partitions(conn, spec, schema) if partition.end is not None and partition.end <= kept]
+    kept = first_kept_day(target.spec, today)
+    return [partition for partition in partitions(target) if partition.end is not None and partition.end <= kept]
 
 
-def remove_expired(
-    conn: psycopg.Connection, spec: TableSpec, schema: str, today: date, *, drop: bool, lock_timeout_seconds: int
-) -> Iterator[Partition]:
-    """Takes the expired partitions off the table, each in a transaction of its own, and drops them, or leaves them as tables.
+def remove_expired(target: Target, today: date, *, drop: bool, lock_timeout_seconds: int) -> Iterator[Partition]:
+    """Detaches the expired partitions from the table, each in a transaction of its own, and drops them if asked to.
 
-    No load of the table is under way meanwhile. `conn` is in autocommit mode. Raises TableBusy where a load or a
-    reader does not end in time, DestinationError where the server refuses; what was given until then is done.
+    No load of the table runs meanwhile. The connection is in autocommit mode. Raises TableBusy where a load or a
+    reader does not end in time, and DestinationError where the server refuses; the partitions given until then are removed.
     """
-    with _alone(conn, spec, schema, lock_timeout_seconds):
-        for partition in expired(conn, spec, schema, today):
+    conn, spec, schema = target.conn, target.spec, target.schema
+    with _alone(target, lock_timeout_seconds):
+        for partition in expired(target, today):
             name = sql.Identifier(partition.schema, partition.name)
             try:
                 with conn.transaction():
                     conn.execute("SELECT set_config('lock_timeout', %s, true)", (f"{DETACH_SECONDS}s",))
-                    conn.execute(sql.SQL("ALTER TABLE {} DETACH PARTITION {}").format(sql.Identifier(schema, spec.name), name))
+                    conn.execute(sql.SQL("ALTER TABLE {} DETACH PARTITION {}").format(target.identifier, name))
                     if drop:
                         conn.execute(sql.SQL("DROP TABLE {}").format(name))
                     if exists(conn, schema, "etl_days"):
@@ -146,8 +142,10 @@ def remove_expired(
 
 
 @contextmanager
-def _alone(conn: psycopg.Connection, spec: TableSpec, schema: str, lock_timeout_seconds: int) -> Iterator[None]:
-    key = locks.table_lock(schema, spec.name)
+def _alone(target: Target, lock_timeout_seconds: int) -> Iterator[None]:
+    """Keeps every load of the table out."""
+    conn, spec = target.conn, target.spec
+    key = locks.table_lock(target.schema, spec.name)
     conn.execute("SELECT set_config('lock_timeout', %s, false)", (f"{lock_timeout_seconds}s",))
     try:
         locks.take(conn, [key])
@@ -161,8 +159,8 @@ def _alone(conn: psycopg.Connection, spec: TableSpec, schema: str, lock_timeout_
         conn.execute("SELECT pg_advisory_unlock(%s)", (key,))
 
 
-def _missing(conn: psycopg.Connection, spec: TableSpec, schema: str, window: DayRange) -> list[date]:
-    found = partitions(conn, spec, schema)
+def _missing(target: Target, window: DayRange) -> list[date]:
+    found = partitions(target)
     return [first for first in months(window) if not any(partition.holds(first) for partition in found)]
 
 

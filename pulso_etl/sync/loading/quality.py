@@ -8,13 +8,13 @@ from datetime import date, timedelta
 from enum import StrEnum
 from typing import Any
 
-import psycopg
 from psycopg import sql
 
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.loading.strategies import STRATEGIES
 from pulso_etl.sync.schema.statements import Statements
 from pulso_etl.sync.spec import TableSpec
+from pulso_etl.sync.target import Target
 
 WEEKS = 4
 """How many earlier weeks a day's rows are compared with."""
@@ -95,11 +95,11 @@ def rules(spec: TableSpec) -> tuple[Rule, ...]:
     return tuple(found)
 
 
-def inspect(conn: psycopg.Connection, spec: TableSpec, schema: str, window: DayRange, lookback: DayRange) -> Inspection:
+def inspect(target: Target, window: DayRange, lookback: DayRange) -> Inspection:
     """Looks at the window's rows, and counts those of the lookback and of the weeks before the window. Errors are psycopg's."""
-    by_rule = rules(spec)
-    row = conn.execute(
-        statement(spec, schema, by_rule),
+    by_rule = rules(target.spec)
+    row = target.conn.execute(
+        statement(target.spec, target.schema, by_rule),
         {
             "start": window.start,
             "end": window.end,

@@ -9,8 +9,6 @@ where the source has none), the day of the load with which its changes count (`p
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
 
@@ -21,23 +19,13 @@ from psycopg import sql
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import SnapshotWithdrawn
 from pulso_etl.sync.loading.quarantine import KEPT, Quarantine
+from pulso_etl.sync.loading.request import Past
 from pulso_etl.sync.schema.statements import STAGE, VALUES, Statements
 from pulso_etl.sync.spec import TableSpec
 
 Value = tuple[Any, ...]
 Fill = Callable[[pa.RecordBatchReader, DayRange], Mapping[date, int]]
 """Stages the rows of a reader, which are of those days; returns the rows of each."""
-
-
-@dataclass(frozen=True)
-class Past:
-    """The days before those of a load: the first that the source is asked for, and how to read them; None where they can't be."""
-
-    first_day: date = date.min
-    read: Callable[[DayRange], AbstractContextManager[pa.RecordBatchReader]] | None = None
-
-
-NO_PAST = Past()
 
 
 def settle(

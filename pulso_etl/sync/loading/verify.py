@@ -1,75 +1,77 @@
-"""The last look before the commit: what the load wrote is what the source gave, and not fewer rows than the table must have."""
+"""The last look before the commit: the load wrote what the source gave, and the table keeps the rows that it must have."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import date
 
-import psycopg
-
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import VerificationFailed
-from pulso_etl.sync.loading.load import Counts
+from pulso_etl.sync.loading.request import LoadRequest
+from pulso_etl.sync.loading.result import LoadResult
 from pulso_etl.sync.schema.statements import Statements
-from pulso_etl.sync.spec import Strategy, TableSpec
+from pulso_etl.sync.spec import Strategy
+from pulso_etl.sync.target import Target
 
 
-def verify(
-    conn: psycopg.Connection,
-    spec: TableSpec,
-    schema: str,
-    window: DayRange,
-    by_day: Mapping[date, Counts],
-    *,
-    allow_shrink: bool = False,
-    expected: Mapping[date, int] | None = None,
-) -> dict[date, int]:
-    """Compares PostgreSQL with what the load read, inside its transaction, after the write; `by_day` and `expected` are of its
-    `LoadResult`.
+def verify(target: Target, request: LoadRequest, result: LoadResult) -> dict[date, int]:
+    """Compares PostgreSQL with what the load read, inside its transaction, after the write.
 
     Where a partition owns its rows, each day holds exactly as many rows as were read, and a window as long as the table's
-    lookback does not fall below `minimum_records`. Of a table with `snapshot_of`, the values that the load settled hold exactly
-    the newest snapshots that were read. A table whose key lives in several partitions (a version column) keeps one row
-    of many that were read, and never loses one: nothing is compared; nor where the table keeps what the source no longer has
-    (append, scd2). Quarantined rows are not counted, and the rows that they protect may come on top.
+    lookback does not fall below `minimum_records`. In a table with `snapshot_of`, the values that the load settled hold exactly
+    the newest snapshots that were read. Nothing is compared in two kinds of tables. One keeps a single row of many that were read,
+    because its key lives in several partitions (a version column). The other keeps rows that the source no longer has (append,
+    scd2). Quarantined rows are not counted, and the rows that they protect may come on top.
 
-    Too few rows stop the load only where those same days held enough before it: then rows are about to be lost that the dashboard
+    Too few rows stop the load only where those same days held enough before it: the load would take rows away that the dashboard
     shows. Days that never held so many (a new deployment, a holiday, sample data) are loaded, and the check `minimum_records`
     warns.
-    Returns the rows that each day of the window holds now, days without rows left out.
-    Raises VerificationFailed; the caller rolls back. `allow_shrink` is for rows that are really gone.
+    Returns how many rows each day of the window holds now, days without rows left out.
+    Raises VerificationFailed; the caller rolls back. The request's `allow_shrink` is for rows that are really gone.
     """
-    statements, bounds = Statements(spec, schema), {"start": window.start, "end": window.end}
-    held: dict[date, int] = dict(conn.execute(statements.rows_by_day(), bounds).fetchall())
+    spec, statements = target.spec, Statements(target.spec, target.schema)
+    held: dict[date, int] = dict(target.conn.execute(statements.rows_by_day(), request.bounds).fetchall())
     if not (spec.partition_in_key or spec.snapshot_of) or spec.strategy in (Strategy.APPEND, Strategy.SCD2):
         return held
-    found = dict(conn.execute(statements.settled_by_day()).fetchall()) if spec.snapshot_of else held
-    read = {day: counts.read - counts.quarantined for day, counts in by_day.items()} if expected is None else expected
-    # The row that the table holds of a quarantined key stays.
-    spared = any(counts.quarantined for counts in by_day.values())
-    differing = [
-        day
-        for day in sorted({*found, *read})
-        if found.get(day, 0) != read.get(day, 0) and not (spared and found.get(day, 0) > read.get(day, 0))
-    ]
-    if differing:
-        due = "read" if expected is None else "due"
+    found = dict(target.conn.execute(statements.settled_by_day()).fetchall()) if spec.snapshot_of else held
+    _refuse_differing(target, request.window, result, found)
+    if not (spec.snapshot_of or request.window.days < spec.lookback_days or request.allow_shrink):
+        _refuse_too_few(target, result, held)
+    return held
+
+
+def _refuse_differing(target: Target, window: DayRange, result: LoadResult, found: Mapping[date, int]) -> None:
+    """Raises VerificationFailed where a day does not hold the rows that it should."""
+    read = {day: counts.read - counts.quarantined for day, counts in result.by_day.items()}
+    should = read if result.expected is None else result.expected
+    # The table keeps its row of a quarantined key.
+    spared = result.total.quarantined > 0
+
+    def differs(day: date) -> bool:
+        rows, wanted = found.get(day, 0), should.get(day, 0)
+        return rows != wanted and not (spared and rows > wanted)
+
+    if differing := [day for day in sorted({*found, *should}) if differs(day)]:
+        due = "read" if result.expected is None else "due"
         days = "; ".join(
-            f"partition {day}: {read.get(day, 0)} rows {due}, {found.get(day, 0)} in PostgreSQL" for day in differing[:5]
+            f"partition {day}: {should.get(day, 0)} rows {due}, {found.get(day, 0)} in PostgreSQL" for day in differing[:5]
         )
+        name = target.spec.name
         raise VerificationFailed(
-            f"{spec.name} {window}: {len(differing)} partition(s) do not hold what the source gave: {days}. Nothing was loaded. "
-            f"Look for triggers, rules or row security on {schema}.{spec.name}; without any, report it as a fault of Pulso ETL"
+            f"{name} {window}: {len(differing)} partition(s) do not hold what the source gave: {days}. Nothing was loaded. "
+            f"Look for triggers, rules or row security on {target.schema}.{name}; if there are none, report a fault of Pulso ETL"
         )
-    if spec.snapshot_of or window.days < spec.lookback_days or allow_shrink:
-        return held
-    last = sorted(by_day)[-spec.lookback_days :]
+
+
+def _refuse_too_few(target: Target, result: LoadResult, held: Mapping[date, int]) -> None:
+    """Raises VerificationFailed where the last days fall below `minimum_records`, and did not before."""
+    spec = target.spec
+    last = sorted(result.by_day)[-spec.lookback_days :]
     after = sum(held.get(day, 0) for day in last)
-    before = after + sum(by_day[day].deleted - by_day[day].inserted for day in last)
+    before = after + sum(result.by_day[day].deleted - result.by_day[day].inserted for day in last)
     if after < spec.minimum_records <= before:
         raise VerificationFailed(
             f"{spec.name} {DayRange(last[0], last[-1])}: {after} rows would be left of {before}, and the table should have "
             f"{spec.minimum_records} at least. Nothing was loaded. Look at the source; if the rows are really gone, launch the "
             "range again with --allow-shrink (tag pulso_etl/allow_shrink=true)"
         )
-    return held

@@ -29,6 +29,7 @@ from pulso_etl.sync.schema.migration import (
     without_history,
 )
 from pulso_etl.sync.spec import Strategy, TableSpec
+from pulso_etl.sync.target import Target
 
 SESSION = ("SET LOCAL TimeZone = 'UTC'", "SET LOCAL DateStyle = 'ISO, YMD'")
 """What casts between times and texts depend on: as BigQuery casts them."""
@@ -48,9 +49,10 @@ class Rows:
     last: date | None = None
 
 
-def refusal(conn: psycopg.Connection, spec: TableSpec, schema: str, table: Table) -> SchemaRefused:
-    """The error for a table that only a person may change, with the statements that do. Reads the table once or more."""
-    rows = look(conn, spec, schema, table)
+def refusal(target: Target, table: Table) -> SchemaRefused:
+    """The error for a table that only a person may change, with the statements that change it. Reads the table once or more."""
+    conn, spec, schema = target.conn, target.spec, target.schema
+    rows = look(target, table)
     aside = next(name for number in count(1) if _free(conn, schema, name := aside_name(spec, number)))
     changes = migrate(spec, schema, rows.table, aside=aside)
     reasons = dict.fromkeys(change.refusal for change in migrate(spec, schema, table, aside=aside) if change.refusal)
@@ -69,7 +71,7 @@ def refusal(conn: psycopg.Connection, spec: TableSpec, schema: str, table: Table
             "Days that no refresh reads again keep the rows that they have; to have them anew as well, run after the statements: "
             f"pulso-etl refresh {spec.as_argument} --from {rows.first} --to {rows.last} --allow-shrink"
         )
-    if views := [name for (name,) in conn.execute(VIEWS, {"table": quoted_name(schema, spec.name)})]:
+    if views := [name for (name,) in conn.execute(VIEWS, {"table": target.quoted_name})]:
         parts.append(f"Views read the table: {', '.join(views)}. Where one is in the way, drop it before and make it anew after.")
     parts.append("Nothing was loaded. Correct the declaration, or run by hand, all as one transaction, in this order:")
     parts += [f"  {statement};" for statement in script(spec, schema, changes, aside if rows.obstacles else None)]
@@ -87,15 +89,15 @@ def script(spec: TableSpec, schema: str, changes: Sequence[Change], emptied_into
     return ["BEGIN", *SESSION, *(statement.as_string() for statement in statements), "COMMIT"]
 
 
-def look(conn: psycopg.Connection, spec: TableSpec, schema: str, table: Table) -> Rows:
-    """Asks the rows what stands against the change. An empty table has nothing against any."""
-    target = sql.Identifier(schema, spec.name)
-    if conn.execute(sql.SQL("SELECT FROM {} LIMIT 1").format(target)).fetchone() is None:
+def look(target: Target, table: Table) -> Rows:
+    """Asks the rows what stands against the change. In an empty table nothing does."""
+    conn, spec = target.conn, target.spec
+    if conn.execute(sql.SQL("SELECT FROM {} LIMIT 1").format(target.identifier)).fetchone() is None:
         return Rows(replace(table, holds_rows=False))
     with conn.transaction(force_rollback=True):
         for setting in SESSION:
             conn.execute(setting)  # type: ignore[call-overload]
-        rows = _Rows(conn, spec, target, table)
+        rows = _Rows(target, table)
         obstacles = (*rows.without_value(), *rows.without_cast())
         repeated = False
         if not obstacles and spec.table_key and key_differs(spec, table):
@@ -111,10 +113,16 @@ def look(conn: psycopg.Connection, spec: TableSpec, schema: str, table: Table) -
 class _Rows:
     """Questions to the rows that are to stay: all of them, or the current versions."""
 
-    conn: psycopg.Connection
-    spec: TableSpec
-    target: sql.Identifier
+    target: Target
     table: Table
+
+    @property
+    def conn(self) -> psycopg.Connection:
+        return self.target.conn
+
+    @property
+    def spec(self) -> TableSpec:
+        return self.target.spec
 
     @property
     def held(self) -> Table:
@@ -168,16 +176,16 @@ class _Rows:
         found = self.table.columns.get(name)
         if found is None or found.type != "date":
             return None, None
-        row = self.conn.execute(sql.SQL("SELECT min({0}), max({0}) FROM {1}").format(sql.Identifier(name), self.target)).fetchone()
-        return row or (None, None)
+        query = sql.SQL("SELECT min({0}), max({0}) FROM {1}").format(sql.Identifier(name), self.target.identifier)
+        return self.conn.execute(query).fetchone() or (None, None)
 
     def _grouped(self, names: Sequence[str], counted: sql.Composable) -> bool:
         by = sql.SQL(", ").join(cast(self.spec.column(name), self.table) for name in names)
         query = sql.SQL("SELECT FROM {} WHERE {} GROUP BY {} HAVING {} > 1 LIMIT 1")
-        return self.conn.execute(query.format(self.target, self._staying, by, counted)).fetchone() is not None
+        return self.conn.execute(query.format(self.target.identifier, self._staying, by, counted)).fetchone() is not None
 
     def _any(self, condition: sql.Composable) -> bool:
-        query = sql.SQL("SELECT FROM {} WHERE {} AND {} LIMIT 1").format(self.target, self._staying, condition)
+        query = sql.SQL("SELECT FROM {} WHERE {} AND {} LIMIT 1").format(self.target.identifier, self._staying, condition)
         return self.conn.execute(query).fetchone() is not None
 
     @property

@@ -1,0 +1,172 @@
+"""Arrow batches sent to PostgreSQL as COPY BINARY, each value checked before."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import date
+from queue import Empty, Queue
+from threading import Thread
+from typing import TypeVar
+
+import psycopg
+import pyarrow as pa
+import pyarrow.compute as pc
+from pgpq import ArrowToPostgresBinaryEncoder
+from pgpq.encoders import StringEncoderBuilder
+from pgpq.schema import Jsonb
+from psycopg import sql
+
+from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.loading.conform import conform
+from pulso_etl.sync.loading.quarantine import Quarantine
+from pulso_etl.sync.postgres.encoding import Encoding
+from pulso_etl.sync.postgres.server_errors import meaning
+from pulso_etl.sync.schema.statements import STAGE, Statements
+from pulso_etl.sync.spec import ColumnType, TableSpec
+from pulso_etl.sync.target import Target
+
+Item = TypeVar("Item", bytes, pa.RecordBatch)
+
+CHUNK_ROWS = 600
+"""How many rows are encoded at once: memory does not grow with the size of the source's batches."""
+CHUNKS_AHEAD = 12
+"""How many chunks are encoded, at most, before the server asks for them: encoding goes on while the source's next batch comes."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Copies batches into the relation `into`, the table itself or the stage.
+
+    The columns are those of the target's declaration; `wire` is the schema in which they travel.
+    """
+
+    target: Target
+    wire: pa.Schema
+    into: sql.Identifier
+
+    def send(self, reader: pa.RecordBatchReader, days: DayRange) -> dict[date, int]:
+        """Sends every batch in one COPY; returns the rows of each day. Raises RejectedRows, see `conform`."""
+        spec, encoder, encoding = self.target.spec, self._encoder(), Encoding.of(self.target.conn)
+        rows: Counter[date] = Counter()
+
+        def encoded() -> Iterator[bytes]:
+            yield encoder.write_header()
+            for batch in reader:
+                if not batch.num_rows:
+                    continue
+                batch = conform(spec, batch, self.wire, days, encoding=encoding)
+                if self.into != STAGE:
+                    # Neighbours in the primary key's index go in together, which saves a fifth of the server's work.
+                    batch = batch.sort_by([(key, "ascending") for key in spec.primary_key])
+                yield from _chunks(encoder, batch)
+                rows.update(rows_by_day(spec, batch))
+            yield encoder.finish()
+
+        with self.target.conn.cursor() as cursor, cursor.copy(self._statement) as copy, read_ahead(encoded()) as chunks:
+            for chunk in chunks:
+                copy.write(chunk)
+        return dict(rows)
+
+    def send_what_fits(self, reader: pa.RecordBatchReader, days: DayRange, quarantine: Quarantine) -> dict[date, int]:
+        """Sends every batch in a COPY of its own, without the rows that can't be loaded: these go to the quarantine.
+
+        Some rows only the server refuses; halving the batch finds them. Returns how many rows of each day were sent.
+        """
+        rows: Counter[date] = Counter()
+        refused: list[tuple[pa.RecordBatch, psycopg.Error]] = []
+
+        def copy(batch: pa.RecordBatch) -> None:
+            try:
+                self._send_alone(batch)
+            except psycopg.Error as error:
+                if not meaning(error).by_row:
+                    raise
+                if batch.num_rows == 1:
+                    refused.append((batch, error))
+                    return
+                middle = batch.num_rows // 2
+                copy(batch.slice(0, middle))
+                copy(batch.slice(middle))
+            else:
+                rows.update(rows_by_day(self.target.spec, batch))
+
+        spec, reject, encoding = self.target.spec, quarantine.take, quarantine.encoding
+        batches = (conform(spec, batch, self.wire, days, reject, encoding) for batch in reader if batch.num_rows)
+        with read_ahead(batches) as conformed:
+            for batch in conformed:
+                if batch.num_rows:
+                    copy(batch)
+        for batch, error in refused:
+            quarantine.take_refused(batch, error)
+        return dict(rows)
+
+    def _send_alone(self, batch: pa.RecordBatch) -> None:
+        """Sends one batch, in a savepoint."""
+        conn, encoder = self.target.conn, self._encoder()
+        with conn.transaction(), conn.cursor() as cursor, cursor.copy(self._statement) as copy:
+            copy.write(encoder.write_header())
+            for chunk in _chunks(encoder, batch):
+                copy.write(chunk)
+            copy.write(encoder.finish())
+
+    @property
+    def _statement(self) -> sql.Composed:
+        return Statements(self.target.spec, self.target.schema).copy(self.into)
+
+    def _encoder(self) -> ArrowToPostgresBinaryEncoder:
+        """An encoder for one COPY."""
+        builders = {field.name: ArrowToPostgresBinaryEncoder.infer_encoder(field) for field in self.wire}
+        for column in self.target.spec.columns:
+            if column.type is ColumnType.JSON:
+                builders[column.name] = StringEncoderBuilder.new_with_output(self.wire.field(column.name), Jsonb())
+        return ArrowToPostgresBinaryEncoder.new_with_encoders(self.wire, builders)
+
+
+def rows_by_day(spec: TableSpec, batch: pa.RecordBatch) -> Counter[date]:
+    """How many rows of the batch each day has."""
+    entries = pc.value_counts(batch.column(spec.partition_column)).to_pylist()
+    return Counter({entry["values"]: entry["counts"] for entry in entries})
+
+
+@contextmanager
+def read_ahead(chunks: Iterator[Item]) -> Iterator[Iterator[Item]]:
+    """The chunks, made while the server takes the earlier ones.
+
+    A thread makes them, and nobody waits for that thread: an interrupt must not wait for the source.
+    """
+    ready: Queue[Item | BaseException | None] = Queue(CHUNKS_AHEAD)
+    wanted = True
+
+    def make() -> None:
+        try:
+            for chunk in chunks:
+                ready.put(chunk)
+                if not wanted:
+                    return
+            ready.put(None)
+        except BaseException as error:
+            ready.put(error)
+
+    def take() -> Iterator[Item]:
+        while (chunk := ready.get()) is not None:
+            if isinstance(chunk, BaseException):
+                raise chunk
+            yield chunk
+
+    Thread(target=make, daemon=True).start()
+    try:
+        yield take()
+    finally:
+        wanted = False
+        # A thread that waits for room finds it, and ends.
+        with suppress(Empty):
+            while True:
+                ready.get_nowait()
+
+
+def _chunks(encoder: ArrowToPostgresBinaryEncoder, batch: pa.RecordBatch) -> Iterator[bytes]:
+    for start in range(0, batch.num_rows, CHUNK_ROWS):
+        yield encoder.write_batch(batch.slice(start, CHUNK_ROWS))

@@ -1,0 +1,105 @@
+"""The differences between the stage and the table: found and counted, then written by the table's strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import date
+from functools import cached_property
+
+from psycopg import errors as pg
+
+from pulso_etl.sync.errors import DestinationUnavailable
+from pulso_etl.sync.loading.duplicates import are_counted, refuse_duplicates
+from pulso_etl.sync.loading.request import PlanName
+from pulso_etl.sync.loading.result import Counts, LoadResult, every_day
+from pulso_etl.sync.loading.snapshots import rows_by_value
+from pulso_etl.sync.loading.staging import Staged
+from pulso_etl.sync.loading.strategies import STRATEGIES, Write, WriteStrategy
+from pulso_etl.sync.loading.under_way import Load
+from pulso_etl.sync.schema.schema import migrate_table
+
+
+@dataclass(frozen=True)
+class Differences:
+    """What a load is about to do to the table: the counts of each day, and the differences themselves in PostgreSQL."""
+
+    load: Load
+    staged: Staged
+    by_day: dict[date, Counts]
+    migration: list[str]
+
+    @property
+    def strategy(self) -> WriteStrategy:
+        return STRATEGIES[self.staged.spec.strategy]
+
+    @cached_property
+    def total(self) -> Counts:
+        return sum(self.by_day.values(), Counts())
+
+    @property
+    def left_by_day(self) -> dict[date, int]:
+        """How many rows the table will hold of each day."""
+        return {day: self.load.held.get(day, 0) + counts.inserted - counts.deleted for day, counts in self.by_day.items()}
+
+    def held_and_left(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        """How many rows each part of the table holds, and how many it will hold.
+
+        A part is a partition, or a value whose snapshot is loaded; its name is a text for people.
+        """
+        if self.staged.spec.snapshot_of:
+            return rows_by_value(self.load.conn, self.staged.statements)
+        held = {f"partition {day}": rows for day, rows in self.load.held.items()}
+        return held, {f"partition {day}": rows for day, rows in self.left_by_day.items()}
+
+    def rows_of(self, write: Write) -> int:
+        """How many rows the statement has to write."""
+        return sum(getattr(self.total, count) for count in write.counts)
+
+    def result(self, plan: PlanName, expected: dict[date, int] | None) -> LoadResult:
+        quarantine = self.staged.quarantine
+        reasons = dict(quarantine.by_reason) if quarantine else {}
+        return LoadResult(plan, self.by_day, self.load.clock.seconds, self.staged.drift, self.migration, reasons, expected)
+
+
+def compare(load: Load, staged: Staged, read: Mapping[date, Counts]) -> Differences:
+    """Finds in what the table differs from the stage, and counts it; `read` counts the rows of each day that were read."""
+    conn, statements, by_day = load.conn, staged.statements, every_day(load.window, read)
+    with load.clock("diff"):
+        migration = migrate_table(load.target.declared_as(staged.spec), load.table)
+        conn.execute(STRATEGIES[staged.spec.strategy].create_diff(statements), load.bounds)
+        if staged.quarantine:
+            staged.quarantine.spare(conn, statements)
+        for day, inserted, updated, deleted in conn.execute(statements.count_diff()):
+            counts = by_day.setdefault(day, Counts())
+            counts.inserted, counts.updated, counts.deleted = inserted, updated, deleted
+    return Differences(load, staged, by_day, migration)
+
+
+def write(differences: Differences) -> None:
+    """Makes the table equal to the stage, by the statements of its strategy that have rows to write.
+
+    Raises DuplicateKeyError, and DestinationUnavailable where another program changed rows meanwhile.
+    """
+    with differences.load.clock("write"):
+        for statement in differences.strategy.writes:
+            if differences.rows_of(statement):
+                _run(differences, statement)
+
+
+def _run(differences: Differences, statement: Write) -> None:
+    load, staged = differences.load, differences.staged
+    may_repeat = "inserted" in statement.counts and are_counted(load, staged)
+    try:
+        with load.conn.transaction() if may_repeat else nullcontext():
+            written = load.conn.execute(statement.statement(staged.statements), load.bounds).rowcount
+    except pg.UniqueViolation:
+        if may_repeat:
+            refuse_duplicates(load, staged)
+        raise
+    # The differences hold the addresses of rows, and nothing keeps other programs from those rows.
+    if not load.request.writer.sole and statement.by_address and written != differences.rows_of(statement):
+        raise DestinationUnavailable(
+            f"{load}: another program changed rows of these days meanwhile; nothing was loaded, a later attempt may pass"
+        )

@@ -1,0 +1,31 @@
+"""Keys that the source gives more than once: how a load notices them, and how it reports them."""
+
+from __future__ import annotations
+
+from pulso_etl.sync.errors import DuplicateKeyError
+from pulso_etl.sync.loading.staging import Staged
+from pulso_etl.sync.loading.strategies import STRATEGIES
+from pulso_etl.sync.loading.under_way import Load
+
+
+def are_counted(load: Load, staged: Staged) -> bool:
+    """Whether a repeated key shows in the number of differences. Then the load need not group the stage by its key."""
+    spec = staged.spec
+    compared_otherwise = spec.version_column or spec.snapshot_of or staged.quarantine or load.source.captured
+    return STRATEGIES[spec.strategy].counts_duplicates and not compared_otherwise
+
+
+def refuse_duplicates(load: Load, staged: Staged) -> None:
+    """Raises DuplicateKeyError where the stage holds a key more than once; groups the stage by its key."""
+    row = load.conn.execute(staged.statements.duplicates()).fetchone()
+    if row is None:
+        return
+    spec = staged.spec
+    *key, copies, duplicated = row
+    named = ", ".join(f"{name}={value}" for name, value in zip(spec.primary_key, key, strict=True))
+    alike = f" at one {spec.version_column}" if spec.version_column else ""
+    advice = "" if spec.version_column or spec.snapshot_of else " or declare a version_column"
+    raise DuplicateKeyError(
+        f"{load}: the source holds {copies} rows of the primary key ({named}){alike}; "
+        f"{duplicated} key(s) are duplicated in all; correct the source{advice}"
+    )

@@ -1,0 +1,101 @@
+"""The rules that stop a load, in lists by the moment at which they are asked.
+
+Each rule is a function that raises the error it is named for. A new rule is a new function in one of the lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+
+from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.errors import ShrinkRefused, VerificationFailed
+from pulso_etl.sync.ledger.ledger import Ledger
+from pulso_etl.sync.loading.differences import Differences
+from pulso_etl.sync.loading.duplicates import are_counted, refuse_duplicates
+from pulso_etl.sync.loading.months import refuse_expired
+from pulso_etl.sync.loading.request import LoadRequest
+from pulso_etl.sync.loading.staging import Staged
+from pulso_etl.sync.loading.strategies import STRATEGIES
+from pulso_etl.sync.loading.under_way import Load
+from pulso_etl.sync.postgres.strangers import refuse_strangers
+from pulso_etl.sync.spec import TableSpec
+from pulso_etl.sync.target import Target
+
+SMALL_PARTITION_ROWS = 20
+"""A partition with fewer rows may shrink freely; the range as a whole is still guarded."""
+
+
+def expired_months(target: Target, request: LoadRequest) -> None:
+    """The table no longer keeps the first of these days."""
+    refuse_expired(target.spec, request.window, lima_day(datetime.now(UTC)))
+
+
+def strangers(target: Target, request: LoadRequest) -> None:
+    """The table carries code that is not ours."""
+    refuse_strangers(target.conn, target.schema, target.spec.name)
+
+
+def newer_reading(target: Target, request: LoadRequest) -> None:
+    """Another load has committed a later reading of some of these days."""
+    if request.source.read_at is not None:
+        Ledger(target.schema).refuse_older(target.conn, target.spec.name, request.window, request.source.read_at)
+
+
+def changes_of_nothing(load: Load) -> None:
+    """The stream holds only what changed, and the table has lost the rows that did not."""
+    if load.source.captured and not load.held:
+        raise VerificationFailed(f"{load}: PostgreSQL holds no row of these days, which changes can't bring back")
+
+
+def repeated_keys(load: Load, staged: Staged) -> None:
+    """The source gives a key more than once."""
+    if STRATEGIES[staged.spec.strategy].unique and not staged.quarantine and not are_counted(load, staged):
+        refuse_duplicates(load, staged)
+
+
+def repeated_keys_by_count(differences: Differences) -> None:
+    """The source gives a key more than once, as more staged rows than rows of the table have found their partner.
+
+    Counting these costs nothing, grouping by the key does.
+    """
+    load, total = differences.load, differences.total
+    too_many = total.read - total.inserted > sum(load.held.values()) - total.deleted
+    if too_many and are_counted(load, differences.staged):
+        refuse_duplicates(load, differences.staged)
+
+
+def shrinking(differences: Differences) -> None:
+    """The table would lose more rows than it allows."""
+    load, spec = differences.load, differences.staged.spec
+    owns_rows = spec.partition_in_key or spec.snapshot_of
+    if owns_rows and differences.strategy.removes and not load.request.allow_shrink:
+        refuse_shrink(spec, load.window, *differences.held_and_left())
+
+
+ON_REQUEST: tuple[Callable[[Target, LoadRequest], None], ...] = (expired_months,)
+UNDER_LOCK: tuple[Callable[[Target, LoadRequest], None], ...] = (strangers, newer_reading)
+BEFORE_STAGING: tuple[Callable[[Load], None], ...] = (changes_of_nothing,)
+ON_STAGE: tuple[Callable[[Load, Staged], None], ...] = (repeated_keys,)
+ON_DIFFERENCES: tuple[Callable[[Differences], None], ...] = (shrinking, repeated_keys_by_count)
+
+
+def refuse_shrink(spec: TableSpec, window: DayRange, held: Mapping[str, int], left: Mapping[str, int]) -> None:
+    """Raises ShrinkRefused where the range, or a part of it of some size, would lose more rows than the table allows.
+
+    `held` and `left` are the rows of each part, by its name: a partition, or a value whose snapshot is loaded.
+    """
+    before, after = sum(held.values()), sum(left.values())
+    faults = []
+    if before and after < max(1, before * spec.minimum_kept_share):
+        faults.append(f"the range {window} holds {before} rows and the source has {after}")
+    faults += [
+        f"{part} holds {rows} rows and the source has {left.get(part, 0)}"
+        for part, rows in sorted(held.items())
+        if rows >= SMALL_PARTITION_ROWS and left.get(part, 0) < rows * spec.minimum_kept_share
+    ]
+    if faults:
+        raise ShrinkRefused(
+            f"{spec.name}: refused to delete: {'; '.join(faults[:5])}; at least {spec.minimum_kept_share:.0%} must stay. "
+            "If the rows are really gone, launch the range again with --allow-shrink (tag pulso_etl/allow_shrink=true)"
+        )

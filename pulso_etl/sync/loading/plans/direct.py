@@ -1,0 +1,67 @@
+"""The direct plan: the rows are copied straight into the table, where no row is in their way."""
+
+from __future__ import annotations
+
+import psycopg
+import pyarrow as pa
+from psycopg import errors as pg
+
+from pulso_etl.sync.errors import DuplicateKeyError, RejectedRows
+from pulso_etl.sync.loading.contract import fit
+from pulso_etl.sync.loading.copying import Copy
+from pulso_etl.sync.loading.request import PlanName
+from pulso_etl.sync.loading.result import Counts, LoadResult, every_day
+from pulso_etl.sync.loading.staging import Staged
+from pulso_etl.sync.loading.under_way import Load
+from pulso_etl.sync.postgres.server_errors import meaning
+from pulso_etl.sync.schema.schema import migrate_table
+from pulso_etl.sync.schema.statements import Statements
+from pulso_etl.sync.spec import OnReject
+
+
+class Direct:
+    """Takes the table itself as the stage."""
+
+    name: PlanName = "direct"
+
+    def applies(self, load: Load) -> bool:
+        """Whether no row is in the way, every row lands as it was read, and faulty rows can still be quarantined."""
+        lands_as_read = load.spec.version_column is None and not load.spec.snapshot_of
+        keeps_faults = load.source.repeatable or load.spec.on_reject is not OnReject.QUARANTINE
+        return load.is_empty and lands_as_read and keeps_faults
+
+    def stage(self, load: Load) -> Staged | None:
+        """Copies the rows; None where a merge has to quarantine faulty rows, report duplicate keys, or read values from text."""
+        repeatable = load.source.repeatable
+        quarantines = repeatable and load.spec.on_reject is OnReject.QUARANTINE
+        try:
+            with load.conn.transaction(), load.source.open() as reader:
+                return _copied(load, reader)
+        except RejectedRows:
+            if not quarantines:
+                raise
+        except pg.UniqueViolation as error:
+            if not repeatable:
+                raise DuplicateKeyError(
+                    f"{load}: the source holds 2 or more rows of one primary key: {error.diag.message_detail}"
+                ) from error
+        except psycopg.Error as error:
+            if not (quarantines and meaning(error).by_row):
+                raise
+        return None
+
+    def write(self, load: Load, staged: Staged) -> LoadResult:
+        """Counts the rows; they are in the table already."""
+        by_day = every_day(load.window, {day: Counts(read=n, inserted=n) for day, n in staged.read.items()})
+        return LoadResult(self.name, by_day, load.clock.seconds, staged.drift, staged.migration)
+
+
+def _copied(load: Load, reader: pa.RecordBatchReader) -> Staged | None:
+    fitted = fit(load.spec, reader.schema, load.table, load.window)
+    if fitted.text_columns:
+        return None
+    target = load.target.declared_as(fitted.spec)
+    migration = migrate_table(target, load.table)
+    with load.clock("copy"):
+        rows = Copy(target, fitted.wire, target.identifier).send(reader, load.window)
+    return Staged(fitted.spec, Statements(fitted.spec, target.schema), rows, fitted.drift, migration=migration)

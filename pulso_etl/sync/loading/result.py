@@ -1,0 +1,103 @@
+"""What a load did: counts of rows by day, and the seconds of its stages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from datetime import date
+
+from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.loading.contract import Drift
+from pulso_etl.sync.loading.request import PlanName
+
+
+@dataclass
+class Counts:
+    """Rows of one partition: how many the load read from the source, and what it did to the table's rows.
+
+    In a table that keeps history, an updated row is a version that was closed and opened anew, and a deleted row is a version
+    that was closed.
+    """
+
+    read: int = 0
+    inserted: int = 0
+    updated: int = 0
+    deleted: int = 0
+    quarantined: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(getattr(self, count.name) + getattr(other, count.name) for count in fields(self)))
+
+    @property
+    def unchanged(self) -> int:
+        """Rows that were read and that the table already held (or, with a version column, held in a newer version)."""
+        return self.read - self.inserted - self.updated - self.quarantined
+
+    @property
+    def written(self) -> int:
+        """Rows of the table that the load changed."""
+        return self.inserted + self.updated + self.deleted
+
+    def as_dict(self) -> dict[str, int]:
+        return {
+            "rows_read": self.read,
+            "rows_inserted": self.inserted,
+            "rows_updated": self.updated,
+            "rows_unchanged": self.unchanged,
+            "rows_deleted": self.deleted,
+            "rows_quarantined": self.quarantined,
+        }
+
+
+@dataclass
+class LoadResult:
+    """What a load did: the counts of each day, the plan, and the seconds of each stage.
+
+    `quarantine_reasons` counts rows by `column: reason`. `migration` lists the statements that changed the table's columns.
+    `expected` says how many rows each day should hold now; None means as many as were read. In a table with `snapshot_of` it
+    counts the rows of the values that the load settled, on whatever day.
+    """
+
+    plan: PlanName
+    by_day: dict[date, Counts]
+    seconds: dict[str, float] = field(default_factory=dict)
+    drift: Drift = field(default_factory=Drift)
+    migration: list[str] = field(default_factory=list)
+    quarantine_reasons: dict[str, int] = field(default_factory=dict)
+    expected: dict[date, int] | None = None
+
+    @property
+    def quarantined_share(self) -> float:
+        """The share of the rows read that was quarantined, 0..1."""
+        total = self.total
+        return total.quarantined / total.read if total.read else 0.0
+
+    @property
+    def total(self) -> Counts:
+        return sum(self.by_day.values(), Counts())
+
+    def of(self, days: DayRange) -> Counts:
+        """The counts of those days together."""
+        return sum((self.by_day[day] for day in days if day in self.by_day), Counts())
+
+
+def every_day(window: DayRange, counts: Mapping[date, Counts]) -> dict[date, Counts]:
+    """The counts of each day of the window, zeros where there are none."""
+    return {day: counts.get(day, Counts()) for day in window}
+
+
+class Clock:
+    """Measures the seconds of each stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - start, 3)

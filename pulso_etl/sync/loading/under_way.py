@@ -1,0 +1,56 @@
+"""A load under way: what it was asked to do, and the table as it found it under the lock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+
+import psycopg
+
+from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.loading.request import LoadRequest, Source
+from pulso_etl.sync.loading.result import Clock
+from pulso_etl.sync.postgres.catalog import Table
+from pulso_etl.sync.spec import TableSpec
+from pulso_etl.sync.target import Target
+
+
+@dataclass(frozen=True)
+class Load:
+    """What every plan knows of a load.
+
+    `table`: the table as PostgreSQL has it. `held`: how many rows it holds of each day of the window, days without rows left out.
+    `is_empty`: it holds no row that rows of the window can clash with.
+    """
+
+    target: Target
+    request: LoadRequest
+    table: Table
+    held: Mapping[date, int]
+    is_empty: bool
+    clock: Clock
+
+    @property
+    def conn(self) -> psycopg.Connection:
+        return self.target.conn
+
+    @property
+    def spec(self) -> TableSpec:
+        return self.target.spec
+
+    @property
+    def window(self) -> DayRange:
+        return self.request.window
+
+    @property
+    def source(self) -> Source:
+        return self.request.source
+
+    @property
+    def bounds(self) -> dict[str, date]:
+        return self.request.bounds
+
+    def __str__(self) -> str:
+        """How errors name the load: by table and days."""
+        return f"{self.spec.name} {self.window}"
