@@ -28,6 +28,7 @@ from pulso_etl.instance.coordinator import TenantRunCoordinator
 from pulso_etl.settings import Settings, load_settings
 from pulso_etl.sync.days import DayRange, lima_day
 from pulso_etl.sync.errors import PulsoError
+from pulso_etl.sync.ledger import migrations
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.loading.contract import fit
 from pulso_etl.sync.postgres.catalog import Table
@@ -137,6 +138,9 @@ def _diagnose(part: Deployed, others: Sequence[str]) -> Iterator[Finding]:
     postgres = _check("PostgreSQL", partial(_postgres, settings, others))
     yield postgres
     if postgres.ok:
+        ledger = _check("ledger", partial(_ledger, settings))
+        yield ledger
+    if postgres.ok and ledger.ok:
         for spec in tables.values():
             yield _check(f"rows of {spec.name}", partial(_rows, settings, spec))
 
@@ -208,16 +212,7 @@ def _postgres(settings: Settings, others: Sequence[str]) -> str:
         version = conn.info.server_version // 10_000
         if version < 15:
             raise RuntimeError(f"version {version} is too old; 15 or newer is needed")
-        tables = [
-            *TABLES,
-            "etl_watermarks",
-            "etl_days",
-            "etl_running",
-            "etl_extractions",
-            "etl_alerts",
-            "etl_alert_messages",
-            "etl_quarantine",
-        ]
+        tables = [*TABLES, *migrations.TABLES]
         values = {"schema": settings.database_schema, "tables": tables, "tenant": bool(settings.owner.tenant)}
         (lacking,) = conn.execute(RIGHTS, values).fetchone() or ([],)
         role = settings.owner.database_role or conn.info.user
@@ -227,6 +222,26 @@ def _postgres(settings: Settings, others: Sequence[str]) -> str:
             raise RuntimeError(f"tables carry what Pulso ETL has not made, and no load will run: {'; '.join(found)}")
         risky = f"; {risk(others)}" if others else ""
         return f"version {version}, role {role} may load into schema {settings.database_schema}{risky}"
+
+
+def _ledger(settings: Settings) -> str:
+    """Whether this release can read the tables in which the loads keep account."""
+    schema = settings.database_schema
+    with Session(settings.database_url.get_secret_value(), "doctor").open() as conn:
+        found = migrations.state(conn, schema)
+        if found.unknown:
+            raise found.too_new()
+        if found.empty:
+            return "not there yet; the first refresh makes it"
+        if found.is_older:
+            raise found.too_old()
+        if missing := migrations.missing(conn, schema):
+            again = sql.SQL("DELETE FROM {}").format(sql.Identifier(schema, migrations.APPLIED)).as_string(conn)
+            raise RuntimeError(
+                f"tables are missing: {', '.join(missing)}; restore them from a backup, or run `{again}`: "
+                "the next refresh then makes them anew, without rows"
+            )
+    return f"up to date with {migrations.migrations()[-1]}"
 
 
 def _rows(settings: Settings, spec: TableSpec) -> str:

@@ -27,7 +27,9 @@ from pulso_etl.local.sample_data import SampleData
 from pulso_etl.local.stack import configuration
 from pulso_etl.settings import Settings, load_settings
 from pulso_etl.sync.days import DayRange
-from pulso_etl.sync.ledger.watermarks import Extraction, Loaded, Watermarks
+from pulso_etl.sync.errors import LedgerMismatch
+from pulso_etl.sync.ledger.ledger import Loaded
+from pulso_etl.sync.ledger.watermarks import Extraction, Watermarks
 from pulso_etl.sync.schema.statements import Statements
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.databases import database
@@ -36,7 +38,7 @@ from pulso_etl_tests.pooler import needs_pgbouncer, pooler
 PASSWORD = "s3cr3t-xyzzy"
 PARTS = [
     *("settings", "credentials", "BigQuery", *(f"source of {table}" for table in TABLES)),
-    *("PostgreSQL", *(f"rows of {table}" for table in TABLES), "Dagster home", "Dagster storage", "Dagster daemon"),
+    *("PostgreSQL", "ledger", *(f"rows of {table}" for table in TABLES), "Dagster home", "Dagster storage", "Dagster daemon"),
 ]
 
 
@@ -114,6 +116,23 @@ def test_rows_that_have_gone_are_found_whoever_deleted_them(deployment: Settings
     )
     assert "pulso-etl refresh operation_data --from 2026-03-01 --to 2026-03-02" in found["rows of operation_data"].text
     assert found["rows of dashboard_data"].text == "never loaded"
+
+
+def test_a_ledger_of_another_release_is_told(deployment: Settings, conn: psycopg.Connection) -> None:
+    def ledger() -> Finding:
+        return next(finding for finding in diagnose() if finding.part == "ledger")
+
+    conn.execute((Path(__file__).parent / "sync" / "states" / "01_first_day.sql").read_bytes())
+    assert not ledger().ok
+    assert ledger().text.startswith("an earlier release of Pulso ETL wrote the ledger")
+    status = CliRunner().invoke(app, ["status"])
+    assert (status.exit_code, type(status.exception)) == (1, LedgerMismatch)
+    Watermarks(deployment.database_schema).create(conn)
+    assert ledger().ok
+    conn.execute("DROP TABLE etl_refreshes")
+    assert "tables are missing: etl_refreshes" in ledger().text
+    conn.execute("INSERT INTO etl_migrations (number, name) VALUES (998, 'of_tomorrow')")
+    assert "998_of_tomorrow" in ledger().text
 
 
 def test_a_malformed_setting_ends_it_there(deployment: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,44 +8,18 @@ from datetime import datetime, timedelta
 
 import psycopg
 from psycopg import sql
+from psycopg.rows import dict_row
 from pydantic import TypeAdapter
 
 from pulso_etl.alerts.incidents import Incident, Stage, State, Subject, Topic
 from pulso_etl.alerts.messages import Message
 from pulso_etl.sync.errors import Cause
-from pulso_etl.sync.postgres.bookkeeping import create_missing
+from pulso_etl.sync.ledger.migrations import migrate
 from pulso_etl.sync.postgres.strangers import refuse_strangers
 
 REMEMBERED = timedelta(days=1)
 """How long a closed incident is read, so that failures from before its end are known to be old."""
 
-CREATE = """
-CREATE TABLE IF NOT EXISTS {incidents} (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    cause text NOT NULL,
-    state text NOT NULL CHECK (state IN ('open', 'closed')),
-    first_seen timestamptz NOT NULL,
-    last_seen timestamptz NOT NULL,
-    count integer NOT NULL,
-    tables text[] NOT NULL,
-    subjects jsonb NOT NULL,
-    notified_at timestamptz,
-    held_until timestamptz,
-    closed_at timestamptz
-);
-CREATE TABLE IF NOT EXISTS {messages} (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    alert_id bigint NOT NULL REFERENCES {incidents},
-    stage text NOT NULL,
-    severity text NOT NULL,
-    title text NOT NULL,
-    body text NOT NULL,
-    created_at timestamptz NOT NULL,
-    pending text[] NOT NULL,
-    attempts integer NOT NULL DEFAULT 0,
-    retry_at timestamptz NOT NULL
-);
-"""
 _SUBJECTS = TypeAdapter(tuple[Subject, ...])
 
 
@@ -76,27 +50,27 @@ class AlertStore:
         """Waits for any other process that changes incidents; the lock ends with the transaction.
 
         The tables are there. Who may only read them can't take this lock, as any login of the database could an advisory one.
-        Raises SchemaRefused (see `destination.strangers`).
+        Raises SchemaRefused (see `strangers`).
         """
         conn.execute(sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(self.incidents))
         refuse_strangers(conn, self.schema, "etl_alert_messages")
 
     def create(self, conn: psycopg.Connection) -> None:
-        """Creates schema and tables where they are missing, one process at a time."""
-        create_missing(
-            conn, self.schema, "etl_alert_messages", sql.SQL(CREATE).format(incidents=self.incidents, messages=self.messages)
-        )
+        """Creates what is missing, and brings up to date what an earlier release made; see `migrate`."""
+        migrate(conn, self.schema)
 
     def load(self, conn: psycopg.Connection, now: datetime) -> list[Incident]:
         """Open incidents and those closed not long before `now`, oldest first."""
-        rows = conn.execute(
+        rows = conn.cursor(row_factory=dict_row).execute(
             sql.SQL(
                 "SELECT cause, subjects::text, id, notified_at, held_until, closed_at FROM {} "
                 "WHERE (state = 'open' OR closed_at > %s) AND cause = ANY(%s) ORDER BY id"
             ).format(self.incidents),
             (now - REMEMBERED, [*Cause, *State, *RENAMED]),
         )
-        return [Incident(_topic(cause), _SUBJECTS.validate_json(subjects), *rest) for cause, subjects, *rest in rows]
+        return [
+            Incident(**row | {"cause": _topic(row["cause"]), "subjects": _SUBJECTS.validate_json(row["subjects"])}) for row in rows
+        ]
 
     def save(self, conn: psycopg.Connection, before: Iterable[Incident], after: Sequence[Incident]) -> list[Incident]:
         """Writes the incidents that are new or not among `before`; returns them all, in order, each with its id."""
@@ -164,17 +138,21 @@ class AlertStore:
 
     def claim(self, conn: psycopg.Connection, now: datetime, after: int) -> PendingMessage | None:
         """The next message past id `after` that is to be tried at `now`, locked until the transaction ends."""
-        row = conn.execute(
-            sql.SQL(
-                "SELECT id, title, body, severity, pending, attempts, created_at FROM {} "
-                "WHERE pending <> '{{}}' AND retry_at <= %s AND id > %s ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED"
-            ).format(self.messages),
-            (now, after),
-        ).fetchone()
+        row = (
+            conn.cursor(row_factory=dict_row)
+            .execute(
+                sql.SQL(
+                    "SELECT id, title, body, severity, pending, attempts, created_at FROM {} "
+                    "WHERE pending <> '{{}}' AND retry_at <= %s AND id > %s ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED"
+                ).format(self.messages),
+                (now, after),
+            )
+            .fetchone()
+        )
         if row is None:
             return None
-        identity, title, body, severity, pending, attempts, created_at = row
-        return PendingMessage(identity, Message(title, body, severity), tuple(pending), attempts, created_at)
+        message = Message(row["title"], row["body"], row["severity"])
+        return PendingMessage(row["id"], message, tuple(row["pending"]), row["attempts"], row["created_at"])
 
     def delivered(
         self, conn: psycopg.Connection, message: PendingMessage, pending: Sequence[str], attempts: int, retry_at: datetime

@@ -9,30 +9,19 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
+from psycopg import errors as pg
 from psycopg import sql
+from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from pulso_etl.settings import Settings
 from pulso_etl.sync.errors import DestinationError, DestinationUnavailable, first_line
 from pulso_etl.sync.ledger.watermarks import TableState, Watermarks
-from pulso_etl.sync.postgres.bookkeeping import create_missing
 from pulso_etl.sync.postgres.encoding import Encoding
 from pulso_etl.sync.postgres.server_errors import keeps_out, meaning
 from pulso_etl.sync.postgres.session_settings import Limits
 from pulso_etl.sync.postgres.sessions import Session
 
-CREATE = """
-CREATE TABLE IF NOT EXISTS {refreshes} (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    pipeline_id text NOT NULL UNIQUE,
-    fingerprint text NOT NULL,
-    request jsonb NOT NULL,
-    runs jsonb NOT NULL,
-    requested_by text NOT NULL,
-    requested_at timestamptz NOT NULL DEFAULT clock_timestamp()
-);
-CREATE INDEX IF NOT EXISTS etl_refreshes_fingerprint_idx ON {refreshes} (fingerprint, id DESC);
-"""
 POOL_SIZE = 8
 WAIT_SECONDS = 5.0
 LIMITS = Limits(*[timedelta(seconds=30)] * 4)
@@ -109,13 +98,16 @@ class Database:
             raise DatabaseUnavailable(f"{meaning(error).tell(error)}") from error
 
     async def states(self, conn: psycopg.AsyncConnection, since: datetime | None = None) -> dict[str, TableState]:
-        """What `Watermarks.read` gives."""
+        """What `Watermarks.read` gives. Raises DatabaseUnavailable where another release has changed the ledger meanwhile."""
         query, parameters = self.marks.query(since)
-        return self.marks.states(await (await conn.execute(query, parameters)).fetchall())
+        try:
+            return self.marks.states(await (await conn.cursor(row_factory=dict_row).execute(query, parameters)).fetchall())
+        except (pg.UndefinedTable, pg.UndefinedColumn) as error:
+            # The next connection brings an older ledger up to date, and refuses a newer one.
+            self._prepared = False
+            raise DatabaseUnavailable(f"the ledger has changed meanwhile: {first_line(error)}") from error
 
     def _prepare(self) -> None:
         with self._session.hold() as conn, conn.transaction():
-            if not self._tables:
-                return
-            self.marks.create(conn)
-            create_missing(conn, self.schema, "etl_refreshes", sql.SQL(CREATE).format(refreshes=self.refreshes))
+            if self._tables:
+                self.marks.create(conn)

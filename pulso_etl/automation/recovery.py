@@ -77,6 +77,7 @@ def recover(
     `conn` is in autocommit mode; its role must be that of the loads, or may end their sessions.
     """
     marks = Watermarks(schema)
+    marks.create(conn)
     states = marks.read(conn, now - MEMORY)
     tenant = tenant_of(tables)
     _end_lost(conn, schema, instance, tenant)

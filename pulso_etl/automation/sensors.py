@@ -141,13 +141,14 @@ class Automation:
 
     @contextmanager
     def connect(self) -> Iterator[psycopg.Connection]:
-        """A connection in autocommit mode, with a session of its own.
+        """A connection in autocommit mode, with a session of its own; the ledger is up to date.
 
-        Raises psycopg.OperationalError where there is none, or no answer any more; for the rest see `Session.hold`.
+        Raises psycopg.OperationalError where there is none, or no answer any more; for the rest see `Session.hold` and `migrate`.
         """
         url = self.settings.database_url.get_secret_value()
         session = Session(url, "automation", connect_seconds=CONNECT_SECONDS)
         with session.hold() as conn, cut_after(CUT_SECONDS, conn):
+            self.marks.create(conn)
             yield conn
 
     def observe(self, instance: dg.DagsterInstance, conn: psycopg.Connection, now: datetime) -> dict[str, Standing]:

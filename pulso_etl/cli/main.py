@@ -107,7 +107,9 @@ def refresh_tables(
     specs = _specs(names, tables)
     now = datetime.now(UTC)
     with _session(settings).open() as conn:
-        states = Watermarks(settings.database_schema).read(conn)
+        marks = Watermarks(settings.database_schema)
+        marks.create(conn)
+        states = marks.read(conn)
     if not force:
         DailyBudget.of(settings).today().admit()
     plans = plan_tables(settings, specs, states, mode, now, days=days, start=start, end=end, force=force)

@@ -208,6 +208,10 @@ class LoadTimedOut(DestinationUnavailable):
     cause = Cause.TIMEOUT
 
 
+class LedgerMismatch(DestinationError):
+    """The ledger in PostgreSQL is of another release, and can't be brought to this one's here."""
+
+
 class NewerReading(DestinationError):
     """Days of the range were loaded from a later reading of the source than this load's own."""
 

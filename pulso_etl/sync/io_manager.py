@@ -28,8 +28,8 @@ from pulso_etl.sync.errors import (
     interrupted,
 )
 from pulso_etl.sync.ledger import locks
-from pulso_etl.sync.ledger.ledger import server_clock
-from pulso_etl.sync.ledger.watermarks import Extraction, Loaded, Watermarks
+from pulso_etl.sync.ledger.ledger import Loaded, server_clock
+from pulso_etl.sync.ledger.watermarks import Extraction, Watermarks
 from pulso_etl.sync.loading.load import load, translated
 from pulso_etl.sync.loading.months import create_months, refuse_expired
 from pulso_etl.sync.loading.request import LoadRequest, Past, Source, Writer
@@ -178,9 +178,9 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         marks = Watermarks(target.schema)
         sole = locks.hold(target, extraction.window)
         locks.take(conn, [extraction.lock(target.schema)])
+        marks.create(conn)
         with conn.transaction():
             refuse_strangers(conn, target.schema, spec.name)
-            marks.create(conn)
             marks.start(conn, extraction)
         attempt.running = True
         # In a transaction of its own: the load's transaction would keep other loads from adding months until its end.
@@ -208,23 +208,22 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
             usable = conn is not None and conn.info.transaction_status is TransactionStatus.IDLE
             session = nullcontext(conn) if conn is not None and usable else self.connect(context.run_id, attempt.timeout)
             try:
-                with session as recorder, recorder.transaction():
-                    if not attempt.running:
-                        refuse_strangers(recorder, self.database_schema)
-                        marks.create(recorder)
-                        marks.start(recorder, extraction)
-                    failure = message or type(error).__name__
-                    marks.fail(
-                        *(recorder, extraction),
-                        error=failure,
-                        cause=cause,
-                        seconds=attempt.seconds,
-                        metadata=attempt.metadata,
-                    )
+                with session as recorder:
+                    marks.create(recorder)
+                    with recorder.transaction():
+                        if not attempt.running:
+                            marks.start(recorder, extraction)
+                        marks.fail(
+                            *(recorder, extraction),
+                            error=message or type(error).__name__,
+                            cause=cause,
+                            seconds=attempt.seconds,
+                            metadata=attempt.metadata,
+                        )
             except SchemaRefused:
                 context.log.warning(f"{extraction.table}: the failure was not recorded, for what tables of ours carry")
-            except (psycopg.Error, DestinationError):
-                context.log.warning(f"{extraction.table}: the failure could not be recorded, PostgreSQL is away")
+            except (psycopg.Error, DestinationError) as refusal:
+                context.log.warning(f"{extraction.table}: the failure could not be recorded: {first_line(refusal)}")
             raise
 
     def load_input(self, context: InputContext) -> Any:

@@ -15,8 +15,9 @@ from pydantic import SecretStr
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.sync.days import DayRange, lima_day
 from pulso_etl.sync.errors import Cause
+from pulso_etl.sync.ledger.ledger import Loaded
 from pulso_etl.sync.ledger.locks import table_lock
-from pulso_etl.sync.ledger.watermarks import Extraction, Loaded, Watermarks
+from pulso_etl.sync.ledger.watermarks import Extraction, Watermarks
 from pulso_etl_tests.api.conftest import SECRETS, Target, settings_of
 from pulso_etl_tests.api.server import ApiServer
 from pulso_etl_tests.conftest import wait_until

@@ -29,7 +29,8 @@ from pulso_etl.refreshing.plan import is_stale
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import Cause, interrupted
-from pulso_etl.sync.ledger.watermarks import Attempt, Extraction, Loaded, Watermarks
+from pulso_etl.sync.ledger.ledger import Loaded
+from pulso_etl.sync.ledger.watermarks import Attempt, Extraction, Watermarks
 from pulso_etl.sync.owed import Loss, Watermark
 from pulso_etl.sync.tags import TENANT_TAG
 from pulso_etl.tables import TABLES

@@ -23,7 +23,8 @@ from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.settings import Settings
 from pulso_etl.sync import patience
 from pulso_etl.sync.days import DayRange, lima_day
-from pulso_etl.sync.ledger.watermarks import Extraction, Loaded, Watermarks
+from pulso_etl.sync.ledger.ledger import Loaded
+from pulso_etl.sync.ledger.watermarks import Extraction, Watermarks
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.alerts.receivers import Receiver
 from pulso_etl_tests.conftest import seed

@@ -17,7 +17,8 @@ from pulso_etl.refreshing.presence import present
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger import locks
-from pulso_etl.sync.ledger.watermarks import Extraction, Loaded, Watermarks
+from pulso_etl.sync.ledger.ledger import Loaded
+from pulso_etl.sync.ledger.watermarks import Extraction, Watermarks
 from pulso_etl.sync.postgres.sessions import Session
 from pulso_etl.sync.tags import PROCESS_TAG, QUEUED_TAG, TENANT_TAG
 from pulso_etl.tables import TABLES

@@ -13,7 +13,8 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 from pulso_etl.definitions import build_defs
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
-from pulso_etl.sync.ledger.watermarks import Extraction, Loaded, Watermarks
+from pulso_etl.sync.ledger.ledger import Loaded
+from pulso_etl.sync.ledger.watermarks import Extraction, Watermarks
 from pulso_etl.sync.owed import Horizon
 from pulso_etl.sync.tags import TABLE_TAG
 from pulso_etl.tables import TABLES

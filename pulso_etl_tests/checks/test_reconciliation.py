@@ -14,7 +14,8 @@ from pulso_etl.checks.asset_checks import reconciled
 from pulso_etl.checks.reconciliation import Reconciliation, reconcile
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.sync.days import DayRange
-from pulso_etl.sync.ledger.watermarks import Extraction, Loaded, Watermarks
+from pulso_etl.sync.ledger.ledger import Loaded
+from pulso_etl.sync.ledger.watermarks import Extraction, Watermarks
 from pulso_etl.sync.loading.load import load
 from pulso_etl.sync.loading.request import LoadRequest, Past, Source
 from pulso_etl.sync.owed import Horizon

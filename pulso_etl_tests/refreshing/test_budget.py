@@ -16,7 +16,8 @@ from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange, lima_day
 from pulso_etl.sync.errors import BudgetExceeded, Cause
-from pulso_etl.sync.ledger.watermarks import Extraction, Loaded, Watermarks
+from pulso_etl.sync.ledger.ledger import Loaded
+from pulso_etl.sync.ledger.watermarks import Extraction, Watermarks
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.conftest import seed
 

@@ -13,7 +13,8 @@ from pulso_etl.api.status import freshness
 from pulso_etl.checks.asset_checks import currency
 from pulso_etl.refreshing.plan import Mode, is_stale, plan_refresh
 from pulso_etl.sync.days import DayRange, lima_day
-from pulso_etl.sync.ledger.watermarks import LOOK_EVERY, Extraction, Loaded, TableState, Watermarks
+from pulso_etl.sync.ledger.ledger import Loaded
+from pulso_etl.sync.ledger.watermarks import LOOK_EVERY, Extraction, TableState, Watermarks
 from pulso_etl.sync.loading.months import remove_expired
 from pulso_etl.sync.owed import Horizon
 from pulso_etl.sync.spec import TableSpec

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from pulso_etl.refreshing.plan import Mode, plan_refresh
 from pulso_etl.sync.days import LIMA, DayRange, lima_day
 from pulso_etl.sync.errors import Cause
-from pulso_etl.sync.ledger.watermarks import Extraction, Loaded, Watermarks
+from pulso_etl.sync.ledger.ledger import Loaded
+from pulso_etl.sync.ledger.watermarks import Extraction, Watermarks
 from pulso_etl.sync.owed import Horizon, Settlement, Watermark
 from pulso_etl.sync.spec import TableSpec
 from pulso_etl.tables import TABLES

@@ -23,6 +23,7 @@ from pulso_etl.sync.loading.load import load
 from pulso_etl.sync.loading.quarantine import as_json
 from pulso_etl.sync.loading.request import PlanName
 from pulso_etl.sync.loading.result import LoadResult
+from pulso_etl.sync.postgres.bookkeeping import exists
 from pulso_etl.sync.spec import Column, ColumnType, Strategy
 from pulso_etl_tests.sync.samples import (
     COLUMNS,
@@ -309,7 +310,9 @@ def key(r: dict[str, Any]) -> tuple[date, str] | None:
 def test_loaded_and_quarantined_rows_are_the_rows_of_the_source(
     loads: Loads, strategy: Strategy, steps: list[tuple[list[dict[str, Any]], PlanName | None]]
 ) -> None:
-    loads.conn.execute("DROP TABLE IF EXISTS things, etl_quarantine")
+    loads.conn.execute("DROP TABLE IF EXISTS things")
+    if exists(loads.conn, loads.schema, "etl_quarantine"):
+        loads.conn.execute("TRUNCATE etl_quarantine")
     spec = things(on_reject="quarantine", maximum_quarantined_share=1, strategy=strategy)
     current = "WHERE valid_to IS NULL" if strategy is Strategy.SCD2 else ""
     held: dict[tuple[date, str], Decimal] = {}

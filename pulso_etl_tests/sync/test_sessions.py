@@ -17,7 +17,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 import pulso_etl
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager
-from pulso_etl.sync.ledger.watermarks import Extraction, Loaded, Watermarks
+from pulso_etl.sync.ledger.ledger import Loaded
+from pulso_etl.sync.ledger.watermarks import Extraction, Watermarks
 from pulso_etl.sync.loading.months import partitions
 from pulso_etl.sync.postgres.roles import as_login, as_role
 from pulso_etl.sync.postgres.session_settings import Limits

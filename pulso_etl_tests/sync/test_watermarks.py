@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
@@ -16,10 +16,9 @@ import pytest
 from pulso_etl.sync.days import DayRange, lima_day
 from pulso_etl.sync.errors import Cause, SourceError
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager
-from pulso_etl.sync.ledger import locks
-from pulso_etl.sync.ledger.watermarks import ABANDONED, Extraction, Loaded, TableState, Watermarks
-from pulso_etl.sync.owed import Horizon, Settlement, owed_days
-from pulso_etl_tests.conftest import wait_until
+from pulso_etl.sync.ledger.ledger import Loaded
+from pulso_etl.sync.ledger.watermarks import Extraction, TableState, Watermarks
+from pulso_etl.sync.owed import Horizon, Settlement
 from pulso_etl_tests.sync.visits import ALL, D1, D3, Deferred, materialize, table, visits
 
 WINDOW = DayRange(D1, D3)
@@ -336,113 +335,6 @@ def test_only_a_load_that_reaches_today_moves_the_watermark(
     assert len(history(conn)) == 3
 
 
-def test_tables_of_an_earlier_release_gain_the_data_version(marks: Watermarks, conn: psycopg.Connection) -> None:
-    marks.start(conn, attempt())
-    conn.execute("ALTER TABLE etl_watermarks DROP COLUMN data_version")
-    assert marks.read(conn)["visits"].data_version == 0
-    succeed(marks, conn, attempt())
-    assert marks.read(conn)["visits"].data_version == 1
-
-
-def test_an_attempt_that_an_earlier_release_marked_as_running_is_found_to_be_dead(
-    marks: Watermarks, conn: psycopg.Connection, schema: str
-) -> None:
-    marks.start(conn, attempt())
-    conn.execute("DROP TABLE etl_running")
-    conn.execute("DROP INDEX etl_extractions_finished_idx")
-    assert [one.run_id for one in marks.read(conn)["visits"].running] == ["run-1"]
-    marks.start(conn, attempt(run="run-2"))
-    assert history(conn) == [("run-1", 1, "failed", ABANDONED)]
-    succeed(marks, conn, attempt(run="run-2"))
-    assert marks.read(conn)["visits"].running == ()
-    assert conn.execute("SELECT to_regclass('etl_extractions_finished_idx')").fetchone() != (None,)
-
-
-def test_while_another_attempt_of_the_table_goes_on_the_table_is_running(
-    marks: Watermarks, conn: psycopg.Connection, server_url: str, schema: str
-) -> None:
-    past = Extraction("visits", DayRange(date(2026, 1, 1), date(2026, 1, 2)), "run-2", 1, THEN)
-    with psycopg.connect(server_url, autocommit=True) as other:
-        locks.take(other, [past.lock(schema)])
-        marks.start(conn, past)
-        marks.start(conn, attempt())
-        assert {one.run_id for one in marks.read(conn)["visits"].running} == {"run-1", "run-2"}
-        succeed(marks, conn, attempt())
-        state = marks.read(conn)["visits"]
-        assert (state.status, state.last_partition, [one.run_id for one in state.running]) == ("running", D3, ["run-2"])
-        fail(marks, conn, past)
-    state = marks.read(conn)["visits"]
-    assert (state.status, state.error, state.last_partition) == ("failed", "no luck", D3)
-    assert history(conn) == [("run-1", 1, "success", None), ("run-2", 1, "failed", "no luck")]
-
-
-@pytest.mark.parametrize("second", [succeed, fail])
-def test_a_table_whose_last_attempts_end_at_the_same_time_is_not_running(
-    marks: Watermarks, conn: psycopg.Connection, server_url: str, schema: str, second: Callable[..., None]
-) -> None:
-    past = Extraction("visits", DayRange(date(2026, 1, 1), date(2026, 1, 2)), "run-2", 1, THEN)
-    with psycopg.connect(server_url) as one, psycopg.connect(server_url) as other, ThreadPoolExecutor(1) as pool:
-        for session, extraction in ((one, attempt()), (other, past)):
-            locks.take(session, [extraction.lock(schema)])
-            session.commit()
-            marks.start(session, extraction)
-            session.commit()
-        succeed(marks, one, attempt())
-        ending = pool.submit(second, marks, other, past)
-        waiting = "SELECT FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'"
-        wait_until(lambda: conn.execute(waiting, (other.info.backend_pid,)).fetchone() is not None, 10)
-        one.commit()
-        ending.result(10)
-        other.commit()
-    state = marks.read(conn)["visits"]
-    assert (state.status, state.running) == ("success" if second is succeed else "failed", ())
-
-
-def test_a_load_by_a_clock_that_is_slow_does_not_move_the_watermark_back(marks: Watermarks, conn: psycopg.Connection) -> None:
-    marks.start(conn, attempt())
-    succeed(marks, conn, attempt())
-    slow = Extraction("visits", DayRange(D1 - timedelta(days=30), D3 - timedelta(days=30)), "run-2", 1, THEN - timedelta(days=30))
-    marks.start(conn, slow)
-    assert not succeed(marks, conn, slow, read_at=THEN + timedelta(hours=1)).moved
-    state = marks.read(conn)["visits"]
-    assert (state.last_partition, state.last_extracted_at, state.status) == (D3, attempt().started_at, "success")
-
-
-def test_a_load_by_a_clock_that_is_fast_moves_no_watermark_into_the_future(marks: Watermarks, conn: psycopg.Connection) -> None:
-    today = lima_day(datetime.now(UTC))
-    for ahead, run in ((30, "fast"), (0, "right")):
-        window = DayRange(today + timedelta(days=ahead - 6), today + timedelta(days=ahead))
-        extraction = Extraction("visits", window, run, 1, datetime.now(UTC) + timedelta(days=ahead))
-        marks.start(conn, extraction)
-        read_at = datetime.now(UTC)
-        assert succeed(marks, conn, extraction, read_at=read_at).moved == (run == "right")
-    state = marks.read(conn)["visits"]
-    assert (state.last_partition, state.last_extracted_at) == (today, read_at)
-
-
-def test_a_watermark_of_the_future_is_set_right_by_the_next_load(marks: Watermarks, conn: psycopg.Connection) -> None:
-    marks.start(conn, attempt())
-    conn.execute("UPDATE etl_watermarks SET last_extracted_at = '2029-01-01', last_partition = '2029-01-01'")
-    assert succeed(marks, conn, attempt()).moved
-    state = marks.read(conn)["visits"]
-    assert (state.last_partition, state.last_extracted_at) == (D3, attempt().started_at)
-
-
-def test_tables_of_an_earlier_release_gain_the_ledger_and_lose_nothing(marks: Watermarks, conn: psycopg.Connection) -> None:
-    marks.start(conn, attempt())
-    succeed(marks, conn, attempt())
-    conn.execute("DROP TABLE etl_days")
-    conn.execute("ALTER TABLE etl_watermarks DROP COLUMN lookback_days")
-    state = marks.read(conn)["visits"]
-    assert (state.last_partition, state.last_extracted_at, state.days) == (D3, attempt().started_at, {})
-    # Of days that the ledger does not know, the lookback before the last day is owed, and no more.
-    assert owed_days(Horizon(3), state.watermark, D3 + timedelta(days=1)) == [*WINDOW, D3 + timedelta(days=1)]
-    later = Extraction("visits", DayRange(D1, D3 + timedelta(days=1)), "run-2", 1, THEN + timedelta(days=1))
-    marks.start(conn, later)
-    assert succeed(marks, conn, later).moved
-    assert set(marks.ledger.readings(conn, "visits")) == set(later.window)
-
-
 def test_the_cause_of_a_failure_is_kept_until_the_next_attempt_begins(marks: Watermarks, conn: psycopg.Connection) -> None:
     marks.start(conn, attempt())
     marks.fail(conn, attempt(), error="503", cause=Cause.SOURCE_UNAVAILABLE, seconds=1, metadata={})
@@ -463,27 +355,8 @@ def test_a_failure_whose_cause_is_not_known_here_is_of_an_unknown_one(
 ) -> None:
     marks.start(conn, attempt())
     fail(marks, conn, attempt())
-    if written is None:
-        # As an earlier release left the tables.
-        conn.execute("ALTER TABLE etl_watermarks DROP COLUMN error_cause")
-        conn.execute("ALTER TABLE etl_extractions DROP COLUMN error_cause")
-    else:
-        conn.execute("UPDATE etl_watermarks SET error_cause = %s", (written,))
-        conn.execute("UPDATE etl_extractions SET error_cause = %s", (written,))
+    # Without one: as an earlier release left the rows.
+    conn.execute("UPDATE etl_watermarks SET error_cause = %s", (written,))
+    conn.execute("UPDATE etl_extractions SET error_cause = %s", (written,))
     state = marks.read(conn, THEN)["visits"]
     assert (state.cause, [one.cause for one in state.attempts]) == (Cause.UNKNOWN, [Cause.UNKNOWN])
-
-
-def test_a_ledger_of_an_earlier_release_goes_on_by_the_lookback_in_force_at_the_upgrade(
-    marks: Watermarks, conn: psycopg.Connection
-) -> None:
-    marks.start(conn, attempt())
-    succeed(marks, conn, attempt(), lookback_days=5)
-    conn.execute("ALTER TABLE etl_days DROP COLUMN open_until")
-    state = marks.read(conn)["visits"]
-    assert {day: known.open_until for day, known in state.days.items()} == {day: day + timedelta(days=5) for day in WINDOW}
-    # A row that the earlier release writes beside this one is open until this one has read its day.
-    conn.execute("UPDATE etl_days SET open_until = DEFAULT WHERE day = %s", (D1,))
-    marks.read(conn)
-    later = D1 + timedelta(days=60)
-    assert D1 in owed_days(Horizon(1), marks.read(conn)["visits"].watermark, later)

@@ -9,8 +9,9 @@ clock: the clocks of the machines that load may differ.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -21,25 +22,6 @@ from pulso_etl.sync.owed import Horizon, Reading
 from pulso_etl.sync.schema.statements import Statements
 from pulso_etl.sync.spec import TableSpec
 
-CREATE = """
-CREATE TABLE IF NOT EXISTS {days} (
-    table_name text NOT NULL,
-    day date NOT NULL,
-    read_at timestamptz NOT NULL,
-    loaded_at timestamptz NOT NULL,
-    rows bigint NOT NULL,
-    found bigint,
-    extraction_id text NOT NULL,
-    open_until date NOT NULL DEFAULT '9999-12-31',
-    PRIMARY KEY (table_name, day)
-);
-"""
-UPGRADE = """
-ALTER TABLE {days} ADD COLUMN IF NOT EXISTS found bigint, ADD COLUMN IF NOT EXISTS open_until date NOT NULL DEFAULT '9999-12-31';
-UPDATE {days} d SET open_until = d.day + w.lookback_days FROM {watermarks} w
-WHERE w.table_name = d.table_name AND d.open_until = '9999-12-31' AND w.lookback_days IS NOT NULL;
-"""
-"""The default is for rows that an earlier release writes while this one is there already: such a day is open until it is read."""
 PARTS = """
 SELECT to_regclass({name})::oid AS part WHERE to_regclass({name}) IS NOT NULL
 UNION ALL SELECT inhrelid FROM pg_inherits WHERE inhparent = to_regclass({name})
@@ -61,6 +43,29 @@ class Day(Reading):
 
     loaded_at: datetime
 
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Day:
+        """The day out of its row of `etl_days`, as JSON."""
+        read_at, loaded_at = datetime.fromisoformat(row["read_at"]), datetime.fromisoformat(row["loaded_at"])
+        return cls(read_at, date.fromisoformat(row["open_until"]), loaded_at)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a load that went well says of itself.
+
+    `read_at`: when its rows were read, by the server's clock. `rows`: how many each day of its range holds now. `records` were read
+    from the source, `seconds` is how long it took in all. `changed`: rows of the table are not as they were.
+    """
+
+    read_at: datetime
+    rows: Mapping[date, int]
+    records: int
+    seconds: float
+    changed: bool
+    horizon: Horizon = field(default_factory=Horizon)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
 
 def server_clock(conn: psycopg.Connection) -> datetime:
     """The instant now, by the server's clock."""
@@ -77,16 +82,8 @@ class Ledger:
         self.schema = schema
         self.days = sql.Identifier(schema, "etl_days")
 
-    def record(
-        self,
-        conn: psycopg.Connection,
-        table: str,
-        rows: Mapping[date, int],
-        read_at: datetime,
-        horizon: Horizon,
-        extraction_id: str,
-    ) -> None:
-        """Days that a load read from the source at `read_at`, each with the rows that it holds now."""
+    def record(self, conn: psycopg.Connection, table: str, extraction_id: str, loaded: Loaded) -> None:
+        """The days of a load, each with the rows that it holds now."""
         conn.execute(
             sql.SQL(
                 "INSERT INTO {} (table_name, day, read_at, loaded_at, rows, extraction_id, open_until) "
@@ -97,11 +94,11 @@ class Ledger:
             ).format(self.days),
             {
                 "table": table,
-                "at": read_at,
+                "at": loaded.read_at,
                 "run": extraction_id,
-                "days": list(rows),
-                "rows": list(rows.values()),
-                "open": [horizon.open_until(day) for day in rows],
+                "days": list(loaded.rows),
+                "rows": list(loaded.rows.values()),
+                "open": [loaded.horizon.open_until(day) for day in loaded.rows],
             },
         )
 

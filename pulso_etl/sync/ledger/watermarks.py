@@ -13,17 +13,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from pulso_etl.sync.days import DayRange, lima_day
 from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.ledger import ledger
-from pulso_etl.sync.ledger.ledger import Day, Ledger
+from pulso_etl.sync.ledger.ledger import Day, Ledger, Loaded
 from pulso_etl.sync.ledger.locks import attempt_lock
+from pulso_etl.sync.ledger.migrations import State, migrate, state
 from pulso_etl.sync.owed import (
     Horizon,
     Loss,
@@ -31,86 +34,13 @@ from pulso_etl.sync.owed import (
     Watermark,
     settle,
 )
-from pulso_etl.sync.postgres.bookkeeping import create_missing, exists
 from pulso_etl.sync.postgres.identifiers import quoted_name
 from pulso_etl.sync.postgres.strangers import refuse_strangers
 from pulso_etl.sync.redaction import scrub, scrubbed
 from pulso_etl.sync.spec import TableSpec
 
-CREATE = """
-CREATE TABLE IF NOT EXISTS {watermarks} (
-    table_name text PRIMARY KEY,
-    last_extracted_at timestamptz,
-    last_partition date,
-    last_extraction_status text NOT NULL CHECK (last_extraction_status IN ('running', 'success', 'failed')),
-    records_extracted bigint,
-    extraction_duration_seconds double precision,
-    error_message text,
-    error_cause text,
-    extraction_id text,
-    recovery_attempts integer NOT NULL DEFAULT 0,
-    data_version bigint NOT NULL DEFAULT 0,
-    lookback_days integer,
-    table_files text,
-    looked_at timestamptz,
-    metadata jsonb NOT NULL DEFAULT '{{}}',
-    created_at timestamptz NOT NULL DEFAULT now(),
-    updated_at timestamptz NOT NULL DEFAULT now()
-);
-CREATE TABLE IF NOT EXISTS {history} (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    table_name text NOT NULL,
-    extraction_id text NOT NULL,
-    attempt integer NOT NULL,
-    partition_start date NOT NULL,
-    partition_end date NOT NULL,
-    status text NOT NULL CHECK (status IN ('success', 'failed')),
-    records_extracted bigint,
-    extraction_duration_seconds double precision,
-    error_message text,
-    error_cause text,
-    metadata jsonb NOT NULL DEFAULT '{{}}',
-    started_at timestamptz NOT NULL,
-    finished_at timestamptz NOT NULL DEFAULT clock_timestamp()
-);
-CREATE INDEX IF NOT EXISTS etl_extractions_table_idx ON {history} (table_name, id DESC);
-CREATE INDEX IF NOT EXISTS etl_extractions_finished_idx ON {history} (table_name, finished_at);
-"""
-CREATE_RUNNING = """
-CREATE TABLE IF NOT EXISTS {running} (
-    table_name text NOT NULL,
-    extraction_id text NOT NULL,
-    attempt integer NOT NULL,
-    partition_start date NOT NULL,
-    partition_end date NOT NULL,
-    started_at timestamptz NOT NULL,
-    PRIMARY KEY (table_name, extraction_id, attempt)
-);
-"""
-IS_CURRENT = """
-SELECT to_regclass(%(running)s) IS NOT NULL AND to_regclass(%(finished)s) IS NOT NULL AND to_regclass(%(days)s) IS NOT NULL AND (
-    SELECT count(*) = 5 FROM pg_attribute WHERE NOT attisdropped
-    AND attrelid = to_regclass(%(watermarks)s)
-    AND attname IN ('data_version', 'lookback_days', 'table_files', 'looked_at', 'error_cause')
-) AND (
-    SELECT count(*) = 2 FROM pg_attribute WHERE NOT attisdropped
-    AND attrelid = to_regclass(%(days)s) AND attname IN ('found', 'open_until')
-)
-"""
-UPGRADE = """
-CREATE INDEX IF NOT EXISTS etl_extractions_finished_idx ON {history} (table_name, finished_at);
-ALTER TABLE {watermarks} ADD COLUMN IF NOT EXISTS data_version bigint NOT NULL DEFAULT 0,
-    ADD COLUMN IF NOT EXISTS lookback_days integer,
-    ADD COLUMN IF NOT EXISTS table_files text,
-    ADD COLUMN IF NOT EXISTS looked_at timestamptz,
-    ADD COLUMN IF NOT EXISTS error_cause text;
-ALTER TABLE {history} ADD COLUMN IF NOT EXISTS error_cause text;
-INSERT INTO {running} SELECT table_name, extraction_id, (metadata->>'attempt')::int, (metadata->>'partition_start')::date,
-    (metadata->>'partition_end')::date, (metadata->>'started_at')::timestamptz
-FROM {watermarks} WHERE last_extraction_status = 'running' ON CONFLICT DO NOTHING;
-"""
 KNOWN_DAYS = """
-(SELECT jsonb_object_agg(d.day, jsonb_build_array(d.read_at, d.open_until, d.loaded_at)) FROM {days} d
+(SELECT jsonb_object_agg(d.day, to_jsonb(d)) FROM {days} d
  WHERE d.table_name = w.table_name AND (d.day > w.last_partition - w.lookback_days
     OR (d.read_at AT TIME ZONE 'America/Lima')::date < d.open_until OR d.read_at > clock_timestamp()))
 """
@@ -178,22 +108,19 @@ class Attempt:
     withdrawn: bool = False
     cause: Cause | None = None
 
-
-@dataclass(frozen=True)
-class Loaded:
-    """What a load that went well says of itself.
-
-    `read_at`: when its rows were read, by the server's clock. `rows`: how many each day of its range holds now. `records` were read
-    from the source, `seconds` is how long it took in all. `changed`: rows of the table are not as they were.
-    """
-
-    read_at: datetime
-    rows: Mapping[date, int]
-    records: int
-    seconds: float
-    changed: bool
-    horizon: Horizon = field(default_factory=Horizon)
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Attempt:
+        """The attempt in a row of `Watermarks.query`."""
+        return cls(
+            run_id=row["attempt_run"],
+            window=DayRange(row["attempt_first"], row["attempt_last"]),
+            succeeded=row["attempt_status"] == "success",
+            started_at=row["attempt_began"],
+            finished_at=row["attempt_ended"],
+            error=row["attempt_error"],
+            metadata=row["attempt_metadata"],
+            cause=_cause(row["attempt_cause"], failed=row["attempt_status"] == "failed"),
+        )
 
 
 @dataclass(frozen=True)
@@ -223,6 +150,31 @@ class TableState:
     cause: Cause | None = None
     """Why the last attempt failed, where it did."""
 
+    @classmethod
+    def of(cls, row: Mapping[str, Any], attempts: tuple[Attempt, ...]) -> TableState:
+        """The table's state in a row of `Watermarks.query`."""
+        first, last, missing = row["lost"]
+        return cls(
+            table_name=row["table_name"],
+            last_extracted_at=row["last_extracted_at"],
+            last_partition=row["last_partition"],
+            status=row["last_extraction_status"],
+            records=row["records_extracted"],
+            seconds=row["extraction_duration_seconds"],
+            error=row["error_message"],
+            extraction_id=row["extraction_id"],
+            recovery_attempts=row["recovery_attempts"],
+            metadata=row["metadata"],
+            updated_at=row["updated_at"],
+            data_version=row["data_version"],
+            running=tuple(Extraction.of(one) for one in row["running"] or ()),
+            attempts=attempts,
+            days={date.fromisoformat(day): Day.of(known) for day, known in (row["days"] or {}).items()},
+            lost=Loss(DayRange.parse(first, last), int(missing)) if missing else None,
+            replaced=row["replaced"],
+            cause=_cause(row["error_cause"], failed=row["last_extraction_status"] == "failed"),
+        )
+
     @property
     def watermark(self) -> Watermark:
         return Watermark(self.last_extracted_at, self.last_partition, self.days, self.lost, self.replaced)
@@ -239,21 +191,8 @@ class Watermarks:
         self.ledger = Ledger(schema)
 
     def create(self, conn: psycopg.Connection) -> None:
-        """Creates schema and tables where they are missing, one process at a time."""
-        create_missing(conn, self.schema, "etl_extractions", sql.SQL(CREATE).format(watermarks=self.table, history=self.history))
-        self._upgrade(conn)
-
-    def _upgrade(self, conn: psycopg.Connection) -> None:
-        """Adds what an earlier release did not make. Looked for first, since ALTER TABLE locks all others out."""
-        finished = sql.Identifier(self.schema, "etl_extractions_finished_idx")
-        names = {"watermarks": self.table, "running": self.running, "finished": finished, "days": self.ledger.days}
-        if conn.execute(IS_CURRENT, {key: name.as_string(conn) for key, name in names.items()}).fetchone() == (True,):
-            return
-        create_missing(conn, self.schema, "etl_running", sql.SQL(CREATE_RUNNING).format(running=self.running))
-        create_missing(conn, self.schema, "etl_days", sql.SQL(ledger.CREATE).format(days=self.ledger.days))
-        conn.execute(sql.SQL(UPGRADE).format(watermarks=self.table, running=self.running, history=self.history))
-        # In the columns of the watermarks that the statement before has made sure of.
-        conn.execute(sql.SQL(ledger.UPGRADE).format(days=self.ledger.days, watermarks=self.table))
+        """Creates what is missing, and brings up to date what an earlier release made; see `migrate`."""
+        migrate(conn, self.schema)
 
     def abandon(self, conn: psycopg.Connection, extraction: Extraction, reason: str, cause: Cause = Cause.ABANDONED) -> bool:
         """Ends an attempt that is dead: it enters the history as failed, and counts as a recovery.
@@ -308,7 +247,7 @@ class Watermarks:
         """
         # First, as it lets one attempt of the table end after the other: each sees what those before have read.
         self._leave(conn, extraction)
-        self.ledger.record(conn, extraction.table, loaded.rows, loaded.read_at, loaded.horizon, extraction.run_id)
+        self.ledger.record(conn, extraction.table, extraction.run_id, loaded)
         settlement = self._settle(conn, extraction.table, loaded.horizon, loaded.read_at)
         values = self._values(extraction, loaded.seconds, {**loaded.metadata, **settlement.as_metadata()}) | {
             "records": loaded.records,
@@ -449,20 +388,28 @@ class Watermarks:
             )
 
     def read(self, conn: psycopg.Connection, since: datetime | None = None) -> dict[str, TableState]:
-        """The state of every table that was ever refreshed, by name, with its attempts that ended after `since`; one query."""
-        if not exists(conn, self.schema, "etl_extractions"):
+        """The state of every table that was ever refreshed, by name, with its attempts that ended after `since`.
+
+        Changes nothing. Raises LedgerMismatch for a ledger that an earlier release wrote, or one that a newer release has made
+        unreadable.
+        """
+        found = self._readable(conn)
+        if found.empty:
             return {}
-        self._upgrade(conn)
-        return self.states(conn.execute(*self.query(since)).fetchall())
+        query, parameters = self.query(since)
+        with found.reading():
+            return self.states(conn.cursor(row_factory=dict_row).execute(query, parameters).fetchall())
 
     def query(self, since: datetime | None = None) -> tuple[sql.Composed, tuple[datetime]]:
-        """The query of `read`, with its parameters, for those who run it themselves and give its rows to `states`."""
+        """The query of `read`, with its parameters, for those who run it themselves and give its rows, as dicts, to `states`."""
         query = sql.SQL(
-            "SELECT w.table_name, last_extracted_at, last_partition, last_extraction_status, w.records_extracted, "
-            "w.extraction_duration_seconds, w.error_message, w.extraction_id, recovery_attempts, w.metadata, w.updated_at, "
-            "data_version, (SELECT jsonb_agg(r ORDER BY r.started_at) FROM {} r WHERE r.table_name = w.table_name), "
-            "{}, {}, {}, e.extraction_id, e.partition_start, e.partition_end, status = 'success', e.started_at, e.finished_at, "
-            "e.error_message, e.metadata, e.error_cause, w.error_cause "
+            "SELECT w.table_name, w.last_extracted_at, w.last_partition, w.last_extraction_status, w.records_extracted, "
+            "w.extraction_duration_seconds, w.error_message, w.extraction_id, w.recovery_attempts, w.metadata, w.updated_at, "
+            "w.data_version, (SELECT jsonb_agg(r ORDER BY r.started_at) FROM {} r WHERE r.table_name = w.table_name) AS running, "
+            "{} AS days, {} AS lost, {} AS replaced, e.extraction_id AS attempt_run, e.partition_start AS attempt_first, "
+            "e.partition_end AS attempt_last, e.status AS attempt_status, e.started_at AS attempt_began, "
+            "e.finished_at AS attempt_ended, e.error_message AS attempt_error, e.metadata AS attempt_metadata, "
+            "e.error_cause AS attempt_cause, w.error_cause "
             "FROM {} w LEFT JOIN {} e ON e.table_name = w.table_name AND e.finished_at > %s ORDER BY w.table_name, e.id"
         ).format(
             self.running,
@@ -472,37 +419,32 @@ class Watermarks:
         )
         return query, (since or datetime.max.replace(tzinfo=UTC),)
 
-    def states(self, rows: Sequence[tuple[Any, ...]]) -> dict[str, TableState]:
+    def states(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, TableState]:
         """What the rows of `query` tell, by table."""
         states: dict[str, TableState] = {}
-        for table, entries in groupby(rows, key=lambda row: row[0]):
+        for table, entries in groupby(rows, key=itemgetter("table_name")):
             found = list(entries)
-            running = tuple(Extraction.of(row) for row in found[0][12] or ())
-            days = {
-                date.fromisoformat(day): Day(datetime.fromisoformat(at), date.fromisoformat(until), datetime.fromisoformat(loaded))
-                for day, (at, until, loaded) in (found[0][13] or {}).items()
-            }
-            first, last, missing = found[0][14]
-            lost = Loss(DayRange.parse(first, last), int(missing)) if missing else None
-            attempts = tuple(
-                Attempt(*(row[16], DayRange(row[17], row[18]), *row[19:24], False, _cause(row[24], failed=not row[19])))
-                for row in found
-                if row[16] is not None
-            )
-            cause = _cause(found[0][25], failed=found[0][3] == "failed")
-            states[table] = TableState(*(*found[0][:12], running, attempts, days, lost, found[0][15], cause))
+            attempts = tuple(Attempt.of(row) for row in found if row["attempt_run"] is not None)
+            states[table] = TableState.of(found[0], attempts)
         return states
+
+    def _readable(self, conn: psycopg.Connection) -> State:
+        """Which state the ledger is in. Raises LedgerMismatch where a writer must bring it up to date before it can be read."""
+        found = state(conn, self.schema)
+        if found.is_older:
+            raise found.too_old()
+        return found
 
     def ever_loaded(self, conn: psycopg.Connection, table: str) -> bool:
         """Whether a load of the table has ended well, at any time."""
-        if not exists(conn, self.schema, "etl_extractions"):
+        if self._readable(conn).empty:
             return False
         query = sql.SQL("SELECT FROM {} WHERE table_name = %s AND status = 'success' LIMIT 1").format(self.history)
         return conn.execute(query, (table,)).fetchone() is not None
 
     def billed(self, conn: psycopg.Connection, since: datetime) -> int:
         """Bytes that attempts which ended since then were billed, failed ones included."""
-        if not exists(conn, self.schema, "etl_extractions"):
+        if self._readable(conn).empty:
             return 0
         row = conn.execute(
             sql.SQL("SELECT coalesce(sum((metadata->>'bytes_billed')::numeric), 0)::bigint FROM {} WHERE finished_at >= %s").format(

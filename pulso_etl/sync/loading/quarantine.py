@@ -22,55 +22,17 @@ from psycopg import sql
 
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import QuarantineExceeded
+from pulso_etl.sync.ledger.migrations import migrate
 from pulso_etl.sync.loading.arrow_types import decoded
 from pulso_etl.sync.loading.conform import Fault, Reason
 from pulso_etl.sync.loading.strategies import STRATEGIES
-from pulso_etl.sync.postgres.bookkeeping import create_missing, exists
+from pulso_etl.sync.postgres.bookkeeping import exists
 from pulso_etl.sync.postgres.encoding import UTF8, Encoding, plain
 from pulso_etl.sync.postgres.identifiers import equal, listed
 from pulso_etl.sync.postgres.server_errors import meaning
 from pulso_etl.sync.schema.statements import DIFF, STAGE, Statements
 from pulso_etl.sync.spec import TableSpec
 
-CREATE = """
-CREATE TABLE IF NOT EXISTS {table} (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    table_name text NOT NULL,
-    extraction_id text NOT NULL,
-    partition date,
-    reason text NOT NULL,
-    column_name text NOT NULL,
-    source_row jsonb NOT NULL,
-    copy integer NOT NULL,
-    first_seen timestamptz NOT NULL DEFAULT now(),
-    last_seen timestamptz NOT NULL DEFAULT now()
-);
-CREATE INDEX IF NOT EXISTS etl_quarantine_table_idx ON {table} (table_name, extraction_id);
-{unique}"""
-UNIQUE = """
-CREATE UNIQUE INDEX etl_quarantine_row_idx ON {table} (table_name, partition, column_name, reason, md5(source_row::text), copy)
-    NULLS NOT DISTINCT;
-"""
-IS_CURRENT = "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname = 'last_seen')"
-UPGRADE = """
-ALTER TABLE {table} RENAME COLUMN created_at TO first_seen;
-ALTER TABLE {table} ADD COLUMN copy integer NOT NULL DEFAULT 1, ADD COLUMN last_seen timestamptz NOT NULL DEFAULT now();
-ALTER TABLE {table} ALTER COLUMN copy DROP DEFAULT;
-UPDATE {table} q SET copy = s.copy, last_seen = first_seen FROM (
-    SELECT id, row_number() OVER (
-        PARTITION BY extraction_id, table_name, partition, column_name, reason, source_row::text ORDER BY id
-    ) AS copy FROM {table}
-) s WHERE q.id = s.id;
-WITH seen AS (
-    SELECT id, first_value(id) OVER w AS kept, last_value(first_seen) OVER w AS latest, last_value(extraction_id) OVER w AS run
-    FROM {table} WINDOW w AS (PARTITION BY table_name, partition, column_name, reason, source_row::text, copy
-        ORDER BY first_seen, id ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)
-), gone AS (
-    DELETE FROM {table} q USING seen s WHERE q.id = s.id AND s.id <> s.kept
-)
-UPDATE {table} q SET last_seen = s.latest, extraction_id = s.run FROM seen s WHERE q.id = s.id AND s.id = s.kept;
-{unique}"""
-"""From releases that stored a row anew with each load that met it."""
 KEEP = """
 INSERT INTO {table} (table_name, extraction_id, partition, column_name, reason, source_row, copy)
 SELECT %s, %s, partition, column_name, reason, source_row::jsonb,
@@ -326,9 +288,8 @@ def _refused(conn: psycopg.Connection, trial: sql.Composed, addresses: list[str]
 def _keep(conn: psycopg.Connection, schema: str, table: str, run_id: str, lines: Sequence[Line]) -> None:
     """Writes the rows; one that is there already has been seen again, with the same fault."""
     quarantine = sql.Identifier(schema, "etl_quarantine")
-    unique = sql.SQL(UNIQUE).format(table=quarantine)
-    create_missing(conn, schema, "etl_quarantine", sql.SQL(CREATE).format(table=quarantine, unique=unique))
-    _upgrade(conn, quarantine)
+    # A load of the IO manager has done so before it began.
+    migrate(conn, schema)
     conn.execute(
         sql.SQL(
             "CREATE TEMP TABLE {} (line integer, partition date, column_name text, reason text, source_row text) ON COMMIT DROP"
@@ -338,18 +299,6 @@ def _keep(conn: psycopg.Connection, schema: str, table: str, run_id: str, lines:
         for number, line in enumerate(lines):
             copy.write_row((number, *line))
     conn.execute(sql.SQL(KEEP).format(table=quarantine, lines=LINES), (table, run_id))
-
-
-def _upgrade(conn: psycopg.Connection, quarantine: sql.Identifier) -> None:
-    def is_current() -> bool:
-        return conn.execute(IS_CURRENT, (quarantine.as_string(conn),)).fetchone() == (True,)
-
-    if is_current():
-        return
-    conn.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(quarantine))
-    # Another load may have done so meanwhile.
-    if not is_current():
-        conn.execute(sql.SQL(UPGRADE).format(table=quarantine, unique=sql.SQL(UNIQUE).format(table=quarantine)))
 
 
 def as_json(row: dict[str, Any], encoding: Encoding = UTF8) -> str:

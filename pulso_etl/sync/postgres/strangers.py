@@ -32,11 +32,12 @@ WITH RECURSIVE ours (oid, root) AS (
 """Our tables, with whatever inherits from one, their partitions too. What begins with `etl_` is ours."""
 LOCKABLE = OURS + (  # noqa: S608 - made of constants
     "SELECT nspname, relname FROM ours JOIN pg_class c ON c.oid = ours.oid JOIN pg_namespace n ON n.oid = relnamespace "
-    "WHERE root = c.oid AND relkind IN ('r', 'p') AND relname = ANY(%(locked)s) ORDER BY relname"
+    "WHERE root = c.oid AND relkind IN ('r', 'p') AND relname = ANY(%(locked)s) "
+    "ORDER BY array_position(%(locked)s::text[], relname::text)"
 )
-RECORDS = ("etl_days", "etl_extractions", "etl_quarantine", "etl_running", "etl_watermarks")
-"""What loads, and who ends them, write to beside their table. Launches and alerts wait for each other on others of ours, and must
-not wait for a load."""
+RECORDS = ("etl_quarantine", "etl_watermarks", "etl_running", "etl_days", "etl_extractions")
+"""What loads, and who ends them, write to beside their table, in the order in which a load locks them. Launches and alerts wait for
+each other on others of ours, and must not wait for a load."""
 EXPRESSIONS = """
 expressions (relid, kind, name, told, classid, objid, tree) AS (
     SELECT relid, CASE WHEN attgenerated = '' THEN 'default of the column' ELSE 'expression of the column' END, attname,

@@ -1,0 +1,208 @@
+"""The ledger's tables, and how they follow the releases: numbered SQL files, each applied once to a schema.
+
+These files make all tables whose names begin with `etl_`. The table `etl_migrations` says which files a schema has; a schema of
+before the numbering has no such table. So a file leaves alone what is there already: it can run twice, and changes nothing then.
+
+Whoever writes applies the files that the schema lacks, in one transaction of its own, before the transaction of a load. In the
+load's transaction, a load that fails would undo the files, and nothing could record its failure; the files' locks would also keep
+readers out for as long as the load takes. A migration that fails leaves the schema as it was. A reader applies nothing: it may lack
+the right.
+
+In a file, `{schema}` is the schema, quoted; other braces are doubled. No file names a function outside of the server's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+import psycopg
+from psycopg import errors as pg
+from psycopg import sql
+
+from pulso_etl.sync.errors import LedgerMismatch, first_line
+from pulso_etl.sync.postgres.bookkeeping import exists
+from pulso_etl.sync.postgres.strangers import RECORDS, refuse_strangers
+
+APPLIED = "etl_migrations"
+TABLES = (*RECORDS, "etl_alerts", "etl_alert_messages", "etl_refreshes", APPLIED)
+"""Every table that the files make."""
+CREATE = """
+CREATE TABLE IF NOT EXISTS {schema}.etl_migrations (
+    number integer PRIMARY KEY,
+    name text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+"""
+
+
+@dataclass(frozen=True)
+class Migration:
+    """A numbered file."""
+
+    number: int
+    name: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.number:03}_{self.name}"
+
+    def statements(self, schema: str) -> sql.Composed:
+        """What it runs in that schema."""
+        return sql.SQL(self.text).format(schema=sql.Identifier(schema))  # type: ignore[arg-type]
+
+
+@cache
+def migrations() -> tuple[Migration, ...]:
+    """Every file of this release, by number."""
+    found = sorted(file.name for file in files(__package__).iterdir() if file.name.endswith(".sql"))
+    named = [(name, *name.removesuffix(".sql").split("_", 1)) for name in found]
+    return tuple(
+        Migration(int(number), title, files(__package__).joinpath(name).read_text(encoding="utf-8"))
+        for name, number, title in named
+    )
+
+
+@dataclass(frozen=True)
+class State:
+    """Which files a schema has: the `pending` ones of this release it lacks, the `unknown` ones are of a newer release.
+
+    `empty`: it has no table of the ledger.
+    """
+
+    schema: str
+    pending: tuple[Migration, ...]
+    unknown: tuple[str, ...] = ()
+    empty: bool = False
+
+    @property
+    def is_older(self) -> bool:
+        """Whether an earlier release wrote it."""
+        return bool(self.pending) and not self.empty
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Around a query: where a newer release has removed what the query reads, raises LedgerMismatch."""
+        try:
+            yield
+        except (pg.UndefinedTable, pg.UndefinedColumn) as error:
+            if self.unknown:
+                raise self.too_new() from error
+            raise
+
+    def too_new(self) -> LedgerMismatch:
+        """The error for who can't use it because a newer release has changed it."""
+        return LedgerMismatch(
+            f"a newer release of Pulso ETL has changed the ledger in schema {self.schema} ({', '.join(self.unknown)}); install "
+            f"that release: this one knows {migrations()[-1]} at most"
+        )
+
+    def too_old(self) -> LedgerMismatch:
+        """The error for who can't read it before a writer has brought it up to date."""
+        return LedgerMismatch(
+            f"an earlier release of Pulso ETL wrote the ledger in schema {self.schema}; it lacks {_named(self.pending)}. The next "
+            "refresh brings it up to date, and so do the API, the sensors and `pulso-etl cleanup`"
+        )
+
+
+def state(conn: psycopg.Connection, schema: str) -> State:
+    """Which files the schema has. Reads only."""
+    if not exists(conn, schema, APPLIED):
+        return State(schema, migrations(), empty=not exists(conn, schema, "etl_extractions"))
+    query = sql.SQL("SELECT number, name FROM {} ORDER BY number").format(sql.Identifier(schema, APPLIED))
+    applied: dict[int, str] = dict(conn.execute(query).fetchall())
+    newest = migrations()[-1].number
+    unknown = tuple(f"{number:03}_{name}" for number, name in applied.items() if number > newest)
+    return State(schema, tuple(one for one in migrations() if one.number not in applied), unknown)
+
+
+def missing(conn: psycopg.Connection, schema: str) -> list[str]:
+    """The tables of the ledger that somebody has dropped, in a schema that has every file."""
+    found = conn.execute("SELECT tablename FROM pg_tables WHERE schemaname = %s", (schema,)).fetchall()
+    return [name for name in TABLES if (name,) not in found]
+
+
+def migrate(conn: psycopg.Connection, schema: str) -> None:
+    """Brings the ledger of the schema up to date, and creates the schema where it is missing, in a transaction of its own.
+
+    Of several processes that do so at once, one applies the files and the others wait for it. Raises LedgerMismatch for a ledger of
+    a newer release, and for a role that may not change it: the first line names the reason, the lines after it hold the statements.
+    Raises SchemaRefused (see `strangers`).
+    """
+    found = state(conn, schema)
+    if found.unknown:
+        raise found.too_new()
+    if not found.pending:
+        return
+    try:
+        with conn.transaction():
+            if not exists(conn, schema, APPLIED):
+                _create(conn, schema)
+            _apply(conn, schema)
+    except pg.InsufficientPrivilege as error:
+        raise LedgerMismatch(_refusal(conn, found, error)) from error
+
+
+def _create(conn: psycopg.Connection, schema: str) -> None:
+    # There is no table yet that could be locked.
+    conn.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"pulso_etl:ddl:{schema}",))
+    # Not CREATE SCHEMA IF NOT EXISTS: that asks for the right to create one even where it exists.
+    if conn.execute("SELECT FROM pg_namespace WHERE nspname = %s", (schema,)).fetchone() is None:
+        conn.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
+    conn.execute(sql.SQL(CREATE).format(schema=sql.Identifier(schema)))
+
+
+def _apply(conn: psycopg.Connection, schema: str) -> None:
+    # A lock on the table, which a login that may only read can't take: it could hold an advisory lock for ever.
+    conn.execute(sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(sql.Identifier(schema, APPLIED)))
+    found = state(conn, schema)
+    if found.unknown:
+        raise found.too_new()
+    if not found.pending:
+        return
+    # In the order of the loads, so that a load and a migration do not wait for each other.
+    for name in RECORDS:
+        if exists(conn, schema, name):
+            conn.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(sql.Identifier(schema, name)))
+    refuse_strangers(conn, schema)
+    for migration in found.pending:
+        conn.execute(migration.statements(schema))
+        conn.execute(
+            sql.SQL("INSERT INTO {} (number, name) VALUES (%s, %s)").format(sql.Identifier(schema, APPLIED)),
+            (migration.number, migration.name),
+        )
+
+
+def _refusal(conn: psycopg.Connection, found: State, error: psycopg.Error) -> str:
+    """What a role is told that may not apply the files, with all that a person can run in its place."""
+    schema = sql.Identifier(found.schema)
+    role = sql.Identifier(str(conn.execute("SELECT current_user").fetchone()[0]))  # type: ignore[index]
+    grants = sql.SQL("CREATE SCHEMA IF NOT EXISTS {0}; GRANT USAGE, CREATE ON SCHEMA {0} TO {1};").format(schema, role)
+    owners = [
+        sql.SQL("ALTER TABLE {} OWNER TO {};").format(sql.Identifier(found.schema, name), role)
+        for (name,) in conn.execute(
+            r"SELECT tablename FROM pg_tables WHERE schemaname = %s AND tablename LIKE 'etl\_%%' AND tableowner <> current_user "
+            "ORDER BY tablename",
+            (found.schema,),
+        ).fetchall()
+    ]
+    noted = [
+        sql.SQL("INSERT INTO {} (number, name) VALUES ({}, {});").format(
+            sql.Identifier(found.schema, APPLIED), sql.Literal(one.number), sql.Literal(one.name)
+        )
+        for one in found.pending
+    ]
+    rights = sql.SQL(" ").join([grants, *owners]).as_string(conn)
+    own = [sql.SQL(CREATE).format(schema=schema), *(one.statements(found.schema) for one in found.pending), *noted]
+    return (
+        f"the role {role.as_string(conn)} may not bring the ledger in schema {found.schema} up to date "
+        f"({_named(found.pending)}): {first_line(error)}; nothing was changed. As an administrator, run: {rights}\n"
+        "Or run these statements as a role that may, in one transaction:\n" + sql.SQL("\n").join(own).as_string(conn)
+    )
+
+
+def _named(pending: tuple[Migration, ...]) -> str:
+    return str(pending[0]) if len(pending) == 1 else f"{pending[0]} to {pending[-1]}"
