@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import DuplicateKeyError, RejectedRows, ShrinkRefused, SnapshotWithdrawn, VerificationFailed
+from pulso_etl.sync.ledger.ledger import Loaded
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.loading.load import load, translated
 from pulso_etl.sync.loading.request import Past
@@ -303,11 +304,11 @@ def test_a_quarantine_that_the_last_load_of_its_day_has_not_seen_keeps_no_older_
     marks = Watermarks(faulty.schema)
     with faulty.conn.transaction():
         marks.create(faulty.conn)
-        marks.ledger.record(faulty.conn, "things", {day(1): 0}, datetime.now(UTC), Horizon(1), "r")
+        marks.ledger.record(faulty.conn, "things", "r", Loaded(datetime.now(UTC), {day(1): 0}, 0, 1.0, True, Horizon(1)))
     faulty.load(days(0), QUARANTINING)
     assert faulty.held() == set()
     # The source has withdrawn the day, and a load has read it since.
-    marks.ledger.record(faulty.conn, "things", {day(1): 0}, datetime.now(UTC), Horizon(1), "another run")
+    marks.ledger.record(faulty.conn, "things", "another run", Loaded(datetime.now(UTC), {day(1): 0}, 0, 1.0, True, Horizon(1)))
     faulty.load(days(0), QUARANTINING)
     assert faulty.held() == at(0, month(FEB, 1, 2))
 
