@@ -29,6 +29,7 @@ from pulso_etl.refreshing.plan import Mode
 from pulso_etl.settings import Settings, load_access_settings, load_env_file, load_settings
 from pulso_etl.sync.days import DayRange, first_kept_day, lima_day
 from pulso_etl.sync.errors import PlanError, PulsoError, SettingsError
+from pulso_etl.sync.ledger import migrations
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.loading.months import expired, remove_expired
 from pulso_etl.sync.loading.strategies import statements_in_order
@@ -334,6 +335,21 @@ def doctor(tenant: TenantOption = None) -> None:
         console.print(f"{'ok  ' if finding.ok else 'FAIL'} {finding.part}: {finding.text}", **PLAIN)
     if not healthy:
         raise typer.Exit(1)
+
+
+@app.command()
+def ledger(tenant: TenantOption = None) -> None:
+    """Prints the SQL that the ledger's tables lack. Loads run it by themselves where their role may create tables."""
+    settings, _ = chosen(load_settings(), tenant)
+    with _session(settings).open() as conn:
+        found = migrations.state(conn, settings.database_schema)
+        if found.unknown:
+            raise found.too_new()
+        if not found.pending:
+            console.print("-- nothing: the ledger is up to date", **PLAIN)
+            return
+        lines = [statement.as_string(conn).strip() for statement in migrations.statements(settings.database_schema, found.pending)]
+        console.print("\n".join(["BEGIN;", *lines, "COMMIT;"]), **PLAIN)
 
 
 @app.command()

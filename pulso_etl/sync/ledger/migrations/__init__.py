@@ -13,7 +13,7 @@ In a file, `{schema}` is the schema, quoted; other braces are doubled. No file n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -37,6 +37,10 @@ CREATE TABLE IF NOT EXISTS {schema}.etl_migrations (
     applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 """
+OTHERS = r"""
+SELECT tablename FROM pg_tables WHERE schemaname = %s AND tablename LIKE 'etl\_%%' AND tableowner <> current_user ORDER BY tablename
+"""
+"""The tables of the ledger that another role owns: only an owner may change a table."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +133,8 @@ def migrate(conn: psycopg.Connection, schema: str) -> None:
     """Brings the ledger of the schema up to date, and creates the schema where it is missing, in a transaction of its own.
 
     Of several processes that do so at once, one applies the files and the others wait for it. Raises LedgerMismatch for a ledger of
-    a newer release, and for a role that may not change it: the first line names the reason, the lines after it hold the statements.
-    Raises SchemaRefused (see `strangers`).
+    a newer release, and for a role that may not change it, with the statements that give it the right. Raises SchemaRefused (see
+    `strangers`).
     """
     found = state(conn, schema)
     if found.unknown:
@@ -176,31 +180,30 @@ def _apply(conn: psycopg.Connection, schema: str) -> None:
         )
 
 
+def statements(schema: str, pending: Iterable[Migration]) -> list[sql.Composed]:
+    """What `migrate` would run for these files, for a person who runs it in its place, in one transaction."""
+    where = sql.Identifier(schema)
+    noted = sql.SQL("INSERT INTO {} (number, name) VALUES ({}, {});")
+    files = [
+        one.statements(schema) + noted.format(sql.Identifier(schema, APPLIED), sql.Literal(one.number), sql.Literal(one.name))
+        for one in pending
+    ]
+    return [sql.SQL("CREATE SCHEMA IF NOT EXISTS {};").format(where), sql.SQL(CREATE).format(schema=where), *files]
+
+
 def _refusal(conn: psycopg.Connection, found: State, error: psycopg.Error) -> str:
-    """What a role is told that may not apply the files, with all that a person can run in its place."""
+    """What a role is told that may not apply the files."""
     schema = sql.Identifier(found.schema)
     role = sql.Identifier(str(conn.execute("SELECT current_user").fetchone()[0]))  # type: ignore[index]
-    grants = sql.SQL("CREATE SCHEMA IF NOT EXISTS {0}; GRANT USAGE, CREATE ON SCHEMA {0} TO {1};").format(schema, role)
-    owners = [
-        sql.SQL("ALTER TABLE {} OWNER TO {};").format(sql.Identifier(found.schema, name), role)
-        for (name,) in conn.execute(
-            r"SELECT tablename FROM pg_tables WHERE schemaname = %s AND tablename LIKE 'etl\_%%' AND tableowner <> current_user "
-            "ORDER BY tablename",
-            (found.schema,),
-        ).fetchall()
+    rights = [sql.SQL("CREATE SCHEMA IF NOT EXISTS {0}; GRANT USAGE, CREATE ON SCHEMA {0} TO {1}").format(schema, role)]
+    rights += [
+        sql.SQL("ALTER TABLE {} OWNER TO {}").format(sql.Identifier(found.schema, name), role)
+        for (name,) in conn.execute(OTHERS, (found.schema,)).fetchall()
     ]
-    noted = [
-        sql.SQL("INSERT INTO {} (number, name) VALUES ({}, {});").format(
-            sql.Identifier(found.schema, APPLIED), sql.Literal(one.number), sql.Literal(one.name)
-        )
-        for one in found.pending
-    ]
-    rights = sql.SQL(" ").join([grants, *owners]).as_string(conn)
-    own = [sql.SQL(CREATE).format(schema=schema), *(one.statements(found.schema) for one in found.pending), *noted]
     return (
         f"the role {role.as_string(conn)} may not bring the ledger in schema {found.schema} up to date "
-        f"({_named(found.pending)}): {first_line(error)}; nothing was changed. As an administrator, run: {rights}\n"
-        "Or run these statements as a role that may, in one transaction:\n" + sql.SQL("\n").join(own).as_string(conn)
+        f"({_named(found.pending)}): {first_line(error)}. Nothing was changed. As an administrator, grant it the right: "
+        f"{sql.SQL('; ').join(rights).as_string(conn)}; or run what `pulso-etl ledger` prints"
     )
 
 
