@@ -34,10 +34,6 @@ class PendingMessage:
     created_at: datetime
 
 
-RENAMED = {"shrink_refused": Cause.SHRINK, "run_failure": Cause.INTERNAL}
-"""How an earlier release wrote some causes: its incidents may be open still."""
-
-
 class AlertStore:
     """Reads and writes the two tables over the caller's connection; the caller owns the transaction."""
 
@@ -66,7 +62,7 @@ class AlertStore:
                 "SELECT cause, subjects::text, id, notified_at, held_until, closed_at FROM {} "
                 "WHERE (state = 'open' OR closed_at > %s) AND cause = ANY(%s) ORDER BY id"
             ).format(self.incidents),
-            (now - REMEMBERED, [*Cause, *State, *RENAMED]),
+            (now - REMEMBERED, [*Cause, *State]),
         )
         return [
             Incident(**row | {"cause": _topic(row["cause"]), "subjects": _SUBJECTS.validate_json(row["subjects"])}) for row in rows
@@ -166,6 +162,4 @@ class AlertStore:
 
 def _topic(written: str) -> Topic:
     """What an incident is about, as it stands in its row."""
-    if written in RENAMED:
-        return RENAMED[written]
     return State(written) if written in set(State) else Cause(written)

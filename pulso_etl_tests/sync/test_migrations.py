@@ -16,7 +16,7 @@ from psycopg import sql
 
 from pulso_etl.alerts.store import AlertStore
 from pulso_etl.sync.days import DayRange
-from pulso_etl.sync.errors import LedgerMismatch
+from pulso_etl.sync.errors import Cause, LedgerMismatch
 from pulso_etl.sync.ledger.ledger import Loaded
 from pulso_etl.sync.ledger.migrations import TABLES, migrate, migrations, missing, state, statements
 from pulso_etl.sync.ledger.watermarks import ABANDONED, Extraction, Watermarks
@@ -269,6 +269,13 @@ def test_a_role_that_may_not_create_tables_is_told_what_to_run(dump: Path | None
 
 def test_the_files_are_numbered_without_gaps() -> None:
     assert [migration.number for migration in migrations()] == list(range(1, len(migrations()) + 1))
+
+
+def test_incidents_keep_their_cause_under_its_name_of_now(conn: psycopg.Connection, schema: str) -> None:
+    restore(conn, STATES[-1])
+    conn.execute("UPDATE etl_alerts SET cause = 'shrink_refused'")
+    migrate(conn, schema)
+    assert conn.execute("SELECT cause FROM etl_alerts").fetchall() == [(Cause.SHRINK,)]
 
 
 @pytest.mark.parametrize("dump", [None, FIRST], ids=["nothing", "first day"])
