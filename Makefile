@@ -7,13 +7,13 @@ API_PORT ?= 8000
 .PHONY: run dev check lint test docs hooks audit test-postgres15 test-frontend page bench chaos runtime lock clean
 
 ifneq ($(words $(CURDIR)),1)
-$(error PostgreSQL can not be run in a folder with a space in its path; move "$(CURDIR)")
+$(error PostgreSQL cannot run in a folder with a space in its path; move "$(CURDIR)")
 endif
 
-run: $(VENV)/.local ## refresh all five tables on the embedded default
+run: $(VENV)/.local ## refresh all five tables on embedded servers; about 25 s on two cores
 	@$(BIN)/pulso-etl run
 
-dev: $(VENV)/.local ## the embedded default with Dagster's UI (PORT=3000) and the page (API_PORT=8000), until Ctrl-C
+dev: $(VENV)/.local ## keep the embedded default up with Dagster's UI (PORT=3000) and the page (API_PORT=8000), until Ctrl-C
 	@$(BIN)/pulso-etl dev --port $(PORT) --api-port $(API_PORT)
 
 lint: $(VENV)/.installed
@@ -22,38 +22,38 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 	@$(BIN)/lint-imports --cache-dir $(VENV)/imports > $(VENV)/imports.txt || { cat $(VENV)/imports.txt; exit 1; }
 
-check: lint ## the fast loop: lint, types, storeys, and the tests that start no process
+check: lint ## the fast loop: lint, types, storeys, and the tests that start no process; about 1 min on two cores
 	$(BIN)/pytest -n 2 -m "not processes"
 
-test: lint ## lint, types, storeys and all tests
+test: lint ## lint, types, storeys and all tests; about 15 min on two cores
 	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-docs: $(VENV)/.installed ## write what README, docs and the TypeScript client say of the declarations
+docs: $(VENV)/.installed ## write the parts of README, docs and the TypeScript client that follow from the declarations
 	$(BIN)/python -m pulso_etl_tests.generated
 
 hooks: ## run `make check` before each commit of this checkout
 	printf '#!/bin/sh\nexec make check\n' > "$$(git rev-parse --git-path hooks)/pre-commit"
 	chmod +x "$$(git rev-parse --git-path hooks)/pre-commit"
 
-audit: $(VENV)/.installed ## known weaknesses: of our code by lint, of the lock files against the package index
+audit: $(VENV)/.installed ## look for known weaknesses: in our code by lint, in the lock files by the package index
 	$(BIN)/ruff check --select S --ignore S101 pulso_etl
 	@test -x $(VENV)/audit/bin/uv || { $(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/pip install --quiet --require-hashes -r installer.lock; }
 	$(BIN)/python -m pulso_etl_tests.lock_audit $(VENV)/audit/bin/uv requirements.lock requirements-local.lock requirements-bench.lock installer.lock deploy/build.lock deploy/requirements.lock
 
-test-postgres15: $(VENV)/.installed ## the tests of destination and API on PostgreSQL 15, the oldest promised; needs Debian's postgresql-15
+test-postgres15: $(VENV)/.installed ## run the tests of the library and the API on PostgreSQL 15, the oldest supported version; needs Debian's postgresql-15
 	$(BIN)/python -m pulso_etl_tests.oldest_postgres $(BIN)/pytest pulso_etl_tests/sync pulso_etl_tests/api
 
 page: ## build the status page into pulso_etl/api/page; needs Node 20.19 or newer
 	cd frontend && npm ci && npm run page
 
-test-frontend: page ## types, lint and tests of the TypeScript client, and whether the built page is that of its source; needs Node
+test-frontend: page ## check types, lint and tests of the TypeScript client, and that the built page matches its source; needs Node
 	cd frontend && npm run check && npm run build
 	@test -z "$$(git status --porcelain pulso_etl/api/page)" || { git status --short pulso_etl/api/page; echo "commit the page that was built" >&2; exit 1; }
 
 bench: $(VENV)/.bench ## measure the load path beside other ways; BENCH="--help" shows the options
 	$(BIN)/python -m benchmarks $(BENCH)
 
-chaos: $(VENV)/.installed ## refreshes with faults at random points, then a live soak, 20 minutes each; CHAOS or SOAK="--help" shows the options
+chaos: $(VENV)/.installed ## run refreshes with faults at random points, then a live soak, 20 minutes each; CHAOS or SOAK="--help" shows the options
 	$(BIN)/python -m chaos --minutes 20 $(CHAOS)
 	$(BIN)/python -m chaos.soak --minutes 20 $(SOAK)
 
@@ -61,20 +61,20 @@ $(VENV)/.bench: requirements-bench.lock $(VENV)/.installed
 	$(INSTALL) --require-hashes -r requirements-bench.lock
 	touch $@
 
-# uv installs what is locked in seconds. Where it can't be had, pip installs the same.
+# uv installs the locked packages in seconds. If uv cannot be had, pip installs the same packages.
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 INSTALL = $$(if [ -x $(BIN)/uv ]; then echo "$(BIN)/uv pip install --quiet --no-deps --python $(BIN)/python"; else echo "$(PIP)"; fi)
 
-# What run and dev need. The tools for tests come with the first make check or make test.
+# This is what run and dev need. The first make check or make test installs the tools for tests.
 $(VENV)/.local: requirements-local.lock installer.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
-		{ echo "Python 3.11 or newer is needed, and $(PYTHON) is not that; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+		{ echo "Python 3.11 or newer is needed, and $(PYTHON) is older; name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo "$(PYTHON) can't make virtual environments; install its venv module (Debian: apt install python3-venv)" >&2; exit 1; }
 	@echo "creating $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@echo "installing $$(grep -c '^[a-z]' requirements-local.lock) packages into $(VENV)"
-	@$(PIP) --require-hashes -r installer.lock 2>/dev/null || echo "uv can't be had here: pip installs, which takes a minute or two"
+	@$(PIP) --require-hashes -r installer.lock 2>/dev/null || echo "uv cannot be installed here: pip installs the packages, which takes a minute or two"
 	@$(INSTALL) --require-hashes -r requirements-local.lock
 	@$(INSTALL) --no-build-isolation -e .
 	@touch $@
@@ -87,7 +87,7 @@ $(VENV)/.installed: requirements.lock $(VENV)/.local
 COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--no-header --no-annotate --python-version 3.11
 
-runtime: ## install what the container image does in a folder of its own, and start it
+runtime: ## install the packages of the container image in a folder, and start it
 	rm -rf $(VENV)/image && mkdir -p $(VENV)/image
 	$(PYTHON) -m venv $(VENV)/image/build && $(PYTHON) -m venv $(VENV)/image/pulso-etl
 	$(VENV)/image/build/bin/pip install --quiet --no-deps --require-hashes -r deploy/build.lock

@@ -24,7 +24,7 @@ REST_PORT = 9050
 
 
 def main(port: int) -> None:
-    # Only the names of the source tables are needed; nothing connects to PostgreSQL.
+    # This needs only the names of the source tables, and does not connect to PostgreSQL.
     settings = load_settings(database_url="postgresql://localhost/none")
     log = Path(tempfile.mkdtemp()) / "emulator.log"
     emulator = BigQueryEmulator(log, settings.bigquery_project_id, host="0.0.0.0", rest_port=port)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Once, on an empty volume: the role of Pulso ETL, the dashboard's database, and Dagster's own.
+# Runs once, on an empty volume: creates the role of Pulso ETL, the dashboard's database, and Dagster's own.
 set -eu
 psql --username "$POSTGRES_USER" --set ON_ERROR_STOP=1 --set password="$PULSO_DB_PASSWORD" <<'SQL'
 CREATE ROLE pulso LOGIN PASSWORD :'password';
