@@ -253,6 +253,12 @@ export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
         /**
+         * Cause
+         * @description Why something failed: a closed list. Each value asks for something else of the people who read it.
+         * @enum {string}
+         */
+        Cause: "source_unavailable" | "source_quota" | "source_access" | "source_missing" | "source_refused" | "cost_cap" | "budget" | "destination_unavailable" | "destination_refused" | "locked" | "newer_reading" | "contract" | "rejected_rows" | "duplicate_key" | "quarantine_exceeded" | "schema" | "shrink" | "snapshot_withdrawn" | "verification" | "settings" | "request" | "unauthorized" | "forbidden" | "rate_limited" | "launcher_unavailable" | "timeout" | "cancelled" | "abandoned" | "internal" | "unknown";
+        /**
          * Cleanup
          * @description What the cleanup did.
          * @example {
@@ -376,8 +382,12 @@ export interface components {
             bytes_billed?: number | null;
             /** Estimated Cost Usd */
             estimated_cost_usd?: number | null;
-            /** Error */
+            /**
+             * Error
+             * @description The message of `failure`.
+             */
             error?: string | null;
+            failure?: components["schemas"]["Failure"] | null;
         };
         /**
          * ExtractionMode
@@ -393,12 +403,50 @@ export interface components {
             default: boolean;
         };
         /**
+         * Failure
+         * @description Why something failed. What a program does about it follows from the `cause`, never from a text.
+         * @example {
+         *       "cause": "source_unavailable",
+         *       "message": "dashboard_data 2026-11-19..2026-11-25: BigQuery is failing for now, a later attempt may pass.",
+         *       "retryable": true,
+         *       "run_url": "http://127.0.0.1:3000/runs/0b9c1f2e-6a35-4a53-9a06-5f5f0c9f1d11",
+         *       "title": "BigQuery no responde"
+         *     }
+         */
+        Failure: {
+            cause: components["schemas"]["Cause"];
+            /**
+             * Title
+             * @description A few words for the people who read it, in Spanish.
+             */
+            title: string;
+            /**
+             * Message
+             * @description What exactly went wrong, for engineers.
+             */
+            message: string;
+            /**
+             * Retryable
+             * @description Whether the same may go well later, without anybody's help.
+             */
+            retryable: boolean;
+            /**
+             * Run Url
+             * @description The run in Dagster's UI.
+             */
+            run_url?: string | null;
+        };
+        /**
          * Fault
          * @description Why a request was not served.
          */
         Fault: {
-            /** Detail */
+            /**
+             * Detail
+             * @description The message of `failure`.
+             */
             detail: string;
+            failure: components["schemas"]["Failure"];
         };
         /**
          * Freshness
@@ -664,7 +712,9 @@ export interface components {
          *           "refresh_every_seconds": 21600,
          *           "run_id": "0b9c1f2e-6a35-4a53-9a06-5f5f0c9f1d11",
          *           "status": "success",
-         *           "table": "dashboard_data"
+         *           "subtitle": "Indicadores por día, archivo, cartera y servicio",
+         *           "table": "dashboard_data",
+         *           "title": "Tablero de cobranzas"
          *         }
          *       ],
          *       "total_tables": 1
@@ -713,6 +763,16 @@ export interface components {
         TableConfig: {
             /** Table */
             table: string;
+            /**
+             * Title
+             * @description What the table's readers call it.
+             */
+            title: string;
+            /**
+             * Subtitle
+             * @description What it shows, in a few words of theirs.
+             */
+            subtitle: string;
             /** Description */
             description: string;
             /** Group */
@@ -785,7 +845,9 @@ export interface components {
          *         "refresh_every_seconds": 21600,
          *         "run_id": "0b9c1f2e-6a35-4a53-9a06-5f5f0c9f1d11",
          *         "status": "success",
-         *         "table": "dashboard_data"
+         *         "subtitle": "Indicadores por día, archivo, cartera y servicio",
+         *         "table": "dashboard_data",
+         *         "title": "Tablero de cobranzas"
          *       }
          *     }
          */
@@ -837,6 +899,8 @@ export interface components {
              * @description Why it was skipped, why these days, or why it failed.
              */
             message?: string | null;
+            /** @description Why it failed, or was canceled. */
+            failure?: components["schemas"]["Failure"] | null;
             /** Started At */
             started_at?: string | null;
             /** Finished At */
@@ -861,12 +925,24 @@ export interface components {
          *       "refresh_every_seconds": 21600,
          *       "run_id": "0b9c1f2e-6a35-4a53-9a06-5f5f0c9f1d11",
          *       "status": "success",
-         *       "table": "dashboard_data"
+         *       "subtitle": "Indicadores por día, archivo, cartera y servicio",
+         *       "table": "dashboard_data",
+         *       "title": "Tablero de cobranzas"
          *     }
          */
         TableStatus: {
             /** Table */
             table: string;
+            /**
+             * Title
+             * @description What the table's readers call it.
+             */
+            title: string;
+            /**
+             * Subtitle
+             * @description What it shows, in a few words of theirs.
+             */
+            subtitle: string;
             /** Description */
             description: string;
             /** Group */
@@ -917,8 +993,13 @@ export interface components {
              * @default 0
              */
             recovery_attempts: number;
-            /** Error */
+            /**
+             * Error
+             * @description The message of `failure`.
+             */
             error?: string | null;
+            /** @description Why the last extraction failed. */
+            failure?: components["schemas"]["Failure"] | null;
             /**
              * Rows Lost
              * @description Rows that were loaded and are not in the table any more: it was emptied, dropped or restored, or rows were deleted.
@@ -973,6 +1054,7 @@ export interface components {
         ValidationFaults: {
             /** Detail */
             detail: components["schemas"]["ValidationFault"][];
+            failure: components["schemas"]["Failure"];
         };
     };
     responses: never;
@@ -981,6 +1063,7 @@ export interface components {
     headers: never;
     pathItems: never;
 }
+export type Cause = components['schemas']['Cause'];
 export type Cleanup = components['schemas']['Cleanup'];
 export type ColumnConfig = components['schemas']['ColumnConfig'];
 export type DashboardRequest = components['schemas']['DashboardRequest'];
@@ -988,6 +1071,7 @@ export type DayState = components['schemas']['DayState'];
 export type Ended = components['schemas']['Ended'];
 export type Extraction = components['schemas']['Extraction'];
 export type ExtractionMode = components['schemas']['ExtractionMode'];
+export type Failure = components['schemas']['Failure'];
 export type Fault = components['schemas']['Fault'];
 export type Freshness = components['schemas']['Freshness'];
 export type HttpValidationError = components['schemas']['HTTPValidationError'];

@@ -17,10 +17,10 @@ from limits import RateLimitItem, parse
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pulso_etl.access.tokens import Caller, Role, Token, find_caller
+from pulso_etl.api.faults import fault
 from pulso_etl.settings import AccessSettings
 
 MAXIMUM_BODY_BYTES = 256 * 1024
@@ -94,11 +94,11 @@ class Guard:
         port = scope["server"][1] if scope.get("server") else None
         reason = refusal(client, headers, tokens=self.tokens, origins=self.origins, port=port)
         if reason is not None:
-            await JSONResponse({"detail": reason}, 403)(scope, receive, send)
+            await fault(403, reason)(scope, receive, send)
             return
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > MAXIMUM_BODY_BYTES:
-            await JSONResponse({"detail": TOO_LONG}, 413)(scope, receive, send)
+            await fault(413, TOO_LONG)(scope, receive, send)
             return
         received = 0
 

@@ -28,6 +28,7 @@ from pulso_etl.api.access import Admin, Gatekeeper, Guard, Reader, Refresher
 from pulso_etl.api.bodies import StrictRequest, StrictRoute
 from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable
 from pulso_etl.api.database import Database, DatabaseUnavailable
+from pulso_etl.api.faults import HANDLERS, fault_of, invalid
 from pulso_etl.api.gateway import Gateway
 from pulso_etl.api.habits import Habits, unchanged, until_stop
 from pulso_etl.api.health import HealthProbe
@@ -55,10 +56,9 @@ from pulso_etl.definitions import build_source
 from pulso_etl.refreshing.plan import Mode
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import LIMA, lima_day
-from pulso_etl.sync.errors import BudgetExceeded, DestinationError, PlanError, first_line
+from pulso_etl.sync.errors import BudgetExceeded, DestinationError, PlanError, PulsoError, first_line
 from pulso_etl.sync.postgres.server_errors import keeps_out, meaning
 from pulso_etl.sync.postgres.sessions import Session
-from pulso_etl.sync.redaction import scrub
 from pulso_etl.sync.spec import TableSpec
 from pulso_etl.tables import TABLES
 
@@ -320,6 +320,8 @@ async def config_tables(request: Request, caller: Reader) -> list[TableConfig]:
     return [
         TableConfig(
             table=spec.name,
+            title=spec.title or spec.name,
+            subtitle=spec.subtitle or spec.description,
             description=spec.description,
             group=spec.group,
             primary_key=list(spec.primary_key),
@@ -489,7 +491,7 @@ async def serving(app: FastAPI, here: Connected, gatekeeper: Gatekeeper) -> Asyn
 def guard(app: FastAPI, settings: Settings) -> None:
     """What every application has: answers to errors, and a look at each request before all else."""
     origins = settings.cors_origins()
-    for kind, answer in ANSWERS.items():
+    for kind, answer in (HANDLERS | ANSWERS).items():
         app.add_exception_handler(kind, answer)
     if origins:
         app.add_middleware(
@@ -521,18 +523,19 @@ async def _file(file: FilePath) -> Response:
 
 
 async def _unavailable(request: Request, error: Exception) -> Response:
-    return JSONResponse({"detail": scrub(str(error))}, 503, {"Retry-After": str(RETRY_SECONDS)})
+    assert isinstance(error, PulsoError)
+    return fault_of(503, error, {"Retry-After": str(RETRY_SECONDS)})
 
 
 async def _no_sense(request: Request, error: Exception) -> Response:
-    fault = {"loc": ["query"], "msg": str(error), "type": "plan_error"}
-    return JSONResponse({"detail": [fault]}, 422)
+    return invalid([{"loc": ["query"], "msg": str(error), "type": "plan_error"}])
 
 
 async def _budget_spent(request: Request, error: Exception) -> Response:
+    assert isinstance(error, BudgetExceeded)
     now = datetime.now(UTC)
     midnight = datetime.combine(lima_day(now) + timedelta(days=1), datetime.min.time(), LIMA)
-    return JSONResponse({"detail": str(error)}, 429, {"Retry-After": str(int((midnight - now).total_seconds()) + 1)})
+    return fault_of(429, error, {"Retry-After": str(int((midnight - now).total_seconds()) + 1)})
 
 
 ANSWERS = {

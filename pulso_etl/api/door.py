@@ -25,7 +25,7 @@ import uvicorn
 from fastapi import HTTPException
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
-from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pulso_etl.access.tokens import Caller, Role, opening
@@ -33,12 +33,12 @@ from pulso_etl.api import graphql
 from pulso_etl.api.access import NO_TOKENS, Gatekeeper, Refusals, is_loopback, refusal
 from pulso_etl.api.bodies import StrictRequest, parse
 from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable
+from pulso_etl.api.faults import fault, fault_of
 from pulso_etl.api.gateway import Gateway, as_document, read
 from pulso_etl.api.listening import configuration
 from pulso_etl.api.sessions import Sessions
 from pulso_etl.settings import AccessSettings
 from pulso_etl.sync.errors import SettingsError
-from pulso_etl.sync.redaction import scrub
 
 audit = logging.getLogger("pulso_etl.audit")
 API = Caller("api", Role.ADMIN)
@@ -95,9 +95,9 @@ class Door:
             try:
                 answer = await self._answer(StrictRequest(scope, receive))
             except HTTPException as error:
-                answer = JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+                answer = fault(error.status_code, error.detail, headers=error.headers)
             except DagsterUnavailable as error:
-                answer = JSONResponse({"detail": scrub(str(error))}, 503)
+                answer = fault_of(503, error)
             await (answer or self.dagster)(scope, receive, _with_headers(send))
         elif scope["type"] == "websocket":
             await self._socket(scope, receive, send)

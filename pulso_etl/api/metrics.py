@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from psycopg import sql
 from pulso_etl.api.database import Database
 from pulso_etl.api.models import Freshness, Progress, TableStatus
 from pulso_etl.api.status import Snapshot
+from pulso_etl.sync.errors import Cause
 
 KINDS = ("read", "inserted", "updated", "unchanged", "deleted", "quarantined")
 SUMMED = ("bytes_billed", "estimated_cost_usd", *(f"rows_{kind}" for kind in KINDS))
@@ -22,6 +24,9 @@ SELECT table_name, status, count(*), coalesce(sum(extraction_duration_seconds), 
 FROM {{history}} GROUP BY table_name, status ORDER BY table_name, status
 """  # noqa: S608 - made of constants
 """Of all time; the history keeps a row for each attempt."""
+FAILURES = """
+SELECT table_name, error_cause, count(*) FROM {history} WHERE status = 'failed' GROUP BY table_name, error_cause
+"""
 
 
 async def exposition(database: Database, snapshot: Snapshot) -> bytes:
@@ -29,8 +34,10 @@ async def exposition(database: Database, snapshot: Snapshot) -> bytes:
     async with database.connection() as conn:
         cursor = await conn.execute(sql.SQL(TOTALS).format(history=database.marks.history))
         totals = await cursor.fetchall()
+        cursor = await conn.execute(sql.SQL(FAILURES).format(history=database.marks.history))
+        failures = await cursor.fetchall()
     registry = CollectorRegistry()
-    registry.register(_Collected([*_gauges(snapshot), *_counters(totals)]))
+    registry.register(_Collected([*_gauges(snapshot), *_counters(totals), _failures(failures)]))
     return generate_latest(registry)
 
 
@@ -96,3 +103,13 @@ def _counters(totals: Sequence[Sequence[Any]]) -> Iterator[Metric]:
             for kind, number in zip(KINDS, by_kind, strict=True):
                 rows.add_metric([table, kind], float(number))
     yield from (extractions, seconds, billed, cost, rows)
+
+
+def _failures(counted: Sequence[Sequence[Any]]) -> Metric:
+    family = CounterMetricFamily("pulso_failures", "Extractions that failed, by their cause.", labels=["table", "cause"])
+    found: Counter[tuple[str, Cause]] = Counter()
+    for table, cause, count in counted:
+        found[table, Cause.of(cause)] += count
+    for (table, cause), count in sorted(found.items()):
+        family.add_metric([table, cause], count)
+    return family

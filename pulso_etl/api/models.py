@@ -10,7 +10,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from pulso_etl.refreshing.plan import Mode
+from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.redaction import scrub
+from pulso_etl.words import title_of
 
 TABLE_EXAMPLE = "dashboard_data"
 RUN_EXAMPLE = "0b9c1f2e-6a35-4a53-9a06-5f5f0c9f1d11"
@@ -69,6 +71,39 @@ class Shape(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
 
+class Failure(Shape):
+    """Why something failed. What a program does about it follows from the `cause`, never from a text."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "cause": "source_unavailable",
+                    "title": "BigQuery no responde",
+                    "message": "dashboard_data 2026-11-19..2026-11-25: BigQuery is failing for now, a later attempt may pass.",
+                    "retryable": True,
+                    "run_url": f"http://127.0.0.1:3000/runs/{RUN_EXAMPLE}",
+                }
+            ]
+        }
+    )
+
+    cause: Cause
+    title: str
+    """A few words for the people who read it, in Spanish."""
+    message: Told
+    """What exactly went wrong, for engineers."""
+    retryable: bool
+    """Whether the same may go well later, without anybody's help."""
+    run_url: str | None = None
+    """The run in Dagster's UI."""
+
+    @classmethod
+    def of(cls, cause: Cause, message: str, run_url: str | None = None) -> Failure:
+        """With the title that the cause has."""
+        return cls(cause=cause, title=title_of(cause), message=message, retryable=cause.retryable, run_url=run_url)
+
+
 class DashboardRequest(BaseModel):
     """What to refresh. Everything may be left out."""
 
@@ -102,6 +137,8 @@ class TableRun(Shape):
     """Rows read so far, and in the end."""
     message: Told | None = None
     """Why it was skipped, why these days, or why it failed."""
+    failure: Failure | None = None
+    """Why it failed, or was canceled."""
     started_at: datetime | None = None
     finished_at: datetime | None = None
 
@@ -177,6 +214,8 @@ class Extraction(Shape):
     bytes_billed: int | None = None
     estimated_cost_usd: float | None = None
     error: Told | None = None
+    """The message of `failure`."""
+    failure: Failure | None = None
 
 
 class RunUnderWay(Shape):
@@ -209,6 +248,8 @@ EXTRACTION_EXAMPLE: JsonDict = {
 }
 TABLE_STATUS_EXAMPLE: JsonDict = {
     "table": TABLE_EXAMPLE,
+    "title": "Tablero de cobranzas",
+    "subtitle": "Indicadores por día, archivo, cartera y servicio",
     "description": "Indicators by day, campaign file, portfolio and service.",
     "group": "dashboard",
     "status": "success",
@@ -233,6 +274,10 @@ class TableStatus(Shape):
     model_config = ConfigDict(json_schema_extra={"examples": [TABLE_STATUS_EXAMPLE]})
 
     table: str
+    title: str
+    """What the table's readers call it."""
+    subtitle: str
+    """What it shows, in a few words of theirs."""
     description: str
     group: str
     status: LastStatus
@@ -257,6 +302,9 @@ class TableStatus(Shape):
     recovery_attempts: int = 0
     """Attempts in a row that died and were ended by the recovery."""
     error: Told | None = None
+    """The message of `failure`."""
+    failure: Failure | None = None
+    """Why the last extraction failed."""
     rows_lost: int | None = None
     """Rows that were loaded and are not in the table any more: it was emptied, dropped or restored, or rows were deleted."""
     partitions_lost: str | None = None
@@ -379,6 +427,10 @@ class TableConfig(Shape):
     """How a table is kept."""
 
     table: str
+    title: str
+    """What the table's readers call it."""
+    subtitle: str
+    """What it shows, in a few words of theirs."""
     description: str
     group: str
     primary_key: list[str]
@@ -448,6 +500,8 @@ class Fault(Shape):
     """Why a request was not served."""
 
     detail: Told
+    """The message of `failure`."""
+    failure: Failure
 
 
 class ValidationFault(Shape):
@@ -464,3 +518,4 @@ class ValidationFaults(Shape):
     """What is wrong with a request."""
 
     detail: list[ValidationFault]
+    failure: Failure

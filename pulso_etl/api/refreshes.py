@@ -26,7 +26,7 @@ from psycopg.types.json import Jsonb
 from pulso_etl.access.tokens import Caller
 from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable, LaunchRefused, Run
 from pulso_etl.api.database import Database
-from pulso_etl.api.models import Progress, Refresh, RefreshState, TableRun
+from pulso_etl.api.models import Failure, Progress, Refresh, RefreshState, TableRun
 from pulso_etl.api.status import StatusReader
 from pulso_etl.automation.jobs import is_of, refreshed_tables
 from pulso_etl.refreshing.budget import DailyBudget
@@ -34,6 +34,7 @@ from pulso_etl.refreshing.launch import plan_tables, range_of, run_tags
 from pulso_etl.refreshing.plan import Mode, RefreshPlan, chunks
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.spec import TableSpec
 from pulso_etl.sync.tags import CALLER_TAG, PIPELINE_TAG, SLOT_TAG, TABLE_TAG
 from pulso_etl.tenancy.tenants import route
@@ -104,6 +105,7 @@ class Launched:
         return [run_id for part in self.parts.values() for run_id in part.run_ids]
 
 
+NOT_WELL = {Progress.FAILED, Progress.CANCELED}
 ENDED_LATER = "loaded; the run was ended after its load"
 
 
@@ -115,6 +117,8 @@ class Watched:
     runs: Mapping[str, Sequence[Run]] = field(default_factory=dict)
     rows: Mapping[str, int] = field(default_factory=dict)
     errors: Mapping[str, str] = field(default_factory=dict)
+    causes: Mapping[str, Cause] = field(default_factory=dict)
+    """By table, as the history of extractions has them."""
     asked: bool = False
     """Whether Dagster was asked, so that a run that is not here is one that it does not know."""
 
@@ -145,7 +149,7 @@ def progress(launched: Launched, watched: Watched, ui_url: str, base: str = "") 
     status = RefreshState.SUCCESS
     if states & {Progress.QUEUED, Progress.RUNNING}:
         status = RefreshState.RUNNING
-    elif states & {Progress.FAILED, Progress.CANCELED}:
+    elif states & NOT_WELL:
         status = RefreshState.FAILED
     return Refresh(
         pipeline_id=launched.pipeline_id,
@@ -161,14 +165,18 @@ def progress(launched: Launched, watched: Watched, ui_url: str, base: str = "") 
 
 def _table_run(table: str, part: Part, watched: Watched, ui_url: str) -> TableRun:
     if part.run_id is None:
-        return TableRun(table=table, state=Progress.FAILED if part.error else Progress.SKIPPED, message=part.message)
+        if not part.error:
+            return TableRun(table=table, state=Progress.SKIPPED, message=part.message)
+        failure = Failure.of(Cause.LAUNCHER_UNAVAILABLE, part.message)
+        return TableRun(table=table, state=Progress.FAILED, message=part.message, failure=failure)
     runs = watched.runs.get(table, ())
     told = telling(runs)
     run_id = told.run_id if told else part.run_id
     shown = TableRun(table=table, state=Progress.QUEUED, run_id=run_id, run_url=f"{ui_url}/runs/{run_id}", message=part.message)
     if told is None and watched.asked:
         gone = "Dagster does not know this run any more; look at the table's status"
-        return shown.model_copy(update={"state": Progress.FAILED, "message": gone})
+        failure = Failure.of(Cause.ABANDONED, gone, shown.run_url)
+        return shown.model_copy(update={"state": Progress.FAILED, "message": gone, "failure": failure})
     if told is None:
         return shown
     windows = [window for run in runs if (window := range_of(run.tags)) is not None]
@@ -188,12 +196,18 @@ def _table_run(table: str, part: Part, watched: Watched, ui_url: str) -> TableRu
             "partitions": str(DayRange(min(w.start for w in windows), max(w.end for w in windows))) if windows else None,
             "rows": watched.rows.get(table),
             "message": message,
+            "failure": Failure.of(_cause(watched.causes.get(table), state), message, shown.run_url) if state in NOT_WELL else None,
             "started_at": min((run.started_at for run in runs if run.started_at is not None), default=None),
             "finished_at": max((run.ended_at for run in ended if run.ended_at is not None), default=None)
             if len(ended) == len(runs)
             else None,
         }
     )
+
+
+def _cause(kept: Cause | None, state: Progress) -> Cause:
+    """Why a run ended so; one that left nothing in the history was canceled, or lost its process."""
+    return kept or (Cause.CANCELLED if state is Progress.CANCELED else Cause.ABANDONED)
 
 
 def telling(runs: Sequence[Run]) -> Run | None:
@@ -368,27 +382,30 @@ class Refreshes:
         cursor = await conn.execute(
             sql.SQL(
                 "SELECT DISTINCT ON (table_name, extraction_id) table_name, extraction_id, records_extracted, error_message, "
-                "status = 'success' FROM {} WHERE extraction_id = ANY(%s) ORDER BY table_name, extraction_id, id DESC"
+                "error_cause, status = 'success' FROM {} WHERE extraction_id = ANY(%s) ORDER BY table_name, extraction_id, id DESC"
             ).format(self.database.marks.history),
             (every,),
         )
         ended = {(table, run_id): told for table, run_id, *told in await cursor.fetchall()}
         rows: dict[str, int] = {}
         errors: dict[str, str] = {}
+        causes: dict[str, Cause] = {}
         for table, runs in newest.items():
             if any(run.progress is Progress.RUNNING for run in runs) and table in copied:
                 rows[table] = copied[table]
             for place, run in enumerate(runs):
-                records, error, loaded = ended.get((table, run.run_id), (None, None, False))
+                records, error, cause, loaded = ended.get((table, run.run_id), (None, None, None, False))
                 if records is not None:
                     rows[table] = rows.get(table, 0) + int(records)
                 runs[place] = as_it_loaded(run, loaded)
+                if error is not None and run.progress in NOT_WELL:
+                    causes.setdefault(table, Cause.of(cause))
                 if run.progress is Progress.FAILED and table not in errors:
                     reason = error or await self.dagster.failure(run.run_id)
                     errors[table] = f"{ENDED_LATER}: {reason}" if loaded else reason or "the run failed; see its page in Dagster"
                 elif run.progress is Progress.CANCELED and loaded:
                     errors.setdefault(table, ENDED_LATER)
-        return Watched(newest, rows, errors, asked=True)
+        return Watched(newest, rows, errors, causes, asked=True)
 
 
 def as_it_loaded(run: Run, loaded: bool) -> Run:

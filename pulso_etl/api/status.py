@@ -18,6 +18,7 @@ from pulso_etl.api.database import Database, DatabaseUnavailable
 from pulso_etl.api.models import (
     DayState,
     Extraction,
+    Failure,
     Fault,
     Freshness,
     LastStatus,
@@ -35,6 +36,7 @@ from pulso_etl.refreshing.launch import range_of
 from pulso_etl.refreshing.plan import is_stale
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.ledger.locks import HELD_LOCKS, table_lock
 from pulso_etl.sync.ledger.watermarks import TableState
 from pulso_etl.sync.owed import Watermark
@@ -48,7 +50,7 @@ MAXIMUM_AGE = 1.0
 """Seconds for which an answer stands for all who ask."""
 EXTRACTION_COLUMNS = sql.SQL(
     "table_name, extraction_id, attempt, status, partition_start, partition_end, started_at, finished_at, "
-    "extraction_duration_seconds, records_extracted, metadata, error_message"
+    "extraction_duration_seconds, records_extracted, metadata, error_message, error_cause"
 )
 COPIES = f"""
 SELECT key, tuples_processed FROM ({HELD_LOCKS}) AS held JOIN pg_stat_progress_copy USING (pid) WHERE command = 'COPY FROM'
@@ -76,11 +78,14 @@ def table_status(
     first_day: date,
     initial_days: int,
     back_off: BackOff,
+    ui_url: str,
 ) -> TableStatus:
     """What is told of one table: its watermark's row, the run under way, if any, and the rows which that has copied."""
     if state is None:
         return TableStatus(
             table=spec.name,
+            title=spec.title or spec.name,
+            subtitle=spec.subtitle or spec.description,
             description=spec.description,
             group=spec.group,
             status=LastStatus.NEVER,
@@ -94,6 +99,8 @@ def table_status(
     extracted_at = watermark.last_extracted_at
     return TableStatus(
         table=spec.name,
+        title=spec.title or spec.name,
+        subtitle=spec.subtitle or spec.description,
         description=spec.description,
         group=spec.group,
         status=LastStatus(state.status),
@@ -115,6 +122,7 @@ def table_status(
         next_due=decision.due,
         recovery_attempts=state.recovery_attempts,
         error=state.error,
+        failure=None if state.cause is None else Failure.of(state.cause, state.error or "", run_url(ui_url, state.extraction_id)),
     )
 
 
@@ -161,9 +169,15 @@ def overall(tables: Sequence[TableStatus], recent: Sequence[Extraction], now: da
     )
 
 
-def extraction(row: Sequence[Any]) -> Extraction:
+def run_url(ui_url: str, run_id: str | None) -> str | None:
+    """The run's page in Dagster's UI, which is at `ui_url`."""
+    return f"{ui_url}/runs/{run_id}" if run_id else None
+
+
+def extraction(row: Sequence[Any], ui_url: str) -> Extraction:
     """An attempt out of its row of `etl_extractions`, in the order of EXTRACTION_COLUMNS."""
-    table, run_id, attempt, status, start, end, started, finished, seconds, records, metadata, error = row
+    table, run_id, attempt, status, start, end, started, finished, seconds, records, metadata, error, cause = row
+    failed = LastStatus(status) is LastStatus.FAILED
     return Extraction(
         table=table,
         run_id=run_id,
@@ -178,6 +192,7 @@ def extraction(row: Sequence[Any]) -> Extraction:
         bytes_billed=_integer(metadata.get("bytes_billed")),
         estimated_cost_usd=metadata.get("estimated_cost_usd"),
         error=error,
+        failure=Failure.of(Cause.of(cause), error or "", run_url(ui_url, run_id)) if failed else None,
     )
 
 
@@ -243,6 +258,7 @@ class StatusReader:
                 first_day=self.settings.partitions_start,
                 initial_days=self.settings.initial_window_days,
                 back_off=self.back_off,
+                ui_url=self.settings.dagster_ui_url,
             )
             for name, spec in self.tables.items()
         ]
@@ -276,7 +292,7 @@ class StatusReader:
             sql.SQL("WHERE table_name = {}").format(table) if table else sql.SQL(""),
             SHOWN,
         )
-        return [extraction(row) for row in await (await conn.execute(query)).fetchall()]
+        return [extraction(row, self.settings.dagster_ui_url) for row in await (await conn.execute(query)).fetchall()]
 
     async def rows_copied(self, conn: psycopg.AsyncConnection) -> dict[str, int]:
         """Rows that the loads under way have copied so far, by table."""
@@ -294,6 +310,11 @@ class StatusReader:
             if key in self._locks:
                 found[self._locks[key]] += copied
         return dict(found)
+
+
+def _fault(error: DatabaseUnavailable) -> Fault:
+    told = scrub(str(error))
+    return Fault(detail=told, failure=Failure.of(error.cause, told))
 
 
 def change_key(table: TableStatus) -> TableStatus:
@@ -334,7 +355,7 @@ class StatusFeed:
             except DatabaseUnavailable as error:
                 if whole != "unavailable":
                     whole = "unavailable"
-                    yield "unavailable", Fault(detail=scrub(str(error))).model_dump_json()
+                    yield "unavailable", _fault(error).model_dump_json()
             else:
                 told = (status.status, status.successes, status.failures, status.running, status.last_updated)
                 changed = [table for table in status.tables if known.get(table.table) != change_key(table)]

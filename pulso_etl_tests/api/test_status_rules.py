@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pulso_etl.api.dagster_client import Run
-from pulso_etl.api.models import DayState, Freshness, LastStatus, Overall, Progress
+from pulso_etl.api.models import DayState, Failure, Freshness, LastStatus, Overall, Progress
 from pulso_etl.api.refreshes import (
     PIPELINE_TAG,
     Asked,
@@ -24,20 +24,25 @@ from pulso_etl.api.refreshes import (
     progress,
     slots,
 )
-from pulso_etl.api.status import CALENDAR_DAYS, calendar, freshness, overall, runs_by_table, table_status
+from pulso_etl.api.status import CALENDAR_DAYS, calendar, extraction, freshness, overall, runs_by_table, table_status
 from pulso_etl.refreshing.due import BackOff
 from pulso_etl.refreshing.launch import range_tags
 from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.ledger.watermarks import Extraction, TableState
 from pulso_etl.sync.owed import Loss, Watermark
 from pulso_etl.sync.tags import TABLE_TAG, TENANT_TAG
 from pulso_etl.tables import TABLES
+from pulso_etl.words import CAUSES
 
 NOW = datetime(2026, 11, 25, 20, tzinfo=UTC)
 TODAY = date(2026, 11, 25)
 DASHBOARD = TABLES["dashboard_data"]
 RUN = Run("r1", DagsterRunStatus.STARTED, "refresh_dashboard_data", {"pulso_etl/table": "dashboard_data"}, None, NOW, NOW, None)
+
+
+UI = "http://127.0.0.1:3000"
 
 
 def state(age: timedelta, status: str = "success", **more: object) -> TableState:
@@ -58,7 +63,9 @@ def state(age: timedelta, status: str = "success", **more: object) -> TableState
 
 
 def told(found: TableState | None, run: Run | None = None, rows: int | None = None) -> object:
-    return table_status(DASHBOARD, found, run, rows, NOW, first_day=date(2024, 1, 1), initial_days=30, back_off=BackOff())
+    return table_status(
+        DASHBOARD, found, run, rows, NOW, first_day=date(2024, 1, 1), initial_days=30, back_off=BackOff(), ui_url=UI
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,6 +86,25 @@ def test_a_table_is_due_when_its_rows_are_as_old_as_its_frequency() -> None:
     found = told(state(timedelta(hours=1)))
     assert found.next_due == NOW + timedelta(hours=5)
     assert (found.age_seconds, found.bytes_billed, found.estimated_cost_usd) == (3600, 10, 0.5)
+
+
+@pytest.mark.parametrize("cause", list(Cause))
+def test_a_failure_is_told_with_its_cause_title_and_run(cause: Cause) -> None:
+    found = told(state(timedelta(hours=1), status="failed", error="why", cause=cause))
+    title, run = CAUSES[cause].title, f"{UI}/runs/r0"
+    assert found.failure == Failure(cause=cause, title=title, message="why", retryable=cause.retryable, run_url=run)
+    assert (found.error, told(state(timedelta(hours=1))).failure) == ("why", None)
+
+
+def test_an_attempt_of_the_history_is_told_with_its_cause() -> None:
+    row = ("dashboard_data", "r1", 1, "failed", TODAY, TODAY, NOW, NOW, 1.0, None, {}, "why")
+    failure = extraction((*row, "duplicate_key"), UI).failure
+    assert failure is not None
+    assert (failure.cause, failure.retryable, failure.run_url) == (Cause.DUPLICATE_KEY, False, f"{UI}/runs/r1")
+    # As an earlier release wrote it.
+    old = extraction((*row, None), UI).failure
+    assert old is not None
+    assert old.cause is Cause.UNKNOWN
 
 
 def test_rows_that_have_gone_are_told_and_the_table_is_stale() -> None:

@@ -1,0 +1,56 @@
+"""What an answer that tells of a fault holds."""
+
+from __future__ import annotations
+
+import pytest
+from fastapi import FastAPI, HTTPException
+from fastapi.testclient import TestClient
+
+from pulso_etl.api.app import ANSWERS
+from pulso_etl.api.dagster_client import DagsterUnavailable
+from pulso_etl.api.database import DatabaseUnavailable
+from pulso_etl.api.faults import HANDLERS
+from pulso_etl.api.metrics import _failures
+from pulso_etl.sync.errors import BudgetExceeded, Cause, PlanError
+from pulso_etl.words import CAUSES
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "cause"),
+    [
+        (HTTPException(400, "no JSON"), 400, Cause.REQUEST),
+        (HTTPException(401, "a token is needed"), 401, Cause.UNAUTHORIZED),
+        (HTTPException(403, "ana has the role read"), 403, Cause.FORBIDDEN),
+        (HTTPException(404, "unknown table"), 404, Cause.REQUEST),
+        (HTTPException(429, "ana may launch 5 per 1 minute"), 429, Cause.RATE_LIMITED),
+        (BudgetExceeded("the day's budget is spent"), 429, Cause.BUDGET),
+        (PlanError("the range leaves the partitions"), 422, Cause.REQUEST),
+        (DagsterUnavailable("Dagster's webserver does not answer"), 503, Cause.LAUNCHER_UNAVAILABLE),
+        (DatabaseUnavailable("PostgreSQL does not answer"), 503, Cause.DESTINATION_UNAVAILABLE),
+    ],
+)
+def test_every_refusal_tells_its_cause_beside_the_text(raised: Exception, status: int, cause: Cause) -> None:
+    app = FastAPI()
+    for kind, answer in (HANDLERS | ANSWERS).items():
+        app.add_exception_handler(kind, answer)
+
+    @app.get("/")
+    async def route(days: int = 1) -> None:
+        raise raised
+
+    answer = TestClient(app).get("/")
+    assert answer.status_code == status
+    body = answer.json()
+    told = raised.detail if isinstance(raised, HTTPException) else str(raised)
+    assert told in str(body["detail"])
+    assert body["failure"]["cause"] == cause
+    assert body["failure"]["title"] == CAUSES[cause].title
+    assert body["failure"]["retryable"] is cause.retryable
+    malformed = TestClient(app).get("/?days=many").json()
+    assert malformed["failure"]["cause"] == Cause.REQUEST
+    assert malformed["failure"]["message"].startswith("query.days: ")
+
+
+def test_failures_are_counted_by_cause() -> None:
+    found = _failures([("visits", "shrink", 2), ("visits", None, 3), ("visits", "a cause of a later release", 1)])
+    assert [(sample.labels["cause"], sample.value) for sample in found.samples] == [("shrink", 2), ("unknown", 4)]
