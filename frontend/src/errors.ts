@@ -1,4 +1,4 @@
-import type { Fault, Refresh, ValidationFaults } from "./types.js";
+import type { Failure, Fault, Refresh, ValidationFaults } from "./types.js";
 
 /** Statuses after which the same request may go well later. */
 const PASSING = new Set([429, 502, 503, 504]);
@@ -10,15 +10,18 @@ const PASSING = new Set([429, 502, 503, 504]);
 export class ETLError extends Error {
   override readonly name = "ETLError";
   readonly refresh: Refresh | null;
+  /** Why the server refused, with the cause; null where no answer of Pulso's API came. */
+  readonly failure: Failure | null;
 
   constructor(
     message: string,
     readonly status = 0,
     readonly retryAfter: number | null = null,
-    { refresh = null, ...options }: ErrorOptions & { refresh?: Refresh | null } = {},
+    { refresh = null, failure = null, ...options }: ErrorOptions & Partial<Pick<ETLError, "refresh" | "failure">> = {},
   ) {
     super(message, options);
     this.refresh = refresh;
+    this.failure = failure;
   }
 
   /** Whether the same request may go well later. */
@@ -40,6 +43,7 @@ export function refusal(response: Response, body: unknown): ETLError {
     reason(body) ?? `HTTP ${response.status}`,
     response.status,
     Number.isNaN(seconds) ? null : seconds,
+    { failure: (body as Partial<Fault> | null | undefined)?.failure ?? null },
   );
 }
 

@@ -313,6 +313,8 @@ function tableStatus(
   const every = plan.refresh_every_seconds;
   return {
     table: plan.table,
+    title: plan.table,
+    subtitle: "",
     description: "",
     group: plan.group,
     status: last ? (last.status === "SUCCESS" ? "success" : "failed") : newest ? "success" : "never",

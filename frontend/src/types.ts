@@ -1,8 +1,10 @@
 /** The shapes of the API, as its OpenAPI document gives them. */
 export type {
+  Cause,
   Cleanup,
   Extraction,
   ExtractionMode,
+  Failure,
   Fault,
   Health,
   PartitionStatus,

@@ -1,65 +1,39 @@
 import { describe, expect, it } from "vitest";
+import openapi from "../openapi.json";
 import { bytes, cost, count, day, days, distance, duration, instant } from "../page/src/format";
 import { progressOf } from "../page/src/live";
-import { explainFailure, explainRefusal, overall } from "../page/src/words";
-import { ETLError } from "../src";
+import { CAUSES, explain, explainRefusal, overall } from "../page/src/words";
+import { type Cause, ETLError } from "../src";
 import { status, tableStatus } from "./samples";
 
+function refusedBy(cause: Cause, status: number, retryAfter: number | null = null, retryable = false): ETLError {
+  return new ETLError("some English text", status, retryAfter, {
+    failure: { cause, title: "", message: "some English text", retryable },
+  });
+}
+
 describe("the words of the page", () => {
-  it.each([
-    [
-      "dashboard_data 2026-11-19..2026-11-25: BigQuery does not know the table; check dataset, prefix and location. 404",
-      "BigQuery no encuentra la tabla de origen",
-    ],
-    ["operation_data 2026-11-25: BigQuery is failing for now, a later attempt may pass. 503", "BigQuery no responde"],
-    [
-      "operation_data 2026-11-25: BigQuery gave 10 of the result's 20 rows; a later attempt may pass",
-      "BigQuery no responde",
-    ],
-    ["operation_data 2026-11-25: BigQuery refuses access; grant the account", "BigQuery no da acceso"],
-    ["BigQuery: no usable credentials; set GOOGLE_APPLICATION_CREDENTIALS", "BigQuery no da acceso"],
-    ["operation_data 2026-11-25: BigQuery would bill more than the cap; narrow the range", "Consulta demasiado cara"],
-    [
-      "operation_data 2026-11-25: BigQuery had its query stopped: it ran longer than 0:15:00",
-      "La carga tardó demasiado",
-    ],
-    ["stale: it ran for 0:31:00, its time-out is 0:30:00", "La carga tardó demasiado"],
-    ["stale: its process or its server session was killed", "La carga se interrumpió"],
-    [
-      "dashboard_data: refused to delete: 2026-11-24: 1 of 30 rows are left; at least 50% must stay",
-      "Faltan muchas filas en el origen",
-    ],
-    ["dashboard_data 2026-11-25: PostgreSQL is away: server closed the connection", "PostgreSQL no está disponible"],
-    ["dashboard_data 2026-11-25: PostgreSQL has no memory left: out of memory", "PostgreSQL no está disponible"],
-    ["dashboard_data 2026-11-25: PostgreSQL does not let us in: connection failed", "PostgreSQL no está disponible"],
-    [
-      "dashboard_data 2026-11-25: PostgreSQL refuses what is beyond its limits: index row size 9000",
-      "Datos de origen inválidos",
-    ],
-    [
-      "dashboard_data 2026-11-25: PostgreSQL: another writer held the table too long; try again later",
-      "PostgreSQL no está disponible",
-    ],
-    [
-      "dashboard_data 2026-11-25: the source does not fit the declaration: column cuentas is missing",
-      "Datos de origen inválidos",
-    ],
-    ["dashboard_data 2026-11-25: the source holds 2 rows of the primary key (archivo=A)", "Datos de origen inválidos"],
-    ["something else", "Falló la actualización"],
-  ])("name the cause of %j", (text, title) => {
-    expect(explainFailure(text).title).toBe(title);
+  it("tell every cause of the API, each with words of its own", () => {
+    const causes = openapi.components.schemas.Cause.enum as Cause[];
+    expect(Object.keys(CAUSES).sort()).toEqual([...causes].sort());
+    for (const cause of causes) {
+      const found = explain({ cause, title: "", message: "some English text", retryable: false });
+      expect(Object.values(found).every(Boolean)).toBe(true);
+    }
+    expect(new Set(causes.map((cause) => CAUSES[cause].title)).size).toBe(causes.length);
   });
 
   it.each([
-    [new ETLError("fetch failed"), "Sin conexión con Pulso"],
-    [new ETLError("no", 403), "Sin permiso"],
-    [new ETLError("ana may launch 5 per 1 minute; try again later", 429, 1), "Demasiadas actualizaciones seguidas"],
-    [new ETLError("the day's BigQuery budget is spent: 1 of 1", 429, 3600), "Presupuesto de BigQuery agotado"],
-    [new ETLError("Dagster's webserver does not answer", 503, 5), "Dagster no responde"],
-    [new ETLError("PostgreSQL does not answer: refused", 503, 5), "PostgreSQL no está disponible"],
-    [new ETLError("unknown table", 404), "Pulso no aceptó el pedido"],
-  ])("say why %s was refused", (error, title) => {
+    [new ETLError("fetch failed"), "Sin conexión con Pulso", /revise su red/],
+    [refusedBy("forbidden", 403), "Sin permiso", /pida una clave/],
+    [refusedBy("rate_limited", 429, 1, true), "Demasiados pedidos seguidos", /en 1 segundo/],
+    [refusedBy("budget", 429, 3600), "Sin presupuesto para la carga", /espere a mañana/],
+    [refusedBy("launcher_unavailable", 503, 5, true), "Dagster no responde", /en 5 segundos/],
+    [refusedBy("destination_unavailable", 503, 5, true), "PostgreSQL no está disponible", /en 5 segundos/],
+    [refusedBy("request", 404), "Pulso no aceptó el pedido", /corrija el pedido/],
+  ])("say why %s was refused", (error, title, todo) => {
     expect(explainRefusal(error).title).toBe(title);
+    expect(explainRefusal(error).todo).toMatch(todo);
   });
 
   it("put everything in one sentence", () => {

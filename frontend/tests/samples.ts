@@ -3,6 +3,8 @@ import type { Refresh, Status, TableRun, TableStatus } from "../src";
 export function tableStatus(more: Partial<TableStatus> = {}): TableStatus {
   return {
     table: "dashboard_data",
+    title: "Tablero de cobranzas",
+    subtitle: "Indicadores por día, archivo, cartera y servicio",
     description: "Collection indicators",
     group: "dashboard",
     status: "success",

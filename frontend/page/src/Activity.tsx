@@ -1,10 +1,16 @@
 import type { Extraction } from "../../src";
 import { Badge } from "./Badge";
 import { count, days, distance, duration, instant } from "./format";
-import { EXTRACTION, explainFailure, tableTitle } from "./words";
+import { EXTRACTION, type Titles } from "./words";
+
+interface Props {
+  extractions: Extraction[];
+  titles: Titles;
+  now: number;
+}
 
 /** The last extractions of all tables, newest first. */
-export function Activity({ extractions, now }: { extractions: Extraction[]; now: number }) {
+export function Activity({ extractions, titles, now }: Props) {
   return (
     <section aria-labelledby="actividad">
       <h2 id="actividad">Actividad reciente</h2>
@@ -15,11 +21,9 @@ export function Activity({ extractions, now }: { extractions: Extraction[]; now:
           {extractions.map((one) => (
             <li key={`${one.table} ${one.run_id} ${one.attempt}`}>
               <Badge label={EXTRACTION[one.status]} />
-              <span className="activity__table">{tableTitle(one.table)}</span>
+              <span className="activity__table">{titles[one.table] ?? one.table}</span>
               <span>
-                {one.status === "failed" && one.error
-                  ? explainFailure(one.error).title
-                  : `${count(one.records, "fila")} en ${duration(one.duration_seconds)}`}
+                {one.failure ? one.failure.title : `${count(one.records, "fila")} en ${duration(one.duration_seconds)}`}
               </span>
               <span className="muted">{days(one.partitions)}</span>
               <time dateTime={one.finished_at} title={instant(one.finished_at)} className="muted">

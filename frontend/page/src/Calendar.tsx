@@ -2,10 +2,11 @@ import { useEffect, useRef } from "react";
 import type { TableDetail } from "../../src";
 import type { PartitionStatus } from "../../src/types";
 import { day, instant, month } from "./format";
-import { DAYS, tableTitle } from "./words";
+import { DAYS, type Titles } from "./words";
 
 /** The last 30 partitions of each table, a row for each. */
-export function Calendar({ tables, details }: { tables: string[]; details: Record<string, TableDetail> }) {
+export function Calendar({ titles, details }: { titles: Titles; details: Record<string, TableDetail> }) {
+  const tables = Object.keys(titles);
   const scrolled = useRef<HTMLElement>(null);
   const days = tables.map((table) => details[table]?.partitions ?? []).find((found) => found.length > 0) ?? [];
   const loaded = days.length > 0;
@@ -52,7 +53,7 @@ export function Calendar({ tables, details }: { tables: string[]; details: Recor
             <tbody>
               {tables.map((table) => (
                 <tr key={table}>
-                  <th scope="row">{tableTitle(table)}</th>
+                  <th scope="row">{titles[table]}</th>
                   {(details[table]?.partitions ?? []).map((partition) => (
                     <Day key={partition.day} partition={partition} />
                   ))}

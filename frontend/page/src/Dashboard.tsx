@@ -1,4 +1,4 @@
-import { useEffect, useState } from "react";
+import { useEffect, useMemo, useState } from "react";
 import {
   type Connection,
   type ETLClient,
@@ -16,7 +16,7 @@ import { count, distance, instant } from "./format";
 import { Icon } from "./Icon";
 import { progressOf, useAnnouncement, useDetails, useNow } from "./live";
 import { TableCard } from "./TableCard";
-import { explainRefusal, overall } from "./words";
+import { explainRefusal, overall, type Titles, titlesOf } from "./words";
 
 const CONNECTIONS: Record<Connection, { text: string; tone: string }> = {
   connecting: { text: "Conectando…", tone: "calm" },
@@ -45,6 +45,7 @@ function Watched({ client, session, onForget, onSignedOut }: Props) {
   const { status: told, error, connection } = useETLEvents(client, session.status);
   const status = told ?? session.status;
   const now = useNow(status);
+  const titles = useMemo(() => titlesOf(status.tables), [status.tables]);
   const details = useDetails(client, status.tables);
   const together = useETLRefresh();
   const [force, setForce] = useState(false);
@@ -80,9 +81,9 @@ function Watched({ client, session, onForget, onSignedOut }: Props) {
           )}
         </div>
         <Actions status={status} mayRefresh={mayRefresh} force={force} onForce={setForce} {...together} />
-        <Tables {...{ status, now, details, mayRefresh, force, together }} />
-        <Calendar tables={status.tables.map(({ table }) => table)} details={details} />
-        <Activity extractions={status.recent_activity} now={now} />
+        <Tables {...{ status, titles, now, details, mayRefresh, force, together }} />
+        <Calendar titles={titles} details={details} />
+        <Activity extractions={status.recent_activity} titles={titles} now={now} />
       </main>
       <footer>Horas de Lima. Costos estimados por Pulso a partir de los bytes que BigQuery cobra.</footer>
     </>
@@ -163,6 +164,7 @@ function Actions({ status, mayRefresh, force, onForce, triggerRefresh, isRefresh
 
 interface TablesProps {
   status: Status;
+  titles: Titles;
   now: number;
   details: ReturnType<typeof useDetails>;
   mayRefresh: boolean;
@@ -170,7 +172,7 @@ interface TablesProps {
   together: ReturnType<typeof useETLRefresh>;
 }
 
-function Tables({ status, now, details, mayRefresh, force, together }: TablesProps) {
+function Tables({ status, titles, now, details, mayRefresh, force, together }: TablesProps) {
   const [alone, setAlone] = useState<Record<string, ReturnType<typeof useETLRefresh>["progress"]>>({});
   const progress = Object.fromEntries(
     status.tables.map((table) => {
@@ -180,7 +182,7 @@ function Tables({ status, now, details, mayRefresh, force, together }: TablesPro
       return [table.table, progressOf(table, newest?.runs[table.table] ?? null)];
     }),
   );
-  const announcement = useAnnouncement(progress);
+  const announcement = useAnnouncement(progress, titles);
   return (
     <section aria-labelledby="tablas">
       <h2 id="tablas" tabIndex={-1}>

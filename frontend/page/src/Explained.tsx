@@ -10,6 +10,9 @@ export function Explained({ explanation, detail }: { explanation: Explanation; d
       </p>
       <p>{explanation.what}</p>
       <p>
+        <strong>Qué sigue:</strong> {explanation.next}
+      </p>
+      <p>
         <strong>Qué hacer:</strong> {explanation.todo}
       </p>
       <details>

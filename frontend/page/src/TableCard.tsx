@@ -5,7 +5,7 @@ import { Explained } from "./Explained";
 import { bytes, cost, count, days, distance, duration, instant } from "./format";
 import { History } from "./History";
 import { Icon } from "./Icon";
-import { explainFailure, explainRefusal, FRESHNESS, PROGRESS, tableAbout, tableTitle } from "./words";
+import { explain, explainRefusal, FRESHNESS, PROGRESS } from "./words";
 
 interface Props {
   table: TableStatus;
@@ -24,7 +24,7 @@ export function TableCard({ table, run, detail, now, mayRefresh, dagster, force,
   tell.current = onProgress;
   useEffect(() => tell.current(progress), [progress]);
   const id = useId();
-  const title = tableTitle(table.table);
+  const { title, subtitle } = table;
   const underWay = run?.state === "queued" || run?.state === "running";
   const reason = underWay
     ? "Ya se está actualizando"
@@ -37,19 +37,19 @@ export function TableCard({ table, run, detail, now, mayRefresh, dagster, force,
   const failure = underWay
     ? null
     : run?.state === "failed"
-      ? (run.message ?? table.error)
+      ? (run.failure ?? table.failure)
       : table.status === "failed"
-        ? table.error
+        ? table.failure
         : null;
   return (
     <article className={`panel card${failure ? " card--bad" : ""}`} aria-labelledby={id}>
       <header>
         <h3 id={id}>{title}</h3>
         <Badge label={FRESHNESS[table.freshness]} />
-        <p className="muted">{tableAbout(table)}</p>
+        <p className="muted">{subtitle}</p>
       </header>
       {run && <Progress run={run} />}
-      {failure && <Explained explanation={explainFailure(failure)} detail={failure} />}
+      {failure && <Explained explanation={explain(failure)} detail={failure.message} />}
       <dl className="facts">
         <Fact name="Última carga" title={instant(table.last_extracted_at)}>
           {distance(table.last_extracted_at, now)}

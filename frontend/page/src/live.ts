@@ -1,7 +1,7 @@
 /** What the page keeps up to date: the time, the histories of the tables, and what is told to a screen reader. */
 import { useEffect, useRef, useState } from "react";
 import type { ETLClient, Status, TableDetail, TableRun, TableStatus } from "../../src";
-import { PROGRESS, tableTitle } from "./words";
+import { PROGRESS, type Titles } from "./words";
 
 const TICK_MS = 15_000;
 
@@ -59,7 +59,7 @@ function stands({ state, run_id, finished_at }: TableRun, table: TableStatus): b
 }
 
 /** A sentence for each change of a table's progress. */
-export function useAnnouncement(progress: Record<string, TableRun | null>): string {
+export function useAnnouncement(progress: Record<string, TableRun | null>, titles: Titles): string {
   const [announcement, setAnnouncement] = useState("");
   const known = useRef<Record<string, string>>({});
   useEffect(() => {
@@ -67,11 +67,11 @@ export function useAnnouncement(progress: Record<string, TableRun | null>): stri
     for (const [table, run] of Object.entries(progress)) {
       const state = run ? run.state : "";
       if (run && known.current[table] !== undefined && known.current[table] !== state) {
-        told.push(`${tableTitle(table)}: ${PROGRESS[run.state].text.toLowerCase()}.`);
+        told.push(`${titles[table]}: ${PROGRESS[run.state].text.toLowerCase()}.`);
       }
       known.current[table] = state;
     }
     if (told.length > 0) setAnnouncement(told.join(" "));
-  }, [progress]);
+  }, [progress, titles]);
   return announcement;
 }

@@ -1,6 +1,7 @@
 /** What the API tells, in the words of the people who read it. */
-import type { ETLError, Extraction, Status, TableRun, TableStatus } from "../../src";
-import type { DayState } from "../../src/schema";
+import words from "../../../pulso_etl/words/words.json";
+import type { ETLError, Extraction, Failure, Status, TableRun, TableStatus } from "../../src";
+import type { Cause, DayState } from "../../src/schema";
 import { count } from "./format";
 import type { IconName } from "./Icon";
 
@@ -12,21 +13,13 @@ export interface Label {
   icon: IconName;
 }
 
-const TITLES: Record<string, { title: string; about: string }> = {
-  dashboard_data: { title: "Tablero de cobranzas", about: "Indicadores por día, archivo, cartera y servicio" },
-  evolution_data: { title: "Evolución diaria", about: "Cobertura, contacto, cierre y recupero por día" },
-  assignment_data: { title: "Asignación mensual", about: "Cuentas y deuda asignadas por mes" },
-  operation_data: { title: "Gestiones por hora", about: "Gestiones y contactos por hora y canal" },
-  productivity_data: { title: "Productividad de agentes", about: "Gestiones y promesas de pago por agente" },
-};
+const ENGINEER = "avise al ingeniero de datos";
 
-/** A table of one's own has no title here: its name stands for itself. */
-export function tableTitle(table: string): string {
-  return TITLES[table]?.title ?? table;
-}
+/** By table, what its readers call it. */
+export type Titles = Record<string, string>;
 
-export function tableAbout({ table, description }: TableStatus): string {
-  return TITLES[table]?.about ?? description;
+export function titlesOf(tables: readonly TableStatus[]): Titles {
+  return Object.fromEntries(tables.map(({ table, title }) => [table, title]));
 }
 
 export const FRESHNESS: Record<TableStatus["freshness"], Label> = {
@@ -84,158 +77,32 @@ export function overall(status: Status): Label & { why: string } {
   };
 }
 
-/** What went wrong, in plain words, and what to do about it. */
+/** What went wrong, in plain words: what happened, what happens next by itself, and what to do. */
 export interface Explanation {
   title: string;
   what: string;
+  next: string;
   todo: string;
 }
 
-const ENGINEER = "avise al ingeniero de datos";
-const AS_IT_WAS = "No se cargó nada: la tabla quedó como estaba.";
+/** The words for each cause, the same as those of the alerts. */
+export const CAUSES: Record<Cause, Explanation> = words.causes;
 
-/** Causes by what the technical text says; the first that fits. The words are those of the alerts. */
-const CAUSES: [RegExp, Explanation][] = [
-  [
-    /would bill more than the cap/,
-    {
-      title: "Consulta demasiado cara",
-      what: "La consulta leería más datos que el tope permitido y BigQuery la rechazó sin cobrarla. No se cargó nada.",
-      todo: `${ENGINEER}: hay que cargar menos días a la vez o subir el tope.`,
-    },
-  ],
-  [
-    /budget is spent/,
-    {
-      title: "Presupuesto de BigQuery agotado",
-      what: "Las consultas gastaron todo el presupuesto del día. Hasta la medianoche solo se actualiza lo que se pide aunque esté fresco.",
-      todo: `${ENGINEER}: decida si se sube el presupuesto o se espera al próximo día.`,
-    },
-  ],
-  [
-    /had its query stopped|its time-out is|[Ee]xceeded maximum runtime/,
-    {
-      title: "La carga tardó demasiado",
-      what: "La carga pasó su tiempo máximo y se detuvo. La tabla quedó como estaba.",
-      todo: `por ahora nada; Pulso lo intenta de nuevo. Si se repite, ${ENGINEER}.`,
-    },
-  ],
-  [
-    /BigQuery does not know the table/,
-    {
-      title: "BigQuery no encuentra la tabla de origen",
-      what: `La tabla o vista de la que salen los datos no existe o cambió de nombre. ${AS_IT_WAS}`,
-      todo: `${ENGINEER}: hay que corregir el origen.`,
-    },
-  ],
-  [
-    /BigQuery refuses|BigQuery: (no usable|the|both) .*credentials|BigQuery: both/i,
-    {
-      title: "BigQuery no da acceso",
-      what: `BigQuery no aceptó la cuenta con la que Pulso lee los datos. ${AS_IT_WAS}`,
-      todo: `${ENGINEER}: hay que revisar los permisos o la clave de la cuenta.`,
-    },
-  ],
-  [
-    /has no quota left/,
-    {
-      title: "Cuota de BigQuery agotada",
-      what: `BigQuery no acepta más consultas hasta que su cuota se renueve. ${AS_IT_WAS}`,
-      todo: `espere a que se renueve; si es urgente, ${ENGINEER}.`,
-    },
-  ],
-  [
-    /BigQuery is failing for now|BigQuery gave \d+ of/,
-    {
-      title: "BigQuery no responde",
-      what: "BigQuery no respondió y los datos no se actualizaron. Lo que ya estaba cargado sigue ahí, pero puede estar atrasado.",
-      todo: `por ahora nada; Pulso lo intenta de nuevo. Si sigue así en una hora, ${ENGINEER}.`,
-    },
-  ],
-  [
-    /refused to delete|rows would be left of/,
-    {
-      title: "Faltan muchas filas en el origen",
-      what: "BigQuery trae muchas menos filas que las que ya hay en la tabla. Por seguridad no se borró nada.",
-      todo: `${ENGINEER}: si esas filas de verdad ya no existen, hay que repetir la carga con --allow-shrink.`,
-    },
-  ],
-  [
-    /PostgreSQL( is away|: another writer|: the statement| has no | gave the load up| ended the | takes no writes| does not (answer|let us in))/,
-    {
-      title: "PostgreSQL no está disponible",
-      what: "La base de datos del tablero no aceptó la carga y los datos no se actualizaron. El tablero puede no abrir o estar atrasado.",
-      todo: `si el tablero no abre o en media hora sigue así, ${ENGINEER}.`,
-    },
-  ],
-  [
-    /does not fit the declaration|refuses (a row|what is beyond)|rows of (one|the) primary key|quarantine|outside of what was asked|is not as declared/,
-    {
-      title: "Datos de origen inválidos",
-      what:
-        "BigQuery entregó datos que no encajan en la tabla (una columna que falta, un tipo distinto, una clave vacía o repetida). " +
-        AS_IT_WAS,
-      todo: `${ENGINEER}: hay que corregir el origen. Repetir la carga no lo arregla.`,
-    },
-  ],
-  [
-    /process or its server session was killed|its run had ended/,
-    {
-      title: "La carga se interrumpió",
-      what: "El proceso de la carga se detuvo a la mitad. La tabla quedó como estaba.",
-      todo: `por ahora nada; Pulso la retoma. Si se repite, ${ENGINEER}.`,
-    },
-  ],
-];
-
-const UNCLEAR: Explanation = {
-  title: "Falló la actualización",
-  what: "La carga terminó con un error. La tabla quedó como estaba.",
-  todo: `inténtelo de nuevo. Si se repite, ${ENGINEER}.`,
-};
-
-/** Why a load failed. */
-export function explainFailure(technical: string): Explanation {
-  return CAUSES.find(([pattern]) => pattern.test(technical))?.[1] ?? UNCLEAR;
+/** Why something failed. */
+export function explain({ cause }: Failure): Explanation {
+  return CAUSES[cause];
 }
 
+const UNREACHABLE: Explanation = {
+  title: "Sin conexión con Pulso",
+  what: "El servidor no respondió.",
+  next: "la página lo intenta de nuevo sola.",
+  todo: "revise su red.",
+};
+
 /** Why the API did not do what was asked. */
-export function explainRefusal(error: ETLError): Explanation {
-  const what = "No se pidió ninguna actualización.";
-  const seconds = error.retryAfter === null ? "en un momento" : `en ${count(error.retryAfter, "segundo")}`;
-  switch (error.status) {
-    case 0:
-      return {
-        title: "Sin conexión con Pulso",
-        what: "El servidor no respondió.",
-        todo: "revise su red; la página lo intenta de nuevo sola.",
-      };
-    case 401:
-      return { title: "La clave no es válida", what, todo: "escriba otra clave." };
-    case 403:
-      return {
-        title: "Sin permiso",
-        what: `Su clave no permite esto. ${what}`,
-        todo: "pida una clave que permita actualizar.",
-      };
-    case 429:
-      if (/budget is spent/.test(error.message)) return explainFailure(error.message);
-      return { title: "Demasiadas actualizaciones seguidas", what, todo: `inténtelo de nuevo ${seconds}.` };
-    case 502:
-    case 503:
-    case 504:
-      return /PostgreSQL/.test(error.message)
-        ? {
-            title: "PostgreSQL no está disponible",
-            what: "La base de datos del tablero no responde.",
-            todo: `inténtelo de nuevo ${seconds}.`,
-          }
-        : {
-            title: "Dagster no responde",
-            what: "El programa que lanza las cargas no responde.",
-            todo: `inténtelo de nuevo ${seconds}; si sigue así, ${ENGINEER}.`,
-          };
-    default:
-      return { title: "Pulso no aceptó el pedido", what, todo: `${ENGINEER}.` };
-  }
+export function explainRefusal({ failure, status, retryAfter }: ETLError): Explanation {
+  const found = failure ? CAUSES[failure.cause] : status === 0 ? UNREACHABLE : CAUSES.launcher_unavailable;
+  if (!failure?.retryable || retryAfter === null) return found;
+  return { ...found, todo: `inténtelo de nuevo en ${count(retryAfter, "segundo")}. Si sigue así, ${ENGINEER}.` };
 }
