@@ -1,4 +1,4 @@
-"""Structured logs: each line of a run carries its id, its tenant, its table and its range of partitions, as text or as JSON."""
+"""Structured logs, as text or as JSON. Each line of a run carries the run's id, tenant, table and range of partitions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FORMAT_VARIABLE = "PULSO_LOG_FORMAT"
 
 
 def run_fields(record: logging.LogRecord) -> dict[str, str]:
-    """Run id, tenant, table and partitions of a line that a Dagster run wrote; nothing for other lines."""
+    """Run id, tenant, table and partitions of a Dagster run's line; nothing for other lines."""
     meta = getattr(record, "dagster_meta", None)
     if not meta:
         return {}
@@ -36,7 +36,7 @@ def run_fields(record: logging.LogRecord) -> dict[str, str]:
 
 
 class TextFormatter(logging.Formatter):
-    """One line for people, the run's fields at its end. Times are UTC."""
+    """One line for people, with the run's fields at its end. Times are UTC."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = "".join(f" {key}={value}" for key, value in run_fields(record).items())
@@ -62,7 +62,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def _message(record: logging.LogRecord) -> str:
-    # Dagster writes job, run and step into its message as well; here they are fields.
+    # Dagster also writes job, run and step into its message. Here they are fields.
     meta = getattr(record, "dagster_meta", None)
     return meta["orig_message"] if meta else record.getMessage()
 
@@ -80,7 +80,7 @@ def _handler(level: str) -> logging.Handler:
 
 
 def configure(level: str = "WARNING") -> None:
-    """Sets the root logger of this process up: lines from outside of runs, to standard error."""
+    """Sets up the root logger of this process: lines from outside of runs go to standard error."""
     scrub_logs()
     lines = _handler(level)
     lines.addFilter(lambda record: not hasattr(record, "dagster_meta"))
@@ -97,7 +97,7 @@ def configure(level: str = "WARNING") -> None:
 def run_logger(context: dg.InitLoggerContext) -> logging.Logger:
     """Dagster's `console` logger of every run."""
     scrub_logs()
-    # The level stands at the handler: Dagster passes the lines of managed Python loggers by the logger's own.
+    # The handler has the level, because Dagster filters lines of managed Python loggers by the logger's level.
     lines = _handler(context.logger_config["log_level"].upper())
     if not context.logger_config["events"]:
         lines.addFilter(lambda record: record.__dict__["dagster_meta"]["dagster_event"] is None)

@@ -1,4 +1,4 @@
-"""How long we wait: work that is given up, and connections that are cut, after some seconds."""
+"""Limits of waiting: gives up work, and cuts connections, after some seconds."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import psycopg
 
 Found = TypeVar("Found")
 TICK_SECONDS = 8.0
-"""A tick ends after so long, whatever is away: Dagster gives it a minute, and then says nothing but that the time is over."""
+"""A tick ends after this time, whatever is away. Dagster gives it a minute, and then reports only a time-out."""
 CONNECT_SECONDS = 3
-"""What a tick gives PostgreSQL to take a connection."""
+"""Seconds that a tick gives PostgreSQL to accept a connection."""
 
 
 def within(seconds: float, work: Callable[[], Found]) -> Found:
-    """What the work returns. Raises what it raises, and TimeoutError after so many seconds; the work then goes on unheard."""
+    """The result of the work. Raises its errors, and TimeoutError after `seconds`; the work goes on, but its result is lost."""
     outcome: Future[Found] = Future()
 
     def run() -> None:
@@ -35,9 +35,9 @@ def within(seconds: float, work: Callable[[], Found]) -> Found:
 
 @contextmanager
 def cut_after(seconds: float, conn: psycopg.Connection) -> Iterator[psycopg.Connection]:
-    """The connection, cut after so many seconds if the block has not ended: then what waits in it raises OperationalError.
+    """Cuts the connection after `seconds` if the block has not ended. A statement that waits in it then raises OperationalError.
 
-    A server that takes what it is sent, and never answers, is found out by nothing else: the time-outs of its own are the server's.
+    Only this notices a server that accepts requests and never answers, because its time-outs run on the server itself.
     """
 
     def cut() -> None:

@@ -1,7 +1,7 @@
-"""Secrets are blanked where something is recorded: in history rows, in events and metadata of runs, in logs, alerts and answers.
+"""Blanks secrets in everything that is recorded: history rows, events and metadata of runs, logs, alerts and answers.
 
-Every secret of the settings is known from the moment at which they are read. Beside these, whatever looks like a secret is blanked
-by its form: the password of an address, a private key, a token. There is no other place that decides on it.
+It knows every secret of the settings from the moment at which they are read. It also blanks text that has the form of a secret: the
+password of an address, a private key, a token. No other place decides on this.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 BLANK = "***"
 SHORTEST = 6
-"""What is shorter is blanked only where it stands as a password: as a word it could be any."""
+"""A shorter secret is blanked only in the place of a password, because it could be any word."""
 SHAPES = (
     (re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s/:@?#'\"]*:)[^\s/@'\"]+(?=@)"), rf"\1{BLANK}"),
     (re.compile(r"(\bpassword\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s'\"]+)", re.IGNORECASE), rf"\1{BLANK}"),
@@ -25,12 +25,12 @@ SHAPES = (
     (re.compile(r"(\bBearer\s+)[A-Za-z0-9._~+/-]{12,}=*", re.IGNORECASE), rf"\1{BLANK}"),
     (re.compile(r"\bpulso_[A-Za-z0-9_-]{40,}"), BLANK),
 )
-"""How secrets look that nobody has told of, and what is left of them."""
+"""The forms of secrets that no setting holds, and the text that replaces them."""
 _known: set[str] = set()
 
 
 def learn(secret: str) -> None:
-    """From now on, the secret is blanked, and of an address its password and whatever follows the host."""
+    """From now on this secret is blanked. For an address, its password and everything after the host are blanked."""
     for entry in re.split(r"[\s,]+", secret):
         parts = _parts(entry)
         for part in (*parts, *(quote(one, safe="") for one in parts), *map(unquote, parts)):
@@ -39,11 +39,11 @@ def learn(secret: str) -> None:
 
 
 def learn_key_file(path: Path) -> None:
-    """From now on, what the key file of a service account holds of secrets is blanked."""
+    """From now on the secrets in the key file of a service account are blanked."""
     try:
         key = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        # Whoever uses it will tell.
+        # The client that uses the file reports the fault.
         return
     if isinstance(key, dict):
         for name in ("private_key", "private_key_id", "client_secret", "refresh_token"):
@@ -54,9 +54,9 @@ def learn_key_file(path: Path) -> None:
 
 
 def _parts(entry: str) -> list[str]:
-    """What is secret of a setting's entry."""
+    """The secret parts of an entry of a setting."""
     if "://" not in entry:
-        # Of a token, name:role:digest:last day.
+        # An entry of a token is name:role:digest:last day.
         return [entry, *entry.split(":")[2:3]]
     try:
         address = urlsplit(entry)
@@ -64,7 +64,7 @@ def _parts(entry: str) -> list[str]:
         password = address.password
     except ValueError:
         return [entry]
-    # A database's address tells its place to whoever has to find a fault; of a web hook's, the path is the secret.
+    # A database's address stays readable, because it helps to find a fault. In a web hook's address the path is the secret.
     if address.scheme in ("postgresql", "postgres"):
         return [password] if password and password not in public else []
     return [entry, *filter(None, [password, *re.split(r"[/?&=]", f"{address.path}?{address.query}")])]
@@ -80,7 +80,7 @@ def scrub(text: str) -> str:
 
 
 def scrubbed(value: Any) -> Any:
-    """The same value with every text in it without secrets: in mappings, lists and tuples, and as deep as they go."""
+    """The same value with all texts scrubbed: in mappings, lists and tuples, at any depth."""
     if isinstance(value, str):
         return scrub(value)
     if isinstance(value, Mapping):
@@ -93,7 +93,7 @@ def scrubbed(value: Any) -> Any:
 
 
 def clean(error: BaseException) -> None:
-    """Blanks secrets in the error, and in those that it came of: whoever records one takes the others along."""
+    """Blanks secrets in the error and in its causes, because a record of an error includes its causes."""
     todo: list[BaseException | None] = [error]
     seen: set[int] = set()
     while todo:
@@ -105,7 +105,7 @@ def clean(error: BaseException) -> None:
         one.args = scrubbed(one.args)
         for name, value in list(vars(one).items()):
             if isinstance(value, str | list | dict | tuple):
-                # What can't be set is not told of either.
+                # An attribute that cannot be set is not recorded either.
                 try:
                     setattr(one, name, scrubbed(value))
                 except AttributeError:
@@ -116,7 +116,7 @@ def clean(error: BaseException) -> None:
 
 @contextmanager
 def clean_errors() -> Iterator[None]:
-    """Whatever is raised here has no secret in it, for it will be recorded."""
+    """Blanks secrets in every error of the block, because the error will be recorded."""
     try:
         yield
     except BaseException as error:
@@ -125,19 +125,19 @@ def clean_errors() -> Iterator[None]:
 
 
 class Scrubbing(logging.LogRecord):
-    """A line of a log whose message has no secret."""
+    """A log line without secrets in its message."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         try:
             message = self.getMessage()
         except Exception:
-            # Its handler tells of a message that can't be made.
+            # The handler reports a message that cannot be formatted.
             return
         if message != (text := scrub(message)):
             self.msg, self.args = text, None
 
 
 def scrub_logs() -> None:
-    """From now on, no line of this process's logs has a secret in its message, whoever writes it."""
+    """From now on no log line of this process has a secret in its message, whoever writes it."""
     logging.setLogRecordFactory(Scrubbing)

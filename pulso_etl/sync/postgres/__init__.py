@@ -1,1 +1,1 @@
-"""PostgreSQL as the loads meet it: sessions, encodings, roles, the catalogue, and what its errors mean."""
+"""PostgreSQL for the loads: sessions, encodings, roles, the catalog, and the meaning of its errors."""

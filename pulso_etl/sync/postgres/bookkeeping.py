@@ -1,4 +1,4 @@
-"""The tables of our own (watermarks, quarantine, alerts), beside those that are loaded."""
+"""Looks for Pulso ETL's own tables (watermarks, quarantine, alerts)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import psycopg
 
 
 def exists(conn: psycopg.Connection, schema: str, table: str) -> bool:
-    """Whether the table is there, whoever may read it."""
+    """Whether the table exists, also if this role may not read it."""
     found = conn.execute("SELECT FROM pg_tables WHERE schemaname = %s AND tablename = %s", (schema, table))
     return found.fetchone() is not None

@@ -30,12 +30,12 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 
 LIMIT = re.compile(r"(>=|<=)[ (']*(-?\d+)(?![\d.])")
 """A limit in a constraint as PostgreSQL prints it: `CHECK ((x >= 0))`, `CHECK ((x >= ('-5'::integer)::numeric))`."""
 CURRENT = "valid_to IS NULL"
-"""Which rows of a table that keeps history are the current versions."""
+"""The condition for the current versions in a table that keeps history."""
 
 
 @dataclass(frozen=True)
 class TableColumn:
-    """A column as PostgreSQL has it; `filled`: it has a default, an identity or an expression."""
+    """A column in PostgreSQL. `filled`: it has a default, an identity or an expression."""
 
     name: str
     type: str
@@ -45,7 +45,7 @@ class TableColumn:
 
 @dataclass(frozen=True)
 class Limit:
-    """A CHECK constraint that bounds one column, by its name."""
+    """A CHECK constraint that limits one column, with its name."""
 
     constraint: str
     value: int
@@ -53,9 +53,9 @@ class Limit:
 
 @dataclass(frozen=True)
 class Index:
-    """A B-tree index, by the columns that it sorts; `condition` says which rows it holds, all of them where it is empty.
+    """A B-tree index, by the columns that it sorts. `condition` says which rows it holds; empty means all rows.
 
-    Whether two indexes do the same is asked of these, never of their names.
+    Two indexes are compared by these fields, never by their names.
     """
 
     columns: tuple[str, ...]
@@ -65,9 +65,9 @@ class Index:
 
 @dataclass(frozen=True)
 class Table:
-    """A table as PostgreSQL has it.
+    """A table in PostgreSQL.
 
-    `limits` are by column and operator (`>=`, `<=`), `indexes` by name, the primary key's left out.
+    The keys of `limits` are column and operator (`>=`, `<=`). The keys of `indexes` are names, without the primary key's index.
     """
 
     columns: Mapping[str, TableColumn]
@@ -77,19 +77,19 @@ class Table:
     indexes: Mapping[str, Index] = field(default_factory=dict)
     holds_rows: bool = True
     partitioned_by: str = ""
-    """As PostgreSQL prints it, such as `RANGE (day)`; empty for a table without partitions."""
+    """The partitioning as PostgreSQL prints it, such as `RANGE (day)`; empty for a table without partitions."""
     repeated: bool = False
-    """Whether several rows have one declared key, of which the newest version is to stay."""
+    """Whether several rows share a declared key. Then the newest version stays."""
 
     @property
     def keeps_history(self) -> bool:
-        """Whether its rows are versions: it has `valid_from` and `valid_to`, and a key or an index of ours that uses them."""
+        """Whether its rows are versions: it has `valid_from` and `valid_to`, and a key or an index of Pulso ETL uses them."""
         ours = "valid_from" in self.primary_key or any(index.condition == CURRENT for index in self.indexes.values())
         return ours and {"valid_from", "valid_to"} <= self.columns.keys()
 
 
 def read_table(conn: psycopg.Connection, schema: str, name: str) -> Table | None:
-    """The table; None where there is none. Raises SchemaRefused for a view."""
+    """The table, or None if it does not exist. Raises SchemaRefused for a view."""
     row = conn.execute(CATALOG, (schema, name)).fetchone()
     if row is None:
         return None

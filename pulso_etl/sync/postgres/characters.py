@@ -1,4 +1,4 @@
-"""Which characters an encoding of several bytes a character can hold, as the server says: a client's tables differ from its."""
+"""Which characters a multi-byte encoding can hold. The server says it, because a client's tables differ from the server's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import psycopg
 from psycopg import sql
 
 RANGES = ((0x80, 0xD7FF), (0xE000, 0xFFFF), (0x20000, 0x2FFFF))
-"""Where characters of Chinese, Japanese and Korean encodings lie in Unicode."""
+"""The ranges of Unicode that hold the characters of Chinese, Japanese and Korean encodings."""
 ASK = """
 DO $pulso$
 DECLARE
@@ -32,14 +32,14 @@ END
 $pulso$;
 SELECT current_setting('pulso_etl.held')
 """
-"""Half a second for all ranges, once a process and encoding."""
+"""This takes half a second for all ranges, once for each process and encoding."""
 _known: dict[str, frozenset[str]] = {}
 
 
 def held_by(conn: psycopg.Connection | None, encoding: str) -> frozenset[str] | None:
-    """The characters beyond ASCII that the encoding, by PostgreSQL's name, can hold; None where no server could be asked yet.
+    """The characters beyond ASCII that the encoding (PostgreSQL's name) can hold, or None if no server was asked yet.
 
-    The session is one in autocommit mode that is just opened. Raises psycopg.Error.
+    The session must be new and in autocommit mode. Raises psycopg.Error.
     """
     if encoding not in _known and conn is not None:
         _known[encoding] = frozenset(chr(point) for first, last in RANGES for point in _ask(conn, encoding, first, last))

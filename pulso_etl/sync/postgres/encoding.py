@@ -1,4 +1,4 @@
-"""The encoding of a database: which characters it can hold, and how what it can't hold is told and written down."""
+"""The encoding of a database: which characters it can hold, and how errors and records show the other characters."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ KINDS = {
     "Z": "space of a special kind",
     "C": "control character",
 }
-"""What people call characters of a Unicode category, by the beginning of its name."""
+"""Words for the characters of a Unicode category, by the beginning of the category's name."""
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """An encoding by PostgreSQL's name."""
+    """An encoding, with PostgreSQL's name."""
 
     name: str
 
     @classmethod
     def of(cls, conn: BaseConnection[Any]) -> Encoding:
-        """That of the session's database."""
+        """The encoding of the session's database."""
         return cls(conn.info.parameter_status("server_encoding") or "UTF8")
 
     @classmethod
     def learnt(cls, conn: Connection) -> Encoding:
-        """That of the database of a session that was just opened, which is asked what it holds where only it knows that."""
+        """The encoding of a new session's database. Asks the server which characters it can hold if only the server knows that."""
         encoding = cls.of(conn)
         if not encoding.holds_all and encoding.codec is None:
             held_by(conn, encoding.name)
@@ -58,21 +58,21 @@ class Encoding:
 
     @cached_property
     def codec(self) -> str | None:
-        """Python's codec of the same characters; None for UTF8, which holds all, and where only the server knows."""
-        # Those of one byte are the same in Python and PostgreSQL. In the others each has characters that the other lacks.
+        """Python's codec with the same characters. None for UTF8, which holds all, and for encodings that only the server knows."""
+        # Encodings of one byte are the same in Python and PostgreSQL. In the others each side has characters that the other lacks.
         found = re.fullmatch(r"(LATIN\d+|ISO_8859_\d|WIN\d+|KOI8[RU])", self.name)
         return codecs.lookup(re.sub("^WIN", "cp", self.name).replace("KOI8", "koi8_")).name if found else None
 
     def refuse_none(self, database: str) -> None:
-        """Raises DestinationError for SQL_ASCII, in which PostgreSQL takes any bytes for text."""
+        """Raises DestinationError for SQL_ASCII, in which PostgreSQL accepts any bytes as text."""
         if self.name == "SQL_ASCII":
             raise DestinationError(
-                f"PostgreSQL: the database {database} has the encoding SQL_ASCII, in which text of any encoding is stored without "
-                "a look at it; create one with ENCODING 'UTF8' TEMPLATE template0, move the tables, and name it in DATABASE_URL"
+                f"PostgreSQL: the database {database} has the encoding SQL_ASCII, which stores text of any encoding unchecked; "
+                "create a database with ENCODING 'UTF8' TEMPLATE template0, move the tables, and name it in DATABASE_URL"
             )
 
     def beyond(self, values: pa.Array) -> pa.BooleanArray | None:
-        """Which texts have a character that the database can't hold; None where all fit."""
+        """Which texts have a character that the database cannot hold, or None if all fit."""
         if not self.is_known:
             return None
         bad = [text for text in pc.unique(values).to_pylist() if text and not text.isascii() and not self.holds(text)]
@@ -80,15 +80,15 @@ class Encoding:
 
     @property
     def is_known(self) -> bool:
-        """Whether there are characters that it can't hold, and it is known which."""
+        """Whether it lacks characters, and we know which."""
         return self.codec is not None or (not self.holds_all and held_by(None, self.name) is not None)
 
     def holds(self, text: str) -> bool:
-        """Whether the database can hold the text, as far as that is known here."""
+        """Whether the database can hold the text, as far as we know."""
         return self.storable(text) == text
 
     def missing_kind(self, text: str) -> str:
-        """What kind of character the first one is that the database can't hold: never the character, which is data."""
+        """The kind of the first character that the database cannot hold. Never the character itself, because it is data."""
         character = next((one for one in text if not self.holds(one)), "")
         category = unicodedata.category(character) if character else "C"
         kind = KINDS.get(category) or KINDS[category[0]]
@@ -96,7 +96,7 @@ class Encoding:
         return f"{kind} ({script.title()})" if script else kind
 
     def storable(self, text: str) -> str:
-        """The text with each character that the database can't hold written as `\\u20ac`, say."""
+        """The text, in which an escape such as `\\u20ac` replaces each character that the database cannot hold."""
         if self.codec:
             return text.encode(self.codec, "backslashreplace").decode(self.codec)
         if text.isascii() or not self.is_known:
@@ -105,7 +105,7 @@ class Encoding:
         return "".join(one if one in held or one.isascii() else one.encode("ascii", "backslashreplace").decode() for one in text)
 
     def adapt(self, conn: BaseConnection[Any]) -> None:
-        """From now on what the session writes of texts, and as JSON, is `storable`; data of a COPY are not touched."""
+        """From now on every text and JSON that the session writes is `storable`. This does not change the data of a COPY."""
         if not self.is_known:
             return
         encoding = self
@@ -119,7 +119,7 @@ class Encoding:
 
 
 def plain(value: Any, encoding: Encoding) -> Any:
-    """A value of JSON whose every text is storable."""
+    """The JSON value, with every text made storable."""
     match value:
         case str():
             return encoding.storable(value)

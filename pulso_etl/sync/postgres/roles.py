@@ -1,4 +1,4 @@
-"""Roles of PostgreSQL as whom a login works: what a session creates belongs to the role, and it sees what the role may see."""
+"""A login can work as a role of PostgreSQL: its objects then belong to the role, and it sees what the role may see."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 ROLE = re.compile(r"(?:^|\s)-c\s*role=(\S+)")
-"""The role in a connection string's `options`."""
+"""The role in the `options` of a connection string."""
 
 
 def as_role(database_url: str, role: str) -> str:
-    """The connection string under which the login works as the role from its first statement; the URL itself for no role."""
+    """A connection string with which the login works as the role from its first statement. Without a role, the URL itself."""
     if not role:
         return database_url
     options = conninfo_to_dict(database_url).get("options")
@@ -22,7 +22,7 @@ def as_role(database_url: str, role: str) -> str:
 
 
 def split_role(database_url: str) -> tuple[str, str]:
-    """The connection string without its role, and the role, empty for none: a pooler may refuse `options`."""
+    """The connection string without its role, and the role (empty for none). A pooler may refuse `options`."""
     parts = conninfo_to_dict(database_url)
     options = str(parts.pop("options", None) or "")
     roles = ROLE.findall(options)
@@ -35,7 +35,7 @@ def split_role(database_url: str) -> tuple[str, str]:
 
 @contextmanager
 def as_login(conn: psycopg.Connection) -> Iterator[None]:
-    """Meanwhile the session, in autocommit mode, has the rights of its login: over the login's other sessions no role has any."""
+    """Uses the login's own rights for a moment: a role cannot control the login's other sessions. Needs autocommit mode."""
     before = conn.execute("SELECT current_setting('role')").fetchone()
     conn.execute("SET ROLE NONE")
     try:

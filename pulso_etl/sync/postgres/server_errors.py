@@ -1,7 +1,7 @@
-"""What an error of PostgreSQL means: one table of its error classes, which everyone asks who turns such an error into ours.
+"""The meaning of PostgreSQL's errors. One table maps its error classes to ours, and all code that translates errors uses it.
 
-A code (SQLSTATE) is five characters, of which the first two are its class; a code of its own overrules its class. No text of the
-server is searched: its language is the server's.
+A code (SQLSTATE) has five characters; the first two are its class. An entry for a code wins over the entry for its class. The text
+of the server is never searched, because the server chooses its language.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from pulso_etl.sync.errors import (
 from pulso_etl.sync.spec import IDENTIFIER
 
 ASK_SECONDS = 5.0
-"""How long a server that let nobody in may take to say why."""
+"""How long a server that refused a connection may take to say why."""
 ERROR_CODE = re.compile(r'\tErrorResponse\t S ".*?" V "[A-Z]+" C "([0-9A-Z]{5})"')
 """The code of an error in libpq's trace of the protocol; the field V is there since PostgreSQL 9.6."""
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """What an error is for us: the class of error that it becomes, what PostgreSQL does in the words of our messages, and advice.
+    """Our view of an error: the class that it becomes, the words of our message for what PostgreSQL does, and advice.
 
-    `by_row`: some rows are at fault, and the others could be loaded. `instead` of the server's own text, where that shows a value.
+    `by_row`: only some rows are wrong, and the others could be loaded. `instead` replaces the server's text if it shows a value.
     """
 
     becomes: type[DestinationError]
@@ -49,7 +49,7 @@ class Meaning:
     instead: str = ""
 
     def tell(self, error: psycopg.Error, where: str = "") -> DestinationError:
-        """The error as one of ours, for the table and range `where`. Values of rows, which the server's details hold, stay out."""
+        """The error as one of ours, for the table and range `where`, without the server's details, which hold values of rows."""
         text = self.instead or error.diag.message_primary or first_line(error)
         place = " ".join(
             f"{kind} {name}"
@@ -61,7 +61,7 @@ class Meaning:
 
 
 def _column(error: psycopg.Error) -> str | None:
-    """The column, where the server names one. Of a COPY that is in the context alone, which ends with it in every language."""
+    """The column, if the server names it. For a COPY only the context has it, as its last word in every language."""
     if error.diag.column_name or not (context := error.diag.context):
         return error.diag.column_name
     last = context.rpartition(" ")[2]
@@ -129,7 +129,7 @@ CLASSES: dict[str, Meaning] = {
     "P0": Meaning(RejectedRows, " refuses a row", "nothing was loaded; look at the table's triggers"),  # PL/pgSQL
     "XX": SERVER,  # internal
 }
-"""By class, Appendix A of PostgreSQL's manual."""
+"""By class: see Appendix A of PostgreSQL's manual."""
 
 CODES: dict[str, Meaning] = {
     "22P05": replace(_row(), instead="a text has a character that the database's encoding can't hold"),
@@ -156,11 +156,11 @@ CODES: dict[str, Meaning] = {
     "57P04": Meaning(DestinationError, " lost the database", "create the database, or name another in DATABASE_URL"),
     "58030": _away(" fails on its own files", "see the server's log and disks"),
 }
-"""Codes that mean something else than their class."""
+"""Codes with another meaning than their class."""
 
 
 def meaning(error: psycopg.Error) -> Meaning:
-    """What the error means. One without a code is a connection that broke, if it is of that kind, and else a fault."""
+    """The meaning of the error. An operational error without a code is a broken connection; any other one is our fault."""
     code = error.sqlstate
     if code is None:
         return AWAY if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)) else OURS
@@ -168,15 +168,15 @@ def meaning(error: psycopg.Error) -> Meaning:
 
 
 def keeps_out(error: psycopg.Error) -> bool:
-    """Whether the server can't be reached or lets nobody in, for now or until someone mends it."""
+    """Whether the server cannot be reached or refuses connections, for now or until somebody repairs it."""
     return meaning(error).becomes.cause.retryable or (error.sqlstate or "")[:2] in ("28", "3D")
 
 
 @contextmanager
 def naming_refusals(conninfo: str) -> Iterator[None]:
-    """Around an attempt to connect: an error of the server has its code, which libpq keeps to itself.
+    """Adds the server's code to the error of a failed attempt to connect, because libpq does not pass it on.
 
-    Where the server answered, it is asked again, and the code is read from the protocol.
+    If the server answered, this asks it again and reads the code from the protocol.
     """
     try:
         yield
@@ -194,12 +194,12 @@ def naming_refusals(conninfo: str) -> Iterator[None]:
 
 
 def refusal(conninfo: str, seconds: float = ASK_SECONDS) -> str | None:
-    """The code of the error by which the server lets nobody in; None where it says none in time, or lets us in.
+    """The code of the error with which the server refuses the connection. None if it gives no code in time, or accepts.
 
-    A password that is asked for and not given is one that is wrong.
+    If the server asks for a password and none is given, the password counts as wrong.
     """
     conn, deadline = pq.PGconn.connect_start(conninfo.encode()), time.monotonic() + seconds
-    # The trace may hold a password: it is in a file without a name.
+    # The trace may hold a password, so it goes into a file without a name.
     with tempfile.TemporaryFile() as trace:
         try:
             if conn.status == pq.ConnStatus.BAD:

@@ -1,4 +1,4 @@
-"""The settings that sessions on PostgreSQL state, ours and those of Dagster's own storage."""
+"""The settings that every PostgreSQL session states, both ours and the sessions of Dagster's own storage."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ STATED = {
     "TimeZone": "UTC",
     "transform_null_equals": "off",
 }
-"""What is the same in all sessions. A setting that the server's version does not have is passed over.
+"""The same in all sessions. A session skips settings that the server's version does not have.
 
-Not `default_transaction_read_only`: who sets that wants no writer, as a provider does when the disk is nearly full.
+`default_transaction_read_only` is not among them. A provider sets it when the disk is nearly full, and then wants no writer.
 """
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When the server ends a statement, a wait for a lock, a transaction or its pause; None is never. Nobody else's limits hold."""
+    """When the server ends a statement, a wait for a lock, a transaction, or a pause in it. None: never. No other limits apply."""
 
     statement: timedelta | None = None
     lock: timedelta | None = None
@@ -41,11 +41,11 @@ class Limits:
 
     @classmethod
     def of_work(cls, timeout: timedelta, lock: timedelta) -> Limits:
-        """Those of work that may take `timeout` in all, the source's time included, of which a wait for another writer `lock`."""
+        """Limits of work that may take `timeout` in all, the source's time included, and wait for another writer up to `lock`."""
         return cls(statement=timeout, lock=lock, transaction=timeout, idle_in_transaction=timeout)
 
     def settings(self) -> dict[str, str]:
-        """The server's settings, by name; a version that has no limit of transactions passes over it."""
+        """The server's settings, by name. A version without a limit of transactions ignores that one."""
         limits = {
             "statement_timeout": self.statement,
             "lock_timeout": self.lock,
@@ -59,7 +59,7 @@ UNLIMITED = Limits()
 
 
 def stating(settings: Mapping[str, str]) -> sql.Composed:
-    """The statement that gives a session these settings; those that the server's version does not have are passed over."""
+    """The statement that gives a session these settings. It skips settings that the server's version does not have."""
     pairs = sql.SQL(", ").join(sql.SQL("({}, {})").format(name, value) for name, value in settings.items())
     return sql.SQL(
         "SELECT pg_catalog.set_config(name, value, false) FROM (VALUES {}) AS stated (name, value) "

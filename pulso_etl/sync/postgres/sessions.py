@@ -1,8 +1,8 @@
-"""The sessions on PostgreSQL, opened here alone: each states every setting that our statements and what reads them depend on
+"""Opens every session on PostgreSQL. Each session states all settings that our statements and their readers depend on
 (see `session_settings`).
 
-The server, the database, the role, the environment (PGCLIENTENCODING, PGOPTIONS, …) and a pooler that hands on a used session may
-have each of them otherwise. They are stated after connecting, all in one message: a pooler may refuse them at the start.
+The server, the database, the role, the environment (PGCLIENTENCODING, PGOPTIONS, …) or the used session of a pooler may have other
+values. A session states them after it has connected, all in one message, because a pooler may refuse them at the start.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from pulso_etl.sync.postgres.server_errors import naming_refusals
 from pulso_etl.sync.postgres.session_settings import STATED, UNLIMITED, Limits, stating
 
 SEARCH_PATH = "concat_ws(', ', 'pg_temp', 'pg_catalog', nullif(pg_catalog.current_setting('search_path'), ''))"
-"""Nothing stands before the server's own functions; what triggers of others may need stays behind them."""
+"""The server's own functions come first. Schemas that other people's triggers may need come after them."""
 CLOSED_PATH = "concat_ws(', ', 'pg_temp', 'pg_catalog')"
-"""Of a login that works as a role: a function in another schema, whose arguments fit better than the server's own, would be
-preferred, and could `SET ROLE` to whatever the login may work as."""
+"""The path of a login that works as a role. A function in another schema could fit the arguments better than the server's own.
+PostgreSQL would prefer it, and it could `SET ROLE` to every role of the login."""
 PROBE_SECONDS = 2.0
-"""How long a pooler may take to give a second session; a pooler that shares sessions has one at once."""
+"""How long a pooler may take to give a second session. A pooler that shares sessions gives it at once."""
 PROBES = 3
 
 
 class Start(TypedDict):
-    """What a session is opened with."""
+    """The arguments that open a session."""
 
     conninfo: str
     autocommit: bool
@@ -46,9 +46,9 @@ class Start(TypedDict):
 
 @dataclass(frozen=True)
 class Session:
-    """A session to come: the URL, with the role as whom it works (see `roles.as_role`), and what it is for, which names it.
+    """Describes a session: the URL, with the role that it works as (see `roles.as_role`), and its purpose, which names it.
 
-    `connect_seconds` bounds the attempt to reach each of the server's addresses.
+    `connect_seconds` limits the attempt to reach each of the server's addresses.
     """
 
     url: str
@@ -58,13 +58,13 @@ class Session:
 
     @property
     def name(self) -> str:
-        """What the server's session is called."""
+        """The name of the session at the server."""
         return f"pulso-etl {self.purpose}"[:63]
 
     def start(self) -> Start:
-        """The arguments under which psycopg opens it; `statement` follows."""
+        """The arguments with which psycopg opens it. `statement` runs next."""
         conninfo, _ = split_role(self.url)
-        # The encoding comes first: one that the environment names may be none that the server knows.
+        # The encoding comes first, because the server may not know the encoding that the environment names.
         return Start(
             conninfo=conninfo,
             autocommit=True,
@@ -74,7 +74,7 @@ class Session:
         )
 
     def statement(self) -> sql.Composed:
-        """States every setting, whatever a used session has; for a session in autocommit mode."""
+        """The statement that states every setting, whatever a used session has. Needs autocommit mode."""
         _, role = split_role(self.url)
         settings = STATED | self.limits.settings() | {"application_name": self.name}
         works_as = sql.SQL("SET ROLE {}").format(sql.Identifier(role)) if role else sql.SQL("RESET ROLE")
@@ -84,7 +84,7 @@ class Session:
         )
 
     def open(self, **more: Any) -> psycopg.Connection:
-        """A connection in autocommit mode, closed at the end of a `with`; `more` are parameters of libpq. Raises psycopg.Error."""
+        """A connection in autocommit mode, which a `with` closes. `more` are parameters of libpq. Raises psycopg.Error."""
         start = self.start()
         with naming_refusals(start["conninfo"]):
             conn = psycopg.connect(**start, **more)
@@ -98,10 +98,10 @@ class Session:
 
     @contextmanager
     def hold(self, **more: Any) -> Iterator[psycopg.Connection]:
-        """A connection whose session is its own until the end, with the locks and temporary tables that it holds.
+        """A connection that keeps one session until the end, with its locks and temporary tables. Otherwise the same as `open`.
 
-        For the rest it is as `open` opens it. Before anything is done, raises DestinationError behind a pooler that shares
-        sessions, and for a database without an encoding; psycopg.Error.
+        Before it does anything, it raises DestinationError behind a pooler that shares sessions, and for a database without an
+        encoding. Raises psycopg.Error.
         """
         with self.open(**more) as conn:
             Encoding.of(conn).refuse_none(conn.info.dbname)
@@ -109,7 +109,7 @@ class Session:
             yield conn
 
     def _refuse_shared(self, conn: psycopg.Connection) -> None:
-        # A pooler gives out numbers of its own; without one there is nothing to look for.
+        # A pooler invents its own process numbers. If the numbers agree, there is no pooler.
         if conn.info.backend_pid == (mine := _server_process(conn)):
             return
         with closing(psycopg.connect(**self.start())) as other:
@@ -120,17 +120,17 @@ class Session:
                 if theirs == mine or _server_process(conn) != mine:
                     raise DestinationError(
                         "PostgreSQL: the pooler in between hands one server session to several clients (pool_mode=transaction or "
-                        "statement), and locks and settings of a session do not hold there; set pool_mode=session, or name the "
+                        "statement), so a session loses its locks and settings; set pool_mode=session, or name the "
                         "server itself in DATABASE_URL"
                     )
 
 
 def buffer_temporary_tables(conn: psycopg.Connection, megabytes: int) -> None:
-    """Gives the session's temporary tables so much memory (MiB), unless it has used some: then it stays with what it has."""
+    """Gives the session's temporary tables this much memory (MiB). A session that has already used some keeps what it has."""
     try:
         conn.execute("SELECT set_config('temp_buffers', %s, false)", (f"{megabytes}MB",))
     except pg.InvalidParameterValue:
-        # A pooler's used session; more memory would only be quicker.
+        # This is a used session of a pooler. It works, and is only slower.
         return
 
 
@@ -141,7 +141,7 @@ def _server_process(conn: psycopg.Connection) -> int:
 
 
 def _process_within(conn: psycopg.Connection, seconds: float) -> int | None:
-    """The server process that answers; None where none does in time: each is somebody's."""
+    """The server process that answers, or None if none answers in time, because each belongs to another client."""
     raw, deadline = conn.pgconn, time.monotonic() + seconds
     raw.send_query(b"SELECT pg_catalog.pg_backend_pid()")
     while raw.is_busy():

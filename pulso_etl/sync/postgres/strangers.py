@@ -1,8 +1,8 @@
-"""What a tenant's own database role could have put on tables of ours, so that our sessions run its code.
+"""Finds objects that a tenant's own database role put on our tables, so that our sessions would run its code.
 
-A login that works as a tenant's role stays itself: whatever runs in its session may `SET ROLE` to every other role that the login
-may work as. A trigger, or a function that a default calls, runs in the session that writes. So where the login is not the role, as
-whom it works, tables carry nothing that runs and is not ours. A login of a tenant's own has nothing to lose by them.
+A login that works as a tenant's role keeps its own rights: all code in its session may `SET ROLE` to every other role of the login.
+A trigger, or a function that a default calls, runs in the session that writes. So if the login is not the role itself, our tables
+must carry no code of others. A tenant's own login loses nothing by such code.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ HARMLESS = (
     *("now", "transaction_timestamp", "statement_timestamp", "clock_timestamp"),
     *("nextval", "gen_random_uuid", "uuidv4", "uuidv7"),
 )
-"""The server's functions that an expression may call though they are not immutable. Others, such as `set_config` and those that
-take a query as text, can do anything."""
+"""The server's functions that an expression may call although they are not immutable. Other functions, such as `set_config` and
+functions that take a query as text, can do anything."""
 
 SHARED = "SELECT session_user <> current_user"
 OURS = r"""
@@ -29,15 +29,15 @@ WITH RECURSIVE ours (oid, root) AS (
     UNION SELECT inhrelid, root FROM pg_inherits JOIN ours ON inhparent = ours.oid
 )
 """
-"""Our tables, with whatever inherits from one, their partitions too. What begins with `etl_` is ours."""
+"""Our tables, their partitions, and all tables that inherit from them. Tables whose names begin with `etl_` are ours."""
 LOCKABLE = OURS + (  # noqa: S608 - made of constants
     "SELECT nspname, relname FROM ours JOIN pg_class c ON c.oid = ours.oid JOIN pg_namespace n ON n.oid = relnamespace "
     "WHERE root = c.oid AND relkind IN ('r', 'p') AND relname = ANY(%(locked)s) "
     "ORDER BY array_position(%(locked)s::text[], relname::text)"
 )
 RECORDS = ("etl_quarantine", "etl_watermarks", "etl_running", "etl_days", "etl_extractions")
-"""What loads, and who ends them, write to beside their table, in the order in which a load locks them. Launches and alerts wait for
-each other on others of ours, and must not wait for a load."""
+"""Loads, and the recovery that ends them, also write to these tables. A load locks them in this order. Launches and alerts wait for
+each other on our other tables, and must not wait for a load."""
 EXPRESSIONS = """
 expressions (relid, kind, name, told, classid, objid, tree) AS (
     SELECT relid, CASE WHEN attgenerated = '' THEN 'default of the column' ELSE 'expression of the column' END, attname,
@@ -102,13 +102,13 @@ STRANGERS = f"""
 )
 SELECT relid::regclass::text, kind, name, told FROM found WHERE session_user <> current_user ORDER BY 1, 2, 3
 """  # noqa: S608 - made of constants
-"""Each thing that runs in a session which uses the tables, and that we have not made: the table, what it is, its name, and the
-statement that drops it. What the server has since its first start has no entry in pg_depend, hence what has one is somebody's."""
+"""Every object that runs in a session that uses the tables and that Pulso ETL has not made: the table, its kind, its name, and the
+statement that drops it. The server's own objects have no entry in pg_depend, so an object with an entry belongs to somebody."""
 
 
 def strangers(conn: psycopg.Connection, schema: str, tables: Sequence[str] = ()) -> list[str]:
-    """What stands on the tables, and on all whose names begin with `etl_`, that is not ours: a sentence each, with the statement
-    that drops it. Nothing where the login works as itself."""
+    """The objects of others on the tables, and on all tables whose names begin with `etl_`: a sentence each, with the statement
+    that drops the object. Nothing if the login works as itself."""
     values = {"schema": schema, "tables": list(tables), "harmless": list(HARMLESS)}
     return [
         f"{table}: {kind} {name}".rstrip() + f": {told}" for table, kind, name, told in conn.execute(STRANGERS, values).fetchall()
@@ -116,18 +116,18 @@ def strangers(conn: psycopg.Connection, schema: str, tables: Sequence[str] = ())
 
 
 def refuse_strangers(conn: psycopg.Connection, schema: str, *tables: str) -> None:
-    """Refuses the tables, and all those whose names begin with `etl_`, if they carry what `strangers` finds.
+    """Refuses the tables, and all tables whose names begin with `etl_`, if `strangers` finds something on them.
 
-    In the caller's transaction, in which nothing can be added any more to the tables and to RECORDS. Raises SchemaRefused.
+    Runs in the caller's transaction. Until that ends, nobody can add anything to the tables and to RECORDS. Raises SchemaRefused.
     """
     if conn.execute(SHARED).fetchone() != (True,):
         return
     for where in conn.execute(LOCKABLE, {"schema": schema, "tables": list(tables), "locked": [*tables, *RECORDS]}).fetchall():
-        # The weakest lock that triggers, rules, constraints and indexes of others have to wait for.
+        # This is the weakest lock for which triggers, rules, constraints and indexes of others have to wait.
         conn.execute(sql.SQL("LOCK TABLE {} IN ROW EXCLUSIVE MODE").format(sql.Identifier(*where)))
     if found := strangers(conn, schema, tables):
         raise SchemaRefused(
-            f"tables in schema {schema} carry what Pulso ETL has not made; it would run as the login {conn.info.user}, which may "
-            "work as other roles too. Nothing was loaded. Drop it, or give the tenant a login of its own (database_url_env): "
-            + "; ".join(found)
+            f"tables in schema {schema} carry objects that Pulso ETL has not made; they would run as the login "
+            f"{conn.info.user}, which may work as other roles too. Nothing was loaded. Drop them, or give the tenant its "
+            "own (database_url_env): " + "; ".join(found)
         )
