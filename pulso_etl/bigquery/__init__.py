@@ -1,1 +1,1 @@
-"""The source: statements, streams of rows, and what BigQuery tells about changes."""
+"""The source: statements, streams of rows, and BigQuery's information about changes."""

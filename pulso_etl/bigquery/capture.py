@@ -1,9 +1,10 @@
-"""Change capture: the rows of a base table that changed since its last load, by BigQuery's change history. Nothing runs here.
+"""Change capture: the rows of a base table that changed since its last load, from BigQuery's change history. Pure functions.
 
-A window may be read by its changes where three things hold. The watermark says that at an instant of the same day every day of
-the window was as the source had it: then what changed since is all that can differ. The changes reach back to that instant. And
-they end after the last load that wrote days of the window: then no older state of a row overwrites a newer one. The table is then
-as the source was at the interval's end. Changes of days outside of the window stay out, as they do where all of it is read.
+A refresh may read only the changes of a window if three conditions hold. First, the watermark says that at an instant of the same
+day every day of the window was equal to the source. Then only later changes can differ. Second, the changes reach back to that
+instant. Third, they end after the last load that wrote days of the window. Then no older state of a row overwrites a newer one. The
+load makes the table equal to the source at the interval's end. Changes of days outside of the window are left out, as in a load of
+the whole window.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pulso_etl.sync.owed import Watermark
 from pulso_etl.sync.spec import CAPTURE_LAG, DELETED, ROW_SOURCE, ChangeCapture, Strategy, TableSpec
 
 LONGEST = timedelta(days=1)
-"""The longest interval that one call of CHANGES takes; the shortest time travel window, which bounds APPENDS too, is longer."""
+"""The longest interval of one call of CHANGES. The shortest time travel window, which also limits APPENDS, is longer."""
 CHANGE = "_CHANGE_TYPE AS pulso_change_type, _CHANGE_TIMESTAMP AS pulso_changed_at"
 
 
@@ -36,23 +37,23 @@ class Interval:
 def interval(
     spec: TableSpec, window: DayRange, watermark: Watermark, written_at: datetime | None, now: datetime, margin: timedelta
 ) -> Interval | str:
-    """The changes that make the window as the source was a little before `now`, or why the whole window must be read.
+    """The changes that make the window equal to the source a little before `now`, or the reason to read the whole window.
 
-    `written_at` is when the last load of days of the window ended, as far as that is later than the watermark tells. `margin`
-    allows for clocks that differ. Instants carry a zone.
+    `written_at` is the end of the last load of days of the window, if it is later than the watermark. `margin` allows for clocks
+    that differ. Instants carry a zone.
     """
     since, end = watermark.last_extracted_at, now - CAPTURE_LAG
     if since is None or watermark.last_partition is None:
         return "the window was never loaded"
     if window.end != watermark.last_partition:
-        # Rows of a new day may be older than the last load, which left them out as its days had not come so far.
+        # Rows of a new day may be older than the last load. That load left them out, because the day was beyond its window.
         return f"the last load reached {watermark.last_partition}, not {window.end}"
     if window.days > spec.lookback_days:
-        return f"the watermark speaks of {spec.lookback_days} days only"
+        return f"the watermark covers only {spec.lookback_days} days"
     known = watermark.readings
     if before := [day for day in window if day not in known or known[day].at < since]:
-        # By the lookback of the loads before, which was smaller, these were final.
-        return f"the watermark does not speak of {', '.join(map(str, contiguous(before)))}"
+        # Earlier loads had a shorter lookback and treated these days as final.
+        return f"the watermark does not cover {', '.join(map(str, contiguous(before)))}"
     if max(since, written_at or since) >= end:
         return f"it was loaded less than {CAPTURE_LAG} ago"
     start = since - margin
@@ -60,7 +61,7 @@ def interval(
 
 
 def refusal(table: bigquery.Table, changes: Interval) -> str | None:
-    """Why this table can't tell its changes, as far as its metadata say."""
+    """Why this table cannot report its changes, as far as its metadata say."""
     if table.table_type != "TABLE":
         return f"{table.full_table_id} is a {table.table_type}, which has no change history"
     if table.created is None or table.created >= changes.start:
@@ -71,9 +72,9 @@ def refusal(table: bigquery.Table, changes: Interval) -> str | None:
 def captured_sql(spec: TableSpec) -> str:
     """The table's query over the changes from `@since` until before `@until`, with `pulso_deleted` beside its columns.
 
-    It gives each key once, as its last change left it; more than once where the source holds it so. A row that changes is deleted
-    and there anew at one instant, and so are the rows of a table that is overwritten: what is there wins. With the strategy
-    `append`, where a key may repeat, it gives every row.
+    It gives each key once, in the state after its last change; more often only if the source holds the key more often. BigQuery
+    reports a changed row as deleted and inserted at one instant, and also the rows of an overwritten table: the inserted row wins.
+    With the strategy `append`, where a key may repeat, the query gives every row.
     """
     function = (spec.change_capture or ChangeCapture.CHANGES).upper()
     rows = ROW_SOURCE.sub(rf",\n  {CHANGE}\nFROM {function}(TABLE `{{\1}}`, @since, @until)", spec.query)

@@ -1,8 +1,8 @@
-"""Which days of a table's sources changed since an instant, told by BigQuery's metadata alone, so that a refresh can be spared.
+"""Asks BigQuery's metadata which days of a table's sources changed since an instant, to save a refresh.
 
-What it bills: nothing while no source changed, or one that did gives no signal (`tables.get` is free); otherwise one query of
-INFORMATION_SCHEMA.PARTITIONS for each changed source, 10 MiB at least each, never cached. It is a hint, not a proof: BigQuery
-may leave a partition's time as it was where rows were only deleted, so the whole window still wants a refresh now and then.
+It bills nothing if no source changed, or if a changed source gives no signal (`tables.get` is free). Otherwise it bills one query
+of INFORMATION_SCHEMA.PARTITIONS for each changed source: at least 10 MiB each, never cached. The answer is a hint and no proof. If
+rows were only deleted, BigQuery may leave a partition's time unchanged. So the whole window still needs a refresh now and then.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pulso_etl.sync.patience import within
 from pulso_etl.sync.spec import TableSpec
 
 LOOK_SECONDS = 4.0
-"""What a look may take, and all looks of one tick together: whoever looks has a minute for everything."""
+"""Limit of one look, and of all looks of one tick together, because a tick has a minute for everything."""
 
 STREAMING_BUFFER = "__UNPARTITIONED__"
 NO_DATE = "__NULL__"
@@ -31,10 +31,9 @@ def changed_days(
 ) -> dict[date, datetime] | None:
     """The days of the window whose source rows may have changed since an instant (with zone), each with its last change.
 
-    Empty: nothing changed. None: no signal, every day may have changed (a view, a table that is not partitioned by the day
-    that the query filters on, rows in a streaming buffer, rows that were deleted). No request is sent twice. Raises the errors of
-    `BigQueryStream.open`, SourceUnavailable also where there is no answer within so many seconds; PlanError, for a `since` without
-    zone.
+    Empty: nothing changed. None: no signal, every day may have changed (a view, a table that is not partitioned by the day of the
+    query's filter, rows in a streaming buffer, deleted rows). No request is sent twice. Raises the errors of `BigQueryStream.open`;
+    SourceUnavailable also if there is no answer within `seconds`; PlanError for a `since` without zone.
     """
     if since.tzinfo is None:
         raise PlanError(f"{spec.name}: the time of the last load has no zone")
@@ -64,12 +63,12 @@ def _look(
 
 
 def is_telling(table: bigquery.Table) -> bool:
-    """Whether `modified` covers every row of the table: not for a view, nor while rows stand in a streaming buffer."""
+    """Whether `modified` covers every row of the table. It does not for a view, or while a streaming buffer holds rows."""
     return table.table_type == "TABLE" and table.modified is not None and table.streaming_buffer is None
 
 
 def is_daily(table: bigquery.Table, spec: TableSpec) -> bool:
-    """Whether one partition of the table is one day of the spec: by day of a DATE, the one on which the query filters."""
+    """Whether one partition of the table is one day of the spec: by day of the DATE column on which the query filters."""
     partitioning = table.time_partitioning
     if partitioning is None or partitioning.type_ != "DAY" or partitioning.field is None:
         return False
@@ -79,9 +78,9 @@ def is_daily(table: bigquery.Table, spec: TableSpec) -> bool:
 
 
 def modified_days(modified: Mapping[str | None, datetime], since: datetime) -> dict[date, datetime] | None:
-    """The days of a changed table's partitions that changed since, each with its last change, of the last change by partition id.
+    """The days of a changed table that changed since `since`, each with its last change. `modified` is by partition id.
 
-    None where the partitions do not account for the change.
+    None if the partitions do not explain the change.
     """
     changed = {partition: at for partition, at in modified.items() if at >= since}
     if STREAMING_BUFFER in modified or not changed:
@@ -94,7 +93,7 @@ def modified_days(modified: Mapping[str | None, datetime], since: datetime) -> d
 
 
 def _day(partition: str) -> date:
-    # With hyphens: without, a month or an hour would be read as a day, too.
+    # The hyphens matter: without them a month or an hour would also be read as a day.
     return date.fromisoformat(f"{partition[:4]}-{partition[4:6]}-{partition[6:]}")
 
 

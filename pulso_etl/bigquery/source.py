@@ -1,7 +1,7 @@
 """BigQuery as a source of Arrow record batches, through dagster-gcp's resource and the google-cloud-bigquery client.
 
-In short: one parameterised, labelled, cost-capped query job over a range of days, whose result streams as Arrow batches over the
-Storage Read API, or over REST where that is not reachable or the result fits one page.
+It runs one query job over a range of days, with parameters, labels and a cost limit. The result streams as Arrow batches over the
+Storage Read API. It comes over REST if that API is not reachable or the result fits one page.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ Transport = Literal["storage", "rest"]
 TIB = 1024**4
 READ_STREAMS = 2
 QUEUED_BATCHES = 4
-"""Batches read ahead of the load, at most; one is 10 MiB at most as BigQuery sends it."""
+"""The most batches to read ahead of the load. BigQuery sends batches of at most 10 MiB."""
 
 ONCE = Retry(predicate=if_exception_type())
-"""No second attempt: whoever asks is waiting."""
+"""No second attempt, because the caller is waiting."""
 
 TRANSIENT_REASONS = {
     "rateLimitExceeded",
@@ -72,17 +72,17 @@ REFUSALS: dict[str, tuple[type[SourceError], str]] = {
     "quotaExceeded": (SourceQuotaSpent, "has no quota left; raise the quota, or wait until it is renewed"),
     "resourcesExceeded": (SourceError, "needs more resources than a query may have; narrow the range"),
 }
-"""Errors that no retry mends, by BigQuery's reason: the class of error that each becomes, and what to do about it."""
+"""Errors that no retry repairs, by BigQuery's reason: our class of error, and what to do about it."""
 
 
 class BigQuerySource(BigQueryResource):
-    """dagster-gcp's BigQuery resource, which also knows an emulator, a cost cap, and where the source tables are.
+    """dagster-gcp's BigQuery resource. It also knows an emulator, a cost limit, and the names of the source tables.
 
     `sources` are full table names by the placeholder that the `.sql` files use. `price_per_tib` is US dollars per TiB billed,
-    on demand; `maximum_bytes_billed` caps one query. A request that fails for a passing reason is sent again with exponential
-    back-off from `retry_initial_seconds`, for `retry_timeout_seconds` in all. `request_timeout_seconds` is how long one request may
-    take before its connection counts as broken; the client gives requests for rows 120 seconds at least.
-    `change_margin_seconds` is how far BigQuery's clock and ours may be apart.
+    on demand; `maximum_bytes_billed` limits one query. A request that fails for a passing reason is sent again with exponential
+    back-off from `retry_initial_seconds`, for `retry_timeout_seconds` in all. After `request_timeout_seconds` without an answer a
+    connection counts as broken; the client gives requests for rows at least 120 seconds. `change_margin_seconds` is how far
+    BigQuery's clock and ours may differ.
     """
 
     sources: dict[str, str] = {}
@@ -103,12 +103,12 @@ class BigQuerySource(BigQueryResource):
         return DEFAULT_RETRY.with_delay(initial=self.retry_initial_seconds).with_timeout(self.retry_timeout_seconds)
 
     def job_retry(self, timeout: float) -> Retry:
-        """The client's own retry of a job that failed for a passing reason, as a new job, for `timeout` seconds."""
+        """The client's own retry of a job that failed for a passing reason. It starts new jobs for `timeout` seconds."""
         return DEFAULT_JOB_RETRY.with_delay(initial=self.retry_initial_seconds).with_timeout(timeout)
 
     @contextmanager
     def get_client(self) -> Iterator[bigquery.Client]:
-        """A client, closed at the end. Raises SourceError where no usable credentials are found."""
+        """A client, which is closed at the end. Raises SourceError if there are no usable credentials."""
         with ExitStack() as stack:
             with naming_credentials():
                 if self.emulator_host:
@@ -124,9 +124,9 @@ class BigQuerySource(BigQueryResource):
             yield client
 
     def read_client(self, stream_seconds: float) -> ReadClient | None:
-        """A Storage Read client, its transport to be closed by the caller; None where it is turned off or the emulator has none.
+        """A Storage Read client, whose transport the caller closes. None if it is turned off or the emulator has none.
 
-        Within `get_client`, it finds the same credentials.
+        Inside `get_client` it finds the same credentials.
         """
         address = self.emulator_storage if self.emulator_host else None
         if not self.use_storage_api or (self.emulator_host and not address):
@@ -144,15 +144,15 @@ class BigQuerySource(BigQueryResource):
         return spec.source_tables(self.sources)
 
     def stream(self, spec: TableSpec, window: DayRange, run_id: str) -> BigQueryStream:
-        """The table's rows of the window, not yet asked for: see `BigQueryStream.open`."""
+        """The stream of the table's rows of the window. It runs no query yet: see `BigQueryStream.open`."""
         return BigQueryStream(self, spec, window, run_id)
 
 
 @dataclass
 class BigQueryStream:
-    """A query that runs when it is opened. Opened again, it reads the same result again, at no further cost.
+    """A query that runs when it is opened. A second opening reads the same result again, at no further cost.
 
-    It asks for the whole window, or after `capture` for the rows that changed.
+    It asks for the whole window, or after `capture` only for the changed rows.
     """
 
     source: BigQuerySource
@@ -160,12 +160,12 @@ class BigQueryStream:
     window: DayRange
     run_id: str
     metadata: dict[str, Any] = field(default_factory=dict)
-    """After `open`: transport, job id, cache hit; bytes processed, bytes billed and their estimated on-demand price in US dollars
-    where the job's statistics tell them (an emulator's tell no bill). After `capture`: which changes, or why the whole window."""
+    """After `open`: transport, job id, cache hit; bytes processed, bytes billed and their estimated on-demand price in US dollars,
+    if the job's statistics have them (an emulator bills nothing). After `capture`: the changes, or why the whole window."""
     _changes: Interval | None = field(default=None, repr=False)
     _done: Any = field(default=None, repr=False)
     _others: dict[str, Any] = field(default_factory=dict, repr=False)
-    """Jobs by their id that were billed beside it: changes that were not loaded, days before the window."""
+    """Other jobs that were billed, by their id: changes that were not loaded, days before the window."""
 
     def sql(self) -> str:
         """The statement that runs, with the names of the source tables filled in."""
@@ -173,10 +173,10 @@ class BigQueryStream:
         return fill(query, self.source.tables(self.spec))
 
     def capture(self, watermark: Watermark, written_at: datetime | None, now: datetime) -> datetime | None:
-        """Makes this the stream of what changed since the watermark, and returns the instant as of which that is.
+        """Makes this the stream of the changes since the watermark, and returns the instant that they lead to.
 
-        Such a stream has the column DELETED. Returns None, and remains the whole window's, where the changes can't stand for that,
-        or BigQuery refuses them. For the arguments see `capture.interval`. Raises SourceUnavailable for faults that pass.
+        Such a stream has the column DELETED. If the changes are not enough, or BigQuery refuses them, this returns None and stays
+        the stream of the whole window. For the arguments see `capture.interval`. Raises SourceUnavailable for faults that pass.
         """
         margin = timedelta(seconds=self.source.change_margin_seconds)
         changes = interval(self.spec, self.window, watermark, written_at, now, margin)
@@ -207,9 +207,9 @@ class BigQueryStream:
 
     @contextmanager
     def read_past(self, days: DayRange) -> Iterator[pa.RecordBatchReader]:
-        """The rows of other days than the stream's own, with the same columns; the cost counts with the stream's.
+        """The rows of other days, with the same columns. Their cost is added to the stream's.
 
-        Raises as `open` does.
+        Raises the errors of `open`.
         """
         other = replace(self, window=days, metadata={}, _changes=None, _done=None, _others={})
         with other.open() as reader:
@@ -224,9 +224,9 @@ class BigQueryStream:
 
     @contextmanager
     def open(self) -> Iterator[pa.RecordBatchReader]:
-        """Runs the query and streams its rows, a few batches in memory at a time; they are valid inside the `with`.
+        """Runs the query and streams its rows, with a few batches in memory at a time. They are valid inside the `with`.
 
-        Raises SourceUnavailable for faults that pass, CostCapExceeded past the cap, SourceError for the rest; the reader does, too.
+        Raises SourceUnavailable for faults that pass, CostCapExceeded beyond the limit, SourceError otherwise. So does the reader.
         """
         with ExitStack() as stack:
             with raising_source_errors(self.spec, self.window):
@@ -239,7 +239,7 @@ class BigQueryStream:
             yield pa.RecordBatchReader.from_batches(first.schema, chain([first], batches))
 
     def _finished(self, client: bigquery.Client) -> Any:
-        """The job with its result. One that does not get so far, whatever the reason, is cancelled."""
+        """The job with its result. If it does not get there, for whatever reason, the job is cancelled."""
         if self._done is not None:
             return client.get_job(self._done.job_id, location=self._done.location, retry=self.source.retry)
         retry, timeout = self.source.retry, self.spec.timeout.total_seconds()
@@ -259,10 +259,10 @@ class BigQueryStream:
             maximum_bytes_billed=self.source.maximum_bytes_billed,
             job_timeout_ms=int(timeout * 1000),
         )
-        # A failed job is retried below; here, a retry of jobs would only multiply that of requests.
+        # Failed jobs are retried below. A retry of jobs here would only multiply the retries of requests.
         job = client.query(self.sql(), job_config=config, retry=retry, job_retry=None, timeout=at_once)
         try:
-            # One wait is no longer than a request may take, or a connection that died would be noticed at the very end.
+            # Each wait is limited to the time of one request. Otherwise a dead connection would be noticed only at the very end.
             for _ in range(ceil(timeout / at_once)):
                 with suppress(TimeoutError):
                     job.result(retry=retry, job_retry=self.source.job_retry(timeout), timeout=at_once)
@@ -275,8 +275,8 @@ class BigQueryStream:
             raise
 
     def _batches(self, job: bigquery.QueryJob, stack: ExitStack) -> tuple[Iterator[pa.RecordBatch], Transport]:
-        """The result's batches, at least one; `stack` gets what must be closed after the last."""
-        # Without page_size, no first page is in memory, with which the client would choose the transport itself.
+        """The result's batches, at least one. `stack` closes everything after the last batch."""
+        # Without page_size no first page is in memory. With one, the client would choose the transport itself.
         rows = job.result(retry=self.source.retry)
         batches = self._storage_batches(rows, stack) if rows.total_rows > self.spec.batch_rows else None
         transport: Transport = "rest" if batches is None else "storage"
@@ -287,7 +287,7 @@ class BigQueryStream:
         return self._counted(batches, rows.total_rows), transport
 
     def _storage_batches(self, rows: Any, stack: ExitStack) -> Iterator[pa.RecordBatch] | None:
-        """The batches over the Storage Read API, the first one fetched; None where it is turned off or does not answer."""
+        """The batches over the Storage Read API, with the first one fetched. None if the API is turned off or does not answer."""
         with ExitStack() as attempt:
             try:
                 client = self.source.read_client(stream_seconds=self.spec.timeout.total_seconds())
@@ -295,17 +295,17 @@ class BigQueryStream:
                     return None
                 batches = rows.to_arrow_iterable(client, max_queue_size=QUEUED_BATCHES, max_stream_count=READ_STREAMS)
                 attempt.callback(batches.close)
-                # Closed before the batches: it ends the calls that `close` would wait for, however long a server is silent.
+                # This runs before `batches.close`. It ends the calls for which `close` would wait, however long a server is silent.
                 attempt.callback(client.transport.close)
                 first = list(islice(batches, 1))
             except (api.GoogleAPIError, GoogleAuthError) as error:
                 advice = (
                     "grant the account roles/bigquery.readSessionUser on the project"
                     if isinstance(error, api.Forbidden)
-                    else "open its way to bigquerystorage.googleapis.com:443, or set BIGQUERY_USE_STORAGE_API=false"
+                    else "open the network to bigquerystorage.googleapis.com:443, or set BIGQUERY_USE_STORAGE_API=false"
                 )
                 log.warning(
-                    "%s %s: the Storage Read API does not answer, reading over REST, which is slower; %s. %s",
+                    "%s %s: the Storage Read API does not answer, so rows come over REST, which is slower; %s. %s",
                     *(self.spec.name, self.window, advice, one_line(error)),
                 )
                 return None
@@ -313,7 +313,7 @@ class BigQueryStream:
         return chain(first, batches)
 
     def _counted(self, batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
-        """The same batches. Raises SourceUnavailable unless they hold just as many rows as the result."""
+        """The same batches. Raises SourceUnavailable unless they hold exactly as many rows as the result."""
         read = 0
         with raising_source_errors(self.spec, self.window):
             for batch in batches:
@@ -327,7 +327,7 @@ class BigQueryStream:
 
 @contextmanager
 def raising_source_errors(spec: TableSpec, window: DayRange) -> Iterator[None]:
-    """Errors of the client become errors of ours: see `source_error`."""
+    """Turns errors of the client into ours: see `source_error`."""
     try:
         yield
     except (api.GoogleAPIError, GoogleAuthError, RequestException, ConnectionError, TimeoutError) as error:
@@ -335,7 +335,7 @@ def raising_source_errors(spec: TableSpec, window: DayRange) -> Iterator[None]:
 
 
 def source_error(spec: TableSpec, window: DayRange, error: Exception) -> SourceError:
-    """What an error of the client means: which table and range failed, whether that passes, and what to do about it."""
+    """Our error for an error of the client. It names table and range, whether the fault passes, and what to do about it."""
     where, text = f"{spec.name} {window}: BigQuery", one_line(error)
     reason = next((e.get("reason", "") for e in getattr(error, "errors", []) if isinstance(e, dict)), "")
     if reason == "bytesBilledLimitExceeded":
@@ -363,7 +363,7 @@ def source_error(spec: TableSpec, window: DayRange, error: Exception) -> SourceE
 
 @contextmanager
 def naming_credentials() -> Iterator[None]:
-    """Errors about credentials become a SourceError that says what to set, and nothing of what a key file holds."""
+    """Turns errors about credentials into a SourceError that says what to set. It shows nothing from a key file."""
     fix = "set GOOGLE_APPLICATION_CREDENTIALS to the path of a service account's key file, or gcp_credentials to its base64"
     try:
         yield
@@ -378,9 +378,9 @@ def naming_credentials() -> Iterator[None]:
 
 
 def statistics(job: bigquery.QueryJob, price_per_tib: float, others: Collection[bigquery.QueryJob] = ()) -> dict[str, Any]:
-    """A finished job's identity and cost, as far as its statistics tell; the price is US dollars.
+    """A finished job's identity and cost, as far as its statistics have them. The price is US dollars.
 
-    The cost is that of the `others`, too.
+    The cost includes the `others`.
     """
     told: dict[str, Any] = {"bigquery_job_id": job.job_id, "cache_hit": job.cache_hit}
     if job.total_bytes_processed is not None:
@@ -392,10 +392,10 @@ def statistics(job: bigquery.QueryJob, price_per_tib: float, others: Collection[
 
 
 def label(value: str) -> str:
-    """A value as a BigQuery label takes it: lower case, at most 63 of letters, digits, `_` and `-`."""
+    """The value as a BigQuery label: lower case, at most 63 characters out of letters, digits, `_` and `-`."""
     return re.sub(r"[^a-z0-9_-]", "_", value.lower())[:63]
 
 
 def one_line(error: Exception) -> str:
-    """The error's own text, without line breaks, 600 characters at most."""
+    """The error's own text, without line breaks, at most 600 characters."""
     return " ".join(str(error).split())[:600]

@@ -1,4 +1,4 @@
-"""The client of the Storage Read API, made so that none of its calls can hang."""
+"""A client of the Storage Read API whose calls cannot hang."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ CODECS = {
     "zstd": ArrowSerializationOptions.CompressionCodec.ZSTD,
     "none": ArrowSerializationOptions.CompressionCodec.COMPRESSION_UNSPECIFIED,
 }
-"""How BigQuery compresses the rows that it sends. Left alone, the client asks for LZ4."""
+"""How BigQuery compresses the rows that it sends. By default the client asks for LZ4."""
 
 
 class ReadClient(BigQueryReadClient):
-    """A Storage Read client whose calls end: google-cloud-bigquery, which makes them, sets no limit on them.
+    """A Storage Read client whose calls end. google-cloud-bigquery makes the calls, and sets no limit on them.
 
-    Without one, opening a session waits for ever, and a stream that broke is asked for again for a day. Here a session has
-    `SESSION_SECONDS`, a stream `stream_seconds` in all, and one that breaks is taken up again at the row where it broke,
-    for `retry_seconds`, with exponential back-off from `retry_initial_seconds`.
+    Without a limit, opening a session waits for ever, and the client asks for a broken stream again for a day. Here a session has
+    `SESSION_SECONDS`, and a stream has `stream_seconds` in all. A broken stream continues at the row where it broke. The client
+    tries this for `retry_seconds`, with exponential back-off from `retry_initial_seconds`.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ReadClient(BigQueryReadClient):
         }
 
     def create_read_session(self, *args: Any, **options: Any) -> Any:
-        """Opens a read session, without a retry: REST is there. Raises google.api_core.exceptions.GoogleAPICallError."""
+        """Opens a read session, without a retry, because REST remains. Raises google.api_core.exceptions.GoogleAPICallError."""
         options["read_session"].read_options.arrow_serialization_options.buffer_compression = CODECS[self._compression]
         return super().create_read_session(*args, **options | {"timeout": SESSION_SECONDS, "retry": None})
 
@@ -62,5 +62,5 @@ class ReadClient(BigQueryReadClient):
 
 
 def plaintext_transport(address: str) -> BigQueryReadGrpcTransport:
-    """A transport to an emulator at `host:port`: no TLS, no credentials, no limit on a message, as BigQuery's own has none."""
+    """A transport to an emulator at `host:port`: no TLS, no credentials, and no limit on a message, like BigQuery's own."""
     return BigQueryReadGrpcTransport(channel=grpc.insecure_channel(address, [("grpc.max_receive_message_length", -1)]))

@@ -240,7 +240,7 @@ def test_the_emulator_s_own_storage_end_point_fails_and_rest_gives_every_row_onc
         table, told = read(make_source(emulator_storage=emulator.grpc_address))
     assert in_order(table) == expected(data)
     assert told["transport"] == "rest"
-    assert "dashboard_data 2026-07-06..2026-07-15: the Storage Read API does not answer, reading over REST" in caplog.text
+    assert "dashboard_data 2026-07-06..2026-07-15: the Storage Read API does not answer, so rows come over REST" in caplog.text
     assert "404 Table read failed" in caplog.text
     assert "400 rows over rest" in caplog.text
 
