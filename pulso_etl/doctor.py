@@ -96,7 +96,7 @@ RIGHTS = """
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """What was found of one part."""
 
     part: str
@@ -104,13 +104,13 @@ class Finding:
     text: str
 
 
-def diagnose(tenant: str | None = None) -> Iterator[Finding]:
+def diagnose(tenant: str | None = None) -> Iterator[Diagnosis]:
     """Findings, part by part, of every tenant without a name; a part that needs an earlier one is left out where that failed."""
     try:
         settings = load_settings()
         parts = select(settings, tenant)
     except PulsoError as error:
-        yield Finding("settings", False, str(error).removeprefix("settings: "))
+        yield Diagnosis("settings", False, str(error).removeprefix("settings: "))
         return
     shared = sharing(deployed(settings)) if settings.tenants_file else {}
     for part in parts:
@@ -126,10 +126,10 @@ def diagnose(tenant: str | None = None) -> Iterator[Finding]:
     )
 
 
-def _diagnose(part: Deployed, others: Sequence[str]) -> Iterator[Finding]:
+def _diagnose(part: Deployed, others: Sequence[str]) -> Iterator[Diagnosis]:
     """`others`: the tenants that share its login."""
     settings, tables = part
-    yield Finding("settings", True, f"dataset {settings.bigquery_dataset}, PostgreSQL schema {settings.database_schema}")
+    yield Diagnosis("settings", True, f"dataset {settings.bigquery_dataset}, PostgreSQL schema {settings.database_schema}")
     source = build_source(settings)
     reached = yield from _in_turn({"credentials": partial(_credentials, settings), "BigQuery": partial(_bigquery, source)})
     if reached:
@@ -145,7 +145,7 @@ def _diagnose(part: Deployed, others: Sequence[str]) -> Iterator[Finding]:
             yield _check(f"rows of {spec.name}", partial(_rows, settings, spec))
 
 
-def _in_turn(parts: dict[str, Callable[[], str]]) -> Generator[Finding, None, bool]:
+def _in_turn(parts: dict[str, Callable[[], str]]) -> Generator[Diagnosis, None, bool]:
     for part, probe in parts.items():
         finding = _check(part, probe)
         yield finding
@@ -154,11 +154,11 @@ def _in_turn(parts: dict[str, Callable[[], str]]) -> Generator[Finding, None, bo
     return True
 
 
-def _check(part: str, probe: Callable[[], str]) -> Finding:
+def _check(part: str, probe: Callable[[], str]) -> Diagnosis:
     try:
-        return Finding(part, True, probe())
+        return Diagnosis(part, True, probe())
     except Exception as error:
-        return Finding(part, False, " ".join(scrub(str(error)).split())[:500] or type(error).__name__)
+        return Diagnosis(part, False, " ".join(scrub(str(error)).split())[:500] or type(error).__name__)
 
 
 def _credentials(settings: Settings) -> str:

@@ -21,7 +21,7 @@ from sqlalchemy import make_url
 from typer.testing import CliRunner
 
 from pulso_etl.cli.main import app
-from pulso_etl.doctor import Finding, diagnose
+from pulso_etl.doctor import Diagnosis, diagnose
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import SampleData
 from pulso_etl.local.stack import configuration
@@ -119,7 +119,7 @@ def test_rows_that_have_gone_are_found_whoever_deleted_them(deployment: Settings
 
 
 def test_a_ledger_of_another_release_is_told(deployment: Settings, conn: psycopg.Connection) -> None:
-    def ledger() -> Finding:
+    def ledger() -> Diagnosis:
         return next(finding for finding in diagnose() if finding.part == "ledger")
 
     conn.execute((Path(__file__).parent / "sync" / "states" / "01_first_day.sql").read_bytes())
@@ -150,7 +150,7 @@ def test_nothing_is_left_in_postgresql(deployment: Settings, conn: psycopg.Conne
 # BigQuery
 
 
-def credentials(monkeypatch: pytest.MonkeyPatch, file: Path) -> Finding:
+def credentials(monkeypatch: pytest.MonkeyPatch, file: Path) -> Diagnosis:
     monkeypatch.delenv("BIGQUERY_EMULATOR_HOST")
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
     return next(finding for finding in diagnose() if finding.part == "credentials")
@@ -409,7 +409,7 @@ def test_a_daemon_that_was_never_seen_is_no_fault_but_one_that_has_stopped_is(de
         try:
             for daemon in daemons:
                 instance.add_daemon_heartbeat(DaemonHeartbeat(time.time(), daemon, None))
-            assert list(diagnose())[-1] == Finding("Dagster daemon", True, f"{len(daemons)} healthy")
+            assert list(diagnose())[-1] == Diagnosis("Dagster daemon", True, f"{len(daemons)} healthy")
             instance.add_daemon_heartbeat(DaemonHeartbeat(time.time() - 7200, "SENSOR", None))
             assert failed("Dagster daemon").startswith("no heartbeat of SENSOR since 2")
         finally:

@@ -248,7 +248,7 @@ class Notice:
     held: tuple[Incident, ...] = ()
 
 
-def decide(
+def review(
     incidents: Sequence[Incident], events: Iterable[Event], now: datetime, policy: Policy
 ) -> tuple[list[Incident], list[Notice]]:
     """The incidents after `events` at the instant `now`, in the same order with new ones at the end, and what to send."""
@@ -382,7 +382,7 @@ def _subject(event: Failed, before: Subject | None = None) -> Subject:
         count=before.count + 1 if before else 1,
         window=window,
         run_id=event.run_id or (before.run_id if before else None),
-        detail=clean(event.detail) or (before.detail if before else ""),
+        detail=short_detail(event.detail) or (before.detail if before else ""),
     )
 
 
@@ -393,7 +393,7 @@ def _put(book: list[Incident], position: int, subject: Subject) -> None:
     book[position] = replace(incident, subjects=tuple(subjects.values()))
 
 
-def clean(text: str) -> str:
+def short_detail(text: str) -> str:
     """An error's text on one line, shortened, with passwords and the parameters of URLs blanked."""
     text = " ".join(scrub(text.replace("\0", "")).split())
     text = re.sub(r"(\w://)[^\s/@]+@", r"\1***@", text)

@@ -17,7 +17,7 @@ import psycopg
 
 from pulso_etl.alerts.channels import Channel, parse_channels
 from pulso_etl.alerts.delivery import Delivery, send
-from pulso_etl.alerts.incidents import DEPENDENCIES, Event, Failed, Incident, Policy, Recovered, absorb, announce, clean
+from pulso_etl.alerts.incidents import DEPENDENCIES, Event, Failed, Incident, Policy, Recovered, absorb, announce, short_detail
 from pulso_etl.alerts.memory import Outage, OutageMemory
 from pulso_etl.alerts.messages import Message, render, trial_message
 from pulso_etl.alerts.store import AlertStore
@@ -199,7 +199,7 @@ class Alerts:
     def _keep(self, events: Sequence[Event], error: Exception) -> None:
         with self._lock:
             self._backlog = [*events, *self._backlog][-BACKLOG:]
-        log.error("alerts: PostgreSQL is away, %d events kept in memory: %s", len(self._backlog), clean(str(error)))
+        log.error("alerts: PostgreSQL is away, %d events kept in memory: %s", len(self._backlog), short_detail(str(error)))
 
 
 def _adopted(incidents: Sequence[Incident], away: Incident, now: datetime) -> list[Incident]:

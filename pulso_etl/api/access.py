@@ -59,7 +59,9 @@ def is_loopback(host: str | None) -> bool:
         return False
 
 
-def refusal(client: str | None, headers: Headers, *, tokens: bool, origins: Sequence[str], port: int | None = None) -> str | None:
+def why_refused(
+    client: str | None, headers: Headers, *, tokens: bool, origins: Sequence[str], port: int | None = None
+) -> str | None:
     """Why a request must not even be looked at; None where it may. `port`: where the server listens.
 
     Without tokens only this machine is served: neither a proxy on it, nor a page whose name was made to point to it. A page
@@ -92,7 +94,7 @@ class Guard:
         headers = Headers(scope=scope)
         client = scope["client"][0] if scope.get("client") else None
         port = scope["server"][1] if scope.get("server") else None
-        reason = refusal(client, headers, tokens=self.tokens, origins=self.origins, port=port)
+        reason = why_refused(client, headers, tokens=self.tokens, origins=self.origins, port=port)
         if reason is not None:
             await fault(403, reason)(scope, receive, send)
             return

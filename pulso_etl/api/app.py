@@ -51,7 +51,7 @@ from pulso_etl.api.models import (
 from pulso_etl.api.outages import OutageWatch
 from pulso_etl.api.refreshes import Asked, Refreshes
 from pulso_etl.api.status import StatusFeed, StatusReader
-from pulso_etl.automation.recovery import Recovered, recover
+from pulso_etl.automation.recovery import EndedAttempt, recover
 from pulso_etl.definitions import build_source
 from pulso_etl.refreshing.plan import Mode
 from pulso_etl.settings import Settings
@@ -306,7 +306,7 @@ async def cleanup(request: Request, caller: Admin) -> Cleanup:
     return Cleanup(ended=told, message=f"{len(told)} attempt(s) ended" if told else "no attempt is stale")
 
 
-def _recover(here: Deployment) -> list[Recovered]:
+def _recover(here: Deployment) -> list[EndedAttempt]:
     url, schema = here.settings.database_url.get_secret_value(), here.settings.database_schema
     with Session(url, "api", connect_seconds=5).hold() as conn, dg.DagsterInstance.get() as instance:
         return list(recover(conn, schema, instance, here.tables, datetime.now(UTC)))
@@ -349,7 +349,7 @@ async def extraction_modes(caller: Reader) -> list[ExtractionMode]:
     ]
 
 
-class Stream(EventSourceResponse):
+class EventStream(EventSourceResponse):
     """Events for one caller, counted while they last."""
 
     def __init__(self, source: AsyncIterator[dict[str, str]], stop: anyio.Event, count: Counter[str], name: str) -> None:
@@ -381,7 +381,7 @@ async def events(request: Request, caller: Reader) -> EventSourceResponse:
         async for name, data in until_stop(stop, feed.events()):
             yield {"event": name, "data": data}
 
-    return Stream(told(), stop, gatekeeper.streams, caller.name)
+    return EventStream(told(), stop, gatekeeper.streams, caller.name)
 
 
 root = APIRouter()

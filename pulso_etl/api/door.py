@@ -30,11 +30,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pulso_etl.access.tokens import Caller, Role, opening
 from pulso_etl.api import graphql
-from pulso_etl.api.access import NO_TOKENS, Gatekeeper, Refusals, is_loopback, refusal
+from pulso_etl.api.access import NO_TOKENS, Gatekeeper, Refusals, is_loopback, why_refused
 from pulso_etl.api.bodies import StrictRequest, parse
 from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable
 from pulso_etl.api.faults import fault, fault_of
-from pulso_etl.api.gateway import Gateway, as_document, read
+from pulso_etl.api.gateway import Gateway, as_document, documents_of
 from pulso_etl.api.listening import configuration
 from pulso_etl.api.sessions import Sessions
 from pulso_etl.settings import AccessSettings
@@ -134,7 +134,7 @@ class Door:
         host = headers.get("host", "").lower()
         if host not in self.hosts and not is_loopback(host.rpartition(":")[0] or host):
             return "this name is not served; DAGSTER_UI_URL says under which name people reach Dagster's UI"
-        return refusal(None, headers, tokens=True, origins=[self.origin])
+        return why_refused(None, headers, tokens=True, origins=[self.origin])
 
     def _known(self, headers: Headers, address: str) -> Known | None:
         """Who asks, if that is told. Raises HTTPException for a token that is not known."""
@@ -167,7 +167,7 @@ class Door:
             raise HTTPException(403, "a page's request says where the page is from")
         await _bounded(request, MAXIMUM_BODY_BYTES)
         if known.caller is API:
-            documents, _ = await read(request)
+            documents, _ = await documents_of(request)
             answer = await self.gateway.dagster.post(documents[0])
             return Response(answer.content, answer.status_code, media_type="application/json")
         return await self.gateway.answer(request, known.caller)

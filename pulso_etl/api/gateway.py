@@ -19,7 +19,7 @@ from pulso_etl.api import graphql
 from pulso_etl.api.access import Gatekeeper, demand
 from pulso_etl.api.bodies import StrictRequest
 from pulso_etl.api.dagster_client import DagsterClient
-from pulso_etl.api.graphql import LIMITS, Limits, Verdict
+from pulso_etl.api.graphql import LIMITS, DocumentLimits, Verdict
 from pulso_etl.sync.errors import LaunchForbidden
 
 audit = logging.getLogger("pulso_etl.audit")
@@ -32,11 +32,11 @@ class Gateway:
 
     dagster: DagsterClient
     gatekeeper: Gatekeeper
-    limits: Limits = LIMITS
+    limits: DocumentLimits = LIMITS
 
     async def answer(self, request: StrictRequest, caller: Caller) -> Response:
         """What Dagster answers to a request, or to an array of them. Raises HTTPException, and DagsterUnavailable."""
-        documents, batch = await read(request)
+        documents, batch = await documents_of(request)
         verdicts = await self.admit(documents, caller)
         answers = []
         for document, verdict in zip(documents, verdicts, strict=True):
@@ -54,7 +54,7 @@ class Gateway:
     async def admit(self, documents: Sequence[Document], caller: Caller) -> list[Verdict]:
         """What the documents do, where the caller may do it. Raises HTTPException, and DagsterUnavailable."""
         try:
-            verdicts = [graphql.decide(document["query"], document["variables"], self.limits) for document in documents]
+            verdicts = [graphql.verdict_on(document["query"], document["variables"], self.limits) for document in documents]
         except graphql.DocumentRefused as error:
             raise HTTPException(400, str(error)) from None
         except LaunchForbidden as error:
@@ -80,7 +80,7 @@ class Gateway:
                 raise HTTPException(403, f"{caller.name} may end what it may launch: {error}") from None
 
 
-async def read(request: StrictRequest) -> tuple[list[Document], bool]:
+async def documents_of(request: StrictRequest) -> tuple[list[Document], bool]:
     """The documents of a request, and whether they came as an array. Raises HTTPException for what is no GraphQL in JSON."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(415, "send JSON, with the header Content-Type: application/json")

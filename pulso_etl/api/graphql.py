@@ -42,7 +42,7 @@ GENTLE = {None, "SAFE_TERMINATE"}
 
 
 @dataclass(frozen=True)
-class Limits:
+class DocumentLimits:
     """How large a document may be: words, levels, and fields with its fragments written out."""
 
     tokens: int
@@ -50,8 +50,8 @@ class Limits:
     fields: int
 
 
-LIMITS = Limits(tokens=4_000, depth=20, fields=2_000)
-UI_LIMITS = Limits(tokens=20_000, depth=60, fields=50_000)
+LIMITS = DocumentLimits(tokens=4_000, depth=20, fields=2_000)
+UI_LIMITS = DocumentLimits(tokens=20_000, depth=60, fields=50_000)
 """Of the documents that Dagster's UI sends."""
 
 
@@ -75,7 +75,7 @@ class Verdict:
         return self.launches + len(self.runs_ended) + len(self.backfills_ended)
 
 
-def decide(query: str, variables: Mapping[str, Any] | None, limits: Limits = LIMITS) -> Verdict:
+def verdict_on(query: str, variables: Mapping[str, Any] | None, limits: DocumentLimits = LIMITS) -> Verdict:
     """What the document needs, whichever of its operations is run. Raises DocumentRefused, and LaunchForbidden."""
     document = _parsed(query, limits)
     fragments = {node.name.value: node for node in document.definitions if isinstance(node, FragmentDefinitionNode)}
@@ -98,7 +98,7 @@ def is_subscription(query: str) -> bool:
     return all(one.operation is OperationType.SUBSCRIPTION for one in _operations(document, fragments, UI_LIMITS))
 
 
-def _parsed(query: str, limits: Limits) -> DocumentNode:
+def _parsed(query: str, limits: DocumentLimits) -> DocumentNode:
     try:
         return parse(query, no_location=True, max_tokens=limits.tokens)
     except GraphQLError as error:
@@ -108,7 +108,7 @@ def _parsed(query: str, limits: Limits) -> DocumentNode:
 
 
 def _operations(
-    document: DocumentNode, fragments: Mapping[str, FragmentDefinitionNode], limits: Limits
+    document: DocumentNode, fragments: Mapping[str, FragmentDefinitionNode], limits: DocumentLimits
 ) -> list[OperationDefinitionNode]:
     operations = [node for node in document.definitions if isinstance(node, OperationDefinitionNode)]
     if not operations:
@@ -175,7 +175,7 @@ ENDS = {"terminateRun": "runId", "terminateRuns": "runIds", "terminatePipelineEx
 class _Measure:
     """Depth and size of a selection with its fragments written out; each fragment is measured once."""
 
-    def __init__(self, fragments: Mapping[str, FragmentDefinitionNode], limits: Limits) -> None:
+    def __init__(self, fragments: Mapping[str, FragmentDefinitionNode], limits: DocumentLimits) -> None:
         self.fragments = fragments
         self.limits = limits
         self.known: dict[str, tuple[int, int]] = {}

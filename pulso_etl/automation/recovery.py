@@ -44,7 +44,7 @@ class Action(StrEnum):
 
 
 @dataclass(frozen=True)
-class Recovered:
+class EndedAttempt:
     """An attempt that was ended, and why."""
 
     table: str
@@ -54,7 +54,7 @@ class Recovered:
     recovery_attempts: int
 
 
-def decide(*, lock_held: bool, run_alive: bool | None, age: timedelta, timeout: timedelta) -> Action:
+def recovery_action(*, lock_held: bool, run_alive: bool | None, age: timedelta, timeout: timedelta) -> Action:
     """`run_alive` is None where this Dagster instance does not know the run; `age` is since the attempt began."""
     if not lock_held:
         return Action.MARK_FAILED
@@ -71,7 +71,7 @@ def recover(
     instance: dg.DagsterInstance,
     tables: Mapping[str, TableSpec],
     now: datetime,
-) -> Iterator[Recovered]:
+) -> Iterator[EndedAttempt]:
     """Ends every attempt that is dead, or past its table's time-out, and tells of each.
 
     `conn` is in autocommit mode; its role must be that of the loads, or may end their sessions.
@@ -89,7 +89,7 @@ def recover(
         if run is not None and not is_of(run.tags, tenant):
             run = None
         holder = locks.holder(conn, key)
-        action = decide(
+        action = recovery_action(
             lock_held=holder is not None,
             run_alive=None if run is None else not run.is_finished,
             age=now - extraction.started_at,
@@ -110,7 +110,7 @@ def recover(
                 conn.execute("SELECT pg_terminate_backend(%s, %s)", (holder, int(SESSION_END_SECONDS * 1000)))
         if _mark_failed(conn, marks, extraction, key, f"stale: {reason}", cause):
             recoveries = marks.read(conn)[extraction.table].recovery_attempts
-            yield Recovered(extraction.table, extraction.window, extraction.run_id, reason, recoveries)
+            yield EndedAttempt(extraction.table, extraction.window, extraction.run_id, reason, recoveries)
 
 
 def _end_runs(

@@ -21,7 +21,7 @@ from pulso_etl.alerts.service import KEPT_OUT, Alerts, Flushed
 from pulso_etl.assets import asset_key
 from pulso_etl.automation.alerting import CheckOutcome, events
 from pulso_etl.automation.jobs import is_of, refresh_request, refreshed_tables, table_job, tenant_of
-from pulso_etl.automation.recovery import Recovered, recover
+from pulso_etl.automation.recovery import EndedAttempt, recover
 from pulso_etl.bigquery import changes as source_changes
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.checks.asset_checks import currency, up_to_date_key
@@ -303,7 +303,7 @@ class Automation:
         )
         @clean_errors()
         def recovery(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-            def end() -> list[Recovered]:
+            def end() -> list[EndedAttempt]:
                 with self.connect() as conn:
                     return list(recover(conn, self.settings.database_schema, context.instance, self.tables, datetime.now(UTC)))
 

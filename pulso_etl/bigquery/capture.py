@@ -60,7 +60,7 @@ def interval(
     return Interval(start, end) if end - start <= LONGEST else f"its last load is more than {LONGEST} old"
 
 
-def refusal(table: bigquery.Table, changes: Interval) -> str | None:
+def capture_refusal(table: bigquery.Table, changes: Interval) -> str | None:
     """Why this table cannot report its changes, as far as its metadata say."""
     if table.table_type != "TABLE":
         return f"{table.full_table_id} is a {table.table_type}, which has no change history"

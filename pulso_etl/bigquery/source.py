@@ -27,7 +27,7 @@ from google.cloud import bigquery
 from google.cloud.bigquery.retry import DEFAULT_JOB_RETRY, DEFAULT_RETRY
 from requests import RequestException
 
-from pulso_etl.bigquery.capture import Interval, captured_sql, interval, refusal
+from pulso_etl.bigquery.capture import Interval, capture_refusal, captured_sql, interval
 from pulso_etl.bigquery.storage_read import Compression, ReadClient, plaintext_transport
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import (
@@ -220,7 +220,9 @@ class BigQueryStream:
 
     def _refusal(self, client: bigquery.Client, changes: Interval) -> str | None:
         (name,) = self.source.tables(self.spec).values()
-        return refusal(client.get_table(name, retry=self.source.retry, timeout=self.source.request_timeout_seconds), changes)
+        return capture_refusal(
+            client.get_table(name, retry=self.source.retry, timeout=self.source.request_timeout_seconds), changes
+        )
 
     @contextmanager
     def open(self) -> Iterator[pa.RecordBatchReader]:

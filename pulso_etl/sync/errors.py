@@ -211,6 +211,8 @@ class LoadTimedOut(DestinationUnavailable):
 class LedgerMismatch(DestinationError):
     """The ledger in PostgreSQL is of another release, and can't be brought to this one's here."""
 
+    cause = Cause.SCHEMA
+
 
 class NewerReading(DestinationError):
     """Days of the range were loaded from a later reading of the source than this load's own."""

@@ -54,7 +54,7 @@ EVERY_DAY = DayRange(date.min, date.max)
 
 
 @dataclass
-class Attempt:
+class AttemptRecord:
     """What the history is told of an attempt: which it is, how far it came, and what its stream tells of itself.
 
     `began` is of the process's monotonic clock.
@@ -115,7 +115,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         asset, step, started = context.asset_key.to_user_string(), context.step_context, datetime.now(UTC)
         # Until the table and the days are known, those that an attempt without them stands under.
         named = Extraction(asset, DayRange(today := lima_day(started), today), context.run_id, _number(step), started)
-        attempt = Attempt(named, time.monotonic())
+        attempt = AttemptRecord(named, time.monotonic())
         with self._recorded(context, attempt):
             spec = _spec(context.definition_metadata, asset)
             definition = context.asset_partitions_def if context.has_asset_partitions else None
@@ -142,7 +142,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
             step.add_asset_metadata(result.of(days).as_dict(), context.asset_key, partition_key=key)
 
     def _attempt(
-        self, target: Target, attempt: Attempt, stream: Stream, step: StepExecutionContext, horizon: Horizon
+        self, target: Target, attempt: AttemptRecord, stream: Stream, step: StepExecutionContext, horizon: Horizon
     ) -> tuple[LoadResult, Settlement]:
         """Loads the stream, data and watermark in one transaction; meanwhile the attempt is marked as running."""
         window = attempt.extraction.window
@@ -169,7 +169,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
             whole = replace(request, source=replace(source, captured=False))
             return _commit(target, attempt, whole, horizon, read_at)
 
-    def _enter(self, target: Target, attempt: Attempt) -> Writer:
+    def _enter(self, target: Target, attempt: AttemptRecord) -> Writer:
         """Takes the locks of the load, marks the attempt as running, and creates the months that the table lacks.
 
         The session holds the locks until it ends: `running` is never committed without them, and a day has one writer at a time.
@@ -191,7 +191,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         return Writer(extraction.run_id, self.work_mem_mb, sole)
 
     @contextmanager
-    def _recorded(self, context: OutputContext, attempt: Attempt, conn: psycopg.Connection | None = None) -> Iterator[None]:
+    def _recorded(self, context: OutputContext, attempt: AttemptRecord, conn: psycopg.Connection | None = None) -> Iterator[None]:
         """Whatever goes wrong, an interrupt included, ends the attempt in the history, its data being rolled back.
 
         `conn` is the session that holds the attempt's lock, where there is one: without it the next writer would take the attempt
@@ -272,7 +272,7 @@ def _named(spec: TableSpec, window: DayRange) -> Iterator[None]:
 
 
 def _commit(
-    target: Target, attempt: Attempt, request: LoadRequest, horizon: Horizon, read_at: datetime
+    target: Target, attempt: AttemptRecord, request: LoadRequest, horizon: Horizon, read_at: datetime
 ) -> tuple[LoadResult, Settlement]:
     """Loads and verifies the rows, which are as the source had them at `read_at`, and settles the watermark, in one transaction."""
     conn, spec, window, marks = target.conn, target.spec, request.window, Watermarks(target.schema)

@@ -26,8 +26,8 @@ from pulso_etl.alerts.incidents import (
     State,
     absorb,
     announce,
-    clean,
-    decide,
+    review,
+    short_detail,
     succeeded,
 )
 from pulso_etl.alerts.messages import render
@@ -49,7 +49,7 @@ class Book:
 
     def flush(self, now: datetime, *events: Event) -> list[str]:
         """Decides, and gives what is told as "stage cause tables"."""
-        after, notices = decide(self.incidents, events, now, POLICY)
+        after, notices = review(self.incidents, events, now, POLICY)
         self.incidents = [replace(incident, id=position) for position, incident in enumerate(after)]
         self.sent += [(now, notice) for notice in notices]
         return [f"{notice.stage} {notice.incident.cause} {' '.join(notice.incident.tables)}" for notice in notices]
@@ -242,7 +242,14 @@ def test_the_range_of_days_covers_all_that_failed() -> None:
 
 tables = st.sampled_from(TABLES[:3])
 causes = st.sampled_from(
-    [Cause.SOURCE_UNAVAILABLE, Cause.DESTINATION_UNAVAILABLE, Cause.CONTRACT, Cause.INTERNAL, State.STALE, State.RECOVERY_LIMIT]
+    [
+        Cause.SOURCE_UNAVAILABLE,
+        Cause.DESTINATION_UNAVAILABLE,
+        Cause.CONTRACT,
+        Cause.INTERNAL,
+        State.STALE,
+        State.RECOVERY_LIMIT,
+    ]
 )
 happenings = st.tuples(st.sampled_from(["fail", "fail", "well", "fresh"]), causes, tables)
 steps = st.lists(st.tuples(st.integers(1, 300), st.lists(happenings, max_size=4)), max_size=25)
@@ -342,7 +349,7 @@ def test_events_given_twice_change_nothing(given_steps: list[tuple[int, list[tup
 
 
 def test_passwords_in_an_error_are_blanked() -> None:
-    text = clean(
+    text = short_detail(
         "connect postgresql://etl:s3cr3t@db.example.com/x?sslpassword=abc failed\n password=hunter2 token: xyz" + "!" * 500
     )
     assert not any(secret in text for secret in ("s3cr3t", "abc", "hunter2", "xyz"))

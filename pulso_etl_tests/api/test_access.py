@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 from starlette.datastructures import Headers
 
-from pulso_etl.api.access import MAXIMUM_ADDRESSES, MAXIMUM_BODY_BYTES, REFUSAL_SECONDS, REFUSALS, Refusals, refusal
+from pulso_etl.api.access import MAXIMUM_ADDRESSES, MAXIMUM_BODY_BYTES, REFUSAL_SECONDS, REFUSALS, Refusals, why_refused
 from pulso_etl.api.app import create_app
 from pulso_etl.api.server import serve
 from pulso_etl.settings import Settings
@@ -59,7 +59,7 @@ READ, REFRESH, ADMIN = (SECRETS[role][0] for role in ("read", "refresh", "admin"
 def test_without_tokens_only_this_machine_and_its_own_page_are_served(
     client: str | None, headers: dict[str, str], served: bool
 ) -> None:
-    assert (refusal(client, Headers(headers), tokens=False, origins=(), port=8000) is None) is served
+    assert (why_refused(client, Headers(headers), tokens=False, origins=(), port=8000) is None) is served
 
 
 def test_the_api_does_not_start_without_tokens_and_says_how_to_make_one() -> None:
@@ -84,7 +84,7 @@ def test_with_tokens_other_machines_are_served_and_pages_of_known_origins() -> N
     known = ["https://dashboard.example.com"]
     for origin, served in (("https://dashboard.example.com", True), ("https://evil.example.com", False)):
         headers = Headers({"host": "etl.example.com", "origin": origin, "x-forwarded-for": "10.0.0.5"})
-        assert (refusal("10.0.0.5", headers, tokens=True, origins=known) is None) is served
+        assert (why_refused("10.0.0.5", headers, tokens=True, origins=known) is None) is served
 
 
 def test_a_token_is_needed_and_the_answer_does_not_quote_the_one_that_was_sent(guarded: ApiServer) -> None:

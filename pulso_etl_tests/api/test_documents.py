@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pulso_etl.access.tokens import Role
-from pulso_etl.api.graphql import DocumentRefused, Verdict, decide
+from pulso_etl.api.graphql import DocumentRefused, Verdict, verdict_on
 from pulso_etl.sync.errors import LaunchForbidden
 
 LAUNCH = "mutation ($p: ExecutionParams!) { launchRun(executionParams: $p) { __typename } }"
@@ -23,7 +23,7 @@ LAUNCH = "mutation ($p: ExecutionParams!) { launchRun(executionParams: $p) { __t
     ],
 )
 def test_queries_are_for_readers(query: str) -> None:
-    assert decide(query, None) == Verdict(Role.READ)
+    assert verdict_on(query, None) == Verdict(Role.READ)
 
 
 @pytest.mark.parametrize(
@@ -40,13 +40,13 @@ def test_queries_are_for_readers(query: str) -> None:
     ],
 )
 def test_launches_and_cancels_are_for_the_role_refresh(query: str, launches: int) -> None:
-    verdict = decide(query, None)
+    verdict = verdict_on(query, None)
     assert (verdict.role, verdict.launches) == (Role.REFRESH, launches)
 
 
 def test_a_list_of_launches_in_a_variable_is_counted() -> None:
     query = "mutation ($l: [ExecutionParams!]!) { launchMultipleRuns(executionParamsList: $l) { __typename } }"
-    assert decide(query, {"l": [{}, {}, {}, {}]}).launches == 4
+    assert verdict_on(query, {"l": [{}, {}, {}, {}]}).launches == 4
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_list_of_launches_in_a_variable_is_counted() -> None:
     ],
 )
 def test_all_else_is_for_administrators(query: str) -> None:
-    assert decide(query, {}).role is Role.ADMIN
+    assert verdict_on(query, {}).role is Role.ADMIN
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,8 @@ def test_all_else_is_for_administrators(query: str) -> None:
     ],
 )
 def test_what_turns_a_launch_into_another_is_found_in_variables(variables: dict[str, Any]) -> None:
-    assert decide(LAUNCH, variables).role is Role.ADMIN
-    assert decide(LAUNCH, {"p": {"runConfigData": {}, "executionMetadata": {"tags": []}}}).role is Role.REFRESH
+    assert verdict_on(LAUNCH, variables).role is Role.ADMIN
+    assert verdict_on(LAUNCH, {"p": {"runConfigData": {}, "executionMetadata": {"tags": []}}}).role is Role.REFRESH
 
 
 def doubled(times: int) -> str:
@@ -107,7 +107,7 @@ def doubled(times: int) -> str:
 )
 def test_a_document_that_can_not_be_decided_on_is_refused(query: str, reason: str) -> None:
     with pytest.raises(DocumentRefused, match=reason):
-        decide(query, None)
+        verdict_on(query, None)
 
 
 LAUNCH_MANY = "($l: [ExecutionParams!]! = [{}, {}, {}]) { launchMultipleRuns(executionParamsList: $l) { __typename } }"
@@ -124,15 +124,15 @@ LAUNCH_MANY = "($l: [ExecutionParams!]! = [{}, {}, {}]) { launchMultipleRuns(exe
     ],
 )
 def test_what_is_launched_is_counted_with_the_defaults_of_variables(query: str, variables: dict[str, Any], launches: int) -> None:
-    assert decide(query, variables).launches == launches
+    assert verdict_on(query, variables).launches == launches
 
 
 def test_ends_of_runs_are_named_and_count() -> None:
     query = "mutation ($r: [String!]! = [a, b]) { terminateRuns(runIds: $r) { x } cancelPartitionBackfill(backfillId: c) { x } }"
-    verdict = decide(query, {})
+    verdict = verdict_on(query, {})
     assert (verdict.runs_ended, verdict.backfills_ended, verdict.counted, verdict.role) == (("a", "b"), ("c",), 3, Role.REFRESH)
     at_once = "mutation { terminateRun(runId: a, terminatePolicy: MARK_AS_CANCELED_IMMEDIATELY) { x } }"
-    assert decide(at_once, {}).role is Role.ADMIN
+    assert verdict_on(at_once, {}).role is Role.ADMIN
 
 
 def tagged(key: str) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def tagged(key: str) -> dict[str, Any]:
 def test_a_launch_that_is_code_is_refused_whatever_the_role(params: dict[str, Any], as_list: bool) -> None:
     query = f"mutation {LAUNCH_MANY}" if as_list else LAUNCH
     with pytest.raises(LaunchForbidden):
-        decide(query, {"l": [{}, params], "p": params})
+        verdict_on(query, {"l": [{}, params], "p": params})
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_a_launch_that_is_code_is_refused_whatever_the_role(params: dict[str, An
 )
 def test_a_launch_that_is_code_is_found_however_it_is_written(query: str) -> None:
     with pytest.raises(LaunchForbidden):
-        decide(query, {})
+        verdict_on(query, {})
 
 
 @pytest.mark.parametrize(
@@ -223,4 +223,4 @@ def test_a_launch_that_is_code_is_found_however_it_is_written(query: str) -> Non
     ],
 )
 def test_what_a_refresh_says_is_let_through(params: dict[str, Any], role: Role) -> None:
-    assert decide(LAUNCH, {"p": params}).role is role
+    assert verdict_on(LAUNCH, {"p": params}).role is role

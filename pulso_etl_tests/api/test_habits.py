@@ -20,7 +20,7 @@ import pytest
 from pydantic import SecretStr
 from starlette.requests import Request
 
-from pulso_etl.api.access import refusal
+from pulso_etl.api.access import why_refused
 from pulso_etl.api.app import create_app
 from pulso_etl.api.habits import unchanged, until_stop
 from pulso_etl.api.openapi import document
@@ -112,7 +112,7 @@ def test_a_page_behind_the_documented_proxy_is_served_on_another_port() -> None:
     [passed] = re.findall(r"proxy_set_header Host (\S+);", text)
     names = {"$http_host": "etl.example.com:8443", "$host": "etl.example.com"}
     headers = httpx.Headers({"host": names[passed], "origin": "https://etl.example.com:8443"})
-    assert refusal("127.0.0.1", headers, tokens=True, origins=()) is None  # type: ignore[arg-type]
+    assert why_refused("127.0.0.1", headers, tokens=True, origins=()) is None  # type: ignore[arg-type]
 
 
 def test_a_stream_ends_while_it_waits_for_what_comes_next() -> None:

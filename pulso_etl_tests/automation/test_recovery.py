@@ -11,7 +11,7 @@ import pytest
 from dagster import DagsterEvent, DagsterEventType
 
 from pulso_etl.automation import recovery
-from pulso_etl.automation.recovery import Action, Recovered, decide, recover
+from pulso_etl.automation.recovery import Action, EndedAttempt, recover, recovery_action
 from pulso_etl.refreshing.launch import run_tags
 from pulso_etl.refreshing.presence import present
 from pulso_etl.settings import Settings
@@ -56,7 +56,7 @@ def live(writer: psycopg.Connection, schema: str, run_id: str = "run-1") -> int:
     return key
 
 
-def run(conn: psycopg.Connection, schema: str, instance: dg.DagsterInstance) -> list[Recovered]:
+def run(conn: psycopg.Connection, schema: str, instance: dg.DagsterInstance) -> list[EndedAttempt]:
     return list(recover(conn, schema, instance, TABLES, NOW))
 
 
@@ -74,7 +74,7 @@ def run(conn: psycopg.Connection, schema: str, instance: dg.DagsterInstance) -> 
 )
 def test_what_is_done(lock_held: bool, run_alive: bool | None, late: bool, action: Action) -> None:
     age = TIMEOUT + timedelta(seconds=1) if late else TIMEOUT
-    assert decide(lock_held=lock_held, run_alive=run_alive, age=age, timeout=TIMEOUT) is action
+    assert recovery_action(lock_held=lock_held, run_alive=run_alive, age=age, timeout=TIMEOUT) is action
 
 
 def test_a_dead_attempt_is_marked_once_and_enters_the_history(

@@ -17,7 +17,7 @@ import pytest
 from pydantic import SecretStr
 
 from pulso_etl.access.tokens import Role, make_token
-from pulso_etl.alerts.incidents import clean as alert_text
+from pulso_etl.alerts.incidents import short_detail as alert_text
 from pulso_etl.cli.main import main
 from pulso_etl.definitions import build_defs
 from pulso_etl.doctor import _check

@@ -26,7 +26,7 @@ from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.ledger import ledger
 from pulso_etl.sync.ledger.ledger import Day, Ledger, Loaded
 from pulso_etl.sync.ledger.locks import attempt_lock
-from pulso_etl.sync.ledger.migrations import State, migrate, state
+from pulso_etl.sync.ledger.migrations import LedgerState, migrate, state
 from pulso_etl.sync.owed import (
     Horizon,
     Loss,
@@ -428,7 +428,7 @@ class Watermarks:
             states[table] = TableState.of(found[0], attempts)
         return states
 
-    def _readable(self, conn: psycopg.Connection) -> State:
+    def _readable(self, conn: psycopg.Connection) -> LedgerState:
         """Which state the ledger is in. Raises LedgerMismatch where a writer must bring it up to date before it can be read."""
         found = state(conn, self.schema)
         if found.is_older:

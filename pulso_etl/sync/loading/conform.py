@@ -38,7 +38,7 @@ class Reason(StrEnum):
 
 
 @dataclass(frozen=True)
-class Fault:
+class ColumnFault:
     """Rows of a batch that can't be loaded because of one column: a mask (true, or not), the reason, and a text for people."""
 
     column: Column
@@ -47,7 +47,7 @@ class Fault:
     rows: pa.BooleanArray
 
 
-Reject = Callable[[pa.RecordBatch, pa.RecordBatch, list[Fault]], pa.RecordBatch]
+Reject = Callable[[pa.RecordBatch, pa.RecordBatch, list[ColumnFault]], pa.RecordBatch]
 """Takes a batch as the source gave it, the same conformed, and its faults; returns the conformed rows without fault."""
 
 
@@ -117,10 +117,10 @@ def conform(
 
 def check(
     column: Column, required: bool, array: pa.Array, kind: pa.DataType, encoding: Encoding = UTF8
-) -> tuple[pa.Array, list[Fault]]:
+) -> tuple[pa.Array, list[ColumnFault]]:
     """The values of a column as `kind`, and which rows of it can't be loaded and why. What no cast can take is null."""
     array = decoded(array)
-    missing = [Fault(column, Reason.NULL, "null", array.is_null())] if required and array.null_count else []
+    missing = [ColumnFault(column, Reason.NULL, "null", array.is_null())] if required and array.null_count else []
     if pa.types.is_null(array.type):
         return pa.nulls(len(array), kind), missing
     if not column.repeated:
@@ -134,7 +134,7 @@ def check(
     return relisted(array, values), missing + found
 
 
-def _check_values(column: Column, given: pa.Array, kind: pa.DataType, encoding: Encoding) -> tuple[pa.Array, list[Fault]]:
+def _check_values(column: Column, given: pa.Array, kind: pa.DataType, encoding: Encoding) -> tuple[pa.Array, list[ColumnFault]]:
     """Does to single values, of a plain type, what `check` does."""
     faults = _not_finite(column, given) if pa.types.is_floating(given.type) else []
     is_text = pa.types.is_string(given.type)
@@ -145,23 +145,23 @@ def _check_values(column: Column, given: pa.Array, kind: pa.DataType, encoding: 
         array = _cast(given, kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         array, bad = _cast_what_fits(given, kind)
-        faults.append(Fault(column, Reason.MISFIT, f"a value does not fit {column.sql_type} ({error})", bad))
+        faults.append(ColumnFault(column, Reason.MISFIT, f"a value does not fit {column.sql_type} ({error})", bad))
     if is_text:
         faults += _not_storable(column, array, encoding)
     # A decimal that travels as text is compared as the number that it was.
     return array, faults + _beyond_limits(column, given if pa.types.is_decimal(given.type) else array)
 
 
-def _found(column: Column, reason: Reason, text: str, bad: pa.BooleanArray) -> list[Fault]:
+def _found(column: Column, reason: Reason, text: str, bad: pa.BooleanArray) -> list[ColumnFault]:
     """The fault, if any row has it."""
-    return [Fault(column, reason, text, bad)] if pc.any(bad).as_py() else []
+    return [ColumnFault(column, reason, text, bad)] if pc.any(bad).as_py() else []
 
 
-def _not_finite(column: Column, values: pa.Array) -> list[Fault]:
+def _not_finite(column: Column, values: pa.Array) -> list[ColumnFault]:
     return _found(column, Reason.NOT_FINITE, "NaN or Infinity", pc.invert(pc.is_finite(values)))
 
 
-def _not_storable(column: Column, texts: pa.Array, encoding: Encoding) -> list[Fault]:
+def _not_storable(column: Column, texts: pa.Array, encoding: Encoding) -> list[ColumnFault]:
     """The faults of texts that PostgreSQL, or this database, can't hold."""
     faults = []
     if _zero_byte(texts):
@@ -170,11 +170,11 @@ def _not_storable(column: Column, texts: pa.Array, encoding: Encoding) -> list[F
     if (bad := encoding.beyond(texts)) is not None:
         kind = encoding.missing_kind(texts.filter(bad)[0].as_py())
         text = f"a character ({kind}) that the database's encoding {encoding.name} can't hold"
-        faults.append(Fault(column, Reason.ENCODING, text, bad))
+        faults.append(ColumnFault(column, Reason.ENCODING, text, bad))
     return faults
 
 
-def _beyond_limits(column: Column, values: pa.Array) -> list[Fault]:
+def _beyond_limits(column: Column, values: pa.Array) -> list[ColumnFault]:
     limits = ((column.minimum, pc.less), (column.maximum, pc.greater))
     return [
         fault
@@ -219,7 +219,7 @@ def _cast_what_fits(array: pa.Array, kind: pa.DataType) -> tuple[pa.Array, pa.Ar
     return pa.concat_arrays([part[0] for part in parts]), pa.concat_arrays([part[1] for part in parts])
 
 
-def _refusal(spec: TableSpec, window: DayRange, fault: Fault, days: pa.Array) -> RejectedRows:
+def _refusal(spec: TableSpec, window: DayRange, fault: ColumnFault, days: pa.Array) -> RejectedRows:
     day = days[pc.index(pc.fill_null(fault.rows, False), True).as_py()].as_py()
     where = f"partition {day}" if day is not None else f"partition unknown, in {window}"
     return RejectedRows(

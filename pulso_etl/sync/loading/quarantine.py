@@ -24,7 +24,7 @@ from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import QuarantineExceeded
 from pulso_etl.sync.ledger.migrations import migrate
 from pulso_etl.sync.loading.arrow_types import decoded
-from pulso_etl.sync.loading.conform import Fault, Reason
+from pulso_etl.sync.loading.conform import ColumnFault, Reason
 from pulso_etl.sync.loading.strategies import STRATEGIES
 from pulso_etl.sync.postgres.bookkeeping import exists
 from pulso_etl.sync.postgres.encoding import UTF8, Encoding, plain
@@ -87,7 +87,7 @@ class Quarantine:
         """
         return (*self.spec.snapshot_of, self.spec.partition_column) if self.spec.snapshot_of else self.spec.primary_key
 
-    def take(self, batch: pa.RecordBatch, conformed: pa.RecordBatch, faults: list[Fault]) -> pa.RecordBatch:
+    def take(self, batch: pa.RecordBatch, conformed: pa.RecordBatch, faults: list[ColumnFault]) -> pa.RecordBatch:
         """Sets the faulty rows of a batch aside and returns the others: a `conform.Reject`. Raises QuarantineExceeded."""
         good = identified = pa.repeat(True, batch.num_rows)
         unusable: dict[str, pa.Array] = {}

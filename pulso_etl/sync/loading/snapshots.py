@@ -28,7 +28,7 @@ Fill = Callable[[pa.RecordBatchReader, DayRange], Mapping[date, int]]
 """Stages the rows of a reader, which are of those days; returns the rows of each."""
 
 
-def settle(
+def settle_snapshots(
     conn: psycopg.Connection,
     statements: Statements,
     window: DayRange,

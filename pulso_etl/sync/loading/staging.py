@@ -13,7 +13,7 @@ from pulso_etl.sync.loading.copying import Copy
 from pulso_etl.sync.loading.quarantine import Quarantine
 from pulso_etl.sync.loading.request import Source
 from pulso_etl.sync.loading.result import Clock
-from pulso_etl.sync.loading.snapshots import settle
+from pulso_etl.sync.loading.snapshots import settle_snapshots
 from pulso_etl.sync.postgres.catalog import Table
 from pulso_etl.sync.postgres.encoding import Encoding
 from pulso_etl.sync.schema.statements import STAGE, Statements
@@ -73,7 +73,7 @@ def stage_rows(target: Target, table: Table, window: DayRange, source: Source, c
             rows = stage.fill(reader, window)
     if spec.snapshot_of:
         with clock("snapshots"):
-            earlier = settle(conn, statements, window, source.past, stage.fill, quarantine)
+            earlier = settle_snapshots(conn, statements, window, source.past, stage.fill, quarantine)
         # Rows of earlier days count with the first day.
         rows[window.start] = rows.get(window.start, 0) + earlier
     if fitted.text_columns:

@@ -183,7 +183,7 @@ def naming_refusals(conninfo: str) -> Iterator[None]:
     except psycopg.OperationalError as error:
         if error.sqlstate is not None or error.pgconn is None or isinstance(error, pg.ConnectionTimeout):
             raise
-        code = refusal(conninfo)
+        code = refusal_code(conninfo)
         try:
             named = pg.lookup(code) if code else None
         except KeyError:
@@ -193,7 +193,7 @@ def naming_refusals(conninfo: str) -> Iterator[None]:
         raise named(first_line(error)) from None
 
 
-def refusal(conninfo: str, seconds: float = ASK_SECONDS) -> str | None:
+def refusal_code(conninfo: str, seconds: float = ASK_SECONDS) -> str | None:
     """The code of the error with which the server refuses the connection. None if it gives no code in time, or accepts.
 
     If the server asks for a password and none is given, the password counts as wrong.

@@ -8,7 +8,7 @@ from psycopg import sql
 
 from pulso_etl.sync.postgres.catalog import Table, read_table
 from pulso_etl.sync.schema.migration import create_table, migrate
-from pulso_etl.sync.schema.told import refusal
+from pulso_etl.sync.schema.told import schema_refusal
 from pulso_etl.sync.target import Target
 
 
@@ -34,7 +34,7 @@ def ensure_table(target: Target) -> Table:
         found = conn.execute(sql.SQL("SELECT FROM {} LIMIT 1").format(target.identifier)).fetchone()
         table = replace(table, holds_rows=found is not None)
     if any(change.refusal for change in migrate(spec, schema, table)):
-        raise refusal(target, table)
+        raise schema_refusal(target, table)
     return table
 
 
@@ -45,7 +45,7 @@ def migrate_table(target: Target, table: Table) -> list[str]:
     """
     changes = migrate(target.spec, target.schema, table)
     if any(change.refusal for change in changes):
-        raise refusal(target, table)
+        raise schema_refusal(target, table)
     for change in changes:
         target.conn.execute(change.statement)
     return [change.statement.as_string() for change in changes]

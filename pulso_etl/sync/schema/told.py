@@ -49,7 +49,7 @@ class Rows:
     last: date | None = None
 
 
-def refusal(target: Target, table: Table) -> SchemaRefused:
+def schema_refusal(target: Target, table: Table) -> SchemaRefused:
     """The error for a table that only a person may change, with the statements that change it. Reads the table once or more."""
     conn, spec, schema = target.conn, target.spec, target.schema
     rows = look(target, table)

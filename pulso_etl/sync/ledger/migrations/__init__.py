@@ -71,7 +71,7 @@ def migrations() -> tuple[Migration, ...]:
 
 
 @dataclass(frozen=True)
-class State:
+class LedgerState:
     """Which files a schema has: the `pending` ones of this release it lacks, the `unknown` ones are of a newer release.
 
     `empty`: it has no table of the ledger.
@@ -112,15 +112,15 @@ class State:
         )
 
 
-def state(conn: psycopg.Connection, schema: str) -> State:
+def state(conn: psycopg.Connection, schema: str) -> LedgerState:
     """Which files the schema has. Reads only."""
     if not exists(conn, schema, APPLIED):
-        return State(schema, migrations(), empty=not exists(conn, schema, "etl_extractions"))
+        return LedgerState(schema, migrations(), empty=not exists(conn, schema, "etl_extractions"))
     query = sql.SQL("SELECT number, name FROM {} ORDER BY number").format(sql.Identifier(schema, APPLIED))
     applied: dict[int, str] = dict(conn.execute(query).fetchall())
     newest = migrations()[-1].number
     unknown = tuple(f"{number:03}_{name}" for number, name in applied.items() if number > newest)
-    return State(schema, tuple(one for one in migrations() if one.number not in applied), unknown)
+    return LedgerState(schema, tuple(one for one in migrations() if one.number not in applied), unknown)
 
 
 def missing(conn: psycopg.Connection, schema: str) -> list[str]:
@@ -191,7 +191,7 @@ def statements(schema: str, pending: Iterable[Migration]) -> list[sql.Composed]:
     return [sql.SQL("CREATE SCHEMA IF NOT EXISTS {};").format(where), sql.SQL(CREATE).format(schema=where), *files]
 
 
-def _refusal(conn: psycopg.Connection, found: State, error: psycopg.Error) -> str:
+def _refusal(conn: psycopg.Connection, found: LedgerState, error: psycopg.Error) -> str:
     """What a role is told that may not apply the files."""
     schema = sql.Identifier(found.schema)
     role = sql.Identifier(str(conn.execute("SELECT current_user").fetchone()[0]))  # type: ignore[index]
