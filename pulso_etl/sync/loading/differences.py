@@ -10,7 +10,7 @@ from functools import cached_property
 
 from psycopg import errors as pg
 
-from pulso_etl.sync.errors import DestinationUnavailable
+from pulso_etl.sync.errors import TableBusy
 from pulso_etl.sync.loading.duplicates import are_counted, refuse_duplicates
 from pulso_etl.sync.loading.request import PlanName
 from pulso_etl.sync.loading.result import Counts, LoadResult, every_day
@@ -80,7 +80,7 @@ def compare(load: Load, staged: Staged, read: Mapping[date, Counts]) -> Differen
 def write(differences: Differences) -> None:
     """Makes the table equal to the stage, by the statements of its strategy that have rows to write.
 
-    Raises DuplicateKeyError, and DestinationUnavailable where another program changed rows meanwhile.
+    Raises DuplicateKeyError, and TableBusy where another program changed rows meanwhile.
     """
     with differences.load.clock("write"):
         for statement in differences.strategy.writes:
@@ -100,6 +100,6 @@ def _run(differences: Differences, statement: Write) -> None:
         raise
     # The differences hold the addresses of rows, and nothing keeps other programs from those rows.
     if not load.request.writer.sole and statement.by_address and written != differences.rows_of(statement):
-        raise DestinationUnavailable(
+        raise TableBusy(
             f"{load}: another program changed rows of these days meanwhile; nothing was loaded, a later attempt may pass"
         )
