@@ -3,18 +3,29 @@
 Dagster's own starts a new Python for each run, and most of a small run's time goes into its imports. Here a fork server imports
 Dagster, the clients and the definitions once, and each run is a fork of it. All else stays Dagster's: how a run's process is
 watched, terminated and told of, its logs, and the reload of the code, which starts a new code server and a new fork server.
+
+Two things of Dagster's own do not survive an outage or a kill, and are mended here. The thread that looks for dead runs ends for
+good when Dagster's storage is away for a while, and it holds the lock of all runs while it waits for the storage. And to terminate
+a run whose process was killed blocks for ever, under the same lock: the code server then answers nobody.
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import faulthandler
 import os
+import signal
 import threading
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
 from typing import Any
 
 import dagster._grpc.server as dagster_server
+from dagster import DagsterInstance
 from dagster._cli.api import grpc_command
+from dagster._core.instance.ref import InstanceRef
 from dagster._grpc.server import DagsterApiServer
+from dagster._utils import get_run_crash_explanation
 
 from pulso_etl.instance.preload import MODULE_VARIABLE
 
@@ -29,8 +40,45 @@ def serve(host: str, port: int, module: str) -> None:
     for name, value in NO_THREADS.items():
         os.environ.setdefault(name, value)
     os.environ[MODULE_VARIABLE] = module
+    # `kill -USR1` writes to standard error what each thread is doing.
+    faulthandler.register(signal.SIGUSR1)
     dagster_server.DagsterApiServer = WarmApiServer  # type: ignore[misc]
     grpc_command.main(["--host", host, "--port", str(port), "--module-name", module, "--location-name", module])
+
+
+class Termination(Event):
+    """The event that terminates a run. To set it takes no lock and waits for nobody, dead or alive.
+
+    An event of multiprocessing waits until each waiter has woken, and a waiter that was killed never wakes. This one is a pipe that
+    nobody reads: once something stands in it, the event is set for every process that has an end of it.
+    """
+
+    def __init__(self, *, ctx: Any) -> None:
+        self._reader, self._writer = ctx.Pipe(duplex=False)
+
+    def set(self) -> None:
+        if not self.is_set():
+            self._writer.send_bytes(b"terminate")
+
+    def is_set(self) -> bool:
+        return bool(self._reader.poll())
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return bool(self._reader.poll(timeout))
+
+
+class Spawned(SpawnContext):
+    """How Dagster starts the process of a run: a new Python each."""
+
+    def Event(self) -> Event:
+        return Termination(ctx=self)
+
+
+class Forked(ForkServerContext):
+    """How a run's process starts warm: a fork of the fork server."""
+
+    def Event(self) -> Event:
+        return Termination(ctx=self)
 
 
 class WarmApiServer(DagsterApiServer):
@@ -38,11 +86,13 @@ class WarmApiServer(DagsterApiServer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # `StartRun` makes a run's process, queue and event by it.
+        self._mp_ctx = Spawned()
         threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
 
     def _warm_up(self) -> None:
         """Starts the fork server and forks once; from then on the runs are its forks."""
-        context = multiprocessing.get_context("forkserver")
+        context = Forked()
         context.set_forkserver_preload(["pulso_etl.instance.preload"])
         trial = context.Process(target=int, name="trial of the fork server")
         try:
@@ -52,8 +102,36 @@ class WarmApiServer(DagsterApiServer):
         except (OSError, EOFError) as error:
             fault = str(error) or type(error).__name__
         if fault is None:
-            # `StartRun` makes a run's process, queue and event by it.
             self._mp_ctx = context  # type: ignore[assignment]
             self._logger.info("runs start warm: the fork server is ready")
         else:
             self._logger.warning("the fork server does not work, so that each run starts a Python of its own: %s", fault)
+
+    def _check_for_orphaned_runs(self) -> None:
+        """Tells Dagster of each run whose process has ended without a word. Dagster's clean-up thread asks every second.
+
+        While Dagster's storage can't be reached the run stays known, and the next look tries again. No lock is held meanwhile.
+        """
+        with self._execution_lock:
+            ended = [(run_id, *known) for run_id, known in self._executions.items() if not known[0].is_alive()]
+        for run_id, process, instance_ref in ended:
+            try:
+                _tell_end(run_id, process, instance_ref)
+            except Exception as error:
+                self._logger.warning("run %s has ended; its end can't be told yet: %s", run_id, type(error).__name__)
+                continue
+            with self._execution_lock:
+                self._clear_run(run_id)
+        with self._execution_lock:
+            if self._shutdown_once_executions_finish_event.is_set() and not self._executions:
+                self._server_termination_event.set()
+
+
+def _tell_end(run_id: str, process: BaseProcess, instance_ref: InstanceRef) -> None:
+    """Marks the run as failed where it has not ended in Dagster's eyes. Raises what the storage raises."""
+    with DagsterInstance.from_ref(instance_ref) as instance:
+        run = instance.get_run_by_id(run_id)
+        if run is not None and not run.is_finished:
+            why = get_run_crash_explanation(f"Run execution process for {run_id}", process.exitcode or 0)
+            instance.report_engine_event(why, run, cls=WarmApiServer)
+            instance.report_run_failed(run)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
+import dagster as dg
 import pytest
+from dagster._core.test_utils import create_run_for_test
 
-from pulso_etl.instance.code_server import NO_THREADS
+from pulso_etl.instance.code_server import NO_THREADS, Forked, Spawned, WarmApiServer
 from pulso_etl_tests.conftest import wait_until
 
 pytestmark = pytest.mark.usefixtures("processes")
@@ -49,3 +56,69 @@ def test_without_a_fork_server_the_code_is_served_all_the_same_and_the_log_says_
     finally:
         server.terminate()
         server.wait(30)
+
+
+def wait_for(event: Event, waits: Event) -> None:
+    """A run's process, which waits to be terminated."""
+    waits.set()
+    event.wait()
+
+
+@pytest.mark.parametrize("context", [Spawned(), Forked()], ids=["a new Python", "a fork"])
+def test_a_run_whose_process_was_killed_is_terminated_without_waiting_for_it(context: Forked | Spawned) -> None:
+    event, waits = context.Event(), context.Event()
+    process = context.Process(target=wait_for, args=(event, waits))
+    process.start()
+    assert waits.wait(30)
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join(10)
+    setter = threading.Thread(target=event.set, daemon=True)
+    setter.start()
+    setter.join(10)
+    assert not setter.is_alive()
+    assert event.is_set()
+
+
+@pytest.mark.parametrize("context", [Spawned(), Forked()], ids=["a new Python", "a fork"])
+def test_a_run_that_goes_on_is_terminated(context: Forked | Spawned) -> None:
+    event, waits = context.Event(), context.Event()
+    process = context.Process(target=wait_for, args=(event, waits))
+    process.start()
+    assert waits.wait(30)
+    assert not event.wait(0.05)
+    event.set()
+    process.join(10)
+    assert process.exitcode == 0
+
+
+def test_the_end_of_a_run_is_told_once_the_storage_is_there_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    home, away = tmp_path / "home", tmp_path / "away"
+    home.mkdir()
+    (home / "dagster.yaml").write_text("telemetry:\n  enabled: false\n", encoding="utf-8")
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        run = create_run_for_test(instance, status=dg.DagsterRunStatus.STARTED)
+        ref = instance.get_ref()
+    process = multiprocessing.get_context("spawn").Process(target=sys.exit, args=(3,))
+    process.start()
+    process.join(30)
+
+    server = WarmApiServer.__new__(WarmApiServer)
+    server._execution_lock, server._logger = threading.Lock(), logging.getLogger("dagster.code_server")
+    server._executions, server._termination_events, server._termination_times = {run.run_id: (process, ref)}, {}, {}
+    server._termination_events[run.run_id] = Spawned().Event()
+    server._shutdown_once_executions_finish_event = server._server_termination_event = threading.Event()
+
+    home.rename(away)
+    home.write_text("no folder")
+    server._check_for_orphaned_runs()
+    assert list(server._executions) == [run.run_id]
+    assert "its end can't be told yet" in caplog.text
+
+    home.unlink()
+    away.rename(home)
+    server._check_for_orphaned_runs()
+    assert server._executions == {}
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        told = instance.get_run_by_id(run.run_id)
+    assert told is not None
+    assert told.status is dg.DagsterRunStatus.FAILURE
