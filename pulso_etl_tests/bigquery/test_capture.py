@@ -60,7 +60,7 @@ def test_the_interval_begins_a_margin_before_the_last_load_and_ends_ten_minutes_
         ({"watermark": mark(LOADED, DAYS[1])}, "the last load reached 2026-07-14, not 2026-07-15"),
         ({"window": DayRange(date(2026, 7, 12), DAYS[-1])}, "covers only 3 days"),
         ({"watermark": mark(LOADED, DAYS[-1], DAYS[1])}, "does not cover 2026-07-13"),
-        ({"watermark": replace(mark(LOADED, DAYS[-1]), last_extracted_at=LOADED + MARGIN)}, "speak of 2026-07-13..2026-07-15"),
+        ({"watermark": replace(mark(LOADED, DAYS[-1]), last_extracted_at=LOADED + MARGIN)}, "cover 2026-07-13..2026-07-15"),
         ({"watermark": mark(NOW - CAPTURE_LAG, DAYS[-1])}, "less than 0:10:00 ago"),
         ({"written_at": NOW - timedelta(minutes=9)}, "less than 0:10:00 ago"),
         ({"watermark": mark(NOW - timedelta(days=1, minutes=1), DAYS[-1])}, "more than 1 day, 0:00:00 old"),
