@@ -1,6 +1,6 @@
-"""Alerts: incidents gathered from failures, kept in PostgreSQL, and told once over e-mail, Slack or a JSON webhook.
+"""Alerts: gathers failures as incidents, keeps them in PostgreSQL, and sends them once by e-mail, Slack or a JSON webhook.
 
-`service.Alerts` is what sensors call; `incidents` decides, `messages` words, `channels` and `delivery` send, `store` keeps.
+Sensors call `service.Alerts`. `incidents` decides, `messages` finds the words, `channels` and `delivery` send, `store` keeps.
 
     alerts = Alerts(load_settings())
     alerts.flush(

@@ -1,4 +1,4 @@
-"""Where alerts go: `ALERT_URLS` read and checked. A channel is named by scheme and host alone: the rest of its URL is secret."""
+"""Reads and checks `ALERT_URLS`. A channel's name is only its scheme and host, because the rest of its URL is secret."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 HOOKS = frozenset({"hooks.slack.com", "hooks.slack-gov.com"})
 SCHEMES = ("mailto", "mailtos", "slack", "json", "jsons", "mmost", "mmosts", "https")
-"""E-mail; Slack, also by the address that Slack gives out (https); a JSON webhook; a receiver that is Slack-compatible."""
+"""E-mail; Slack, also with the https address that Slack gives; a JSON webhook; a Slack-compatible receiver."""
 
 _NEXT_URL = re.compile(r"[\s,]+(?=[A-Za-z][A-Za-z0-9+.-]*://)")
 _URL = re.compile(
@@ -27,7 +27,7 @@ class Channel:
     url: SecretStr
 
     def without_secrets(self, text: str) -> str:
-        """The text on one line, shortened, with every part of the URL but scheme and host blanked, and e-mail addresses too."""
+        """The text on one line, shortened. It blanks e-mail addresses, and every part of the URL except scheme and host."""
         url = self.url.get_secret_value()
         parts = _URL.fullmatch(url)
         keep = {parts["scheme"], parts["host"]} if parts else set()
@@ -38,9 +38,9 @@ class Channel:
 
 
 def parse_channels(urls: str) -> list[Channel]:
-    """The channels of `ALERT_URLS`, URLs with commas or white space between them.
+    """The channels of `ALERT_URLS`: URLs with commas or white space between them.
 
-    Raises ValueError, one line, which tells the position of the URL at fault and shows nothing of it but an unknown scheme.
+    Raises ValueError, one line with the position of the wrong URL. It shows no part of the URL except an unknown scheme.
     """
     given = _NEXT_URL.split(urls.strip(" \t\r\n,")) if urls.strip(" \t\r\n,") else []
     names: Counter[str] = Counter()
@@ -63,7 +63,7 @@ def parse_channels(urls: str) -> list[Channel]:
             raise ValueError(
                 f"{where} is an https address that is not Slack's; for a JSON webhook write jsons:// instead of https://"
             )
-        # What stands in the place of the host in Slack's own scheme is a token.
+        # In Slack's own scheme the place of the host holds a token.
         name = f"{kind}://{'hooks.slack.com' if kind == 'slack' else host}"
         names[name] += 1
         channels.append(Channel(name if names[name] == 1 else f"{name} ({names[name]})", SecretStr(url)))

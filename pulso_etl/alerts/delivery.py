@@ -1,4 +1,4 @@
-"""Sending: one message to many channels at once, through Apprise, which is imported only when there is something to send."""
+"""Sends one message to many channels at once, through Apprise. It imports Apprise only when there is something to send."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pulso_etl.alerts.messages import Message
 
 @dataclass(frozen=True)
 class Delivery:
-    """What became of a message on one channel. `text` says why where it failed, and holds no secret."""
+    """The result of a message on one channel. `text` says why it failed, and holds no secret."""
 
     channel: str
     ok: bool
@@ -20,25 +20,25 @@ class Delivery:
 
 
 def send(channels: Sequence[Channel], message: Message, *, timeout: float) -> list[Delivery]:
-    """Sends to all channels at once and says for each, in order, how it went. Takes `timeout` seconds at the most; never raises."""
+    """Sends to all channels at once, and returns the deliveries in order. Takes at most `timeout` seconds; never raises."""
     if not channels:
         return []
     try:
         return _send(channels, message, timeout)
     except Exception as error:
-        # Whatever a plug-in does, the caller goes on; the error's own text could quote a URL.
+        # The caller goes on whatever a plug-in does. The error's own text could quote a URL, so it is left out.
         return [Delivery(channel.name, False, type(error).__name__) for channel in channels]
 
 
 def _send(channels: Sequence[Channel], message: Message, timeout: float) -> list[Delivery]:
-    # Both log whole addresses, tokens included, in debug lines and where they can't read one; our lines come of the deliveries.
+    # Both log whole addresses with tokens, in debug lines and for malformed addresses. Our own lines follow from the deliveries.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.INFO)
     logger = logging.getLogger("apprise")
     logger.propagate = False
     logger.setLevel(logging.CRITICAL)
     import apprise
 
-    # No image of a third party's server in the message.
+    # The message contains no image from another server.
     asset = apprise.AppriseAsset(app_id="Pulso ETL", app_desc="Pulso ETL", app_url="", image_url_mask="", service_timeout=timeout)
     sender = apprise.Apprise(asset=asset)
     tags = {f"channel{position}": channel for position, channel in enumerate(channels)}

@@ -1,8 +1,8 @@
-"""Which alerts to send: pure functions from incidents, what happened since and the time to messages and new incidents.
+"""Decides which alerts to send. Pure functions turn incidents, new events and the time into messages and new incidents.
 
-An incident gathers the tables that one cause has hit. It is told once, reminded of at most every so often, and told once more when
-every table is well again. An outage of BigQuery or PostgreSQL is over once that is back, whenever its tables are loaded again.
-The next outage is an incident of its own.
+An incident gathers the tables that one cause has hit. One message opens it, reminders repeat it at a limited rate, and a last
+message ends it when every table is well again. An outage of BigQuery or PostgreSQL is over once that system is back, even if its
+tables are loaded later. The next outage is another incident.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.redaction import scrub
 
 DETAIL_LENGTH = 400
-"""Characters of an error that an alert keeps."""
+"""How many characters of an error an alert keeps."""
 
 
 class State(StrEnum):
-    """What an alert tells of that is no failed run: the state of a table, or of the budget."""
+    """Reasons for an alert other than failed runs: the state of a table, or of the budget."""
 
     STALE = "stale"
     CHECK = "check"
@@ -38,13 +38,13 @@ Topic = Cause | State
 
 
 OUTAGES: frozenset[Topic] = frozenset({Cause.SOURCE_UNAVAILABLE, Cause.DESTINATION_UNAVAILABLE})
-"""One outside system is down: every table that it hits, until it is back, belongs to the same incident."""
+"""One outside system is down. Every table that it hits until it is back belongs to the same incident."""
 DEPENDENCIES: Mapping[Topic, str] = {Cause.SOURCE_UNAVAILABLE: "BigQuery", Cause.DESTINATION_UNAVAILABLE: "base de datos"}
-"""The outside system itself, as the name of a subject of its outage."""
+"""The name of the outside system as a subject of its outage."""
 UNCLEAR: frozenset[Topic] = frozenset({Cause.TIMEOUT, Cause.CANCELLED, Cause.ABANDONED, Cause.INTERNAL, Cause.UNKNOWN})
-"""Failures that name no cause of their own; of a table that an outage holds, they are that outage's."""
+"""Failures without a clear cause. If an outage holds the table, they belong to that outage."""
 FAILURES: frozenset[Topic] = frozenset(Cause)
-"""A run failed; a successful run of the table ends them."""
+"""Causes of failed runs. A successful run of the table ends them."""
 
 PROVES_WELL: Mapping[Topic, frozenset[Topic]] = {
     **dict.fromkeys(
@@ -59,21 +59,21 @@ PROVES_WELL: Mapping[Topic, frozenset[Topic]] = {
     ),
     **dict.fromkeys((Cause.SCHEMA, Cause.LOCKED, Cause.NEWER_READING), frozenset({Cause.DESTINATION_UNAVAILABLE})),
 }
-"""Failures that can only happen once the named outages are over for their table."""
+"""Failures that can happen only after the named outages are over for their table."""
 NOTICED = timedelta(minutes=2)
-"""An outage is noticed so long after it began, at most, and what it ended so long after it was over."""
+"""The longest time from the start of an outage until it is noticed, and from its end until the runs that it ended are noticed."""
 EVERY_TABLE = ""
-"""The table of a subject that stands for all of them: the database itself."""
+"""The table of a subject that stands for all tables: the database itself."""
 FOLLOWS_FROM: Mapping[Topic, frozenset[Topic]] = {State.STALE: FAILURES, State.RECOVERY_LIMIT: OUTAGES}
-"""Causes that are held back while one of those which bring them about is open for all their tables: it has been told already."""
+"""Causes that are held back while a cause that brings them about is open for all their tables, because that one was sent."""
 
 
 @dataclass(frozen=True)
 class Failed:
     """Something went wrong with a table at the instant `at` (with zone).
 
-    `table` is empty where no single table is meant (a budget). `name` tells several subjects of one table apart (a check's name).
-    `window` is the partitions, `detail` the error's text; passwords in it are blanked. `began` is since when the run went on.
+    `table` is empty if no single table is meant (a budget). `name` distinguishes several subjects of one table (a check's name).
+    `window` is the partitions, `detail` the error's text with passwords blanked. `began` is the start of the run.
     """
 
     cause: Topic
@@ -91,9 +91,9 @@ class Failed:
 
 @dataclass(frozen=True)
 class Recovered:
-    """What `causes` say of the table (and `name`) is over since the instant `at` (with zone).
+    """These causes are over for the table (and `name`) since the instant `at` (with zone).
 
-    `began` is since when the run went on that shows it: whatever outside system it needed was back by `at`.
+    `began` is the start of the run that shows it: every outside system that the run needed was back by `at`.
     """
 
     causes: Collection[Topic]
@@ -110,15 +110,15 @@ Event = Failed | Recovered
 
 
 def succeeded(table: str, at: datetime, began: datetime | None = None) -> Recovered:
-    """A run of the table, which went on since `began`, ended well at `at`: its failures and outages are over."""
+    """A run of the table that started at `began` succeeded at `at`. So the table's failures and outages are over."""
     return Recovered(FAILURES | {State.RECOVERY_LIMIT}, table, at, began=began or at)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A table (or a check of it) in an incident: when it failed first and last, and since when it is well (None: it is not).
+    """A table (or one of its checks) in an incident: its first and last failure, and since when it is well (None: not well).
 
-    Of an outage, the outside system itself may be one, for `EVERY_TABLE`; its count is how often it was found away.
+    In an outage, the outside system itself may be a subject, with the table `EVERY_TABLE`. Its count: how often it was found away.
     """
 
     table: str
@@ -136,8 +136,8 @@ class Subject:
 class Incident:
     """One cause and the subjects that it hit.
 
-    `id` is None until it is stored. `notified_at` is when it was last told, `held_until` before when it is not to be,
-    `closed_at` when its last subject became well.
+    `id` is None until it is stored. `notified_at` is the time of its last message. Before `held_until` it sends none. `closed_at`
+    is when its last subject became well.
     """
 
     cause: Topic
@@ -165,7 +165,7 @@ class Incident:
 
     @property
     def recovered_at(self) -> datetime | None:
-        """When the last subject became well; None while one is not."""
+        """When the last subject became well, or None while one is not."""
         instants = [subject.recovered_at for subject in self.subjects if subject.recovered_at is not None]
         return max(instants) if len(instants) == len(self.subjects) else None
 
@@ -183,25 +183,25 @@ class Incident:
 
     @property
     def over_at(self) -> datetime | None:
-        """When what was wrong was over: an outage as soon as the outside system was back, whenever its tables were loaded again."""
+        """When the problem was over. An outage is over when the outside system is back, even if its tables are loaded later."""
         whole = self.whole
         return whole.recovered_at if whole is not None and whole.recovered_at is not None else self.recovered_at
 
     @property
     def whole(self) -> Subject | None:
-        """The outside system itself, where it was found away, or back."""
+        """The outside system itself, if it was found away, or back."""
         return next((s for s in self.subjects if s.table == EVERY_TABLE and self.cause in OUTAGES), None)
 
     @property
     def alone(self) -> str | None:
-        """The one table that failed while others saw that the outside system was there: what comes next is its own failure."""
+        """The only table that failed, while others proved that the outside system was back. Its next failure is its own."""
         if self.whole is None or self.whole.count or self.over_at is None:
             return None
         failing = tuple(subject.table for subject in self.failing)
         return failing[0] if len(failing) == 1 and failing == self.tables else None
 
     def ended(self, event: Failed) -> bool:
-        """Whether the outage ended what failed: that had begun before its end, and tells of it or of no cause that is known."""
+        """Whether the outage ended the failed run: it began before the outage's end, and names the outage or no clear cause."""
         if self.cause not in OUTAGES or event.at < self.first_seen - NOTICED:
             return False
         began, over = event.began or event.at, self.over_at
@@ -211,7 +211,7 @@ class Incident:
         return event.cause in UNCLEAR and seen_away and (over is None or began <= over + NOTICED)
 
     def shown_over(self, event: Recovered) -> bool:
-        """Whether a run that began after all that failed shows that the outside system is back."""
+        """Whether the event shows that the outside system is back: its run began after the last failure."""
         known = self.cause in OUTAGES and self.cause in event.causes
         return known and self.over_at is None and event.began is not None and event.began >= self.last_seen
 
@@ -221,14 +221,14 @@ class Incident:
 
 @dataclass(frozen=True)
 class Policy:
-    """How long events gather before an incident or its end is told, and how often an open one is told again."""
+    """How long events gather before the message of an incident or of its end, and how often a reminder follows."""
 
     gather: timedelta = timedelta(seconds=60)
     remind_every: timedelta = timedelta(hours=6)
 
 
 class Stage(StrEnum):
-    """Which message of an incident's life."""
+    """Which message of an incident it is."""
 
     OPENED = "opened"
     REMINDER = "reminder"
@@ -237,7 +237,7 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True)
 class Notice:
-    """A message to send: about which incident, at which stage; `held` are open incidents that follow from it and stay untold.
+    """A message to send, with its incident and stage. `held` are open incidents that follow from it and get no own message.
 
     `position` is the incident's place in the list that came with the notice.
     """
@@ -251,14 +251,14 @@ class Notice:
 def review(
     incidents: Sequence[Incident], events: Iterable[Event], now: datetime, policy: Policy
 ) -> tuple[list[Incident], list[Notice]]:
-    """The incidents after `events` at the instant `now`, in the same order with new ones at the end, and what to send."""
+    """The incidents after `events` at the instant `now`, in the same order with new ones at the end, and the notices to send."""
     return announce(absorb(incidents, events), now, policy)
 
 
 def absorb(incidents: Sequence[Incident], events: Iterable[Event]) -> list[Incident]:
     """The incidents after `events`, in order of time. Giving an event twice changes nothing.
 
-    Closed incidents may be among `incidents`: a failure from before a recovery that they know of is not news.
+    `incidents` may contain closed ones. They show that a failure from before their recovery is not new.
     """
     book = list(incidents)
     for event in sorted(events, key=lambda event: event.at):
@@ -270,7 +270,7 @@ def absorb(incidents: Sequence[Incident], events: Iterable[Event]) -> list[Incid
 
 
 def announce(incidents: Sequence[Incident], now: datetime, policy: Policy) -> tuple[list[Incident], list[Notice]]:
-    """The messages that are due at the instant `now`, and the incidents once those are sent."""
+    """The incidents after sending, and the messages that are due at the instant `now`."""
     book, notices = list(incidents), []
     for position, incident in enumerate(book):
         if not incident.open:
@@ -281,7 +281,7 @@ def announce(incidents: Sequence[Incident], now: datetime, policy: Policy) -> tu
                 if incident.notified_at is not None:
                     notices.append(Notice(position, book[position], Stage.RECOVERED))
         elif _held(incident, book, now - policy.gather):
-            # Not before the next gathering either: what ends the outage most often ends this too, a little later.
+            # It waits for the next gathering too. The end of the outage usually ends this problem a little later.
             book[position] = replace(incident, held_until=now + policy.gather)
         elif now >= _due(incident, policy):
             stage = Stage.OPENED if incident.notified_at is None else Stage.REMINDER
@@ -298,7 +298,7 @@ def _due(incident: Incident, policy: Policy) -> datetime:
 
 
 def _held(incident: Incident, book: Sequence[Incident], well_before: datetime) -> bool:
-    """Whether what brings it about is open for all its tables, or was until after `well_before`."""
+    """Whether a cause that brings it about is open for all its tables, or was open until after `well_before`."""
     covered = {
         subject.table
         for other in book
@@ -319,7 +319,7 @@ def _recover(book: list[Incident], event: Recovered) -> None:
         if incident.cause not in event.causes:
             continue
         back = incident.shown_over(event)
-        # An outage that is over may have tables that are not well yet.
+        # An outage that is over may still have tables that are not well.
         subject = incident.subject(event.table, event.name)
         if subject and subject.recovered_at is None and event.at >= subject.last:
             _put(book, position, replace(subject, recovered_at=event.at))
@@ -336,7 +336,7 @@ def _fail(book: list[Incident], event: Failed) -> None:
     _recover(book, Recovered(PROVES_WELL.get(event.cause, ()), event.table, event.at, began=event.began or event.at))
     for place, incident in enumerate(book):
         if incident.over_at is not None and incident.ended(event):
-            # It is told with the outage's end, or that has been told.
+            # The message of the outage's end includes it, or has been sent.
             if incident.open and incident.whole:
                 _put(book, place, _subject(event, incident.subject(event.table, event.name)))
             return
@@ -351,9 +351,9 @@ def _fail(book: list[Incident], event: Failed) -> None:
 
 
 def _home(book: Sequence[Incident], event: Failed) -> int | None:
-    """The open incident that takes a failure: the one that has its subject, its table's outage, or one still untold.
+    """The open incident that takes a failure: the incident of its subject, its table's outage, or one without a message yet.
 
-    An outage that is over takes nothing more, unless the outside system itself is away again before its end was told.
+    An outage that is over takes no more failures, unless the outside system is away again before the message of its end.
     """
     open_ = [(position, incident) for position, incident in enumerate(book) if incident.open]
     going = [(position, incident) for position, incident in open_ if incident.cause not in OUTAGES or incident.over_at is None]
@@ -387,14 +387,14 @@ def _subject(event: Failed, before: Subject | None = None) -> Subject:
 
 
 def _put(book: list[Incident], position: int, subject: Subject) -> None:
-    """Adds the subject to the incident, or puts it in the place of the one it follows."""
+    """Adds the subject to the incident, or replaces its earlier state."""
     incident = book[position]
     subjects = {(s.table, s.name): s for s in incident.subjects} | {(subject.table, subject.name): subject}
     book[position] = replace(incident, subjects=tuple(subjects.values()))
 
 
 def short_detail(text: str) -> str:
-    """An error's text on one line, shortened, with passwords and the parameters of URLs blanked."""
+    """An error's text on one line, shortened, without passwords and parameters of URLs."""
     text = " ".join(scrub(text.replace("\0", "")).split())
     text = re.sub(r"(\w://)[^\s/@]+@", r"\1***@", text)
     text = re.sub(r"(\w://[^\s?]+\?)[^\s'\")]+", r"\1***", text)

@@ -1,7 +1,7 @@
-"""What is known of an outage of PostgreSQL while it lasts: incidents stand in the very database that is away.
+"""Keeps what is known of an outage of PostgreSQL while it lasts, because the incidents are in the database that is away.
 
-It is a small file in Dagster's home, since the process that looks for alerts is a new one every so often, and Dagster's own storage
-may be on the server that is away. Where there is no such folder to write to, it is this process's memory.
+It is a small file in Dagster's home. The process that looks for alerts is replaced now and then, and Dagster's own storage may be
+on the server that is away. If that folder does not exist or cannot be written, the process's memory keeps it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outage:
-    """`stored` is the open incident of the database as it stood there last, `away` the one of the outage that goes on."""
+    """`stored` is the open incident of the database as last stored there. `away` is the incident of the current outage."""
 
     stored: Incident | None = None
     away: Incident | None = None
@@ -33,7 +33,7 @@ _OUTAGE = TypeAdapter(Outage)
 
 
 class OutageMemory:
-    """The file of one deployment, or of one tenant of it."""
+    """The file of one deployment, or of one of its tenants."""
 
     def __init__(self, settings: Settings) -> None:
         name = ".".join(filter(None, ("outage", settings.owner.tenant, settings.database_schema, "json")))
@@ -41,7 +41,7 @@ class OutageMemory:
         self._known = Outage()
 
     def read(self) -> Outage:
-        """What is known; nothing where the file is missing or can't be read."""
+        """What is known. Nothing if the file is missing or cannot be read."""
         if self._file is not None:
             try:
                 self._known = _OUTAGE.validate_json(self._file.read_bytes())
@@ -53,7 +53,7 @@ class OutageMemory:
         return self._known
 
     def write(self, known: Outage) -> None:
-        """Keeps it, the whole or nothing; where it can't be written, for as long as this process lives."""
+        """Writes it whole or not at all. If it cannot be written, this process keeps it in memory."""
         if known == self.read():
             return
         self._known = known
@@ -65,11 +65,11 @@ class OutageMemory:
             written.write_bytes(_OUTAGE.dump_json(known))
             written.replace(self._file)
         except OSError as error:
-            log.warning("alerts: %s can't be written, an outage may be told twice: %s", self._file, error.strerror)
+            log.warning("alerts: %s can't be written, an outage may be sent twice: %s", self._file, error.strerror)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Meanwhile no other process that shares the file tells of the outage."""
+        """Keeps other processes that share the file from sending the outage meanwhile."""
         with ExitStack() as stack:
             if self._file is not None:
                 with suppress(OSError):

@@ -1,4 +1,4 @@
-"""What sensors call: events are recorded, and a flush tells what is due.
+"""The alerts as sensors call them: they record events, and a flush sends the messages that are due.
 
 Nothing here raises because a channel or the database is away.
 """
@@ -29,23 +29,23 @@ from pulso_etl.sync.postgres.sessions import Session
 log = logging.getLogger(__name__)
 
 GIVE_UP_AFTER = timedelta(hours=24)
-"""A message that a channel has not taken by then is dropped for it, with an error in the log."""
+"""If a channel has not taken a message by then, the message is dropped for that channel, with an error in the log."""
 RETRY_CAP = timedelta(minutes=30)
 FLUSH_SECONDS = 30
-"""A flush starts no further message after so long; the next flush goes on."""
+"""A flush starts no further message after this time. The next flush continues."""
 CUT_SECONDS = 120.0
-"""A server that stops answering in the middle of a flush is given up after so long, which no flush takes."""
+"""A flush gives up a server that stops answering after this time. No flush takes that long."""
 BACKLOG = 1000
 """Events kept in memory while PostgreSQL is away."""
 KEPT_OUT = (psycopg.Error, DestinationError)
-"""PostgreSQL is away, or reached by a pooler that shares sessions: whatever it is, people are told."""
+"""PostgreSQL is away, or a pooler shares its sessions. In both cases people must know."""
 DATABASE_AWAY = Cause.DESTINATION_UNAVAILABLE
 DATABASE = DEPENDENCIES[DATABASE_AWAY]
 
 
 @dataclass(frozen=True)
 class Flushed:
-    """What a flush did: messages that became due, and each try to deliver one. `stored` is False while PostgreSQL is away."""
+    """The result of a flush: how many messages became due, and each delivery. `stored` is False while PostgreSQL is away."""
 
     due: int
     deliveries: tuple[Delivery, ...]
@@ -53,10 +53,10 @@ class Flushed:
 
 
 class Alerts:
-    """Alerts of one deployment. Keep one per process: while PostgreSQL is away, events stand in memory, and the outage in a file.
+    """Alerts of one deployment. Keep one per process. While PostgreSQL is away, memory holds the events, and a file the outage.
 
-    Events go in by `record` or with `flush`, in any number of processes. Giving one twice is harmless. A success that is given
-    before an older failure of its table does not end it: give both from one sensor where you can, with the times they happened at.
+    Any number of processes may give events, by `record` or with `flush`. Giving an event twice is harmless. If a success is given
+    before an older failure of its table, it does not end that failure. So give both from one sensor if you can, with their times.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -74,7 +74,7 @@ class Alerts:
         self._memory = OutageMemory(settings)
 
     def record(self, events: Iterable[Event]) -> bool:
-        """Takes events in; the next flush tells of them. False while PostgreSQL is away: they are kept in memory until then."""
+        """Records events; the next flush sends them. False while PostgreSQL is away: memory keeps them until it is back."""
         given = self._take(events)
         if not given:
             return True
@@ -88,10 +88,10 @@ class Alerts:
         return True
 
     def flush(self, now: datetime, events: Iterable[Event] = ()) -> Flushed:
-        """Takes events in, decides what is to be told at the instant `now` (with zone), and sends it and what is still to be sent.
+        """Records events, decides which messages are due at the instant `now` (with zone), and sends them and the pending ones.
 
-        Any number of processes may flush at once: each message is sent by one of them. A process that dies between sending and
-        noting so sends that one message again. While PostgreSQL is away, that alone is told: see `away`.
+        Any number of processes may flush at once: one of them sends each message. If a process dies after sending a message and
+        before recording that, the message is sent again. While PostgreSQL is away, only that is sent: see `away`.
         """
         given = self._take(events)
         try:
@@ -103,9 +103,9 @@ class Alerts:
             return self.away(now, error)
 
     def away(self, now: datetime, error: Exception) -> Flushed:
-        """Tells that PostgreSQL is away at the instant `now`, as often as any other problem, whichever process looks.
+        """Sends the message that PostgreSQL is away at the instant `now`, as often as for other problems, from any process.
 
-        The next flush that finds it back tells of the end.
+        The next flush that finds it back sends the message of the end.
         """
         with self._memory.alone():
             known = self._memory.read()
@@ -123,13 +123,13 @@ class Alerts:
 
     @property
     def remembers_outage(self) -> bool:
-        """Whether PostgreSQL was found away, and no flush has found it back since."""
+        """Whether a look found PostgreSQL away, and no flush has found it back since."""
         return self._memory.read().away is not None
 
     @contextmanager
     def _connect(self) -> Iterator[psycopg.Connection]:
         url = self._database_url.get_secret_value()
-        # The keep-alives find a server that vanished without a word, in seconds.
+        # The keep-alives notice within seconds a server that vanished without a word.
         watched = {"tcp_user_timeout": 30_000, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
         session = Session(url, "alerts", connect_seconds=CONNECT_SECONDS)
         with session.hold(**watched) as conn, cut_after(CUT_SECONDS, conn):
@@ -137,7 +137,7 @@ class Alerts:
 
     @contextmanager
     def _exclusive(self, conn: psycopg.Connection) -> Iterator[None]:
-        """A transaction that is alone in changing incidents."""
+        """A transaction in which no other process changes incidents."""
         with conn.transaction():
             conn.execute("SET LOCAL lock_timeout = '15s'")
             self._store.create(conn)
@@ -155,18 +155,18 @@ class Alerts:
                 message = render(notice, self._dagster_ui_url, self._tenant)
                 names = [channel.name for channel in self._channels]
                 self._store.post(conn, book[notice.position], notice.stage, message, names, now)
-        # After the commit: adopted twice, an outage is still one.
+        # This follows the commit. If an outage is adopted twice, it is still one incident.
         open_ = [one for one in book if one.open and one.cause is DATABASE_AWAY]
         self._memory.write(Outage(next((one for one in open_ if one.over_at is None), next(iter(open_), None))))
         return len(notices)
 
     def _deliver(self, conn: psycopg.Connection, now: datetime) -> Iterator[Delivery]:
-        """Sends message by message, each in a transaction of its own; a channel that fails rests until the next flush."""
+        """Sends one message after the other, each in its own transaction. A channel that fails is left out until the next flush."""
         began, last = time.monotonic(), 0
         resting: set[str] = set()
         while time.monotonic() - began < FLUSH_SECONDS:
             with conn.transaction():
-                # The transaction is idle while channels answer; its being cut off then would send the message again.
+                # The transaction is idle while channels answer. If the server ended it then, the message would be sent again.
                 conn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
                 message = self._store.claim(conn, now, last)
                 if message is None:
@@ -203,7 +203,7 @@ class Alerts:
 
 
 def _adopted(incidents: Sequence[Incident], away: Incident, now: datetime) -> list[Incident]:
-    """The incidents with the outage that was told while they could not be read, and which is over now."""
+    """The incidents, with the outage added that was sent while PostgreSQL was away. The outage is over now."""
     told, subject = away.notified_at, away.subject("", DATABASE)
     assert subject is not None
     gone = Failed(DATABASE_AWAY, "", subject.first, DATABASE, detail=subject.detail)
@@ -217,11 +217,11 @@ def _adopted(incidents: Sequence[Incident], away: Incident, now: datetime) -> li
 
 
 def _retry_wait(attempts: int) -> timedelta:
-    """Nothing at first, so that the next flush tries again; then ever longer."""
+    """The first wait is zero, so the next flush tries again. Later waits grow."""
     return min(RETRY_CAP, timedelta(seconds=30 * (2 ** min(attempts - 1, 10) - 1)))
 
 
 def try_channels(settings: Settings, now: datetime) -> list[Delivery]:
-    """Sends a trial message to every channel and says of each how it went; empty where ALERT_URLS is not set."""
+    """Sends a trial message to every channel, and returns each delivery. Empty if ALERT_URLS is not set."""
     channels = parse_channels(settings.alert_urls.get_secret_value())
     return send(channels, trial_message(now, settings.owner.tenant), timeout=settings.alert_timeout_seconds)

@@ -1,4 +1,4 @@
-"""Incidents (`etl_alerts`) and the messages about them (`etl_alert_messages`), in PostgreSQL."""
+"""Keeps incidents (`etl_alerts`) and the messages about them (`etl_alert_messages`) in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pulso_etl.sync.ledger.migrations import migrate
 from pulso_etl.sync.postgres.strangers import refuse_strangers
 
 REMEMBERED = timedelta(days=1)
-"""How long a closed incident is read, so that failures from before its end are known to be old."""
+"""How long a closed incident is still read, to recognise failures from before its end as old."""
 
 _SUBJECTS = TypeAdapter(tuple[Subject, ...])
 
 
 @dataclass(frozen=True)
 class PendingMessage:
-    """A message that some channels, by name, have not had yet; `attempts` is how often they were tried."""
+    """A message that some channels, by name, have not received yet. `attempts` is how often they were tried."""
 
     id: int
     message: Message
@@ -35,7 +35,7 @@ class PendingMessage:
 
 
 class AlertStore:
-    """Reads and writes the two tables over the caller's connection; the caller owns the transaction."""
+    """Reads and writes the two tables over the caller's connection. The caller owns the transaction."""
 
     def __init__(self, schema: str) -> None:
         self.schema = schema
@@ -56,7 +56,7 @@ class AlertStore:
         migrate(conn, self.schema)
 
     def load(self, conn: psycopg.Connection, now: datetime) -> list[Incident]:
-        """Open incidents and those closed not long before `now`, oldest first."""
+        """Open incidents, and incidents closed not long before `now`, oldest first."""
         rows = conn.cursor(row_factory=dict_row).execute(
             sql.SQL(
                 "SELECT cause, subjects::text, id, notified_at, held_until, closed_at FROM {} "
@@ -69,7 +69,7 @@ class AlertStore:
         ]
 
     def save(self, conn: psycopg.Connection, before: Iterable[Incident], after: Sequence[Incident]) -> list[Incident]:
-        """Writes the incidents that are new or not among `before`; returns them all, in order, each with its id."""
+        """Writes the incidents that are new or changed since `before`. Returns all, in order, each with its id."""
         known = set(before)
         return [incident if incident in known else self._put(conn, incident) for incident in after]
 
@@ -111,7 +111,7 @@ class AlertStore:
     def post(
         self, conn: psycopg.Connection, incident: Incident, stage: Stage, message: Message, channels: Sequence[str], now: datetime
     ) -> None:
-        """Puts a message up for delivery. It takes the place of what its incident's channels have not had yet."""
+        """Queues a message for delivery. It replaces the incident's messages that channels have not received yet."""
         conn.execute(
             sql.SQL("UPDATE {} SET pending = '{{}}' WHERE alert_id = %s AND pending <> '{{}}'").format(self.messages),
             (incident.id,),
@@ -133,7 +133,7 @@ class AlertStore:
         )
 
     def claim(self, conn: psycopg.Connection, now: datetime, after: int) -> PendingMessage | None:
-        """The next message past id `after` that is to be tried at `now`, locked until the transaction ends."""
+        """The next message after id `after` that is due at `now`, locked until the transaction ends."""
         row = (
             conn.cursor(row_factory=dict_row)
             .execute(
@@ -153,7 +153,7 @@ class AlertStore:
     def delivered(
         self, conn: psycopg.Connection, message: PendingMessage, pending: Sequence[str], attempts: int, retry_at: datetime
     ) -> None:
-        """Notes which channels are still to have the message, and from when on they are tried again."""
+        """Records which channels must still receive the message, and when to try again."""
         conn.execute(
             sql.SQL("UPDATE {} SET pending = %s, attempts = %s, retry_at = %s WHERE id = %s").format(self.messages),
             (list(pending), attempts, retry_at, message.id),
