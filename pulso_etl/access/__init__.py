@@ -1,1 +1,1 @@
-"""Who may do what: tokens, roles, and what a launch may say."""
+"""Who may do what: tokens, roles, and the content of a launch."""

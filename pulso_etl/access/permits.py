@@ -1,7 +1,7 @@
-"""What a launch may say, and who may say it: decided here for the gateway, for Dagster's UI and for the run queue alike.
+"""Decides what a launch may contain and which role it needs, for the gateway, Dagster's UI and the run queue alike.
 
-A tag of a run is more than a label. Launchers read pods and queues from some, Dagster time-outs and places in the queue from
-others, and loads take from ours what they may leave out. So a launch may give those that are named here, and no other.
+A tag of a run is more than a label. Launchers read pods and queues from some tags. Dagster reads time-outs and places in the queue
+from others. Loads read from our own tags what they may leave out. So a launch may give the tags that are named here, and no others.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pulso_etl.sync.errors import LaunchForbidden
 from pulso_etl.sync.tags import ALLOW_SHRINK_TAG, CAPTURE_TAG, FORCE_TAG, PIPELINE_TAG
 
 UI_TAGS = {"dagster/from_ui", PARTITION_SET_TAG}
-"""What Dagster's UI adds to every launch. They say nothing to a load."""
+"""Dagster's UI adds these tags to every launch. They have no effect on a load."""
 TAGS = {
     Role.REFRESH: {
         ASSET_PARTITION_RANGE_START_TAG,
@@ -37,29 +37,29 @@ TAGS = {
     },
     Role.ADMIN: {ALLOW_SHRINK_TAG},
 }
-"""The tags that a launch may give, by the role that is needed."""
+"""The tags that a launch may give, by the role that they need."""
 SENSOR_TAGS = {CAPTURE_TAG}
-"""Tags that the refresh sensor alone gives: it knows when they are right."""
+"""Tags that only the refresh sensor gives, because it knows when they are right."""
 WHOLE_GRAPH = "__ASSET_JOB"
 """Dagster's own job, which holds every asset."""
 REFRESH_JOB = re.compile(r"(?:[a-z0-9_]+__)?refresh_[a-z0-9_]+")
 RECONCILIATION = re.compile(r"(?:[a-z0-9_]+__)?reconcile_all")
 PARTITION_SET_SUFFIX = "_partition_set"
-"""How Dagster names a job's partitions."""
+"""The suffix of Dagster's name for a job's partitions."""
 LAUNCHERS = re.compile(r"(dagster-[a-z0-9]+|ecs|docker)/")
-"""How tags begin from which launchers read what a run's process is."""
+"""The beginning of tags from which launchers read how to start a run's process."""
 
 
 @dataclass(frozen=True)
 class Undefined:
-    """Stands for the value of a variable that was not given."""
+    """The value of a variable that was not given."""
 
 
 UNDEFINED = Undefined()
 
 
 def items(value: Any) -> Sequence[Any] | None:
-    """The list that GraphQL makes of an argument: a value alone becomes a list of one. None where there is none."""
+    """The argument as GraphQL's list: a single value becomes a list of one. None if there is no value."""
     if value is None or isinstance(value, Undefined):
         return None
     return value if isinstance(value, list) else [value]
@@ -99,7 +99,7 @@ def role_of_backfill(params: Any) -> Role:
 
 
 def role_of_reexecution(*params: Any) -> Role:
-    """The role that it takes to run a run again, by Dagster's ExecutionParams or ReexecutionParams. Raises LaunchForbidden."""
+    """The role that a re-execution needs, by Dagster's ExecutionParams or ReexecutionParams. Raises LaunchForbidden."""
     for fields in map(_fields, params):
         _refuse(fields, "stepKeys", "preset")
         role_of_config(fields.get("runConfigData"))
@@ -109,29 +109,29 @@ def role_of_reexecution(*params: Any) -> Role:
 
 
 def role_of_job(job: str, assets: Sequence[Any] | None) -> Role:
-    """The role that launches, or ends, a run of the job: of refreshes, or of all else that there is. Raises LaunchForbidden.
+    """The role that may launch, or end, a run of the job: a refresh, or any other job. Raises LaunchForbidden.
 
-    `assets`: those that are chosen, where the job is Dagster's own of all.
+    `assets`: the chosen assets, if the job is Dagster's own job of all assets.
     """
     if REFRESH_JOB.fullmatch(job) or (job == WHOLE_GRAPH and assets):
         return Role.REFRESH
     if RECONCILIATION.fullmatch(job) or job == WHOLE_GRAPH:
-        # Checks alone, perhaps, one of which asks BigQuery, and is billed for it.
+        # Such a run may consist of checks only, and one check asks BigQuery, which bills for it.
         return Role.ADMIN
-    raise LaunchForbidden(f"the job {job[:100]} is none that refreshes or reconciles")
+    raise LaunchForbidden(f"the job {job[:100]} neither refreshes nor reconciles")
 
 
 def role_of_config(config: Any) -> Role:
-    """The role that run configuration needs. Raises LaunchForbidden where it names a resource, or can't be read."""
+    """The role that run configuration needs. Raises LaunchForbidden if it names a resource or cannot be read."""
     if isinstance(config, Undefined):
         return Role.ADMIN
     if isinstance(config, str):
         try:
             config = yaml.safe_load(config)
         except (yaml.YAMLError, RecursionError):
-            raise LaunchForbidden("the run configuration is no YAML") from None
+            raise LaunchForbidden("the run configuration is not YAML") from None
     if names_resources(config):
-        raise LaunchForbidden("a run's configuration can't name resources: the deployment's settings are theirs")
+        raise LaunchForbidden("a run's configuration can't name resources: the deployment's settings configure them")
     return Role.ADMIN if config else Role.REFRESH
 
 
@@ -154,18 +154,18 @@ def role_of_tags(tags: Any) -> Role:
 
 
 def fault_of_run(tags: Mapping[str, str], config: Any, inherited: Mapping[str, str]) -> str | None:
-    """Why a run must not enter the queue, however it was launched; None where it may.
+    """Why a run must not enter the queue, however it was launched. None if it may.
 
-    `inherited`: the tags of the run that it repeats, which had to pass as well.
+    `inherited`: the tags of the run that it repeats. They were checked when that run entered the queue.
     """
     own = {key for key, value in tags.items() if inherited.get(key) != value}
     for key in sorted(own):
         if LAUNCHERS.match(key):
-            return f"a run can't have the tag {key}: what its process is, the deployment says"
+            return f"a run can't have the tag {key}: the deployment decides what its process is"
         if key in SENSOR_TAGS and SENSOR_NAME_TAG not in tags:
             return f"a run can't have the tag {key} unless a sensor asks for it"
     if names_resources(config):
-        return "a run's configuration can't name resources: the deployment's settings are theirs"
+        return "a run's configuration can't name resources: the deployment's settings configure them"
     return None
 
 

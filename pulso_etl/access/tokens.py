@@ -1,4 +1,4 @@
-"""Who may do what: tokens with a name and a role, perhaps with a last day, of which only hashes are kept."""
+"""Who may do what: tokens with a name, a role and, optionally, a last day. Only hashes of them are kept."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ENTRY = re.compile(rf"({NAME}(?:@({TENANT.strip('^$')}))?):(read|refresh|admin):
 
 
 class Role(IntEnum):
-    """What a caller may do; each role includes those before it."""
+    """What a caller may do. Each role includes the roles before it."""
 
     READ = 1
     REFRESH = 2
@@ -32,7 +32,7 @@ class Role(IntEnum):
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks; `name` is `name@tenant` where the token is of one tenant."""
+    """Who asks. `name` is `name@tenant` if the token belongs to a tenant."""
 
     name: str
     role: Role
@@ -41,10 +41,10 @@ class Caller:
 
 @dataclass(frozen=True)
 class Token:
-    """A token as the settings keep it: `digest` is the SHA-256 of its secret, in hexadecimal; `last_day`, of America/Lima, is the
-    last on which it opens anything.
+    """A token as the settings keep it. `digest` is the SHA-256 of its secret, in hexadecimal. `last_day` (America/Lima) is the last
+    day on which it opens anything.
 
-    A fast hash will do: the secrets are 256 random bits, which nobody can try out.
+    A fast hash is enough, because a secret has 256 random bits, and nobody can try them all.
     """
 
     caller: Caller
@@ -57,10 +57,10 @@ class Token:
 
 
 class Keyring:
-    """The tokens that open something now: those of the entries, and those of the file, which is read anew when it has changed.
+    """The tokens that are valid now: the tokens of the entries and of the file, which is read again when it has changed.
 
-    Iterated over, it gives those whose last day is not over; `which` chooses among all. While the file can't be read, or holds
-    what is no entry, its tokens are those of the last time. Raises ValueError where that is so at the start.
+    Iteration gives the tokens whose last day is not over. `which` chooses among all tokens. If the file cannot be read or holds
+    something that is no entry, its tokens stay as they were. If that is so at the start, raises ValueError.
     """
 
     def __init__(self, entries: str, file: Path | None, which: Callable[[Sequence[Token]], Sequence[Token]] = tuple) -> None:
@@ -74,9 +74,9 @@ class Keyring:
             try:
                 self._tokens = self._read()
             except ValueError as error:
-                logger.warning("API_TOKENS_FILE: %s; the tokens of the last time stay", error)
+                logger.warning("API_TOKENS_FILE: %s; its tokens stay as they were", error)
             else:
-                logger.info("API_TOKENS_FILE: read anew, %d token(s)", len(self._tokens))
+                logger.info("API_TOKENS_FILE: read again, %d token(s)", len(self._tokens))
         today = lima_day(datetime.now(UTC))
         return iter([token for token in self._tokens if token.last_day is None or today <= token.last_day])
 
@@ -89,7 +89,7 @@ class Keyring:
 
 
 def make_token(name: str, role: Role, tenant: str = "", last_day: date | None = None) -> tuple[str, Token]:
-    """A new secret, to be told once, and what is kept of it. Raises ValueError for a name that can't be."""
+    """A new secret, which is shown once, and the token that is kept. Raises ValueError for an invalid name."""
     if not re.fullmatch(NAME, name):
         raise ValueError("a token's name is 1 to 64 letters, digits, dots, dashes or underscores")
     if tenant and not re.fullmatch(TENANT, tenant):
@@ -99,15 +99,15 @@ def make_token(name: str, role: Role, tenant: str = "", last_day: date | None = 
 
 
 def token_of(secret: str, caller: Caller, last_day: date | None = None) -> Token:
-    """What is kept of the caller's secret."""
+    """The token that is kept for the caller's secret."""
     return Token(caller, _digest(secret), last_day)
 
 
 def parse_tokens(text: str) -> tuple[Token, ...]:
-    """The tokens of entries `name:role:digest`, or `name@tenant:role:digest`, each perhaps with `:YYYY-MM-DD` behind it, with
-    commas or white space between them.
+    """The tokens of the entries, with commas or white space between them. An entry reads `name:role:digest` or
+    `name@tenant:role:digest`, optionally with `:YYYY-MM-DD` at its end.
 
-    Raises ValueError, without quoting what stands there.
+    Raises ValueError, which does not quote the entry.
     """
     tokens = []
     for place, entry in enumerate(re.split(r"[\s,]+", text.strip()), 1):
@@ -120,7 +120,7 @@ def parse_tokens(text: str) -> tuple[Token, ...]:
         try:
             last_day = date.fromisoformat(last) if last else None
         except ValueError:
-            raise ValueError(f"entry {place}: its last day is none") from None
+            raise ValueError(f"entry {place}: its last day is not a date") from None
         tokens.append(Token(Caller(name, Role[role.upper()], tenant or ""), digest, last_day))
     names = [token.caller.name for token in tokens]
     if len(names) != len(set(names)):
@@ -129,9 +129,9 @@ def parse_tokens(text: str) -> tuple[Token, ...]:
 
 
 def opening(tokens: Sequence[Token], tenant: str) -> tuple[Token, ...]:
-    """Those of the tokens that open the routes of the tenant: its own, and those of administrators who are of no tenant.
+    """The tokens that open the routes of the tenant: its own tokens, and the tokens of administrators without a tenant.
 
-    Without tenants: those that are of none.
+    Without tenants: the tokens without a tenant.
     """
     return tuple(
         token for token in tokens if token.caller.tenant == tenant or (not token.caller.tenant and token.caller.role is Role.ADMIN)
@@ -139,7 +139,7 @@ def opening(tokens: Sequence[Token], tenant: str) -> tuple[Token, ...]:
 
 
 def find_caller(tokens: Iterable[Token], secret: str) -> Caller | None:
-    """Whose secret that is. Every token is compared, each in constant time, so that the time taken tells nothing."""
+    """The caller with that secret. Compares every token in constant time, so the duration reveals nothing."""
     digest, found = _digest(secret), None
     for token in tokens:
         if hmac.compare_digest(token.digest, digest):
@@ -148,7 +148,7 @@ def find_caller(tokens: Iterable[Token], secret: str) -> Caller | None:
 
 
 def _version(file: Path) -> tuple[int, ...]:
-    """What differs after each change of the file."""
+    """Values that differ after each change of the file."""
     try:
         found = file.stat()
     except OSError:

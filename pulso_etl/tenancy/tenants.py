@@ -1,7 +1,7 @@
-"""Tenants: organisations that share a deployment, declared in the file that TENANTS_FILE names.
+"""Tenants: organisations that share a deployment. The file of TENANTS_FILE declares them.
 
-A tenant is settings and table specs of its own, and everything that takes these is built once for each. Where no file is named
-there is one such pair, the deployment's own, and nothing bears a tenant's name.
+A tenant has its own settings and table specs, and everything that uses these is built once for each tenant. Without a file there is
+one such pair, the deployment's own, and nothing carries a tenant's name.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ OVERRIDABLE = (
     "maximum_quarantined_share",
     "alert_quarantined_share",
 )
-"""What of a table's declaration a tenant may have otherwise."""
+"""The fields of a table's declaration that a tenant may change."""
 EXAMPLES = {
     "tenants": "[{name: acme, database_schema: acme}]",
     "name": "acme",
@@ -78,21 +78,22 @@ EXAMPLES = {
     "maximum_quarantined_share": "0.05",
     "alert_quarantined_share": "0.01",
 }
-"""A value of each field of the file, as YAML, for messages."""
+"""An example of each field of the file, as YAML, for error messages."""
 ROUTES = "/tenants"
-"""Under which the HTTP API has the routes of each tenant."""
+"""The path below which the HTTP API has the routes of each tenant."""
 
 Variable = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")]
-"""The name of an environment variable that holds a secret, which has no place in the file."""
+"""The name of an environment variable that holds a secret. The file itself holds no secret."""
 
 
 class Tenant(BaseModel):
-    """One tenant, as the file has it. What is left out is as the deployment's settings say, but for the schema.
+    """One tenant of the file. Fields that are left out come from the deployment's settings, except the schema.
 
-    `database_url_env`: the variable that holds the URL of the tenant's own login, NAME_DATABASE_URL where none is named.
-    `database_role`: as whom a login works for the tenant, that of DATABASE_URL where no variable is named: tenants then share it
-    (see `sharing`). `alert_urls_env`: the variable that holds where its alerts go. `tables`: by table, the fields of OVERRIDABLE,
-    and `enabled: false` for one that the tenant does not have. All others are settings of that name, for this tenant.
+    `database_url_env`: the variable that holds the URL of the tenant's own login; the default is NAME_DATABASE_URL.
+    `database_role`: the role as which a login works for the tenant. Without a variable it is the login of DATABASE_URL, and
+    tenants share it (see `sharing`). `alert_urls_env`: the variable that holds the channels of its alerts. `tables`: by table, the
+    fields of OVERRIDABLE, and `enabled: false` for a table that the tenant does not have. All other fields are settings of the same
+    names.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
@@ -117,7 +118,7 @@ class Tenant(BaseModel):
     tables: dict[str, dict[str, Any]] = {}
 
     def settings(self, shared: Settings) -> Settings:
-        """The settings of the deployment with the tenant's over them. Raises ValidationError, or ValueError for a variable."""
+        """The deployment's settings, changed by the tenant's. Raises ValidationError, or ValueError for a variable."""
         own = self.model_dump(exclude={"name", "database_role", "database_url_env", "alert_urls_env", "tables"}, exclude_none=True)
         if self.database_url_env or not self.database_role:
             own["database_url"] = _variable("database_url_env", self.database_url_env or f"{self.name.upper()}_DATABASE_URL")
@@ -131,7 +132,7 @@ class Tenant(BaseModel):
         )
 
     def specs(self, tables: Mapping[str, TableSpec]) -> dict[str, TableSpec]:
-        """The tables that the tenant has, as it has them. Raises ValueError."""
+        """The tenant's tables, with the tenant's changes. Raises ValueError."""
         for table, given in self.tables.items():
             if table not in tables:
                 raise ValueError(f"tables.{table}: unknown table; known are {', '.join(tables)}{_example('tables')}")
@@ -162,7 +163,7 @@ def _variable(field: str, name: str) -> SecretStr:
 
 
 def _faults(error: ValidationError) -> Iterator[str]:
-    """Each fault with its field, the known ones where it is none of them, and an example."""
+    """Each fault with its field and an example. For an unknown field it lists the known ones."""
     for fault in error.errors(include_input=False):
         where = ".".join(str(part) for part in fault["loc"])
         field = next((part for part in reversed(fault["loc"]) if part in EXAMPLES), "tenants")
@@ -199,7 +200,7 @@ class _File(BaseModel):
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML in which no key may be given twice: the second would replace the first without a word."""
+    """YAML that refuses a key that is given twice, because the second would silently replace the first."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -212,7 +213,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 
 
 def read_tenants(path: Path) -> list[Tenant]:
-    """The tenants that a YAML file, or a TOML one by its suffix, declares.
+    """The tenants that the file declares. The suffix `.toml` means TOML; otherwise the file is YAML.
 
     Raises SettingsError, one line that names tenant and field.
     """
@@ -235,7 +236,7 @@ def read_tenants(path: Path) -> list[Tenant]:
 
 
 def _named(fault: str, given: Any) -> str:
-    """The fault with the tenant's name in the place of its number."""
+    """The fault, with the tenant's name instead of its number."""
     found = re.match(r"tenants\.(\d+)\.?", fault)
     if found is None:
         return fault
@@ -245,7 +246,7 @@ def _named(fault: str, given: Any) -> str:
 
 
 class Deployed(NamedTuple):
-    """What one tenant's part of a deployment is built from; without tenants, the whole of it."""
+    """The settings and tables of one tenant's part of a deployment. Without tenants, of the whole deployment."""
 
     settings: Settings
     tables: Mapping[str, TableSpec]
@@ -256,7 +257,7 @@ class Deployed(NamedTuple):
 
 
 def deployed(settings: Settings, tables: Mapping[str, TableSpec] = TABLES) -> list[Deployed]:
-    """The parts of the deployment: one for each tenant of TENANTS_FILE, or the only one. Raises SettingsError."""
+    """The parts of the deployment: one for each tenant of TENANTS_FILE, or the only part. Raises SettingsError."""
     if settings.tenants_file is None:
         return [Deployed(settings, tables)]
     found = []
@@ -271,7 +272,7 @@ def deployed(settings: Settings, tables: Mapping[str, TableSpec] = TABLES) -> li
 
 
 def chosen(settings: Settings, tenant: str | None, tables: Mapping[str, TableSpec] = TABLES) -> Deployed:
-    """The part of the deployment that a command is for. Raises PlanError where `tenant` is missing, unknown, or not wanted."""
+    """The part of the deployment for a command. Raises PlanError if `tenant` is missing, unknown, or not expected."""
     parts = select(settings, tenant, tables)
     if len(parts) > 1 or (tenant is None and parts[0].tenant):
         raise PlanError(f"say whose tables: --tenant NAME; known are {', '.join(part.tenant for part in parts)}")
@@ -279,7 +280,7 @@ def chosen(settings: Settings, tenant: str | None, tables: Mapping[str, TableSpe
 
 
 def select(settings: Settings, tenant: str | None, tables: Mapping[str, TableSpec] = TABLES) -> list[Deployed]:
-    """The tenant's part of the deployment, or all of them without a name. Raises PlanError, and SettingsError."""
+    """The tenant's part of the deployment, or all parts without a name. Raises PlanError and SettingsError."""
     parts = deployed(settings, tables)
     if tenant is None:
         return parts
@@ -292,12 +293,12 @@ def select(settings: Settings, tenant: str | None, tables: Mapping[str, TableSpe
 
 
 def route(tenant: str) -> str:
-    """What the paths of the tenant's HTTP routes begin with; nothing without tenants."""
+    """The beginning of the paths of the tenant's HTTP routes; empty without tenants."""
     return f"{ROUTES}/{tenant}" if tenant else ""
 
 
 def sharing(parts: Sequence[Deployed]) -> dict[str, list[str]]:
-    """By tenant, the others for whom the same login of the same server works."""
+    """By tenant, the other tenants that use the same login of the same server."""
     logins = {part.tenant: _login(part) for part in parts}
     return {
         tenant: [other for other in logins if other != tenant and logins[other] == login]
@@ -307,15 +308,15 @@ def sharing(parts: Sequence[Deployed]) -> dict[str, list[str]]:
 
 
 def risk(others: Sequence[str]) -> str:
-    """What a login risks that works for the other tenants too."""
+    """The risk of a login that other tenants also use, in words."""
     return (
-        f"its login works for {', '.join(others)} too: who can run code in a session of it, as by a trigger, reaches their rows; "
+        f"its login works for {', '.join(others)} too: code that runs in its session, such as a trigger, reaches their rows; "
         "give each tenant a login of its own (database_url_env)"
     )
 
 
 def works_as(part: Deployed) -> str:
-    """The role of PostgreSQL that the tenant's tables belong to."""
+    """The role of PostgreSQL that owns the tenant's tables."""
     return part.settings.owner.database_role or _login(part)[2]
 
 
@@ -325,11 +326,11 @@ def _login(part: Deployed) -> tuple[str, str, str]:
 
 
 def grants(parts: Sequence[Deployed]) -> list[sql.Composed]:
-    """The statements that an administrator runs once: a login, or a role, and a schema for each tenant, closed to all others.
+    """The statements that an administrator runs once: a login or a role, and a schema for each tenant, closed to all others.
 
-    Passwords are the administrator's to set. Roles that the login of DATABASE_URL works as can't log in themselves.
+    The administrator sets the passwords. A role as which the login of DATABASE_URL works cannot log in itself.
     """
-    # A function that anybody may put there could take the place of the server's own.
+    # A function in the schema public could replace one of the server's own.
     statements = [sql.SQL("REVOKE CREATE ON SCHEMA public FROM PUBLIC").format()]
     for part in parts:
         role = part.settings.owner.database_role
@@ -355,6 +356,6 @@ def grants(parts: Sequence[Deployed]) -> list[sql.Composed]:
 
 
 def passwords(parts: Sequence[Deployed]) -> list[str]:
-    """What an administrator types in psql after `grants`, so that each login has a password that no file and no log holds."""
+    """The commands for psql after `grants`. They give each login a password that no file and no log holds."""
     logins = dict.fromkeys(_login(part)[2] for part in parts if not part.settings.owner.database_role)
     return [f"\\password {sql.Identifier(login).as_string()}" for login in logins]
