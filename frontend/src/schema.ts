@@ -449,11 +449,11 @@ export interface components {
             failure: components["schemas"]["Failure"];
         };
         /**
-         * Freshness
+         * FreshnessState
          * @description How old a table's rows are: within its refresh frequency, past it, so old that people must know, or never loaded.
          * @enum {string}
          */
-        Freshness: "fresh" | "due" | "stale" | "never";
+        FreshnessState: "fresh" | "due" | "stale" | "never";
         /** HTTPValidationError */
         HTTPValidationError: {
             /** Detail */
@@ -948,7 +948,7 @@ export interface components {
             /** Group */
             group: string;
             status: components["schemas"]["LastStatus"];
-            freshness: components["schemas"]["Freshness"];
+            freshness: components["schemas"]["FreshnessState"];
             /**
              * Age Seconds
              * @description Since `last_extracted_at`.
@@ -1073,7 +1073,7 @@ export type Extraction = components['schemas']['Extraction'];
 export type ExtractionMode = components['schemas']['ExtractionMode'];
 export type Failure = components['schemas']['Failure'];
 export type Fault = components['schemas']['Fault'];
-export type Freshness = components['schemas']['Freshness'];
+export type FreshnessState = components['schemas']['FreshnessState'];
 export type HttpValidationError = components['schemas']['HTTPValidationError'];
 export type Health = components['schemas']['Health'];
 export type LastStatus = components['schemas']['LastStatus'];

@@ -11,8 +11,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from psycopg import sql
 
 from pulso_etl.api.database import Database
-from pulso_etl.api.models import Freshness, Progress, TableStatus
+from pulso_etl.api.models import Progress, TableStatus
 from pulso_etl.api.status import Snapshot
+from pulso_etl.refreshing.freshness import FreshnessState
 from pulso_etl.sync.errors import Cause
 
 KINDS = ("read", "inserted", "updated", "unchanged", "deleted", "quarantined")
@@ -82,7 +83,7 @@ def _gauges(snapshot: Snapshot) -> Iterator[Metric]:
 
 
 def _is_old(table: TableStatus) -> bool:
-    return table.freshness in (Freshness.STALE, Freshness.NEVER)
+    return table.freshness in (FreshnessState.STALE, FreshnessState.NEVER)
 
 
 def _counters(totals: Sequence[Sequence[Any]]) -> Iterator[Metric]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
+from pulso_etl.refreshing.freshness import FreshnessState
 from pulso_etl.refreshing.plan import Mode
 from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.redaction import scrub
@@ -18,15 +19,6 @@ TABLE_EXAMPLE = "dashboard_data"
 RUN_EXAMPLE = "0b9c1f2e-6a35-4a53-9a06-5f5f0c9f1d11"
 Told = Annotated[str, AfterValidator(scrub)]
 """A text that tells of a fault. What it quotes may be older than the settings of today, and hold a secret of theirs."""
-
-
-class Freshness(StrEnum):
-    """How old a table's rows are: within its refresh frequency, past it, so old that people must know, or never loaded."""
-
-    FRESH = "fresh"
-    DUE = "due"
-    STALE = "stale"
-    NEVER = "never"
 
 
 class Progress(StrEnum):
@@ -281,7 +273,7 @@ class TableStatus(Shape):
     description: str
     group: str
     status: LastStatus
-    freshness: Freshness
+    freshness: FreshnessState
     age_seconds: float | None = None
     """Since `last_extracted_at`."""
     refresh_every_seconds: int

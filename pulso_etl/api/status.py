@@ -20,7 +20,6 @@ from pulso_etl.api.models import (
     Extraction,
     Failure,
     Fault,
-    Freshness,
     LastStatus,
     Overall,
     PartitionStatus,
@@ -32,14 +31,13 @@ from pulso_etl.api.models import (
 )
 from pulso_etl.automation.jobs import refreshed_tables
 from pulso_etl.refreshing.due import MEMORY, BackOff, Standing, decide
+from pulso_etl.refreshing.freshness import FreshnessState, freshness
 from pulso_etl.refreshing.launch import range_of
-from pulso_etl.refreshing.plan import is_stale
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange, lima_day
 from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.ledger.locks import HELD_LOCKS, table_lock
 from pulso_etl.sync.ledger.watermarks import TableState
-from pulso_etl.sync.owed import Watermark
 from pulso_etl.sync.redaction import scrub
 from pulso_etl.sync.spec import TableSpec
 
@@ -56,16 +54,6 @@ COPIES = f"""
 SELECT key, tuples_processed FROM ({HELD_LOCKS}) AS held JOIN pg_stat_progress_copy USING (pid) WHERE command = 'COPY FROM'
 """  # noqa: S608 - made of constants
 """Rows that each load's COPY has taken so far, by the key of its table's lock."""
-
-
-def freshness(spec: TableSpec, watermark: Watermark | None, now: datetime) -> Freshness:
-    """How old the table's rows are at the instant `now`."""
-    if watermark is None or watermark.last_extracted_at is None:
-        return Freshness.NEVER
-    if is_stale(spec, watermark, now):
-        return Freshness.STALE
-    fresh = now - watermark.last_extracted_at < spec.refresh_every and not watermark.replaced
-    return Freshness.FRESH if fresh else Freshness.DUE
 
 
 def table_status(
@@ -89,14 +77,14 @@ def table_status(
             description=spec.description,
             group=spec.group,
             status=LastStatus.NEVER,
-            freshness=Freshness.NEVER,
+            freshness=FreshnessState.NEVER,
             refresh_every_seconds=int(spec.refresh_every.total_seconds()),
             run_under_way=_under_way(run, None, None),
         )
     watermark = state.watermark
     standing = Standing(watermark, state.attempts)
     decision = decide(spec, standing, now, first_day=first_day, initial_days=initial_days, back_off=back_off)
-    extracted_at = watermark.last_extracted_at
+    fresh = freshness(spec, watermark, now)
     return TableStatus(
         table=spec.name,
         title=spec.title or spec.name,
@@ -104,10 +92,10 @@ def table_status(
         description=spec.description,
         group=spec.group,
         status=LastStatus(state.status),
-        freshness=freshness(spec, watermark, now),
-        age_seconds=None if extracted_at is None else round((now - extracted_at).total_seconds(), 1),
+        freshness=fresh.state,
+        age_seconds=None if fresh.since is None else round((now - fresh.since).total_seconds(), 1),
         refresh_every_seconds=int(spec.refresh_every.total_seconds()),
-        last_extracted_at=extracted_at,
+        last_extracted_at=fresh.since,
         last_partition=watermark.last_partition,
         data_version=state.data_version,
         records=state.records,
@@ -154,7 +142,7 @@ def overall(tables: Sequence[TableStatus], recent: Sequence[Extraction], now: da
     """The state of all tables together."""
     updates = [table.last_extracted_at for table in tables if table.last_extracted_at is not None]
     by_status = Counter(table.status for table in tables)
-    troubled = any(table.status is LastStatus.FAILED or table.freshness is Freshness.STALE for table in tables)
+    troubled = any(table.status is LastStatus.FAILED or table.freshness is FreshnessState.STALE for table in tables)
     return Status(
         status=Overall.UNREACHABLE if not dagster else Overall.DEGRADED if troubled else Overall.OK,
         last_updated=max(updates, default=None),

@@ -10,7 +10,7 @@ from pulso_etl.alerts.incidents import Event, Failed, Recovered, State, Topic, s
 from pulso_etl.alerts.messages import last_load
 from pulso_etl.refreshing.budget import ALERT_SHARE, Budget
 from pulso_etl.refreshing.due import Standing
-from pulso_etl.refreshing.plan import is_stale
+from pulso_etl.refreshing.freshness import freshness
 from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.ledger.watermarks import Attempt
 from pulso_etl.sync.spec import TableSpec
@@ -53,7 +53,7 @@ def events(
             detail = last_load(standing.watermark, now)
             if (lost := standing.watermark.lost) is not None:
                 detail = f"faltan {lost.rows} filas de {lost.window}; para recuperarlas: {lost.command(spec)}"
-            yield _state(is_stale(spec, standing.watermark, now), State.STALE, table, now, detail)
+            yield _state(freshness(spec, standing.watermark, now).is_stale, State.STALE, table, now, detail)
         outstanding = [attempt for attempt in failures[table] if not attempt.withdrawn]
         if len(outstanding) >= retry_limit:
             last = outstanding[-1]

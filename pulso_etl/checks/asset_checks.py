@@ -21,7 +21,7 @@ import dagster as dg
 from pulso_etl.assets import RETRIES, asset_key, resource, tagged_range
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.checks.reconciliation import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE, Reconciliation, reconcile
-from pulso_etl.refreshing.plan import is_stale
+from pulso_etl.refreshing.freshness import freshness
 from pulso_etl.sync.days import LIMA, DayRange, lima_day
 from pulso_etl.sync.errors import PulsoError
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager
@@ -152,7 +152,7 @@ def currency(spec: TableSpec, watermark: Watermark | None, now: datetime) -> dg.
     return dg.AssetCheckEvaluation(
         check_name=Check.UP_TO_DATE.value,
         asset_key=asset_key(spec),
-        passed=not is_stale(spec, watermark, now),
+        passed=not freshness(spec, watermark, now).is_stale,
         severity=dg.AssetCheckSeverity.WARN,
         description=lost
         + (

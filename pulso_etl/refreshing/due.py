@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 
+from pulso_etl.refreshing.freshness import freshness
 from pulso_etl.refreshing.plan import Mode, plan_refresh
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
@@ -92,13 +93,13 @@ def failed_runs(attempts: Iterable[Attempt], window: DayRange) -> list[Attempt]:
     return list(reversed(failures.values()))
 
 
-def due_at(spec: TableSpec, watermark: Watermark | None, failures: Sequence[Attempt], back_off: BackOff) -> datetime | None:
+def due_at(
+    spec: TableSpec, watermark: Watermark | None, failures: Sequence[Attempt], back_off: BackOff, now: datetime
+) -> datetime | None:
     """When the table is to be refreshed next: after the wait for its failed runs, or at its ordinary rhythm; None means at once."""
     if failures:
         return failures[-1].finished_at + back_off.wait(len(failures), spec.refresh_every)
-    if watermark is None or watermark.last_extracted_at is None:
-        return None
-    return watermark.last_extracted_at + spec.refresh_every
+    return freshness(spec, watermark, now).due_at
 
 
 def decide(
@@ -112,7 +113,7 @@ def decide(
     )
     assert trailing.window is not None
     failures = failed_runs(standing.attempts, trailing.window)
-    due = due_at(spec, standing.watermark, failures, back_off)
+    due = due_at(spec, standing.watermark, failures, back_off, now)
 
     def wait(reason: str) -> Decision:
         return Decision(spec.name, None, reason, failures=failures, due=due)

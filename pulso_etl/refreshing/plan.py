@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import date, datetime, time, timedelta
+from datetime import date, datetime, timedelta
 from enum import StrEnum
 
-from pulso_etl.sync.days import LIMA, DayRange, first_kept_day, lima_day
+from pulso_etl.sync.days import DayRange, first_kept_day, lima_day
 from pulso_etl.sync.errors import PlanError
 from pulso_etl.sync.owed import Horizon, Watermark, owed_days
 from pulso_etl.sync.spec import TableSpec
@@ -95,16 +95,3 @@ def plan_refresh(
 def chunks(spec: TableSpec, plan: RefreshPlan) -> list[RefreshPlan]:
     """The plan in pieces of the table's `chunk_days` at most, the newest days first."""
     return [plan] if plan.window is None else [replace(plan, window=part) for part in plan.window.chunks(spec.chunk_days)]
-
-
-def is_stale(spec: TableSpec, watermark: Watermark | None, now: datetime) -> bool:
-    """Whether the table's rows are too old to be shown: its last success is twice its refresh frequency old, or the newest
-    partition is not today's (yesterday's will do until the new day is that old too). A load of older days changes nothing of that.
-    So it is where rows that were loaded have gone.
-    """
-    if watermark is None or watermark.lost is not None or watermark.last_extracted_at is None or watermark.last_partition is None:
-        return True
-    today = lima_day(now)
-    since_midnight = now - datetime.combine(today, time(), LIMA)
-    newest = today if since_midnight > 2 * spec.refresh_every else today - timedelta(days=1)
-    return now - watermark.last_extracted_at > 2 * spec.refresh_every or watermark.last_partition < newest

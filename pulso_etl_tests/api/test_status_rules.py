@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pulso_etl.api.dagster_client import Run
-from pulso_etl.api.models import DayState, Failure, Freshness, LastStatus, Overall, Progress
+from pulso_etl.api.models import DayState, Failure, LastStatus, Overall, Progress
 from pulso_etl.api.refreshes import (
     PIPELINE_TAG,
     Asked,
@@ -24,8 +24,9 @@ from pulso_etl.api.refreshes import (
     progress,
     slots,
 )
-from pulso_etl.api.status import CALENDAR_DAYS, calendar, extraction, freshness, overall, runs_by_table, table_status
+from pulso_etl.api.status import CALENDAR_DAYS, calendar, extraction, overall, runs_by_table, table_status
 from pulso_etl.refreshing.due import BackOff
+from pulso_etl.refreshing.freshness import FreshnessState, freshness
 from pulso_etl.refreshing.launch import range_tags
 from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.sync.days import DayRange
@@ -70,16 +71,22 @@ def told(found: TableState | None, run: Run | None = None, rows: int | None = No
 
 @pytest.mark.parametrize(
     ("hours", "expected"),
-    [(0, Freshness.FRESH), (5.9, Freshness.FRESH), (6, Freshness.DUE), (12, Freshness.DUE), (12.1, Freshness.STALE)],
+    [
+        (0, FreshnessState.FRESH),
+        (5.9, FreshnessState.FRESH),
+        (6, FreshnessState.DUE),
+        (12, FreshnessState.DUE),
+        (12.1, FreshnessState.STALE),
+    ],
 )
-def test_a_table_is_fresh_then_due_then_stale(hours: float, expected: Freshness) -> None:
-    assert freshness(DASHBOARD, Watermark(NOW - timedelta(hours=hours), TODAY), NOW) is expected
+def test_a_table_is_fresh_then_due_then_stale(hours: float, expected: FreshnessState) -> None:
+    assert freshness(DASHBOARD, Watermark(NOW - timedelta(hours=hours), TODAY), NOW).state is expected
 
 
 def test_a_table_that_was_never_loaded_is_told_as_such() -> None:
     found = told(None)
-    assert (found.status, found.freshness, found.next_due) == (LastStatus.NEVER, Freshness.NEVER, None)
-    assert freshness(DASHBOARD, Watermark(None, None), NOW) is Freshness.NEVER
+    assert (found.status, found.freshness, found.next_due) == (LastStatus.NEVER, FreshnessState.NEVER, None)
+    assert freshness(DASHBOARD, Watermark(None, None), NOW).state is FreshnessState.NEVER
 
 
 def test_a_table_is_due_when_its_rows_are_as_old_as_its_frequency() -> None:
@@ -110,11 +117,11 @@ def test_an_attempt_of_the_history_is_told_with_its_cause() -> None:
 def test_rows_that_have_gone_are_told_and_the_table_is_stale() -> None:
     lost = Loss(DayRange(TODAY - timedelta(days=40), TODAY - timedelta(days=7)), 793)
     found = told(state(timedelta(hours=1), lost=lost))
-    assert (found.freshness, found.rows_lost, found.partitions_lost) == (Freshness.STALE, 793, "2026-10-16..2026-11-18")
+    assert (found.freshness, found.rows_lost, found.partitions_lost) == (FreshnessState.STALE, 793, "2026-10-16..2026-11-18")
     assert found.restored_by == "pulso-etl refresh dashboard_data --from 2026-10-16 --to 2026-11-18"
-    assert told(state(timedelta(hours=1), replaced=True)).freshness is Freshness.DUE
+    assert told(state(timedelta(hours=1), replaced=True)).freshness is FreshnessState.DUE
     whole = told(state(timedelta(hours=1)))
-    assert (whole.freshness, whole.rows_lost, whole.partitions_lost, whole.restored_by) == (Freshness.FRESH, None, None, None)
+    assert (whole.freshness, whole.rows_lost, whole.partitions_lost, whole.restored_by) == (FreshnessState.FRESH, None, None, None)
 
 
 def test_a_run_under_way_is_told_with_its_range_and_the_rows_so_far() -> None:

@@ -24,8 +24,8 @@ from pulso_etl.definitions import build_defs, build_resources
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.refreshing.budget import Budget
 from pulso_etl.refreshing.due import Standing
+from pulso_etl.refreshing.freshness import freshness
 from pulso_etl.refreshing.launch import run_tags
-from pulso_etl.refreshing.plan import is_stale
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import Cause, interrupted
@@ -155,7 +155,7 @@ def test_a_failed_check_is_told_and_a_passed_one_ends_it() -> None:
     ],
 )
 def test_stale_is_twice_the_frequency_or_a_newest_partition_too_old(watermark: Watermark | None, stale: bool) -> None:
-    assert is_stale(TABLES[NAME], watermark, NOW) is stale
+    assert freshness(TABLES[NAME], watermark, NOW).is_stale is stale
 
 
 def test_rows_that_have_gone_are_told_with_the_command_that_brings_them_back() -> None:
@@ -168,7 +168,7 @@ def test_rows_that_have_gone_are_told_with_the_command_that_brings_them_back() -
 
 def test_yesterday_s_partition_will_not_do_in_the_evening() -> None:
     evening = datetime(2026, 3, 3, 4, 0, tzinfo=UTC)
-    assert is_stale(TABLES[NAME], Watermark(evening - HOUR, TODAY - timedelta(days=1)), evening)
+    assert freshness(TABLES[NAME], Watermark(evening - HOUR, TODAY - timedelta(days=1)), evening).is_stale
 
 
 def test_a_table_that_was_never_loaded_is_not_called_stale() -> None:

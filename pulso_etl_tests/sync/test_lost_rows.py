@@ -8,10 +8,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from pulso_etl.api.models import Freshness
-from pulso_etl.api.status import freshness
 from pulso_etl.checks.asset_checks import currency
-from pulso_etl.refreshing.plan import Mode, is_stale, plan_refresh
+from pulso_etl.refreshing.freshness import FreshnessState, freshness
+from pulso_etl.refreshing.plan import Mode, plan_refresh
 from pulso_etl.sync.days import DayRange, lima_day
 from pulso_etl.sync.ledger.ledger import Loaded
 from pulso_etl.sync.ledger.watermarks import LOOK_EVERY, Extraction, TableState, Watermarks
@@ -72,8 +71,7 @@ def missing(deployment: Deployment, window: DayRange, rows: int) -> None:
     assert state.lost is not None
     assert (state.lost.window, state.lost.rows) == (window, rows)
     assert state.lost.command(spec) == f"pulso-etl refresh things --from {window.start} --to {window.end}"
-    assert is_stale(spec, state.watermark, now)
-    assert freshness(spec, state.watermark, now) is Freshness.STALE
+    assert freshness(spec, state.watermark, now).state is FreshnessState.STALE
     told = currency(spec, state.watermark, now)
     assert not told.passed
     assert state.lost.command(spec) in str(told.description)
@@ -84,7 +82,7 @@ def missing(deployment: Deployment, window: DayRange, rows: int) -> None:
 def whole(deployment: Deployment) -> None:
     state, now = deployment.state, deployment.clock()
     assert state.lost is None
-    assert freshness(deployment.spec, state.watermark, now) is Freshness.FRESH
+    assert freshness(deployment.spec, state.watermark, now).state is FreshnessState.FRESH
     assert currency(deployment.spec, state.watermark, now).passed
 
 
@@ -105,7 +103,7 @@ def test_a_dropped_table_is_told_of_at_once_and_after_the_next_refresh(deploymen
 
 def test_a_truncated_table_is_not_called_fresh_and_its_next_refresh_hides_nothing(deployment: Deployment) -> None:
     deployment.conn.execute("TRUNCATE things")
-    assert freshness(deployment.spec, deployment.state.watermark, deployment.clock()) is Freshness.DUE
+    assert freshness(deployment.spec, deployment.state.watermark, deployment.clock()).state is FreshnessState.DUE
     deployment.load(DayRange(deployment.days_ago(2), deployment.today))
     missing(deployment, DayRange(deployment.days.start, deployment.days_ago(3)), 74)
 

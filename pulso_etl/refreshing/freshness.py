@@ -1,0 +1,71 @@
+"""How old a table's rows are: one decision, which plans, the sensor, checks, alerts and the API share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, time, timedelta
+from enum import StrEnum
+
+from pulso_etl.sync.days import LIMA, lima_day
+from pulso_etl.sync.owed import Watermark
+from pulso_etl.sync.spec import TableSpec
+
+
+class FreshnessState(StrEnum):
+    """How old a table's rows are: within its refresh frequency, past it, so old that people must know, or never loaded."""
+
+    FRESH = "fresh"
+    DUE = "due"
+    STALE = "stale"
+    NEVER = "never"
+
+
+@dataclass(frozen=True)
+class Freshness:
+    """`since`: the rows are as the source had them at this instant; None before the first load. `due_at`: when the table's rhythm
+    asks for the next load; None for at once. Both have a zone.
+    """
+
+    state: FreshnessState
+    since: datetime | None
+    due_at: datetime | None
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the rows are too old to be shown."""
+        return self.state in (FreshnessState.STALE, FreshnessState.NEVER)
+
+    def waits(self, now: datetime) -> bool:
+        """Whether the table's rhythm asks for no load yet."""
+        return self.due_at is not None and now < self.due_at
+
+
+def freshness(spec: TableSpec, watermark: Watermark | None, now: datetime) -> Freshness:
+    """How old the table's rows are at the instant `now`.
+
+    They are stale where rows that were loaded have gone, where the last success is twice the refresh frequency old, or where the
+    newest partition is not today's. Yesterday's is enough until the new day is twice the frequency old. A load of older days
+    changes nothing of that.
+    """
+    since = watermark.last_extracted_at if watermark else None
+    if watermark is None or since is None:
+        return Freshness(FreshnessState.NEVER, None, None)
+    # A watermark of the future, by a clock that was wrong, says nothing of when the next load is due.
+    due_at = since + spec.refresh_every if since <= now else None
+    if _is_stale(spec, watermark, since, now):
+        state = FreshnessState.STALE
+    elif due_at is None or now >= due_at or watermark.replaced:
+        state = FreshnessState.DUE
+    else:
+        state = FreshnessState.FRESH
+    return Freshness(state, since, due_at)
+
+
+def _is_stale(spec: TableSpec, watermark: Watermark, since: datetime, now: datetime) -> bool:
+    if watermark.lost is not None or watermark.last_partition is None:
+        return True
+    patience = 2 * spec.refresh_every
+    today = lima_day(now)
+    since_midnight = now - datetime.combine(today, time(), LIMA)
+    newest = today if since_midnight > patience else today - timedelta(days=1)
+    return now - since > patience or watermark.last_partition < newest
