@@ -111,9 +111,7 @@ def test_rows_that_have_gone_are_found_whoever_deleted_them(deployment: Settings
         marks.succeed(conn, extraction, Loaded(datetime.now(UTC), dict.fromkeys(window, 5), 10, 1.0, True))
     found = {finding.part: finding for finding in diagnose()}
     assert not found["rows of operation_data"].ok
-    assert (
-        "10 rows of 2026-03-01..2026-03-02 that were loaded are not in the table any more" in found["rows of operation_data"].text
-    )
+    assert "10 rows of 2026-03-01..2026-03-02 that were loaded are no longer in the table" in found["rows of operation_data"].text
     assert "pulso-etl refresh operation_data --from 2026-03-01 --to 2026-03-02" in found["rows of operation_data"].text
     assert found["rows of dashboard_data"].text == "never loaded"
 

@@ -34,11 +34,11 @@ class DayRange:
         return (self.end - self.start).days + 1
 
     def overlaps(self, other: DayRange) -> bool:
-        """Whether both have a day."""
+        """Whether the ranges have a day in common."""
         return self.start <= other.end and other.start <= self.end
 
     def chunks(self, days: int) -> list[DayRange]:
-        """The range in pieces of so many days at most, the newest first."""
+        """The range in pieces of at most so many days, the newest first."""
         ends = range(0, self.days, days)
         return [DayRange(max(self.start, self.end - timedelta(n + days - 1)), self.end - timedelta(n)) for n in ends]
 
@@ -53,7 +53,7 @@ class DayRange:
 
 
 def lima_day(now: datetime) -> date:
-    """The day in America/Lima of an instant. Raises PlanError for a time without zone."""
+    """The day of an instant in America/Lima. Raises PlanError for a time without zone."""
     if now.tzinfo is None:
         raise PlanError("the time now has no zone")
     return now.astimezone(LIMA).date()

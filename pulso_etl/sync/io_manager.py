@@ -1,4 +1,4 @@
-"""The IO manager: what an asset yields as Arrow becomes rows of its PostgreSQL table, data and watermark in one transaction."""
+"""The IO manager loads what an asset yields into its PostgreSQL table, data and watermark in one transaction."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ EVERY_DAY = DayRange(date.min, date.max)
 
 @dataclass
 class AttemptRecord:
-    """What the history is told of an attempt: which it is, how far it came, and what its stream tells of itself.
+    """What the history stores of an attempt: which attempt it is, how far it came, and what its stream reports.
 
-    `began` is of the process's monotonic clock.
+    `began` is a time of the process's monotonic clock.
     """
 
     extraction: Extraction
@@ -68,7 +68,7 @@ class AttemptRecord:
 
     @property
     def seconds(self) -> float:
-        """Since it began."""
+        """How long the attempt has run."""
         return time.monotonic() - self.began
 
 
@@ -77,9 +77,9 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
 
     Works for any daily-partitioned asset whose definition metadata hold a TableSpec under `pulso_etl/table`. Takes a
     DeferredStream, pyarrow.RecordBatchReader, pyarrow.Table or pandas.DataFrame; gives a downstream asset its partition or range
-    as pyarrow.Table, or pandas.DataFrame by type annotation. The login of `database_url` works as `database_role`, where one is
-    named. `lock_timeout_seconds` bounds the wait for another writer, `work_mem_mb` is the server's work memory in MiB, of which
-    a load's join may take twice that, and its stage as much before it goes to disk.
+    as pyarrow.Table, or pandas.DataFrame by type annotation. The login of `database_url` works as `database_role`, if that is
+    set. `lock_timeout_seconds` bounds the wait for another writer. `work_mem_mb` is the server's work memory in MiB: a load's join
+    may take twice as much, and so may its stage before it goes to disk.
     """
 
     database_url: str
@@ -92,11 +92,11 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
     def connect(self, purpose: str, timeout: timedelta) -> Iterator[psycopg.Connection]:
         """A connection in autocommit mode, named after its purpose (a run's id) so that its server session can be found.
 
-        The server ends whatever takes longer than `timeout`. Raises DestinationError where a pooler shares the session with others.
+        The server ends work that takes longer than `timeout`. Raises DestinationError where a pooler shares the session.
         """
         limits = Limits.of_work(timeout, timedelta(seconds=self.lock_timeout_seconds))
         with Session(as_role(self.database_url, self.database_role), purpose, limits).hold() as conn:
-            # As much as a hash join may have.
+            # The stage may take as much as a hash join.
             buffer_temporary_tables(conn, 2 * self.work_mem_mb)
             # A killed process must not leave its statement running on the server, with the table's lock held.
             conn.execute("SET client_connection_check_interval = '2s'")
@@ -105,15 +105,15 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
     def handle_output(self, context: OutputContext, obj: Any) -> None:
         """Loads what the asset yielded.
 
-        Raises the errors of `pulso_etl.sync.errors` that a retry may mend, and dagster.Failure (not retried) for the others;
-        either way the table is as it was before.
+        Raises errors of `pulso_etl.sync.errors` that a retry may mend, and dagster.Failure (not retried) for other errors. In both
+        cases the table is as it was before.
         """
         with _permanent_errors_end_the_step():
             self._load(context, obj)
 
     def _load(self, context: OutputContext, obj: Any) -> None:
         asset, step, started = context.asset_key.to_user_string(), context.step_context, datetime.now(UTC)
-        # Until the table and the days are known, those that an attempt without them stands under.
+        # The asset's name and today stand for the table and the days until these are known.
         named = Extraction(asset, DayRange(today := lima_day(started), today), context.run_id, _number(step), started)
         attempt = AttemptRecord(named, time.monotonic())
         with self._recorded(context, attempt):
@@ -138,7 +138,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         _log(context, spec, window, result, settlement, details)
         context.add_output_metadata(details)
         for key, days in partitions.items():
-            # The range's output metadata are the same for all its partitions; these are each one's own.
+            # The output metadata are the same for all partitions of the range; these belong to one partition.
             step.add_asset_metadata(result.of(days).as_dict(), context.asset_key, partition_key=key)
 
     def _attempt(
@@ -192,10 +192,10 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
 
     @contextmanager
     def _recorded(self, context: OutputContext, attempt: AttemptRecord, conn: psycopg.Connection | None = None) -> Iterator[None]:
-        """Whatever goes wrong, an interrupt included, ends the attempt in the history, its data being rolled back.
+        """Records any error, interrupts included, as the end of the attempt; its data are rolled back.
 
-        `conn` is the session that holds the attempt's lock, where there is one: without it the next writer would take the attempt
-        for abandoned.
+        `conn` is the session that holds the attempt's lock, if there is one. The failure is recorded by that session, because
+        without the lock the next writer would take the attempt for abandoned.
         """
         try:
             yield
@@ -221,14 +221,16 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
                             metadata=attempt.metadata,
                         )
             except SchemaRefused:
-                context.log.warning(f"{extraction.table}: the failure was not recorded, for what tables of ours carry")
+                context.log.warning(f"{extraction.table}: the failure was not recorded, because tables of ours carry foreign code")
             except (psycopg.Error, DestinationError) as refusal:
                 context.log.warning(f"{extraction.table}: the failure could not be recorded: {first_line(refusal)}")
             raise
 
     def load_input(self, context: InputContext) -> Any:
-        """The upstream asset's partition or range, as pyarrow.Table, or as pyarrow.RecordBatchReader or pandas.DataFrame where the
-        input is annotated so; all days where none are asked for. The input's metadata may name the `columns`.
+        """The upstream asset's partition or range; all days if none are asked for.
+
+        The input's annotation chooses pyarrow.Table (the default), pyarrow.RecordBatchReader or pandas.DataFrame. The input's
+        metadata may name the `columns`.
 
         Raises as `handle_output` does.
         """
@@ -250,7 +252,10 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
 
 @contextmanager
 def _permanent_errors_end_the_step() -> Iterator[None]:
-    """Dagster retries whatever a step raises, except a Failure that forbids it. It records it, too: without secrets."""
+    """Raises errors that no retry mends as a Failure that forbids retries, and takes secrets out of every error.
+
+    Dagster retries, and records, any other error that a step raises.
+    """
     try:
         with clean_errors():
             yield
@@ -262,7 +267,7 @@ def _permanent_errors_end_the_step() -> Iterator[None]:
 
 @contextmanager
 def _named(spec: TableSpec, window: DayRange) -> Iterator[None]:
-    """An error that nobody has translated, most often of the asset's own stream, becomes one that names table and partitions."""
+    """Turns an untranslated error, most often of the asset's own stream, into an error that names table and partitions."""
     try:
         yield
     except (PulsoError, Failure, RetryRequested):
@@ -326,13 +331,11 @@ def _spec(metadata: Any, asset: str) -> TableSpec:
         return TableSpec.from_metadata(getattr(value, "value", value))
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(str(part) for part in fault['loc'])} {fault['msg']}" for fault in error.errors())
-        raise ContractError(
-            f"asset {asset}: what stands under '{SPEC_KEY}' in its metadata is not a TableSpec: {faults}"
-        ) from error
+        raise ContractError(f"asset {asset}: its metadata under '{SPEC_KEY}' are not a TableSpec: {faults}") from error
 
 
 def _since_start(step: StepExecutionContext) -> timedelta:
-    """How long ago the step's attempt began, by this process's clock: what it yields was read since then, and may be as old."""
+    """How long ago the step's attempt began, by this process's clock. Rows that the step yields may be as old as that."""
     kinds = {DagsterEventType.STEP_START, DagsterEventType.STEP_RESTARTED}
     began = [
         record.timestamp
@@ -343,7 +346,7 @@ def _since_start(step: StepExecutionContext) -> timedelta:
 
 
 def _number(step: StepExecutionContext) -> int:
-    """Which attempt of the step it is, from 1."""
+    """The number of the step's attempt, from 1."""
     return step.previous_attempt_count + 1
 
 
@@ -355,7 +358,7 @@ def _log(
     settlement: Settlement,
     details: Mapping[str, Any],
 ) -> None:
-    """What people read of a load in the run's log."""
+    """Writes what people read about a load to the run's log."""
     if not settlement.moved:
         context.log.info(f"{spec.name} {window}: {settlement}")
     for warning in result.drift.warnings():
@@ -363,7 +366,7 @@ def _log(
     for statement in result.migration:
         context.log.info(f"{spec.name}: the table was migrated: {statement}")
     if "capture_reason" in details:
-        context.log.info(f"{spec.name} {window}: read as a whole, not by what changed: {details['capture_reason']}")
+        context.log.info(f"{spec.name} {window}: read as a whole, not only what changed: {details['capture_reason']}")
     if result.quarantine_reasons:
         context.log.warning(f"{spec.name} {window}: rows in etl_quarantine, by column and reason: {result.quarantine_reasons}")
     context.log.info(f"{spec.name} {window}: {result.plan}, {result.total.as_dict()}, seconds {result.seconds}")

@@ -1,4 +1,4 @@
-"""Which days of a table are owed, and what a load makes of its watermark: pure functions of what was read, and when."""
+"""Which days of a table are owed, and how a load moves the watermark: pure functions of what was read, and when."""
 
 from __future__ import annotations
 
@@ -12,30 +12,32 @@ from pulso_etl.sync.spec import TableSpec
 
 @dataclass(frozen=True)
 class Loss:
-    """Rows that loads left in a table and that are not there any more: how many, and from which day to which."""
+    """Rows that were loaded into a table and are gone: how many, and of which days."""
 
     window: DayRange
     rows: int
 
     def command(self, spec: TableSpec) -> str:
-        """What brings them back, as far as the source has them."""
+        """The command that loads the rows again, as far as the source has them."""
         return f"pulso-etl refresh {spec.as_argument} --from {self.window.start} --to {self.window.end}"
 
     def __str__(self) -> str:
-        return f"{self.rows} rows of {self.window} that were loaded are not in the table any more"
+        return f"{self.rows} rows of {self.window} that were loaded are no longer in the table"
 
 
 @dataclass(frozen=True)
 class Reading:
-    """The last reading of a day from the source: `at` an instant with zone, and until which day the source changes the day read, by
-    the lookback that was in force then."""
+    """The last reading of a day from the source, at the instant `at` (with zone).
+
+    The source may change the day until `open_until`, by the lookback in force at the reading.
+    """
 
     at: datetime
     open_until: date
 
     @property
     def day(self) -> date:
-        """That of the reading."""
+        """The day on which the reading happened."""
         return lima_day(self.at)
 
     @property
@@ -45,12 +47,11 @@ class Reading:
 
 @dataclass(frozen=True)
 class Watermark:
-    """How far a table is loaded: at `last_extracted_at` (with zone) every day up to `last_partition` that could still change was as
-    the source had it.
+    """How far a table is loaded. At `last_extracted_at` (with zone), every day up to `last_partition` that could still change was
+    as the source had it.
 
-    `readings`: the last reading of each day, of the days that may be owed. `lost` are rows that were
-    loaded and have gone since; `replaced`: the table lies in other files than at its last load, and nobody has looked yet at what
-    it holds.
+    `readings` has the last reading of each day that may be owed. `lost` are rows that were loaded and are gone. `replaced`: the
+    table lies in other files than at its last load, and nothing has counted its rows since.
     """
 
     last_extracted_at: datetime | None
@@ -62,7 +63,7 @@ class Watermark:
 
 @dataclass(frozen=True)
 class Settlement:
-    """What a load makes of the watermark: whether it `moved`, and the days that are `owed` where it did not."""
+    """How a load moves the watermark: whether it `moved`, and if not, the days that are still `owed`."""
 
     watermark: Watermark
     moved: bool
@@ -81,8 +82,10 @@ class Settlement:
 
 @dataclass(frozen=True)
 class Horizon:
-    """Which days of a table can be owed: none before `first_day` nor after `last_day`, and each as long as the source changes it,
-    that is for `lookback_days` after it."""
+    """Which days of a table can be owed: days from `first_day` to `last_day`.
+
+    The source changes a day for `lookback_days` after it, and so long the day is owed.
+    """
 
     lookback_days: int = 1
     first_day: date = date.min
@@ -90,7 +93,7 @@ class Horizon:
 
     @classmethod
     def of(cls, spec: TableSpec, first_day: date, today: date, last_day: date = date.max) -> Horizon:
-        """That of the table, whose partitions begin on `first_day`; the newest that there is now ends on `last_day`."""
+        """The horizon of a table whose partitions begin on `first_day`; its newest partition ends on `last_day`."""
         return cls(spec.lookback_days, max(first_day, first_kept_day(spec, today)), last_day)
 
     def open_until(self, day: date) -> date:
@@ -98,22 +101,22 @@ class Horizon:
         return day + timedelta(days=self.lookback_days)
 
     def trailing(self, last: date) -> date:
-        """The first of the days that the source still changes on the day `last`."""
+        """The first day that the source still changes on the day `last`."""
         return max(self.first_day, last - timedelta(days=self.lookback_days - 1))
 
 
 def owed_days(horizon: Horizon, watermark: Watermark, today: date) -> list[date]:
     """The days up to `today` that the source may have changed since they were last read, in order.
 
-    Owed is each day whose last reading was not final, by the lookback that was in force then. From the table's lookback before the
-    watermark (without one: before today) on, each day is owed, too, that was not read, or not as late as the lookback of now asks.
-    Days before these that nobody has asked for are not owed.
+    A day is owed if its last reading was not final, by the lookback in force at that reading. The table's lookback before the
+    watermark (without a watermark: before today) begins a second rule: from then on, a day is also owed if it was never read, or
+    not as late as today's lookback asks. Earlier days that nobody has asked for are not owed.
     """
     reached = today if watermark.last_partition is None else min(watermark.last_partition, today)
     begin = horizon.trailing(reached)
 
     def closed(day: date, reading: Reading) -> bool:
-        # A reading of days to come is of a clock that was wrong, and closes none.
+        # A reading in the future comes from a wrong clock, and closes no day.
         final = reading.is_final and reading.day <= today
         return final and (day < begin or reading.day >= horizon.open_until(day))
 
@@ -123,11 +126,12 @@ def owed_days(horizon: Horizon, watermark: Watermark, today: date) -> list[date]
 
 
 def settle(horizon: Horizon, watermark: Watermark, at: datetime) -> Settlement:
-    """The watermark once days were read at the instant `at`, which stand in its `readings` already; these must hold every day read.
+    """The watermark after days were read at the instant `at`. Its `readings` already have these days, and every day read before.
 
-    It moves to the oldest reading among the days that are owed and the newest that was read, where every one of them has been read
-    and the newest is the day of that reading, or the last that there is (of partitions that end before they can be read): at that
-    instant, nothing was owed. So it does not matter which launches read the days, nor in which order.
+    The watermark moves to the oldest reading among two kinds of days: those that are owed, and the newest day that was read. It
+    moves only if all of them were read, and if the newest is the day of that oldest reading, or the last partition that exists
+    (partitions may end before they can be read). At that instant nothing was owed. So it does not matter which launches read the
+    days, or in which order.
     """
     today, last, known = lima_day(at), watermark.last_extracted_at, watermark.readings
     reached = max((day for day in known if day <= today), default=None)
@@ -135,7 +139,7 @@ def settle(horizon: Horizon, watermark: Watermark, at: datetime) -> Settlement:
         readings = [known.get(day) for day in {*owed_days(horizon, watermark, reached), reached}]
         oldest = min(reading.at for reading in readings if reading is not None)
         covered = None not in readings and min(lima_day(oldest), horizon.last_day) <= reached
-        # A watermark of the future was set by a clock that was wrong.
+        # A wrong clock has set a watermark in the future.
         future = last is not None and (last > at or (watermark.last_partition or today) > today)
         if covered and (last is None or oldest > last or future):
             return Settlement(replace(watermark, last_extracted_at=oldest, last_partition=reached), moved=True)

@@ -1,4 +1,4 @@
-"""The days that the partitions of an asset stand for."""
+"""The days of an asset's partitions."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pulso_etl.sync.days import DayRange, contiguous
 from pulso_etl.sync.errors import ContractError
 
 SHORTEST_DAY = timedelta(hours=23)
-"""That on which the clocks go forward."""
+"""The day on which the clocks go forward."""
 
 
 def partition_days(table: str, definition: PartitionsDefinition[Any] | None, keys: Iterable[str]) -> dict[str, DayRange]:
-    """The days of each partition, by its key: those on which it begins, up to the one before its end.
+    """The days of each partition, by its key: from the day on which it begins to the day before its end.
 
-    So a day is named by its date, in whatever zone and format the definition has it, and a week or a month is all of its days.
-    Raises ContractError where a partition is no whole days, or is but a part of what the table holds of them.
+    A partition of one day has that date, in whatever zone and format the definition names it. A week or a month has all its days.
+    Raises ContractError for a partition shorter than a day, and for a definition without time windows.
     """
     found = list(keys)
     if not isinstance(definition, TimeWindowPartitionsDefinition):
@@ -39,7 +39,7 @@ def partition_days(table: str, definition: PartitionsDefinition[Any] | None, key
 
 
 def one_range(table: str, partitions: Mapping[str, DayRange]) -> DayRange:
-    """The days of all the partitions. Raises ContractError where they are not one range."""
+    """The days of all the partitions. Raises ContractError unless they are one range."""
     ranges = ranges_of(partitions)
     if len(ranges) != 1:
         whole = DayRange(ranges[0].start, ranges[-1].end) if ranges else "of the run"

@@ -1,4 +1,4 @@
-"""Rows of a table read back, for an asset downstream or a notebook, in the form that is asked for."""
+"""Reads rows of a table back, for an asset downstream or a notebook, in the form that it asks for."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def read(target: Target, ranges: Sequence[DayRange], names: Sequence[str]) -> pa
         query = Statements(spec, target.schema).select(names)
         for days in ranges:
             with target.conn.cursor("pulso_load_input") as cursor:
-                # As the server prints it: Python's numbers do not hold every number of JSON.
+                # JSON stays the text that the server prints: Python's numbers do not hold every number of JSON.
                 cursor.adapters.register_loader("jsonb", TextLoader)
                 cursor.execute(query, {"start": days.start, "end": days.end})
                 while rows := cursor.fetchmany(spec.batch_rows):
@@ -48,12 +48,12 @@ def _is_there(target: Target) -> bool:
     if exists(target.conn, target.schema, name):
         return True
     if Watermarks(target.schema).ever_loaded(target.conn, name):
-        raise ContractError(f"{name}: the table was loaded once, and is gone from PostgreSQL; load its days again")
+        raise ContractError(f"{name}: the table was loaded before and is gone from PostgreSQL; load its days again")
     return False
 
 
 def _array(spec: TableSpec, values: Sequence[Any], field: pa.Field) -> pa.Array:
-    """The values as an array; of a decimal with fewer digits after the point where there are too many before it."""
+    """The values as an array. Decimals with many digits before the point get fewer digits after it."""
     kind = field.type
     try:
         return pa.array(values, kind)
@@ -70,7 +70,7 @@ def _array(spec: TableSpec, values: Sequence[Any], field: pa.Field) -> pa.Array:
 
 
 def _joined(spec: TableSpec, field: pa.Field, chunks: Sequence[pa.Array]) -> pa.ChunkedArray:
-    """The chunks in one type. Raises ContractError for decimals whose digits, taken together, no type holds."""
+    """The chunks as one array of one type. Raises ContractError if no decimal type holds the digits of all chunks."""
     kinds = [chunk.type for chunk in chunks]
     kind = min(kinds, key=_scale, default=field.type)
     try:
@@ -97,13 +97,16 @@ def _read_type(column: Column) -> pa.DataType:
     elif column.precision is not None:
         kind = pa.decimal128(column.precision, column.scale)
     else:
-        # The widest decimal that Arrow has takes every NUMERIC and BIGNUMERIC of BigQuery as it is.
+        # Arrow's widest decimal takes every NUMERIC and BIGNUMERIC of BigQuery as it is.
         kind = pa.decimal256(76, 38)
     return pa.list_(kind) if column.repeated else kind
 
 
 def chosen_columns(spec: TableSpec, columns: Any) -> Sequence[str]:
-    """The names under `columns` of an input's metadata; without it all. Raises ContractError for what is no list of the table's."""
+    """The names that an input's metadata lists under `columns`; without them all columns.
+
+    Raises ContractError for anything but a list of the table's columns.
+    """
     if columns is None:
         return spec.column_names
     if not isinstance(columns, list | tuple) or not columns or not all(isinstance(name, str) for name in columns):
@@ -114,14 +117,14 @@ def chosen_columns(spec: TableSpec, columns: Any) -> Sequence[str]:
 
 
 def form_of(table: str, annotation: Any) -> Form:
-    """How rows become what an input is annotated with. Raises ContractError for a form that they can't have."""
+    """How rows become the type that an input is annotated with. Raises ContractError for any other type."""
     kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     for kind in kinds:
         if kind is Any or (isinstance(kind, type) and issubclass(pa.Table, kind)):
             return lambda rows: rows
         if isinstance(kind, type) and issubclass(pa.RecordBatchReader, kind):
             return lambda rows: rows.to_reader()
-        # Pandas itself need not be imported by those who do not ask for it.
+        # pandas is imported only for inputs that ask for it.
         if isinstance(kind, type) and kind.__module__.partition(".")[0] == "pandas" and kind.__name__ == "DataFrame":
             return _frame
     raise ContractError(
@@ -130,7 +133,7 @@ def form_of(table: str, annotation: Any) -> Form:
 
 
 def _frame(rows: pa.Table) -> Any:
-    """As pandas.DataFrame; integers with nulls among them are nullable ones, as a double does not hold all their digits."""
+    """The rows as pandas.DataFrame. Integers with nulls become nullable integers: a double does not hold all their digits."""
     import pandas
 
     frame = rows.to_pandas()

@@ -1,4 +1,4 @@
-"""What a table is: one declaration that feeds the database schema, the asset, the load and the documentation.
+"""What a table is: one declaration, from which the database schema, the asset, the load and the documentation follow.
 
 Nothing here talks to a database or to Dagster.
 """
@@ -18,7 +18,7 @@ from pulso_etl.sync.errors import SourceError
 
 IDENTIFIER = r"^[a-z_][a-z0-9_]{0,62}$"
 TENANT = r"^[a-z](?:_?[a-z0-9])*$"
-"""Names of tenants: no two underscores together and none at the end, so that `TENANT__NAME` is read in one way."""
+"""Names of tenants have no two underscores together and none at the end, so `TENANT__NAME` can be read in only one way."""
 
 
 class ColumnType(StrEnum):
@@ -38,7 +38,7 @@ class ColumnType(StrEnum):
 
 
 GREATEST_LIMIT = {ColumnType.INTEGER: 2**63 - 1, ColumnType.NUMERIC: 10**38 - 1, ColumnType.DOUBLE: 2**53}
-"""The types of columns that take limits, and how far from zero a limit may lie for the type to hold it exactly."""
+"""The column types that take limits, and how far from zero a limit may lie so that the type holds it exactly."""
 
 
 WITHOUT_WIDTH = {ColumnType.TEXT, ColumnType.NUMERIC, ColumnType.BYTES, ColumnType.JSON}
@@ -46,14 +46,14 @@ WITHOUT_WIDTH = {ColumnType.TEXT, ColumnType.NUMERIC, ColumnType.BYTES, ColumnTy
 
 
 class Contract(StrEnum):
-    """What becomes of columns of the source that the declaration does not know."""
+    """What a load does with columns of the source that are not declared."""
 
     FREEZE = "freeze"
     EVOLVE = "evolve"
 
 
 class OnReject(StrEnum):
-    """What becomes of a load that meets rows which can't be loaded."""
+    """What a load does when it meets rows that can't be loaded."""
 
     FAIL = "fail"
     QUARANTINE = "quarantine"
@@ -69,7 +69,7 @@ class Strategy(StrEnum):
 
 
 class ChangeCapture(StrEnum):
-    """BigQuery's function that tells a source table's changes."""
+    """The function of BigQuery that lists a source table's changes."""
 
     CHANGES = "changes"
     APPENDS = "appends"
@@ -79,11 +79,12 @@ class Column(BaseModel):
     """One column of a table.
 
     `required` columns are NOT NULL; `minimum` and `maximum` are inclusive and become a CHECK constraint: a load that breaks these
-    is refused. `expected`, `expected_minimum` and `expected_maximum` say the same of what the source may break with good reason:
-    it lands, and a check warns. `unit` is for people.
+    is refused. `expected`, `expected_minimum` and `expected_maximum` set the same rules for values that the source may have reason
+    to break: such a value is loaded, and a check warns. `unit` is for people.
 
-    `repeated`: the column holds arrays of the type, as a REPEATED column of BigQuery does. `precision` and `scale` are the digits
-    of a numeric column, in all and after the point: a value with more of either is refused or quarantined, never rounded.
+    `repeated`: the column holds arrays of the type, as a REPEATED column of BigQuery does. `precision` is the number of all digits
+    of a numeric column, `scale` the number of digits after the point. A value with more digits is refused or quarantined, and
+    never rounded.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -150,36 +151,36 @@ VALIDITY = (
     Column(name="valid_to", type=ColumnType.TIMESTAMP),
 )
 OURS = "pulso_"
-"""What the names begin with that our own statements give to tables and columns; no declared name does."""
+"""The prefix of the names that our own statements give to tables and columns; no declared name has it."""
 BOOKKEEPING = "etl_"
-"""What the names of our own tables begin with (watermarks, history, quarantine, alerts, …); no declared table's does."""
+"""The prefix of our own tables (watermarks, history, quarantine, alerts, …); no declared table has it."""
 SYSTEM_COLUMNS = {"ctid", "tableoid", "xmin", "xmax", "cmin", "cmax"}
 """Columns that PostgreSQL gives to every table."""
 DELETED = Column(name="pulso_deleted", type=ColumnType.BOOLEAN, required=True)
-"""Beside the columns of a row that was read as a change: whether the source has deleted the row."""
+"""A column that comes with every row that was read as a change: whether the source has deleted the row."""
 CAPTURE_LAG = timedelta(minutes=10)
-"""How old a change must be to be captured: the latest ones may still be missing in BigQuery's change history."""
+"""How old a change must be to be captured: BigQuery's change history may still lack newer changes."""
 PLACEHOLDER = re.compile(r"`\{(\w+)\}`")
-"""A source table in a query, its back-ticks included. Every other brace is the query's own: a pattern, JSON, a comment."""
+"""A source table in a query, with its back-ticks. Any other brace belongs to the query: a pattern, JSON, a comment."""
 ROW_SOURCE = re.compile(r",?\s*\bFROM\s+`\{(\w+)\}`", re.IGNORECASE)
-"""Where a query that is fed with changes names its one source table."""
+"""Where a query that reads changes names its one source table."""
 NOT_BY_ROW = re.compile(r"\b(WITH|DISTINCT|JOIN|UNION|GROUP|HAVING|OVER|QUALIFY|LIMIT)\b", re.IGNORECASE)
-"""What a query can't have where each row of its source makes one row at most, whatever the others are."""
+"""Words that a query can't have if each row of its source makes at most one row, whatever the other rows are."""
 MOST_COLUMNS = 1590
-"""Columns that a table may declare: PostgreSQL takes 1,600, of which the destination needs some."""
+"""The most columns that a table may declare: PostgreSQL takes 1,600, and the destination needs some of them."""
 MOST_KEY_COLUMNS = 31
-"""Columns of a primary key: PostgreSQL takes 32, of which a table that keeps history needs one."""
+"""The most columns of a primary key: PostgreSQL takes 32, and a table that keeps history needs one of them."""
 LONGEST_PARTITIONED = 54
-"""Characters of a name to which a month, such as `_y2026m01`, can still be added in PostgreSQL's 63."""
+"""The longest name of a table with months: the name and an ending such as `_y2026m01` fit PostgreSQL's 63 characters."""
 
 
 def fill(query: str, tables: Mapping[str, str]) -> str:
-    """The query with the full names of its source tables for their placeholders, which `tables` has all of."""
+    """The query with the full names of its source tables in place of the placeholders; `tables` has a name for each."""
     return PLACEHOLDER.sub(lambda found: f"`{tables[found[1]]}`", query)
 
 
 def qualified(tenant: str, name: str) -> str:
-    """The name in Dagster of what is a tenant's own: `TENANT__NAME`, or just the name where there are no tenants."""
+    """A name in Dagster that belongs to a tenant: `TENANT__NAME`, or just the name where there are no tenants."""
     return f"{tenant}__{name}" if tenant else name
 
 
@@ -189,49 +190,50 @@ class TableSpec(BaseModel):
     `columns` are all that the query returns, keys included; the destination adds `kept_columns`.
     `query` is BigQuery SQL with placeholders for the source tables, in back-ticks and braces (`PLACEHOLDER`), and the parameters
     `@start`, `@end` (DATE, inclusive).
-    `version_column`: where the source has several rows of a key, the one with the greatest version is kept. Required, like a key.
-    Where the partition column is in the key, that is the greatest of the source's now; elsewhere the greatest ever seen.
-    `snapshot_of`: columns of the key. For each value of these the partitions of the source are snapshots, of which the table holds
-    the newest as a whole (see docs/tables.md): a row that the newest does not have is gone, whatever older ones say.
-    `stamp_columns` say when the source computed a row; a change in them alone is no change of the row.
+    `version_column`: if the source has several rows of a key, the row with the greatest version is kept. The column is required,
+    like a key. If the partition column is in the key, this is the greatest version that the source has now; else the greatest
+    version ever seen.
+    `snapshot_of`: columns of the key. For each value of these columns, the source's partitions are snapshots, and the table holds
+    the newest one as a whole (see docs/tables.md): a row that the newest lacks is gone, whatever older snapshots say.
+    `stamp_columns` say when the source computed a row. A change in them alone never marks a row as changed.
     `minimum_kept_share`: a load that would leave less than this share (0..1) of a partition range's rows is refused.
-    `minimum_records`: rows that the last `lookback_days` days should hold at least; 0 says nothing.
-    `volume_factor`: a day with so many times more, or fewer, rows than the same weekday before it is a warning.
-    `chunk_days`: a back-fill of more days is split into runs of so many, which may go on at the same time.
-    `reconcile_days`: trailing days that a reconciliation compares with the source.
-    `batch_rows`: rows per batch read from the source. `priority`: runs of a greater one leave the queue first.
+    `minimum_records`: how many rows the last `lookback_days` days should hold at least; 0 sets no minimum.
+    `volume_factor`: a day with so many times more, or fewer, rows than earlier days of that weekday raises a warning.
+    `chunk_days`: a back-fill of more days is split into runs of so many days, and these may run at the same time.
+    `reconcile_days`: how many trailing days a reconciliation compares with the source.
+    `batch_rows`: rows per batch read from the source. `priority`: runs with a greater priority leave the queue first.
 
-    `contract`, for columns of the source that are not declared: with `freeze` they are warned of and left out, and a column of
-    the table that is not declared stops the load. With `evolve` they are added to the table as nullable columns and loaded; one
-    whose type or name no table can hold is warned of and left out; one that the source gives no longer stays in the table, null in
-    rows that are inserted from then on, and is warned of. A declared column that is missing stops every load.
+    `contract` decides on columns of the source that are not declared. With `freeze` a warning names them and the load leaves them
+    out; a column of the table that is not declared stops the load. With `evolve` the load adds them to the table as nullable
+    columns. It leaves out, with a warning, a column whose type or name no table can hold. A column that the source no longer gives
+    stays in the table, null in new rows, and raises a warning. A declared column that is missing stops every load.
 
-    `on_reject`, for rows that can't be loaded (a null where one is required, NaN or Infinity, a NUL character, a value beyond a
-    limit or that its type can't hold, a key that the source gives more than once): `fail` stops the load at the first. With
-    `quarantine` they go to the table `etl_quarantine`, all rows of a duplicated key among them, and the others are loaded. The
-    row that the table holds of a quarantined key stays as it is: the key has not vanished from the source, and its last good
-    state stands. (A row whose key is itself at fault protects nothing.) Where more than `maximum_quarantined_share` (0..1)
-    of the rows read would be quarantined, the load fails; more than `alert_quarantined_share` raise an alert.
+    `on_reject` decides on rows that can't be loaded: a null where a value is required, NaN or Infinity, a NUL character, a value
+    beyond a limit or beyond its type, a key that the source gives more than once. With `fail` the first such row stops the load.
+    With `quarantine` these rows go to the table `etl_quarantine`, with all rows of a duplicated key, and the other rows are
+    loaded. The table's row of a quarantined key stays as it is: the key has not vanished from the source, and its last good state
+    stands. (A row whose key is itself at fault protects nothing.) The load fails if more than `maximum_quarantined_share` (0..1)
+    of the rows read would be quarantined; more than `alert_quarantined_share` raises an alert.
 
-    `tenant`: whose table it is, where a deployment has several; the file of tenants says it, never a declaration.
+    `tenant`: the tenant that owns the table, in a deployment with several. The file of tenants sets it, never a declaration.
 
-    `strategy`: how a range that is loaded again changes the table.
+    `strategy`: how a load changes a range that was loaded before.
     - `upsert`: new rows are inserted, changed ones updated, vanished ones deleted where the partition column is in the key.
       An unchanged row is not written.
     - `replace_partition`: every row of the range is deleted and every row of the source inserted, changed or not.
-    - `append`: rows are only ever added. The primary key says which rows are the same and may repeat, in the source as in the
-      table. A range that is loaded again gains what it lacks: as many rows of a key as the source has more than the table. So
-      nothing is added twice, and a row that changed in the source, or vanished, stays as it was first loaded. Copies with equal
-      values are matched first; see `destination.strategies.missing`.
+    - `append`: rows are only ever added. The primary key says which rows are the same; it may repeat, in the source and in the
+      table. A range that is loaded again gains the rows that it lacks: for each key, as many as the source has more than the
+      table. So nothing is added twice, and a row that changed in the source, or vanished, stays as it was first loaded. Copies
+      with equal values are matched first; see `loading.strategies.missing`.
     - `scd2`: rows are versions of a key, valid from `valid_from` until before `valid_to` (instants of loads; null: the current
       version). A changed row closes the current version and opens another at the same instant, a vanished one is closed, an
       unchanged one is not written.
 
-    `change_capture`: the refresh sensor's runs read the rows that changed, by that function of BigQuery, instead of the whole
-    window where they can (see `source.capture`). The query makes each of its rows of one row of one base table.
-    `partition_by`: with `month` the table in PostgreSQL has range partitions by the partition column, a month each; that column
-    must be in the primary key. `retention_months`: how many whole months before the current one are kept; `pulso-etl retention`
-    removes older ones, and no load brings them back.
+    `change_capture`: where they can, the refresh sensor's runs read only the rows that changed, by that function of BigQuery,
+    instead of the whole window. The query must make each of its rows from one row of one base table.
+    `partition_by`: with `month` the table in PostgreSQL has range partitions by the partition column, one for each month; that
+    column must be in the primary key. `retention_months`: how many whole months before the current one are kept. `pulso-etl
+    retention` removes older months, and a load never brings them back.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -278,7 +280,7 @@ class TableSpec(BaseModel):
         prefix = next((ours for ours in (OURS, BOOKKEEPING) if self.name.startswith(ours)), None)
         reserved = sorted(name for name in names if self.is_reserved(name))
         return self._without(
-            (prefix, f"names that begin with {prefix} are ours; choose another"),
+            (prefix, f"names that begin with {prefix} are ours; choose another name"),
             (len(names) != len(set(names)), "a column is declared twice"),
             (reserved, f"{reserved} are kept by the destination and can't be declared"),
             (len(names) > MOST_COLUMNS, f"{len(names)} columns; a table can have {MOST_COLUMNS} at most"),
@@ -291,7 +293,7 @@ class TableSpec(BaseModel):
         unknown = sorted(named - set(self.column_names))
         return self._without(
             (len(key) != len(set(key)), "a column stands in the primary key twice"),
-            (len(key) > MOST_KEY_COLUMNS, f"{len(key)} columns in the primary key; {MOST_KEY_COLUMNS} at most can be"),
+            (len(key) > MOST_KEY_COLUMNS, f"{len(key)} columns in the primary key; a key can have {MOST_KEY_COLUMNS} at most"),
             (unknown, f"{unknown} are named but not declared as columns"),
         )
 
@@ -328,7 +330,7 @@ class TableSpec(BaseModel):
 
     @model_validator(mode="after")
     def _months_are_kept(self) -> TableSpec:
-        # The shortest month has 28 days: no lookback or reconciliation reaches a month that is gone.
+        # The shortest month has 28 days. A lookback or reconciliation must not reach a month that is gone.
         kept_days = 28 * (self.retention_months or 0)
         return self._without(
             (
@@ -375,7 +377,7 @@ class TableSpec(BaseModel):
             by_row = (
                 len(PLACEHOLDER.findall(self.query)) == 1 and ROW_SOURCE.search(self.query) and not NOT_BY_ROW.search(self.query)
             )
-            faults.append((not by_row, "a query of the form SELECT … FROM `{source}` WHERE …, which makes each row of one row"))
+            faults.append((not by_row, "a query of the form SELECT … FROM `{source}` WHERE …, which makes each row from one row"))
         if needs := [need for fault, need in faults if fault]:
             raise ValueError(f"{self.name}: change_capture {self.change_capture} needs {'; '.join(needs)}")
         return self
@@ -387,7 +389,7 @@ class TableSpec(BaseModel):
         return self
 
     def __copy__(self) -> Self:
-        """A copy for `model_copy`, which changes fields: what was derived from them is derived anew."""
+        """A copy for `model_copy`, which changes fields: the copy computes cached properties again."""
         copied = super().__copy__()
         for name in copied.__dict__.keys() - type(self).model_fields.keys():
             del copied.__dict__[name]
@@ -401,7 +403,7 @@ class TableSpec(BaseModel):
         raise KeyError(name)
 
     def with_columns(self, more: tuple[Column, ...]) -> TableSpec:
-        """The declaration with more columns, whose names are new and not reserved, or our own."""
+        """The declaration with more columns. Their names are new, and not reserved unless they are our own."""
         return self._with(self.columns + more)
 
     def without(self, column: Column) -> TableSpec:
@@ -412,7 +414,7 @@ class TableSpec(BaseModel):
         # Not validated: DELETED has a name of ours.
         return self.model_copy(update={"columns": columns})
 
-    # Not kept: a copy under another name would have the names of the first.
+    # Not cached: a copy under another name needs another path.
     @property
     def asset_path(self) -> tuple[str, ...]:
         """The key of the table's asset, piece by piece."""
@@ -425,7 +427,7 @@ class TableSpec(BaseModel):
 
     @property
     def as_argument(self) -> str:
-        """How the command line is told of the table."""
+        """How the command line names the table."""
         return f"{self.name} --tenant {self.tenant}" if self.tenant else self.name
 
     def qualify(self, name: str) -> str:
@@ -434,11 +436,11 @@ class TableSpec(BaseModel):
 
     @cached_property
     def kept_columns(self) -> tuple[Column, ...]:
-        """The columns that the destination adds and fills; the required ones default to the time of the load's transaction."""
+        """The columns that the destination adds and fills. Required ones default to the time of the load's transaction."""
         return STAMPS + (VALIDITY if self.strategy is Strategy.SCD2 else ())
 
     def is_reserved(self, name: str) -> bool:
-        """Whether no column of the source can have that name in the table."""
+        """Whether the name is taken, so that a column of the source can't have it in the table."""
         return name.startswith(OURS) or name in SYSTEM_COLUMNS or any(column.name == name for column in self.kept_columns)
 
     @cached_property
@@ -456,9 +458,9 @@ class TableSpec(BaseModel):
         return tuple(sorted(set(PLACEHOLDER.findall(self.query))))
 
     def source_tables(self, known: Mapping[str, str]) -> dict[str, str]:
-        """Full names of the source tables that the query reads, by placeholder, out of the `known` ones.
+        """Full names of the source tables that the query reads, by placeholder; `known` has all names.
 
-        Raises SourceError for a placeholder that is not known.
+        Raises SourceError for a placeholder without a name.
         """
         if unknown := [name for name in self.sources if name not in known]:
             raise SourceError(
@@ -468,7 +470,7 @@ class TableSpec(BaseModel):
 
     @cached_property
     def partition_in_key(self) -> bool:
-        """Whether a partition owns its rows, so that a re-read partition can be made equal to the source."""
+        """Whether a partition owns its rows, so a load can make it equal to the source."""
         return self.partition_column in self.primary_key
 
     @cached_property

@@ -1,4 +1,4 @@
-"""What an asset may yield, each as a stream of Arrow batches that the load opens."""
+"""What an asset may yield. Each kind becomes a stream of Arrow batches that the load opens."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pulso_etl.sync.spec import TableSpec
 
 @runtime_checkable
 class DeferredStream(Protocol):
-    """Rows that are asked for when the load is ready for them; may be opened again."""
+    """Rows that the source gives when the load is ready for them. The stream may be opened again."""
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What opening tells of itself, for the materialization."""
+        """What opening the stream reports, for the materialization."""
 
     def open(self) -> AbstractContextManager[pa.RecordBatchReader]: ...
 
@@ -34,9 +34,9 @@ class ChangeStream(DeferredStream, Protocol):
     """A deferred stream that may be able to give what changed instead of the whole window."""
 
     def capture(self, watermark: Watermark, written_at: datetime | None, now: datetime) -> datetime | None:
-        """Turns to the changes since the watermark, and tells as of when; None where it stays with the whole window.
+        """Turns to the changes since the watermark, and returns as of which instant; None where it keeps the whole window.
 
-        `written_at`: when the last load of these days ended that the watermark may not tell of.
+        `written_at`: when the last load of these days ended; the watermark may not show that load.
         """
 
     def whole(self, reason: str) -> None:
@@ -45,7 +45,7 @@ class ChangeStream(DeferredStream, Protocol):
 
 @runtime_checkable
 class PastStream(DeferredStream, Protocol):
-    """A deferred stream that can give rows of days before its own, for a table whose newest snapshot may lie there."""
+    """A deferred stream that can give rows of earlier days, for a table whose newest snapshot may lie there."""
 
     def read_past(self, days: DayRange) -> AbstractContextManager[pa.RecordBatchReader]: ...
 
@@ -54,8 +54,8 @@ class PastStream(DeferredStream, Protocol):
 class Stream:
     """How to open what the asset yielded, the metadata that opening fills, and whether it can be opened twice.
 
-    `deferred`: it reads the source when it is opened; all else was read while the step ran. `changes` is there where it may give
-    changes, `read_past` where it can give rows of days before its own.
+    `deferred`: opening reads the source; any other stream was read while the step ran. `changes` is set if the stream may give
+    only what changed, `read_past` if it can give rows of earlier days.
     """
 
     open: Open
@@ -69,8 +69,8 @@ class Stream:
 def as_stream(spec: TableSpec, window: DayRange, obj: Any) -> Stream:
     """The stream of what an asset yielded for the days of the window.
 
-    What has neither rows nor columns, or is a pandas.DataFrame without rows, whose types say nothing, is a table without rows.
-    Raises ContractError for what is no table.
+    Anything without rows and columns is a table without rows. So is a pandas.DataFrame without rows, whose types mean nothing.
+    Raises ContractError for anything that is not a table.
     """
     if isinstance(obj, DeferredStream):
         return Stream(
@@ -93,16 +93,16 @@ def as_stream(spec: TableSpec, window: DayRange, obj: Any) -> Stream:
 
 
 def _table(obj: Any) -> pa.Table:
-    # Whoever yields a DataFrame has imported pandas; nobody else needs it.
+    # An asset that yields a DataFrame has imported pandas; other assets do not need it.
     pandas = sys.modules.get("pandas")
     if pandas is None or not isinstance(obj, pandas.DataFrame):
         return pa.table(obj)
-    # An index with a name is a column, a range too; what becomes of one without is `conform.new_columns`' to say.
+    # An index with a name becomes a column, even a range. `conform.new_columns` decides on an index without a name.
     return pa.Table.from_pandas(obj, preserve_index=True) if len(obj) else pa.Table.from_pylist([])
 
 
 def _never_bare(spec: TableSpec, open_stream: Open) -> Open:
-    """Opens the stream; one without columns and rows gets the columns of the declaration."""
+    """Opens the stream; a stream without columns and rows gets the columns of the declaration."""
 
     @contextmanager
     def opened() -> Iterator[pa.RecordBatchReader]:

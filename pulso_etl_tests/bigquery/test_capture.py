@@ -82,10 +82,10 @@ def test_the_whole_window_is_read_where_changes_can_not_stand_for_it(given: dict
         ({"change_capture": "appends", "strategy": "replace_partition"}, "the strategy upsert or append"),
         ({"on_reject": "quarantine"}, "on_reject fail"),
         ({"refresh_every": timedelta(minutes=10)}, "refresh_every above 0:10:00"),
-        ({"query": "SELECT a.day FROM `{calls}` a WHERE EXISTS (SELECT 1 FROM `{other}`)"}, "makes each row of one row"),
-        ({"query": "SELECT day, COUNT(*) FROM `{calls}` GROUP BY day"}, "makes each row of one row"),
-        ({"query": "SELECT DISTINCT day FROM `{calls}`"}, "makes each row of one row"),
-        ({"query": "SELECT day FROM calls"}, "makes each row of one row"),
+        ({"query": "SELECT a.day FROM `{calls}` a WHERE EXISTS (SELECT 1 FROM `{other}`)"}, "makes each row from one row"),
+        ({"query": "SELECT day, COUNT(*) FROM `{calls}` GROUP BY day"}, "makes each row from one row"),
+        ({"query": "SELECT DISTINCT day FROM `{calls}`"}, "makes each row from one row"),
+        ({"query": "SELECT day FROM calls"}, "makes each row from one row"),
     ],
 )
 def test_a_declaration_that_changes_can_not_feed_is_refused(fields: dict[str, Any], need: str) -> None:

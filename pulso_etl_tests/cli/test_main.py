@@ -260,7 +260,7 @@ def test_status_names_rows_that_have_gone_and_the_command_that_brings_them_back(
     assert words[2] == "no"
     first = TODAY - timedelta(days=4)
     command = f"pulso-etl refresh operation_data --from {first} --to {TODAY}"
-    line = f"rows are missing: operation_data: {held} rows of {first}..{TODAY} that were loaded are not in the table any more"
+    line = f"rows are missing: operation_data: {held} rows of {first}..{TODAY} that were loaded are no longer in the table"
     assert f"{line}; load them again: {command}" in told.out
     assert pulso(*command.split()[1:]).code == 0
     assert "rows are missing" not in pulso("status").out

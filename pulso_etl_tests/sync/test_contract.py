@@ -148,7 +148,7 @@ def test_a_gained_column_that_vanishes_stays_and_is_null_in_new_rows(loads: Load
     result = loads(source, spec, window)
     assert result.plan == plan
     assert result.drift.vanished == ["colour"]
-    assert "no longer, null in new rows: colour" in result.drift.warnings()[0]
+    assert "no longer gives, null in new rows: colour" in result.drift.warnings()[0]
     assert loads.rows("SELECT name, colour FROM things ORDER BY 1") == [("moved", "blue"), ("new", None), ("old", "red")]
 
 

@@ -200,7 +200,7 @@ def test_a_migration_is_undone_with_the_load_that_needed_it(loads: Loads, plan: 
 def test_a_required_column_on_a_table_with_rows_is_refused_and_what_it_says_to_run_helps(loads: Loads) -> None:
     loads([row(D1, "a")], things())
     source = wider([row(D1, "a")], id=[7])
-    with pytest.raises(SchemaRefused, match=r"things.*\n  id: required(.|\n)*run by hand") as caught:
+    with pytest.raises(SchemaRefused, match=r"things.*\n  id: required(.|\n)*run these statements by hand") as caught:
         loads(source, things(ID))
     assert loads.rows("SELECT name FROM things") == [("a",)]
     run_by_hand(loads, str(caught.value))

@@ -1,1 +1,1 @@
-"""How rows get from a stream into a table."""
+"""Brings rows from a stream into a table."""

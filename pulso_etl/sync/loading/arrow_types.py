@@ -1,4 +1,4 @@
-"""Arrow's types: what is plainly stored of a value, and the one type in which values travel to a column."""
+"""Arrow's types: the plain type of stored values, and the one type in which values travel to a column."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ACCEPTED: dict[ColumnType, Callable[[pa.DataType], bool]] = {
     ColumnType.BYTES: pa.types.is_binary,
     ColumnType.JSON: pa.types.is_string,
 }
-"""Which stored types each column type takes without loss, but for values that do not fit."""
+"""Which stored types each column type takes without loss. A single value may still not fit."""
 JSON, GEOGRAPHY = "arrow.json", b"google:sqlType:geography"
 LISTS = (
     *(pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list),
@@ -46,7 +46,7 @@ BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, 
 
 
 def stored(given: pa.DataType) -> pa.DataType | None:
-    """The plain type of what an array of that type holds; None where an extension type gives the values another meaning."""
+    """The plain type of the values that such an array holds; None where an extension type gives the values another meaning."""
     if isinstance(given, pa.BaseExtensionType):
         return stored(given.storage_type) if given.extension_name == JSON else None
     if pa.types.is_dictionary(given) or pa.types.is_run_end_encoded(given):
@@ -62,7 +62,7 @@ def stored(given: pa.DataType) -> pa.DataType | None:
 
 
 def decoded(array: pa.Array) -> pa.Array:
-    """The same values as an array of the plain type, which there is."""
+    """The same values as an array of the plain type. The caller has made sure that there is one (see `stored`)."""
     if isinstance(array.type, pa.BaseExtensionType):
         return decoded(array.storage)
     if pa.types.is_dictionary(array.type):
@@ -76,21 +76,21 @@ def decoded(array: pa.Array) -> pa.Array:
 
 
 def relisted(array: pa.Array, items: pa.Array) -> pa.Array:
-    """A list array like `array`, with other items in the place of those that it has."""
+    """A list array with the lengths and nulls of `array` and with these items."""
     lengths = pc.fill_null(pc.list_value_length(array), 0).cast(pa.int32())
     offsets = pa.concat_arrays([pa.array([0], pa.int32()), pc.cumulative_sum(lengths)])
     return pa.ListArray.from_arrays(offsets, items, mask=array.is_null())
 
 
 def wire_type(column: Column, given: pa.DataType) -> pa.DataType | None:
-    """The Arrow type in which values of the type `given` travel to the column; None where some would be lost.
+    """The Arrow type in which values of the type `given` travel to the column; None where values would be lost.
 
-    What pgpq can't encode travels as text, see `travels_as_text`.
+    Values that pgpq can't encode travel as text, see `travels_as_text`.
     """
     plain = stored(given)
     if plain is None:
         return None
-    # A struct without fields is false: what is there is asked for by name.
+    # An empty struct is false, so types are compared with None.
     if not column.repeated:
         return _scalar(column, plain)
     if not pa.types.is_list(plain) and not pa.types.is_null(plain):
@@ -116,7 +116,7 @@ def _scalar(column: Column, given: pa.DataType) -> pa.DataType | None:
 
 
 def travels_as_text(column: Column, wire: pa.DataType) -> bool:
-    """Whether the server has to make the column's values of the text that they travel as."""
+    """Whether the values travel as text and the server has to read them into the column's type."""
     item = wire.value_type if column.repeated else wire
     return column.type not in (ColumnType.TEXT, ColumnType.JSON) and pa.types.is_string(item)
 
@@ -127,7 +127,7 @@ def is_geography(field: pa.Field) -> bool:
 
 
 def advice(field: pa.Field) -> str | None:
-    """What to write in the SQL for a field of a type that no column takes."""
+    """What to write in the SQL for a field whose type no column takes."""
     name, given = f"`{field.name}`", field.type
     item = given.value_type if any(is_kind(given) for is_kind in LISTS) else given
     if is_geography(field):

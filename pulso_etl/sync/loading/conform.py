@@ -1,4 +1,4 @@
-"""Arrow batches made to fit a table's declaration exactly, or a clear error: nothing is bent silently."""
+"""Makes Arrow batches fit a table's declaration exactly, or raises a clear error. No value is changed silently."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pulso_etl.sync.postgres.encoding import UTF8, Encoding
 from pulso_etl.sync.spec import Column, TableSpec
 
 UNNAMED_INDEX = re.compile(r"__index_level_\d+__")
-"""How Arrow names what pandas has no name for."""
+"""How Arrow names an index to which pandas gives no name."""
 
 
 class Reason(StrEnum):
@@ -39,7 +39,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class ColumnFault:
-    """Rows of a batch that can't be loaded because of one column: a mask (true, or not), the reason, and a text for people."""
+    """Rows of a batch that can't be loaded because of one column. `rows` is a mask, true for each of them; `text` is for people."""
 
     column: Column
     reason: Reason
@@ -48,14 +48,14 @@ class ColumnFault:
 
 
 Reject = Callable[[pa.RecordBatch, pa.RecordBatch, list[ColumnFault]], pa.RecordBatch]
-"""Takes a batch as the source gave it, the same conformed, and its faults; returns the conformed rows without fault."""
+"""Takes a batch as the source gave it, the same batch conformed, and its faults; returns the conformed rows without fault."""
 
 
 def wire_schema(spec: TableSpec, source: pa.Schema, window: DayRange) -> pa.Schema:
     """The schema in which batches of `source` are sent, in the order of the declaration.
 
-    Raises ContractError that lists every missing column and every type that can't be taken without loss, with the new columns
-    beside them: a column that was renamed is one of each.
+    Raises ContractError, which lists every missing column, every type that would lose values, and every new column: a renamed
+    column shows as a missing one and a new one.
     """
     faults: list[str] = []
     lines: list[str] = []
@@ -83,7 +83,7 @@ def wire_schema(spec: TableSpec, source: pa.Schema, window: DayRange) -> pa.Sche
 
 
 def new_columns(spec: TableSpec, source: pa.Schema) -> list[str]:
-    """Columns of the source that the declaration does not know; an index of pandas that has no name is none."""
+    """The columns of the source that the declaration does not know, without an unnamed index of pandas."""
     return [name for name in source.names if name not in spec.column_names and not UNNAMED_INDEX.fullmatch(name)]
 
 
@@ -95,10 +95,10 @@ def conform(
     reject: Reject | None = None,
     encoding: Encoding = UTF8,
 ) -> pa.RecordBatch:
-    """The batch in the wire schema, every value checked; `encoding` is that of the database.
+    """The batch in the wire schema, with every value checked; `encoding` is the database's.
 
-    `reject` takes the rows that can't be loaded, which are then left out; without it the first fault raises RejectedRows, with
-    table, column and partition. Raises ContractError for days outside of the window, whoever asks.
+    `reject` takes the rows that can't be loaded, and these are left out. Without it the first fault raises RejectedRows, which
+    names table, column and partition. Raises ContractError for days outside of the window in either case.
     """
     arrays, faults = [], []
     for column in spec.columns:
@@ -118,7 +118,7 @@ def conform(
 def check(
     column: Column, required: bool, array: pa.Array, kind: pa.DataType, encoding: Encoding = UTF8
 ) -> tuple[pa.Array, list[ColumnFault]]:
-    """The values of a column as `kind`, and which rows of it can't be loaded and why. What no cast can take is null."""
+    """The values of a column as `kind`, and the faults of its rows. A value that can't be cast becomes null."""
     array = decoded(array)
     missing = [ColumnFault(column, Reason.NULL, "null", array.is_null())] if required and array.null_count else []
     if pa.types.is_null(array.type):
@@ -185,11 +185,11 @@ def _beyond_limits(column: Column, values: pa.Array) -> list[ColumnFault]:
 
 
 def _beyond(values: pa.Array, limit: int, outside: Callable[[pa.Array, pa.Scalar], pa.BooleanArray]) -> pa.BooleanArray:
-    """Which values are outside of the limit; `outside` compares them."""
+    """A mask of the values beyond the limit; `outside` compares a value with it."""
     if pa.types.is_decimal(values.type):
         if values.type.scale < 0:
             values = values.cast(pa.decimal256(76, 0))
-        # A limit that the type can't hold lies beyond every value of it, on its side of zero.
+        # A limit that the type can't hold is above, or below, every value of the type.
         if abs(limit) >= 10 ** (values.type.precision - values.type.scale):
             every = outside(pa.scalar(0), pa.scalar(1 if limit > 0 else -1)).as_py()
             return pc.if_else(values.is_valid(), every, None)
@@ -199,7 +199,7 @@ def _beyond(values: pa.Array, limit: int, outside: Callable[[pa.Array, pa.Scalar
 def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
     """The array cast without loss. Raises pyarrow.ArrowInvalid."""
     if pa.types.is_decimal(kind):
-        # Arrow asks for room for every integer of the type, and for none beyond a negative scale.
+        # Arrow's cast needs a decimal wide enough for every integer of the type, and refuses a negative scale.
         if pa.types.is_integer(array.type):
             array = array.cast(pa.decimal128(38, 0))
         elif array.type.scale < 0:
@@ -208,7 +208,10 @@ def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def _cast_what_fits(array: pa.Array, kind: pa.DataType) -> tuple[pa.Array, pa.Array]:
-    """The array cast, with null where the cast refuses, and a mask of those; found by halving, so that the cast alone decides."""
+    """The array cast, with null for each value that the cast refuses, and a mask of these values.
+
+    Halving the array finds them, so the cast alone decides.
+    """
     try:
         return _cast(array, kind), pa.repeat(False, len(array))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
@@ -229,7 +232,7 @@ def _refusal(spec: TableSpec, window: DayRange, fault: ColumnFault, days: pa.Arr
 
 
 def _zero_byte(array: pa.StringArray) -> bool:
-    """Whether the text has a zero byte: searched in the one buffer of all values, far quicker than value by value."""
+    """Whether a text has a zero byte. Searches the one buffer of all values, which is far quicker than value by value."""
     _, offsets, data = array.buffers()
     if data is None:
         return False

@@ -1,4 +1,4 @@
-"""The source's columns against the declaration and the table: what is loaded, what is added, what is left out."""
+"""Compares the source's columns with the declaration and the table: which are loaded, added or left out."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ PREFERENCE = (
     ColumnType.TIME,
     ColumnType.BYTES,
 )
-"""A new column takes the first of these types that takes its values without loss."""
+"""A new column gets the first of these types that holds its values without loss."""
 
 
 @dataclass(frozen=True)
 class Drift:
-    """How the source and the table differ from the declaration, in columns.
+    """How the columns of the source and of the table differ from the declaration.
 
-    `added`: new in the source and loaded. `not_loaded`: new in the source and left out. `vanished`: added once, given no longer.
-    `advice`: what to write in the SQL for columns that no table can hold, where the contract would have added them.
+    `added` columns are new in the source and loaded. `not_loaded` columns are new in the source and left out. `vanished` columns
+    were added by an earlier load, and the source no longer gives them. `advice` says what to write in the SQL for columns that
+    the contract would add and that no table can hold.
     """
 
     added: list[str] = field(default_factory=list)
@@ -48,7 +49,7 @@ class Drift:
         lines = (
             ("new columns in the source, added to the table", self.added),
             ("new columns in the source, not loaded", self.not_loaded),
-            ("columns of the table that the source gives no longer, null in new rows", self.vanished),
+            ("columns of the table that the source no longer gives, null in new rows", self.vanished),
         )
         return [f"{text}: {', '.join(names)}" for text, names in lines if names] + self.advice
 
@@ -91,7 +92,7 @@ def fit(spec: TableSpec, source: pa.Schema, table: Table, window: DayRange) -> F
 
 
 def column_type(given: pa.DataType) -> ColumnType | None:
-    """The type of a column for values of an Arrow type; None where no type takes them all without loss."""
+    """The column type for values of an Arrow type; None where no type holds them all without loss."""
     if pa.types.is_null(given):
         return None
     if isinstance(given, pa.BaseExtensionType) and given.extension_name == JSON:
@@ -100,7 +101,10 @@ def column_type(given: pa.DataType) -> ColumnType | None:
 
 
 def column_for(field: pa.Field) -> Column | None:
-    """A column for values of a field of the source, whose name a table can have; None where no type takes them all without loss."""
+    """A column for the values of a field of the source; None where no type holds them all without loss.
+
+    The field's name is one that a table can have.
+    """
     plain = None if is_geography(field) else stored(field.type)
     if plain is None:
         return None
@@ -110,7 +114,7 @@ def column_for(field: pa.Field) -> Column | None:
 
 
 def _held(name: str, sql_type: str) -> Column | None:
-    """The column as the table has it, where its type is one of ours."""
+    """The column as the table has it; None where its type is not one of ours."""
     columns = (
         Column(name=name, type=kind, repeated=repeated, description="New in the source")
         for kind in ColumnType
@@ -121,10 +125,10 @@ def _held(name: str, sql_type: str) -> Column | None:
 
 
 def _new(spec: TableSpec, source: pa.Schema, table: Table) -> tuple[Column, ...]:
-    """Columns for what the source has beyond the declaration.
+    """Columns for the source's fields that are not declared.
 
-    One that the table has already keeps its type there, unless the source's values no longer fit it: then it is declared as the
-    source has it, and the table is refused with the statements that change its type.
+    A column that the table already has keeps its type there. If the source's values no longer fit that type, the column is
+    declared as the source has it, and the table is refused with the statements that change the type.
     """
     columns = []
     for name in new_columns(spec, source):

@@ -1,4 +1,4 @@
-"""The months of a table with partitions: made where a load needs them, removed where the table no longer keeps them."""
+"""The months of a partitioned table: created when a load needs them, removed when the table no longer keeps them."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ CROSS JOIN LATERAL (SELECT regexp_match(pg_get_expr(c.relpartbound, c.oid),
 WHERE i.inhparent = to_regclass(%s) AND b.bounds IS NOT NULL ORDER BY b.bounds[1]::date NULLS FIRST
 """
 DETACH_SECONDS = 5
-"""How long a removal waits for readers of the table: who comes after it has to wait as well."""
+"""How long a removal waits for readers of the table. Sessions that come later wait behind it."""
 
 
 @dataclass(frozen=True)
 class Partition:
-    """A range partition: days from `start` to before `end`, where it has such ends.
+    """A range partition: the days from `start` to before `end`; None where it has no such end.
 
-    `rows` are an estimate, None before the server has one; `size` is in bytes.
+    `rows` is an estimate, None before the server has one; `size` is in bytes.
     """
 
     schema: str

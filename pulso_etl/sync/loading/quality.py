@@ -1,4 +1,4 @@
-"""What a table holds, looked at in one statement for all of its checks. Nothing is judged here."""
+"""Reads what all checks of a table need, in one statement. Nothing is judged here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pulso_etl.sync.spec import TableSpec
 from pulso_etl.sync.target import Target
 
 WEEKS = 4
-"""How many earlier weeks a day's rows are compared with."""
+"""With how many earlier weeks a day's rows are compared."""
 
 
 class Check(StrEnum):
@@ -35,7 +35,7 @@ class Check(StrEnum):
 
 @dataclass(frozen=True)
 class Rule:
-    """What every row keeps to: its value in `column` is not null, or, where there is a limit, not `below` it or not above it."""
+    """A rule for every row: its value in `column` is not null. With a limit: the value is not `below` it, or not above it."""
 
     check: Check
     column: str
@@ -44,12 +44,12 @@ class Rule:
 
     @property
     def fault(self) -> str:
-        """What a row that breaks the rule has in the column."""
+        """What is wrong with the column of a row that breaks the rule."""
         return "null" if self.limit is None else f"{'below' if self.below else 'above'} {self.limit}"
 
     @property
     def broken(self) -> sql.Composed:
-        """Finds the rows that break the rule."""
+        """The condition for rows that break the rule."""
         name = sql.Identifier(self.column)
         if self.limit is None:
             return sql.SQL("{} IS NULL").format(name)
@@ -58,7 +58,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Breach:
-    """Rows that break a rule: how many, and one of them, by its key and partition."""
+    """How many rows break a rule, and an example by its key and partition."""
 
     rule: Rule
     rows: int
@@ -67,7 +67,7 @@ class Breach:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found: rows by day (days without rows are missing), rows that share a key and one such key, broken rules."""
+    """What was found: rows by day (without days that have none), how many rows share a key and an example, broken rules."""
 
     rows_by_day: dict[date, int]
     duplicates: int
@@ -76,7 +76,7 @@ class Inspection:
 
 
 def rules(spec: TableSpec) -> tuple[Rule, ...]:
-    """What the declaration says of single rows."""
+    """The rules that the declaration sets for single rows."""
     found: list[Rule] = []
     for column in spec.columns:
         if column.name in spec.primary_key:
@@ -96,7 +96,7 @@ def rules(spec: TableSpec) -> tuple[Rule, ...]:
 
 
 def inspect(target: Target, window: DayRange, lookback: DayRange) -> Inspection:
-    """Looks at the window's rows, and counts those of the lookback and of the weeks before the window. Errors are psycopg's."""
+    """Looks at the window's rows, and counts the rows of the lookback and of the weeks before the window. Errors are psycopg's."""
     by_rule = rules(target.spec)
     row = target.conn.execute(
         statement(target.spec, target.schema, by_rule),
@@ -120,17 +120,17 @@ def inspect(target: Target, window: DayRange, lookback: DayRange) -> Inspection:
 
 
 def statement(spec: TableSpec, schema: str, by_rule: tuple[Rule, ...]) -> sql.Composed:
-    """One row: rows by day as JSON, rows that share a key and one such key, then rows and an example for each rule.
+    """One row: rows by day as JSON, the number of rows that share a key and an example, then rows and an example for each rule.
 
-    A key that lives in one partition is looked for in the window, another one in the whole table; of a table that keeps history,
-    current rows are looked at. Where keys may repeat, none is looked for.
+    Repeated keys are looked for in the window where a key lives in one partition, else in the whole table, and not at all where
+    keys may repeat. In a table that keeps history, only current rows are looked at.
     """
     names = Statements(spec, schema)
     partition = names.partition
     in_window = sql.SQL("{} BETWEEN %(start)s AND %(end)s").format(partition)
     scope = in_window if spec.partition_in_key else sql.SQL("true")
     shown = dict.fromkeys((spec.partition_column, *spec.primary_key))
-    # An example is built for broken rows only: a FILTER is asked before the argument is computed.
+    # An example is built for broken rows only: the server asks a FILTER before it computes the argument.
     per_rule = [
         sql.SQL("count(*) FILTER (WHERE {broken}), min({example}) FILTER (WHERE {broken})").format(
             broken=rule.broken, example=_json(tuple(shown))

@@ -1,7 +1,7 @@
-"""Rows that can't be loaded, kept in `etl_quarantine` instead: in the transaction of the data, never lost and never loaded.
+"""Keeps rows that can't be loaded in `etl_quarantine`, in the transaction of the data.
 
-A row is stored once, however many loads meet it: with when it was seen first and last, and in which run last. Of equal rows of one
-load each is stored, by its number among them.
+A row is stored once, however many loads meet it, with the instants at which it was first and last seen, and the last run that saw
+it. If one load gives equal rows, each of them is stored, with its number among them.
 """
 
 from __future__ import annotations
@@ -48,18 +48,17 @@ KEPT = sql.Identifier("pulso_kept")
 REPEATED = sql.Identifier("pulso_repeated")
 TRIAL = sql.Identifier("pulso_trial")
 LONG_KEY = 2000
-"""Bytes of a key from which an index may refuse it: it takes 2,704, those of other columns and its own among them."""
+"""From so many bytes on, an index may refuse a key: it takes 2,704 bytes, with the other columns and its own bytes included."""
 MAXIMUM_ROWS = 100_000
-"""Rows that one load may quarantine, whatever their share: they wait in memory for the end of the stream."""
+"""The most rows that one load may quarantine, whatever their share: they stay in memory until the end of the stream."""
 
 
 @dataclass
 class Quarantine:
     """The rows that one load sets aside, counted by day and by column and reason.
 
-    A row whose day is null, or before the window, counts with the window's first. The key of a row, where it is usable, is
-    remembered: the row that the table holds of it has not vanished and stays as it is, and no other row of the source with that key
-    is loaded.
+    A row whose day is null, or before the window, counts with the window's first day. The quarantine remembers each usable key:
+    the table's row of that key has not vanished and stays as it is, and no other row of the source with that key is loaded.
     """
 
     spec: TableSpec
@@ -75,15 +74,15 @@ class Quarantine:
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """The columns by which two rows of the source are the same: the key, and the version or the snapshot's day."""
+        """The columns that identify a row of the source: the key, and the version or the snapshot's day."""
         version = self.spec.partition_column if self.spec.snapshot_of else self.spec.version_column
         return self.spec.primary_key + ((version,) if version and version not in self.spec.primary_key else ())
 
     @property
     def identifying(self) -> tuple[str, ...]:
-        """The columns that must be usable for a row to be remembered: the key, or of a snapshot its value and its day.
+        """The columns that must be usable for a row to be remembered: the key, or a snapshot's value and day.
 
-        Other columns of the key are remembered as null where they are not usable, which no row's key equals.
+        Other columns of the key are remembered as null if they are not usable; no row's key equals null.
         """
         return (*self.spec.snapshot_of, self.spec.partition_column) if self.spec.snapshot_of else self.spec.primary_key
 
@@ -110,7 +109,7 @@ class Quarantine:
         return conformed.filter(good)
 
     def take_refused(self, row: pa.RecordBatch, error: psycopg.Error) -> None:
-        """Sets one row aside that only the server refused, as it is too big for a page, say. Raises QuarantineExceeded."""
+        """Sets aside one row that only the server refused, such as a row too big for a page. Raises QuarantineExceeded."""
         self._add(
             Reason.REFUSED,
             error.diag.column_name or "the row",
@@ -120,7 +119,7 @@ class Quarantine:
         self._keys.update(zip(*(row.column(name).to_pylist() for name in self.identity), strict=True))
 
     def remember(self, conn: psycopg.Connection) -> None:
-        """Brings the keys that are remembered to the temporary table KEPT."""
+        """Writes the remembered keys to the temporary table KEPT."""
         types = {name: sql.SQL(self.spec.column(name).sql_type) for name in self.identity}
         if not self._kept:
             columns = [sql.SQL("{} {}").format(sql.Identifier(name), kind) for name, kind in types.items()]
@@ -136,9 +135,9 @@ class Quarantine:
             self._kept |= more
 
     def settle(self, conn: psycopg.Connection, staged: Mapping[date, int]) -> None:
-        """Takes rows whose key repeats, or is too long, out of the stage.
+        """Takes rows out of the stage whose key repeats or is too long.
 
-        `staged` are the rows of each day in the stage. Raises QuarantineExceeded.
+        `staged` says how many rows of each day the stage has. Raises QuarantineExceeded.
         """
         self.remember(conn)
         read = sum(staged.values()) + self.by_day.total()
@@ -148,23 +147,23 @@ class Quarantine:
         self._refuse_excess(self.by_day.total(), read)
 
     def write(self, conn: psycopg.Connection, schema: str, run_id: str) -> None:
-        """Writes all that was set aside to `etl_quarantine`."""
+        """Writes every row that was set aside to `etl_quarantine`."""
         if not self._lines:
             return
         _keep(conn, schema, self.spec.name, run_id, self._lines)
 
     def source_rows(self, staged: Mapping[date, int]) -> Counter[date]:
-        """The rows of each day that the source gave, of which `staged` came to the stage."""
+        """How many rows of each day the source gave; `staged` of them came to the stage."""
         return Counter(staged) + (self.by_day - self._taken_out)
 
     def kept(self, alias: str) -> sql.Composed:
-        """The condition that the key of a row is remembered, after `settle`."""
+        """The condition that a row's key is remembered; valid after `settle`."""
         return sql.SQL("EXISTS (SELECT FROM {} k WHERE {})").format(KEPT, equal(self.spec.primary_key, alias, "k"))
 
     def newer(self, conn: psycopg.Connection, schema: str) -> sql.Composed | None:
-        """The condition that a row of a day after the window stands in quarantine, of the value of snapshots that the row `v` has.
+        """The condition that the quarantine holds a row of a day after the window, with the snapshot value of the row `v`.
 
-        Such a row counts as long as no other load has read its day since. None where no row was ever quarantined.
+        Such a row counts until another load has read its day. None where no row was ever quarantined.
         """
         if not exists(conn, schema, "etl_quarantine"):
             return None
@@ -184,7 +183,7 @@ class Quarantine:
         )
 
     def spare(self, conn: psycopg.Connection, statements: Statements) -> None:
-        """Takes rows of the table whose key is remembered off the list of those that have vanished, or have an older version."""
+        """Drops differences that would remove or replace a row of the table whose key is remembered."""
         if self._keys:
             same = equal(self.spec.primary_key, "t", "k")
             conn.execute(
@@ -195,7 +194,10 @@ class Quarantine:
             )
 
     def _take_unindexable(self, conn: psycopg.Connection) -> None:
-        """Takes rows out of the stage whose key is too long for its index; long ones are tried, as the server compresses them."""
+        """Takes rows out of the stage whose key is too long for its index.
+
+        A long key is tried, because the server compresses it.
+        """
         texts = [name for name in self.spec.primary_key if not self.spec.column(name).has_width]
         if not texts:
             return
@@ -215,7 +217,7 @@ class Quarantine:
         self._take_out(conn, sql.SQL("WHERE s.ctid = ANY (%s::tid[])"), (refused,), Reason.TOO_LONG)
 
     def _take_out(self, conn: psycopg.Connection, which: sql.Composable, values: tuple[Any, ...], reason: Reason) -> set[Any]:
-        """Takes the rows of the stage `s` that are meant out of it, for their key; returns what identifies them."""
+        """Takes the rows that `which` selects out of the stage `s`, because of their key; returns what identifies them."""
         columns = self.spec.column_names
         taken = conn.execute(
             sql.SQL("DELETE FROM {} s {} RETURNING {}").format(STAGE, which, listed(columns, "s")), values
@@ -271,7 +273,7 @@ class Quarantine:
 
 
 def _refused(conn: psycopg.Connection, trial: sql.Composed, addresses: list[str]) -> list[str]:
-    """Those of the rows that the server does not take, found by halving."""
+    """The rows that the server refuses; halving finds them."""
     try:
         with conn.transaction():
             conn.execute(trial, (addresses,))
@@ -286,7 +288,7 @@ def _refused(conn: psycopg.Connection, trial: sql.Composed, addresses: list[str]
 
 
 def _keep(conn: psycopg.Connection, schema: str, table: str, run_id: str, lines: Sequence[Line]) -> None:
-    """Writes the rows; one that is there already has been seen again, with the same fault."""
+    """Writes the rows. A row that is stored already has been seen again, with the same fault."""
     quarantine = sql.Identifier(schema, "etl_quarantine")
     # A load of the IO manager has done so before it began.
     migrate(conn, schema)
@@ -304,14 +306,14 @@ def _keep(conn: psycopg.Connection, schema: str, table: str, run_id: str, lines:
 def as_json(row: dict[str, Any], encoding: Encoding = UTF8) -> str:
     """A row as JSON that jsonb takes and that loses nothing: decimals, NaN and infinities as strings, times in ISO 8601.
 
-    A NUL character, which jsonb can't hold, is written as the six characters `\\u0000`, and so is one that the database's encoding
-    can't hold.
+    jsonb can't hold a NUL character: it is written as the six characters `\\u0000`. A character that the database's encoding
+    can't hold is written in the same way.
     """
     return json.dumps(plain({name: _plain(value) for name, value in row.items()}, encoding), ensure_ascii=False)
 
 
 def _rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    """The rows as the source gave them; bytes of a text that are no UTF-8 are written as `\\xff`, say."""
+    """The rows as the source gave them. Bytes of a text that are not UTF-8 are written in the form `\\xff`."""
     columns = []
     for column in batch.columns:
         try:

@@ -1,8 +1,8 @@
-"""Snapshots: of a table with `snapshot_of`, the staged rows that count, and the rows of the table that they stand for.
+"""Snapshots, for a table with `snapshot_of`: which staged rows count, and which rows of the table they replace.
 
-The table holds, for each value of those columns, the newest snapshot of the source as a whole; docs/tables.md has the rule. A load
-writes down in the temporary table VALUES which values it settles: each with the day of its newest snapshot (`pulso_newest`, null
-where the source has none), the day of the load with which its changes count (`pulso_day`), and how many rows the table holds of it
+For each value of those columns, the table holds the newest snapshot of the source as a whole; docs/tables.md has the rule. A load
+lists the values that it settles in the temporary table VALUES. Each has the day of its newest snapshot (`pulso_newest`, null
+where the source has none), the day of the load on which its changes count (`pulso_day`), and the number of its rows in the table
 (`pulso_held`).
 """
 
@@ -25,7 +25,7 @@ from pulso_etl.sync.spec import TableSpec
 
 Value = tuple[Any, ...]
 Fill = Callable[[pa.RecordBatchReader, DayRange], Mapping[date, int]]
-"""Stages the rows of a reader, which are of those days; returns the rows of each."""
+"""Stages the rows of a reader, which are of those days; returns how many of each day."""
 
 
 def settle_snapshots(
@@ -36,10 +36,10 @@ def settle_snapshots(
     fill: Fill,
     quarantine: Quarantine | None,
 ) -> int:
-    """Creates VALUES, and leaves in the stage the rows of the newest snapshots alone. Returns how many earlier rows were read.
+    """Creates VALUES, and keeps only the rows of the newest snapshots in the stage. Returns how many earlier rows were read.
 
-    Where the source has withdrawn all snapshots of a value that are in the window, the newest lies before: days are read back from
-    there, ever more, until it is found. Raises SnapshotWithdrawn where they can't be read.
+    If the source has withdrawn all snapshots of a value in the window, its newest snapshot lies before the window: earlier days
+    are read, twice as many each time, until it is found. Raises SnapshotWithdrawn where earlier days can't be read.
     """
     spec, start, days, rows = statements.spec, window.start, statements.spec.lookback_days, 0
     while (withdrawn := _find(conn, statements, window, quarantine)) and start > past.first_day:
@@ -55,7 +55,7 @@ def settle_snapshots(
 
 
 def rows_by_value(conn: psycopg.Connection, statements: Statements) -> tuple[dict[str, int], dict[str, int]]:
-    """The rows that the table holds of each value, and those that the differences leave; values as text for people."""
+    """How many rows the table holds of each value, and how many the differences leave; values as text for people."""
     held, left = {}, {}
     for *value, before, after in conn.execute(statements.rows_by_value()):
         name = _named(statements.spec, tuple(value))
@@ -64,7 +64,7 @@ def rows_by_value(conn: psycopg.Connection, statements: Statements) -> tuple[dic
 
 
 def _find(conn: psycopg.Connection, statements: Statements, window: DayRange, quarantine: Quarantine | None) -> set[Value]:
-    """Creates VALUES anew; returns the values of which no row was read."""
+    """Creates VALUES anew; returns the values without any row that was read."""
     if quarantine:
         quarantine.remember(conn)
     conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(VALUES))
@@ -90,7 +90,7 @@ def _refusal(spec: TableSpec, window: DayRange, withdrawn: Collection[Value], fi
     named = "; ".join(_named(spec, value) for value in sorted(withdrawn, key=str)[:5])
     earlier = first_day if first_day > date.min else window.start - timedelta(days=spec.lookback_days)
     return SnapshotWithdrawn(
-        f"{spec.name} {window}: the table's snapshot of {named} is of these days, and the source no longer has it; the newest that "
-        "it has, if any, lies before them. Nothing was loaded. Launch a range that reaches back to it: "
+        f"{spec.name} {window}: the table's snapshot of {named} lies in these days, and the source no longer has it; the source's "
+        "newest, if any, lies before them. Nothing was loaded. Launch a range that reaches back to it: "
         f"pulso-etl refresh {spec.as_argument} --from {earlier} --to {window.end}"
     )

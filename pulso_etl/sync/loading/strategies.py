@@ -1,8 +1,8 @@
 """The write strategies: how staged rows become rows of the table.
 
-Each is a way to find the differences and the statements that write them. Differences are rows of `pulso_diff`: `pulso_sid` is the
-address of a row in the stage, `pulso_tid` of a row in the table. The first alone is a row to insert, both are a row to change, the
-second alone is a row to remove; the statements say what each of these means.
+A strategy is a way to find the differences, and the statements that write them. Differences are rows of `pulso_diff`: `pulso_sid`
+is the address of a row in the stage, `pulso_tid` the address of a row in the table. The first alone is a row to insert, both
+together are a row to change, and the second alone is a row to remove. The statements say what these mean.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ INSTANT = sql.Identifier("pulso_instant")
 
 @dataclass(frozen=True)
 class Write:
-    """A statement that is run where one of these counts (`inserted`, `updated`, `deleted`) is above zero.
+    """A statement that is run if one of these counts (`inserted`, `updated`, `deleted`) is above zero.
 
-    `by_address`: it finds the rows to write by their addresses, just as many as the counts say together.
+    `by_address`: it finds the rows by their addresses, and writes exactly as many as the counts add up to.
     """
 
     counts: tuple[str, ...]
@@ -34,9 +34,9 @@ class Write:
 
 @dataclass(frozen=True)
 class WriteStrategy:
-    """The statements of a strategy. `unique`: a key occurs once. `removes`: rows can leave the table, which the guard watches.
+    """The statements of a strategy. `unique`: a key occurs once. `removes`: rows can leave the table, and the guard watches them.
 
-    `counts_duplicates`: a key that the stage holds twice shows in how many differences there are, or breaks the primary key.
+    `counts_duplicates`: a key that the stage holds twice shows in the number of differences, or breaks the primary key.
     """
 
     create_diff: Build
@@ -47,7 +47,7 @@ class WriteStrategy:
 
 
 def replacement(s: Statements) -> sql.Composed:
-    """Every row of the range goes and every row of the stage comes: nothing is compared."""
+    """Every row of the range is deleted and every row of the stage is inserted; nothing is compared."""
     return sql.SQL(
         "CREATE TEMP TABLE {diff} ON COMMIT DROP AS SELECT NULL::tid AS pulso_sid, ctid AS pulso_tid{part}, {day} AS pulso_day "
         "FROM {target} WHERE {day} BETWEEN %(start)s AND %(end)s UNION ALL SELECT ctid, NULL{none}, {day} FROM {stage}"
@@ -62,11 +62,11 @@ def replacement(s: Statements) -> sql.Composed:
 
 
 def missing(s: Statements) -> sql.Composed:
-    """Of each key as many staged rows as the stage has more than the range: the third of three copies, where the range holds two.
+    """For each key, as many staged rows as the stage has more than the range: one, if the stage has three and the range two.
 
-    Copies with equal values are matched first. Each other copy of the range is one of the other copies of the stage as that was
-    before it changed, and nobody can tell which. So the greatest are added, compared by their values in the order of the
-    declaration, null above all.
+    Copies with equal values are matched first. Each other copy in the range is an earlier state of some other copy in the stage,
+    and nobody can tell of which. So the greatest copies are added. Copies are compared by their values in the order of the
+    declaration; null is greatest.
     """
     return sql.SQL(
         "CREATE TEMP TABLE {diff} ON COMMIT DROP AS "
@@ -95,7 +95,7 @@ def missing(s: Statements) -> sql.Composed:
 
 
 def instant(s: Statements) -> sql.Composed:
-    """When this load closes and opens versions: now, but after all that the history says of their keys, if the clock went back."""
+    """The instant at which this load closes and opens versions: now, or later if the history of their keys ends later than now."""
     return sql.SQL(
         "CREATE TEMP TABLE {instant} ON COMMIT DROP AS SELECT greatest(clock_timestamp(), "
         "(SELECT max(t.valid_from) + interval '1 microsecond' FROM {target} t JOIN {diff} d ON {same_row}), "
@@ -111,7 +111,7 @@ def close_versions(s: Statements) -> sql.Composed:
 
 
 def open_versions(s: Statements) -> sql.Composed:
-    # The version before, closed at the same instant, has what the source gives no longer.
+    # The version before, closed at the same instant, has the values that the source no longer gives.
     carried = sql.SQL("LEFT JOIN {} t ON {} AND t.valid_to = i.at").format(s.target, s.same_key) if s.carried else sql.SQL("")
     return sql.SQL(
         "INSERT INTO {} ({}, valid_from) SELECT {}, i.at FROM {} s JOIN {} d ON s.ctid = d.pulso_sid CROSS JOIN {} i {}"
@@ -150,7 +150,7 @@ STRATEGIES: dict[Strategy, WriteStrategy] = {
 
 
 def statements_in_order(s: Statements) -> list[sql.Composed]:
-    """Every statement of a load that finds rows in its range, for people to read."""
+    """Every statement of a load whose range already holds rows, for people to read."""
     strategy = STRATEGIES[s.spec.strategy]
     return [
         *s.create_table(),

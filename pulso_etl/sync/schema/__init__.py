@@ -1,1 +1,1 @@
-"""The tables in PostgreSQL: made, partitioned, migrated, and held to their declarations."""
+"""The tables in PostgreSQL: creates them, migrates them, and compares them with their declarations."""

@@ -1,4 +1,4 @@
-"""From the table that is there to the one that is declared: the statements, in an order that runs. Nothing runs here."""
+"""The statements that turn the existing table into the declared one, in an order that works. Nothing runs here."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def create_table(spec: TableSpec, schema: str) -> list[sql.Composed]:
 
 
 def migrate(spec: TableSpec, schema: str, table: Table, *, aside: str | None = None) -> list[Change]:
-    """What must change for the table to be as declared, in the order in which it can be run; nothing where it already is.
+    """What must change for the table to be as declared, in an order that works; nothing where the table is as declared.
 
-    Safe and cheap changes are to be run: columns, limits (for rows written from now on) and indexes are added, NOT NULL is
-    lifted, a type loses its length where PostgreSQL rewrites nothing for that. The others are refused. Before rows leave the
-    table, all of it is copied to a table of the name `aside`.
+    Safe and cheap changes may run: columns, limits (for rows written from now on) and indexes are added, NOT NULL is lifted, and
+    a type loses its length if PostgreSQL need not rewrite the table. Other changes are refused. Before rows leave the table, all
+    its rows are copied to a table of the name `aside`.
     """
     partitioning = f"RANGE ({spec.partition_column})" if spec.partition_by else ""
     build = _alter if table.partitioned_by == partitioning else _rebuild
@@ -52,15 +52,15 @@ def aside_name(spec: TableSpec, number: int = 1) -> str:
 
 
 def copy_aside(spec: TableSpec, schema: str, aside: str) -> sql.Composed:
-    """Keeps all that the table holds in a table of its own."""
+    """Copies all rows of the table to a table of its own."""
     return sql.SQL("CREATE TABLE {} AS TABLE {}").format(sql.Identifier(schema, aside), sql.Identifier(schema, spec.name))
 
 
 def version(spec: TableSpec, alias: str | None = None) -> sql.Composed:
-    """What tells the newest of several rows of a key, by which they are ordered: the greatest is the newest."""
+    """The value that orders the rows of a key: the row with the greatest value is the newest."""
     name = spec.version_column or spec.partition_column
     column = sql.Composed([sql.Identifier(alias, name) if alias else sql.Identifier(name)])
-    # As BigQuery orders texts: by their characters' numbers, whatever the language of the database.
+    # BigQuery orders texts by their code points, so this does too, whatever the language of the database.
     return column + sql.SQL(' COLLATE "C"') if spec.column(name).type is ColumnType.TEXT else column
 
 
@@ -71,7 +71,7 @@ def unknown_columns(spec: TableSpec, table: Table) -> list[str]:
 
 
 def loses_history(spec: TableSpec, table: Table) -> bool:
-    """Whether the table's rows are versions, and the declaration knows none."""
+    """Whether the table keeps versions of rows and the declaration does not."""
     return table.keeps_history and spec.strategy is not Strategy.SCD2
 
 
@@ -81,7 +81,7 @@ def without_history(table: Table) -> Table:
 
 
 def key_differs(spec: TableSpec, table: Table) -> bool:
-    """Whether the rows are told apart by other columns than those that are declared; the order of these is no difference."""
+    """Whether the table's key has other columns than the declared key, in whatever order."""
     return set(table.primary_key) != set(spec.table_key)
 
 
@@ -94,7 +94,7 @@ def cast(column: Column, table: Table) -> sql.Composed:
 
 
 def _alter(spec: TableSpec, schema: str, table: Table, aside: str) -> list[Change]:
-    """The table is changed where it stands: views, grants and indexes of a user's own stay with it."""
+    """Changes the table in place: it keeps its views, grants and a user's own indexes."""
     held = without_history(table) if loses_history(spec, table) else table
     return [
         *_copied(spec, schema, table, aside),
@@ -106,7 +106,7 @@ def _alter(spec: TableSpec, schema: str, table: Table, aside: str) -> list[Chang
 
 
 def _rebuild(spec: TableSpec, schema: str, table: Table, aside: str) -> list[Change]:
-    """The table is made anew out of a copy, with the partitions that it should have, or without any."""
+    """Creates the table anew from a copy, with the declared partitions, or without partitions."""
     held = without_history(table) if loses_history(spec, table) else table
     target, copy = sql.Identifier(schema, spec.name), sql.Identifier(schema, aside)
     # With `evolve` the table may have columns of the source that the declaration does not name.
@@ -147,7 +147,7 @@ def _rebuild(spec: TableSpec, schema: str, table: Table, aside: str) -> list[Cha
 
 
 def _copied(spec: TableSpec, schema: str, table: Table, aside: str) -> Iterator[Change]:
-    """Rows that have to go are kept elsewhere."""
+    """Keeps rows that have to leave the table in a copy."""
     if not table.holds_rows or not (loses_history(spec, table) or table.repeated):
         return
     yield Change(copy_aside(spec, schema, aside), f"rows have to leave the table; as it is now it stays in {schema}.{aside}")
@@ -156,12 +156,12 @@ def _copied(spec: TableSpec, schema: str, table: Table, aside: str) -> Iterator[
 
 
 def _released(spec: TableSpec, schema: str, table: Table) -> Iterator[Change]:
-    """What binds columns that change is taken off: the key, the index of current versions, limits."""
+    """Drops what binds columns that change: the key, the index of current versions, limits."""
     if table.primary_key and key_differs(spec, table):
         yield _altered(spec, schema, "DROP CONSTRAINT {}", sql.Identifier(table.primary_key_name), refusal=_other_key(spec, table))
     for name, index in table.indexes.items():
         if index.condition == CURRENT and index.unique and index not in _declared_indexes(spec):
-            # It is ours: a key that got wider would still be refused by it.
+            # The index is ours. It would still refuse rows that a wider key allows.
             yield Change(sql.SQL("DROP INDEX {}").format(sql.Identifier(schema, name)))
     if loses_history(spec, table):
         why = f"history: the table keeps versions of its rows, and {spec.strategy} keeps none"
@@ -179,7 +179,7 @@ def _column(spec: TableSpec, schema: str, table: Table, column: Column) -> Itera
     found, required, default = table.columns.get(column.name), spec.required(column), _default(spec, column)
     if found is None:
         missing = required and not default and table.holds_rows
-        why = f"{column.name}: required, and the rows that are there have no value for it" if missing else None
+        why = f"{column.name}: required, and the existing rows have no value for it" if missing else None
         yield _altered(spec, schema, "ADD COLUMN {}", _definition(spec, column), refusal=why)
         if column.name == "valid_from" and _history_begins(spec, table) and table.holds_rows:
             yield Change(sql.SQL("UPDATE {} SET valid_from = updated_at").format(sql.Identifier(schema, spec.name)))
@@ -214,7 +214,7 @@ def _unknown(spec: TableSpec, schema: str, table: Table) -> Iterator[Change]:
 
 
 def _secured(spec: TableSpec, schema: str, table: Table) -> Iterator[Change]:
-    """What needs the columns as declared: the key, limits, indexes."""
+    """Adds what needs the columns as declared: the key, limits, indexes."""
     if table.repeated:
         yield Change(
             sql.SQL(
@@ -228,7 +228,7 @@ def _secured(spec: TableSpec, schema: str, table: Table) -> Iterator[Change]:
         for operator, value in _limits(column):
             limit = table.limits.get((column.name, operator))
             if column.name in table.columns and value is not None and (limit is None or limit.value != value):
-                # Rows of before may lie outside: they are not read, let alone changed.
+                # Earlier rows may lie outside of the limit; PostgreSQL neither reads nor changes them.
                 yield _altered(spec, schema, "ADD {} NOT VALID", _check(column, operator, value))
     for index in _declared_indexes(spec):
         if index not in table.indexes.values():
@@ -241,7 +241,7 @@ def _altered(spec: TableSpec, schema: str, action: str, *values: sql.Composable,
 
 
 def _history_begins(spec: TableSpec, table: Table) -> bool:
-    """Whether rows that have been there become first versions: each has been valid since it was written."""
+    """Whether existing rows become first versions: each is valid since it was written."""
     return spec.strategy is Strategy.SCD2 and "valid_from" not in table.columns and "updated_at" in table.columns
 
 
@@ -261,7 +261,7 @@ def _partitioning(spec: TableSpec) -> sql.Composed:
 
 
 def _months(spec: TableSpec, schema: str, source: sql.Identifier) -> list[sql.Composed]:
-    """Makes a partition for each month of the rows in `source`."""
+    """Creates a partition for each month of the rows in `source`."""
     return [
         sql.SQL(
             "DO $$ DECLARE first date; BEGIN FOR first IN SELECT DISTINCT date_trunc('month', {})::date FROM {} LOOP "
@@ -300,7 +300,7 @@ def _check(column: Column, operator: str, value: int) -> sql.Composed:
 
 
 def _declared_indexes(spec: TableSpec) -> tuple[Index, ...]:
-    """Beside the primary key's. The partition column is indexed where the key does not lead with it."""
+    """The indexes besides the primary key's. The partition column is indexed if the key does not begin with it."""
     indexes = []
     if spec.primary_key[0] != spec.partition_column:
         indexes.append(Index((spec.partition_column,)))
@@ -312,7 +312,7 @@ def _declared_indexes(spec: TableSpec) -> tuple[Index, ...]:
 
 
 def _create_index(spec: TableSpec, schema: str, index: Index) -> sql.Composed:
-    # PostgreSQL names it: a name of ours may be taken by another index.
+    # PostgreSQL chooses the name, because another index may have a name that we would choose.
     return sql.SQL("CREATE {} ON {} ({}){}").format(
         sql.SQL("UNIQUE INDEX" if index.unique else "INDEX"),
         sql.Identifier(schema, spec.name),
@@ -322,6 +322,6 @@ def _create_index(spec: TableSpec, schema: str, index: Index) -> sql.Composed:
 
 
 def _rewrites_nothing(found: str, declared: Column) -> bool:
-    """Whether PostgreSQL changes the type in its catalog alone: it only loses a length or a precision."""
+    """Whether PostgreSQL changes the type in its catalog only: the type just loses a length or a precision."""
     plain = re.sub(r"\(.*?\)", "", found)
     return plain == declared.sql_type or (plain, declared.sql_type) == ("character varying", ColumnType.TEXT.value)

@@ -1,4 +1,4 @@
-"""The table in PostgreSQL against its declaration: created, migrated where that is safe and cheap, refused where it is not."""
+"""Makes the table in PostgreSQL as declared: creates it, migrates it if that is safe and cheap, and refuses it if it is not."""
 
 from __future__ import annotations
 

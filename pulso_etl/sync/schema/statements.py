@@ -13,14 +13,14 @@ from pulso_etl.sync.spec import DELETED, Column, Strategy, TableSpec
 STAGE = sql.Identifier("pulso_stage")
 DIFF = sql.Identifier("pulso_diff")
 VALUES = sql.Identifier("pulso_values")
-"""Of a table with `snapshot_of`: the values that a load settles, see `snapshots`."""
+"""The values that a load settles, in a table with `snapshot_of`; see `snapshots`."""
 
 
 class Statements:
     """The statements for one table in one schema.
 
-    `captured`: the stage holds changed rows only, marked where the source has deleted them; of the table, the differences look at
-    the rows of their keys alone.
+    `captured`: the stage holds only changed rows, with a mark on those that the source has deleted. The differences then look at
+    the table's rows of these keys only. `carried` names the columns whose values a new version takes from the version before.
     """
 
     def __init__(self, spec: TableSpec, schema: str, *, captured: bool = False, carried: tuple[str, ...] = ()) -> None:
@@ -35,14 +35,14 @@ class Statements:
         self.same_key = equal(spec.primary_key, "t", "s")
         self.staged_values = listed(spec.column_names, "s")
         partitioned = spec.partition_by is not None
-        # Each partition has addresses of its own; the window lets the server pass over the others.
+        # Each partition has addresses of its own. With the window, the server skips the other partitions.
         self.part = sql.SQL(", tableoid AS pulso_part" if partitioned else "")
         self.diff_part = sql.SQL(", pulso_part" if partitioned else "")
         self.in_window = sql.SQL(" AND t.{} BETWEEN %(start)s AND %(end)s" if partitioned else "").format(self.partition)
         self.same_row = sql.SQL("t.ctid = d.pulso_tid{}{}").format(
             sql.SQL(" AND t.tableoid = d.pulso_part" if partitioned else ""), self.in_window
         )
-        # Closed versions are history: no load compares, counts or closes them again.
+        # Closed versions are history: a load never compares, counts or closes them again.
         self.current = sql.SQL("valid_to IS NULL" if spec.strategy is Strategy.SCD2 else "true")
         self.kept = sql.SQL("WHERE NOT {}").format(sql.Identifier(DELETED.name)) if captured else sql.SQL("")
         self.told = sql.SQL("AND ({0}) IN (SELECT {0} FROM {1})").format(self.keys, STAGE) if captured else sql.SQL("")
@@ -52,7 +52,7 @@ class Statements:
         return create_table(self.spec, self.schema)
 
     def lock_target(self, sole_writer: bool) -> sql.Composed:
-        """Readers go on. Every other writer waits too, or only those who would change what the table is."""
+        """Readers go on. A sole writer makes every other writer wait, any other writer only changes of the definition."""
         mode = "SHARE ROW EXCLUSIVE" if sole_writer else "ROW EXCLUSIVE"
         return sql.SQL("LOCK TABLE {} IN {} MODE").format(self.target, sql.SQL(mode))
 
@@ -62,7 +62,7 @@ class Statements:
         )
 
     def holds_rows(self) -> sql.Composed:
-        """Whether the table holds rows, history included, that rows of the range can clash with."""
+        """Whether the table holds rows, history included, with which rows of the range can clash."""
         # A key that lives in several partitions can clash with rows outside of the range.
         where = (
             sql.SQL("{} BETWEEN %(start)s AND %(end)s").format(self.partition) if self.spec.partition_in_key else sql.SQL("true")
@@ -73,8 +73,8 @@ class Statements:
         return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(into, self.columns)
 
     def create_stage(self, text_columns: frozenset[str]) -> sql.Composed:
-        """`text_columns` are those whose values arrive as text and are something else."""
-        # Columns of one width first: the server finds these in a row without reading those before.
+        """`text_columns` are the columns whose values arrive as text and have another type."""
+        # Columns of a fixed width come first: the server finds them in a row without reading other columns.
         lines = [
             sql.SQL("{} {}").format(sql.Identifier(c.name), sql.SQL(_as_text(c) if c.name in text_columns else c.sql_type))
             for c in sorted(self.spec.columns, key=lambda column: not column.has_width)
@@ -91,7 +91,7 @@ class Statements:
         return sql.SQL("ALTER TABLE {} {}").format(STAGE, sql.SQL(", ").join(changes))
 
     def analyze_stage(self) -> sql.Composed:
-        """Statistics of the columns by which the stage is joined, all that the planner asks for."""
+        """Collects statistics of the columns by which the stage is joined; the planner needs no others."""
         return sql.SQL("ANALYZE {} ({})").format(STAGE, self.keys)
 
     def deletions_by_day(self) -> sql.Composed:
@@ -110,13 +110,13 @@ class Statements:
         ).format(keys=self.keys, stage=STAGE, by=by)
 
     def keys_by_day(self) -> sql.Composed:
-        """How many keys the stage has of each day, where a day owns its rows."""
+        """How many keys the stage has of each day; for tables whose days own their rows."""
         return sql.SQL("SELECT {}, count(*) FROM (SELECT DISTINCT {} FROM {}) k GROUP BY 1").format(
             self.partition, self.keys, STAGE
         )
 
     def create_diff(self) -> sql.Composed:
-        """One pass over both sides: `pulso_sid` alone is new, with `pulso_tid` it is changed, `pulso_tid` alone has vanished."""
+        """One pass over both sides: `pulso_sid` alone is a new row, `pulso_tid` alone a vanished one, both a changed one."""
         changed = (
             sql.SQL("({}) IS DISTINCT FROM ({})").format(
                 listed(self.spec.compared_columns, "t"), listed(self.spec.compared_columns, "s")
@@ -150,7 +150,7 @@ class Statements:
         )
 
     def newest_staged(self) -> sql.Composed:
-        """The staged rows, of each key the newest version, each with its address."""
+        """The staged rows with their addresses; only the newest version of each key."""
         if self.spec.version_column is None:
             return sql.SQL("(SELECT ctid AS pulso_sid, * FROM {} {})").format(STAGE, self.kept)
         return sql.SQL("(SELECT DISTINCT ON ({0}) s.ctid AS pulso_sid, s.* FROM {1} s ORDER BY {0}, {2} DESC)").format(
@@ -162,8 +162,10 @@ class Statements:
         return equal(self.spec.snapshot_of, alias, "v")
 
     def create_values(self, kept: sql.Identifier | None, newer: sql.Composable | None = None) -> sql.Composed:
-        """VALUES: those that the stage, or `kept`, or the table's rows of the range have, but for those of which the table holds a
-        snapshot after the range, and those of a row `v` that fulfils the condition `newer`."""
+        """Creates VALUES: the values in the stage, in `kept` and in the table's rows of the range.
+
+        Left out are values of which the table holds a snapshot after the range, and values `v` that fulfil the condition `newer`.
+        """
         rows = sql.SQL("SELECT {}, {} FROM {}")
         given = sql.SQL(" UNION ALL ").join(
             rows.format(self.values, self.partition, staged) for staged in (STAGE, kept) if staged is not None
@@ -189,17 +191,17 @@ class Statements:
         )
 
     def withdrawn_values(self) -> sql.Composed:
-        """The values that the table's rows of the range have, and the source no longer."""
+        """The values that rows of the range have in the table and that the source no longer has."""
         return sql.SQL("SELECT {} FROM {} WHERE pulso_newest IS NULL").format(self.values, VALUES)
 
     def drop_superseded(self, staged: sql.Identifier) -> sql.Composed:
-        """Takes the rows that are of no newest snapshot out of the stage, or of what is laid out like it."""
+        """Deletes rows that belong to no newest snapshot from the stage, or from a table with the stage's columns."""
         return sql.SQL("DELETE FROM {} s WHERE NOT EXISTS (SELECT FROM {} v WHERE {} AND v.pulso_newest = s.{})").format(
             staged, VALUES, self.same_value("s"), self.partition
         )
 
     def rows_by_value(self) -> sql.Composed:
-        """Of each value of which the table holds rows: how many, and how many the differences leave."""
+        """How many rows the table holds of each value, and how many the differences leave."""
         return sql.SQL(
             "SELECT {values}, pulso_held, pulso_held + coalesce(pulso_more, 0) FROM {known} LEFT JOIN "
             "(SELECT {values}, sum(pulso_more)::bigint AS pulso_more FROM ("
@@ -222,7 +224,7 @@ class Statements:
         return sql.SQL("SELECT {}, count(*) FROM {} GROUP BY 1").format(self.partition, STAGE)
 
     def settled_by_day(self) -> sql.Composed:
-        """How many rows the table holds of each day, of the values that the load settles."""
+        """How many rows the table holds of each day, counting only the values that the load settles."""
         return sql.SQL("SELECT t.{}, count(*) FROM {} t JOIN {} v ON {} WHERE {} GROUP BY 1").format(
             self.partition, self.target, VALUES, self.same_value("t"), self.current
         )
@@ -256,7 +258,7 @@ class Statements:
         )
 
     def select(self, names: Sequence[str]) -> sql.Composed:
-        """The columns of those names, of the rows of the range."""
+        """The columns of those names, for the rows of the range."""
         return sql.SQL("SELECT {} FROM {} WHERE {} BETWEEN %(start)s AND %(end)s AND {} ORDER BY {}").format(
             listed(names), self.target, self.partition, self.current, self.keys
         )

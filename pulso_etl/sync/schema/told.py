@@ -1,7 +1,7 @@
-"""What a person is told whose table can't become what is declared by itself: why, and the statements, which are looked at first.
+"""What people read if only they may change a table: the reasons, and the statements, which they check before they run them.
 
-They are one transaction and run as they stand. Where the rows can't go on as they are (a value without a cast, null where a value
-is required, several rows of one key), they are kept in a table of their own, and the days are loaded anew.
+The statements are one transaction and run as they are written. If the rows can't stay as they are (a value without a cast, null
+where a value is required, several rows of one key), they are kept in a table of their own, and the days are loaded again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pulso_etl.sync.spec import Strategy, TableSpec
 from pulso_etl.sync.target import Target
 
 SESSION = ("SET LOCAL TimeZone = 'UTC'", "SET LOCAL DateStyle = 'ISO, YMD'")
-"""What casts between times and texts depend on: as BigQuery casts them."""
+"""The settings on which casts between times and texts depend, so that PostgreSQL casts as BigQuery does."""
 VIEWS = """
 SELECT DISTINCT r.ev_class::regclass::text FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid
 WHERE d.classid = 'pg_rewrite'::regclass AND d.refobjid = to_regclass(%(table)s) AND r.ev_class <> d.refobjid ORDER BY 1
@@ -41,7 +41,7 @@ WHERE d.classid = 'pg_rewrite'::regclass AND d.refobjid = to_regclass(%(table)s)
 
 @dataclass(frozen=True)
 class Rows:
-    """The table with what its rows say, why they can't go on as they are (nothing where they can), and the days that they fill."""
+    """The table as its rows show it, the obstacles to the change (empty if there are none), and the first and last day."""
 
     table: Table
     obstacles: tuple[str, ...] = ()
@@ -57,30 +57,32 @@ def schema_refusal(target: Target, table: Table) -> SchemaRefused:
     changes = migrate(spec, schema, rows.table, aside=aside)
     reasons = dict.fromkeys(change.refusal for change in migrate(spec, schema, table, aside=aside) if change.refusal)
     parts = [
-        f"{spec.name}: the table in schema {schema} is not as declared, and to change it may lose data or rewrite all of it:",
+        f"{spec.name}: the table in schema {schema} is not as declared, and changing it may lose data or rewrite all of it:",
         *(f"  {reason}" for reason in reasons),
     ]
     if rows.obstacles:
-        parts += ["The rows that are there can't become what is declared:", *(f"  {obstacle}" for obstacle in rows.obstacles)]
+        parts += ["The existing rows do not fit the declaration:", *(f"  {obstacle}" for obstacle in rows.obstacles)]
         parts.append(
             f"So the statements keep them in {schema}.{aside} and leave the table empty. "
-            f"Load it anew after them: pulso-etl refresh {spec.as_argument} --from {rows.first} --to {rows.last}"
+            f"Then load it again: pulso-etl refresh {spec.as_argument} --from {rows.first} --to {rows.last}"
         )
     elif rows.table.holds_rows and (key_differs(spec, table) or loses_history(spec, table)):
         parts.append(
-            "Days that no refresh reads again keep the rows that they have; to have them anew as well, run after the statements: "
+            "Days that no refresh reads again keep their rows; to load them again as well, run after the statements: "
             f"pulso-etl refresh {spec.as_argument} --from {rows.first} --to {rows.last} --allow-shrink"
         )
     if views := [name for (name,) in conn.execute(VIEWS, {"table": target.quoted_name})]:
-        parts.append(f"Views read the table: {', '.join(views)}. Where one is in the way, drop it before and make it anew after.")
-    parts.append("Nothing was loaded. Correct the declaration, or run by hand, all as one transaction, in this order:")
+        parts.append(f"Views read the table: {', '.join(views)}. If one is in the way, drop it before and create it again after.")
+    parts.append("Nothing was loaded. Correct the declaration, or run these statements by hand, as one transaction, in this order:")
     parts += [f"  {statement};" for statement in script(spec, schema, changes, aside if rows.obstacles else None)]
     return SchemaRefused("\n".join(parts))
 
 
 def script(spec: TableSpec, schema: str, changes: Sequence[Change], emptied_into: str | None) -> list[str]:
-    """The changes as a transaction, in which nobody else writes; before them the rows go to the table `emptied_into`, if one is
-    named."""
+    """The changes as a transaction in which nobody else writes.
+
+    If `emptied_into` names a table, the rows move to it before the changes.
+    """
     target = sql.Identifier(schema, spec.name)
     statements = [sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(target)]
     if emptied_into:
@@ -90,7 +92,7 @@ def script(spec: TableSpec, schema: str, changes: Sequence[Change], emptied_into
 
 
 def look(target: Target, table: Table) -> Rows:
-    """Asks the rows what stands against the change. In an empty table nothing does."""
+    """Asks the rows which obstacles the change has. An empty table has none."""
     conn, spec = target.conn, target.spec
     if conn.execute(sql.SQL("SELECT FROM {} LIMIT 1").format(target.identifier)).fetchone() is None:
         return Rows(replace(table, holds_rows=False))
@@ -111,7 +113,7 @@ def look(target: Target, table: Table) -> Rows:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Questions to the rows that are to stay: all of them, or the current versions."""
+    """Questions to the rows that should stay: all rows, or the current versions."""
 
     target: Target
     table: Table
@@ -148,24 +150,24 @@ class _Rows:
             try:
                 with self.conn.transaction():
                     if self._any(sql.SQL("({})::{} IS DISTINCT FROM {}").format(there, back, name)):
-                        yield f"{change}, values would lose what the type can't hold"
+                        yield f"{change}, the type can't hold all values"
             except pg.CannotCoerce:
                 yield f"{change}, PostgreSQL has no cast"
             except psycopg.DatabaseError:
-                yield f"{change}, there are values that PostgreSQL can't cast"
+                yield f"{change}, PostgreSQL can't cast some values"
 
     def ambiguous(self) -> Iterator[str]:
-        """Rows that a key would no longer tell apart, and nothing else does."""
+        """Obstacles of a new key: rows that neither the key nor anything else tells apart."""
         spec, named = self.spec, ", ".join(self.spec.primary_key)
         before = [name for name in self.table.primary_key if name != "valid_from"]
         if spec.strategy is Strategy.SCD2 and self.table.keeps_history:
             if before and self._grouped(spec.primary_key, sql.SQL("count(DISTINCT ({}))").format(listed(before))):
-                yield f"versions of several ({', '.join(before)}) would be the history of one ({named}), not to be told apart"
+                yield f"versions of several ({', '.join(before)}) would become the history of one ({named}), indistinguishable"
         elif spec.strategy is Strategy.SCD2 or spec.version_column is None:
             if self.repeat(spec.primary_key):
-                yield f"several rows have one ({named}), and which of them is right only the source says"
+                yield f"several rows have one ({named}), and only the source says which of them is right"
         elif self.repeat((*spec.primary_key, spec.version_column)):
-            yield f"several rows have one ({named}) at one {spec.version_column}, and which is right only the source says"
+            yield f"several rows have one ({named}) at one {spec.version_column}, and only the source tells them apart"
 
     def repeat(self, names: Sequence[str]) -> bool:
         """Whether several rows have the same values in these columns."""
