@@ -29,7 +29,7 @@ from pulso_etl.settings import Settings, load_settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import LedgerMismatch
 from pulso_etl.sync.ledger.ledger import Loaded
-from pulso_etl.sync.ledger.watermarks import Extraction, Watermarks
+from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
 from pulso_etl.sync.schema.statements import Statements
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.databases import database
@@ -102,7 +102,7 @@ def test_the_command_prints_each_part_and_fails_with_one_of_them(deployment: Set
 
 def test_rows_that_have_gone_are_found_whoever_deleted_them(deployment: Settings, conn: psycopg.Connection, schema: str) -> None:
     marks, window = Watermarks(schema), DayRange(date(2026, 3, 1), date(2026, 3, 2))
-    extraction = Extraction("operation_data", window, "run", 1, datetime.now(UTC))
+    extraction = RunningAttempt("operation_data", window, "run", 1, datetime.now(UTC))
     for statement in Statements(TABLES["operation_data"], schema).create_table():
         conn.execute(statement)
     with conn.transaction():

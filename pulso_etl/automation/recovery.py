@@ -22,7 +22,7 @@ from pulso_etl.refreshing.presence import is_gone
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.ledger import locks
-from pulso_etl.sync.ledger.watermarks import Extraction, TableState, Watermarks
+from pulso_etl.sync.ledger.watermarks import RunningAttempt, TableState, Watermarks
 from pulso_etl.sync.postgres.roles import as_login
 from pulso_etl.sync.spec import TableSpec
 from pulso_etl.sync.tags import PROCESS_TAG, QUEUED_TAG, TABLE_TAG
@@ -175,7 +175,9 @@ def _terminate(instance: dg.DagsterInstance, run_id: str) -> bool:
         return False
 
 
-def _mark_failed(conn: psycopg.Connection, marks: Watermarks, extraction: Extraction, key: int, reason: str, cause: Cause) -> bool:
+def _mark_failed(
+    conn: psycopg.Connection, marks: Watermarks, extraction: RunningAttempt, key: int, reason: str, cause: Cause
+) -> bool:
     """Marks the attempt as failed, under its lock; whether it did: not where the attempt ended by itself, or lives on."""
     deadline = monotonic() + SESSION_END_SECONDS
     while conn.execute("SELECT pg_try_advisory_lock(%s)", (key,)).fetchone() == (False,):

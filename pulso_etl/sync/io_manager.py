@@ -29,7 +29,7 @@ from pulso_etl.sync.errors import (
 )
 from pulso_etl.sync.ledger import locks
 from pulso_etl.sync.ledger.ledger import Loaded, server_clock
-from pulso_etl.sync.ledger.watermarks import Extraction, Watermarks
+from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
 from pulso_etl.sync.loading.load import load, translated
 from pulso_etl.sync.loading.months import create_months, refuse_expired
 from pulso_etl.sync.loading.request import LoadRequest, Past, Source, Writer
@@ -60,7 +60,7 @@ class AttemptRecord:
     `began` is a time of the process's monotonic clock.
     """
 
-    extraction: Extraction
+    extraction: RunningAttempt
     began: float
     timeout: timedelta = timedelta(minutes=1)
     running: bool = False
@@ -114,7 +114,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
     def _load(self, context: OutputContext, obj: Any) -> None:
         asset, step, started = context.asset_key.to_user_string(), context.step_context, datetime.now(UTC)
         # The asset's name and today stand for the table and the days until these are known.
-        named = Extraction(asset, DayRange(today := lima_day(started), today), context.run_id, _number(step), started)
+        named = RunningAttempt(asset, DayRange(today := lima_day(started), today), context.run_id, _number(step), started)
         attempt = AttemptRecord(named, time.monotonic())
         with self._recorded(context, attempt):
             spec = _spec(context.definition_metadata, asset)

@@ -17,7 +17,7 @@ from pulso_etl.sync.days import DayRange, lima_day
 from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.ledger.ledger import Loaded
 from pulso_etl.sync.ledger.locks import table_lock
-from pulso_etl.sync.ledger.watermarks import Extraction, Watermarks
+from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
 from pulso_etl_tests.api.conftest import SECRETS, Target, settings_of
 from pulso_etl_tests.api.server import ApiServer
 from pulso_etl_tests.conftest import wait_until
@@ -92,7 +92,7 @@ def test_the_dashboard_is_refreshed_watched_and_asked_for_once(
 
 
 def test_the_rows_that_a_load_has_copied_so_far_are_told(api: ApiServer, target: Target) -> None:
-    extraction = Extraction("evolution_data", DayRange(TODAY, TODAY), "by hand", 1, datetime.now(UTC))
+    extraction = RunningAttempt("evolution_data", DayRange(TODAY, TODAY), "by hand", 1, datetime.now(UTC))
     marks = Watermarks(target.schema)
     with psycopg.connect(api.settings.database_url.get_secret_value(), autocommit=True) as load:
         load.execute("SELECT pg_advisory_lock(%s)", (table_lock(target.schema, "evolution_data"),))
@@ -213,7 +213,7 @@ def test_an_unknown_refresh_is_not_found(api: ApiServer) -> None:
 
 def test_nothing_is_launched_once_the_day_s_budget_is_spent(stack: DagsterStack, target: Target) -> None:
     window = DayRange(TODAY, TODAY)
-    marks, extraction = Watermarks(stack.schema), Extraction("other", window, "r", 1, datetime.now(UTC))
+    marks, extraction = Watermarks(stack.schema), RunningAttempt("other", window, "r", 1, datetime.now(UTC))
     with target.conn.transaction():
         marks.create(target.conn)
         marks.start(target.conn, extraction)
@@ -274,7 +274,7 @@ def test_the_cleanup_ends_an_attempt_that_died_and_says_so(
     marks = Watermarks(stack.schema)
     with target.conn.transaction():
         marks.create(target.conn)
-        marks.start(target.conn, Extraction("productivity_data", window, "gone", 1, datetime.now(UTC)))
+        marks.start(target.conn, RunningAttempt("productivity_data", window, "gone", 1, datetime.now(UTC)))
     answer = api.call("POST", "/api/v1/etl/cleanup")
     assert answer.status_code == 200
     [ended] = answer.json()["ended"]

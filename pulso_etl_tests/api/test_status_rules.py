@@ -31,7 +31,7 @@ from pulso_etl.refreshing.launch import range_tags
 from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import Cause
-from pulso_etl.sync.ledger.watermarks import Extraction, TableState
+from pulso_etl.sync.ledger.watermarks import RunningAttempt, TableState
 from pulso_etl.sync.owed import Loss, Watermark
 from pulso_etl.sync.tags import TABLE_TAG, TENANT_TAG
 from pulso_etl.tables import TABLES
@@ -132,7 +132,7 @@ def test_a_run_under_way_is_told_with_its_range_and_the_rows_so_far() -> None:
 
 
 def test_a_load_is_told_as_running_where_dagster_does_not_answer() -> None:
-    load = Extraction("dashboard_data", DayRange(TODAY - timedelta(days=6), TODAY), "r5", 1, NOW)
+    load = RunningAttempt("dashboard_data", DayRange(TODAY - timedelta(days=6), TODAY), "r5", 1, NOW)
     found = told(replace(state(timedelta(hours=7), "running"), running=(load,)))
     assert (found.run_under_way.run_id, found.run_under_way.started_at) == ("r5", NOW)
     assert found.run_under_way.partitions == str(load.window)

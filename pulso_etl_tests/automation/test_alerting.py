@@ -30,7 +30,7 @@ from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import Cause, interrupted
 from pulso_etl.sync.ledger.ledger import Loaded
-from pulso_etl.sync.ledger.watermarks import Attempt, Extraction, Watermarks
+from pulso_etl.sync.ledger.watermarks import Attempt, RunningAttempt, Watermarks
 from pulso_etl.sync.owed import Loss, Watermark
 from pulso_etl.sync.tags import TENANT_TAG
 from pulso_etl.tables import TABLES
@@ -190,7 +190,7 @@ def test_each_outage_of_bigquery_is_told_with_its_end_whenever_its_tables_are_lo
 
     def ran(table: str, minute: float, well: bool) -> None:
         at = start + timedelta(minutes=minute)
-        run = Extraction(table, WINDOW, f"{table}/{minute}", 1, at)
+        run = RunningAttempt(table, WINDOW, f"{table}/{minute}", 1, at)
         with conn.transaction():
             marks.start(conn, run)
             if well:

@@ -24,7 +24,7 @@ from pulso_etl.settings import Settings
 from pulso_etl.sync import patience
 from pulso_etl.sync.days import DayRange, lima_day
 from pulso_etl.sync.ledger.ledger import Loaded
-from pulso_etl.sync.ledger.watermarks import Extraction, Watermarks
+from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.alerts.receivers import Receiver
 from pulso_etl_tests.conftest import seed
@@ -113,7 +113,7 @@ def loaded_in_the_last_day(conn: psycopg.Connection, schema: str) -> None:
     today = lima_day(at)
     marks.create(conn)
     for name in DUE:
-        one = Extraction(name, DayRange(today - timedelta(days=9), today), "before", 1, at)
+        one = RunningAttempt(name, DayRange(today - timedelta(days=9), today), "before", 1, at)
         with conn.transaction():
             marks.start(conn, one)
             marks.succeed(conn, one, Loaded(at, dict.fromkeys(one.window, 1), 1, 1.0, True))

@@ -18,7 +18,7 @@ from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger import locks
 from pulso_etl.sync.ledger.ledger import Loaded
-from pulso_etl.sync.ledger.watermarks import Extraction, Watermarks
+from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
 from pulso_etl.sync.postgres.sessions import Session
 from pulso_etl.sync.tags import PROCESS_TAG, QUEUED_TAG, TENANT_TAG
 from pulso_etl.tables import TABLES
@@ -46,7 +46,7 @@ def begin(conn: psycopg.Connection, schema: str, age: timedelta, run_id: str = "
     marks = Watermarks(schema)
     marks.create(conn)
     with conn.transaction():
-        marks.start(conn, Extraction(TABLE, WINDOW, run_id, 1, NOW - age))
+        marks.start(conn, RunningAttempt(TABLE, WINDOW, run_id, 1, NOW - age))
 
 
 def live(writer: psycopg.Connection, schema: str, run_id: str = "run-1") -> int:
@@ -132,7 +132,7 @@ def test_a_recovered_table_starts_again_and_success_clears_the_count(
         begin(conn, schema, timedelta(minutes=1), f"run-{n}")
         assert [one.recovery_attempts for one in run(conn, schema, instance)] == [n]
     begin(conn, schema, timedelta(0), "run-3")
-    extraction = Extraction(TABLE, WINDOW, "run-3", 1, NOW)
+    extraction = RunningAttempt(TABLE, WINDOW, "run-3", 1, NOW)
     with conn.transaction():
         marks.succeed(conn, extraction, Loaded(NOW, dict.fromkeys(extraction.window, 1), 1, 1.0, True))
     assert marks.read(conn)[TABLE].recovery_attempts == 0

@@ -14,7 +14,7 @@ from pulso_etl.definitions import build_defs
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.ledger import Loaded
-from pulso_etl.sync.ledger.watermarks import Extraction, Watermarks
+from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
 from pulso_etl.sync.owed import Horizon
 from pulso_etl.sync.tags import TABLE_TAG
 from pulso_etl.tables import TABLES
@@ -62,7 +62,7 @@ def test_at_night_what_is_owed_is_asked_for_however_old_and_in_chunks(
     """A table was loaded at 10:00, and nothing ran for long."""
     last, marks = datetime(2026, 3, 1, 10, tzinfo=LIMA), Watermarks(schema)
     days = DayRange(date(2026, 2, 28), date(2026, 3, 1))
-    extraction = Extraction("operation_data", days, "run", 1, last)
+    extraction = RunningAttempt("operation_data", days, "run", 1, last)
     with conn.transaction():
         marks.create(conn)
         marks.start(conn, extraction)

@@ -15,7 +15,7 @@ from pulso_etl.checks.reconciliation import Reconciliation, reconcile
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.ledger import Loaded
-from pulso_etl.sync.ledger.watermarks import Extraction, Watermarks
+from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
 from pulso_etl.sync.loading.load import load
 from pulso_etl.sync.loading.request import LoadRequest, Past, Source
 from pulso_etl.sync.owed import Horizon
@@ -167,7 +167,7 @@ def test_a_day_that_is_still_owed_by_an_earlier_lookback_is_no_error_yet(tried: 
     tried.write([(D1, "a", 2, 0.5)])
     assert "Load them again" in tried.compare(visits())[1]
     marks, read_at = Watermarks(tried.schema), datetime(2026, 5, 6, 12, tzinfo=UTC)
-    extraction = Extraction("visits", WINDOW, "run", 1, read_at)
+    extraction = RunningAttempt("visits", WINDOW, "run", 1, read_at)
     with tried.conn.transaction():
         marks.create(tried.conn)
         marks.start(tried.conn, extraction)

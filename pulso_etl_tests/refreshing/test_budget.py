@@ -17,7 +17,7 @@ from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange, lima_day
 from pulso_etl.sync.errors import BudgetExceeded, Cause
 from pulso_etl.sync.ledger.ledger import Loaded
-from pulso_etl.sync.ledger.watermarks import Extraction, Watermarks
+from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.conftest import seed
 
@@ -26,7 +26,7 @@ GIB = 1024**3
 
 def billed(conn: psycopg.Connection, schema: str, size: int, *, failed: bool = False) -> None:
     marks = Watermarks(schema)
-    extraction = Extraction("dashboard_data", DayRange(date(2026, 3, 1), date(2026, 3, 2)), "run", 1, datetime.now(UTC))
+    extraction = RunningAttempt("dashboard_data", DayRange(date(2026, 3, 1), date(2026, 3, 2)), "run", 1, datetime.now(UTC))
     with conn.transaction():
         marks.create(conn)
         marks.start(conn, extraction)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from pulso_etl.sync.errors import Cause, ContractError, DestinationError, RejectedRows
-from pulso_etl.sync.ledger.watermarks import Extraction, Watermarks
+from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
 from pulso_etl.sync.loading.quarantine import as_json
 from pulso_etl.sync.loading.request import PlanName
 from pulso_etl.sync.postgres.encoding import Encoding
@@ -120,7 +120,7 @@ def test_a_key_that_it_can_t_hold_is_quarantined_too(foreign: Foreign, encoding:
 @EVERY
 def test_what_we_write_down_ourselves_never_fails_for_a_character(foreign: Foreign, encoding: str) -> None:
     conn, marks, text = foreign.loads.conn, Watermarks("loaded"), BEYOND[encoding]
-    extraction = Extraction("things", WINDOW, "r", 1, datetime.now(UTC))
+    extraction = RunningAttempt("things", WINDOW, "r", 1, datetime.now(UTC))
     with conn.transaction():
         marks.create(conn)
         marks.start(conn, extraction)

@@ -13,7 +13,7 @@ from pulso_etl.refreshing.freshness import FreshnessState, freshness
 from pulso_etl.refreshing.plan import Mode, plan_refresh
 from pulso_etl.sync.days import DayRange, lima_day
 from pulso_etl.sync.ledger.ledger import Loaded
-from pulso_etl.sync.ledger.watermarks import LOOK_EVERY, Extraction, TableState, Watermarks
+from pulso_etl.sync.ledger.watermarks import LOOK_EVERY, RunningAttempt, TableState, Watermarks
 from pulso_etl.sync.loading.months import remove_expired
 from pulso_etl.sync.owed import Horizon
 from pulso_etl.sync.spec import TableSpec
@@ -35,7 +35,7 @@ class Deployment:
 
     def load(self, window: DayRange) -> None:
         found = [row(day, f"{name}{day if self.spec.version_column else ''}") for day in window for name in "ab"]
-        extraction = Extraction(self.spec.name, window, "run", 1, self.now)
+        extraction = RunningAttempt(self.spec.name, window, "run", 1, self.now)
         with self.conn.transaction(), self.marks.taking_over(self.conn, self.spec, window):
             self.loads(found, self.spec, window)
             self.marks.start(self.conn, extraction)
@@ -143,7 +143,7 @@ def test_a_table_that_was_only_rewritten_is_whole_after_a_look(deployment: Deplo
 
 def test_rows_that_the_source_has_no_longer_are_not_missed(deployment: Deployment) -> None:
     day = deployment.days_ago(5)
-    extraction = Extraction("things", DayRange(day, day), "run", 1, deployment.now)
+    extraction = RunningAttempt("things", DayRange(day, day), "run", 1, deployment.now)
     with deployment.conn.transaction():
         deployment.loads([row(day, "a")], deployment.spec, extraction.window)
         deployment.marks.start(deployment.conn, extraction)
@@ -168,7 +168,7 @@ def test_a_key_that_moves_to_a_newer_day_is_not_missed_on_the_older_one(conn: ps
     assert deployment.state.lost is None
     window = DayRange(deployment.today, deployment.today)
     moved = [row(deployment.today, f"{name}{deployment.days_ago(back)}") for back in (0, 7) for name in "ab"]
-    extraction = Extraction("things", window, "run", 1, deployment.now)
+    extraction = RunningAttempt("things", window, "run", 1, deployment.now)
     with conn.transaction(), deployment.marks.taking_over(conn, deployment.spec, window):
         deployment.loads(moved, deployment.spec, window)
         deployment.marks.start(conn, extraction)

@@ -19,7 +19,7 @@ from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import Cause, LedgerMismatch
 from pulso_etl.sync.ledger.ledger import Loaded
 from pulso_etl.sync.ledger.migrations import TABLES, migrate, migrations, missing, state, statements
-from pulso_etl.sync.ledger.watermarks import ABANDONED, Extraction, Watermarks
+from pulso_etl.sync.ledger.watermarks import ABANDONED, RunningAttempt, Watermarks
 from pulso_etl.sync.owed import Horizon, owed_days
 from pulso_etl_tests.conftest import wait_until
 
@@ -80,13 +80,13 @@ def test_the_ledger_of_every_earlier_release_is_brought_up_to_date_with_its_rows
     assert (operation.status, operation.last_partition) == ("running", date(2026, 11, 19))
     began = datetime(2026, 11, 20, 15, 0, 10, tzinfo=UTC)
     window = DayRange(date(2026, 11, 19), date(2026, 11, 20))
-    assert operation.running == (Extraction("operation_data", window, "run-4", 2, began),)
+    assert operation.running == (RunningAttempt("operation_data", window, "run-4", 2, began),)
     assert [(one.run_id, one.succeeded) for one in operation.attempts] == [("run-1", True), ("killed", False)]
     assert operation.attempts[1].error == ABANDONED
     assert {one.started_at for one in dashboard.attempts} == {datetime(2026, 11, 20, 15, tzinfo=UTC)}
 
     # The next attempt ends the one that was killed, and moves the watermark.
-    later = Extraction("operation_data", DayRange(date(2026, 11, 17), date(2026, 11, 21)), "run-5", 1, datetime.now(UTC))
+    later = RunningAttempt("operation_data", DayRange(date(2026, 11, 17), date(2026, 11, 21)), "run-5", 1, datetime.now(UTC))
     with conn.transaction():
         marks.start(conn, later)
         read_at = datetime(2026, 11, 21, 15, tzinfo=UTC)

@@ -18,7 +18,7 @@ from pulso_etl.refreshing.plan import Mode, plan_refresh
 from pulso_etl.sync.days import LIMA, DayRange, lima_day
 from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.ledger.ledger import Loaded
-from pulso_etl.sync.ledger.watermarks import Extraction, Watermarks
+from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
 from pulso_etl.sync.owed import Horizon, Settlement, Watermark
 from pulso_etl.sync.spec import TableSpec
 from pulso_etl.tables import TABLES
@@ -92,7 +92,7 @@ class World:
 
     def commit(self, window: DayRange, found: dict[date, int], read_at: datetime) -> Settlement:
         """The load of what was read; its rows and what is told of them are one transaction."""
-        extraction = Extraction(self.spec.name, window, f"run-{next(self.runs)}", 1, read_at)
+        extraction = RunningAttempt(self.spec.name, window, f"run-{next(self.runs)}", 1, read_at)
         with self.conn.transaction():
             self.marks.start(self.conn, extraction)
             horizon = Horizon.of(self.spec, FIRST, self.today)
@@ -105,7 +105,7 @@ class World:
         return self.commit(window, self.read(window), self.clock)
 
     def fail(self, window: DayRange) -> None:
-        extraction = Extraction(self.spec.name, window, f"run-{next(self.runs)}", 1, self.clock)
+        extraction = RunningAttempt(self.spec.name, window, f"run-{next(self.runs)}", 1, self.clock)
         with self.conn.transaction():
             self.marks.start(self.conn, extraction)
             self.marks.fail(self.conn, extraction, error="no luck", cause=Cause.INTERNAL, seconds=1.0, metadata={})

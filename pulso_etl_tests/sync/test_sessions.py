@@ -18,7 +18,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 import pulso_etl
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl.sync.ledger.ledger import Loaded
-from pulso_etl.sync.ledger.watermarks import Extraction, Watermarks
+from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
 from pulso_etl.sync.loading.months import partitions
 from pulso_etl.sync.postgres.roles import as_login, as_role
 from pulso_etl.sync.postgres.session_settings import Limits
@@ -51,7 +51,7 @@ def load_and_look(url: str) -> None:
         loads = Loads(conn, "loaded")
         with conn.transaction():
             marks.create(conn)
-        extraction = Extraction("things", WINDOW, "r", 1, datetime.now(UTC))
+        extraction = RunningAttempt("things", WINDOW, "r", 1, datetime.now(UTC))
         for inserted in (2, 0):
             with conn.transaction():
                 marks.start(conn, extraction)

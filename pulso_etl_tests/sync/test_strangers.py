@@ -23,7 +23,7 @@ from pulso_etl.sync import io_manager
 from pulso_etl.sync.errors import SchemaRefused
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl.sync.ledger.ledger import server_clock
-from pulso_etl.sync.ledger.watermarks import Extraction, Watermarks
+from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
 from pulso_etl.sync.postgres.roles import as_role
 from pulso_etl.sync.postgres.sessions import Session
 from pulso_etl.sync.postgres.strangers import refuse_strangers, strangers
@@ -285,7 +285,7 @@ def test_a_write_of_the_sensors_is_refused_too(shared: Shared, materialize: Mate
         with conn.transaction():
             AlertStore(shared.acme).create(conn)
         marks = Watermarks(shared.acme)
-        dead = Extraction("things", WINDOW, "dead", 1, datetime.now(UTC))
+        dead = RunningAttempt("things", WINDOW, "dead", 1, datetime.now(UTC))
         for write in (
             lambda: marks.abandon(conn, dead, "gone"),
             lambda: marks.look(conn, things()),

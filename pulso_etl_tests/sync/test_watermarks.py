@@ -17,7 +17,7 @@ from pulso_etl.sync.days import DayRange, lima_day
 from pulso_etl.sync.errors import Cause, SourceError
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl.sync.ledger.ledger import Loaded
-from pulso_etl.sync.ledger.watermarks import Extraction, TableState, Watermarks
+from pulso_etl.sync.ledger.watermarks import RunningAttempt, TableState, Watermarks
 from pulso_etl.sync.owed import Horizon, Settlement
 from pulso_etl_tests.sync.visits import ALL, D1, D3, Deferred, materialize, table, visits
 
@@ -33,12 +33,17 @@ def marks(schema: str, conn: psycopg.Connection) -> Watermarks:
     return marks
 
 
-def attempt(number: int = 1, run: str = "run-1", table: str = "visits") -> Extraction:
-    return Extraction(table, WINDOW, run, number, THEN + timedelta(minutes=number))
+def attempt(number: int = 1, run: str = "run-1", table: str = "visits") -> RunningAttempt:
+    return RunningAttempt(table, WINDOW, run, number, THEN + timedelta(minutes=number))
 
 
 def succeed(
-    marks: Watermarks, conn: psycopg.Connection, extraction: Extraction, *, lookback_days: int = 3, read_at: datetime | None = None
+    marks: Watermarks,
+    conn: psycopg.Connection,
+    extraction: RunningAttempt,
+    *,
+    lookback_days: int = 3,
+    read_at: datetime | None = None,
 ) -> Settlement:
     """The load read its rows when the attempt began, unless said otherwise."""
     rows, horizon = dict.fromkeys(extraction.window, 2), Horizon(lookback_days)
@@ -46,7 +51,7 @@ def succeed(
     return marks.succeed(conn, extraction, loaded)
 
 
-def fail(marks: Watermarks, conn: psycopg.Connection, extraction: Extraction, error: str = "no luck") -> None:
+def fail(marks: Watermarks, conn: psycopg.Connection, extraction: RunningAttempt, error: str = "no luck") -> None:
     marks.fail(conn, extraction, error=error, cause=Cause.INTERNAL, seconds=0.5, metadata={})
 
 
@@ -90,7 +95,7 @@ def test_success_moves_the_watermark_to_the_end_of_the_window_and_the_start_of_t
 def test_a_load_of_the_past_moves_nothing_but_is_told(marks: Watermarks, conn: psycopg.Connection) -> None:
     marks.start(conn, attempt())
     succeed(marks, conn, attempt())
-    past = Extraction("visits", DayRange(date(2026, 1, 1), date(2026, 1, 2)), "run-2", 1, THEN + timedelta(days=1))
+    past = RunningAttempt("visits", DayRange(date(2026, 1, 1), date(2026, 1, 2)), "run-2", 1, THEN + timedelta(days=1))
     marks.start(conn, past)
     assert not succeed(marks, conn, past).moved
     state = marks.read(conn)["visits"]
@@ -106,7 +111,7 @@ def test_a_load_that_leaves_out_what_was_owed_does_not_hide_it(
     marks.start(conn, attempt())
     succeed(marks, conn, attempt())
     later = DayRange(D3 + timedelta(days=gap), D3 + timedelta(days=gap + 5))
-    extraction = Extraction("visits", later, "run-2", 1, THEN + timedelta(days=gap + 5))
+    extraction = RunningAttempt("visits", later, "run-2", 1, THEN + timedelta(days=gap + 5))
     marks.start(conn, extraction)
     assert succeed(marks, conn, extraction).moved == moved
     state = marks.read(conn)["visits"]
@@ -176,7 +181,7 @@ def test_an_abandoned_attempt_of_another_table_is_left_alone(marks: Watermarks, 
 
 @pytest.mark.parametrize("late", [attempt(1, "run-1"), attempt(2, "run-2"), attempt(1, "run-2", "others")])
 def test_a_late_failure_of_an_attempt_that_is_not_the_running_one_changes_nothing(
-    marks: Watermarks, conn: psycopg.Connection, late: Extraction
+    marks: Watermarks, conn: psycopg.Connection, late: RunningAttempt
 ) -> None:
     marks.start(conn, attempt(1, "run-1"))
     marks.start(conn, attempt(1, "run-2"))

@@ -25,7 +25,7 @@ from pulso_etl.refreshing.launch import Outcome, run_plan
 from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger import locks
-from pulso_etl.sync.ledger.watermarks import Extraction, Watermarks
+from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.tenancy.conftest import TODAY, Tenancy
 
@@ -121,7 +121,7 @@ def test_a_role_ends_hung_sessions_of_its_loads_and_sees_how_far_they_are(
 ) -> None:
     settings, tables = environment.parts["acme"]
     now, marks = datetime.now(UTC), Watermarks(settings.database_schema)
-    hung = Extraction("evolution_data", WINDOW, "hung", 1, now - timedelta(hours=2))
+    hung = RunningAttempt("evolution_data", WINDOW, "hung", 1, now - timedelta(hours=2))
     with (
         psycopg.connect(environment.url("acme"), autocommit=True) as load,
         psycopg.connect(environment.url("acme"), autocommit=True) as conn,

@@ -62,7 +62,7 @@ ABANDONED = "the attempt ended without a word: its process or its server session
 
 
 @dataclass(frozen=True)
-class Extraction:
+class RunningAttempt:
     """One attempt to load one range: which run (Dagster's id), which try of it (from 1), since when (with zone)."""
 
     table: str
@@ -80,7 +80,7 @@ class Extraction:
         }
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Extraction:
+    def of(cls, row: Mapping[str, Any]) -> RunningAttempt:
         """The attempt out of its row of `etl_running`, as JSON."""
         window = DayRange.parse(row["partition_start"], row["partition_end"])
         return cls(row["table_name"], window, row["extraction_id"], row["attempt"], datetime.fromisoformat(row["started_at"]))
@@ -140,7 +140,7 @@ class TableState:
     updated_at: datetime
     data_version: int = 0
     """Greater by one after each load that changed rows, and never otherwise."""
-    running: tuple[Extraction, ...] = ()
+    running: tuple[RunningAttempt, ...] = ()
     """The attempts that go on, the oldest first; one may have died without a word."""
     attempts: tuple[Attempt, ...] = ()
     days: Mapping[date, Day] = field(default_factory=dict)
@@ -167,7 +167,7 @@ class TableState:
             metadata=row["metadata"],
             updated_at=row["updated_at"],
             data_version=row["data_version"],
-            running=tuple(Extraction.of(one) for one in row["running"] or ()),
+            running=tuple(RunningAttempt.of(one) for one in row["running"] or ()),
             attempts=attempts,
             days={date.fromisoformat(day): Day.of(known) for day, known in (row["days"] or {}).items()},
             lost=Loss(DayRange.parse(first, last), int(missing)) if missing else None,
@@ -194,7 +194,7 @@ class Watermarks:
         """Creates what is missing, and brings up to date what an earlier release made; see `migrate`."""
         migrate(conn, self.schema)
 
-    def abandon(self, conn: psycopg.Connection, extraction: Extraction, reason: str, cause: Cause = Cause.ABANDONED) -> bool:
+    def abandon(self, conn: psycopg.Connection, extraction: RunningAttempt, reason: str, cause: Cause = Cause.ABANDONED) -> bool:
         """Ends an attempt that is dead: it enters the history as failed, and counts as a recovery.
 
         The caller holds the attempt's lock, which it would not have let go alive. Returns whether it was marked as running.
@@ -212,7 +212,7 @@ class Watermarks:
         self._append(conn, values | {"status": "failed", "error": reason, "cause": cause, "records": None})
         return True
 
-    def start(self, conn: psycopg.Connection, extraction: Extraction) -> None:
+    def start(self, conn: psycopg.Connection, extraction: RunningAttempt) -> None:
         """Marks the table as running, after ending attempts that died without a word.
 
         The caller's session holds the locks of the load, and the attempt's own. Raises SchemaRefused (see `strangers`).
@@ -240,7 +240,7 @@ class Watermarks:
             {"table": extraction.table, "run": extraction.run_id, "metadata": Jsonb(extraction.as_metadata())},
         )
 
-    def succeed(self, conn: psycopg.Connection, extraction: Extraction, loaded: Loaded) -> Settlement:
+    def succeed(self, conn: psycopg.Connection, extraction: RunningAttempt, loaded: Loaded) -> Settlement:
         """Success, in the transaction that holds the data; returns what it makes of the watermark.
 
         Where the load changed rows, those who listen are told at the commit.
@@ -343,7 +343,7 @@ class Watermarks:
     def fail(
         self,
         conn: psycopg.Connection,
-        extraction: Extraction,
+        extraction: RunningAttempt,
         *,
         error: str,
         cause: Cause,
@@ -455,12 +455,12 @@ class Watermarks:
         assert row is not None
         return int(row[0])
 
-    def _running(self, conn: psycopg.Connection, table: str) -> list[Extraction]:
+    def _running(self, conn: psycopg.Connection, table: str) -> list[RunningAttempt]:
         """The table's attempts that are marked as running."""
         query = sql.SQL("SELECT to_jsonb(r) FROM {} r WHERE table_name = %s").format(self.running)
-        return [Extraction.of(row) for (row,) in conn.execute(query, (table,)).fetchall()]
+        return [RunningAttempt.of(row) for (row,) in conn.execute(query, (table,)).fetchall()]
 
-    def _leave(self, conn: psycopg.Connection, extraction: Extraction) -> bool:
+    def _leave(self, conn: psycopg.Connection, extraction: RunningAttempt) -> bool:
         """The attempt goes on no longer; whether it was marked as running."""
         # One after the other: of two that end at once, neither would see the other gone, and the table would stay running.
         self._lock(conn, extraction.table)
@@ -480,7 +480,7 @@ class Watermarks:
             self.running, self.table, ended
         )
 
-    def _values(self, extraction: Extraction, seconds: float, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    def _values(self, extraction: RunningAttempt, seconds: float, metadata: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "table": extraction.table,
             "run": extraction.run_id,
