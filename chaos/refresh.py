@@ -6,7 +6,7 @@ import dagster as dg
 
 from pulso_etl.assets import RetryUnlessInterrupted
 from pulso_etl.definitions import build_defs, build_resources
-from pulso_etl.refreshing.launch import Outcome, run_plan
+from pulso_etl.refreshing.execution import Outcome, run_plan
 from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange

@@ -26,8 +26,9 @@ from pulso_etl.automation.recovery import recover
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl.local.sample_data import PARTITIONED, SampleData, load_table
-from pulso_etl.refreshing.launch import Outcome, plan_tables
-from pulso_etl.refreshing.plan import Mode
+from pulso_etl.refreshing.execution import Outcome
+from pulso_etl.refreshing.planner import Planner, watermarks_of
+from pulso_etl.refreshing.request import Grants, Mode, RefreshRequest
 from pulso_etl.settings import Settings, load_settings
 from pulso_etl.sync.days import DayRange, lima_day
 from pulso_etl.sync.ledger.watermarks import TableState, Watermarks
@@ -98,8 +99,9 @@ class World:
 
     def plan(self, table: str, mode: Mode = Mode.INCREMENTAL, **options: Any) -> DayRange:
         """The days that a launch takes, by this process's clock."""
-        states = self.marks.read(self.conn)
-        [planned] = plan_tables(self.settings, [TABLES[table]], states, mode, datetime.now(UTC), force=True, **options)
+        request = RefreshRequest((table,), mode, grants=Grants(force=True), **options)
+        marks = watermarks_of(self.marks.read(self.conn))
+        [planned] = Planner.of(self.settings, TABLES).plans(request, marks, datetime.now(UTC))
         assert planned.window is not None
         return planned.window
 

@@ -3,24 +3,25 @@
 import hashlib
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, date, datetime
 from typing import Any
 
 import dagster as dg
-from dagster._core.storage.tags import (
-    ASSET_PARTITION_RANGE_END_TAG,
-    ASSET_PARTITION_RANGE_START_TAG,
-    PARTITION_NAME_TAG,
-)
 
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.refreshing.budget import AdmittedStream, DailyBudget
+from pulso_etl.refreshing.plan import Calendar, RefreshPlan, plan_refresh
+from pulso_etl.refreshing.ranges import launched_range, names_days, range_tags
+from pulso_etl.refreshing.request import Grants, RefreshRequest
 from pulso_etl.sync.days import LIMA, DayRange, lima_day
 from pulso_etl.sync.errors import PlanError
+from pulso_etl.sync.io_manager import PostgresUpsertIOManager
+from pulso_etl.sync.ledger.watermarks import Watermarks
+from pulso_etl.sync.loading.load import translated
+from pulso_etl.sync.redaction import clean_errors
 from pulso_etl.sync.spec import TableSpec, qualified
-from pulso_etl.sync.streams import DeferredStream
-from pulso_etl.sync.tags import FORCE_TAG, SPEC_KEY, TENANT_TAG
+from pulso_etl.sync.tags import SKIPPED_TAG, SPEC_KEY, TENANT_TAG
 
 
 class RetryUnlessInterrupted(dg.RetryPolicy):
@@ -104,9 +105,14 @@ def build_sources(tables: Iterable[TableSpec], full_names: Mapping[str, str]) ->
 
 
 def build_asset(
-    spec: TableSpec, partitions: dg.DailyPartitionsDefinition, retries: dg.RetryPolicy = RETRIES
+    spec: TableSpec, partitions: dg.DailyPartitionsDefinition, initial_days: int, retries: dg.RetryPolicy = RETRIES
 ) -> dg.AssetsDefinition:
-    """The asset of a table: it yields the query's stream, and the IO manager loads it."""
+    """The asset of a table: it yields the query's stream, and the IO manager loads it.
+
+    A run that names no days plans them here, and yields nothing where the table is fresh. `initial_days` is how many days the first
+    such run loads.
+    """
+    calendar = Calendar(partitions.start.date(), initial_days)
 
     @dg.asset(
         name=spec.name,
@@ -117,7 +123,8 @@ def build_asset(
         backfill_policy=dg.BackfillPolicy.multi_run(spec.chunk_days),
         retry_policy=retries,
         io_manager_key=spec.qualify("postgres"),
-        required_resource_keys={spec.qualify("bigquery"), spec.qualify("budget")},
+        output_required=False,
+        required_resource_keys={spec.qualify("bigquery"), spec.qualify("budget"), spec.qualify("postgres")},
         deps=[source_key(name, spec.tenant) for name in spec.sources],
         # Dagster queues a second writer of the table instead of letting it wait for the table's lock in a run slot.
         pool=f"writer_{spec.qualify(spec.name)}",
@@ -134,45 +141,64 @@ def build_asset(
         },
         code_version=_code_version(spec),
     )
-    def table(context: dg.AssetExecutionContext) -> DeferredStream:
-        bigquery: BigQuerySource = resource(context, spec, "bigquery")
-        budget: DailyBudget = resource(context, spec, "budget")
+    def table(context: dg.AssetExecutionContext) -> Iterator[dg.Output[Any]]:
         try:
-            window = launched_range(spec, context.run.tags, partitions.start.date(), lima_day(datetime.now(UTC)))
+            plan = plan_of_run(context, spec, calendar)
         except PlanError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
-        stream = bigquery.stream(spec, window, context.run.run_id)
-        return stream if context.run.tags.get(FORCE_TAG) == "true" else AdmittedStream(stream, budget)
+        if plan.window is None:
+            _tell(context, {SKIPPED_TAG: plan.reason}, f"skipped: {plan.reason}")
+            return
+        if not names_days(context.run.tags):
+            _take_days(context, plan)
+        bigquery: BigQuerySource = resource(context, spec, "bigquery")
+        budget: DailyBudget = resource(context, spec, "budget")
+        stream = bigquery.stream(spec, plan.window, context.run.run_id)
+        yield dg.Output(AdmittedStream(stream, budget, Grants.of(context.run.tags)))
 
     return table
 
 
-def tagged_range(tags: Mapping[str, str]) -> DayRange | None:
-    """The days that a run's tags name, a range or a partition; None where they name none. Raises PlanError for what is no range."""
-    partition = tags.get(PARTITION_NAME_TAG)
-    start, end = (tags.get(tag, partition) for tag in (ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG))
-    if start is None or end is None:
-        return None
-    try:
-        return DayRange.parse(start, end)
-    except ValueError as error:
-        raise PlanError(f"{start}..{end} are not days such as 2026-11-25: {error}") from error
+def plan_of_run(context: dg.AssetExecutionContext, spec: TableSpec, calendar: Calendar) -> RefreshPlan:
+    """What the run does about the table: it loads the days that its tags name, or those that an incremental refresh takes now.
+
+    It is decided here because every launch comes here, and because the settings and the watermark are here: the processes of
+    Dagster's webserver, daemon and queue do not know where the tables are. A run that waited in the queue takes the days that are
+    due when it begins. Raises PlanError, and DestinationError where PostgreSQL does not answer.
+    """
+    now, tags = datetime.now(UTC), context.run.tags
+    today = lima_day(now)
+    if names_days(tags):
+        return RefreshPlan(spec.name, launched_range(spec, tags, calendar.first_day, today), "the days of the launch")
+    postgres: PostgresUpsertIOManager = resource(context, spec, "postgres")
+    with (
+        clean_errors(),
+        translated(spec, DayRange(today, today)),
+        postgres.connect(context.run.run_id, spec.timeout) as conn,
+    ):
+        marks = Watermarks(postgres.database_schema)
+        marks.create(conn)
+        state = marks.read(conn).get(spec.name)
+    request = RefreshRequest((spec.name,), grants=Grants.of(tags))
+    return plan_refresh(spec, state.watermark if state else None, request, now, calendar)
 
 
-def launched_range(spec: TableSpec, tags: Mapping[str, str], first_day: date, today: date) -> DayRange:
-    """The days that a run was launched over, by its tags. Raises PlanError where they name none, or not those of partitions."""
-    try:
-        window = tagged_range(tags)
-    except PlanError as error:
-        raise PlanError(f"{spec.name}: {error}") from error
-    if window is None:
-        raise PlanError(
-            f"{spec.name}: the launch names no days; give the run the tags {ASSET_PARTITION_RANGE_START_TAG} and "
-            f"{ASSET_PARTITION_RANGE_END_TAG}, days such as {today}, or choose a partition"
-        )
-    if window.start < first_day or window.end > today:
-        raise PlanError(f"{spec.name}: {window} leaves the partitions {first_day}..{today}; launch it over days of these")
-    return window
+def _take_days(context: dg.AssetExecutionContext, plan: RefreshPlan) -> None:
+    """Gives the step the partitions of the plan. Dagster reads them from the tags of the run, which are the same for all steps.
+
+    So this step gets a run of its own: each table of a run over several keeps its own days.
+    """
+    assert plan.window is not None
+    step, days = context.get_step_execution_context(), range_tags(plan.window)
+    step._plan_data = step.plan_data._replace(dagster_run=step.dagster_run.with_tags({**step.dagster_run.tags, **days}))
+    _tell(context, days, f"{plan.window}: {plan.reason}")
+
+
+def _tell(context: dg.AssetExecutionContext, tags: Mapping[str, str], text: str) -> None:
+    """Writes what was decided to the log, and to the run's tags where the run is of this table alone."""
+    context.log.info(f"{context.asset_key.to_user_string()}: {text}")
+    if len(context.job_def.asset_layer.selected_asset_keys) == 1:
+        context.instance.add_run_tags(context.run.run_id, tags)
 
 
 def _code_version(spec: TableSpec) -> str:

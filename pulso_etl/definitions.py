@@ -9,13 +9,14 @@ from typing import Any
 import dagster as dg
 
 from pulso_etl.assets import RETRIES, build_asset, build_sources, daily_partitions
-from pulso_etl.automation.jobs import MOST_TABLES_WITH_JOBS, build_jobs, table_job
+from pulso_etl.automation.jobs import MOST_TABLES_WITH_JOBS, build_jobs
 from pulso_etl.automation.schedules import build_schedules
 from pulso_etl.automation.sensors import Automation
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.checks.asset_checks import build_checks, reconciliation_key, refresh_check_keys
 from pulso_etl.logs import run_logger
 from pulso_etl.refreshing.budget import DailyBudget
+from pulso_etl.refreshing.runs import table_job
 from pulso_etl.resources import fixed
 from pulso_etl.settings import Settings, load_settings
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager
@@ -84,15 +85,11 @@ def build_defs(
     return dg.Definitions(
         assets=[
             *build_sources(tables.values(), settings.sources()),
-            *(build_asset(spec, partitions, retries) for spec in tables.values()),
+            *(build_asset(spec, partitions, settings.initial_window_days, retries) for spec in tables.values()),
         ],
         asset_checks=[build_checks(spec) for spec in tables.values()],
         jobs=jobs,
-        schedules=build_schedules(
-            *(tables, settings.partitions_start, automation.budget, automation.watermarks),
-            with_jobs=bool(jobs),
-            running=settings.automation,
-        ),
+        schedules=build_schedules(automation.planner, automation.watermarks, with_jobs=bool(jobs), running=settings.automation),
         sensors=automation.sensors(),
         resources=UNUSED | {key: fixed(one) for key, one in {**build_resources(settings), **(resource_overrides or {})}.items()},
         # One process per run: Python's start-up is most of a small refresh's time.

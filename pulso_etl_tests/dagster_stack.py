@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from pulso_etl.local.sample_data import SampleData
+from pulso_etl.refreshing.ranges import range_tags
 from pulso_etl.sync.days import DayRange
 from pulso_etl_tests.holding_proxy import HoldingProxy
 
@@ -156,12 +157,9 @@ class DagsterStack:
             raise RuntimeError(f"GraphQL: {found['errors']}")
         return found["data"]
 
-    def launch(self, table: str, window: DayRange, tags: dict[str, str] | None = None) -> str:
-        """Launches one run over the window of the table; returns its id."""
-        given = {
-            "dagster/asset_partition_range_start": str(window.start),
-            "dagster/asset_partition_range_end": str(window.end),
-        } | (tags or {})
+    def launch(self, table: str, window: DayRange | None, tags: dict[str, str] | None = None) -> str:
+        """Launches one run over the window of the table, or one that names no days; returns its id."""
+        given = (range_tags(window) if window else {}) | (tags or {})
         params = {
             "selector": self.repository | {"jobName": "__ASSET_JOB", "assetSelection": [{"path": [table]}]},
             "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in given.items()]},

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pulso_etl.assets import RETRIES, build_asset, daily_partitions, launched_range
+from pulso_etl.assets import RETRIES, build_asset, daily_partitions
 from pulso_etl.definitions import build_defs
-from pulso_etl.refreshing.launch import failure_reason
+from pulso_etl.refreshing.execution import failure_reason
+from pulso_etl.refreshing.ranges import launched_range
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import LIMA, lima_day
 from pulso_etl.sync.errors import PlanError
@@ -96,7 +97,7 @@ FIRST = date(2024, 1, 1)
 
 
 def asset(name: str) -> tuple[dg.AssetsDefinition, dg.AssetSpec]:
-    definition = build_asset(TABLES[name], daily_partitions(FIRST))
+    definition = build_asset(TABLES[name], daily_partitions(FIRST), 30)
     (spec,) = definition.specs
     return definition, spec
 
@@ -197,7 +198,7 @@ def test_the_metadata_hold_the_declaration_and_the_query(name: str) -> None:
 
 
 def test_the_code_version_follows_the_declaration() -> None:
-    other = build_asset(TABLES["dashboard_data"].model_copy(update={"lookback_days": 8}), daily_partitions(FIRST))
+    other = build_asset(TABLES["dashboard_data"].model_copy(update={"lookback_days": 8}), daily_partitions(FIRST), 30)
     (changed,) = other.specs
     assert changed.code_version != asset("dashboard_data")[1].code_version
     assert asset("dashboard_data")[1].code_version == asset("dashboard_data")[1].code_version
@@ -242,8 +243,8 @@ def test_a_run_is_over_the_days_of_its_tags(tags: dict[str, str], days: str) -> 
 @pytest.mark.parametrize(
     ("tags", "reason"),
     [
-        ({}, "names no days"),
         ({START: "2026-11-19"}, "names no days"),
+        ({END: "2026-11-19"}, "names no days"),
         ({START: "2026-11-25", END: "2026-11-19"}, "after its end"),
         ({START: "2026-02-30", END: "2026-03-01"}, "are not days"),
         ({START: "2023-12-31", END: "2024-01-01"}, "leaves the partitions 2024-01-01..2026-11-25"),

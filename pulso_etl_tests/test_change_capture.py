@@ -19,6 +19,7 @@ from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.refreshing.budget import DailyBudget
 from pulso_etl.refreshing.launch import run_tags
+from pulso_etl.refreshing.request import Grants
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange, lima_day
 from pulso_etl.sync.errors import Cause
@@ -65,9 +66,9 @@ class Deployment:
     def run(self, *, capture: bool = True, success: bool = True, **options: Any) -> dict[str, Any]:
         """Materializes the trailing window; returns the metadata and the cause that PostgreSQL holds of the attempt."""
         self.source.write()
-        tags = run_tags(CALLS, DayRange(self.days[0], self.days[-1]), capture=capture, **options)
+        tags = run_tags(CALLS, DayRange(self.days[0], self.days[-1]), Grants(capture=capture, **options))
         result = dg.materialize(
-            [build_asset(CALLS, daily_partitions(self.days[0] - timedelta(days=30)), dg.RetryPolicy(max_retries=0))],
+            [build_asset(CALLS, daily_partitions(self.days[0] - timedelta(days=30)), 30, dg.RetryPolicy(max_retries=0))],
             tags=tags,
             resources={"bigquery": self.bigquery, "budget": self.budget, "postgres": self.manager},
             instance=self.instance,

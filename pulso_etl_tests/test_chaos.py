@@ -11,7 +11,7 @@ from chaos import soak
 from chaos.__main__ import report
 from chaos.faults import Kind
 from chaos.trial import Broken, World, world
-from pulso_etl.refreshing.launch import Outcome
+from pulso_etl.refreshing.execution import Outcome
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import Cause
 

@@ -19,10 +19,10 @@ import typer
 from pydantic import SecretStr
 
 from pulso_etl.access.tokens import Role, make_token
-from pulso_etl.automation.jobs import RECONCILIATION_JOB, job_tables
 from pulso_etl.cli.main import app
 from pulso_etl.definitions import build_defs
 from pulso_etl.local.emulator import BigQueryEmulator
+from pulso_etl.refreshing.runs import RECONCILIATION_JOB, job_tables
 from pulso_etl.settings import Settings
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl.sync.loading.quality import Check

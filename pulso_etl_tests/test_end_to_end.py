@@ -13,8 +13,9 @@ from google.cloud import bigquery
 
 from pulso_etl.definitions import build_defs
 from pulso_etl.local.emulator import BigQueryEmulator
-from pulso_etl.refreshing.launch import Outcome, run_plan
-from pulso_etl.refreshing.plan import Mode, plan_refresh
+from pulso_etl.refreshing.execution import Outcome, run_plan
+from pulso_etl.refreshing.plan import Calendar, plan_refresh
+from pulso_etl.refreshing.request import Mode, RefreshRequest
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.watermarks import Watermarks
@@ -32,7 +33,7 @@ def refresh_all(settings: Settings, instance: dg.DagsterInstance) -> dict[str, O
     defs, now = build_defs(settings), datetime.now(UTC)
     outcomes = {}
     for spec in TABLES.values():
-        plan = plan_refresh(spec, None, Mode.SLIDING_WINDOW, now, first_day=settings.partitions_start, initial_days=10, days=10)
+        plan = plan_refresh(spec, None, RefreshRequest(mode=Mode.SLIDING_WINDOW, days=10), now, Calendar.of(settings))
         outcomes[spec.name] = run_plan(defs, instance, spec, plan)
         assert outcomes[spec.name].error is None
     return outcomes
@@ -139,9 +140,8 @@ def test_a_source_that_is_missing_fails_the_run_says_so_and_leaves_the_table(
 ) -> None:
     seed(configured, emulator)
     broken = configured.model_copy(update={"bigquery_view_prefix": "nope"})
-    plan = plan_refresh(
-        TABLES["dashboard_data"], None, Mode.INCREMENTAL, datetime.now(UTC), first_day=configured.partitions_start, initial_days=10
-    )
+    calendar = Calendar(configured.partitions_start, 10)
+    plan = plan_refresh(TABLES["dashboard_data"], None, RefreshRequest(), datetime.now(UTC), calendar)
     with dg.DagsterInstance.ephemeral() as instance:
         assert run_plan(build_defs(configured), instance, TABLES["dashboard_data"], plan).error is None
         before = target_rows(conn, "dashboard_data")
@@ -159,9 +159,8 @@ def test_a_stamp_that_moved_alone_rewrites_no_row_and_comes_along_with_a_change(
     configured: Settings, emulator: BigQueryEmulator, conn: psycopg.Connection
 ) -> None:
     name = "dashboard_data"
-    plan = plan_refresh(
-        TABLES[name], None, Mode.SLIDING_WINDOW, datetime.now(UTC), first_day=configured.partitions_start, initial_days=10
-    )
+    request = RefreshRequest(mode=Mode.SLIDING_WINDOW)
+    plan = plan_refresh(TABLES[name], None, request, datetime.now(UTC), Calendar.of(configured))
     assert plan.window is not None
     rows, places = [], []
     with dg.DagsterInstance.ephemeral() as instance:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from google.cloud import bigquery
 
 from pulso_etl.local.emulator import BigQueryEmulator
+from pulso_etl.refreshing.ranges import range_of
 from pulso_etl.sync.days import DayRange, lima_day
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.dagster_stack import DagsterStack
@@ -91,6 +94,33 @@ def test_a_launch_over_a_trailing_range_is_one_run_with_a_materialization_per_pa
         source = client.query(query, job_config=bigquery.QueryJobConfig(query_parameters=bounds)).result()
         assert {tuple(row) for row in source} == set(target.execute(f"SELECT {columns} FROM dashboard_data").fetchall())
     assert history(target, "dashboard_data") == [("success", None, run_id)]
+
+
+def test_a_launch_without_days_takes_those_that_are_owed_and_a_further_one_takes_none(
+    dagster_stack: DagsterStack, target: psycopg.Connection
+) -> None:
+    """The client computes no days: the run plans them from the watermark, and its tags tell which."""
+
+    def launched() -> tuple[str, dict[str, str]]:
+        run_id = dagster_stack.launch("productivity_data", None, {"pulso_etl/pipeline": (name := uuid.uuid4().hex)})
+        assert dagster_stack.wait(run_id) == "SUCCESS"
+        [run] = dagster_stack.graphql(RUNS, tag={"key": "pulso_etl/pipeline", "value": name})["runsOrError"]["results"]
+        return run_id, {tag["key"]: tag["value"] for tag in run["tags"]}
+
+    with suppress(psycopg.errors.UndefinedTable):
+        # Others use the deployment too.
+        target.execute("DELETE FROM etl_watermarks WHERE table_name = 'productivity_data'")
+        target.execute("DELETE FROM etl_days WHERE table_name = 'productivity_data'")
+    first, tags = launched()
+    initial = DayRange(TODAY - timedelta(days=29), TODAY)
+    assert range_of(tags) == initial
+    assert set(materializations(dagster_stack, "productivity_data", first)) == set(map(str, initial))
+    last = target.execute("SELECT last_partition FROM etl_watermarks WHERE table_name = 'productivity_data'").fetchone()
+    assert last == (TODAY,)
+    again, tags = launched()
+    assert (range_of(tags), materializations(dagster_stack, "productivity_data", again)) == (None, {})
+    assert tags["pulso_etl/skipped"].startswith("fresh")
+    assert history(target, "productivity_data")[-1] == ("success", None, first)
 
 
 def test_a_launch_whose_source_is_missing_ends_in_failure_with_the_reason(

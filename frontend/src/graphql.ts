@@ -1,8 +1,9 @@
 /**
  * The hooks' transport over Dagster's GraphQL, as Pulso ETL serves it at `/graphql`, or Dagster's webserver itself.
  *
- * It knows what Dagster knows: no rows of a run under way, and of an extraction only its end. Where the HTTP API can be reached,
- * `createClient` tells more.
+ * It asks for refreshes and names no days: each run finds its own, and loads nothing where its table is fresh. It knows what
+ * Dagster knows: no rows of a run under way, and of an extraction only its end. Where the HTTP API can be reached, `createClient`
+ * tells more.
  */
 import assetLocation from "../../pulso_etl/api/operations/asset_location.graphql?raw";
 import freshnessQuery from "../../pulso_etl/api/operations/freshness.graphql?raw";
@@ -11,13 +12,12 @@ import runFailure from "../../pulso_etl/api/operations/run_failure.graphql?raw";
 import runsQuery from "../../pulso_etl/api/operations/runs.graphql?raw";
 import { isAbort } from "./client.js";
 import { asETLError, ETLError, refusal } from "./errors.js";
-import { limaDay, trailingDays } from "./lima.js";
 import tablesOfPulso from "./tables.json";
 import type { Transport } from "./transport.js";
 import type { Refresh, Status, TableConfig, TableRun, TableStatus } from "./types.js";
 
-/** What a launch must know of a table; `client.tables()` answers this and more. */
-export type TablePlan = Pick<TableConfig, "table" | "group" | "lookback_days" | "refresh_every_seconds">;
+/** What this transport must know of a table; `client.tables()` answers this and more. */
+export type TablePlan = Pick<TableConfig, "table" | "group" | "refresh_every_seconds"> & Partial<TableConfig>;
 
 export interface GraphQLOptions {
   /** Address of the end point; `/graphql` of the page's own origin where it is left out. */
@@ -42,6 +42,7 @@ interface Run {
 
 interface AssetNode {
   assetKey: { path: string[] };
+  freshnessStatusInfo?: { freshnessStatus: string } | null;
   assetMaterializations: { runId: string; partition: string | null; timestamp: string }[];
 }
 
@@ -55,10 +56,13 @@ const RANGE_END = "dagster/asset_partition_range_end";
 const PIPELINE = "pulso_etl/pipeline";
 const TABLE = "pulso_etl/table";
 const FORCE = "pulso_etl/force";
+const SKIPPED = "pulso_etl/skipped";
 const WHOLE_GRAPH = "__ASSET_JOB";
 const WAITING = ["QUEUED", "NOT_STARTED", "MANAGED", "STARTING"];
 const UNDER_WAY = [...WAITING, "STARTED", "CANCELING"];
 const ENDS: Record<string, TableRun["state"]> = { SUCCESS: "success", FAILURE: "failed", CANCELED: "canceled" };
+/** How old the rows of a table are, by Dagster's judgement of its freshness policy. */
+const FRESHNESS: Record<string, TableStatus["freshness"]> = { HEALTHY: "fresh", WARNING: "due", DEGRADED: "stale" };
 /** Runs that are looked through for the last one of each table. */
 const RECENT = 100;
 
@@ -137,32 +141,21 @@ export function createGraphQLTransport(options: GraphQLOptions = {}): Transport 
     return plans.filter(({ table, group }) => [table, group, "all"].includes(subject)).map(({ table }) => table);
   }
 
-  /** One run for each table, over its trailing days up to `now`, with these tags beside the range. */
+  /** One run for each table, with these tags. Which days it loads is up to the run. */
   async function launchTables(
-    due: TablePlan[],
-    now: Date,
-    more: Record<string, string>,
+    tables: string[],
+    tags: Record<string, string>,
     signal: AbortSignal | undefined,
   ): Promise<TableRun[]> {
-    if (due.length === 0) return [];
-    const selectorOf = await selectors(
-      due.map(({ table }) => table),
-      signal,
-    );
-    const params = due.map(({ table, lookback_days }) => {
-      const { start, end } = trailingDays(lookback_days, now);
-      const tags = Object.entries({ [RANGE_START]: start, [RANGE_END]: end, ...more });
-      return {
-        selector: selectorOf(table),
-        executionMetadata: { tags: tags.map(([key, value]) => ({ key, value })) },
-      };
-    });
+    const selectorOf = await selectors(tables, signal);
+    const executionMetadata = { tags: Object.entries(tags).map(([key, value]) => ({ key, value })) };
+    const params = tables.map((table) => ({ selector: selectorOf(table), executionMetadata }));
     type Launched = Fault & { run?: { runId: string } };
     type Answer = { launchMultipleRuns: Fault & { launchMultipleRunsResult?: Launched[] } };
     const { launchMultipleRuns } = await ask<Answer>(launchRuns, { params }, signal);
     const results = launchMultipleRuns.launchMultipleRunsResult;
     if (!results) throw new ETLError(launchMultipleRuns.message ?? launchMultipleRuns.__typename);
-    return due.map(({ table }, place): TableRun => {
+    return tables.map((table, place): TableRun => {
       const { run, message, __typename } = results[place] as Launched;
       return run
         ? { table, run_id: run.runId, state: "queued" }
@@ -212,22 +205,14 @@ export function createGraphQLTransport(options: GraphQLOptions = {}): Transport 
       const wanted = tables
         ? tables.map((table) => planOf(plans, table))
         : plans.filter(({ group }) => group === "dashboard");
-      const now = new Date();
+      const startedAt = new Date().toISOString();
       const pipelineId = randomId();
-      const known = (await status(signal)).tables;
-      const settled = known.flatMap((table) => settledPart(table, force, now) ?? []);
-      const due = wanted.filter(({ table }) => !settled.some((part) => part.table === table));
-      const launched = await launchTables(
-        due,
-        now,
+      const parts = await launchTables(
+        wanted.map(({ table }) => table),
         { [PIPELINE]: pipelineId, ...(force ? { [FORCE]: "true" } : {}) },
         signal,
       );
-      const parts = wanted.map(
-        ({ table }) => [...settled, ...launched].find((part) => part.table === table) as TableRun,
-      );
-      const joined = due.length === 0 && parts.some(({ run_id }) => run_id);
-      return refreshOf(pipelineId, parts, { startedAt: now.toISOString(), joined });
+      return refreshOf(pipelineId, parts, startedAt);
     },
 
     async progress(refresh, signal) {
@@ -241,12 +226,16 @@ export function createGraphQLTransport(options: GraphQLOptions = {}): Transport 
           own.find((run) => part.run_id && tablesOf(run).includes(part.table)) ??
           named.find(({ runId }) => runId === part.run_id);
         if (!run) return part;
-        const state = stateOf(run);
+        const partitions = windowOf(run);
+        // A run that is launched again keeps the tags of the first.
+        const skipped = partitions ? undefined : tagOf(run, SKIPPED);
+        const state = skipped ? "skipped" : stateOf(run);
         return {
           ...part,
           run_id: run.runId,
           state,
-          partitions: windowOf(run),
+          ...(skipped ? { message: skipped } : {}),
+          partitions,
           started_at: instant(run.startTime),
           finished_at: instant(run.endTime),
           ...(state === "failed"
@@ -254,10 +243,7 @@ export function createGraphQLTransport(options: GraphQLOptions = {}): Transport 
             : {}),
         };
       });
-      return refreshOf(refresh.pipeline_id, await Promise.all(parts), {
-        startedAt: refresh.started_at,
-        joined: refresh.already_running,
-      });
+      return refreshOf(refresh.pipeline_id, await Promise.all(parts), refresh.started_at);
     },
   };
 }
@@ -269,20 +255,7 @@ function planOf(plans: readonly TablePlan[], table: string): TablePlan {
   return found;
 }
 
-/** A table's part of a refresh that needs no launch: a run up to today is under way already, or it is fresh. */
-function settledPart({ table, run_under_way, freshness }: TableStatus, force: boolean, now: Date): TableRun | null {
-  if (run_under_way?.partitions?.endsWith(limaDay(now))) {
-    const { run_id, state } = run_under_way;
-    return { table, run_id, state, message: "a run of this table was under way already" };
-  }
-  return freshness === "fresh" && !force ? { table, state: "skipped", message: "fresh: not due yet" } : null;
-}
-
-function refreshOf(
-  pipelineId: string,
-  parts: TableRun[],
-  { startedAt, joined }: { startedAt: string; joined: boolean },
-): Refresh {
+function refreshOf(pipelineId: string, parts: TableRun[], startedAt: string): Refresh {
   const states = new Set(parts.map(({ state }) => state));
   const running = states.has("queued") || states.has("running");
   const ends = parts.flatMap(({ finished_at }) => finished_at ?? []).sort();
@@ -294,7 +267,7 @@ function refreshOf(
     started_at: startedAt,
     finished_at: running ? null : (ends.at(-1) ?? startedAt),
     status_url: "",
-    already_running: joined,
+    already_running: false,
     requested_by: "graphql",
   };
 }
@@ -310,7 +283,6 @@ function tableStatus(
   const extractedAt = newest ? new Date(Number(newest.timestamp)) : null;
   const age = extractedAt ? (now.getTime() - extractedAt.getTime()) / 1000 : null;
   const run = underWay.find(({ status }) => !WAITING.includes(status)) ?? underWay.at(-1);
-  const every = plan.refresh_every_seconds;
   return {
     table: plan.table,
     title: plan.table,
@@ -318,16 +290,16 @@ function tableStatus(
     description: "",
     group: plan.group,
     status: last ? (last.status === "SUCCESS" ? "success" : "failed") : newest ? "success" : "never",
-    freshness: age === null ? "never" : age < every ? "fresh" : age <= 2 * every ? "due" : "stale",
+    freshness: newest ? (FRESHNESS[node?.freshnessStatusInfo?.freshnessStatus ?? ""] ?? "due") : "never",
     age_seconds: age,
-    refresh_every_seconds: every,
+    refresh_every_seconds: plan.refresh_every_seconds,
     last_extracted_at: extractedAt?.toISOString() ?? null,
     last_partition: newest?.partition ?? null,
     run_id: newest?.runId ?? null,
     run_under_way: run
       ? { run_id: run.runId, state: stateOf(run), partitions: windowOf(run), started_at: instant(run.startTime) }
       : null,
-    next_due: extractedAt ? new Date(extractedAt.getTime() + every * 1000).toISOString() : null,
+    next_due: null,
     recovery_attempts: 0,
   };
 }

@@ -4,7 +4,6 @@ import type { ReactNode } from "react";
 import { describe, expect, it } from "vitest";
 import { ETLProvider, useETLRefresh, useETLStatus } from "../src";
 import { createGraphQLTransport, type GraphQLOptions } from "../src/graphql";
-import { limaDay, trailingDays } from "../src/lima";
 import { type Answer, json, testServer } from "./server";
 
 const server = testServer();
@@ -49,20 +48,18 @@ function run(table: string, status: string, more: object = {}) {
   };
 }
 
-function days(end: string) {
-  return [
-    { key: "dagster/asset_partition_range_start", value: "2024-01-01" },
-    { key: "dagster/asset_partition_range_end", value: end },
-  ];
-}
-
 function runs(...results: object[]) {
   return { runsOrError: { __typename: "Runs", results } };
 }
 
-function loaded(table: string, secondsAgo: number) {
-  const materialization = { runId: "r", partition: "2026-11-25", timestamp: String(Date.now() - secondsAgo * 1000) };
-  return { assetKey: { path: [table] }, assetMaterializations: [materialization] };
+/** A table as Dagster tells of it, loaded a minute ago or longer. */
+function loaded(table: string, freshnessStatus: string) {
+  const materialization = { runId: "r", partition: "2026-11-25", timestamp: String(Date.now() - 60_000) };
+  return {
+    assetKey: { path: [table] },
+    freshnessStatusInfo: { freshnessStatus },
+    assetMaterializations: [materialization],
+  };
 }
 
 function dagster(world: World): Answer {
@@ -110,7 +107,7 @@ function launched(...tables: string[]) {
 }
 
 describe("the hooks over GraphQL", () => {
-  it("launch one run for each table of the dashboard, over its trailing days, and watch them", async () => {
+  it("launch one run for each table of the dashboard, name no days, and watch them", async () => {
     let over = false;
     const world: World = {
       LaunchRuns: launched("dashboard_data", "evolution_data"),
@@ -131,62 +128,38 @@ describe("the hooks over GraphQL", () => {
 
     const [launch] = asked("LaunchRuns");
     expect(launch.query).toBe(readFileSync("../pulso_etl/api/operations/launch_runs.graphql", "utf-8"));
-    const days = { dashboard_data: trailingDays(7, new Date()), evolution_data: trailingDays(3, new Date()) };
-    for (const [place, [table, { start, end }]] of Object.entries(days).entries()) {
+    for (const [place, table] of ["dashboard_data", "evolution_data"].entries()) {
       const { selector, executionMetadata } = launch.variables.params[place];
       expect(selector).toEqual({
         repositoryName: "__repository__",
         repositoryLocationName: "pulso_etl",
         jobName: `refresh_${table}`,
       });
-      expect(executionMetadata.tags).toContainEqual({ key: "dagster/asset_partition_range_start", value: start });
-      expect(executionMetadata.tags).toContainEqual({ key: "dagster/asset_partition_range_end", value: end });
+      expect(executionMetadata.tags.map(({ key }: { key: string }) => key)).toEqual(["pulso_etl/pipeline"]);
     }
     expect(server.current.asked[0]?.headers.authorization).toBe("Bearer t0ken");
     expect(server.current.asked[0]?.headers["content-type"]).toBe("application/json");
   });
 
-  it("skip what is fresh and join what is under way", async () => {
+  it("tell what the run skipped, and why", async () => {
+    const tags = [{ key: "pulso_etl/skipped", value: "fresh: loaded 0:01:00 ago, due every 6:00:00" }];
     const world: World = {
-      Freshness: { assetNodes: [loaded("dashboard_data", 60), loaded("evolution_data", 60)] },
-      Runs: ({ filter }: { filter: { statuses?: string[]; runIds?: string[] } }) => {
-        if (filter.runIds) return runs(run("evolution_data", "SUCCESS"));
-        return filter.statuses ? runs(run("evolution_data", "STARTED", { tags: days(limaDay(new Date())) })) : runs();
-      },
+      LaunchRuns: launched("assignment_data"),
+      Runs: ({ filter }: { filter: { runIds?: string[] } }) =>
+        filter.runIds ? runs(run("assignment_data", "SUCCESS", { tags })) : runs(),
     };
-    server.current.on("POST /graphql", dagster(world));
-    const { result } = renderHook(() => useETLRefresh(10), { wrapper: wrapper() });
-    let end: unknown;
-    await act(async () => {
-      end = await result.current.triggerRefresh();
-    });
-    expect(asked("LaunchRuns")).toEqual([]);
-    expect(end).toMatchObject({
-      status: "success",
-      already_running: true,
-      runs: { dashboard_data: { state: "skipped" }, evolution_data: { state: "success" } },
+    const result = await refreshed(world);
+    expect(result.current).toMatchObject({
+      error: null,
+      progress: {
+        status: "success",
+        runs: { assignment_data: { state: "skipped", message: /^fresh/, partitions: null } },
+      },
     });
   });
 
-  it("do not take a back-fill of older days for a refresh", async () => {
-    const world: World = {
-      LaunchRuns: launched("assignment_data"),
-      Runs: ({ filter }: { filter: { statuses?: string[]; runIds?: string[] } }) => {
-        if (filter.runIds) return runs(run("assignment_data", "SUCCESS"));
-        return filter.statuses ? runs(run("assignment_data", "STARTED", { tags: days("2024-01-31") })) : runs();
-      },
-    };
-    await refreshed(world);
-    expect(asked("LaunchRuns")).toHaveLength(1);
-  });
-
-  it("load what is fresh where they are told to, past the day's budget", async () => {
-    const world: World = {
-      Freshness: { assetNodes: [loaded("assignment_data", 60)] },
-      LaunchRuns: launched("assignment_data"),
-      Runs: ended("SUCCESS"),
-    };
-    const result = await refreshed(world, true);
+  it("ask for a load of what is fresh, past the day's budget, where they are told to", async () => {
+    const result = await refreshed({ LaunchRuns: launched("assignment_data"), Runs: ended("SUCCESS") }, true);
     expect(result.current.progress?.status).toBe("success");
     expect(asked("LaunchRuns")[0].variables.params[0].executionMetadata.tags).toContainEqual({
       key: "pulso_etl/force",
@@ -204,11 +177,7 @@ describe("the hooks over GraphQL", () => {
     expect(result.current.progress?.status).toBe("success");
     const { selector, executionMetadata } = asked("LaunchRuns")[0].variables.params[0];
     expect(selector).toMatchObject({ jobName: "__ASSET_JOB", assetSelection: [{ path: ["assignment_data"] }] });
-    expect(executionMetadata.tags.map(({ key }: { key: string }) => key)).toEqual([
-      "dagster/asset_partition_range_start",
-      "dagster/asset_partition_range_end",
-      "pulso_etl/pipeline",
-    ]);
+    expect(executionMetadata.tags.map(({ key }: { key: string }) => key)).toEqual(["pulso_etl/pipeline"]);
   });
 
   it("say so where Dagster does not know the table", async () => {
@@ -256,7 +225,12 @@ describe("the hooks over GraphQL", () => {
   it("tell the state of the tables", async () => {
     const world: World = {
       Freshness: {
-        assetNodes: [loaded("dashboard_data", 60), loaded("evolution_data", 30_000), loaded("operation_data", 90_000)],
+        assetNodes: [
+          loaded("dashboard_data", "HEALTHY"),
+          loaded("evolution_data", "WARNING"),
+          loaded("operation_data", "DEGRADED"),
+          loaded("productivity_data", "UNKNOWN"),
+        ],
       },
       Runs: ({ filter }: { filter: { statuses?: string[] } }) =>
         filter.statuses
@@ -274,11 +248,13 @@ describe("the hooks over GraphQL", () => {
       freshness,
       run_under_way?.state,
     ]);
-    expect(states?.slice(0, 4)).toEqual([
+    expect(states).toEqual([
       ["dashboard_data", "success", "fresh", "queued"],
       ["evolution_data", "failed", "due", undefined],
       ["assignment_data", "never", "never", undefined],
       ["operation_data", "success", "stale", undefined],
+      // Dagster has not judged it yet.
+      ["productivity_data", "success", "due", undefined],
     ]);
   });
 
@@ -304,16 +280,5 @@ describe("the hooks over GraphQL", () => {
     });
     expect(result.current.error).toMatchObject({ status: 404, message: /unknown table nothing/ });
     expect(server.current.asked).toEqual([]);
-  });
-});
-
-describe("the trailing days", () => {
-  it.each([
-    ["2026-11-25T04:59:59Z", 1, "2026-11-24", "2026-11-24"],
-    ["2026-11-25T05:00:00Z", 1, "2026-11-25", "2026-11-25"],
-    ["2026-03-01T12:00:00Z", 7, "2026-02-23", "2026-03-01"],
-    ["2027-01-01T04:00:00Z", 2, "2026-12-30", "2026-12-31"],
-  ])("at %s, %d of them, are those of America/Lima", (now, days, start, end) => {
-    expect(trailingDays(days, new Date(now))).toEqual({ start, end });
   });
 });

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Protocol
 import anyio
 import dagster as dg
 import psycopg
-from fastapi import APIRouter, Body, FastAPI, Header, HTTPException, Path, Query, Request
+from fastapi import APIRouter, Body, Depends, FastAPI, Header, HTTPException, Path, Query, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
@@ -49,11 +49,11 @@ from pulso_etl.api.models import (
     ValidationFaults,
 )
 from pulso_etl.api.outages import OutageWatch
-from pulso_etl.api.refreshes import Asked, Refreshes
+from pulso_etl.api.refreshes import Refreshes
 from pulso_etl.api.status import StatusFeed, StatusReader
 from pulso_etl.automation.recovery import EndedAttempt, recover
 from pulso_etl.definitions import build_source
-from pulso_etl.refreshing.plan import Mode
+from pulso_etl.refreshing.request import Grants, Mode, RefreshRequest
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import LIMA, lima_day
 from pulso_etl.sync.errors import BudgetExceeded, DestinationError, PlanError, PulsoError, first_line
@@ -139,6 +139,23 @@ IfNoneMatch = Annotated[
 TableName = Annotated[str, Path(description="The table.", examples=[TABLE_EXAMPLE], max_length=100)]
 
 
+class DaysAsked:
+    """Which days of a table are asked for, out of the parameters of the address."""
+
+    def __init__(
+        self,
+        mode: Annotated[Mode, Query(description="How the days are found.")] = Mode.INCREMENTAL,
+        start: Annotated[date | None, Query(alias="from", description="First day; wins over the mode.")] = None,
+        end: Annotated[date | None, Query(alias="to", description="Last day; wins over the mode.")] = None,
+        days: Annotated[int | None, Query(ge=1, le=100_000, description="Trailing days, with sliding_window.")] = None,
+    ) -> None:
+        self.mode, self.start, self.end, self.days = mode, start, end, days
+
+    def of(self, table: str, grants: Grants, asked_by: str) -> RefreshRequest:
+        """The request for these days of the table."""
+        return RefreshRequest((table,), self.mode, self.days, self.start, self.end, grants, max_concurrent=1, asked_by=asked_by)
+
+
 class Deployment:
     """What the routes work with."""
 
@@ -188,7 +205,8 @@ async def refresh_dashboard(
     here, asked = deployment(request), body or DashboardRequest()
     group = [name for name, spec in here.tables.items() if spec.group == DASHBOARD]
     tables = here.known(*(group if asked.tables is None else asked.tables))
-    return await _launch(request, caller, Asked(tables, force=asked.force, max_concurrent=asked.max_concurrent))
+    wanted = RefreshRequest(tables, grants=Grants(force=asked.force), max_concurrent=asked.max_concurrent, asked_by=caller.name)
+    return await _launch(request, caller, wanted)
 
 
 @router.post("/refresh/table/{table_name}", status_code=202, responses=LAUNCHES, tags=["refresh"])
@@ -196,22 +214,19 @@ async def refresh_table(
     request: Request,
     caller: Refresher,
     table_name: TableName,
+    days: Annotated[DaysAsked, Depends()],
     force: Annotated[bool, Query(description="Refresh the table also where it is fresh.")] = False,
-    mode: Annotated[Mode, Query(description="How the days are found.")] = Mode.INCREMENTAL,
-    start: Annotated[date | None, Query(alias="from", description="First day; wins over the mode.")] = None,
-    end: Annotated[date | None, Query(alias="to", description="Last day; wins over the mode.")] = None,
-    days: Annotated[int | None, Query(ge=1, le=100_000, description="Trailing days, with sliding_window.")] = None,
 ) -> Refresh:
     """Refreshes one table."""
     [table] = deployment(request).known(table_name)
-    return await _launch(request, caller, Asked((table,), mode, force, days, start, end, 1))
+    return await _launch(request, caller, days.of(table, Grants(force=force), caller.name))
 
 
-async def _launch(request: Request, caller: Refresher, asked: Asked) -> Refresh:
+async def _launch(request: Request, caller: Refresher, asked: RefreshRequest) -> Refresh:
     await request.app.state.gatekeeper.count_launches(caller, len(asked.tables))
     here = deployment(request)
     try:
-        return await here.refreshes.launch(asked, caller)
+        return await here.refreshes.launch(asked)
     finally:
         here.feed.forget()
 

@@ -16,8 +16,8 @@ from pydantic import SecretStr
 
 from pulso_etl.access.permits import PARTITION_SET_SUFFIX, WHOLE_GRAPH
 from pulso_etl.api.models import Progress
-from pulso_etl.automation.jobs import table_job
-from pulso_etl.checks.asset_checks import refresh_check_keys
+from pulso_etl.refreshing.launch import Launch
+from pulso_etl.refreshing.runs import table_job
 from pulso_etl.sync.errors import LauncherUnavailable, RequestRefused
 from pulso_etl.sync.spec import TableSpec
 
@@ -151,19 +151,18 @@ class DagsterClient:
         """The runs that wait or go on, newest first."""
         return await self.runs(statuses=[status.value for status in NOT_FINISHED_STATUSES])
 
-    async def launch(self, spec: TableSpec, tags: Mapping[str, str]) -> str:
-        """Launches the table with its checks, by its job or, where there is none, out of Dagster's own; returns the run's id.
+    async def launch(self, launch: Launch) -> str:
+        """Launches the run by its table's job or, where there is none, out of Dagster's own; returns the run's id.
 
         Raises LaunchRefused where Dagster does not take it.
         """
-        path = {"path": list(spec.asset_path)}
         selection = {
-            "assetSelection": [path],
-            "assetCheckSelection": [{"assetKey": path, "name": key.name} for key in refresh_check_keys(spec)],
+            "assetSelection": [{"path": list(key.path)} for key in launch.assets],
+            "assetCheckSelection": [{"assetKey": {"path": list(key.asset_key.path)}, "name": key.name} for key in launch.checks],
         }
         params = {
-            "selector": await self._place(spec) | selection,
-            "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in tags.items()]},
+            "selector": await self._place(launch.spec) | selection,
+            "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in launch.tags.items()]},
         }
         found = (await self.execute("launch_run", params=params))["launchRun"]
         if found["__typename"] != "LaunchRunSuccess":

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from pulso_etl.refreshing.freshness import FreshnessState
-from pulso_etl.refreshing.plan import Mode
+from pulso_etl.refreshing.request import Mode
 from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.redaction import scrub
 from pulso_etl.words import title_of

@@ -8,14 +8,12 @@ refresh's runs go on at the same time is Dagster's to see to as well: each run t
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import logging
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -23,48 +21,27 @@ from dagster import DagsterRunStatus
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from pulso_etl.access.tokens import Caller
 from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable, LaunchRefused, Run
 from pulso_etl.api.database import Database
 from pulso_etl.api.models import Failure, Progress, Refresh, RefreshState, TableRun
 from pulso_etl.api.status import StatusReader
-from pulso_etl.automation.jobs import is_of, refreshed_tables
-from pulso_etl.refreshing.budget import DailyBudget
-from pulso_etl.refreshing.launch import plan_tables, range_of, run_tags
-from pulso_etl.refreshing.plan import Mode, RefreshPlan, chunks
+from pulso_etl.refreshing.launch import Launch, in_slots, launches
+from pulso_etl.refreshing.plan import RefreshPlan
+from pulso_etl.refreshing.planner import Planner, watermarks_of
+from pulso_etl.refreshing.ranges import range_of
+from pulso_etl.refreshing.request import RefreshRequest
+from pulso_etl.refreshing.runs import is_of, joined
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.spec import TableSpec
-from pulso_etl.sync.tags import CALLER_TAG, PIPELINE_TAG, SLOT_TAG, TABLE_TAG
+from pulso_etl.sync.tags import PIPELINE_TAG, TABLE_TAG
 from pulso_etl.tenancy.tenants import route
 
 RECENT = timedelta(days=1)
 """How far back an identical request can still be under way."""
 ROUTE = "/api/v1/etl/refresh"
 audit = logging.getLogger("pulso_etl.audit")
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What somebody asks for; without tables, days and dates it is up to the mode."""
-
-    tables: tuple[str, ...]
-    mode: Mode = Mode.INCREMENTAL
-    force: bool = False
-    days: int | None = None
-    start: date | None = None
-    end: date | None = None
-    max_concurrent: int = 2
-
-    def as_json(self) -> dict[str, Any]:
-        return {name: str(value) if isinstance(value, date) else value for name, value in asdict(self).items()}
-
-    @property
-    def fingerprint(self) -> str:
-        """The same for requests that ask for the same, whatever the order of their tables."""
-        told = json.dumps(self.as_json() | {"tables": sorted(self.tables)}, sort_keys=True)
-        return hashlib.sha256(told.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -121,24 +98,6 @@ class Watched:
     """By table, as the history of extractions has them."""
     asked: bool = False
     """Whether Dagster was asked, so that a run that is not here is one that it does not know."""
-
-
-def joinable(plan: RefreshPlan, runs: Iterable[Run], tables: Mapping[str, TableSpec]) -> Run | None:
-    """The run under way that does what the plan wants: it refreshes the table up to the same last day.
-
-    A back-fill of older days, or one range of several, does not.
-    """
-    for run in sorted(runs, key=lambda run: run.created_at):
-        window = range_of(run.tags)
-        refreshes = plan.table in refreshed_tables(run.tags, run.assets, run.job, tables)
-        if refreshes and plan.window is not None and window is not None and window.end >= plan.window.end:
-            return run
-    return None
-
-
-def slots(runs: int, max_concurrent: int) -> list[int]:
-    """The slot of each run: as many slots as runs may go on at the same time."""
-    return [place % max_concurrent for place in range(runs)]
 
 
 def progress(launched: Launched, watched: Watched, ui_url: str, base: str = "") -> Refresh:
@@ -227,12 +186,12 @@ class Refreshes:
         self.dagster = dagster
         self.reader = reader
         self.tables = tables
-        self._budget = DailyBudget.of(settings)
+        self.planner = Planner.of(settings, tables)
         self._table = database.refreshes
         # Those who wait for their turn must not hold the connections that others need.
         self._launching = asyncio.Lock()
 
-    async def launch(self, asked: Asked, caller: Caller) -> Refresh:
+    async def launch(self, asked: RefreshRequest) -> Refresh:
         """Plans each table and launches its run; or tells of the same refresh, where it is under way already.
 
         Raises PlanError, BudgetExceeded (unless forced), DagsterUnavailable and DatabaseUnavailable; nothing is launched then.
@@ -243,85 +202,63 @@ class Refreshes:
             await conn.execute(sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(self._table))
             if (same := await self._same_under_way(conn, asked)) is not None:
                 return same
-            if not asked.force:
-                (await asyncio.to_thread(self._budget.today)).admit()
-            plans = plan_tables(
-                self.settings,
-                [self.tables[table] for table in asked.tables],
-                await self.database.states(conn),
-                asked.mode,
-                datetime.now(UTC),
-                days=asked.days,
-                start=asked.start,
-                end=asked.end,
-                force=asked.force,
-            )
-            runs = await self.dagster.runs_under_way()
-            under_way = {plan.table: run for plan in plans if (run := joinable(plan, runs, self.tables)) is not None}
+            await asyncio.to_thread(self.planner.admit, asked)
+            marks = watermarks_of(await self.database.states(conn))
+            plans = self.planner.plans(asked, marks, datetime.now(UTC))
+            under_way = joined(asked, plans, await self.dagster.runs_under_way(), self.tables)
             pipeline_id = uuid.uuid4().hex
-            parts = await self._launch_parts(pipeline_id, asked, plans, under_way, caller)
-            requested_at = await self._remember(conn, pipeline_id, asked, parts, caller)
-        launched = Launched(pipeline_id, parts, caller.name, requested_at)
+            parts = await self._launch_parts(pipeline_id, asked, plans, under_way)
+            requested_at = await self._remember(conn, pipeline_id, asked, parts)
+        launched = Launched(pipeline_id, parts, asked.asked_by, requested_at)
         for table, part in parts.items():
             came_of_it = part.run_id or part.message
             name = self.tables[table].asset_name
-            audit.info("%s asked for %s of %s: %s (refresh %s)", caller.name, asked.mode, name, came_of_it, pipeline_id)
-        joined = {table: [under_way[table]] for table, part in parts.items() if part.joined}
-        return self._told(launched, Watched(joined))
+            audit.info("%s asked for %s of %s: %s (refresh %s)", asked.asked_by, asked.mode, name, came_of_it, pipeline_id)
+        return self._told(launched, Watched({table: [under_way[table]] for table, part in parts.items() if part.joined}))
 
     async def _launch_parts(
-        self, pipeline_id: str, asked: Asked, plans: Sequence[RefreshPlan], under_way: Mapping[str, Run], caller: Caller
+        self, pipeline_id: str, asked: RefreshRequest, plans: Sequence[RefreshPlan], under_way: Mapping[str, Run]
     ) -> dict[str, Part]:
         parts: dict[str, Part] = {}
-        to_launch = []
+        to_launch: dict[str, RefreshPlan] = {}
         for plan in plans:
-            run = under_way.get(plan.table)
             if plan.window is None:
                 parts[plan.table] = Part(None, plan.reason)
-            elif run is not None and asked.mode is Mode.INCREMENTAL and not (asked.force or asked.start or asked.end):
+            elif (run := under_way.get(plan.table)) is not None:
                 parts[plan.table] = Part(run.run_id, "a run of this table was under way already", joined=True)
             else:
-                to_launch.append(plan)
-        pieces = [piece for plan in to_launch for piece in chunks(self.tables[plan.table], plan)]
-        tags = [
-            {PIPELINE_TAG: pipeline_id, SLOT_TAG: f"{pipeline_id}/{slot}", CALLER_TAG: caller.name}
-            for slot in slots(len(pieces), asked.max_concurrent)
-        ]
-        launches = [
-            self._launch_part([(piece, tag) for piece, tag in zip(pieces, tags, strict=True) if piece.table == plan.table], asked)
-            for plan in to_launch
-        ]
-        launched = await asyncio.gather(*launches, return_exceptions=True)
-        for plan, part in zip(to_launch, launched, strict=True):
-            if isinstance(part, Part):
-                parts[plan.table] = part
-            elif not isinstance(part, DagsterUnavailable):
-                raise part
-            else:
-                parts[plan.table] = Part(None, str(part), error=True)
+                to_launch[plan.table] = plan
+        wanted = [launch for plan in to_launch.values() for launch in launches(self.tables[plan.table], plan)]
+        runs: dict[str, list[Launch]] = defaultdict(list)
+        for launch in in_slots(wanted, pipeline_id, asked.max_concurrent):
+            runs[launch.spec.name].append(launch)
+        launched = await asyncio.gather(
+            *(self._launch_part(runs[table], plan.reason) for table, plan in to_launch.items()), return_exceptions=True
+        )
         lost = [part for part in launched if isinstance(part, DagsterUnavailable)]
+        for table, part in zip(to_launch, launched, strict=True):
+            if isinstance(part, BaseException) and not isinstance(part, DagsterUnavailable):
+                raise part
+            parts[table] = part if isinstance(part, Part) else Part(None, str(part), error=True)
         if lost and len(lost) == len(to_launch):
             raise lost[0]
         return {table: parts[table] for table in asked.tables}
 
-    async def _launch_part(self, pieces: Sequence[tuple[RefreshPlan, Mapping[str, str]]], asked: Asked) -> Part:
+    async def _launch_part(self, wanted: Sequence[Launch], reason: str) -> Part:
         """Launches a table's chunks, the newest days first. Raises DagsterUnavailable where not even the first was launched."""
         run_ids: list[str] = []
-        for plan, tags in pieces:
-            assert plan.window is not None
-            spec = self.tables[plan.table]
-            given = run_tags(spec, plan.window, force=asked.force) | dict(tags)
+        for launch in wanted:
             try:
-                run_ids.append(await self.dagster.launch(spec, given))
+                run_ids.append(await self.dagster.launch(launch))
             except (LaunchRefused, DagsterUnavailable) as error:
                 if not run_ids and isinstance(error, DagsterUnavailable):
                     raise
-                left = f"{len(run_ids)} of {len(pieces)} chunks are launched: " if len(pieces) > 1 else ""
+                left = f"{len(run_ids)} of {len(wanted)} chunks are launched: " if len(wanted) > 1 else ""
                 return Part(run_ids[0] if run_ids else None, f"{left}{error}", error=True, more=run_ids[1:])
-        return Part(run_ids[0], pieces[0][0].reason, more=run_ids[1:])
+        return Part(run_ids[0], reason, more=run_ids[1:])
 
     async def _remember(
-        self, conn: psycopg.AsyncConnection, pipeline_id: str, asked: Asked, parts: Mapping[str, Part], caller: Caller
+        self, conn: psycopg.AsyncConnection, pipeline_id: str, asked: RefreshRequest, parts: Mapping[str, Part]
     ) -> datetime:
         cursor = await conn.execute(
             sql.SQL(
@@ -333,7 +270,7 @@ class Refreshes:
                 asked.fingerprint,
                 Jsonb(asked.as_json()),
                 Jsonb({table: asdict(part) for table, part in parts.items()}),
-                caller.name,
+                asked.asked_by,
             ),
         )
         row = await cursor.fetchone()
@@ -341,7 +278,7 @@ class Refreshes:
         requested_at: datetime = row[0]
         return requested_at
 
-    async def _same_under_way(self, conn: psycopg.AsyncConnection, asked: Asked) -> Refresh | None:
+    async def _same_under_way(self, conn: psycopg.AsyncConnection, asked: RefreshRequest) -> Refresh | None:
         since = datetime.now(UTC) - RECENT
         found = await self._find(conn, sql.SQL("fingerprint = %s AND requested_at > %s"), (asked.fingerprint, since))
         if found is None or not found.run_ids:

@@ -29,10 +29,10 @@ from pulso_etl.api.models import (
     TableDetail,
     TableStatus,
 )
-from pulso_etl.automation.jobs import refreshed_tables
-from pulso_etl.refreshing.due import MEMORY, BackOff, Standing, decide
+from pulso_etl.refreshing.due import MEMORY, Rhythm, Standing, decide_due
 from pulso_etl.refreshing.freshness import FreshnessState, freshness
-from pulso_etl.refreshing.launch import range_of
+from pulso_etl.refreshing.ranges import range_of
+from pulso_etl.refreshing.runs import refreshed_tables
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange, lima_day
 from pulso_etl.sync.errors import Cause
@@ -56,18 +56,16 @@ SELECT key, tuples_processed FROM ({HELD_LOCKS}) AS held JOIN pg_stat_progress_c
 """Rows that each load's COPY has taken so far, by the key of its table's lock."""
 
 
-def table_status(
-    spec: TableSpec,
-    state: TableState | None,
-    run: Run | None,
-    rows: int | None,
-    now: datetime,
-    *,
-    first_day: date,
-    initial_days: int,
-    back_off: BackOff,
-    ui_url: str,
-) -> TableStatus:
+@dataclass(frozen=True)
+class Look:
+    """What all tables of one look at the state have in common: the instant, their rhythm, and the address of Dagster's UI."""
+
+    now: datetime
+    rhythm: Rhythm
+    ui_url: str
+
+
+def table_status(spec: TableSpec, state: TableState | None, run: Run | None, rows: int | None, look: Look) -> TableStatus:
     """What is told of one table: its watermark's row, the run under way, if any, and the rows which that has copied."""
     if state is None:
         return TableStatus(
@@ -82,9 +80,8 @@ def table_status(
             run_under_way=_under_way(run, None, None),
         )
     watermark = state.watermark
-    standing = Standing(watermark, state.attempts)
-    decision = decide(spec, standing, now, first_day=first_day, initial_days=initial_days, back_off=back_off)
-    fresh = freshness(spec, watermark, now)
+    decision = decide_due(spec, Standing(watermark, state.attempts), look.now, look.rhythm)
+    fresh = freshness(spec, watermark, look.now)
     return TableStatus(
         table=spec.name,
         title=spec.title or spec.name,
@@ -93,7 +90,7 @@ def table_status(
         group=spec.group,
         status=LastStatus(state.status),
         freshness=fresh.state,
-        age_seconds=None if fresh.since is None else round((now - fresh.since).total_seconds(), 1),
+        age_seconds=None if fresh.since is None else round((look.now - fresh.since).total_seconds(), 1),
         refresh_every_seconds=int(spec.refresh_every.total_seconds()),
         last_extracted_at=fresh.since,
         last_partition=watermark.last_partition,
@@ -110,7 +107,9 @@ def table_status(
         next_due=decision.due,
         recovery_attempts=state.recovery_attempts,
         error=state.error,
-        failure=None if state.cause is None else Failure.of(state.cause, state.error or "", run_url(ui_url, state.extraction_id)),
+        failure=None
+        if state.cause is None
+        else Failure.of(state.cause, state.error or "", run_url(look.ui_url, state.extraction_id)),
     )
 
 
@@ -133,7 +132,7 @@ def runs_by_table(runs: Iterable[Run], tables: Mapping[str, TableSpec]) -> dict[
     """The run under way of each table that has one: one that goes on before one that waits, then the oldest."""
     found: dict[str, Run] = {}
     for run in sorted(runs, key=lambda run: (run.progress is Progress.QUEUED, run.created_at)):
-        for table in refreshed_tables(run.tags, run.assets, run.job, tables):
+        for table in refreshed_tables(run, tables):
             found.setdefault(table, run)
     return found
 
@@ -217,7 +216,7 @@ class StatusReader:
         self.database = database
         self.dagster = dagster
         self.tables = tables
-        self.back_off = BackOff.of(settings)
+        self.rhythm = Rhythm.of(settings)
         self._locks = {table_lock(database.schema, table): table for table in tables}
 
     async def snapshot(self) -> Snapshot:
@@ -236,20 +235,8 @@ class StatusReader:
             runs, reached = runs_by_table(await runs_under_way, self.tables), True
         except DagsterUnavailable:
             runs, reached = {}, False
-        told = [
-            table_status(
-                spec,
-                states.get(name),
-                runs.get(name),
-                copied.get(name),
-                now,
-                first_day=self.settings.partitions_start,
-                initial_days=self.settings.initial_window_days,
-                back_off=self.back_off,
-                ui_url=self.settings.dagster_ui_url,
-            )
-            for name, spec in self.tables.items()
-        ]
+        look = Look(now, self.rhythm, self.settings.dagster_ui_url)
+        told = [table_status(spec, states.get(name), runs.get(name), copied.get(name), look) for name, spec in self.tables.items()]
         status = overall(told, recent, now, dagster=reached)
         return Snapshot(status, status.model_dump_json().encode())
 

@@ -28,23 +28,23 @@ class CheckOutcome:
     description: str
 
 
-def events(
-    tables: Mapping[str, TableSpec],
-    found: Mapping[str, Standing],
-    failures: Mapping[str, Sequence[Attempt]],
-    checks: Iterable[CheckOutcome],
-    budget: Budget,
-    *,
-    since: datetime,
-    now: datetime,
-    retry_limit: int,
-) -> Iterator[Event]:
-    """What happened after `since`, and what is wrong or well again at `now`.
+@dataclass(frozen=True)
+class Situation:
+    """The state of a deployment at the instant `now`: what is known of each table, the failed runs of each that no later one has
+    made good, the last outcomes of the checks, and the budget."""
 
-    `failures` are each table's failed runs that no later one has made good.
-    """
+    now: datetime
+    found: Mapping[str, Standing]
+    failures: Mapping[str, Sequence[Attempt]]
+    checks: Iterable[CheckOutcome]
+    budget: Budget
+
+
+def events(tables: Mapping[str, TableSpec], situation: Situation, *, since: datetime, retry_limit: int) -> Iterator[Event]:
+    """What happened after `since`, and what is wrong or well again now."""
+    now = situation.now
     for table, spec in tables.items():
-        standing = found[table]
+        standing = situation.found[table]
         for attempt in sorted(standing.attempts, key=lambda attempt: attempt.finished_at):
             if attempt.finished_at > since and not attempt.withdrawn:
                 yield from _ended(spec, attempt)
@@ -54,15 +54,16 @@ def events(
             if (lost := standing.watermark.lost) is not None:
                 detail = f"faltan {lost.rows} filas de {lost.window}; para recuperarlas: {lost.command(spec)}"
             yield _state(freshness(spec, standing.watermark, now).is_stale, State.STALE, table, now, detail)
-        outstanding = [attempt for attempt in failures[table] if not attempt.withdrawn]
+        outstanding = [attempt for attempt in situation.failures[table] if not attempt.withdrawn]
         if len(outstanding) >= retry_limit:
             last = outstanding[-1]
             yield Failed(State.RECOVERY_LIMIT, table, now, window=last.window, run_id=last.run_id, detail=last.error or "")
-    for check in checks:
+    for check in situation.checks:
         if check.passed:
             yield Recovered({State.CHECK}, check.table, check.at, check.name)
         else:
             yield Failed(State.CHECK, check.table, check.at, check.name, run_id=check.run_id, detail=check.description)
+    budget = situation.budget
     yield _state(budget.is_spent, State.BUDGET_100, "", now, str(budget))
     yield _state(budget.share >= ALERT_SHARE and not budget.is_spent, State.BUDGET_80, "", now, str(budget))
 

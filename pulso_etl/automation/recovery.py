@@ -16,9 +16,9 @@ from time import monotonic, sleep
 import dagster as dg
 import psycopg
 
-from pulso_etl.automation.jobs import is_of, tenant_of
 from pulso_etl.refreshing.due import MEMORY
 from pulso_etl.refreshing.presence import is_gone
+from pulso_etl.refreshing.runs import is_of, tenant_of
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.ledger import locks

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import date
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
 import dagster as dg
 import psycopg
 
 from pulso_etl.access.permits import WHOLE_GRAPH
-from pulso_etl.automation.jobs import ALL_JOB, RECONCILIATION_JOB, reconciliation_request, refresh_request, tenant_of
-from pulso_etl.refreshing.budget import Budget
-from pulso_etl.refreshing.plan import Mode, plan_refresh
+from pulso_etl.refreshing.launch import Launch, launches
+from pulso_etl.refreshing.planner import Planner
+from pulso_etl.refreshing.request import Mode, RefreshRequest
+from pulso_etl.refreshing.runs import ALL_JOB, RECONCILIATION_JOB, tenant_of
 from pulso_etl.sync.days import LIMA, lima_day
+from pulso_etl.sync.errors import BudgetExceeded
 from pulso_etl.sync.owed import Watermark
 from pulso_etl.sync.patience import TICK_SECONDS, within
-from pulso_etl.sync.spec import TableSpec, qualified
+from pulso_etl.sync.spec import qualified
 
 NIGHTLY = "30 2 * * *"
 """Off-peak: the call centre is closed, and the source's own nightly jobs are over."""
@@ -23,74 +27,92 @@ NIGHTLY = "30 2 * * *"
 WEEKLY = "0 4 * * 0"
 """Sundays, after the nightly re-check."""
 
+Requests = Iterator[dg.RunRequest | dg.SkipReason]
+
+
+@dataclass(frozen=True)
+class Schedules:
+    """What the schedules of one deployment ask for; `watermarks` reads how far its tables are loaded."""
+
+    planner: Planner
+    watermarks: Callable[[], Mapping[str, Watermark]]
+
+    def nightly(self, now: datetime) -> Requests:
+        """The lookback window of each table, and what else it owes; in several runs where it is many days."""
+        request = RefreshRequest(mode=Mode.SLIDING_WINDOW)
+
+        def asked(found: Mapping[str, Watermark]) -> Iterator[dg.RunRequest]:
+            for plan in self.planner.plans(request, found, now):
+                key = f"nightly/{lima_day(now)}/{plan.table}"
+                for place, launch in enumerate(launches(self.planner.tables[plan.table], plan)):
+                    yield launch.as_run_request(f"{key}/{launch.window}" if place else key)
+
+        yield from self._within_budget(request, asked)
+
+    def weekly(self, now: datetime) -> Requests:
+        """A comparison of each table with its source."""
+        specs = self.planner.tables.values()
+        yield from self._within_budget(
+            RefreshRequest(),
+            lambda _: [Launch.of_reconciliation(spec).as_run_request(f"weekly/{lima_day(now)}/{spec.name}") for spec in specs],
+        )
+
+    def _within_budget(
+        self, request: RefreshRequest, asked: Callable[[Mapping[str, Watermark]], Iterable[dg.RunRequest]]
+    ) -> Requests:
+        """What is asked for by the watermarks, unless the budget is spent."""
+
+        def look() -> Mapping[str, Watermark]:
+            self.planner.admit(request)
+            return self.watermarks()
+
+        try:
+            found = within(TICK_SECONDS, look)
+        except BudgetExceeded as error:
+            yield dg.SkipReason(str(error))
+            return
+        except (psycopg.OperationalError, TimeoutError):
+            # Each run asks for the budget again before it asks BigQuery, and the refresh sensor takes what else is owed.
+            found = {}
+        yield from asked(found)
+
 
 def build_schedules(
-    tables: Mapping[str, TableSpec],
-    first_day: date,
-    budget: Callable[[], Budget],
-    watermarks: Callable[[], Mapping[str, Watermark]],
-    *,
-    with_jobs: bool,
-    running: bool,
+    planner: Planner, watermarks: Callable[[], Mapping[str, Watermark]], *, with_jobs: bool, running: bool
 ) -> list[dg.ScheduleDefinition]:
     """The nightly re-check of each table's lookback window, and of what else it owes by its watermark, and the weekly
-    reconciliation; not while the day's budget is spent.
+    reconciliation; neither runs while the day's budget is spent.
 
     `with_jobs`: whether there are jobs besides Dagster's own. `running`: whether they are on from the start.
     """
-    tenant = tenant_of(tables)
-    status = dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED
+    tenant, schedules = tenant_of(planner.tables), Schedules(planner, watermarks)
+    common: dict[str, Any] = {
+        "execution_timezone": LIMA.key,
+        "default_status": dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED,
+    }
 
-    def within_budget(
-        requests: Callable[[Mapping[str, Watermark]], Iterable[dg.RunRequest]],
-    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-        """What is asked for by the watermarks, unless the budget is spent."""
-        try:
-            today, found = within(TICK_SECONDS, lambda: (budget(), watermarks()))
-        except (psycopg.OperationalError, TimeoutError):
-            # Each run asks again, before it asks BigQuery; and what else is owed is for the refresh sensor.
-            yield from requests({})
-            return
-        if today.is_spent:
-            yield dg.SkipReason(f"the day's BigQuery budget is spent: {today}")
-        else:
-            yield from requests(found)
+    def job(name: str) -> str:
+        return qualified(tenant, name) if with_jobs else WHOLE_GRAPH
 
     @dg.schedule(
         name=qualified(tenant, "nightly_recheck"),
         cron_schedule=NIGHTLY,
-        execution_timezone=LIMA.key,
-        job_name=qualified(tenant, ALL_JOB) if with_jobs else WHOLE_GRAPH,
-        default_status=status,
+        job_name=job(ALL_JOB),
         description="Re-materializes the whole lookback window of every table, and older days that are owed, whatever the source "
         "says has changed.",
+        **common,
     )
-    def nightly(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
-        now = context.scheduled_execution_time
-
-        def requests(found: Mapping[str, Watermark]) -> Iterator[dg.RunRequest]:
-            for spec in tables.values():
-                plan = plan_refresh(
-                    spec, found.get(spec.name), Mode.SLIDING_WINDOW, now, first_day=first_day, initial_days=spec.lookback_days
-                )
-                assert plan.window is not None
-                newest, *older = plan.window.chunks(spec.chunk_days)
-                key = f"nightly/{lima_day(now)}/{spec.name}"
-                yield refresh_request(spec, key, newest)
-                yield from (refresh_request(spec, f"{key}/{chunk}", chunk) for chunk in older)
-
-        yield from within_budget(requests)
+    def nightly(context: dg.ScheduleEvaluationContext) -> Requests:
+        yield from schedules.nightly(context.scheduled_execution_time)
 
     @dg.schedule(
         name=qualified(tenant, "weekly_reconciliation"),
         cron_schedule=WEEKLY,
-        execution_timezone=LIMA.key,
-        job_name=qualified(tenant, RECONCILIATION_JOB) if with_jobs else WHOLE_GRAPH,
-        default_status=status,
+        job_name=job(RECONCILIATION_JOB),
         description="Compares rows and sums of each partition with BigQuery, a run a table.",
+        **common,
     )
-    def weekly(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
-        day = lima_day(context.scheduled_execution_time)
-        yield from within_budget(lambda _: [reconciliation_request(spec, f"weekly/{day}/{spec.name}") for spec in tables.values()])
+    def weekly(context: dg.ScheduleEvaluationContext) -> Requests:
+        yield from schedules.weekly(context.scheduled_execution_time)
 
     return [nightly, weekly]

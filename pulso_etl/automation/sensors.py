@@ -19,18 +19,21 @@ from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES, RunRecord
 from pulso_etl.access.permits import WHOLE_GRAPH
 from pulso_etl.alerts.service import KEPT_OUT, Alerts, Flushed
 from pulso_etl.assets import asset_key
-from pulso_etl.automation.alerting import CheckOutcome, events
-from pulso_etl.automation.jobs import is_of, refresh_request, refreshed_tables, table_job, tenant_of
+from pulso_etl.automation.alerting import CheckOutcome, Situation, events
 from pulso_etl.automation.recovery import EndedAttempt, recover
 from pulso_etl.bigquery import changes as source_changes
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.checks.asset_checks import currency, up_to_date_key
-from pulso_etl.refreshing.budget import Budget, DailyBudget
-from pulso_etl.refreshing.due import MEMORY, BackOff, Decision, Standing, changed_days, decide, loaded_days
-from pulso_etl.refreshing.launch import range_of
+from pulso_etl.refreshing.due import MEMORY, Decision, Rhythm, Standing, changed_days, decide_due, loaded_days
+from pulso_etl.refreshing.launch import launches
+from pulso_etl.refreshing.plan import RefreshPlan
+from pulso_etl.refreshing.planner import Planner, watermarks_of
+from pulso_etl.refreshing.ranges import range_of
+from pulso_etl.refreshing.request import Grants, RefreshRequest
+from pulso_etl.refreshing.runs import in_flight, is_of, table_job, tenant_of
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange, contiguous, lima_day
-from pulso_etl.sync.errors import Cause, PulsoError, SourceUnavailable, first_line, interrupted
+from pulso_etl.sync.errors import BudgetExceeded, Cause, PulsoError, SourceUnavailable, first_line, interrupted
 from pulso_etl.sync.ledger.ledger import server_clock
 from pulso_etl.sync.ledger.watermarks import Attempt, TableState, Watermarks
 from pulso_etl.sync.owed import Horizon, Watermark
@@ -55,15 +58,35 @@ REPORTED = 100
 """Tables of which an evaluation tells Dagster whether they are up to date, at most: each is a write, and it has a minute."""
 
 
+@dataclass(frozen=True)
+class QueuedRun:
+    """A run of Dagster's storage as `runs.SomeRun`."""
+
+    run: dg.DagsterRun
+
+    @property
+    def run_id(self) -> str:
+        return self.run.run_id
+
+    @property
+    def job(self) -> str:
+        return self.run.job_name
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        return self.run.tags
+
+    @property
+    def assets(self) -> Sequence[str] | None:
+        chosen = self.run.asset_selection
+        return None if chosen is None else [key.to_user_string() for key in chosen]
+
+
 def standings(
     instance: dg.DagsterInstance, states: Mapping[str, TableState], tables: Mapping[str, TableSpec], now: datetime
 ) -> dict[str, Standing]:
     """What is known of each table: by the watermarks, and by Dagster's own runs, which may have died before they could write."""
-    in_flight: dict[str, dict[str, DayRange | None]] = defaultdict(dict)
-    for run in instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)):
-        assets = None if run.asset_selection is None else [key.to_user_string() for key in run.asset_selection]
-        for table in refreshed_tables(run.tags, assets, run.job_name, tables):
-            in_flight[table][run.run_id] = range_of(run.tags)
+    under_way = in_flight(map(QueuedRun, instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))), tables)
     over: dict[str, list[Attempt]] = defaultdict(list)
     tenant = tenant_of(tables)
     tags: dict[str, str | list[str]] = {TABLE_TAG: list(tables)} | ({TENANT_TAG: tenant} if tenant else {})
@@ -77,7 +100,7 @@ def standings(
         written = state.attempts if state else ()
         known = {attempt.run_id for attempt in written}
         attempts = (*written, *(attempt for attempt in over[table] if attempt.run_id not in known))
-        found[table] = Standing(state.watermark if state else None, attempts, in_flight[table], state.days if state else {})
+        found[table] = Standing(state.watermark if state else None, attempts, under_way.get(table, {}), state.days if state else {})
     return found
 
 
@@ -137,7 +160,12 @@ class Automation:
         self.alerts = Alerts(settings)
         self.status = dg.DefaultSensorStatus.RUNNING if settings.automation else dg.DefaultSensorStatus.STOPPED
         self.marks = Watermarks(settings.database_schema)
-        self.back_off = BackOff.of(settings)
+        self.rhythm = Rhythm.of(settings)
+
+    @property
+    def planner(self) -> Planner:
+        """What decides on the deployment's refreshes."""
+        return Planner.of(self.settings, self.tables)
 
     @contextmanager
     def connect(self) -> Iterator[psycopg.Connection]:
@@ -158,11 +186,7 @@ class Automation:
     def watermarks(self) -> dict[str, Watermark]:
         """How far each table is loaded that was ever refreshed."""
         with self.connect() as conn:
-            return {table: state.watermark for table, state in self.marks.read(conn).items()}
-
-    def budget(self) -> Budget:
-        """What may still be billed today."""
-        return DailyBudget.of(self.settings).today()
+            return watermarks_of(self.marks.read(conn))
 
     def sensors(self) -> list[dg.SensorDefinition]:
         """Every sensor."""
@@ -209,8 +233,10 @@ class Automation:
         reasons: list[str] = []
         waiting: list[str] = []
         looks = Looks(source, monotonic() + source_changes.LOOK_SECONDS)
-        if (budget := self.budget()).is_spent:
-            return [], [f"the day's BigQuery budget is spent: {budget}"]
+        try:
+            self.planner.admit(RefreshRequest())
+        except BudgetExceeded as error:
+            return [], [str(error)]
         with self.connect() as conn:
             for table, standing in self.observe(instance, conn, now).items():
                 spec, decision = self.tables[table], self.decide(table, standing, now)
@@ -227,30 +253,22 @@ class Automation:
                     self.marks.unchanged(conn, table, unchanged, now, horizon)
                 if not days:
                     self._report_unchanged(instance, spec, decision.window)
-                requests += [
-                    refresh_request(
-                        spec,
-                        f"{table}/{window}/{decision.slot}",
-                        window,
-                        table_job(spec) if self.jobs else WHOLE_GRAPH,
-                        # After a failure nothing but the source itself is trusted.
-                        capture=self._captures(spec) and not decision.failures,
-                    )
-                    for unread in contiguous(days)
-                    for window in unread.chunks(spec.chunk_days)
-                ]
+                # After a failure nothing but the source itself is trusted.
+                grants = Grants(capture=self._captures(spec) and not decision.failures)
+                for unread in contiguous(days):
+                    requests += self._requests(RefreshPlan(table, unread, decision.reason, grants), decision.slot)
         return requests, reasons + waiting
+
+    def _requests(self, plan: RefreshPlan, slot: str) -> Iterator[dg.RunRequest]:
+        """The runs of the plan. Dagster launches each once for the slot, which names the due refresh."""
+        spec = self.tables[plan.table]
+        job = table_job(spec) if self.jobs else WHOLE_GRAPH
+        for launch in launches(spec, plan):
+            yield launch.as_run_request(f"{plan.table}/{launch.window}/{slot}", job)
 
     def decide(self, table: str, standing: Standing, now: datetime) -> Decision:
         """Whether the table is due, by this deployment's settings."""
-        return decide(
-            self.tables[table],
-            standing,
-            now,
-            first_day=self.settings.partitions_start,
-            initial_days=self.settings.initial_window_days,
-            back_off=self.back_off,
-        )
+        return decide_due(self.tables[table], standing, now, self.rhythm)
 
     def _captures(self, spec: TableSpec) -> bool:
         """Whether the run itself asks for what changed."""
@@ -347,18 +365,10 @@ class Automation:
                 self._look_at_replaced(conn)
                 seen = self.observe(instance, conn, now)
             found = {table: explained(instance, standing, since, self.tenant) for table, standing in seen.items()}
-            happened = list(
-                events(
-                    self.tables,
-                    found,
-                    {table: self.decide(table, standing, now).failures for table, standing in found.items()},
-                    check_outcomes(instance, self.checks),
-                    self.budget(),
-                    since=since,
-                    now=now,
-                    retry_limit=self.settings.retry_limit,
-                )
-            )
+            failures = {table: self.decide(table, standing, now).failures for table, standing in found.items()}
+            checks, budget = check_outcomes(instance, self.checks), self.planner.budget.today()
+            situation = Situation(now, found, failures, checks, budget)
+            happened = list(events(self.tables, situation, since=since, retry_limit=self.settings.retry_limit))
         except KEPT_OUT as error:
             return self.alerts.away(now, error)
         flushed = self.alerts.flush(now, happened)

@@ -18,10 +18,11 @@ from typing import Any
 
 import dagster as dg
 
-from pulso_etl.assets import RETRIES, asset_key, resource, tagged_range
+from pulso_etl.assets import RETRIES, asset_key, resource
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.checks.reconciliation import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE, Reconciliation, reconcile
 from pulso_etl.refreshing.freshness import freshness
+from pulso_etl.refreshing.ranges import tagged_range
 from pulso_etl.sync.days import LIMA, DayRange, lima_day
 from pulso_etl.sync.errors import PulsoError
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager

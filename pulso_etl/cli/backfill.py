@@ -20,7 +20,7 @@ import dagster as dg
 
 from pulso_etl import logs
 from pulso_etl.definitions import build_defs
-from pulso_etl.refreshing.launch import Outcome, run_plan
+from pulso_etl.refreshing.execution import Outcome, run_plan
 from pulso_etl.refreshing.plan import RefreshPlan, chunks
 from pulso_etl.refreshing.presence import present
 from pulso_etl.settings import Settings
@@ -30,13 +30,11 @@ Tell = Callable[[Outcome], None]
 
 
 @dataclass(frozen=True)
-class Launch:
+class Common:
     """What all chunks of a refresh have in common; `logger` is the configuration of `logs.run_logger`."""
 
     settings: Settings
     tables: Mapping[str, TableSpec]
-    force: bool = False
-    allow_shrink: bool = False
     logger: Mapping[str, Any] | None = None
 
 
@@ -58,7 +56,7 @@ def chains(specs: Mapping[str, TableSpec], plans: Sequence[RefreshPlan]) -> list
     return found
 
 
-def run_chunks(launch: Launch, todo: Sequence[Chain], workers: int, tell: Tell) -> None:
+def run_chunks(common: Common, todo: Sequence[Chain], workers: int, tell: Tell) -> None:
     """Runs every chunk, `workers` chains at a time, and tells of each when it is over; one that fails stops no other.
 
     With one worker, in this process. A chain whose process was killed is run once more. Raises KeyboardInterrupt where an interrupt
@@ -66,14 +64,14 @@ def run_chunks(launch: Launch, todo: Sequence[Chain], workers: int, tell: Tell) 
     """
     if workers == 1:
         for chain in todo:
-            for outcome in run_chain(launch, chain):
+            for outcome in run_chain(common, chain):
                 tell(outcome)
         return
     waiting = list(todo)
     for last in (False, True):
         lost = []
         with _pool(workers) as pool:
-            asked = {pool.submit(_run_whole_chain, launch, chain): chain for chain in waiting}
+            asked = {pool.submit(_run_whole_chain, common, chain): chain for chain in waiting}
             for future in as_completed(asked):
                 chain = asked[future]
                 try:
@@ -87,13 +85,12 @@ def run_chunks(launch: Launch, todo: Sequence[Chain], workers: int, tell: Tell) 
         waiting = lost
 
 
-def run_chain(launch: Launch, chain: Chain) -> Iterator[Outcome]:
+def run_chain(common: Common, chain: Chain) -> Iterator[Outcome]:
     """Runs the chunks of the chain in this process. Raises KeyboardInterrupt where an interrupt or SIGTERM ended a run."""
-    defs = build_defs(launch.settings, tables=launch.tables)
-    with dg.DagsterInstance.get() as instance, present(launch.settings) as process:
+    defs = build_defs(common.settings, tables=common.tables)
+    with dg.DagsterInstance.get() as instance, present(common.settings) as process:
         for plan in chain.plans:
-            grants = {"force": launch.force, "allow_shrink": launch.allow_shrink}
-            yield run_plan(defs, instance, chain.spec, plan, **grants, process=process, logger=launch.logger)
+            yield run_plan(defs, instance, chain.spec, plan, process, common.logger)
 
 
 def whole(spec: TableSpec, plan: RefreshPlan, parts: Sequence[Outcome], seconds: float) -> Outcome:
@@ -125,8 +122,8 @@ def whole(spec: TableSpec, plan: RefreshPlan, parts: Sequence[Outcome], seconds:
     )
 
 
-def _run_whole_chain(launch: Launch, chain: Chain) -> list[Outcome]:
-    return list(run_chain(launch, chain))
+def _run_whole_chain(common: Common, chain: Chain) -> list[Outcome]:
+    return list(run_chain(common, chain))
 
 
 def _killed(plan: RefreshPlan) -> Outcome:

@@ -1,1 +1,1 @@
-"""The classes that `dagster.yaml` names, and the code server."""
+"""What `dagster.yaml` names, and the code server: Dagster's processes as we run them."""

@@ -15,6 +15,7 @@ import psycopg
 import pyarrow as pa
 
 from pulso_etl.bigquery.source import TIB
+from pulso_etl.refreshing.request import NO_GRANTS, Grants
 from pulso_etl.settings import GIBIBYTE, Settings
 from pulso_etl.sync.days import LIMA, DayRange, lima_day
 from pulso_etl.sync.errors import BudgetExceeded
@@ -85,6 +86,14 @@ class DailyBudget(dg.ConfigurableResource[None]):
         with Session(self.database_url, "budget").open() as conn:
             return read_budget(conn, self.database_schema, datetime.now(UTC), self.limit, self.price_per_tib)
 
+    def admit(self, grants: Grants = NO_GRANTS) -> None:
+        """Whether BigQuery may be asked now: every way in, and every query, asks here.
+
+        Raises BudgetExceeded where the budget is spent, unless the grants say `force`, and psycopg.Error.
+        """
+        if not grants.force:
+            self.today().admit()
+
 
 class SourceStream(ChangeStream, PastStream, Protocol):
     """What a source yields."""
@@ -92,10 +101,11 @@ class SourceStream(ChangeStream, PastStream, Protocol):
 
 @dataclass(frozen=True)
 class AdmittedStream:
-    """A stream that asks only where the budget admits it; a SourceStream itself."""
+    """A stream that asks only where the budget, or a grant of its run, admits it; a SourceStream itself."""
 
     stream: SourceStream
     budget: DailyBudget
+    grants: Grants = NO_GRANTS
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -103,17 +113,17 @@ class AdmittedStream:
 
     def open(self) -> AbstractContextManager[pa.RecordBatchReader]:
         """Raises BudgetExceeded, or what the stream raises."""
-        self.budget.today().admit()
+        self.budget.admit(self.grants)
         return self.stream.open()
 
     def read_past(self, days: DayRange) -> AbstractContextManager[pa.RecordBatchReader]:
         """Raises BudgetExceeded, or what the stream raises."""
-        self.budget.today().admit()
+        self.budget.admit(self.grants)
         return self.stream.read_past(days)
 
     def capture(self, watermark: Watermark, written_at: datetime | None, now: datetime) -> datetime | None:
         """Raises BudgetExceeded, or what the stream raises."""
-        self.budget.today().admit()
+        self.budget.admit(self.grants)
         return self.stream.capture(watermark, written_at, now)
 
     def whole(self, reason: str) -> None:

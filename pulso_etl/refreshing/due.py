@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 
 from pulso_etl.refreshing.freshness import freshness
-from pulso_etl.refreshing.plan import Mode, plan_refresh
+from pulso_etl.refreshing.plan import Calendar, plan_refresh
+from pulso_etl.refreshing.request import Grants, RefreshRequest
+from pulso_etl.refreshing.runs import run_over
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.ledger import Day
@@ -31,10 +33,6 @@ class Standing:
     attempts: Sequence[Attempt] = ()
     in_flight: Mapping[str, DayRange | None] = field(default_factory=dict)
     days: Mapping[date, Day] = field(default_factory=dict)
-
-    def run_over(self, window: DayRange) -> str | None:
-        """A run under way that may load days of the window."""
-        return next((run for run, days in self.in_flight.items() if days is None or days.overlaps(window)), None)
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,19 @@ class BackOff:
             return max(self.cap, refresh_every)
         # Past twenty doublings no cap in use is the greater, and the number stays small.
         return min(self.cap, self.base * (1 << min(failures - 1, 20)))
+
+
+@dataclass(frozen=True)
+class Rhythm:
+    """When and over which days a deployment refreshes its tables by itself."""
+
+    calendar: Calendar
+    back_off: BackOff
+
+    @classmethod
+    def of(cls, settings: Settings) -> Rhythm:
+        """What the settings describe."""
+        return cls(Calendar.of(settings), BackOff.of(settings))
 
 
 @dataclass(frozen=True)
@@ -102,23 +113,21 @@ def due_at(
     return freshness(spec, watermark, now).due_at
 
 
-def decide(
-    spec: TableSpec, standing: Standing, now: datetime, *, first_day: date, initial_days: int, back_off: BackOff
-) -> Decision:
+def decide_due(spec: TableSpec, standing: Standing, now: datetime, rhythm: Rhythm) -> Decision:
     """Whether the table is due at `now`: its last success is too old, or days of its trailing range failed; and nothing speaks
     against it: a run under way, or the wait after failures."""
     plan, trailing = (
-        plan_refresh(spec, standing.watermark, Mode.INCREMENTAL, now, first_day=first_day, initial_days=initial_days, force=force)
-        for force in (False, True)
+        plan_refresh(spec, standing.watermark, RefreshRequest((spec.name,), grants=grants), now, rhythm.calendar)
+        for grants in (Grants(), Grants(force=True))
     )
     assert trailing.window is not None
     failures = failed_runs(standing.attempts, trailing.window)
-    due = due_at(spec, standing.watermark, failures, back_off, now)
+    due = due_at(spec, standing.watermark, failures, rhythm.back_off, now)
 
     def wait(reason: str) -> Decision:
         return Decision(spec.name, None, reason, failures=failures, due=due)
 
-    if (run := standing.run_over(trailing.window)) is not None:
+    if (run := run_over(standing.in_flight, trailing.window)) is not None:
         return wait(f"run {run} is under way")
     if plan.window is None and not failures:
         return wait(plan.reason)

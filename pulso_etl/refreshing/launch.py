@@ -1,55 +1,22 @@
-"""How a refresh plan becomes a Dagster run, and such a run in this process: one per table, recorded like any other."""
+"""What a run is that refreshes days of one table: its assets, checks and tags. Every way in launches what stands here."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import date, datetime
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle
 
 import dagster as dg
-from dagster._core.execution.plan.objects import ErrorSource
-from dagster._core.storage.tags import (
-    ASSET_PARTITION_RANGE_END_TAG,
-    ASSET_PARTITION_RANGE_START_TAG,
-    MAX_RUNTIME_SECONDS_TAG,
-    PRIORITY_TAG,
-)
+from dagster._core.storage.tags import MAX_RUNTIME_SECONDS_TAG, PRIORITY_TAG
 
-from pulso_etl.assets import asset_key, tagged_range
+from pulso_etl.assets import asset_key
 from pulso_etl.checks.asset_checks import reconciliation_key, refresh_check_keys
-from pulso_etl.refreshing.plan import Mode, RefreshPlan, plan_refresh
-from pulso_etl.settings import Settings
+from pulso_etl.refreshing.plan import RefreshPlan, chunks
+from pulso_etl.refreshing.ranges import range_tags
+from pulso_etl.refreshing.request import NO_GRANTS, Grants
 from pulso_etl.sync.days import DayRange
-from pulso_etl.sync.errors import PlanError
-from pulso_etl.sync.ledger.watermarks import TableState
 from pulso_etl.sync.spec import TableSpec
-from pulso_etl.sync.tags import ALLOW_SHRINK_TAG, CAPTURE_TAG, FORCE_TAG, PROCESS_TAG, SOURCE_TAG, TABLE_TAG, TENANT_TAG
-
-DAGSTERS_OWN = ("Dagster", "RetryRequested")
-"""How the names of the errors begin in which Dagster wraps what a step raised."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one table's run. Seconds are wall-clock; cost is in US dollars.
-
-    `owed` are the days that keep the watermark where it is, empty where it moved. `warnings` are the checks that failed and stopped
-    nothing, each with the reason.
-    """
-
-    table: str
-    window: DayRange | None
-    reason: str
-    run_id: str | None = None
-    error: str | None = None
-    seconds: float = 0.0
-    counts: dict[str, int] = field(default_factory=dict)
-    bytes_billed: int = 0
-    cost: float = 0.0
-    owed: str = ""
-    warnings: tuple[str, ...] = ()
+from pulso_etl.sync.tags import CALLER_TAG, PIPELINE_TAG, SLOT_TAG, SOURCE_TAG, TABLE_TAG, TENANT_TAG
 
 
 def job_tags(specs: Sequence[TableSpec]) -> dict[str, str]:
@@ -67,202 +34,54 @@ def refresh_tags(specs: Sequence[TableSpec]) -> dict[str, str]:
     return job_tags(specs) | ({TABLE_TAG: specs[0].name} if len(specs) == 1 else {})
 
 
-def range_tags(window: DayRange) -> dict[str, str]:
-    """The tags that give a run its range of partitions."""
-    return {ASSET_PARTITION_RANGE_START_TAG: str(window.start), ASSET_PARTITION_RANGE_END_TAG: str(window.end)}
-
-
-def range_of(tags: Mapping[str, str]) -> DayRange | None:
-    """The partitions of a run that someone launched, by its tags; None where they name none, or no range: it loads nothing."""
-    try:
-        return tagged_range(tags)
-    except PlanError:
-        return None
-
-
-def run_tags(
-    spec: TableSpec,
-    window: DayRange,
-    *,
-    force: bool = False,
-    allow_shrink: bool = False,
-    capture: bool = False,
-) -> dict[str, str]:
-    """The tags of a run that materializes the window of the table.
-
-    `force` overrules the day's budget, `allow_shrink` the guard; `capture`: what changed may stand for the window.
-    """
-    granted = {FORCE_TAG: force, ALLOW_SHRINK_TAG: allow_shrink, CAPTURE_TAG: capture}
-    return refresh_tags([spec]) | range_tags(window) | {tag: "true" for tag, given in granted.items() if given}
-
-
-def plan_tables(
-    settings: Settings,
-    specs: Iterable[TableSpec],
-    states: Mapping[str, TableState],
-    mode: Mode,
-    now: datetime,
-    *,
-    days: int | None = None,
-    start: date | None = None,
-    end: date | None = None,
-    force: bool = False,
-) -> list[RefreshPlan]:
-    """What to do about each table at the instant `now`, by this deployment's settings. Raises PlanError."""
-    return [
-        plan_refresh(
-            spec,
-            states[spec.name].watermark if spec.name in states else None,
-            mode,
-            now,
-            first_day=settings.partitions_start,
-            initial_days=settings.initial_window_days,
-            days=days,
-            start=start,
-            end=end,
-            force=force,
-        )
-        for spec in specs
-    ]
-
-
-def run_plan(
-    defs: dg.Definitions,
-    instance: dg.DagsterInstance,
-    spec: TableSpec,
-    plan: RefreshPlan,
-    *,
-    force: bool = False,
-    allow_shrink: bool = False,
-    process: str | None = None,
-    logger: Mapping[str, Any] | None = None,
-) -> Outcome:
-    """Materializes the plan's window and waits. An error of the run is in the outcome, not raised.
-
-    `process` is the name under which `presence` shows that this one lives.
-    `logger` is the configuration of `logs.run_logger`. Raises KeyboardInterrupt where an interrupt or SIGTERM ended the run.
-    """
-    if plan.window is None:
-        return Outcome(plan.table, None, plan.reason)
-    began = time.perf_counter()
-    tags = run_tags(spec, plan.window, force=force, allow_shrink=allow_shrink) | ({PROCESS_TAG: process} if process else {})
-    result = _execute(defs, instance, {asset_key(spec)}, set(refresh_check_keys(spec)), tags, logger)
-    seconds = time.perf_counter() - began
-    if not result.success:
-        return Outcome(plan.table, plan.window, plan.reason, result.run_id, failure_reason(result), seconds)
-    metadata: list[dict[str, Any]] = [
-        {key: value.value for key, value in event.materialization.metadata.items()}
-        for event in result.get_asset_materialization_events()
-    ]
-    return Outcome(
-        plan.table,
-        plan.window,
-        plan.reason,
-        result.run_id,
-        None,
-        seconds,
-        _sums(metadata),
-        # One query served all partitions: its bytes stand with each of them.
-        max((int(m.get("bytes_billed") or 0) for m in metadata), default=0),
-        max((float(m.get("estimated_cost_usd") or 0) for m in metadata), default=0.0),
-        next((str(m["days_owed"]) for m in metadata if "days_owed" in m), ""),
-        tuple(
-            f"check {told.check_name} failed: {told.description or 'see its page in Dagster'}"
-            for told in result.get_asset_check_evaluations()
-            if not told.passed
-        ),
-    )
-
-
-def _execute(
-    defs: dg.Definitions,
-    instance: dg.DagsterInstance,
-    assets: set[dg.AssetKey],
-    checks: set[dg.AssetCheckKey],
-    tags: Mapping[str, str],
-    logger: Mapping[str, Any] | None,
-) -> dg.ExecuteInProcessResult:
-    # execute_in_process has an asset_selection of its own, which would add every check of the assets.
-    job = defs.resolve_implicit_global_asset_job_def().get_subset(asset_selection=assets, asset_check_selection=checks)
-    result = job.execute_in_process(
-        tags=tags, instance=instance, run_config={"loggers": {"console": {"config": logger or {}}}}, raise_on_error=False
-    )
-    if any(event.is_step_failure and event.step_failure_data.error_source is ErrorSource.INTERRUPT for event in result.all_events):
-        raise KeyboardInterrupt
-    return result
-
-
-def _sums(metadata: list[dict[str, Any]]) -> dict[str, int]:
-    names = {name for entry in metadata for name in entry if name.startswith("rows_")}
-    return {name.removeprefix("rows_"): sum(entry.get(name, 0) for entry in metadata) for name in names}
-
-
-def failure_reason(result: dg.ExecuteInProcessResult) -> str:
-    """The error that ended the run, as its author wrote it for people."""
-    reason = "the run failed; see its log"
-    for event in result.all_events:
-        if event.is_step_failure:
-            data = event.step_failure_data
-            if data.user_failure_data is not None and data.user_failure_data.description:
-                return data.user_failure_data.description
-            cause = data.error
-            # What lies under our own error is for the log.
-            while cause is not None and cause.cause is not None and (cause.cls_name or "").startswith(DAGSTERS_OWN):
-                cause = cause.cause
-            if cause is not None:
-                return cause.message.strip().partition(f"{cause.cls_name}: ")[2] or cause.message.strip()
-        if event.is_run_failure and event.message:
-            reason = event.message
-    return reason
+def run_tags(spec: TableSpec, window: DayRange, grants: Grants = NO_GRANTS) -> dict[str, str]:
+    """The tags of a run that refreshes the window of the table."""
+    return refresh_tags([spec]) | range_tags(window) | grants.tags
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What became of one table's reconciliation. `agrees` is None where it could not be made, and `text` then says why.
+class Launch:
+    """All that a way into Dagster must say of one run of a table: which assets and checks it takes, and its tags.
 
-    `differences` have partition, column, measure, bigquery and postgresql, all text. Seconds are wall-clock, cost is US dollars.
+    `window`: the days that it is over, None where it says none.
     """
 
-    table: str
-    agrees: bool | None
-    text: str
-    partitions: str = ""
-    differences: Sequence[Mapping[str, Any]] = ()
-    run_id: str | None = None
-    seconds: float = 0.0
-    bytes_billed: int = 0
-    cost: float = 0.0
+    spec: TableSpec
+    window: DayRange | None
+    tags: Mapping[str, str]
+    assets: Sequence[dg.AssetKey]
+    checks: Sequence[dg.AssetCheckKey]
+
+    @classmethod
+    def of(cls, spec: TableSpec, plan: RefreshPlan, more: Mapping[str, str] | None = None) -> Launch:
+        """The run that refreshes the plan's window, with its checks and with `more` tags."""
+        assert plan.window is not None
+        asked_by = {CALLER_TAG: plan.asked_by} if plan.asked_by else {}
+        tags = run_tags(spec, plan.window, plan.grants) | asked_by | dict(more or {})
+        return cls(spec, plan.window, tags, (asset_key(spec),), refresh_check_keys(spec))
+
+    @classmethod
+    def of_reconciliation(cls, spec: TableSpec, window: DayRange | None = None) -> Launch:
+        """The run that compares the table with its source: the window or, without one, the last days that are over and loaded."""
+        tags = job_tags([spec]) | (range_tags(window) if window else {})
+        return cls(spec, window, tags, (), (reconciliation_key(spec),))
+
+    def as_run_request(self, run_key: str, job: str | None = None) -> dg.RunRequest:
+        """What a sensor or a schedule asks for; a schedule names no `job`. Dagster launches a `run_key` once."""
+        return dg.RunRequest(
+            run_key, job_name=job, tags=self.tags, asset_selection=list(self.assets), asset_check_keys=list(self.checks)
+        )
 
 
-def run_reconciliation(
-    defs: dg.Definitions,
-    instance: dg.DagsterInstance,
-    spec: TableSpec,
-    window: DayRange | None = None,
-    *,
-    logger: Mapping[str, Any] | None = None,
-) -> Comparison:
-    """Compares the table with BigQuery and waits: the partitions of `window`, or the last ones that are over and loaded.
+def launches(spec: TableSpec, plan: RefreshPlan) -> list[Launch]:
+    """The runs that refresh the plan's window, the newest days first: one for each piece of `chunk_days`."""
+    return [Launch.of(spec, piece) for piece in chunks(spec, plan)] if plan.window else []
 
-    The result is recorded as the table's asset check. An error of the run is in the outcome, not raised.
-    """
-    began = time.perf_counter()
-    tags = ({TENANT_TAG: spec.tenant} if spec.tenant else {}) | (range_tags(window) if window else {})
-    result = _execute(defs, instance, set(), {reconciliation_key(spec)}, tags, logger)
-    seconds = time.perf_counter() - began
-    if not result.success:
-        return Comparison(spec.name, None, failure_reason(result), run_id=result.run_id, seconds=seconds)
-    [evaluation] = result.get_asset_check_evaluations()
-    metadata: dict[str, Any] = {name: value.value for name, value in evaluation.metadata.items()}
-    differences = metadata.get("differences")
-    return Comparison(
-        spec.name,
-        evaluation.passed,
-        evaluation.description or "",
-        metadata["partitions"],
-        [record.data for record in differences.records] if differences else [],
-        result.run_id,
-        seconds,
-        int(metadata.get("bytes_billed") or 0),
-        float(metadata.get("estimated_cost_usd") or 0),
-    )
+
+def in_slots(wanted: Sequence[Launch], pipeline_id: str, max_concurrent: int) -> list[Launch]:
+    """The launches as parts of one refresh, each in one of as many slots as runs may go on at the same time."""
+    slots = cycle(range(max_concurrent))
+    return [
+        replace(one, tags={**one.tags, PIPELINE_TAG: pipeline_id, SLOT_TAG: f"{pipeline_id}/{slot}"})
+        for one, slot in zip(wanted, slots, strict=False)
+    ]

@@ -1,95 +1,130 @@
-"""Which partitions to refresh: pure functions of the table, its watermark, the mode and the time."""
+"""Which partitions to refresh: pure functions of the table, its watermark, the request and the time."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
-from enum import StrEnum
 
+from pulso_etl.refreshing.freshness import freshness
+from pulso_etl.refreshing.request import NO_GRANTS, Grants, Mode, RefreshRequest
+from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange, first_kept_day, lima_day
 from pulso_etl.sync.errors import PlanError
 from pulso_etl.sync.owed import Horizon, Watermark, owed_days
 from pulso_etl.sync.spec import TableSpec
 
+NOTHING_LOADED = Watermark(None, None)
 
-class Mode(StrEnum):
-    """How the range of a refresh is found."""
 
-    INCREMENTAL = "incremental"
-    SLIDING_WINDOW = "sliding_window"
-    FULL_REFRESH = "full_refresh"
+@dataclass(frozen=True)
+class Calendar:
+    """The days of a deployment: its first partition, and how many trailing days the first refresh of a table loads."""
+
+    first_day: date
+    initial_days: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> Calendar:
+        """What the settings describe."""
+        return cls(settings.partitions_start, settings.initial_window_days)
 
 
 @dataclass(frozen=True)
 class RefreshPlan:
-    """What to do about one table: `window` to refresh, or None where it is fresh; `reason` says why, for people."""
+    """What to do about one table: `window` to refresh, or None where it is fresh; `reason` says why, for people.
+
+    `grants` and `asked_by` are those of the request.
+    """
 
     table: str
     window: DayRange | None
     reason: str
+    grants: Grants = NO_GRANTS
+    asked_by: str = ""
 
 
 def plan_refresh(
-    spec: TableSpec,
-    watermark: Watermark | None,
-    mode: Mode,
-    now: datetime,
-    *,
-    first_day: date,
-    initial_days: int,
-    days: int | None = None,
-    start: date | None = None,
-    end: date | None = None,
-    force: bool = False,
+    spec: TableSpec, watermark: Watermark | None, request: RefreshRequest, now: datetime, calendar: Calendar
 ) -> RefreshPlan:
-    """The partitions that a refresh of `spec` takes at the instant `now`.
+    """The partitions that the request takes of the table `spec` at the instant `now`.
 
     An explicit `start` or `end` (a missing one is the first day, or today) wins over the mode; so do the `days` of a
     sliding_window. Every other range begins with the table's lookback or with the first day that is owed, whichever is earlier.
-    Freshness skips an incremental refresh only, and `force` overrules it.
-    No range leaves `first_day`..today, nor takes days that the table no longer keeps. Raises PlanError for a range that can't be.
+    A fresh table is skipped by an incremental refresh only, and `force` overrules that.
+    No range leaves the partitions up to today, or takes days that the table no longer keeps. Raises PlanError for a range that
+    can't be.
     """
+    window, reason = _window(spec, watermark or NOTHING_LOADED, request, now, calendar)
+    return RefreshPlan(spec.name, window, reason, request.grants, request.asked_by)
+
+
+def _window(
+    spec: TableSpec, watermark: Watermark, request: RefreshRequest, now: datetime, calendar: Calendar
+) -> tuple[DayRange | None, str]:
+    """The days to refresh, or None, and why."""
+    every = _partitions(spec, now, calendar)
+    _refuse_nonsense(spec, request)
+    if request.start or request.end:
+        return _explicit(spec, request, every), "explicit range"
+    if request.mode is Mode.FULL_REFRESH:
+        return every, "every partition"
+    if request.days is not None:
+        return _trailing(every, request.days), f"last {request.days} days"
+    first_owed = min(owed_days(Horizon.of(spec, every.start, every.end), watermark, every.end), default=every.end)
+    window = _trailing(every, spec.lookback_days, since=first_owed)
+    behind = f"; owed since {first_owed}" if window.days > spec.lookback_days + 1 else ""
+    if request.mode is Mode.SLIDING_WINDOW:
+        return window, f"last {spec.lookback_days} days{behind}"
+    if watermark.last_partition is None:
+        count = max(calendar.initial_days, spec.lookback_days)
+        return _trailing(every, count, since=first_owed), f"first load, {count} days"
+    if not request.grants.force and (not_due := _not_due(spec, watermark, now)):
+        return None, not_due
+    return window, f"lookback of {spec.lookback_days} days from {watermark.last_partition}{behind}"
+
+
+def _partitions(spec: TableSpec, now: datetime, calendar: Calendar) -> DayRange:
+    """Every day that the table keeps, up to today."""
     today = lima_day(now)
-    first_day = max(first_day, first_kept_day(spec, today))
+    first_day = max(calendar.first_day, first_kept_day(spec, today))
     if first_day > today:
         raise PlanError(f"{spec.name}: the first partition {first_day} lies after today {today}")
-    if days is not None and days < 1:
-        raise PlanError(f"{spec.name}: --days must be 1 or more, not {days}")
-    if days is not None and (start or end):
+    return DayRange(first_day, today)
+
+
+def _refuse_nonsense(spec: TableSpec, request: RefreshRequest) -> None:
+    if request.days is None:
+        return
+    if request.days < 1:
+        raise PlanError(f"{spec.name}: --days must be 1 or more, not {request.days}")
+    if request.start or request.end:
         raise PlanError(f"{spec.name}: give either days or an explicit range, not both")
-    if days is not None and mode is not Mode.SLIDING_WINDOW:
-        raise PlanError(f"{spec.name}: days goes with the mode sliding_window, not with {mode}")
-    if start or end:
-        window = DayRange(start or first_day, end or today)
-        if window.start < first_day or window.end > today:
-            kept = f" (retention_months={spec.retention_months})" if spec.retention_months else ""
-            raise PlanError(f"{spec.name}: {window} leaves the partitions {first_day}..{today}{kept}")
-        return RefreshPlan(spec.name, window, "explicit range")
+    if request.mode is not Mode.SLIDING_WINDOW:
+        raise PlanError(f"{spec.name}: days goes with the mode sliding_window, not with {request.mode}")
 
-    owed = owed_days(Horizon.of(spec, first_day, today), watermark or Watermark(None, None), today)
 
-    def trailing(count: int, *, since: date = today) -> DayRange:
-        return DayRange(max(first_day, min(since, today - timedelta(days=count - 1))), today)
+def _explicit(spec: TableSpec, request: RefreshRequest, every: DayRange) -> DayRange:
+    window = DayRange(request.start or every.start, request.end or every.end)
+    if window.start < every.start or window.end > every.end:
+        kept = f" (retention_months={spec.retention_months})" if spec.retention_months else ""
+        raise PlanError(f"{spec.name}: {window} leaves the partitions {every}{kept}")
+    return window
 
-    if mode is Mode.FULL_REFRESH:
-        return RefreshPlan(spec.name, DayRange(first_day, today), "every partition")
-    if mode is Mode.SLIDING_WINDOW and days is not None:
-        return RefreshPlan(spec.name, trailing(days), f"last {days} days")
-    first_owed = min(owed, default=today)
-    window = trailing(spec.lookback_days, since=first_owed)
-    behind = f"; owed since {first_owed}" if window.days > spec.lookback_days + 1 else ""
-    if mode is Mode.SLIDING_WINDOW:
-        return RefreshPlan(spec.name, window, f"last {spec.lookback_days} days{behind}")
-    if watermark is None or watermark.last_partition is None:
-        count = max(initial_days, spec.lookback_days)
-        return RefreshPlan(spec.name, trailing(count, since=first_owed), f"first load, {count} days")
-    # A watermark of the future (a clock that was wrong) says nothing about freshness.
-    if not force and watermark.last_extracted_at is not None:
-        age = now - watermark.last_extracted_at
-        if timedelta(0) <= age < spec.refresh_every:
-            state = "fresh" if watermark.lost is None else "not due"
-            return RefreshPlan(spec.name, None, f"{state}: loaded {str(age).split('.')[0]} ago, due every {spec.refresh_every}")
-    return RefreshPlan(spec.name, window, f"lookback of {spec.lookback_days} days from {watermark.last_partition}{behind}")
+
+def _trailing(every: DayRange, count: int, *, since: date | None = None) -> DayRange:
+    """The last `count` days, or those from `since` on where they are more."""
+    first = every.end - timedelta(days=count - 1)
+    return DayRange(max(every.start, min(since or first, first)), every.end)
+
+
+def _not_due(spec: TableSpec, watermark: Watermark, now: datetime) -> str | None:
+    """Why the table need not be refreshed yet; None where it is due."""
+    fresh = freshness(spec, watermark, now)
+    if fresh.since is None or not fresh.waits(now):
+        return None
+    age = now - fresh.since
+    state = "fresh" if watermark.lost is None else "not due"
+    return f"{state}: loaded {str(age).split('.')[0]} ago, due every {spec.refresh_every}"
 
 
 def chunks(spec: TableSpec, plan: RefreshPlan) -> list[RefreshPlan]:

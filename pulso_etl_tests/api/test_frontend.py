@@ -21,7 +21,6 @@ def test_the_frontend_s_launches_over_graphql_know_the_tables() -> None:
         {
             "table": spec.name,
             "group": spec.group,
-            "lookback_days": spec.lookback_days,
             "refresh_every_seconds": int(spec.refresh_every.total_seconds()),
         }
         for spec in TABLES.values()

@@ -13,10 +13,9 @@ import pytest
 from psycopg import sql
 from pydantic import SecretStr
 
-from pulso_etl.access.tokens import Caller, Role
 from pulso_etl.api.app import Deployment
 from pulso_etl.api.dagster_client import DagsterUnavailable
-from pulso_etl.api.refreshes import Asked
+from pulso_etl.refreshing.request import Grants, RefreshRequest
 from pulso_etl.settings import Settings
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.api.conftest import Target
@@ -51,8 +50,8 @@ async def launch(settings: Settings, seconds: float) -> None:
     here = Deployment(settings, TABLES, discreet=False)
     await here.database.open()
     try:
-        asked = Asked(("operation_data",), force=True)
-        await asyncio.wait_for(here.refreshes.launch(asked, Caller("test", Role.ADMIN)), seconds)
+        asked = RefreshRequest(("operation_data",), grants=Grants(force=True), asked_by="test")
+        await asyncio.wait_for(here.refreshes.launch(asked), seconds)
     finally:
         await here.dagster.close()
         await here.database.close()

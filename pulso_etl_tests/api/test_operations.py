@@ -11,7 +11,7 @@ from graphql import build_client_schema, get_introspection_query, parse, validat
 from graphql.language import OperationDefinitionNode
 from pydantic import SecretStr
 
-from pulso_etl.refreshing.launch import range_tags
+from pulso_etl.refreshing.ranges import range_tags
 from pulso_etl.sync.days import DayRange, lima_day
 from pulso_etl_tests.api.conftest import SECRETS, settings_of
 from pulso_etl_tests.api.server import ApiServer

@@ -13,27 +13,26 @@ from hypothesis import strategies as st
 from pulso_etl.api.dagster_client import Run
 from pulso_etl.api.models import DayState, Failure, LastStatus, Overall, Progress
 from pulso_etl.api.refreshes import (
-    PIPELINE_TAG,
-    Asked,
     Launched,
     Part,
     Watched,
     as_it_loaded,
-    joinable,
     newest_runs,
     progress,
-    slots,
 )
-from pulso_etl.api.status import CALENDAR_DAYS, calendar, extraction, overall, runs_by_table, table_status
-from pulso_etl.refreshing.due import BackOff
+from pulso_etl.api.status import CALENDAR_DAYS, Look, calendar, extraction, overall, runs_by_table, table_status
+from pulso_etl.refreshing.due import BackOff, Rhythm
 from pulso_etl.refreshing.freshness import FreshnessState, freshness
-from pulso_etl.refreshing.launch import range_tags
-from pulso_etl.refreshing.plan import RefreshPlan
+from pulso_etl.refreshing.launch import Launch, in_slots
+from pulso_etl.refreshing.plan import Calendar, RefreshPlan
+from pulso_etl.refreshing.ranges import range_tags
+from pulso_etl.refreshing.request import Grants, RefreshRequest
+from pulso_etl.refreshing.runs import joinable
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.ledger.watermarks import RunningAttempt, TableState
 from pulso_etl.sync.owed import Loss, Watermark
-from pulso_etl.sync.tags import TABLE_TAG, TENANT_TAG
+from pulso_etl.sync.tags import PIPELINE_TAG, SLOT_TAG, TABLE_TAG, TENANT_TAG
 from pulso_etl.tables import TABLES
 from pulso_etl.words import CAUSES
 
@@ -64,9 +63,7 @@ def state(age: timedelta, status: str = "success", **more: object) -> TableState
 
 
 def told(found: TableState | None, run: Run | None = None, rows: int | None = None) -> object:
-    return table_status(
-        DASHBOARD, found, run, rows, NOW, first_day=date(2024, 1, 1), initial_days=30, back_off=BackOff(), ui_url=UI
-    )
+    return table_status(DASHBOARD, found, run, rows, Look(NOW, Rhythm(Calendar(date(2024, 1, 1), 30), BackOff()), UI))
 
 
 @pytest.mark.parametrize(
@@ -179,7 +176,8 @@ def test_the_calendar_shows_the_last_attempt_of_each_day(attempts: list[tuple[da
 
 @given(st.integers(0, 20), st.integers(1, 30))
 def test_slots_let_as_many_runs_go_on_as_asked_and_no_more(runs: int, max_concurrent: int) -> None:
-    taken = slots(runs, max_concurrent)
+    plan = RefreshPlan("dashboard_data", DayRange(TODAY, TODAY), "due")
+    taken = [launch.tags[SLOT_TAG] for launch in in_slots([Launch.of(DASHBOARD, plan)] * runs, "p1", max_concurrent)]
     assert (len(taken), len(set(taken))) == (runs, min(runs, max_concurrent))
 
 
@@ -205,9 +203,14 @@ def test_chunks_of_a_table_are_told_as_one() -> None:
 
 
 def test_requests_for_the_same_have_one_fingerprint() -> None:
-    one, other = Asked(("a", "b")), Asked(("b", "a"))
+    one, other = RefreshRequest(("a", "b")), RefreshRequest(("b", "a"))
     assert one.fingerprint == other.fingerprint
-    assert len({one.fingerprint, Asked(("a", "b"), force=True).fingerprint, Asked(("a",)).fingerprint}) == 3
+    assert (
+        len(
+            {one.fingerprint, RefreshRequest(("a", "b"), grants=Grants(force=True)).fingerprint, RefreshRequest(("a",)).fingerprint}
+        )
+        == 3
+    )
 
 
 LAUNCHED = Launched(

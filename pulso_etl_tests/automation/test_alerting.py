@@ -16,7 +16,7 @@ from pydantic import SecretStr
 
 from pulso_etl.alerts.incidents import Event, Failed, State, Topic
 from pulso_etl.alerts.incidents import Recovered as Well
-from pulso_etl.automation.alerting import CheckOutcome, events
+from pulso_etl.automation.alerting import CheckOutcome, Situation, events
 from pulso_etl.automation.jobs import build_jobs
 from pulso_etl.automation.sensors import Automation, check_outcomes, explained, standings
 from pulso_etl.checks.asset_checks import up_to_date_key
@@ -55,8 +55,8 @@ def told(
     standing: Standing, *, failures: Sequence[Attempt] = (), checks: Sequence[CheckOutcome] = (), spent: int = 0
 ) -> list[Event]:
     budget, since = Budget(100, spent, 6.25), NOW - 3 * HOUR
-    found = events(DASHBOARD, {NAME: standing}, {NAME: failures}, checks, budget, since=since, now=NOW, retry_limit=2)
-    return list(found)
+    situation = Situation(NOW, {NAME: standing}, {NAME: failures}, checks, budget)
+    return list(events(DASHBOARD, situation, since=since, retry_limit=2))
 
 
 def causes(given: list[Event]) -> set[Topic]:

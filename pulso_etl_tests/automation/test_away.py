@@ -55,12 +55,7 @@ class World:
     def _tick(self, name: str) -> tuple[list[dg.RunRequest], str]:
         if name == "nightly_recheck":
             nightly, _ = schedules.build_schedules(
-                self.automation.tables,
-                datetime(2024, 1, 1).date(),
-                self.automation.budget,
-                self.automation.watermarks,
-                with_jobs=True,
-                running=True,
+                self.automation.planner, self.automation.watermarks, with_jobs=True, running=True
             )
             context = dg.build_schedule_context(instance=self.instance, scheduled_execution_time=datetime.now(UTC))
             told = list(nightly(context))  # type: ignore[call-overload]

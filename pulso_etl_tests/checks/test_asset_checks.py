@@ -24,7 +24,6 @@ from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
 from dagster_graphql.test.utils import execute_dagster_graphql
 from psycopg import sql
 
-from pulso_etl.assets import tagged_range
 from pulso_etl.checks.asset_checks import (
     findings,
     reconciled,
@@ -38,8 +37,10 @@ from pulso_etl.checks.reconciliation import Difference, Measure, Reconciliation,
 from pulso_etl.definitions import build_defs
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import SampleData, load_table
-from pulso_etl.refreshing.launch import Comparison, run_plan, run_reconciliation, run_tags
+from pulso_etl.refreshing.execution import Comparison, run_plan, run_reconciliation
+from pulso_etl.refreshing.launch import run_tags
 from pulso_etl.refreshing.plan import RefreshPlan
+from pulso_etl.refreshing.ranges import tagged_range
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange, lima_day
 from pulso_etl.sync.ledger.locks import table_lock

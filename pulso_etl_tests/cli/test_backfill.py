@@ -24,7 +24,7 @@ from pulso_etl.cli.backfill import chains
 from pulso_etl.definitions import build_defs
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import SampleData
-from pulso_etl.refreshing.launch import run_plan
+from pulso_etl.refreshing.execution import run_plan
 from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange, lima_day

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 
 import dagster as dg
@@ -11,8 +12,9 @@ import pytest
 from pulso_etl.definitions import build_defs
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.refreshing.budget import Budget, read_budget
-from pulso_etl.refreshing.launch import run_plan
+from pulso_etl.refreshing.execution import run_plan
 from pulso_etl.refreshing.plan import RefreshPlan
+from pulso_etl.refreshing.request import Grants
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange, lima_day
 from pulso_etl.sync.errors import BudgetExceeded, Cause
@@ -74,4 +76,4 @@ def test_past_the_budget_only_a_forced_run_goes_on(
         state = Watermarks(schema).read(conn, datetime.now(UTC) - timedelta(hours=1))["dashboard_data"]
         assert state.error == refused.error
         assert [attempt.run_id for attempt in state.attempts].count(str(refused.run_id)) == 1
-        assert run_plan(defs, instance, spec, plan, force=True).error is None
+        assert run_plan(defs, instance, spec, replace(plan, grants=Grants(force=True))).error is None

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from pulso_etl.refreshing.due import (
     BackOff,
     Decision,
+    Rhythm,
     Standing,
     changed_days,
-    decide,
+    decide_due,
     failed_runs,
     loaded_days,
 )
+from pulso_etl.refreshing.plan import Calendar
 from pulso_etl.sync.days import DayRange, contiguous
 from pulso_etl.sync.ledger.ledger import Day
 from pulso_etl.sync.ledger.watermarks import Attempt
@@ -40,7 +42,7 @@ def attempt(run: str, ok: bool, ago: timedelta, window: DayRange | None = None) 
 
 
 def due(standing: Standing, now: datetime = NOW) -> Decision:
-    return decide(DASHBOARD, standing, now, first_day=date(2024, 1, 1), initial_days=30, back_off=BACK_OFF)
+    return decide_due(DASHBOARD, standing, now, Rhythm(Calendar(date(2024, 1, 1), 30), BACK_OFF))
 
 
 def loaded(ago: timedelta) -> Watermark:

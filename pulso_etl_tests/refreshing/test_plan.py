@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pulso_etl.refreshing.plan import Mode, RefreshPlan, plan_refresh
+from pulso_etl.refreshing.plan import Calendar, RefreshPlan, plan_refresh
+from pulso_etl.refreshing.request import Grants, Mode, RefreshRequest
 from pulso_etl.sync.days import DayRange, lima_day
 from pulso_etl.sync.errors import PlanError
 from pulso_etl.sync.owed import Watermark
@@ -29,15 +30,30 @@ watermarks = st.none() | st.builds(
 )
 
 
+def planned(
+    spec: TableSpec,
+    watermark: Watermark | None,
+    mode: Mode,
+    now: datetime,
+    *,
+    first_day: date = FIRST,
+    initial_days: int = 30,
+    force: bool = False,
+    **options: object,
+) -> RefreshPlan:
+    request = RefreshRequest((spec.name,), mode, grants=Grants(force=force), **options)  # type: ignore[arg-type]
+    return plan_refresh(spec, watermark, request, now, Calendar(first_day, initial_days))
+
+
 def plan(mode: Mode = Mode.INCREMENTAL, watermark: Watermark | None = None, now: datetime = NOW, **options: object) -> RefreshPlan:
-    return plan_refresh(DASHBOARD, watermark, mode, now, first_day=FIRST, initial_days=30, **options)  # type: ignore[arg-type]
+    return planned(DASHBOARD, watermark, mode, now, **options)  # type: ignore[arg-type]
 
 
 @given(st.sampled_from(list(TABLES.values())), watermarks, st.sampled_from(Mode), instants, st.booleans())
 def test_a_window_ends_today_and_stays_in_the_partitions(
     spec: object, watermark: Watermark | None, mode: Mode, now: datetime, force: bool
 ) -> None:
-    result = plan_refresh(spec, watermark, mode, now, first_day=FIRST, initial_days=30, force=force)  # type: ignore[arg-type]
+    result = planned(spec, watermark, mode, now, force=force)  # type: ignore[arg-type]
     today = lima_day(now)
     if result.window is None:
         assert mode is Mode.INCREMENTAL
@@ -159,7 +175,7 @@ def test_the_zone_s_own_rules_say_which_day_it_is(now: datetime, day: date) -> N
 
 @given(tables, near_turns, st.integers(1, 400))
 def test_a_sliding_window_is_that_many_days_in_a_row_up_to_today(spec: TableSpec, now: datetime, days: int) -> None:
-    result = plan_refresh(spec, None, Mode.SLIDING_WINDOW, now, first_day=FIRST, initial_days=30, days=days)
+    result = planned(spec, None, Mode.SLIDING_WINDOW, now, days=days)
     today = today_by_hand(now)
     wanted = [today - timedelta(days=back) for back in range(days)]
     assert result.window is not None
@@ -172,10 +188,7 @@ def test_a_sliding_window_is_that_many_days_in_a_row_up_to_today(spec: TableSpec
 def test_the_same_instant_gives_the_same_plan_in_whatever_zone_it_is_told(
     spec: TableSpec, watermark: Watermark | None, mode: Mode, now: datetime, zone: ZoneInfo, force: bool
 ) -> None:
-    once, again, elsewhere = (
-        plan_refresh(spec, watermark, mode, told, first_day=FIRST, initial_days=30, force=force)
-        for told in (now, now, now.astimezone(zone))
-    )
+    once, again, elsewhere = (planned(spec, watermark, mode, told, force=force) for told in (now, now, now.astimezone(zone)))
     assert once == again == elsewhere
 
 
@@ -185,7 +198,7 @@ def test_no_mode_leaves_the_partitions_however_young_these_are(
 ) -> None:
     today = today_by_hand(now)
     first = today - timedelta(days=age)
-    result = plan_refresh(spec, watermark, mode, now, first_day=first, initial_days=initial, force=force)
+    result = planned(spec, watermark, mode, now, first_day=first, initial_days=initial, force=force)
     if result.window is not None:
         assert first <= result.window.start <= result.window.end == today
     if mode is Mode.FULL_REFRESH:
@@ -195,7 +208,7 @@ def test_no_mode_leaves_the_partitions_however_young_these_are(
 @given(tables, near_turns, st.integers(1, 60))
 def test_a_first_load_takes_the_initial_days_and_never_less_than_the_lookback(spec: TableSpec, now: datetime, initial: int) -> None:
     for nothing in (None, Watermark(None, None), Watermark(now, None)):
-        result = plan_refresh(spec, nothing, Mode.INCREMENTAL, now, first_day=date(2020, 1, 1), initial_days=initial)
+        result = planned(spec, nothing, Mode.INCREMENTAL, now, first_day=date(2020, 1, 1), initial_days=initial)
         assert result.window is not None
         assert result.window.end == today_by_hand(now)
         assert result.window.days == max(initial, spec.lookback_days)
@@ -204,15 +217,15 @@ def test_a_first_load_takes_the_initial_days_and_never_less_than_the_lookback(sp
 @given(tables, near_turns, st.timedeltas(timedelta(seconds=1), timedelta(days=400)), st.booleans())
 def test_a_watermark_of_the_future_never_counts_as_fresh(spec: TableSpec, now: datetime, ahead: timedelta, force: bool) -> None:
     future = Watermark(now + ahead, today_by_hand(now + ahead))
-    result = plan_refresh(spec, future, Mode.INCREMENTAL, now, first_day=FIRST, initial_days=30, force=force)
-    assert result.window == plan_refresh(spec, None, Mode.SLIDING_WINDOW, now, first_day=FIRST, initial_days=30).window
+    result = planned(spec, future, Mode.INCREMENTAL, now, force=force)
+    assert result.window == planned(spec, None, Mode.SLIDING_WINDOW, now).window
 
 
 @given(tables, near_turns, st.timedeltas(timedelta(0), timedelta(days=3)))
 def test_fresh_means_loaded_and_not_yet_due(spec: TableSpec, now: datetime, age: timedelta) -> None:
     loaded = now - age
     mark = Watermark(loaded, today_by_hand(loaded))
-    skipped = plan_refresh(spec, mark, Mode.INCREMENTAL, now, first_day=FIRST, initial_days=30).window is None
+    skipped = planned(spec, mark, Mode.INCREMENTAL, now).window is None
     assert skipped == (age < spec.refresh_every)
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from pulso_etl.checks.asset_checks import currency
 from pulso_etl.refreshing.freshness import FreshnessState, freshness
-from pulso_etl.refreshing.plan import Mode, plan_refresh
+from pulso_etl.refreshing.plan import Calendar, plan_refresh
+from pulso_etl.refreshing.request import RefreshRequest
 from pulso_etl.sync.days import DayRange, lima_day
 from pulso_etl.sync.ledger.ledger import Loaded
 from pulso_etl.sync.ledger.watermarks import LOOK_EVERY, RunningAttempt, TableState, Watermarks
@@ -75,7 +76,7 @@ def missing(deployment: Deployment, window: DayRange, rows: int) -> None:
     told = currency(spec, state.watermark, now)
     assert not told.passed
     assert state.lost.command(spec) in str(told.description)
-    planned = plan_refresh(spec, state.watermark, Mode.INCREMENTAL, now, first_day=date(2024, 1, 1), initial_days=3)
+    planned = plan_refresh(spec, state.watermark, RefreshRequest(), now, Calendar(date(2024, 1, 1), 3))
     assert "fresh" not in planned.reason
 
 

@@ -10,7 +10,8 @@ import psycopg
 import pytest
 from pydantic import ValidationError
 
-from pulso_etl.refreshing.plan import Mode, plan_refresh
+from pulso_etl.refreshing.plan import Calendar, plan_refresh
+from pulso_etl.refreshing.request import Mode, RefreshRequest
 from pulso_etl.sync.days import DayRange, first_kept_day
 from pulso_etl.sync.errors import ContractError, DestinationUnavailable, PlanError, SchemaRefused
 from pulso_etl.sync.ledger.locks import table_lock
@@ -142,12 +143,12 @@ def lock_of(loads: Loads) -> int:
 def test_no_load_and_no_plan_brings_back_a_month_that_is_gone(loads: Loads) -> None:
     with pytest.raises(ContractError, match=r"keeps days from 20\d\d-\d\d-01 on \(retention_months=2\)"):
         loads([], KEPT, DayRange(date(2020, 1, 1), date(2020, 1, 2)))
-    options = {"first_day": date(2020, 1, 1), "initial_days": 400}
+    calendar = Calendar(date(2020, 1, 1), 400)
     for mode in (Mode.FULL_REFRESH, Mode.INCREMENTAL):
-        plan = plan_refresh(KEPT, None, mode, NOON, **options)  # type: ignore[arg-type]
+        plan = plan_refresh(KEPT, None, RefreshRequest(mode=mode), NOON, calendar)
         assert plan.window == DayRange(date(2026, 1, 1), date(2026, 3, 1))
     with pytest.raises(PlanError, match="retention_months=2"):
-        plan_refresh(KEPT, None, Mode.INCREMENTAL, NOON, start=D1 - timedelta(days=90), **options)  # type: ignore[arg-type]
+        plan_refresh(KEPT, None, RefreshRequest(start=D1 - timedelta(days=90)), NOON, calendar)
 
 
 def test_a_month_whose_name_is_taken_is_refused_with_the_statement_that_brings_it_back(loads: Loads) -> None:

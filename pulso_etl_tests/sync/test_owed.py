@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pulso_etl.refreshing.plan import Mode, plan_refresh
+from pulso_etl.refreshing.plan import Calendar, plan_refresh
+from pulso_etl.refreshing.request import Grants, Mode, RefreshRequest
 from pulso_etl.sync.days import LIMA, DayRange, lima_day
 from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.ledger.ledger import Loaded
@@ -81,9 +82,8 @@ class World:
 
     def plan(self, mode: Mode = Mode.INCREMENTAL, skew: timedelta = timedelta(0), **options: Any) -> DayRange:
         """The days that a launch takes on a machine whose clock differs from the server's by `skew`."""
-        planned = plan_refresh(
-            self.spec, self.watermark, mode, self.clock + skew, first_day=FIRST, initial_days=5, force=True, **options
-        )
+        request = RefreshRequest((), mode, grants=Grants(force=True), **options)
+        planned = plan_refresh(self.spec, self.watermark, request, self.clock + skew, Calendar(FIRST, 5))
         assert planned.window is not None
         return planned.window
 

@@ -22,7 +22,7 @@ from pulso_etl.cli.main import main
 from pulso_etl.definitions import build_defs
 from pulso_etl.doctor import _check
 from pulso_etl.logs import JsonFormatter, TextFormatter
-from pulso_etl.refreshing.launch import run_plan
+from pulso_etl.refreshing.execution import run_plan
 from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.settings import Settings, load_settings
 from pulso_etl.sync import redaction

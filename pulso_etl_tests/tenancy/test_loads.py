@@ -21,7 +21,7 @@ from pulso_etl.automation.recovery import recover
 from pulso_etl.automation.sensors import Automation
 from pulso_etl.definitions import UNUSED, build_defs, build_resources, defs
 from pulso_etl.logs import run_fields
-from pulso_etl.refreshing.launch import Outcome, run_plan
+from pulso_etl.refreshing.execution import Outcome, run_plan
 from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger import locks

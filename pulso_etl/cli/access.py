@@ -1,0 +1,54 @@
+"""Commands about who may use the deployment, and whose tables it keeps."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from pulso_etl.access.tokens import Role, make_token
+from pulso_etl.cli.terminal import say, show
+from pulso_etl.settings import load_settings
+from pulso_etl.sync.errors import SettingsError
+from pulso_etl.tenancy.tenants import deployed, grants, passwords, risk, sharing, works_as
+
+
+def token(
+    name: Annotated[str, typer.Argument(help="Whose token it is; the name stands in the log of launches.")],
+    role: Annotated[str, typer.Argument(help="read, refresh or admin.")],
+    tenant: Annotated[str, typer.Option(help="The only tenant whose routes it opens.")] = "",
+    until: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The last day on which it opens anything.")] = None,
+) -> None:
+    """Makes a token for the HTTP API: the secret, and the entry that API_TOKENS keeps of it."""
+    if role.upper() not in Role.__members__:
+        raise SettingsError(f"unknown role {role}; known are {', '.join(known.name.lower() for known in Role)}")
+    try:
+        secret, entry = make_token(name, Role[role.upper()], tenant, until.date() if until else None)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    say(f"token, shown this once: {secret}\nentry of API_TOKENS:    {entry}")
+
+
+def tenants(
+    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL that makes their logins and schemas.")] = False,
+) -> None:
+    """Lists the tenants of TENANTS_FILE."""
+    settings = load_settings()
+    if settings.tenants_file is None:
+        raise SettingsError("TENANTS_FILE is not set: there are no tenants")
+    parts = deployed(settings)
+    if sql:
+        for statement in grants(parts):
+            say(f"{statement.as_string()};")
+        for command in passwords(parts):
+            say(f"-- in psql: {command}")
+        return
+    shown = Table("tenant", "source", "schema", "role", "tables", box=None)
+    for part in parts:
+        source = f"{part.settings.bigquery_project_id}.{part.settings.bigquery_dataset}"
+        shown.add_row(part.tenant, source, part.settings.database_schema, works_as(part), str(len(part.tables)))
+    show(shown)
+    for tenant, others in sharing(parts).items():
+        say(f"tenant {tenant}: {risk(others)}")

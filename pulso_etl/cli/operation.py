@@ -1,0 +1,63 @@
+"""Commands for those who keep the deployment well: what is wrong, what hangs, and whether alerts arrive."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import typer
+
+from pulso_etl.alerts.service import try_channels
+from pulso_etl.automation.recovery import recover
+from pulso_etl.cli.terminal import TenantOption, dagster_instance, say, session
+from pulso_etl.doctor import diagnose
+from pulso_etl.settings import load_settings
+from pulso_etl.sync.ledger import migrations
+from pulso_etl.tenancy.tenants import chosen, select
+
+
+def alert_test(tenant: TenantOption = None) -> None:
+    """Sends a trial message to every channel of ALERT_URLS, or of the tenant's own."""
+    deliveries = try_channels(chosen(load_settings(), tenant).settings, datetime.now(UTC))
+    for delivery in deliveries:
+        say(f"{'ok  ' if delivery.ok else 'FAIL'} {delivery.channel}: {delivery.text}")
+    if not deliveries:
+        say("ALERT_URLS is not set: alerts are kept in PostgreSQL only")
+    if not all(delivery.ok for delivery in deliveries):
+        raise typer.Exit(1)
+
+
+def cleanup(tenant: TenantOption = None) -> None:
+    """Ends attempts that died or run past their table's time-out, and says what it did; of all tenants without a name."""
+    ended = 0
+    with dagster_instance() as instance:
+        for settings, tables in select(load_settings(), tenant):
+            with session(settings).hold() as conn:
+                for one in recover(conn, settings.database_schema, instance, tables, datetime.now(UTC)):
+                    ended += 1
+                    name = "/".join(filter(None, [settings.owner.tenant, one.table]))
+                    say(f"{name} {one.window}: run {one.run_id} is marked as failed: {one.reason}")
+    say(f"{ended} attempt(s) ended")
+
+
+def doctor(tenant: TenantOption = None) -> None:
+    """Checks settings, BigQuery, PostgreSQL and Dagster, a line each; of all tenants without a name."""
+    healthy = True
+    for finding in diagnose(tenant):
+        healthy = healthy and finding.ok
+        say(f"{'ok  ' if finding.ok else 'FAIL'} {finding.part}: {finding.text}")
+    if not healthy:
+        raise typer.Exit(1)
+
+
+def ledger(tenant: TenantOption = None) -> None:
+    """Prints the SQL that the ledger's tables lack. Loads run it by themselves where their role may create tables."""
+    settings, _ = chosen(load_settings(), tenant)
+    with session(settings).open() as conn:
+        found = migrations.state(conn, settings.database_schema)
+        if found.unknown:
+            raise found.too_new()
+        if not found.pending:
+            say("-- nothing: the ledger is up to date")
+            return
+        lines = [statement.as_string(conn).strip() for statement in migrations.statements(settings.database_schema, found.pending)]
+        say("\n".join(["BEGIN;", *lines, "COMMIT;"]))

@@ -1,0 +1,96 @@
+"""Commands that show or change what the tables hold: their state, their months, their statements."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from pulso_etl.cli.terminal import TenantOption, say, session, show
+from pulso_etl.refreshing.planner import named_tables
+from pulso_etl.settings import load_settings
+from pulso_etl.sync.days import first_kept_day, lima_day
+from pulso_etl.sync.errors import PlanError
+from pulso_etl.sync.ledger.watermarks import Watermarks
+from pulso_etl.sync.loading.months import expired, remove_expired
+from pulso_etl.sync.loading.strategies import statements_in_order
+from pulso_etl.sync.redaction import scrub
+from pulso_etl.sync.schema.statements import Statements
+from pulso_etl.sync.spec import fill
+from pulso_etl.sync.target import Target
+from pulso_etl.tenancy.tenants import chosen
+
+
+def status(tenant: TenantOption = None) -> None:
+    """Shows how far and how fresh each table is."""
+    (settings, tables), now = chosen(load_settings(), tenant), datetime.now(UTC)
+    with session(settings).open() as conn:
+        marks = Watermarks(settings.database_schema)
+        for name, seen in marks.read(conn).items():
+            if seen.replaced and name in tables:
+                marks.look(conn, tables[name])
+        states = marks.read(conn)
+    table = Table("table", "status", "fresh", "last partition", "age", "records", "seconds", box=None)
+    for name, spec in tables.items():
+        state = states.get(name)
+        if state is None:
+            table.add_row(name, "never loaded")
+            continue
+        age = now - state.last_extracted_at if state.last_extracted_at else None
+        fresh = None if age is None else "yes" if age < spec.refresh_every and state.lost is None else "no"
+        seconds = None if state.seconds is None else f"{state.seconds:.1f}"
+        row = (state.status, fresh, state.last_partition, age and str(age).split(".")[0], state.records, seconds)
+        table.add_row(name, *("-" if value is None else str(value) for value in row))
+    show(table)
+    for name, spec in tables.items():
+        if name in states and (lost := states[name].lost) is not None:
+            say(f"rows are missing: {name}: {lost}; load them again: {lost.command(spec)}")
+    for state in states.values():
+        if state.error:
+            say(f"failed: {state.table_name}: {scrub(state.error)}")
+
+
+def retention(
+    tables: Annotated[list[str] | None, typer.Argument(help="Tables; all of them if none is named.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Take the months off, and leave each as a table of its own.")] = False,
+    drop: Annotated[bool, typer.Option("--drop", help="Delete the months with their rows.")] = False,
+    tenant: TenantOption = None,
+) -> None:
+    """Shows the months that tables no longer keep; removes them only with --detach or --drop."""
+    if detach and drop:
+        raise PlanError("give either --detach or --drop")
+    settings, known = chosen(load_settings(), tenant)
+    schema, today = settings.database_schema, lima_day(datetime.now(UTC))
+    months = 0
+    with session(settings).hold() as conn:
+        for spec in named_tables(tables or [], known):
+            if spec.retention_months is None:
+                say(f"{spec.name}: keeps every month (no retention_months)")
+                continue
+            wait = settings.lock_timeout_seconds
+            removing = detach or drop
+            target = Target(conn, spec, schema)
+            found = remove_expired(target, today, drop=drop, lock_timeout_seconds=wait) if removing else None
+            say(f"{spec.name}: keeps days from {first_kept_day(spec, today)} on")
+            for one in expired(target, today) if found is None else found:
+                months += 1
+                done = "dropped" if drop else f"now the table {one.schema}.{one.name}" if detach else "would go"
+                rows = "rows not counted yet" if one.rows is None else f"about {one.rows:,} rows"
+                size = f"{rows}, {one.size / 2**20:.1f} MiB"
+                say(f"{spec.name}: {one.name}, {one.start or 'the beginning'} to before {one.end}, {size}: {done}")
+    untouched = months and not (detach or drop)
+    say(f"{months} month(s)" + ("; nothing was done: --detach or --drop does it" if untouched else ""))
+
+
+def show_sql(
+    table: Annotated[str, typer.Argument(help="The table.")],
+    tenant: TenantOption = None,
+) -> None:
+    """Prints the statements that a refresh of the table runs, on BigQuery and on PostgreSQL."""
+    settings, tables = chosen(load_settings(), tenant)
+    [spec] = named_tables([table], tables)
+    say(f"-- BigQuery\n{fill(spec.query, spec.source_tables(settings.sources()))}\n-- PostgreSQL")
+    for statement in statements_in_order(Statements(spec, settings.database_schema)):
+        say(f"{statement.as_string()};")

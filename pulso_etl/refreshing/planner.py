@@ -1,0 +1,58 @@
+"""The one way in: a request becomes a plan for each table here, for sensors, schedules, command line and HTTP API alike.
+
+A run that names no days comes in by itself: its asset plans them by the same `plan_refresh`, see `assets.plan_of_run`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from pulso_etl.refreshing.budget import DailyBudget
+from pulso_etl.refreshing.plan import Calendar, RefreshPlan, plan_refresh
+from pulso_etl.refreshing.request import RefreshRequest
+from pulso_etl.settings import Settings
+from pulso_etl.sync.errors import PlanError
+from pulso_etl.sync.ledger.watermarks import TableState
+from pulso_etl.sync.owed import Watermark
+from pulso_etl.sync.spec import TableSpec
+
+
+@dataclass(frozen=True)
+class Planner:
+    """What decides on the refreshes of one deployment: its tables, its days and its budget."""
+
+    tables: Mapping[str, TableSpec]
+    calendar: Calendar
+    budget: DailyBudget
+
+    @classmethod
+    def of(cls, settings: Settings, tables: Mapping[str, TableSpec]) -> Planner:
+        """The one that the settings describe."""
+        return cls(tables, Calendar.of(settings), DailyBudget.of(settings))
+
+    def named(self, request: RefreshRequest) -> list[TableSpec]:
+        """The tables of the request, or all where it names none. Raises PlanError for one that is not known."""
+        return named_tables(request.tables, self.tables)
+
+    def admit(self, request: RefreshRequest) -> None:
+        """Raises BudgetExceeded where the day's budget is spent, unless the request may overrule that; and psycopg.Error."""
+        self.budget.admit(request.grants)
+
+    def plans(self, request: RefreshRequest, watermarks: Mapping[str, Watermark], now: datetime) -> list[RefreshPlan]:
+        """What to do about each table of the request at the instant `now`. Raises PlanError."""
+        return [plan_refresh(spec, watermarks.get(spec.name), request, now, self.calendar) for spec in self.named(request)]
+
+
+def named_tables(names: Sequence[str], tables: Mapping[str, TableSpec]) -> list[TableSpec]:
+    """The tables of these names, or all of them where none is named. Raises PlanError for one that is not known."""
+    for name in names:
+        if name not in tables:
+            raise PlanError(f"unknown table {name}; known are {', '.join(tables)}")
+    return [tables[name] for name in names or tables]
+
+
+def watermarks_of(states: Mapping[str, TableState]) -> dict[str, Watermark]:
+    """How far each table is loaded that was ever refreshed."""
+    return {table: state.watermark for table, state in states.items()}

@@ -1,0 +1,67 @@
+"""The days of a run, as the tags of the run name them: how they are written there, and how they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date
+
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    PARTITION_NAME_TAG,
+)
+
+from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.errors import PlanError
+from pulso_etl.sync.spec import TableSpec
+
+DAY_TAGS = (PARTITION_NAME_TAG, ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG)
+
+
+def range_tags(window: DayRange) -> dict[str, str]:
+    """The tags that give a run its range of partitions."""
+    return {ASSET_PARTITION_RANGE_START_TAG: str(window.start), ASSET_PARTITION_RANGE_END_TAG: str(window.end)}
+
+
+def names_days(tags: Mapping[str, str]) -> bool:
+    """Whether whoever launched the run chose its days. Where nobody did, the run plans them itself."""
+    return any(tag in tags for tag in DAY_TAGS)
+
+
+def tagged_range(tags: Mapping[str, str]) -> DayRange | None:
+    """The days that the tags of a run name, a range or a partition; None where they name none.
+
+    Raises PlanError for what is no range.
+    """
+    partition = tags.get(PARTITION_NAME_TAG)
+    start, end = (tags.get(tag, partition) for tag in (ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG))
+    if start is None or end is None:
+        return None
+    try:
+        return DayRange.parse(start, end)
+    except ValueError as error:
+        raise PlanError(f"{start}..{end} are not days such as 2026-11-25: {error}") from error
+
+
+def range_of(tags: Mapping[str, str]) -> DayRange | None:
+    """The days of a run that somebody launched; None where its tags name none, or no range: it loads nothing then."""
+    try:
+        return tagged_range(tags)
+    except PlanError:
+        return None
+
+
+def launched_range(spec: TableSpec, tags: Mapping[str, str], first_day: date, today: date) -> DayRange:
+    """The days that a run was launched over, by its tags. Raises PlanError where they name none, or not those of partitions."""
+    try:
+        window = tagged_range(tags)
+    except PlanError as error:
+        raise PlanError(f"{spec.name}: {error}") from error
+    if window is None:
+        raise PlanError(
+            f"{spec.name}: the launch names no days; give the run both tags, {ASSET_PARTITION_RANGE_START_TAG} and "
+            f"{ASSET_PARTITION_RANGE_END_TAG}, days such as {today}; or none of them, and the run plans its days"
+        )
+    if window.start < first_day or window.end > today:
+        raise PlanError(f"{spec.name}: {window} leaves the partitions {first_day}..{today}; launch it over days of these")
+    return window

@@ -1,0 +1,89 @@
+"""What somebody asks for: the one form of every request to refresh tables, whoever asks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from enum import StrEnum
+from typing import Any
+
+from pulso_etl.sync.tags import ALLOW_SHRINK_TAG, CAPTURE_TAG, FORCE_TAG
+
+
+class Mode(StrEnum):
+    """How the range of a refresh is found."""
+
+    INCREMENTAL = "incremental"
+    SLIDING_WINDOW = "sliding_window"
+    FULL_REFRESH = "full_refresh"
+
+
+@dataclass(frozen=True)
+class Grants:
+    """What a refresh may do that others may not.
+
+    `force`: it refreshes fresh tables too, and goes on when the day's budget is spent. `allow_shrink`: it may delete more rows than
+    the table's guard allows. `capture`: what changed may stand for the whole window.
+    """
+
+    force: bool = False
+    allow_shrink: bool = False
+    capture: bool = False
+
+    @classmethod
+    def of(cls, tags: Mapping[str, str]) -> Grants:
+        """What the tags of a run grant it."""
+        return cls(*(tags.get(tag) == "true" for tag in (FORCE_TAG, ALLOW_SHRINK_TAG, CAPTURE_TAG)))
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tags that grant it to a run."""
+        granted = {FORCE_TAG: self.force, ALLOW_SHRINK_TAG: self.allow_shrink, CAPTURE_TAG: self.capture}
+        return {tag: "true" for tag, given in granted.items() if given}
+
+
+NO_GRANTS = Grants()
+
+
+@dataclass(frozen=True)
+class RefreshRequest:
+    """Which tables to refresh, over which days, with which grants, and who asks.
+
+    The days follow from `start` and `end` where one is given, else from the `mode`; `days` is how many days a sliding window has.
+    `max_concurrent` is how many of the runs may go on at the same time. `asked_by` is a name for people, empty where nobody asks.
+    """
+
+    tables: tuple[str, ...] = ()
+    mode: Mode = Mode.INCREMENTAL
+    days: int | None = None
+    start: date | None = None
+    end: date | None = None
+    grants: Grants = NO_GRANTS
+    max_concurrent: int = 2
+    asked_by: str = ""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it asks for no more than that the tables are up to date. A run that is under way may then do it."""
+        return self.mode is Mode.INCREMENTAL and not (self.grants.force or self.start or self.end)
+
+    def as_json(self) -> dict[str, Any]:
+        """What is asked for, without who asks, as JSON's types."""
+        return {
+            "tables": list(self.tables),
+            "mode": str(self.mode),
+            "force": self.grants.force,
+            "days": self.days,
+            "start": str(self.start) if self.start else None,
+            "end": str(self.end) if self.end else None,
+            "max_concurrent": self.max_concurrent,
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for requests that ask for the same, whatever the order of their tables."""
+        told = json.dumps(self.as_json() | {"tables": sorted(self.tables)}, sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()

@@ -1,0 +1,118 @@
+"""What a run of Dagster's has to do with the tables: which ones it refreshes, over which days, and whose it is."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Protocol, TypeVar
+
+from pulso_etl.refreshing.plan import RefreshPlan
+from pulso_etl.refreshing.ranges import range_of
+from pulso_etl.refreshing.request import RefreshRequest
+from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.spec import TableSpec, qualified
+from pulso_etl.sync.tags import TABLE_TAG, TENANT_TAG
+
+ALL_JOB = "refresh_all"
+RECONCILIATION_JOB = "reconcile_all"
+
+
+class SomeRun(Protocol):
+    """What is asked of a run; `assets` are keys as text, None where the run takes all assets of its job."""
+
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def job(self) -> str: ...
+    @property
+    def tags(self) -> Mapping[str, str]: ...
+    @property
+    def assets(self) -> Sequence[str] | None: ...
+
+
+class DatedRun(SomeRun, Protocol):
+    """A run of which it is known when it came."""
+
+    @property
+    def created_at(self) -> datetime: ...
+
+
+Found = TypeVar("Found", bound=DatedRun)
+
+
+def tenant_of(tables: Mapping[str, TableSpec]) -> str:
+    """Whose tables these are; empty where there are no tenants."""
+    return next((spec.tenant for spec in tables.values()), "")
+
+
+def is_of(tags: Mapping[str, str], tenant: str) -> bool:
+    """Whether a run with the tags is the tenant's. An id may stand in tables that any tenant's role writes to: it says nothing."""
+    return tags.get(TENANT_TAG, "") == tenant
+
+
+def table_job(spec: TableSpec) -> str:
+    """The name of the table's job."""
+    return spec.qualify(f"refresh_{spec.name}")
+
+
+def job_tables(tables: Mapping[str, TableSpec]) -> dict[str, tuple[str, ...]]:
+    """The name of every job that refreshes, with its tables."""
+    tenant = tenant_of(tables)
+    jobs: dict[str, tuple[str, ...]] = {table_job(spec): (name,) for name, spec in tables.items()}
+    for group in dict.fromkeys(spec.group for spec in tables.values()):
+        jobs[qualified(tenant, f"refresh_{group}")] = tuple(name for name, spec in tables.items() if spec.group == group)
+    return jobs | {qualified(tenant, ALL_JOB): tuple(tables)}
+
+
+def refreshed_tables(run: SomeRun, tables: Mapping[str, TableSpec]) -> Sequence[str]:
+    """The tables that a run refreshes, by its tags, its selection or its job; all of them where it does not say.
+
+    A run of another tenant refreshes none of them.
+    """
+    tenant = tenant_of(tables)
+    if run.tags.get(TENANT_TAG, tenant) != tenant or (TABLE_TAG in run.tags and run.tags.get(TENANT_TAG, "") != tenant):
+        return ()
+    if TABLE_TAG in run.tags:
+        return [run.tags[TABLE_TAG]]
+    if run.assets is not None:
+        # Empty for a run of checks alone.
+        prefix = f"{tenant}/" if tenant else ""
+        return [asset.removeprefix(prefix) for asset in run.assets if asset.startswith(prefix)]
+    return ({qualified(tenant, RECONCILIATION_JOB): ()} | job_tables(tables)).get(run.job, tuple(tables))
+
+
+def in_flight(runs: Iterable[SomeRun], tables: Mapping[str, TableSpec]) -> dict[str, dict[str, DayRange | None]]:
+    """The runs under way of each table that has one: by the run's id its days, or None where it does not say."""
+    found: dict[str, dict[str, DayRange | None]] = defaultdict(dict)
+    for run in runs:
+        for table in refreshed_tables(run, tables):
+            found[table][run.run_id] = range_of(run.tags)
+    return found
+
+
+def run_over(runs: Mapping[str, DayRange | None], window: DayRange) -> str | None:
+    """The id of a run under way that may load days of the window: it loads some of them, or does not say which days it loads."""
+    return next((run for run, days in runs.items() if days is None or days.overlaps(window)), None)
+
+
+def joinable(plan: RefreshPlan, runs: Iterable[Found], tables: Mapping[str, TableSpec]) -> Found | None:
+    """The run under way that does what the plan wants: it refreshes the table up to the same last day.
+
+    A back-fill of older days, or one range of several, does not.
+    """
+    for run in sorted(runs, key=lambda run: run.created_at):
+        window = range_of(run.tags)
+        refreshes = plan.table in refreshed_tables(run, tables)
+        if refreshes and plan.window is not None and window is not None and window.end >= plan.window.end:
+            return run
+    return None
+
+
+def joined(
+    request: RefreshRequest, plans: Iterable[RefreshPlan], runs: Sequence[Found], tables: Mapping[str, TableSpec]
+) -> dict[str, Found]:
+    """The run under way of each table that does already what the request asks for; a request that asks for more joins none."""
+    if not request.is_plain:
+        return {}
+    return {plan.table: run for plan in plans if (run := joinable(plan, runs, tables)) is not None}

@@ -1,0 +1,104 @@
+"""Runs that name no days: each table's days are planned by the run itself, from its watermark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+import psycopg
+import pytest
+
+from pulso_etl.definitions import build_defs
+from pulso_etl.local.emulator import BigQueryEmulator
+from pulso_etl.refreshing.ranges import range_of
+from pulso_etl.settings import Settings
+from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.ledger.watermarks import Watermarks
+from pulso_etl.sync.tags import FORCE_TAG, SKIPPED_TAG
+from pulso_etl.tables import TABLES
+from pulso_etl_tests.conftest import seed
+
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL", "events": False}}}}
+
+
+class Deployment:
+    """The five tables on sample data; `run` launches assets without a day, as GraphQL can."""
+
+    def __init__(self, settings: Settings, conn: psycopg.Connection, instance: dg.DagsterInstance) -> None:
+        self.settings = settings
+        self.conn = conn
+        self.instance = instance
+        self.today = lima_day(datetime.now(UTC))
+
+    def run(self, job: str, **tags: str) -> dg.ExecuteInProcessResult:
+        found = build_defs(self.settings).resolve_job_def(job)
+        return found.execute_in_process(tags=tags, instance=self.instance, run_config=QUIET)
+
+    def tags(self, result: dg.ExecuteInProcessResult) -> dict[str, str]:
+        run = self.instance.get_run_by_id(result.run_id)
+        assert run is not None
+        return dict(run.tags)
+
+    def trailing(self, days: int) -> DayRange:
+        return DayRange(self.today - timedelta(days=days - 1), self.today)
+
+    def watermark(self, table: str) -> object:
+        return Watermarks(self.settings.database_schema).read(self.conn)[table].last_partition
+
+
+@pytest.fixture
+def deployment(settings: Settings, emulator: BigQueryEmulator, conn: psycopg.Connection, schema: str) -> Iterator[Deployment]:
+    seed(settings, emulator)
+    here = settings.model_copy(update={"database_schema": schema, "initial_window_days": 6})
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield Deployment(here, conn, instance)
+
+
+def loaded(result: dg.ExecuteInProcessResult) -> dict[str, list[str]]:
+    """The partitions of each table that the run materialized."""
+    found: dict[str, list[str]] = {}
+    for event in result.get_asset_materialization_events():
+        assert event.asset_key is not None
+        found.setdefault(event.asset_key.to_user_string(), []).append(str(event.partition))
+    return found
+
+
+def days(window: DayRange) -> list[str]:
+    return [str(day) for day in window]
+
+
+def test_a_run_without_days_loads_those_that_a_refresh_takes_and_then_none(deployment: Deployment) -> None:
+    first = deployment.run("refresh_operation_data")
+    assert loaded(first) == {"operation_data": days(deployment.trailing(6))}
+    assert range_of(deployment.tags(first)) == deployment.trailing(6)
+    assert deployment.watermark("operation_data") == deployment.today
+    assert all(told.passed for told in first.get_asset_check_evaluations())
+
+    again = deployment.run("refresh_operation_data")
+    assert again.success
+    assert loaded(again) == {}
+    assert deployment.tags(again)[SKIPPED_TAG].startswith("fresh: loaded 0:00:0")
+
+    forced = deployment.run("refresh_operation_data", **{FORCE_TAG: "true"})
+    assert loaded(forced) == {"operation_data": days(deployment.trailing(TABLES["operation_data"].lookback_days))}
+
+
+def test_a_run_without_days_makes_up_for_an_outage(deployment: Deployment) -> None:
+    deployment.run("refresh_operation_data")
+    # As if nothing had run for four days.
+    deployment.conn.execute("DELETE FROM etl_days WHERE day > %s", (deployment.today - timedelta(days=4),))
+    deployment.conn.execute(
+        "UPDATE etl_watermarks SET last_extracted_at = last_extracted_at - interval '4 days', last_partition = last_partition - 4"
+    )
+    assert loaded(deployment.run("refresh_operation_data")) == {"operation_data": days(deployment.trailing(4))}
+    assert deployment.watermark("operation_data") == deployment.today
+
+
+def test_each_table_of_a_run_without_days_takes_its_own(deployment: Deployment) -> None:
+    deployment.run("refresh_dashboard", **{FORCE_TAG: "true"})
+    result = deployment.run("refresh_dashboard", **{FORCE_TAG: "true"})
+    wanted = {name: days(deployment.trailing(TABLES[name].lookback_days)) for name in ("dashboard_data", "evolution_data")}
+    assert loaded(result) == wanted
+    # They have no range in common that would tell.
+    assert range_of(deployment.tags(result)) is None
