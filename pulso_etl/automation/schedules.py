@@ -1,4 +1,4 @@
-"""Schedules, in America/Lima time: what runs at an hour of its own, whatever the sensors have found."""
+"""Schedules, in America/Lima time: they run at a fixed hour, whatever the sensors have found."""
 
 from __future__ import annotations
 
