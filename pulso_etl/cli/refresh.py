@@ -40,8 +40,9 @@ def refresh_tables(part: Deployed, request: RefreshRequest) -> list[Outcome]:
     """
     settings, tables = part
     planner = Planner.of(settings, tables)
-    planner.named(request)
     now = datetime.now(UTC)
+    # A request that makes no sense is refused before anything is written: opening the ledger may create its tables.
+    planner.plans(request, {}, now)
     with session(settings).open() as conn:
         kept = Watermarks(settings.database_schema)
         kept.create(conn)
