@@ -1,9 +1,9 @@
-"""Every setting of Pulso ETL, read from the environment and checked at start.
+"""Reads every setting of Pulso ETL from the environment and checks it at start.
 
-One rule for all processes: a file `.env` in the working directory is loaded into the environment at start, and wins over
-what stood there. Dagster's webserver, daemon, code servers and runs do that themselves; the command line does it with
-`load_env_file`. Nothing else reads the file, so that a setting has one value for Pulso ETL, for `dagster.yaml` and for the
-Google client alike. The embedded default (`pulso-etl run` and `dev`) reads no `.env`.
+All processes follow one rule: at start they load the file `.env` of the working directory into the environment, and the file wins
+over variables that are already set. Dagster's webserver, daemon, code servers and runs do that themselves. The command line does it
+with `load_env_file`. Nothing else reads the file. So a setting has the same value for Pulso ETL, for `dagster.yaml` and for the
+Google client. The embedded default (`pulso-etl run` and `dev`) reads no `.env`.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 @dataclass(frozen=True)
 class Owner:
-    """Whose settings these are: a tenant, and as whom it works in PostgreSQL; both empty where there are no tenants."""
+    """The owner of settings: a tenant, and its role in PostgreSQL. Both are empty without tenants."""
 
     tenant: str = ""
     database_role: str = ""
 
 
 class AccessSettings(BaseSettings):
-    """What is needed to let people in: all that the process of Dagster's UI reads. Fields are read as those of `Settings`."""
+    """The settings of access. The process of Dagster's UI reads only these. Fields are read like the fields of `Settings`."""
 
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True)
 
     api_tokens: SecretStr = SecretStr("")
-    """Who may use API and Dagster's UI, by `pulso-etl token`. Without any, neither starts."""
+    """Who may use API and Dagster's UI: entries that `pulso-etl token` prints. Without a token neither starts."""
     api_tokens_file: Path | None = None
-    """File of further entries of that kind, read anew whenever it changes: for tokens that come and go without a restart."""
+    """File with further entries, read again whenever it changes. So tokens can come and go without a restart."""
     api_launch_limit: str = "30/minute"
     """How many runs one caller may launch: a number and a unit of time."""
     dagster_ui_url: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")] = "http://127.0.0.1:3000"
@@ -57,9 +57,9 @@ class AccessSettings(BaseSettings):
     dagster_graphql_url: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")] = "http://127.0.0.1:3000/graphql"
     """Where the API reaches the GraphQL of Dagster's webserver."""
     dagster_graphql_token: SecretStr | None = None
-    """What the API tells Dagster's webserver to be let in: any 32 or more random characters, the same for both."""
+    """Secret with which the API signs in at Dagster's webserver: 32 or more random characters, the same for both."""
     tenants_file: Path | None = None
-    """File that declares the tenants, YAML or TOML; none: the deployment is a single organisation's."""
+    """File that declares the tenants, YAML or TOML. Without it the deployment serves a single organisation."""
 
     @field_validator("api_tokens")
     @classmethod
@@ -75,12 +75,12 @@ class AccessSettings(BaseSettings):
         return value
 
     def keyring(self, which: Callable[[Sequence[Token]], Sequence[Token]]) -> Keyring:
-        """The tokens that `which` chooses, as they are from now on."""
+        """The tokens that `which` chooses, always up to date."""
         return Keyring(self.api_tokens.get_secret_value(), self.api_tokens_file, which)
 
     @property
     def guarded(self) -> bool:
-        """Whether tokens open API and UI, even where the file of tokens holds none for now."""
+        """Whether tokens protect API and UI, even if the file of tokens is empty for now."""
         return bool(parse_tokens(self.api_tokens.get_secret_value())) or self.api_tokens_file is not None
 
     @field_validator("api_launch_limit")
@@ -96,7 +96,7 @@ class AccessSettings(BaseSettings):
         return value.rstrip("/")
 
     def model_post_init(self, context: Any) -> None:
-        """What is secret of the settings is blanked from now on wherever something is recorded."""
+        """From now on every record blanks the secrets of these settings."""
         super().model_post_init(context)
         for name in type(self).model_fields:
             if isinstance(value := getattr(self, name), SecretStr):
@@ -108,14 +108,14 @@ class AccessSettings(BaseSettings):
     @classmethod
     def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and len(value.get_secret_value()) < 32:
-            raise ValueError("must have 32 characters or more: `openssl rand -hex 32` makes some")
+            raise ValueError("must have 32 characters or more: `openssl rand -hex 32` makes one")
         return value
 
 
 class Settings(AccessSettings):
-    """Settings of one deployment. Field `x_y` is read from the environment variable `X_Y`; an empty one counts as not set.
+    """Settings of one deployment. The environment variable `X_Y` sets the field `x_y`; an empty variable counts as not set.
 
-    Bytes are bytes, days are days of America/Lima, prices are US dollars.
+    Days are days of America/Lima, prices are US dollars.
     """
 
     database_url: SecretStr
@@ -125,86 +125,86 @@ class Settings(AccessSettings):
     lock_timeout_seconds: Annotated[int, Field(ge=1)] = 900
     """How long a load waits for another writer of its table."""
     work_mem_mb: Annotated[int, Field(ge=4)] = 256
-    """PostgreSQL work_mem of a load's transaction, in MiB; its hash join may take twice that, its staged rows as much again."""
+    """PostgreSQL's work_mem in a load's transaction, in MiB. The hash join may take twice that, the staged rows as much again."""
 
     bigquery_project_id: Annotated[str, Field(pattern=r"^[a-z0-9.:-]+$")] = "mibot-222814"
-    """Project of the source tables, which also pays for the queries."""
+    """Project of the source tables. It also pays for the queries."""
     bigquery_location: Annotated[str, Field(pattern=NAME)] | None = None
-    """Location of the dataset, such as `US`; BigQuery finds it by itself where it is not set."""
+    """Location of the dataset, such as `US`. If it is not set, BigQuery finds it."""
     bigquery_dataset: Annotated[str, Field(pattern=NAME)] = "BI_USA"
     """Dataset of the source tables."""
     bigquery_view_prefix: Annotated[str, Field(pattern=NAME)] = "bi_P3fV4dWNeMkN5RJMhV8e_vw"
-    """What the names of the source views begin with, up to the last underscore."""
+    """The beginning of the names of the source views, up to the last underscore."""
     bigquery_agents_table: Annotated[str, Field(pattern=NAME)] = "homologacion_P3fV4dWNeMkN5RJMhV8e_usuarios"
-    """Table of the agents' names and teams."""
+    """Table with the agents' names and teams."""
     bigquery_maximum_bytes_billed: Annotated[int, Field(ge=1)] = 20 * GIBIBYTE
-    """Cap of one query; BigQuery refuses a query that would bill more, at no cost."""
+    """Limit of one query, in bytes. BigQuery refuses a query that would bill more, at no cost."""
     bigquery_daily_budget_bytes: Annotated[int, Field(ge=1)] | None = None
-    """What all queries of a day of America/Lima may bill together; past it only forced refreshes run."""
+    """Limit of all queries of a day in America/Lima, in bytes. Beyond it only forced refreshes run."""
     bigquery_price_per_tib: Annotated[float, Field(ge=0)] = 6.25
-    """On-demand price, used for the estimate in a run's metadata."""
+    """On-demand price for the estimate in a run's metadata."""
     bigquery_use_storage_api: bool = True
-    """Whether results come over the Storage Read API where it is reachable; REST otherwise."""
+    """Whether results come over the Storage Read API if it is reachable. Otherwise they come over REST."""
     bigquery_wire_compression: Literal["lz4", "zstd", "none"] = "lz4"
-    """How rows are compressed on their way over the Storage Read API."""
+    """Compression of the rows from the Storage Read API."""
     bigquery_emulator_host: Annotated[str, Field(pattern=r"^https?://")] | None = None
-    """REST address of an emulator, such as `http://127.0.0.1:9050`; with it no credentials are needed."""
+    """REST address of an emulator, such as `http://127.0.0.1:9050`. An emulator needs no credentials."""
     bigquery_emulator_storage: Annotated[str, Field(pattern=r"^[^/]+:\d+$")] | None = None
     """`host:port` of the emulator's Storage Read API."""
     google_application_credentials: Path | None = None
-    """Key file of the service account. Read by the Google client; not set, it looks for the machine's own credentials."""
+    """Key file of the service account, which the Google client reads. Without it, the client uses the machine's credentials."""
 
     partitions_start: date = date(2024, 1, 1)
-    """The first daily partition. Changing it later changes which partitions Dagster knows."""
+    """The first daily partition. If you change it later, Dagster knows other partitions."""
     initial_window_days: Annotated[int, Field(ge=1)] = 30
-    """How many trailing days a table's first incremental refresh loads."""
+    """Number of trailing days that a table's first incremental refresh loads."""
 
     automation: bool = True
-    """Whether sensors and schedules are on from the start; each can be turned on and off in Dagster's UI, too."""
+    """Whether sensors and schedules are on from the start. Dagster's UI can turn each on and off."""
     sensor_interval_seconds: Annotated[int, Field(ge=1)] = 60
-    """How often the daemon looks for tables that are due, for attempts that died, and for alerts to send."""
+    """Seconds between two looks of the daemon for due tables and for alerts to send; an upper limit for other looks."""
     retry_wait_seconds: Annotated[int, Field(ge=1)] = 120
-    """How long the refresh sensor waits after a table's first failed run; the wait doubles with each further one."""
+    """How long the refresh sensor waits after a table's first failed run. The wait doubles with each further failure."""
     retry_wait_maximum_seconds: Annotated[int, Field(ge=1)] = 3600
     """The longest such wait."""
     retry_limit: Annotated[int, Field(ge=1)] = 5
-    """Failed runs in a row from which a table raises an alert and is retried at its ordinary rhythm only."""
+    """After this many failed runs in a row a table raises an alert, and is tried again only at its ordinary frequency."""
     change_aware: bool = True
-    """Whether the refresh sensor leaves out partitions that the source says have not changed since they were loaded."""
+    """Whether the refresh sensor skips partitions that the source reports as unchanged since they were loaded."""
     change_margin_seconds: Annotated[int, Field(ge=0)] = 600
-    """How far BigQuery's clock and ours may be apart: a change counts from that long before a load began."""
+    """How far BigQuery's clock and ours may differ. A change counts if it came up to this long before a load began."""
     alert_urls: SecretStr = SecretStr("")
-    """Where alerts go: Apprise URLs with commas or white space between them; none, and alerts are kept in PostgreSQL only."""
+    """Where alerts are sent: Apprise URLs with commas or white space between them. Without any, only PostgreSQL keeps alerts."""
     alert_gather_seconds: Annotated[int, Field(ge=0)] = 60
-    """How long failures gather before they are told, as one message, and how long recoveries do."""
+    """How long failures, and recoveries, gather before one message tells of them."""
     alert_reminder_hours: Annotated[float, Field(gt=0)] = 6
-    """A problem that stays is told again at most so often."""
+    """A message repeats a lasting problem at most this often."""
     alert_timeout_seconds: Annotated[int, Field(ge=1)] = 10
-    """How long an alert's channel may take to accept a message."""
+    """How long a channel may take to accept a message."""
 
     api_host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
-    """Address that the HTTP API listens on. Beyond loopback it needs tokens."""
+    """Address on which the HTTP API listens. Beyond loopback it needs tokens."""
     api_port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port of the HTTP API."""
     api_cors_origins: str = ""
-    """Origins such as `https://dashboard.example.com` whose pages may use the API, with commas or white space between them."""
+    """Origins of pages that may use the API, such as `https://dashboard.example.com`, with commas or white space between them."""
 
     dagster_home: Path | None = None
-    """Absolute folder that holds `dagster.yaml` and the runs' logs. Read by Dagster."""
+    """Absolute path of the folder with `dagster.yaml` and the runs' logs. Dagster reads this setting."""
     dagster_postgres_url: SecretStr | None = None
-    """`postgresql://…` of Dagster's own storage: a database or a schema of its own. Read by `dagster.yaml`."""
+    """`postgresql://…` of Dagster's own storage: a database or a schema of its own. `dagster.yaml` reads this setting."""
     pulso_log_format: Literal["text", "json"] = "text"
-    """Form of the command line's log lines."""
+    """Format of the command line's log lines."""
 
     _owner: Owner = PrivateAttr(default_factory=Owner)
 
     @property
     def owner(self) -> Owner:
-        """Whose settings these are."""
+        """The owner of these settings."""
         return self._owner
 
     def owned_by(self, owner: Owner, **changes: Any) -> Settings:
-        """The same settings as the owner has them; `changes`, by field, are taken as they are."""
+        """The same settings for this owner, with `changes` by field. The changes are not checked."""
         found = self.model_copy(update=changes)
         found._owner = owner
         return found
@@ -226,17 +226,17 @@ class Settings(AccessSettings):
     @model_validator(mode="after")
     def _nobody_unknown_from_outside(self) -> Settings:
         if self.api_host not in LOOPBACK and not self.guarded:
-            raise ValueError("API_HOST leaves this machine, which needs API_TOKENS: make one with `pulso-etl token NAME ROLE`")
+            raise ValueError("API_HOST is not on loopback, which needs API_TOKENS: make one with `pulso-etl token NAME ROLE`")
         return self
 
     @field_validator("database_url", "dagster_postgres_url")
     @classmethod
     def _postgresql(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
-        # What libpq misreads comes back in its error, password and all: it must not get that far.
+        # If libpq misreads a URL, its error shows the password. So the URL is checked first.
         if value is None:
             return None
         url = value.get_secret_value()
-        # SQLAlchemy, through which Dagster connects, does not know the short form.
+        # Dagster connects with SQLAlchemy, which does not know the short form.
         schemes = ("postgresql://",) if info.field_name == "dagster_postgres_url" else ("postgresql://", "postgres://")
         if not url.startswith(schemes):
             raise ValueError("must start with postgresql://")
@@ -247,7 +247,7 @@ class Settings(AccessSettings):
         ports = str(parts.get("port") or 5432).split(",")
         if not all(port.isdecimal() for port in ports) or "@" in f"{parts.get('host')}{parts.get('dbname')}":
             raise ValueError(
-                "must read postgresql://user:password@host:port/database, special characters of the password percent-encoded"
+                "must read postgresql://user:password@host:port/database; percent-encode special characters of the password"
             )
         return value
 
@@ -269,7 +269,7 @@ def _entries(text: str) -> list[str]:
 
 
 def load_settings(**given: Any) -> Settings:
-    """The settings of this process; those that are `given`, and not None, win over the environment. Raises SettingsError."""
+    """The settings of this process. Values in `given` that are not None win over the environment. Raises SettingsError."""
     return _load(Settings, given)
 
 
@@ -279,7 +279,7 @@ def load_access_settings() -> AccessSettings:
 
 
 def _load(kind: type[Kind], given: Mapping[str, Any]) -> Kind:
-    """Raises SettingsError, one line that names each setting at fault, never a value."""
+    """Raises SettingsError, one line that names each wrong setting, and never a value."""
     try:
         return kind(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
@@ -292,9 +292,9 @@ def _load(kind: type[Kind], given: Mapping[str, Any]) -> Kind:
 
 
 def load_env_file(path: Path | None = None) -> None:
-    """Loads `path`, or the working directory's `.env` where there is one, into the environment, over what stands there.
+    """Loads `path`, or the working directory's `.env` if it exists, into the environment. The file wins.
 
-    For entry points only. Raises SettingsError for a file that can't be read.
+    For entry points only. Raises SettingsError for a file that cannot be read.
     """
     file = path or Path(".env")
     try:

@@ -1,1 +1,1 @@
-"""What `dagster.yaml` names, and the code server: Dagster's processes as we run them."""
+"""The classes that `dagster.yaml` names, and the code server."""

@@ -1,12 +1,12 @@
-"""Dagster's code server, whose runs start warm: `pulso-etl code-server`.
+"""Dagster's code server with runs that start warm: `pulso-etl code-server`.
 
-Dagster's own starts a new Python for each run, and most of a small run's time goes into its imports. Here a fork server imports
-Dagster, the clients and the definitions once, and each run is a fork of it. All else stays Dagster's: how a run's process is
-watched, terminated and told of, its logs, and the reload of the code, which starts a new code server and a new fork server.
+Dagster's own code server starts a new Python for each run, and a small run spends most of its time on imports. Here a fork server
+imports Dagster, the clients and the definitions once, and each run is a fork of it. Everything else is Dagster's: how it watches,
+terminates and reports a run's process, the logs, and the reload of the code, which starts a new code server and a new fork server.
 
-Two things of Dagster's own do not survive an outage or a kill, and are mended here. The thread that looks for dead runs ends for
-good when Dagster's storage is away for a while, and it holds the lock of all runs while it waits for the storage. And to terminate
-a run whose process was killed blocks for ever, under the same lock: the code server then answers nobody.
+Two parts of Dagster do not survive an outage or a kill, and are repaired here. First, the thread that looks for dead runs ends for
+good when Dagster's storage is away for a while, and it holds the lock of all runs while it waits for the storage. Second, the
+termination of a run whose process was killed blocks for ever under the same lock, and the code server then answers nobody.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from dagster._utils import get_run_crash_explanation
 from pulso_etl.instance.preload import MODULE_VARIABLE
 
 NO_THREADS = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "OPENBLAS_NUM_THREADS": "1"}
-"""Environment of the fork server: libraries that would start threads when they are imported. A thread does not survive a fork."""
+"""Environment of the fork server. It stops libraries from starting threads at import, because a thread does not survive a fork."""
 TRIAL_SECONDS = 120.0
-"""The first fork has so long; it waits for the imports."""
+"""Limit of the first fork, which waits for the imports."""
 
 
 def serve(host: str, port: int, module: str) -> None:
@@ -47,10 +47,10 @@ def serve(host: str, port: int, module: str) -> None:
 
 
 class Termination(Event):
-    """The event that terminates a run. To set it takes no lock and waits for nobody, dead or alive.
+    """The event that terminates a run. Setting it takes no lock and waits for no process, dead or alive.
 
-    An event of multiprocessing waits until each waiter has woken, and a waiter that was killed never wakes. This one is a pipe that
-    nobody reads: once something stands in it, the event is set for every process that has an end of it.
+    An event of multiprocessing waits until each waiter has woken, and a killed waiter never wakes. This event is a pipe that nobody
+    reads. Once the pipe holds data, the event is set for every process that has an end of the pipe.
     """
 
     def __init__(self, *, ctx: Any) -> None:
@@ -68,30 +68,30 @@ class Termination(Event):
 
 
 class Spawned(SpawnContext):
-    """How Dagster starts the process of a run: a new Python each."""
+    """The way in which Dagster starts a run: each in a new Python."""
 
     def Event(self) -> Event:
         return Termination(ctx=self)
 
 
 class Forked(ForkServerContext):
-    """How a run's process starts warm: a fork of the fork server."""
+    """The way in which a run starts warm: as a fork of the fork server."""
 
     def Event(self) -> Event:
         return Termination(ctx=self)
 
 
 class WarmApiServer(DagsterApiServer):
-    """Dagster's code server with a fork server for its runs. Until a trial has worked, runs start as Dagster has it."""
+    """Dagster's code server with a fork server for its runs. Until a trial has worked, runs start in Dagster's own way."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # `StartRun` makes a run's process, queue and event by it.
+        # `StartRun` uses it to create a run's process, queue and event.
         self._mp_ctx = Spawned()
         threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
 
     def _warm_up(self) -> None:
-        """Starts the fork server and forks once; from then on the runs are its forks."""
+        """Starts the fork server and forks once. From then on runs are its forks."""
         context = Forked()
         context.set_forkserver_preload(["pulso_etl.instance.preload"])
         trial = context.Process(target=int, name="trial of the fork server")
@@ -105,12 +105,12 @@ class WarmApiServer(DagsterApiServer):
             self._mp_ctx = context  # type: ignore[assignment]
             self._logger.info("runs start warm: the fork server is ready")
         else:
-            self._logger.warning("the fork server does not work, so that each run starts a Python of its own: %s", fault)
+            self._logger.warning("the fork server does not work, so each run starts a Python of its own: %s", fault)
 
     def _check_for_orphaned_runs(self) -> None:
-        """Tells Dagster of each run whose process has ended without a word. Dagster's clean-up thread asks every second.
+        """Reports to Dagster each run whose process has ended without a report. Dagster's clean-up thread calls this every second.
 
-        While Dagster's storage can't be reached the run stays known, and the next look tries again. No lock is held meanwhile.
+        While Dagster's storage cannot be reached, the run stays known and the next look tries again. No lock is held meanwhile.
         """
         with self._execution_lock:
             ended = [(run_id, *known) for run_id, known in self._executions.items() if not known[0].is_alive()]
@@ -118,7 +118,7 @@ class WarmApiServer(DagsterApiServer):
             try:
                 _tell_end(run_id, process, instance_ref)
             except Exception as error:
-                self._logger.warning("run %s has ended; its end can't be told yet: %s", run_id, type(error).__name__)
+                self._logger.warning("run %s has ended; its end cannot be reported yet: %s", run_id, type(error).__name__)
                 continue
             with self._execution_lock:
                 self._clear_run(run_id)
@@ -128,7 +128,7 @@ class WarmApiServer(DagsterApiServer):
 
 
 def _tell_end(run_id: str, process: BaseProcess, instance_ref: InstanceRef) -> None:
-    """Marks the run as failed where it has not ended in Dagster's eyes. Raises what the storage raises."""
+    """Marks the run as failed unless Dagster knows its end. Raises the storage's errors."""
     with DagsterInstance.from_ref(instance_ref) as instance:
         run = instance.get_run_by_id(run_id)
         if run is not None and not run.is_finished:

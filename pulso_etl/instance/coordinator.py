@@ -1,8 +1,8 @@
-"""Dagster's run queue, as `dagster.yaml` names it: age counts in its order, and an outage ends no run in it and no back-fill.
+"""Dagster's run queue, named in `dagster.yaml`. Its order depends on age, and an outage ends no queued run and no back-fill.
 
-Where there are tenants, every run carries the tag of its tenant, however it was launched. Jobs, sensors, schedules, the HTTP API
-and the command line tag their runs themselves. A launch of chosen assets, or a back-fill, in Dagster's UI or GraphQL tags nothing:
-there the queue takes the tenant from the assets. `deploy/dagster.tenants.yaml` sets the limits that go by its tags.
+With tenants, every run carries the tag of its tenant, however it was launched. Jobs, sensors, schedules, the HTTP API and the
+command line tag their runs themselves. A launch of chosen assets, or a back-fill, in Dagster's UI or GraphQL tags nothing; then the
+queue takes the tenant from the assets. `deploy/dagster.tenants.yaml` sets the limits for these tags.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ log = logging.getLogger(__name__)
 Given = ParamSpec("Given")
 Found = TypeVar("Found")
 HEAD_START_SECONDS = 6
-"""A run leaves the queue before those of a priority lower by one that came so much earlier, and after all that came before them."""
+"""Each point of priority lets a run start before runs that came up to this much earlier."""
 BACKFILL_LOOKS = 20
-"""Looks at a back-fill, 30 seconds apart, that may meet an outage in a row before it fails."""
+"""A back-fill fails after this many looks in a row, 30 seconds apart, that meet an outage."""
 CODE_MISSING = (DagsterDefinitionChangedDeserializationError, DagsterAssetBackfillDataLoadError)
-"""What Dagster's look at a back-fill raises while its assets are not known, as when their code server can't be reached."""
+"""Dagster's look at a back-fill raises these while its assets are not known, for example while the code server is away."""
 RETRY_WAIT_SECONDS = 5.0
-"""How long a failed run that is to be launched again waits for its code server, or for Dagster's storage, until the next try."""
+"""Wait between two tries to launch a failed run again, while its code server or Dagster's storage is away."""
 RETRY_TRIES = 720
-"""Tries of that before Dagster gives it up: an hour."""
+"""Dagster gives up after this many tries: an hour."""
 AWAY = (DagsterUserCodeUnreachableError, DagsterCodeLocationLoadError, DBAPIError, OSError)
-"""What the launch of a failed run raises while code server or storage are away; all else is no matter of waiting."""
+"""The launch of a failed run raises these while code server or storage are away. Waiting does not help against other errors."""
 
 
 class PulsoRunCoordinator(QueuedRunCoordinator):
-    """Dagster's queue, whose order goes by age and head start: no run waits for ever behind others of a greater priority."""
+    """Dagster's queue, ordered by age and head start. So no run waits for ever behind runs of a higher priority."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -58,12 +58,12 @@ class PulsoRunCoordinator(QueuedRunCoordinator):
         _let_backfills_wait()
 
     def submit_run(self, context: SubmitRunContext) -> DagsterRun:
-        """The run once it is in the queue. Raises DagsterInvariantViolationError, which Dagster shows to whoever launches."""
+        """The run once it is in the queue. Raises DagsterInvariantViolationError, which Dagster shows to the caller."""
         run = context.dagster_run
         parent = self._instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
         if (fault := fault_of_run(run.tags, run.run_config, parent.tags if parent else {})) is not None:
             raise DagsterInvariantViolationError(fault)
-        # Who launches by hand can't tag a run as one that queries BigQuery.
+        # A launch by hand cannot give this tag, so the queue adds it.
         tags = {} if SOURCE_TAG in run.tags else {SOURCE_TAG: "bigquery"}
         if QUEUED_TAG not in run.tags:
             tags |= queue_tags(run.tags, int(time.time()))
@@ -72,23 +72,23 @@ class PulsoRunCoordinator(QueuedRunCoordinator):
 
 
 def queue_tags(tags: Mapping[str, str], now: int) -> dict[str, str]:
-    """The tags that put a run in its place in the queue; `now` is seconds since 1970.
+    """The tags that give a run its place in the queue. `now` is seconds since 1970.
 
-    Dagster takes the greatest priority first. So that age counts, it is that of a run's time: the earlier, the greater.
+    Dagster takes the highest priority first. To make age count, an earlier time gives a higher priority.
     """
     try:
         priority = int(tags.get(PRIORITY_TAG, "0"))
     except ValueError:
-        # As Dagster reads it.
+        # Dagster reads it the same way.
         priority = 0
     return {QUEUED_TAG: str(now), PRIORITY_TAG: str(priority * HEAD_START_SECONDS - now)}
 
 
 def _count_what_may_go() -> None:
-    """Lets a queued run that its table's pool keeps waiting take no place of those that a tag's limit gives.
+    """Stops a queued run that waits for its table's pool from taking a place of a tag's limit.
 
-    Dagster counts it, although it is not launched: while one table is loaded, its next run in the queue would keep every other
-    table waiting, where the limit has one place left.
+    Dagster counts such a run although it does not launch it. If the limit had one place left, the next run of a table that is being
+    loaded would keep every other table waiting.
     """
     from dagster._core.op_concurrency_limits_counter import GlobalOpConcurrencyLimitsCounter as Pools
     from dagster._daemon.run_coordinator import queued_run_coordinator_daemon as queue
@@ -121,11 +121,11 @@ def _count_what_may_go() -> None:
 
 
 def _let_runs_wait() -> None:
-    """Lets a run that could not be launched go back into the queue, whatever kept it from that.
+    """Puts a run that could not be launched back into the queue, whatever the reason.
 
-    Dagster does so where the code server can't be reached. A code server that is just stopping, one that meets an outage of
-    Dagster's storage, and a broker or a cluster that is away raise other errors, and Dagster drops the run. The queue tries
-    each run `max_user_code_failure_retries` times, and then says why it is failed.
+    Dagster does this only if the code server cannot be reached. Other errors make Dagster drop the run: a code server that is
+    stopping or meets an outage of Dagster's storage, or a broker or cluster that is away. The queue tries each run
+    `max_user_code_failure_retries` times, and then says why the run failed.
     """
     from dagster._daemon.run_coordinator import queued_run_coordinator_daemon as queue
 
@@ -133,7 +133,7 @@ def _let_runs_wait() -> None:
 
 
 def _let_retries_wait() -> None:
-    """Lets the launch of a failed run wait for what it needs; without it Dagster tries it once, and never again."""
+    """Lets the new launch of a failed run wait for code server and storage. Dagster itself tries it only once."""
     from dagster._daemon.auto_run_reexecution import auto_run_reexecution as retries
 
     retries.should_retry = _patient(retries.should_retry)
@@ -141,7 +141,7 @@ def _let_retries_wait() -> None:
 
 
 def _patient(work: Callable[Given, Found]) -> Callable[Given, Found]:
-    """The work, which Dagster makes safe to repeat, tried until it succeeds. Raises what the last try raises."""
+    """Repeats the work until it succeeds; Dagster makes it safe to repeat. Raises the error of the last try."""
     if hasattr(work, "__wrapped__"):
         return work
 
@@ -159,12 +159,13 @@ def _patient(work: Callable[Given, Found]) -> Callable[Given, Found]:
 
 
 def _let_backfills_wait() -> None:
-    """Lets the daemon's back-fills wait until their code is there again.
+    """Lets the daemon's back-fills wait until their code is back.
 
-    Dagster repeats a look at a back-fill that can't reach the code server. Where a reload of the workspace found no code server,
-    the assets are not known at all. Dagster takes them for deleted then, and fails the back-fill for good; no setting changes that.
+    If a look at a back-fill cannot reach the code server, Dagster repeats it. But if a reload of the workspace found no code
+    server, Dagster does not know the assets. It then takes them for deleted and fails the back-fill for good; no setting changes
+    that.
     """
-    # Imported here: only the daemon and the webserver have the queue, and everything else is spared the seconds.
+    # Imported here, because only the daemon and the webserver have the queue. Other processes save the seconds.
     from dagster._daemon import backfill
 
     os.environ.setdefault("DAGSTER_MAX_BACKFILL_RETRIES", str(BACKFILL_LOOKS))
@@ -177,10 +178,10 @@ def _let_backfills_wait() -> None:
 
 
 class TenantRunCoordinator(PulsoRunCoordinator):
-    """The queue, which also adds the tenant's tags to runs of its assets, and refuses runs over several tenants."""
+    """A queue that also adds the tenant's tags to runs of its assets, and refuses runs over several tenants."""
 
     def submit_run(self, context: SubmitRunContext) -> DagsterRun:
-        """Raises DagsterInvariantViolationError, which Dagster shows to whoever launches, for a run over several tenants."""
+        """Raises DagsterInvariantViolationError for a run over several tenants. Dagster shows it to the caller."""
         run = context.dagster_run
         tenant = run.tags.get(TENANT_TAG) or self._tenant(context)
         if tenant:
@@ -195,10 +196,10 @@ class TenantRunCoordinator(PulsoRunCoordinator):
             chosen = set(graph.materializable_asset_keys)
         tenants = sorted(tenants_of(graph, chosen))
         if len(tenants) > 1:
-            raise DagsterInvariantViolationError(f"a run is of one tenant; choose the assets of one of {', '.join(tenants)}")
+            raise DagsterInvariantViolationError(f"a run belongs to one tenant; choose the assets of one of {', '.join(tenants)}")
         return tenants[0] if tenants else None
 
 
 def tenants_of(graph: RemoteAssetGraph[Any], keys: Iterable[AssetKey]) -> set[str]:
-    """The tenants whose assets these are."""
+    """The tenants that own these assets."""
     return {tag for key in keys if graph.has(key) and (tag := graph.get(key).tags.get(TENANT_TAG))}

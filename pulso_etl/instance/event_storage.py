@@ -1,5 +1,5 @@
-"""Dagster's own storage in PostgreSQL, which takes the events of many days together, and whose sessions state their settings;
-`dagster.yaml` names it."""
+"""Dagster's own storage in PostgreSQL, with two changes: it stores the events of many days together, and its sessions state their
+settings. `dagster.yaml` names it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from dagster_postgres.utils import get_token_provider_from_config, pg_url_from_c
 
 from pulso_etl.sync.postgres.session_settings import STATED, UNLIMITED, stating
 
-# psycopg2, by which Dagster connects, looks once how strings are quoted, and goes by that ever after.
+# Dagster connects with psycopg2, which checks only once how strings are quoted.
 SETTINGS = {name: value for name, value in STATED.items() if name != "standard_conforming_strings"} | UNLIMITED.settings()
-"""What Dagster's sessions state. It takes the server's clock for UTC, for one, whatever zone the server has."""
+"""The settings of Dagster's sessions. For example, Dagster reads the server's local time as UTC, whatever the server's zone is."""
 STATEMENT = stating(SETTINGS).as_string()
 
 
 class Stating:
-    """Mixed into a storage of Dagster's: the sessions of each engine that it makes, the webserver's too, state SETTINGS."""
+    """A mix-in for Dagster's storages: the sessions of each engine, also in the webserver, state SETTINGS."""
 
     _stating_engine: sa.Engine
 
@@ -38,7 +38,7 @@ class Stating:
 
 
 def _state(connection: Any, _: object) -> None:
-    # In a transaction, a limit that the server sets could end the session before the settings hold.
+    # Inside a transaction, a limit of the server could end the session before the settings apply.
     before, connection.autocommit = connection.autocommit, True
     connection.set_client_encoding("UTF8")
     with connection.cursor() as cursor:
@@ -47,15 +47,15 @@ def _state(connection: Any, _: object) -> None:
 
 
 class StatingRunStorage(Stating, PostgresRunStorage):
-    """Dagster's own, whose sessions state their settings."""
+    """Dagster's own class, but its sessions state their settings."""
 
 
 class StatingScheduleStorage(Stating, PostgresScheduleStorage):
-    """Dagster's own, whose sessions state their settings."""
+    """Dagster's own class, but its sessions state their settings."""
 
 
 class BatchingEventLogStorage(Stating, PostgresEventLogStorage):
-    """Dagster's own, which stores the materializations that a launch plans in one statement, as it does those that a run makes."""
+    """Dagster's own class, but one statement stores all materializations that a launch plans, as for those that a run makes."""
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         """Stores the events in their order."""
@@ -75,7 +75,7 @@ class BatchingEventLogStorage(Stating, PostgresEventLogStorage):
 
 
 class BatchingPostgresStorage(DagsterPostgresStorage):
-    """Dagster's own, configured alike, of these three."""
+    """Dagster's own class, with the same configuration, made of these three storages."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class BatchingPostgresStorage(DagsterPostgresStorage):
         inst_data: ConfigurableClassData | None = None,
         token_provider: Any = None,
     ) -> None:
-        # Not Dagster's own beginning, which makes its own three.
+        # This skips Dagster's own constructor, which would make its own three storages.
         super(DagsterPostgresStorage, self).__init__()  # type: ignore[no-untyped-call]
         self.postgres_url = postgres_url
         self.should_autocreate_tables = should_autocreate_tables
@@ -96,7 +96,7 @@ class BatchingPostgresStorage(DagsterPostgresStorage):
 
     @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Any) -> BatchingPostgresStorage:
-        """What `dagster.yaml` configures."""
+        """The storage that `dagster.yaml` configures."""
         return cls(
             pg_url_from_config(config_value),
             config_value.get("should_autocreate_tables", True),

@@ -1,4 +1,4 @@
-"""What the fork server of `code_server` imports before it forks a run. It opens no thread, socket or connection."""
+"""The imports of the fork server of `code_server`, before it forks a run. They open no thread, socket or connection."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import ModuleType
 from dagster.components.definitions import LazyDefinitions
 
 MODULE_VARIABLE = "PULSO_ETL_PRELOAD"
-"""Environment variable of the fork server: the module that has the definitions."""
+"""Environment variable of the fork server: the module with the definitions."""
 RUNS_NEED = (
     "dagster._core.execution.api",
     "dagster._grpc.impl",
@@ -20,14 +20,14 @@ RUNS_NEED = (
     "google.cloud.bigquery",
     "google.cloud.bigquery_storage",
     "psycopg",
-    # A process of multiprocessing imports the main program of its parent.
+    # A process of multiprocessing imports its parent's main program.
     "pulso_etl.cli.main",
 )
-"""What a run imports late, beside the definitions."""
+"""Modules that a run imports late, beside the definitions."""
 
 
 def preload(module: str) -> None:
-    """Imports the module of the definitions and what runs need; a fault in it is told by the run that meets it."""
+    """Imports the module of the definitions and the modules that runs need. A run that meets a fault in them reports it."""
     for name in (*RUNS_NEED, module):
         try:
             build(importlib.import_module(name))
@@ -36,12 +36,12 @@ def preload(module: str) -> None:
     threads = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
     if len(threads) > 1:
         logging.getLogger(__name__).warning("threads before the fork: %s", ", ".join(sorted(threads)))
-    # The objects stay in memory that all runs share: the garbage collector of a run would write to each of them.
+    # All runs share the memory of these objects. Without this, the garbage collector of a run would write to each of them.
     gc.freeze()
 
 
 def build(module: ModuleType) -> None:
-    """Builds the definitions that the module has, once for all runs that are forked."""
+    """Builds the module's definitions, once for all forked runs."""
     for name, found in list(vars(module).items()):
         if isinstance(found, LazyDefinitions) and not found.has_context_arg:
             definitions = found()

@@ -53,7 +53,7 @@ def test_no_entries_are_no_tokens() -> None:
 def test_beyond_loopback_tokens_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://localhost/x")
     monkeypatch.setenv("API_HOST", "0.0.0.0")
-    with pytest.raises(SettingsError, match="API_HOST leaves this machine, which needs API_TOKENS"):
+    with pytest.raises(SettingsError, match="API_HOST is not on loopback, which needs API_TOKENS"):
         load_settings()
     _, kept = make_token("dashboard", Role.REFRESH)
     monkeypatch.setenv("API_TOKENS", str(kept))

@@ -112,7 +112,7 @@ def test_the_end_of_a_run_is_told_once_the_storage_is_there_again(tmp_path: Path
     home.write_text("no folder")
     server._check_for_orphaned_runs()
     assert list(server._executions) == [run.run_id]
-    assert "its end can't be told yet" in caplog.text
+    assert "its end cannot be reported yet" in caplog.text
 
     home.unlink()
     away.rename(home)

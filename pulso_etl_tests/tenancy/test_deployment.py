@@ -191,7 +191,7 @@ def test_a_refresh_and_dagster_s_own_graphql_are_not_for_other_tenants(api: ApiS
 def test_a_run_over_two_tenants_is_refused_and_a_backfill_bears_its_tenant(stack: DagsterStack) -> None:
     refused = launch_assets(stack, ["acme", "dashboard_data"], ["globex", "dashboard_data"])
     assert refused["__typename"] == "PythonError"
-    assert "a run is of one tenant; choose the assets of one of acme, globex" in refused["message"]
+    assert "a run belongs to one tenant; choose the assets of one of acme, globex" in refused["message"]
     # As Dagster tags the runs of a back-fill.
     launched = launch_assets(stack, ["globex", "operation_data"], tags={"dagster/backfill": "by hand"})
     run_id = launched["run"]["runId"]
