@@ -32,7 +32,7 @@ LENGTH = re.compile(rb"\r\ncontent-length: (\d+)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Readings:
-    """What so many readers saw who asked again as soon as they had their answer: the milliseconds of each, and the rate of all."""
+    """The answers of readers that ask again at once after each answer: the milliseconds of each, and the rate of all."""
 
     readers: int
     milliseconds: list[float]

@@ -57,7 +57,7 @@ class Stopwatch:
 
 
 def pulso(job: Job) -> float:
-    """This project: a run of the asset through Dagster, of which the IO manager's part counts, watermark included."""
+    """This project: a run of the asset through Dagster. Only the IO manager's part counts, watermark included."""
     import dagster as dg
 
     import pulso_etl.definitions  # noqa: F401  so that all of production's modules are in memory

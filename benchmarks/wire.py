@@ -39,7 +39,7 @@ class Download:
 
 
 class RowsServer(StorageServer):
-    """Gives every session the same rows, each message compressed once; counts the bytes of those that it sends."""
+    """Gives every session the same rows, with each message compressed once. Counts the bytes of the sent messages."""
 
     def __init__(self, jobs: bigquery.Client, rows: pa.Table) -> None:
         super().__init__(jobs, batch_rows=SPEC.batch_rows)

@@ -1,8 +1,8 @@
-"""A source to try the deployment with: BigQuery's emulator with made-up data, on all addresses of its container.
+"""A made-up source for a trial of the deployment: BigQuery's emulator, on all addresses of its container.
 
     python trial.py [PORT]
 
-The data end today (America/Lima) and are made anew at each start.
+The data end today (America/Lima). Each start makes them again.
 """
 
 from __future__ import annotations

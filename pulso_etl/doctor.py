@@ -239,7 +239,7 @@ def _ledger(settings: Settings) -> str:
             again = sql.SQL("DELETE FROM {}").format(sql.Identifier(schema, migrations.APPLIED)).as_string(conn)
             raise RuntimeError(
                 f"tables are missing: {', '.join(missing)}; restore them from a backup, or run `{again}`: "
-                "the next refresh then makes them anew, without rows"
+                "the next refresh then makes them again, without rows"
             )
     return f"up to date with {migrations.migrations()[-1]}"
 
