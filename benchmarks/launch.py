@@ -1,4 +1,4 @@
-"""Measures seconds from launch to SUCCESS: by GraphQL with a running webserver and daemon, and by the command line."""
+"""Seconds from launch to SUCCESS: by GraphQL against a running webserver and daemon, and by the command line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ import psycopg
 
 from benchmarks.loads import ROOT, Say
 from pulso_etl.local.stack import local_stack
-from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.zone import DEFAULT
 from pulso_etl.tables import TABLES
 
 TABLE, NOTHING = "dashboard_data", "empty"
@@ -39,7 +40,7 @@ LAUNCHED = {
     f"{TABLE}, each run a new Python": (COLD, [TABLE]),
     f"{FIVE}, each run a new Python": (COLD, list(TABLES)),
 }
-"""The launches: code location and assets."""
+"""What is launched: the code location and the assets."""
 POLL_SECONDS = 0.05
 LAUNCH = """
 mutation($params: ExecutionParams!) {
@@ -69,9 +70,9 @@ class Launch:
 
 
 def measure_launches(home: Path, repeats: int, *, timeout: float, say: Say) -> list[Launch]:
-    """Launches, in turn: an empty asset, one table, all five; by either way. Raises RuntimeError if one does not succeed."""
+    """Launches, in turn: an empty asset, one table, all five; by either way. Raises RuntimeError where one does not succeed."""
     launches: list[Launch] = []
-    today = lima_day(datetime.now(UTC))
+    today = DEFAULT.day(datetime.now(UTC))
     window = DayRange(today - timedelta(days=DAYS - 1), today)
     say("starting PostgreSQL, the BigQuery emulator, Dagster's webserver and daemon")
     with without_variables("DATABASE_URL", "DATABASE_SCHEMA", "DAGSTER_POSTGRES_URL"), local_stack(home):
@@ -116,7 +117,7 @@ class Dagster:
         self.url = f"http://127.0.0.1:{port}/graphql"
 
     def query(self, text: str, **variables: Any) -> Any:
-        """The `data` of the answer. Raises RuntimeError for errors in it, OSError if nobody answers."""
+        """The `data` of the answer. Raises RuntimeError for errors in it, OSError where nobody answers."""
         body = json.dumps({"query": text, "variables": variables}).encode()
         request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as response:
@@ -126,7 +127,7 @@ class Dagster:
         return answer["data"]
 
     def wait_until_loaded(self, locations: set[str], timeout: float) -> None:
-        """Raises RuntimeError if the code locations do not load in `timeout` seconds."""
+        """Raises RuntimeError where the code locations don't load in `timeout` seconds."""
         deadline, seen = time.monotonic() + timeout, "no answer"
         while time.monotonic() < deadline:
             try:

@@ -1,4 +1,4 @@
-"""Measures definitions, sensors and the API's answers as tables and years grow."""
+"""Many tables and many years: what definitions, sensors and the API's answers cost as both grow."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from benchmarks.loads import ROOT, Say
 from benchmarks.status import PATH, Readings, api_server, read_answers
 from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl.local.stack import local_stack
-from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.zone import DEFAULT
 from pulso_etl.tables import TABLES
 
 TABLE_COUNTS = (5, 100, 1_000)
@@ -37,7 +38,7 @@ SELECT name, 'past-' || n, 1, (at - interval '6 days')::date, at::date, 'success
 FROM unnest(%s::text[]) AS name, generate_series(4 * 365 * %s, 1, -1) AS n,
     LATERAL (SELECT now() - n * interval '6 hours' AS at) AS t
 """
-"""Four extractions a day of each table, for the given number of years."""
+"""Four extractions a day of each table, for so many years."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def measure_tables(home: Path, repeats: int, *, timeout: float, say: Say) -> lis
 
 def measure_years(home: Path, *, timeout: float, say: Say) -> list[Past]:
     """Answers of the API as the history grows."""
-    today = lima_day(datetime.now(UTC))
+    today = DEFAULT.day(datetime.now(UTC))
     measured = []
     with without_variables("DATABASE_URL", "DATABASE_SCHEMA", "DAGSTER_POSTGRES_URL", "API_TOKENS"), local_stack(home):
         say("years: loading the five tables, starting Dagster and the API")
@@ -118,7 +119,7 @@ def measure_years(home: Path, *, timeout: float, say: Say) -> list[Past]:
 
 @contextmanager
 def _storage(home: Path) -> Iterator[dict[str, str]]:
-    """An environment with its own PostgreSQL, for the tables and for Dagster's storage."""
+    """An environment with a PostgreSQL of its own, for the tables and for Dagster's storage."""
     home.mkdir()
     (home / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text(encoding="utf-8"), encoding="utf-8")
     with without_variables("DATABASE_SCHEMA", "TENANTS_FILE"), EmbeddedPostgres(home / "postgres") as server:

@@ -1,4 +1,4 @@
-"""Any number of tables: copies of the five under other names."""
+"""As many tables as asked for: copies of the five under other names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measures how fast the API answers many readers at once, over HTTP, with PostgreSQL and Dagster behind it."""
+"""How fast the API tells the state: many readers at once, over HTTP, of an API with PostgreSQL and Dagster behind it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from benchmarks.launch import OWN, dagster_servers, refresh_by_command, without_
 from benchmarks.loads import ROOT, Say
 from pulso_etl.access.tokens import Role, make_token
 from pulso_etl.local.stack import answers, local_stack
-from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.zone import DEFAULT
 from pulso_etl.tables import TABLES
 
 PATH = "/api/v1/etl/status"
@@ -40,13 +41,13 @@ class Readings:
     size: int
 
     def percentile(self, percent: int) -> float:
-        """The milliseconds within which this share of the answers came."""
+        """Milliseconds within which that share of the answers came."""
         return quantiles(self.milliseconds, n=100)[percent - 1]
 
 
 def measure_status(home: Path, *, timeout: float, say: Say) -> Readings:
     """Readers of the five tables' state. Raises RuntimeError for an answer that is not 200."""
-    today = lima_day(datetime.now(UTC))
+    today = DEFAULT.day(datetime.now(UTC))
     with without_variables("DATABASE_URL", "DATABASE_SCHEMA", "DAGSTER_POSTGRES_URL", "API_TOKENS"), local_stack(home):
         say("status: loading the five tables, starting Dagster and the API")
         refresh_by_command(OWN, list(TABLES), DayRange(today - timedelta(days=5), today), timeout)
@@ -59,7 +60,7 @@ def measure_status(home: Path, *, timeout: float, say: Say) -> Readings:
 
 @contextmanager
 def api_server(home: Path, graphql_url: str, timeout: float) -> Iterator[int]:
-    """Runs the API as a process, and gives its port."""
+    """The API as a process; its port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -85,7 +86,7 @@ def api_server(home: Path, graphql_url: str, timeout: float) -> Iterator[int]:
 
 
 async def read_answers(port: int, readers: int, seconds: float, path: str = PATH) -> Readings:
-    """Reads for `seconds`, and returns the measurements. Raises RuntimeError for an answer that is not 200."""
+    """What the readers see for so many seconds. Raises RuntimeError for an answer that is not 200."""
     milliseconds: list[float] = []
     sizes: set[int] = set()
     began = time.perf_counter()

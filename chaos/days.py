@@ -1,4 +1,4 @@
-"""Lets days pass: moves the clock of the server and of this process, and changes the source meanwhile."""
+"""Days that pass: a clock for the server and this process alike, and a source that goes on changing meanwhile."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import pyarrow as pa
 import time_machine
 
 from pulso_etl.local.sample_data import PARTITIONED, SampleData
-from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.zone import DEFAULT
 from pulso_etl.tables import TABLES
 
 DAYS = 4
-"""How many days the source holds at first."""
+"""So many days the source holds at first."""
 RETAINED = 75
-"""The most days that it holds: more than any refresh looks back."""
+"""So many days it holds at most: more than any refresh looks back."""
 ROWS_PER_DAY = 40
 MOVE_THE_CLOCK = """
 SET allow_system_table_mods = on;
@@ -31,10 +32,10 @@ AS 'SELECT pg_catalog.real_clock_timestamp() + shift FROM public.chaos_clock';
 
 
 class Clock:
-    """The current time of this process, and of the server in the database of `conn`. It can be moved forward."""
+    """The present, which can be moved on: of this process, and of the server in the database that `conn` is in."""
 
     def __init__(self, conn: psycopg.Connection) -> None:
-        """`conn` belongs to a superuser. In that database alone, it replaces a function of the server."""
+        """`conn` is a superuser's: a function of the server takes another's place, in that database alone."""
         self.conn = conn
         self.shift = timedelta(0)
         self._travel: time_machine.travel | None = None
@@ -46,7 +47,7 @@ class Clock:
 
     @property
     def today(self) -> date:
-        return lima_day(self.now)
+        return DEFAULT.day(self.now)
 
     def move(self, by: timedelta) -> None:
         self.stop()
@@ -64,7 +65,7 @@ class Clock:
 
 
 class Source:
-    """The rows of each source table by day, and their last change, which is within the lookback of every table that reads them."""
+    """What each source table holds of each day, and when that changed last: within the lookback of every table that reads it."""
 
     def __init__(self, names: dict[str, str], today: date) -> None:
         self.names = names
@@ -77,14 +78,14 @@ class Source:
 
     def change(self, name: str, at: datetime, back: int) -> None:
         """At that instant rows of a day are corrected, vanish, or are new: `back` days ago, or on the last day that may change."""
-        day = lima_day(at) - timedelta(days=min(back, self._lookback[name] - 1))
+        day = DEFAULT.day(at) - timedelta(days=min(back, self._lookback[name] - 1))
         if day >= self.first:
             self._count += 1
             self._revisions[name, day] = self._count
             self.changed[name][day] = at
 
     def pass_time(self, clock: Clock, by: timedelta, random: Random) -> None:
-        """Lets time pass. The source changes at random instants meanwhile, and at the end."""
+        """Time goes by, and the source changes at random instants of it, and at its end."""
         began = clock.now
         clock.move(by)
         for name in PARTITIONED:

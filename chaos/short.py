@@ -1,4 +1,4 @@
-"""The five tables, due every four minutes, and a nightly re-check every three minutes."""
+"""The five tables of the deployment, due every four minutes, and a nightly re-check that comes every three."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
     python trial.py [PORT]
 
-The data end today (America/Lima). Each start makes them again.
+The data end today. Each start makes them again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pulso_etl.local.child import interruptible
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import SampleData
 from pulso_etl.settings import load_settings
-from pulso_etl.sync.days import lima_day
+from pulso_etl.sync.zone import DEFAULT
 
 REST_PORT = 9050
 
@@ -29,7 +29,7 @@ def main(port: int) -> None:
     log = Path(tempfile.mkdtemp()) / "emulator.log"
     emulator = BigQueryEmulator(log, settings.bigquery_project_id, host="0.0.0.0", rest_port=port)
     with suppress(KeyboardInterrupt), interruptible(), emulator:
-        SampleData(settings.sources(), lima_day(datetime.now(UTC))).seed_into(emulator.client())
+        SampleData(settings.sources(), DEFAULT.day(datetime.now(UTC))).seed_into(emulator.client())
         print(f"BigQuery emulator: sample data of 30 days on port {port}", flush=True)
         while emulator.child is not None and emulator.child.exit_code is None:
             time.sleep(1)

@@ -14,14 +14,15 @@ from pulso_etl.refreshing.budget import AdmittedStream, DailyBudget
 from pulso_etl.refreshing.plan import Calendar, RefreshPlan, plan_refresh
 from pulso_etl.refreshing.ranges import launched_range, names_days, range_tags
 from pulso_etl.refreshing.request import Grants, RefreshRequest
-from pulso_etl.sync.days import LIMA, DayRange, lima_day
-from pulso_etl.sync.errors import PulsoError
+from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.errors import PlanError
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.loading.load import translated
 from pulso_etl.sync.redaction import clean_errors
 from pulso_etl.sync.spec import TableSpec, qualified
 from pulso_etl.sync.tags import SKIPPED_TAG, SPEC_KEY, TENANT_TAG
+from pulso_etl.sync.zone import DEFAULT, Zone
 
 
 class RetryUnlessInterrupted(dg.RetryPolicy):
@@ -44,9 +45,9 @@ RETRIES = RetryUnlessInterrupted(max_retries=2, delay=2, backoff=dg.Backoff.EXPO
 """Three attempts in all; delay in seconds."""
 
 
-def daily_partitions(first_day: date) -> dg.DailyPartitionsDefinition:
-    """Days of America/Lima from `first_day` to today, today included."""
-    return dg.DailyPartitionsDefinition(start_date=first_day.isoformat(), timezone=LIMA.key, end_offset=1)
+def daily_partitions(first_day: date, zone: Zone = DEFAULT) -> dg.DailyPartitionsDefinition:
+    """The zone's days from `first_day` to today, today included."""
+    return dg.DailyPartitionsDefinition(start_date=first_day.isoformat(), timezone=zone.name, end_offset=1)
 
 
 def column_schema(spec: TableSpec) -> dg.TableSchema:
@@ -144,9 +145,7 @@ def build_asset(
     def table(context: dg.AssetExecutionContext) -> Iterator[dg.Output[Any]]:
         try:
             plan = plan_of_run(context, spec, calendar)
-        except PulsoError as error:
-            if error.retryable:
-                raise
+        except PlanError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
         if plan.window is None:
             _tell(context, {SKIPPED_TAG: plan.reason}, f"skipped: {plan.reason}")
@@ -169,7 +168,7 @@ def plan_of_run(context: dg.AssetExecutionContext, spec: TableSpec, calendar: Ca
     due when it begins. Raises PlanError, and DestinationError where PostgreSQL does not answer.
     """
     now, tags = datetime.now(UTC), context.run.tags
-    today = lima_day(now)
+    today = spec.zone.day(now)
     if names_days(tags):
         return RefreshPlan(spec.name, launched_range(spec, tags, calendar.first_day, today), "the days of the launch")
     postgres: PostgresUpsertIOManager = resource(context, spec, "postgres")

@@ -77,7 +77,8 @@ def build_defs(
 
     `tables_in_all`: how many the deployment has, where that is more. `resource_overrides` replaces resources by key.
     """
-    partitions = daily_partitions(settings.partitions_start)
+    tables = {name: spec.in_zone(settings.timezone) for name, spec in tables.items()}
+    partitions = daily_partitions(settings.partitions_start, settings.zone)
     jobs = build_jobs(tables) if (tables_in_all or len(tables)) <= MOST_TABLES_WITH_JOBS else []
     checks = [key for spec in tables.values() for key in (*refresh_check_keys(spec), reconciliation_key(spec))]
     by_table = {table_job(spec) for spec in tables.values()}

@@ -19,13 +19,23 @@ from typing import Annotated, Any, Literal, TypeVar
 import psycopg
 from dotenv import load_dotenv
 from psycopg.conninfo import conninfo_to_dict
-from pydantic import Field, PrivateAttr, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pulso_etl.access.tokens import Keyring, Token, parse_tokens
 from pulso_etl.alerts.channels import parse_channels
 from pulso_etl.sync.errors import SettingsError
 from pulso_etl.sync.redaction import learn, learn_key_file
+from pulso_etl.sync.zone import DEFAULT_ZONE, Zone, known_zone
 
 GIBIBYTE = 1024**3
 NAME = r"^[A-Za-z0-9_-]+$"
@@ -58,6 +68,8 @@ class AccessSettings(BaseSettings):
     """Where the API reaches the GraphQL of Dagster's webserver."""
     dagster_graphql_token: SecretStr | None = None
     """Secret with which the API signs in at Dagster's webserver: 32 or more random characters, the same for both."""
+    timezone: Annotated[str, AfterValidator(known_zone)] = DEFAULT_ZONE
+    """Time zone of the days, by its name in the IANA list. Plans, schedules, budgets and the times that people see follow it."""
     tenants_file: Path | None = None
     """File that declares the tenants, YAML or TOML. Without it the deployment serves a single organisation."""
 
@@ -74,9 +86,14 @@ class AccessSettings(BaseSettings):
             Keyring("", value)
         return value
 
+    @property
+    def zone(self) -> Zone:
+        """The time zone of the deployment, or of the tenant."""
+        return Zone(self.timezone)
+
     def keyring(self, which: Callable[[Sequence[Token]], Sequence[Token]]) -> Keyring:
         """The tokens that `which` chooses, always up to date."""
-        return Keyring(self.api_tokens.get_secret_value(), self.api_tokens_file, which)
+        return Keyring(self.api_tokens.get_secret_value(), self.api_tokens_file, which, self.zone)
 
     @property
     def guarded(self) -> bool:
@@ -115,7 +132,7 @@ class AccessSettings(BaseSettings):
 class Settings(AccessSettings):
     """Settings of one deployment. The environment variable `X_Y` sets the field `x_y`; an empty variable counts as not set.
 
-    Days are days of America/Lima, prices are US dollars.
+    Days are days of `timezone`, prices are US dollars.
     """
 
     database_url: SecretStr
@@ -140,7 +157,7 @@ class Settings(AccessSettings):
     bigquery_maximum_bytes_billed: Annotated[int, Field(ge=1)] = 20 * GIBIBYTE
     """Limit of one query, in bytes. BigQuery refuses a query that would bill more, at no cost."""
     bigquery_daily_budget_bytes: Annotated[int, Field(ge=1)] | None = None
-    """Limit of all queries of a day in America/Lima, in bytes. Beyond it only forced refreshes run."""
+    """Limit of all queries of a day, in bytes. Beyond it only forced refreshes run."""
     bigquery_price_per_tib: Annotated[float, Field(ge=0)] = 6.25
     """On-demand price for the estimate in a run's metadata."""
     bigquery_use_storage_api: bool = True

@@ -21,11 +21,11 @@ from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl.local.sample_data import SampleData
 from pulso_etl.settings import Settings
-from pulso_etl.sync.days import lima_day
 from pulso_etl_tests.alerts.receivers import inbox, make_settings, receiver  # noqa: F401
 from pulso_etl_tests.dagster_stack import CHECKOUT, DagsterStack
 from pulso_etl_tests.faulty_proxy import FaultyProxy
 from pulso_etl_tests.holding_proxy import HoldingProxy
+from pulso_etl_tests.lima import lima_day
 
 hypothesis_settings.register_profile("pulso", deadline=None, max_examples=30, derandomize=True)
 hypothesis_settings.load_profile("pulso")

@@ -16,10 +16,10 @@ from pulso_etl.definitions import build_defs
 from pulso_etl.refreshing.execution import failure_reason
 from pulso_etl.refreshing.ranges import launched_range
 from pulso_etl.settings import Settings
-from pulso_etl.sync.days import LIMA, lima_day
 from pulso_etl.sync.errors import PlanError
 from pulso_etl.sync.tags import SPEC_KEY
 from pulso_etl.tables import TABLES, TableSpec
+from pulso_etl_tests.lima import LIMA, lima_day
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,14 @@ from pulso_etl.refreshing.budget import DailyBudget
 from pulso_etl.refreshing.launch import run_tags
 from pulso_etl.refreshing.request import Grants
 from pulso_etl.settings import Settings
-from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl.sync.ledger.watermarks import TableState, Watermarks
 from pulso_etl.sync.tags import CAPTURE_TAG
 from pulso_etl_tests.change_history import CALLS, ChangeHistoryProxy, Key, Source, loaded
 from pulso_etl_tests.faulty_proxy import error
+from pulso_etl_tests.lima import lima_day
 
 HOUR = timedelta(hours=1)
 QUERY = r"^POST \S+/jobs\b"

@@ -25,12 +25,13 @@ from pulso_etl.local.sample_data import SampleData
 from pulso_etl.refreshing.execution import Outcome, run_plan
 from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.settings import Settings
-from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.locks import table_lock
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.holding_proxy import HoldingProxy
+from pulso_etl_tests.lima import lima_day
 
 SPEC = TABLES["dashboard_data"]
 TODAY = lima_day(datetime.now(UTC))

@@ -14,9 +14,10 @@ from google.cloud import bigquery
 
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.refreshing.ranges import range_of
-from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.days import DayRange
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.dagster_stack import DagsterStack
+from pulso_etl_tests.lima import lima_day
 
 TODAY = lima_day(datetime.now(UTC))
 WINDOW = DayRange(TODAY - timedelta(days=2), TODAY)

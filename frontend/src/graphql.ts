@@ -27,6 +27,8 @@ export interface GraphQLOptions {
   fetch?: typeof globalThis.fetch | undefined;
   /** The tables; Pulso's own five where it is left out. */
   tables?: readonly TablePlan[] | undefined;
+  /** The deployment's TIMEZONE; America/Lima where it is left out. */
+  timezone?: string | undefined;
 }
 
 interface Run {
@@ -70,6 +72,7 @@ export function createGraphQLTransport(options: GraphQLOptions = {}): Transport 
   const url = options.url ?? `${globalThis.location?.origin ?? ""}/graphql`;
   const request = options.fetch ?? ((input, init) => globalThis.fetch(input, init));
   const plans = options.tables ?? tablesOfPulso;
+  const timezone = options.timezone ?? "America/Lima";
 
   async function ask<T>(query: string, variables: object, signal: AbortSignal | undefined): Promise<T> {
     const headers = new Headers({ "Content-Type": "application/json" });
@@ -188,6 +191,7 @@ export function createGraphQLTransport(options: GraphQLOptions = {}): Transport 
       status: troubled ? "degraded" : "ok",
       last_updated: updates.at(-1) ?? null,
       generated_at: now.toISOString(),
+      timezone,
       dagster: true,
       total_tables: tables.length,
       successes: tables.filter(({ status }) => status === "success").length,

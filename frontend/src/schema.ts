@@ -717,6 +717,7 @@ export interface components {
          *           "title": "Tablero de cobranzas"
          *         }
          *       ],
+         *       "timezone": "America/Bogota",
          *       "total_tables": 1
          *     }
          */
@@ -732,6 +733,11 @@ export interface components {
              * Format: date-time
              */
             generated_at: string;
+            /**
+             * Timezone
+             * @description Whose days the partitions are, by its name in the IANA list.
+             */
+            timezone: string;
             /**
              * Dagster
              * @description Whether Dagster answers; without it, runs that wait in its queue are not known.

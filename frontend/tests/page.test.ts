@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import openapi from "../openapi.json";
-import { bytes, cost, count, day, days, distance, duration, instant } from "../page/src/format";
+import { bytes, cost, count, day, days, distance, duration, instant, placeOf, writeTimesIn } from "../page/src/format";
 import { progressOf } from "../page/src/live";
 import { CAUSES, explain, explainRefusal, overall } from "../page/src/words";
 import { type Cause, ETLError } from "../src";
@@ -73,7 +73,11 @@ describe("numbers and instants", () => {
       "—",
     ]);
     expect([bytes(0), bytes(10_485_760)]).toEqual(["0 B", "10.5 MB"]);
+    writeTimesIn("America/Lima");
     expect(instant("2026-11-25T04:59:00Z")).toMatch(/^24 nov.*23:59$/);
+    writeTimesIn("America/Santiago");
+    expect(instant("2026-11-25T04:59:00Z")).toMatch(/^25 nov.*01:59$/);
+    expect(["America/Lima", "America/Bogota", "UTC"].map(placeOf)).toEqual(["de Lima", "de Bogotá", "UTC"]);
     expect(day("2026-11-25")).toMatch(/^25 nov/);
     expect(days("2026-11-19..2026-11-25")).toMatch(/^del 19 nov.* al 25 nov/);
   });

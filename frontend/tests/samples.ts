@@ -23,6 +23,7 @@ export function status(more: Partial<Status> = {}): Status {
     status: "ok",
     last_updated: "2026-11-25T15:00:00Z",
     generated_at: "2026-11-25T15:04:00Z",
+    timezone: "America/Lima",
     dagster: true,
     total_tables: 2,
     successes: 2,

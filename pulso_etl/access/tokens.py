@@ -13,8 +13,8 @@ from datetime import UTC, date, datetime
 from enum import IntEnum
 from pathlib import Path
 
-from pulso_etl.sync.days import lima_day
 from pulso_etl.sync.spec import TENANT
+from pulso_etl.sync.zone import DEFAULT, Zone
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Caller:
 
 @dataclass(frozen=True)
 class Token:
-    """A token as the settings keep it. `digest` is the SHA-256 of its secret, in hexadecimal. `last_day` (America/Lima) is the last
+    """A token as the settings keep it. `digest` is the SHA-256 of its secret, in hexadecimal. `last_day` is the last
     day on which it opens anything.
 
     A fast hash is enough, because a secret has 256 random bits, and nobody can try them all.
@@ -63,8 +63,15 @@ class Keyring:
     something that is no entry, its tokens stay as they were. If that is so at the start, raises ValueError.
     """
 
-    def __init__(self, entries: str, file: Path | None, which: Callable[[Sequence[Token]], Sequence[Token]] = tuple) -> None:
-        self._entries, self._file, self._which = entries, file, which
+    def __init__(
+        self,
+        entries: str,
+        file: Path | None,
+        which: Callable[[Sequence[Token]], Sequence[Token]] = tuple,
+        zone: Zone = DEFAULT,
+    ) -> None:
+        """`zone`: in which a token's last day ends."""
+        self._entries, self._file, self._which, self._zone = entries, file, which, zone
         self._seen = _version(file) if file else None
         self._tokens = self._read()
 
@@ -77,7 +84,7 @@ class Keyring:
                 logger.warning("API_TOKENS_FILE: %s; its tokens stay as they were", error)
             else:
                 logger.info("API_TOKENS_FILE: read again, %d token(s)", len(self._tokens))
-        today = lima_day(datetime.now(UTC))
+        today = self._zone.day(datetime.now(UTC))
         return iter([token for token in self._tokens if token.last_day is None or today <= token.last_day])
 
     def _read(self) -> tuple[Token, ...]:

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
 from pulso_etl.alerts.incidents import FAILURES, OUTAGES, Incident, Notice, Stage, State, Subject, Topic
-from pulso_etl.sync.days import LIMA, DayRange
+from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.owed import Watermark
+from pulso_etl.sync.zone import DEFAULT_ZONE, Zone
 from pulso_etl.tables import TABLES
-from pulso_etl.words import CAUSES, STATES, Severity, Words
+from pulso_etl.words import CAUSES, STATES, Severity, Words, place
 
 SUBJECTS_SHOWN = 15
 """A message names so many subjects and counts the rest."""
@@ -39,14 +40,14 @@ def table_title(table: str) -> str:
     return (TABLES[table].title if table in TABLES else "") or table
 
 
-def render(notice: Notice, dagster_ui_url: str, tenant: str = "") -> Message:
-    """The message of a notice, which names the tenant. Times are America/Lima; runs are linked at `dagster_ui_url`/runs/ID."""
+def render(notice: Notice, dagster_ui_url: str, tenant: str = "", timezone: str = DEFAULT_ZONE) -> Message:
+    """The message of a notice, which names the tenant. Times are those of the zone; runs are linked at `dagster_ui_url`/runs/ID."""
     incident, words = notice.incident, words_of(notice.incident.cause)
     if notice.stage is Stage.RECOVERED:
-        return _recovered(incident, words, tenant)
+        return _recovered(incident, words, tenant, timezone)
     subjects = incident.failing
     prefix = "Sigue: " if notice.stage is Stage.REMINDER else ""
-    lines = [f"Qué pasó: {words.what}", f"Desde: {_instant(incident.first_seen)}", *_failures(incident)]
+    lines = [f"Qué pasó: {words.what}", f"Desde: {_instant(incident.first_seen, timezone)}", *_failures(incident)]
     lines += _subjects(incident, subjects, dagster_ui_url)
     lines += [f"Además: «{words_of(other.cause).title}» ({_names(other.failing)})" for other in notice.held]
     lines += [f"Qué sigue: {words.next}", f"Qué hacer: {words.todo}"]
@@ -55,12 +56,12 @@ def render(notice: Notice, dagster_ui_url: str, tenant: str = "") -> Message:
     return Message(_title(prefix + words.title, subjects, tenant), "\n".join(lines), words.severity)
 
 
-def _recovered(incident: Incident, words: Words, tenant: str) -> Message:
+def _recovered(incident: Incident, words: Words, tenant: str, timezone: str) -> Message:
     ended = incident.over_at or incident.last_seen
     lines = [
         f"Qué pasó: {words.recovered}. El problema era «{words.title}».",
-        f"Desde: {_instant(incident.first_seen)}",
-        f"Hasta: {_instant(ended)}",
+        f"Desde: {_instant(incident.first_seen, timezone)}",
+        f"Hasta: {_instant(ended, timezone)}",
         f"Duró: {duration(ended - incident.first_seen)}",
         *_failures(incident),
         *_subjects(incident, incident.subjects, None),
@@ -74,11 +75,11 @@ def _still_to_load(incident: Incident) -> str:
     return f"; Pulso vuelve a cargar lo que falta: {tables}" if tables else ""
 
 
-def trial_message(now: datetime, tenant: str = "") -> Message:
+def trial_message(now: datetime, tenant: str = "", timezone: str = DEFAULT_ZONE) -> Message:
     """What `pulso-etl alert-test` sends."""
     return Message(
         f"{_sender(tenant)} Mensaje de prueba",
-        f"Qué pasó: nada; alguien probó los avisos de Pulso.\nHora: {_instant(now)}\nQué hacer: nada.",
+        f"Qué pasó: nada; alguien probó los avisos de Pulso.\nHora: {_instant(now, timezone)}\nQué hacer: nada.",
         "info",
     )
 
@@ -92,10 +93,10 @@ def duration(span: timedelta) -> str:
     return " ".join(f"{value} {unit}" for value, unit in units[first : first + 2] if value) or "0 s"
 
 
-def last_load(watermark: Watermark, now: datetime) -> str:
+def last_load(watermark: Watermark, now: datetime, timezone: str = DEFAULT_ZONE) -> str:
     """When a table was loaded, and up to which day: "cargada el 01/03/2026 23:30 (hora de Lima), hace 2 h 5 min; …"."""
     at, day = watermark.last_extracted_at, watermark.last_partition
-    loaded = f"cargada por última vez el {_instant(at)}, hace {duration(now - at)}" if at else "nunca se cargó"
+    loaded = f"cargada por última vez el {_instant(at, timezone)}, hace {duration(now - at)}" if at else "nunca se cargó"
     return f"{loaded}; último día cargado: {_day(day)}" if day else loaded
 
 
@@ -143,8 +144,8 @@ def _names(subjects: Iterable[Subject]) -> str:
     return ", ".join(dict.fromkeys(table_title(subject.table) for subject in subjects))
 
 
-def _instant(at: datetime) -> str:
-    return f"{at.astimezone(LIMA):%d/%m/%Y %H:%M} (hora de Lima)"
+def _instant(at: datetime, timezone: str) -> str:
+    return f"{Zone(timezone).local(at):%d/%m/%Y %H:%M} (hora {place(timezone)})"
 
 
 def _day(day: date) -> str:

@@ -69,6 +69,7 @@ class Alerts:
         self._timeout = settings.alert_timeout_seconds
         self._dagster_ui_url = settings.dagster_ui_url
         self._tenant = settings.owner.tenant
+        self._timezone = settings.timezone
         self._lock = threading.Lock()
         self._backlog: list[Event] = []
         self._memory = OutageMemory(settings)
@@ -116,7 +117,7 @@ class Alerts:
             deliveries = [
                 delivery
                 for notice in notices
-                for delivery in self._send(self._channels, render(notice, self._dagster_ui_url, self._tenant))
+                for delivery in self._send(self._channels, render(notice, self._dagster_ui_url, self._tenant, self._timezone))
             ]
             self._memory.write(replace(known, away=told if any(one.ok for one in deliveries) else incident))
         return Flushed(len(notices), tuple(deliveries), stored=False)
@@ -152,7 +153,7 @@ class Alerts:
             book, notices = announce(absorb(adopted, events), now, self._policy)
             book = self._store.save(conn, before, book)
             for notice in notices:
-                message = render(notice, self._dagster_ui_url, self._tenant)
+                message = render(notice, self._dagster_ui_url, self._tenant, self._timezone)
                 names = [channel.name for channel in self._channels]
                 self._store.post(conn, book[notice.position], notice.stage, message, names, now)
         # This follows the commit. If an outage is adopted twice, it is still one incident.
@@ -224,4 +225,4 @@ def _retry_wait(attempts: int) -> timedelta:
 def try_channels(settings: Settings, now: datetime) -> list[Delivery]:
     """Sends a trial message to every channel, and returns each delivery. Empty if ALERT_URLS is not set."""
     channels = parse_channels(settings.alert_urls.get_secret_value())
-    return send(channels, trial_message(now, settings.owner.tenant), timeout=settings.alert_timeout_seconds)
+    return send(channels, trial_message(now, settings.owner.tenant, settings.timezone), timeout=settings.alert_timeout_seconds)

@@ -55,7 +55,6 @@ from pulso_etl.automation.recovery import EndedAttempt, recover
 from pulso_etl.definitions import build_source
 from pulso_etl.refreshing.request import Grants, Mode, RefreshRequest
 from pulso_etl.settings import Settings
-from pulso_etl.sync.days import LIMA, lima_day
 from pulso_etl.sync.errors import BudgetExceeded, DestinationError, PlanError, PulsoError, first_line
 from pulso_etl.sync.postgres.server_errors import keeps_out, meaning
 from pulso_etl.sync.postgres.sessions import Session
@@ -548,8 +547,8 @@ async def _no_sense(request: Request, error: Exception) -> Response:
 
 async def _budget_spent(request: Request, error: Exception) -> Response:
     assert isinstance(error, BudgetExceeded)
-    now = datetime.now(UTC)
-    midnight = datetime.combine(lima_day(now) + timedelta(days=1), datetime.min.time(), LIMA)
+    now, zone = datetime.now(UTC), request.app.state.deployment.settings.zone
+    midnight = zone.begin(zone.day(now) + timedelta(days=1))
     return fault_of(429, error, {"Retry-After": str(int((midnight - now).total_seconds()) + 1)})
 
 

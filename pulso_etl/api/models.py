@@ -1,4 +1,4 @@
-"""What the API answers: the shapes, which are also its OpenAPI document. Instants carry a zone, days are those of America/Lima."""
+"""What the API answers: the shapes, which are also its OpenAPI document. Instants carry a zone, days are those of `timezone`."""
 
 from __future__ import annotations
 
@@ -315,6 +315,7 @@ class Status(Shape):
                     "status": "ok",
                     "last_updated": "2026-11-25T15:04:05Z",
                     "generated_at": "2026-11-25T15:46:15Z",
+                    "timezone": "America/Bogota",
                     "dagster": True,
                     "total_tables": 1,
                     "successes": 1,
@@ -331,6 +332,8 @@ class Status(Shape):
     last_updated: datetime | None
     """The newest success of any table."""
     generated_at: datetime
+    timezone: str
+    """Whose days the partitions are, by its name in the IANA list."""
     dagster: bool
     """Whether Dagster answers; without it, runs that wait in its queue are not known."""
     total_tables: int

@@ -34,12 +34,13 @@ from pulso_etl.refreshing.freshness import FreshnessState, freshness
 from pulso_etl.refreshing.ranges import range_of
 from pulso_etl.refreshing.runs import refreshed_tables
 from pulso_etl.settings import Settings
-from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.ledger.locks import HELD_LOCKS, table_lock
 from pulso_etl.sync.ledger.watermarks import TableState
 from pulso_etl.sync.redaction import scrub
 from pulso_etl.sync.spec import TableSpec
+from pulso_etl.sync.zone import DEFAULT_ZONE
 
 SHOWN = 20
 """Extractions in a list."""
@@ -65,7 +66,7 @@ class Look:
     ui_url: str
 
 
-def status_of(spec: TableSpec, state: TableState | None, run: Run | None, rows: int | None, look: Look) -> TableStatus:
+def table_status(spec: TableSpec, state: TableState | None, run: Run | None, rows: int | None, look: Look) -> TableStatus:
     """What is told of one table: its watermark's row, the run under way, if any, and the rows which that has copied."""
     if state is None:
         return TableStatus(
@@ -137,7 +138,9 @@ def runs_by_table(runs: Iterable[Run], tables: Mapping[str, TableSpec]) -> dict[
     return found
 
 
-def overall(tables: Sequence[TableStatus], recent: Sequence[Extraction], now: datetime, *, dagster: bool) -> Status:
+def overall(
+    tables: Sequence[TableStatus], recent: Sequence[Extraction], now: datetime, *, dagster: bool, timezone: str = DEFAULT_ZONE
+) -> Status:
     """The state of all tables together."""
     updates = [table.last_extracted_at for table in tables if table.last_extracted_at is not None]
     by_status = Counter(table.status for table in tables)
@@ -146,6 +149,7 @@ def overall(tables: Sequence[TableStatus], recent: Sequence[Extraction], now: da
         status=Overall.UNREACHABLE if not dagster else Overall.DEGRADED if troubled else Overall.OK,
         last_updated=max(updates, default=None),
         generated_at=now,
+        timezone=timezone,
         dagster=dagster,
         total_tables=len(tables),
         successes=by_status[LastStatus.SUCCESS],
@@ -236,13 +240,13 @@ class StatusReader:
         except DagsterUnavailable:
             runs, reached = {}, False
         look = Look(now, self.rhythm, self.settings.dagster_ui_url)
-        told = [status_of(spec, states.get(name), runs.get(name), copied.get(name), look) for name, spec in self.tables.items()]
-        status = overall(told, recent, now, dagster=reached)
+        told = [table_status(spec, states.get(name), runs.get(name), copied.get(name), look) for name, spec in self.tables.items()]
+        status = overall(told, recent, now, dagster=reached, timezone=self.settings.timezone)
         return Snapshot(status, status.model_dump_json().encode())
 
     async def detail(self, status: TableStatus) -> TableDetail:
         """The table's history beside its status. Raises DatabaseUnavailable."""
-        today = lima_day(datetime.now(UTC))
+        today = self.settings.zone.day(datetime.now(UTC))
         # A day can't have been loaded before it began.
         since = today - timedelta(days=CALENDAR_DAYS)
         query = sql.SQL(

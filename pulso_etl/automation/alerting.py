@@ -1,4 +1,4 @@
-"""Which alerts a deployment needs: a pure function from its state at one instant to the events of `alerts`."""
+"""What of a deployment's state is worth an alert: a pure function from the state at one instant to the events of `alerts`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def events(tables: Mapping[str, TableSpec], situation: Situation, *, since: date
                 yield from _ended(spec, attempt)
         # A table that was never loaded is told of by its failed runs.
         if standing.watermark is not None and standing.watermark.last_extracted_at is not None:
-            detail = last_load(standing.watermark, now)
+            detail = last_load(standing.watermark, now, spec.timezone)
             if (lost := standing.watermark.lost) is not None:
                 detail = f"faltan {lost.rows} filas de {lost.window}; para recuperarlas: {lost.command(spec)}"
             yield _state(freshness(spec, standing.watermark, now).is_stale, State.STALE, table, now, detail)

@@ -1,4 +1,4 @@
-"""Schedules, in America/Lima time: they run at a fixed hour, whatever the sensors have found."""
+"""Schedules, in the time zone of the tables: what runs at an hour of its own, whatever the sensors have found."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from pulso_etl.access.permits import WHOLE_GRAPH
 from pulso_etl.refreshing.launch import Launch, launches
 from pulso_etl.refreshing.planner import Planner
 from pulso_etl.refreshing.request import Mode, RefreshRequest
-from pulso_etl.refreshing.runs import ALL_JOB, RECONCILIATION_JOB, tenant_of
-from pulso_etl.sync.days import LIMA, lima_day
+from pulso_etl.refreshing.runs import ALL_JOB, RECONCILIATION_JOB, tenant_of, zone_of
 from pulso_etl.sync.errors import BudgetExceeded
 from pulso_etl.sync.owed import Watermark
 from pulso_etl.sync.patience import TICK_SECONDS, within
@@ -43,7 +42,7 @@ class Schedules:
 
         def asked(found: Mapping[str, Watermark]) -> Iterator[dg.RunRequest]:
             for plan in self.planner.plans(request, found, now):
-                key = f"nightly/{lima_day(now)}/{plan.table}"
+                key = f"nightly/{self.planner.tables[plan.table].zone.day(now)}/{plan.table}"
                 for place, launch in enumerate(launches(self.planner.tables[plan.table], plan)):
                     yield launch.as_run_request(f"{key}/{launch.window}" if place else key)
 
@@ -54,7 +53,7 @@ class Schedules:
         specs = self.planner.tables.values()
         yield from self._within_budget(
             RefreshRequest(),
-            lambda _: [Launch.of_reconciliation(spec).as_run_request(f"weekly/{lima_day(now)}/{spec.name}") for spec in specs],
+            lambda _: [Launch.of_reconciliation(spec).as_run_request(f"weekly/{spec.zone.day(now)}/{spec.name}") for spec in specs],
         )
 
     def _within_budget(
@@ -87,7 +86,7 @@ def build_schedules(
     """
     tenant, schedules = tenant_of(planner.tables), Schedules(planner, watermarks)
     common: dict[str, Any] = {
-        "execution_timezone": LIMA.key,
+        "execution_timezone": zone_of(planner.tables).name,
         "default_status": dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED,
     }
 

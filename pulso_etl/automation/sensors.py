@@ -24,7 +24,7 @@ from pulso_etl.automation.recovery import EndedAttempt, recover
 from pulso_etl.bigquery import changes as source_changes
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.checks.asset_checks import currency, up_to_date_key
-from pulso_etl.refreshing.due import MEMORY, Decision, Rhythm, Standing, days_to_read, decide_due, loaded_days
+from pulso_etl.refreshing.due import MEMORY, Decision, Rhythm, Standing, changed_days, decide_due, loaded_days
 from pulso_etl.refreshing.launch import launches
 from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.refreshing.planner import Planner, watermarks_of
@@ -32,7 +32,7 @@ from pulso_etl.refreshing.ranges import range_of
 from pulso_etl.refreshing.request import Grants, RefreshRequest
 from pulso_etl.refreshing.runs import in_flight, is_of, table_job, tenant_of
 from pulso_etl.settings import Settings
-from pulso_etl.sync.days import DayRange, contiguous, lima_day
+from pulso_etl.sync.days import DayRange, contiguous
 from pulso_etl.sync.errors import BudgetExceeded, Cause, PulsoError, SourceUnavailable, first_line, interrupted
 from pulso_etl.sync.ledger.ledger import server_clock
 from pulso_etl.sync.ledger.watermarks import Attempt, TableState, Watermarks
@@ -249,7 +249,7 @@ class Automation:
                 days, note = self._days_to_read(looks, spec, standing, decision, now)
                 reasons.append(f"{table}: {decision.reason}; {note}")
                 if unchanged := [day for day in decision.window if day not in days]:
-                    horizon = Horizon.of(spec, self.settings.partitions_start, lima_day(now))
+                    horizon = Horizon.of(spec, self.settings.partitions_start, spec.zone.day(now))
                     self.marks.unchanged(conn, table, unchanged, now, horizon)
                 if not days:
                     self._report_unchanged(instance, spec, decision.window)
@@ -296,7 +296,7 @@ class Automation:
             return every, f"the whole window: the source does not tell its changes ({error})"
         if modified is None:
             return every, "the whole window: the source gives no signal of changes"
-        days = days_to_read(window, loaded, modified, margin)
+        days = changed_days(window, loaded, modified, margin)
         return days, f"{len(days)} of {window.days} partitions to read, {window.days - len(days)} verified"
 
     def _report_unchanged(self, instance: dg.DagsterInstance, spec: TableSpec, window: DayRange) -> None:

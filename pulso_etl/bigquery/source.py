@@ -170,7 +170,7 @@ class BigQueryStream:
     def sql(self) -> str:
         """The statement that runs, with the names of the source tables filled in."""
         query = captured_sql(self.spec) if self._changes else self.spec.query
-        return fill(query, self.source.tables(self.spec))
+        return fill(query, self.source.tables(self.spec), self.spec.timezone)
 
     def capture(self, watermark: Watermark, written_at: datetime | None, now: datetime) -> datetime | None:
         """Makes this the stream of the changes since the watermark, and returns the instant that they lead to.

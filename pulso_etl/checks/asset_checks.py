@@ -23,7 +23,7 @@ from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.checks.reconciliation import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE, Reconciliation, reconcile
 from pulso_etl.refreshing.freshness import freshness
 from pulso_etl.refreshing.ranges import tagged_range
-from pulso_etl.sync.days import LIMA, DayRange, lima_day
+from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import PulsoError
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl.sync.ledger.watermarks import LOOK_EVERY, Watermarks
@@ -87,7 +87,7 @@ def build_checks(spec: TableSpec) -> dg.AssetChecksDefinition:
 
 def _inspect(context: dg.AssetCheckExecutionContext, spec: TableSpec) -> Iterator[dg.AssetCheckResult]:
     postgres: PostgresUpsertIOManager = resource(context, spec, "postgres")
-    today = lima_day(datetime.now(UTC))
+    today = spec.zone.day(datetime.now(UTC))
     lookback = DayRange(today - timedelta(days=spec.lookback_days - 1), today)
     window = tagged_range(context.run.tags) or lookback
     with translated(spec, window), postgres.connect(context.run.run_id, spec.timeout) as conn:
@@ -99,7 +99,7 @@ def _inspect(context: dg.AssetCheckExecutionContext, spec: TableSpec) -> Iterato
 def _look_at_watermark(context: dg.AssetCheckExecutionContext, spec: TableSpec) -> dg.AssetCheckResult:
     postgres: PostgresUpsertIOManager = resource(context, spec, "postgres")
     now = datetime.now(UTC)
-    today = lima_day(now)
+    today = spec.zone.day(now)
     with translated(spec, DayRange(today, today)), postgres.connect(context.run.run_id, spec.timeout) as conn:
         state = Watermarks(postgres.database_schema).read(conn).get(spec.name)
     told = currency(spec, state.watermark if state else None, now)
@@ -118,7 +118,7 @@ def _reconcile(context: dg.AssetCheckExecutionContext, spec: TableSpec) -> Itera
     if asset_key(spec) in context.job_def.asset_layer.selected_asset_keys:
         context.log.info(f"{spec.name}: not reconciled, this run refreshes it; launch the check alone")
         return
-    today = lima_day(datetime.now(UTC))
+    today = spec.zone.day(datetime.now(UTC))
     given = tagged_range(context.run.tags)
     try:
         with translated(spec, given or DayRange(today, today)), postgres.connect(context.run.run_id, spec.timeout) as conn:
@@ -157,7 +157,7 @@ def currency(spec: TableSpec, watermark: Watermark | None, now: datetime) -> dg.
         severity=dg.AssetCheckSeverity.WARN,
         description=lost
         + (
-            f"last refresh {extracted.astimezone(LIMA):%Y-%m-%d %H:%M} in Lima, newest partition {partition}"
+            f"last refresh {spec.zone.local(extracted):%Y-%m-%d %H:%M} ({spec.timezone}), newest partition {partition}"
             if extracted
             else "never refreshed"
         ),

@@ -11,7 +11,7 @@ from rich.table import Table
 from pulso_etl.cli.terminal import TenantOption, say, session, show
 from pulso_etl.refreshing.planner import named_tables
 from pulso_etl.settings import load_settings
-from pulso_etl.sync.days import first_kept_day, lima_day
+from pulso_etl.sync.days import first_kept_day
 from pulso_etl.sync.errors import PlanError
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.loading.months import expired, remove_expired
@@ -62,7 +62,7 @@ def retention(
     if detach and drop:
         raise PlanError("give either --detach or --drop")
     settings, known = chosen(load_settings(), tenant)
-    schema, today = settings.database_schema, lima_day(datetime.now(UTC))
+    schema, today = settings.database_schema, settings.zone.day(datetime.now(UTC))
     months = 0
     with session(settings).hold() as conn:
         for spec in named_tables(tables or [], known):
@@ -91,6 +91,6 @@ def show_sql(
     """Prints the statements that a refresh of the table runs, on BigQuery and on PostgreSQL."""
     settings, tables = chosen(load_settings(), tenant)
     [spec] = named_tables([table], tables)
-    say(f"-- BigQuery\n{fill(spec.query, spec.source_tables(settings.sources()))}\n-- PostgreSQL")
+    say(f"-- BigQuery\n{fill(spec.query, spec.source_tables(settings.sources()), spec.timezone)}\n-- PostgreSQL")
     for statement in statements_in_order(Statements(spec, settings.database_schema)):
         say(f"{statement.as_string()};")

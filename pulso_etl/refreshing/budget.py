@@ -1,13 +1,13 @@
-"""The day's BigQuery budget over all tables: how much the history of extractions says was billed, and whether a query may run.
+"""The day's BigQuery budget over all tables: what was billed by the history of extractions, and whether more may be.
 
-The cap of one query is the source's; this is the sum of all queries of a day of America/Lima.
+The cap of one query is the source's; this is the sum of all queries of a day of the deployment's time zone.
 """
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import UTC, datetime, time
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import dagster as dg
@@ -17,20 +17,21 @@ import pyarrow as pa
 from pulso_etl.bigquery.source import TIB
 from pulso_etl.refreshing.request import NO_GRANTS, Grants
 from pulso_etl.settings import GIBIBYTE, Settings
-from pulso_etl.sync.days import LIMA, DayRange, lima_day
+from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import BudgetExceeded
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.owed import Watermark
 from pulso_etl.sync.postgres.sessions import Session
 from pulso_etl.sync.streams import ChangeStream, PastStream
 from pulso_etl.sync.tags import FORCE_TAG
+from pulso_etl.sync.zone import DEFAULT_ZONE, Zone
 
 ALERT_SHARE = 0.8
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes that may be billed on a day (None: no limit), bytes that were billed, and the price in US dollars per TiB."""
+    """Bytes that may be billed on a day (None: no limit), bytes that were, and US dollars per TiB."""
 
     limit: int | None
     spent: int
@@ -38,7 +39,7 @@ class Budget:
 
     @property
     def share(self) -> float:
-        """The share of the limit that is spent; 0 if there is no limit."""
+        """Spent of the limit, 0 where there is none."""
         return self.spent / self.limit if self.limit else 0.0
 
     @property
@@ -53,7 +54,7 @@ class Budget:
         """Raises BudgetExceeded where the budget is spent."""
         if self.is_spent:
             raise BudgetExceeded(
-                f"the day's BigQuery budget is spent: {self}; only forced refreshes run until midnight in America/Lima "
+                f"the day's BigQuery budget is spent: {self}; only forced refreshes run until midnight "
                 f"(--force, or the run tag {FORCE_TAG}=true); the budget is BIGQUERY_DAILY_BUDGET_BYTES"
             )
 
@@ -62,12 +63,13 @@ class Budget:
 
 
 class DailyBudget(dg.ConfigurableResource[None]):
-    """The budget of a deployment: how many bytes may be billed on a day of America/Lima (None: no limit), and USD per TiB."""
+    """The budget of a deployment: how many bytes a day may bill (None: no limit), US dollars per TiB, and whose days."""
 
     database_url: str
     database_schema: str = "public"
     limit: int | None = None
     price_per_tib: float = 6.25
+    timezone: str = DEFAULT_ZONE
 
     @classmethod
     def of(cls, settings: Settings) -> DailyBudget:
@@ -77,6 +79,7 @@ class DailyBudget(dg.ConfigurableResource[None]):
             database_schema=settings.database_schema,
             limit=settings.bigquery_daily_budget_bytes,
             price_per_tib=settings.bigquery_price_per_tib,
+            timezone=settings.timezone,
         )
 
     def today(self) -> Budget:
@@ -84,24 +87,30 @@ class DailyBudget(dg.ConfigurableResource[None]):
         if self.limit is None:
             return Budget(None, 0, self.price_per_tib)
         with Session(self.database_url, "budget").open() as conn:
-            return read_budget(conn, self.database_schema, datetime.now(UTC), self.limit, self.price_per_tib)
+            return self.read(conn, datetime.now(UTC))
+
+    def read(self, conn: psycopg.Connection, now: datetime) -> Budget:
+        """The budget at the instant `now`: spent is what the attempts that ended since midnight were billed, failed ones too."""
+        zone = Zone(self.timezone)
+        spent = Watermarks(self.database_schema).billed(conn, zone.begin(zone.day(now)))
+        return Budget(self.limit, spent, self.price_per_tib)
 
     def admit(self, grants: Grants = NO_GRANTS) -> None:
-        """Checks the budget. Every way in and every query calls this.
+        """Whether BigQuery may be asked now: every way in, and every query, asks here.
 
-        Raises BudgetExceeded if the budget is spent and the grants do not say `force`. Raises psycopg.Error.
+        Raises BudgetExceeded where the budget is spent, unless the grants say `force`, and psycopg.Error.
         """
         if not grants.force:
             self.today().admit()
 
 
 class SourceStream(ChangeStream, PastStream, Protocol):
-    """The kind of stream that a source yields."""
+    """What a source yields."""
 
 
 @dataclass(frozen=True)
 class AdmittedStream:
-    """A SourceStream that checks the budget before each query; a run with the grant `force` passes the check."""
+    """A stream that asks only where the budget, or a grant of its run, admits it; a SourceStream itself."""
 
     stream: SourceStream
     budget: DailyBudget
@@ -128,9 +137,3 @@ class AdmittedStream:
 
     def whole(self, reason: str) -> None:
         self.stream.whole(reason)
-
-
-def read_budget(conn: psycopg.Connection, schema: str, now: datetime, limit: int, price_per_tib: float) -> Budget:
-    """The budget at the instant `now`. It counts the attempts that ended since midnight in America/Lima, also failed ones."""
-    midnight = datetime.combine(lima_day(now), time(), LIMA)
-    return Budget(limit, Watermarks(schema).billed(conn, midnight), price_per_tib)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, time, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 
-from pulso_etl.sync.days import LIMA, lima_day
 from pulso_etl.sync.owed import Watermark
 from pulso_etl.sync.spec import TableSpec
 
@@ -65,7 +64,7 @@ def _is_stale(spec: TableSpec, watermark: Watermark, since: datetime, now: datet
     if watermark.lost is not None or watermark.last_partition is None:
         return True
     patience = 2 * spec.refresh_every
-    today = lima_day(now)
-    since_midnight = now - datetime.combine(today, time(), LIMA)
+    today = spec.zone.day(now)
+    since_midnight = now - spec.zone.begin(today)
     newest = today if since_midnight > patience else today - timedelta(days=1)
     return now - since > patience or watermark.last_partition < newest

@@ -1,4 +1,4 @@
-"""Which tables a run of Dagster refreshes, over which days, and for which tenant."""
+"""What a run of Dagster's has to do with the tables: which ones it refreshes, over which days, and whose it is."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pulso_etl.refreshing.request import RefreshRequest
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.spec import TableSpec, qualified
 from pulso_etl.sync.tags import TABLE_TAG, TENANT_TAG
+from pulso_etl.sync.zone import DEFAULT, Zone
 
 ALL_JOB = "refresh_all"
 RECONCILIATION_JOB = "reconcile_all"
@@ -41,13 +42,18 @@ class DatedRun(SomeRun, Protocol):
 Found = TypeVar("Found", bound=DatedRun)
 
 
+def zone_of(tables: Mapping[str, TableSpec]) -> Zone:
+    """The time zone of the tables' days; all tables of a tenant have the same."""
+    return next((spec.zone for spec in tables.values()), DEFAULT)
+
+
 def tenant_of(tables: Mapping[str, TableSpec]) -> str:
     """Whose tables these are; empty where there are no tenants."""
     return next((spec.tenant for spec in tables.values()), "")
 
 
 def is_of(tags: Mapping[str, str], tenant: str) -> bool:
-    """Whether a run with these tags is the tenant's. A run's id proves nothing: any tenant can write any id into its own tables."""
+    """Whether a run with the tags is the tenant's. An id may stand in tables that any tenant's role writes to: it says nothing."""
     return tags.get(TENANT_TAG, "") == tenant
 
 
@@ -66,7 +72,7 @@ def job_tables(tables: Mapping[str, TableSpec]) -> dict[str, tuple[str, ...]]:
 
 
 def refreshed_tables(run: SomeRun, tables: Mapping[str, TableSpec]) -> Sequence[str]:
-    """The tables that a run refreshes, by its tags, its selection or its job; all tables if none of these says.
+    """The tables that a run refreshes, by its tags, its selection or its job; all of them where it does not say.
 
     A run of another tenant refreshes none of them.
     """
@@ -83,7 +89,7 @@ def refreshed_tables(run: SomeRun, tables: Mapping[str, TableSpec]) -> Sequence[
 
 
 def in_flight(runs: Iterable[SomeRun], tables: Mapping[str, TableSpec]) -> dict[str, dict[str, DayRange | None]]:
-    """The runs under way of each table that has one: the days of each run by its id, or None if the run names no days."""
+    """The runs under way of each table that has one: by the run's id its days, or None where it does not say."""
     found: dict[str, dict[str, DayRange | None]] = defaultdict(dict)
     for run in runs:
         for table in refreshed_tables(run, tables):
@@ -92,7 +98,7 @@ def in_flight(runs: Iterable[SomeRun], tables: Mapping[str, TableSpec]) -> dict[
 
 
 def run_over(runs: Mapping[str, DayRange | None], window: DayRange) -> str | None:
-    """The id of a run under way that loads days of the window, or that names no days and so may load them."""
+    """The id of a run under way that may load days of the window: it loads some of them, or does not say which days it loads."""
     return next((run for run, days in runs.items() if days is None or days.overlaps(window)), None)
 
 
@@ -112,7 +118,7 @@ def joinable(plan: RefreshPlan, runs: Iterable[Found], tables: Mapping[str, Tabl
 def joined(
     request: RefreshRequest, plans: Iterable[RefreshPlan], runs: Sequence[Found], tables: Mapping[str, TableSpec]
 ) -> dict[str, Found]:
-    """The run under way of each table that already does what the request asks for. A request that is not plain joins no run."""
+    """The run under way of each table that does already what the request asks for; a request that asks for more joins none."""
     if not request.is_plain:
         return {}
     return {plan.table: run for plan in plans if (run := joinable(plan, runs, tables)) is not None}

@@ -1,21 +1,18 @@
-"""Days and ranges of days, by the calendar of America/Lima."""
+"""Days and ranges of days."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
-from zoneinfo import ZoneInfo
+from datetime import date, timedelta
 
 from pulso_etl.sync.errors import PlanError
 from pulso_etl.sync.spec import TableSpec
 
-LIMA = ZoneInfo("America/Lima")
-
 
 @dataclass(frozen=True)
 class DayRange:
-    """Days of America/Lima, both ends included."""
+    """Days, both ends included."""
 
     start: date
     end: date
@@ -50,13 +47,6 @@ class DayRange:
 
     def __str__(self) -> str:
         return str(self.start) if self.start == self.end else f"{self.start}..{self.end}"
-
-
-def lima_day(now: datetime) -> date:
-    """The day of an instant in America/Lima. Raises PlanError for a time without zone."""
-    if now.tzinfo is None:
-        raise PlanError("the time now has no zone")
-    return now.astimezone(LIMA).date()
 
 
 def first_kept_day(spec: TableSpec, today: date) -> date:

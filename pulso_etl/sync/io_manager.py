@@ -15,7 +15,7 @@ from dagster._core.execution.context.system import StepExecutionContext
 from psycopg.pq import TransactionStatus
 from pydantic import ValidationError
 
-from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import (
     Cause,
     ContractError,
@@ -48,6 +48,7 @@ from pulso_etl.sync.spec import CAPTURE_LAG, TableSpec
 from pulso_etl.sync.streams import ChangeStream, Stream, as_stream
 from pulso_etl.sync.tags import ALLOW_SHRINK_TAG, CAPTURE_TAG, SPEC_KEY
 from pulso_etl.sync.target import Target
+from pulso_etl.sync.zone import DEFAULT
 
 RECORD_TIMEOUT = timedelta(minutes=1)
 EVERY_DAY = DayRange(date.min, date.max)
@@ -114,7 +115,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
     def _load(self, context: OutputContext, obj: Any) -> None:
         asset, step, started = context.asset_key.to_user_string(), context.step_context, datetime.now(UTC)
         # The asset's name and today stand for the table and the days until these are known.
-        named = RunningAttempt(asset, DayRange(today := lima_day(started), today), context.run_id, _number(step), started)
+        named = RunningAttempt(asset, DayRange(today := DEFAULT.day(started), today), context.run_id, _number(step), started)
         attempt = AttemptRecord(named, time.monotonic())
         with self._recorded(context, attempt):
             spec = _spec(context.definition_metadata, asset)
@@ -132,7 +133,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
             translated(spec, window),
         ):
             definition = context.asset_partitions_def
-            horizon = Horizon.of(spec, first_day(definition), lima_day(started), last_day(definition))
+            horizon = Horizon.of(spec, first_day(definition), spec.zone.day(started), last_day(definition))
             result, settlement = self._attempt(Target(conn, spec, self.database_schema), attempt, stream, step, horizon)
         details = _details(result, stream.metadata) | settlement.as_metadata()
         _log(context, spec, window, result, settlement, details)
@@ -185,7 +186,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         attempt.running = True
         # In a transaction of its own: the load's transaction would keep other loads from adding months until its end.
         with conn.transaction():
-            refuse_expired(spec, extraction.window, lima_day(extraction.started_at))
+            refuse_expired(spec, extraction.window, spec.zone.day(extraction.started_at))
             if not sole:
                 create_months(target, extraction.window)
         return Writer(extraction.run_id, self.work_mem_mb, sole)

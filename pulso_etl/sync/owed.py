@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 
-from pulso_etl.sync.days import DayRange, contiguous, first_kept_day, lima_day
+from pulso_etl.sync.days import DayRange, contiguous, first_kept_day
 from pulso_etl.sync.spec import TableSpec
+from pulso_etl.sync.zone import DEFAULT, Zone
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,6 @@ class Reading:
 
     at: datetime
     open_until: date
-
-    @property
-    def day(self) -> date:
-        """The day on which the reading happened."""
-        return lima_day(self.at)
-
-    @property
-    def is_final(self) -> bool:
-        return self.day >= self.open_until
 
 
 @dataclass(frozen=True)
@@ -84,17 +76,18 @@ class Settlement:
 class Horizon:
     """Which days of a table can be owed: days from `first_day` to `last_day`.
 
-    The source changes a day for `lookback_days` after it, and so long the day is owed.
+    The source changes a day for `lookback_days` after it, and so long the day is owed. In the `zone` a reading happened on its day.
     """
 
     lookback_days: int = 1
     first_day: date = date.min
     last_day: date = date.max
+    zone: Zone = DEFAULT
 
     @classmethod
     def of(cls, spec: TableSpec, first_day: date, today: date, last_day: date = date.max) -> Horizon:
         """The horizon of a table whose partitions begin on `first_day`; its newest partition ends on `last_day`."""
-        return cls(spec.lookback_days, max(first_day, first_kept_day(spec, today)), last_day)
+        return cls(spec.lookback_days, max(first_day, first_kept_day(spec, today)), last_day, spec.zone)
 
     def open_until(self, day: date) -> date:
         """The first day on which a reading of that day is final."""
@@ -117,8 +110,9 @@ def owed_days(horizon: Horizon, watermark: Watermark, today: date) -> list[date]
 
     def closed(day: date, reading: Reading) -> bool:
         # A reading in the future comes from a wrong clock, and closes no day.
-        final = reading.is_final and reading.day <= today
-        return final and (day < begin or reading.day >= horizon.open_until(day))
+        read_on = horizon.zone.day(reading.at)
+        final = reading.open_until <= read_on <= today
+        return final and (day < begin or read_on >= horizon.open_until(day))
 
     still_open = {day for day, reading in watermark.readings.items() if not closed(day, reading)}
     unread = {day for day in DayRange(begin, today) if day not in watermark.readings} if begin <= today else set()
@@ -133,12 +127,12 @@ def settle(horizon: Horizon, watermark: Watermark, at: datetime) -> Settlement:
     (partitions may end before they can be read). At that instant nothing was owed. So it does not matter which launches read the
     days, or in which order.
     """
-    today, last, known = lima_day(at), watermark.last_extracted_at, watermark.readings
+    today, last, known = horizon.zone.day(at), watermark.last_extracted_at, watermark.readings
     reached = max((day for day in known if day <= today), default=None)
     if reached is not None:
         readings = [known.get(day) for day in {*owed_days(horizon, watermark, reached), reached}]
         oldest = min(reading.at for reading in readings if reading is not None)
-        covered = None not in readings and min(lima_day(oldest), horizon.last_day) <= reached
+        covered = None not in readings and min(horizon.zone.day(oldest), horizon.last_day) <= reached
         # A wrong clock has set a watermark in the future.
         future = last is not None and (last > at or (watermark.last_partition or today) > today)
         if covered and (last is None or oldest > last or future):

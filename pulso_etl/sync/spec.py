@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from datetime import timedelta
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from pulso_etl.sync.errors import SourceError
+from pulso_etl.sync.zone import DEFAULT_ZONE, Zone, known_zone
 
 IDENTIFIER = r"^[a-z_][a-z0-9_]{0,62}$"
 TENANT = r"^[a-z](?:_?[a-z0-9])*$"
@@ -162,6 +163,8 @@ CAPTURE_LAG = timedelta(minutes=10)
 """How old a change must be to be captured: BigQuery's change history may still lack newer changes."""
 PLACEHOLDER = re.compile(r"`\{(\w+)\}`")
 """A source table in a query, with its back-ticks. Any other brace belongs to the query: a pattern, JSON, a comment."""
+ZONE = "'{timezone}'"
+"""The time zone of the table's days in a query, with its quotes."""
 ROW_SOURCE = re.compile(r",?\s*\bFROM\s+`\{(\w+)\}`", re.IGNORECASE)
 """Where a query that reads changes names its one source table."""
 NOT_BY_ROW = re.compile(r"\b(WITH|DISTINCT|JOIN|UNION|GROUP|HAVING|OVER|QUALIFY|LIMIT)\b", re.IGNORECASE)
@@ -174,9 +177,10 @@ LONGEST_PARTITIONED = 54
 """The longest name of a table with months: the name and an ending such as `_y2026m01` fit PostgreSQL's 63 characters."""
 
 
-def fill(query: str, tables: Mapping[str, str]) -> str:
-    """The query with the full names of its source tables in place of the placeholders; `tables` has a name for each."""
-    return PLACEHOLDER.sub(lambda found: f"`{tables[found[1]]}`", query)
+def fill(query: str, tables: Mapping[str, str], timezone: str) -> str:
+    """The query with the full names of its source tables and the time zone in place of the placeholders; `tables` has a name for
+    each."""
+    return PLACEHOLDER.sub(lambda found: f"`{tables[found[1]]}`", query).replace(ZONE, f"'{timezone}'")
 
 
 def qualified(tenant: str, name: str) -> str:
@@ -189,7 +193,7 @@ class TableSpec(BaseModel):
 
     `columns` are all that the query returns, keys included; the destination adds `kept_columns`.
     `query` is BigQuery SQL with placeholders for the source tables, in back-ticks and braces (`PLACEHOLDER`), and the parameters
-    `@start`, `@end` (DATE, inclusive).
+    `@start`, `@end` (DATE, inclusive). The text `'{timezone}'` becomes the name of the table's time zone.
     `version_column`: if the source has several rows of a key, the row with the greatest version is kept. The column is required,
     like a key. If the partition column is in the key, this is the greatest version that the source has now; else the greatest
     version ever seen.
@@ -216,6 +220,8 @@ class TableSpec(BaseModel):
     of the rows read would be quarantined; more than `alert_quarantined_share` raises an alert.
 
     `tenant`: the tenant that owns the table, in a deployment with several. The file of tenants sets it, never a declaration.
+    `timezone`: the zone whose days the partitions are, by its IANA name. In a deployment the setting TIMEZONE sets it, never a
+    declaration.
 
     `strategy`: how a load changes a range that was loaded before.
     - `upsert`: new rows are inserted, changed ones updated, vanished ones deleted where the partition column is in the key.
@@ -273,6 +279,7 @@ class TableSpec(BaseModel):
     partition_by: Literal["month"] | None = None
     retention_months: int | None = Field(default=None, ge=1)
     tenant: str = Field(default="", pattern=rf"^$|{TENANT}", max_length=31)
+    timezone: Annotated[str, AfterValidator(known_zone)] = DEFAULT_ZONE
 
     @model_validator(mode="after")
     def _names_are_free(self) -> TableSpec:
@@ -429,6 +436,15 @@ class TableSpec(BaseModel):
     def as_argument(self) -> str:
         """How the command line names the table."""
         return f"{self.name} --tenant {self.tenant}" if self.tenant else self.name
+
+    @cached_property
+    def zone(self) -> Zone:
+        """The days that the partitions are."""
+        return Zone(self.timezone)
+
+    def in_zone(self, timezone: str) -> TableSpec:
+        """The table with the days of that time zone."""
+        return self.model_copy(update={"timezone": known_zone(timezone)})
 
     def qualify(self, name: str) -> str:
         """The name in Dagster of something that belongs to the table's tenant."""

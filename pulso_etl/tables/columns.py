@@ -44,7 +44,7 @@ def ratio(name: str, description: str) -> Column:
     return Column(name=name, type=ColumnType.DOUBLE, description=description, unit="percent", minimum=0, expected_maximum=100)
 
 
-FECHA_FOTO = Column(name="fecha_foto", type=ColumnType.DATE, description="Snapshot date (a day of America/Lima)")
+FECHA_FOTO = Column(name="fecha_foto", type=ColumnType.DATE, description="Snapshot date (a day of the deployment's time zone)")
 ARCHIVO = text("archivo", "Campaign file")
 CARTERA = text("cartera", "Portfolio")
 SERVICIO = text("servicio", "Service: FIJA or MOVIL")

@@ -9,7 +9,7 @@ OPERATION_DATA = TableSpec(
     name="operation_data",
     title="Gestiones por hora",
     subtitle="Gestiones y contactos por hora y canal",
-    description="Contact attempts by day, hour of the day in America/Lima, channel and campaign file.",
+    description="Contact attempts by day, hour of the day, channel and campaign file.",
     primary_key=("fecha_foto", "hora", "canal", "archivo"),
     partition_column="fecha_foto",
     columns=(
@@ -17,7 +17,7 @@ OPERATION_DATA = TableSpec(
         Column(
             name="hora",
             type=ColumnType.INTEGER,
-            description="Hour of the day in America/Lima, 0 to 23",
+            description="Hour of the day in the deployment's time zone, 0 to 23",
             minimum=0,
             maximum=23,
         ),

@@ -1,6 +1,6 @@
 SELECT
   fecha_gestion AS fecha_foto,
-  EXTRACT(HOUR FROM DATETIME(timestamp_gestion, 'America/Lima')) AS hora,
+  EXTRACT(HOUR FROM DATETIME(timestamp_gestion, '{timezone}')) AS hora,
   canal_origen AS canal,
   archivo,
   COUNT(*) AS total_gestiones,

@@ -60,6 +60,7 @@ EXAMPLES = {
     "retry_wait_seconds": "60",
     "retry_wait_maximum_seconds": "3600",
     "retry_limit": "5",
+    "timezone": "America/Santiago",
     "change_aware": "true",
     "tables": '{operation_data: {refresh_every: "00:30:00", lookback_days: 3}}',
     "enabled": "false",
@@ -110,6 +111,7 @@ class Tenant(BaseModel):
     bigquery_agents_table: str | None = None
     bigquery_maximum_bytes_billed: int | None = None
     bigquery_daily_budget_bytes: int | None = None
+    timezone: str | None = None
     initial_window_days: int | None = None
     retry_wait_seconds: int | None = None
     retry_wait_maximum_seconds: int | None = None
@@ -131,8 +133,8 @@ class Tenant(BaseModel):
             database_url=SecretStr(as_role(found.database_url.get_secret_value(), role)),
         )
 
-    def specs(self, tables: Mapping[str, TableSpec]) -> dict[str, TableSpec]:
-        """The tenant's tables, with the tenant's changes. Raises ValueError."""
+    def specs(self, tables: Mapping[str, TableSpec], timezone: str) -> dict[str, TableSpec]:
+        """The tenant's tables, with the tenant's changes. Its days are those of the time zone. Raises ValueError."""
         for table, given in self.tables.items():
             if table not in tables:
                 raise ValueError(f"tables.{table}: unknown table; known are {', '.join(tables)}{_example('tables')}")
@@ -145,7 +147,8 @@ class Tenant(BaseModel):
         for table, spec in tables.items():
             own = dict(self.tables.get(table, {}))
             if own.pop("enabled", True):
-                fields = {name: getattr(spec, name) for name in TableSpec.model_fields} | own | {"tenant": self.name}
+                fields = {name: getattr(spec, name) for name in TableSpec.model_fields} | own
+                fields |= {"tenant": self.name, "timezone": timezone}
                 try:
                     found[table] = TableSpec.model_validate(fields)
                 except ValidationError as error:
@@ -259,11 +262,12 @@ class Deployed(NamedTuple):
 def deployed(settings: Settings, tables: Mapping[str, TableSpec] = TABLES) -> list[Deployed]:
     """The parts of the deployment: one for each tenant of TENANTS_FILE, or the only part. Raises SettingsError."""
     if settings.tenants_file is None:
-        return [Deployed(settings, tables)]
+        return [Deployed(settings, {name: spec.in_zone(settings.timezone) for name, spec in tables.items()})]
     found = []
     for tenant in read_tenants(settings.tenants_file):
         try:
-            found.append(Deployed(tenant.settings(settings), tenant.specs(tables)))
+            own = tenant.settings(settings)
+            found.append(Deployed(own, tenant.specs(tables, own.timezone)))
         except ValidationError as error:
             raise SettingsError(f"{settings.tenants_file}: tenant {tenant.name}: {'; '.join(_faults(error))}") from None
         except ValueError as error:

@@ -43,6 +43,16 @@ STATES = _read("states")
 """By `alerts.incidents.State`."""
 
 
+PLACES: Mapping[str, str] = loads((files(__name__) / "words.json").read_text(encoding="utf-8"))["places"]
+"""How the cities of time zones are written, where that is not as in the zone's name."""
+
+
+def place(timezone: str) -> str:
+    """Whose time a zone is: "de Lima", "de Bogotá"; "UTC"."""
+    city = timezone.rpartition("/")[2].replace("_", " ")
+    return f"de {PLACES.get(city, city)}" if "/" in timezone else timezone
+
+
 def title_of(cause: Cause) -> str:
     """The title of a failure with this cause."""
     return CAUSES[cause].title

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from pulso_etl.access.tokens import Caller, Keyring, Role, find_caller, make_token, parse_tokens
 from pulso_etl.cli.main import app
 from pulso_etl.settings import Settings, load_settings
-from pulso_etl.sync.days import lima_day
 from pulso_etl.sync.errors import SettingsError
+from pulso_etl_tests.lima import lima_day
 
 
 def test_a_token_is_found_by_its_secret_and_its_entry_does_not_hold_it() -> None:

@@ -12,10 +12,11 @@ from graphql.language import OperationDefinitionNode
 from pydantic import SecretStr
 
 from pulso_etl.refreshing.ranges import range_tags
-from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.days import DayRange
 from pulso_etl_tests.api.conftest import SECRETS, settings_of
 from pulso_etl_tests.api.server import ApiServer
 from pulso_etl_tests.dagster_stack import DagsterStack
+from pulso_etl_tests.lima import lima_day
 
 OPERATIONS = {
     file.name.removesuffix(".graphql"): file.read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 from pulso_etl.local.emulator import BigQueryEmulator
-from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.ledger.ledger import Loaded
 from pulso_etl.sync.ledger.locks import table_lock
@@ -22,6 +22,7 @@ from pulso_etl_tests.api.conftest import SECRETS, Target, settings_of
 from pulso_etl_tests.api.server import ApiServer
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.dagster_stack import DagsterStack
+from pulso_etl_tests.lima import lima_day
 
 TODAY = lima_day(datetime.now(UTC))
 DASHBOARD, TABLE = "/api/v1/etl/refresh/dashboard", "/api/v1/etl/refresh/table"

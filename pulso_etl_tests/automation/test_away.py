@@ -22,13 +22,14 @@ from pulso_etl.definitions import build_resources
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.settings import Settings
 from pulso_etl.sync import patience
-from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.ledger import Loaded
 from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.alerts.receivers import Receiver
 from pulso_etl_tests.conftest import seed
 from pulso_etl_tests.gate import Gate, Way
+from pulso_etl_tests.lima import lima_day
 
 DUE = {name: TABLES[name] for name in ("dashboard_data", "operation_data", "productivity_data")}
 LONG = 6.0

@@ -21,11 +21,11 @@ from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl.local.sample_data import SampleData
 from pulso_etl.settings import Settings
-from pulso_etl.sync.days import lima_day
 from pulso_etl_tests.automation.short_tables import SHORT
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.dagster_stack import CHECKOUT, DagsterStack
 from pulso_etl_tests.holding_proxy import HoldingProxy
+from pulso_etl_tests.lima import lima_day
 
 DASHBOARD, PRODUCTIVITY = SHORT
 FRESHNESS = "{ assetNodes { assetKey { path } freshnessStatusInfo { freshnessStatus } } }"

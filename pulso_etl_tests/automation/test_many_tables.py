@@ -23,9 +23,10 @@ from pulso_etl.checks.asset_checks import up_to_date_key
 from pulso_etl.definitions import build_source
 from pulso_etl.refreshing.launch import run_tags
 from pulso_etl.settings import Settings
-from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.spec import TableSpec
+from pulso_etl_tests.lima import lima_day
 
 FEW, MANY = 20, 200
 DUE = 5

@@ -14,11 +14,11 @@ from pulso_etl.automation.sensors import Automation
 from pulso_etl.definitions import build_defs, build_resources
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.settings import Settings
-from pulso_etl.sync.days import lima_day
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.conftest import seed
 from pulso_etl_tests.faulty_proxy import FaultyProxy, edited, set_modified, set_partition_times
+from pulso_etl_tests.lima import lima_day
 
 DUE = timedelta(minutes=10)
 SOME = {name: TABLES[name].model_copy(update={"refresh_every": DUE}) for name in ("dashboard_data", "operation_data")}

@@ -41,7 +41,7 @@ def test_braces_that_are_no_placeholder_are_left_alone(condition: str) -> None:
     assert spec.sources == ("gestiones_unificadas",)
     build_defs(settings, tables={spec.name: spec})
     full = settings.sources()["gestiones_unificadas"]
-    told = fill(spec.query, spec.source_tables(settings.sources()))
+    told = fill(spec.query, spec.source_tables(settings.sources()), "UTC")
     assert told == spec.query.replace("`{gestiones_unificadas}`", f"`{full}`")
 
 
@@ -54,9 +54,14 @@ def test_bigquery_gets_the_query_with_its_own_braces(make_source: MakeSource, co
 def test_a_query_that_is_fed_with_changes_keeps_its_own_braces() -> None:
     spec = CALLS.model_copy(update={"query": f"{CALLS.query} AND {OWN_BRACES[0]}"})
     TableSpec.model_validate(spec.model_dump())
-    told = fill(captured_sql(spec), {"calls": "p.d.calls"})
+    told = fill(captured_sql(spec), {"calls": "p.d.calls"}, "UTC")
     assert OWN_BRACES[0] in told
     assert "CHANGES(TABLE `p.d.calls`, @since, @until)" in told
+
+
+def test_the_time_zone_of_a_query_is_that_of_its_table() -> None:
+    spec = TABLES["operation_data"].in_zone("America/Santiago")
+    assert "DATETIME(timestamp_gestion, 'America/Santiago')" in fill(spec.query, {"gestiones_unificadas": "p.d.g"}, spec.timezone)
 
 
 def test_an_unknown_placeholder_is_one_error_that_names_table_and_known_sources(make_source: MakeSource) -> None:

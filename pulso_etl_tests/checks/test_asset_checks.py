@@ -42,11 +42,12 @@ from pulso_etl.refreshing.launch import run_tags
 from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.refreshing.ranges import tagged_range
 from pulso_etl.settings import Settings
-from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.locks import table_lock
 from pulso_etl.sync.loading.quality import Check, Inspection
 from pulso_etl.sync.spec import Column, ColumnType, Strategy, TableSpec
 from pulso_etl.tables import TABLES
+from pulso_etl_tests.lima import lima_day
 
 TODAY = lima_day(datetime.now(UTC))
 WINDOW = DayRange(TODAY - timedelta(days=9), TODAY)

@@ -27,10 +27,11 @@ from pulso_etl.local.sample_data import SampleData
 from pulso_etl.refreshing.execution import run_plan
 from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.settings import Settings
-from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.days import DayRange
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.holding_proxy import HoldingProxy
+from pulso_etl_tests.lima import lima_day
 
 pytestmark = pytest.mark.usefixtures("processes")
 

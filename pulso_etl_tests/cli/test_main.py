@@ -22,7 +22,7 @@ from pulso_etl.cli.main import main
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import SampleData, load_table
 from pulso_etl.settings import Settings
-from pulso_etl.sync.days import DayRange, first_kept_day, lima_day
+from pulso_etl.sync.days import DayRange, first_kept_day
 from pulso_etl.sync.ledger.locks import table_lock
 from pulso_etl.sync.loading import months
 from pulso_etl.sync.schema.migration import create_table
@@ -30,6 +30,7 @@ from pulso_etl.sync.target import Target
 from pulso_etl.tables import TABLES, TableSpec
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.dagster_stack import CHECKOUT
+from pulso_etl_tests.lima import lima_day
 
 TODAY = lima_day(datetime.now(UTC))
 SECRET = "un-secreto-9f3c"

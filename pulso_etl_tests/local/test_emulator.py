@@ -16,7 +16,7 @@ from google.cloud import bigquery
 
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import PARTITIONED, SCHEMAS, SampleData
-from pulso_etl.sync.days import LIMA
+from pulso_etl_tests.lima import LIMA
 
 pytestmark = pytest.mark.usefixtures("processes")
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pulso_etl.local.sample_data import PARTITIONED, SCHEMAS, SampleData
-from pulso_etl.sync.days import LIMA
+from pulso_etl_tests.lima import LIMA
 
 TODAY = date(2026, 7, 15)
 NAMES = {name: f"p.d.{name}" for name in SCHEMAS}

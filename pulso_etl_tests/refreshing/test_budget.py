@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 
 import dagster as dg
 import psycopg
@@ -11,17 +12,18 @@ import pytest
 
 from pulso_etl.definitions import build_defs
 from pulso_etl.local.emulator import BigQueryEmulator
-from pulso_etl.refreshing.budget import Budget, read_budget
+from pulso_etl.refreshing.budget import Budget, DailyBudget
 from pulso_etl.refreshing.execution import run_plan
 from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.refreshing.request import Grants
 from pulso_etl.settings import Settings
-from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import BudgetExceeded, Cause
 from pulso_etl.sync.ledger.ledger import Loaded
 from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.conftest import seed
+from pulso_etl_tests.lima import lima_day
 
 GIB = 1024**3
 
@@ -40,15 +42,19 @@ def billed(conn: psycopg.Connection, schema: str, size: int, *, failed: bool = F
             marks.succeed(conn, extraction, Loaded(datetime.now(UTC), {}, 0, 1.0, True, metadata=metadata))
 
 
+def budget_of(schema: str, **given: Any) -> DailyBudget:
+    return DailyBudget(database_url="", database_schema=schema, limit=10 * GIB, **given)
+
+
 def test_what_was_billed_today_counts_failed_attempts_too(conn: psycopg.Connection, schema: str) -> None:
     now = datetime.now(UTC)
-    assert read_budget(conn, schema, now, 10 * GIB, 6.25).spent == 0
+    assert budget_of(schema).read(conn, now).spent == 0
     billed(conn, schema, 3 * GIB)
     billed(conn, schema, 5 * GIB, failed=True)
-    budget = read_budget(conn, schema, now, 10 * GIB, 6.25)
+    budget = budget_of(schema).read(conn, now)
     assert (budget.spent, budget.share, budget.is_spent) == (8 * GIB, 0.8, False)
     assert str(budget) == "8.00 GiB (0.05 USD) of 10.00 GiB (0.06 USD) billed today"
-    assert read_budget(conn, schema, now + timedelta(days=1), 10 * GIB, 6.25).spent == 0
+    assert budget_of(schema).read(conn, now + timedelta(days=1)).spent == 0
 
 
 def test_a_budget_without_limit_is_never_spent() -> None:

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from pulso_etl.refreshing.plan import Calendar, RefreshPlan, plan_refresh
 from pulso_etl.refreshing.request import Grants, Mode, RefreshRequest
-from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import PlanError
 from pulso_etl.sync.owed import Watermark
 from pulso_etl.sync.spec import TableSpec
 from pulso_etl.tables import TABLES
+from pulso_etl_tests.lima import lima_day
 
 FIRST = date(2024, 1, 1)
 NOW = datetime(2026, 3, 2, 15, 0, tzinfo=UTC)

@@ -12,13 +12,14 @@ from pulso_etl.checks.asset_checks import currency
 from pulso_etl.refreshing.freshness import FreshnessState, freshness
 from pulso_etl.refreshing.plan import Calendar, plan_refresh
 from pulso_etl.refreshing.request import RefreshRequest
-from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.ledger import Loaded
 from pulso_etl.sync.ledger.watermarks import LOOK_EVERY, RunningAttempt, TableState, Watermarks
 from pulso_etl.sync.loading.months import remove_expired
 from pulso_etl.sync.owed import Horizon
 from pulso_etl.sync.spec import TableSpec
 from pulso_etl.sync.target import Target
+from pulso_etl_tests.lima import lima_day
 from pulso_etl_tests.sync.samples import Loads, by_month, monthly, row, things
 
 

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 
 from pulso_etl.refreshing.plan import Calendar, plan_refresh
 from pulso_etl.refreshing.request import Grants, Mode, RefreshRequest
-from pulso_etl.sync.days import LIMA, DayRange, lima_day
+from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.ledger.ledger import Loaded
 from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
 from pulso_etl.sync.owed import Horizon, Settlement, Watermark
 from pulso_etl.sync.spec import TableSpec
 from pulso_etl.tables import TABLES
+from pulso_etl_tests.lima import LIMA, lima_day
 
 FIRST = date(2026, 1, 1)
 BEGIN = datetime(2026, 3, 2, 8, tzinfo=LIMA)

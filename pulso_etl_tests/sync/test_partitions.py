@@ -12,10 +12,11 @@ import psycopg
 import pyarrow as pa
 import pytest
 
-from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import ContractError
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl.sync.partitions import first_day, partition_days
+from pulso_etl_tests.lima import lima_day
 from pulso_etl_tests.sync.test_io_manager import failure, stored, wanted
 from pulso_etl_tests.sync.visits import ALL, Rows, materialize, table, visits
 

@@ -26,11 +26,12 @@ from pulso_etl.refreshing.execution import run_plan
 from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.settings import Settings, load_settings
 from pulso_etl.sync import redaction
-from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import SourceError, first_line
 from pulso_etl.sync.redaction import BLANK, clean, clean_errors, scrub, scrub_logs, scrubbed
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.api.server import ApiServer
+from pulso_etl_tests.lima import lima_day
 
 PASSWORD, OTHER = "pl4nted-DB-p@ss", "pl4nted-dagster-pass"
 KEY = "-----BEGIN PRIVATE KEY-----\\nMIIEpl4ntedKeyMaterialThatNobodyMaySeeAnywhere0123456789\\n-----END PRIVATE KEY-----\\n"

@@ -13,12 +13,13 @@ import psycopg
 import pyarrow as pa
 import pytest
 
-from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import Cause, SourceError
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl.sync.ledger.ledger import Loaded
 from pulso_etl.sync.ledger.watermarks import RunningAttempt, TableState, Watermarks
 from pulso_etl.sync.owed import Horizon, Settlement
+from pulso_etl_tests.lima import lima_day
 from pulso_etl_tests.sync.visits import ALL, D1, D3, Deferred, materialize, table, visits
 
 WINDOW = DayRange(D1, D3)

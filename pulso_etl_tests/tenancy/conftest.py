@@ -18,8 +18,9 @@ from sqlalchemy import make_url
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import SampleData
 from pulso_etl.settings import Settings
-from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.days import DayRange
 from pulso_etl.tenancy.tenants import Deployed, deployed, grants
+from pulso_etl_tests.lima import lima_day
 
 TODAY = lima_day(datetime.now(UTC))
 COLUMNS = "fecha_foto, archivo, cartera, servicio, cuentas, deuda_asig, recupero, pct_cober, inten, fecha_procesamiento"

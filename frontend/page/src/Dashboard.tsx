@@ -12,7 +12,7 @@ import {
 import { Activity } from "./Activity";
 import { Calendar } from "./Calendar";
 import { Explained } from "./Explained";
-import { count, distance, instant } from "./format";
+import { count, distance, instant, placeOf, writeTimesIn } from "./format";
 import { Icon } from "./Icon";
 import { progressOf, useAnnouncement, useDetails, useNow } from "./live";
 import { TableCard } from "./TableCard";
@@ -45,6 +45,7 @@ function Watched({ client, session, onForget, onSignedOut }: Props) {
   const { status: told, error, connection } = useETLEvents(client, session.status);
   const status = told ?? session.status;
   const now = useNow(status);
+  writeTimesIn(status.timezone);
   const titles = useMemo(() => titlesOf(status.tables), [status.tables]);
   const details = useDetails(client, status.tables);
   const together = useETLRefresh();
@@ -85,7 +86,9 @@ function Watched({ client, session, onForget, onSignedOut }: Props) {
         <Calendar titles={titles} details={details} />
         <Activity extractions={status.recent_activity} titles={titles} now={now} />
       </main>
-      <footer>Horas de Lima. Costos estimados por Pulso a partir de los bytes que BigQuery cobra.</footer>
+      <footer>
+        Horas {placeOf(status.timezone)}. Costos estimados por Pulso a partir de los bytes que BigQuery cobra.
+      </footer>
     </>
   );
 }

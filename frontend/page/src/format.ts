@@ -1,21 +1,23 @@
-/** How numbers and instants are written: es-PE, America/Lima. What is not known is a dash. */
+/** How numbers and instants are written: es-PE, in the time zone that the API tells. What is not known is a dash. */
+
+import words from "../../../pulso_etl/words/words.json";
 
 const LOCALE = "es-PE";
-const ZONE = "America/Lima";
+const PLACES: Record<string, string> = words.places;
 export const UNKNOWN = "—";
 
 const whole = new Intl.NumberFormat(LOCALE, { maximumFractionDigits: 0 });
 const tenth = new Intl.NumberFormat(LOCALE, { maximumFractionDigits: 1 });
 const dollars = new Intl.NumberFormat(LOCALE, { minimumFractionDigits: 2, maximumFractionDigits: 4 });
 const relative = new Intl.RelativeTimeFormat(LOCALE);
-const dayAndTime = new Intl.DateTimeFormat(LOCALE, {
-  timeZone: ZONE,
+const clock: Intl.DateTimeFormatOptions = {
   day: "numeric",
   month: "short",
   hour: "2-digit",
   minute: "2-digit",
   hourCycle: "h23",
-});
+};
+let dayAndTime = new Intl.DateTimeFormat(LOCALE, clock);
 const dayOnly = new Intl.DateTimeFormat(LOCALE, { timeZone: "UTC", day: "numeric", month: "short" });
 const monthOnly = new Intl.DateTimeFormat(LOCALE, { timeZone: "UTC", month: "long" });
 
@@ -25,12 +27,26 @@ export function count(value: number | null | undefined, noun?: string): string {
   return noun ? `${whole.format(value)} ${value === 1 ? noun : `${noun}s`}` : whole.format(value);
 }
 
+/** From now on instants are written in that time zone. */
+export function writeTimesIn(timezone: string): void {
+  if (dayAndTime.resolvedOptions().timeZone !== timezone) {
+    dayAndTime = new Intl.DateTimeFormat(LOCALE, { ...clock, timeZone: timezone });
+  }
+}
+
+/** Whose time a zone is: "de Lima", "de Bogotá"; "UTC". */
+export function placeOf(timezone: string): string {
+  if (!timezone.includes("/")) return timezone;
+  const city = timezone.slice(timezone.lastIndexOf("/") + 1).replaceAll("_", " ");
+  return `de ${PLACES[city] ?? city}`;
+}
+
 /** An instant: "25 nov., 10:04". */
 export function instant(at: string | null | undefined): string {
   return at ? dayAndTime.format(new Date(at)) : UNKNOWN;
 }
 
-/** A day of Lima, given as `2026-11-25`: "25 nov." */
+/** A day, given as `2026-11-25`: "25 nov." */
 export function day(iso: string): string {
   return dayOnly.format(new Date(`${iso}T00:00:00Z`));
 }

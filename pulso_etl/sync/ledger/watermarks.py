@@ -21,7 +21,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
-from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.ledger import ledger
 from pulso_etl.sync.ledger.ledger import Day, Ledger, Loaded
@@ -38,11 +38,12 @@ from pulso_etl.sync.postgres.identifiers import quoted_name
 from pulso_etl.sync.postgres.strangers import refuse_strangers
 from pulso_etl.sync.redaction import scrub, scrubbed
 from pulso_etl.sync.spec import TableSpec
+from pulso_etl.sync.zone import DEFAULT_ZONE
 
 KNOWN_DAYS = """
 (SELECT jsonb_object_agg(d.day, to_jsonb(d)) FROM {days} d
  WHERE d.table_name = w.table_name AND (d.day > w.last_partition - w.lookback_days
-    OR (d.read_at AT TIME ZONE 'America/Lima')::date < d.open_until OR d.read_at > clock_timestamp()))
+    OR (d.read_at AT TIME ZONE coalesce(w.timezone, {zone}))::date < d.open_until OR d.read_at > clock_timestamp()))
 """
 """Of the ledger, the days that may be owed. Others from the lookback of now on were final by that of the last load, which was
 smaller, and count as not read: they are owed either way."""
@@ -253,6 +254,7 @@ class Watermarks:
             "records": loaded.records,
             "changed": int(loaded.changed),
             "lookback": loaded.horizon.lookback_days,
+            "zone": loaded.horizon.zone.name,
             "at": settlement.watermark.last_extracted_at,
             "last": settlement.watermark.last_partition,
         }
@@ -261,7 +263,8 @@ class Watermarks:
                 "UPDATE {} SET last_extraction_status = {status}, extraction_id = %(run)s, records_extracted = %(records)s, "
                 "extraction_duration_seconds = %(seconds)s, error_message = NULL, error_cause = NULL, metadata = %(metadata)s, "
                 "recovery_attempts = 0, data_version = data_version + %(changed)s, updated_at = clock_timestamp(), "
-                "last_extracted_at = %(at)s, last_partition = %(last)s, lookback_days = %(lookback)s "
+                "last_extracted_at = %(at)s, last_partition = %(last)s, lookback_days = %(lookback)s, "
+                "timezone = %(zone)s "
                 "WHERE table_name = %(table)s RETURNING data_version"
             ).format(self.table, status=self._status("success")),
             values,
@@ -298,7 +301,7 @@ class Watermarks:
             # Of a table that is gone all is missing, which needs no look.
             if due != (True, True):
                 return
-            self.ledger.look(conn, spec, lima_day(ledger.server_clock(conn)))
+            self.ledger.look(conn, spec, spec.zone.day(ledger.server_clock(conn)))
             conn.execute(
                 sql.SQL("UPDATE {} SET table_files = {}, looked_at = clock_timestamp() WHERE table_name = %s").format(
                     self.table, files
@@ -413,7 +416,10 @@ class Watermarks:
             "FROM {} w LEFT JOIN {} e ON e.table_name = w.table_name AND e.finished_at > %s ORDER BY w.table_name, e.id"
         ).format(
             self.running,
-            *(sql.SQL(part).format(days=self.ledger.days, schema=self.schema) for part in (KNOWN_DAYS, LOST, REPLACED)),
+            *(
+                sql.SQL(part).format(days=self.ledger.days, schema=self.schema, zone=DEFAULT_ZONE)
+                for part in (KNOWN_DAYS, LOST, REPLACED)
+            ),
             self.table,
             self.history,
         )

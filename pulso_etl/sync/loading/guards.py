@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
-from pulso_etl.sync.days import DayRange, lima_day
+from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import ShrinkRefused, VerificationFailed
 from pulso_etl.sync.ledger.ledger import Ledger
 from pulso_etl.sync.loading.differences import Differences
@@ -28,7 +28,7 @@ SMALL_PARTITION_ROWS = 20
 
 def expired_months(target: Target, request: LoadRequest) -> None:
     """The table no longer keeps the first of these days."""
-    refuse_expired(target.spec, request.window, lima_day(datetime.now(UTC)))
+    refuse_expired(target.spec, request.window, target.spec.zone.day(datetime.now(UTC)))
 
 
 def strangers(target: Target, request: LoadRequest) -> None:
