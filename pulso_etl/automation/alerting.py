@@ -1,4 +1,4 @@
-"""What of a deployment's state is worth an alert: a pure function from the state at one instant to the events of `alerts`."""
+"""Which alerts a deployment needs: a pure function from its state at one instant to the events of `alerts`."""
 
 from __future__ import annotations
 

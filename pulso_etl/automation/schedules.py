@@ -1,4 +1,4 @@
-"""Schedules, in the time zone of the tables: what runs at an hour of its own, whatever the sensors have found."""
+"""Schedules, in the time zone of the tables: they run at a fixed hour, whatever the sensors have found."""
 
 from __future__ import annotations
 

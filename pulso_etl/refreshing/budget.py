@@ -1,4 +1,4 @@
-"""The day's BigQuery budget over all tables: what was billed by the history of extractions, and whether more may be.
+"""The day's BigQuery budget over all tables: how much the history of extractions says was billed, and whether a query may run.
 
 The cap of one query is the source's; this is the sum of all queries of a day of the deployment's time zone.
 """
@@ -31,7 +31,7 @@ ALERT_SHARE = 0.8
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes that may be billed on a day (None: no limit), bytes that were, and US dollars per TiB."""
+    """Bytes that may be billed on a day (None: no limit), bytes that were billed, and the price in US dollars per TiB."""
 
     limit: int | None
     spent: int
@@ -39,7 +39,7 @@ class Budget:
 
     @property
     def share(self) -> float:
-        """Spent of the limit, 0 where there is none."""
+        """The share of the limit that is spent; 0 if there is no limit."""
         return self.spent / self.limit if self.limit else 0.0
 
     @property
@@ -63,7 +63,7 @@ class Budget:
 
 
 class DailyBudget(dg.ConfigurableResource[None]):
-    """The budget of a deployment: how many bytes a day may bill (None: no limit), US dollars per TiB, and whose days."""
+    """The budget of a deployment: how many bytes may be billed on a day (None: no limit), USD per TiB, and whose days."""
 
     database_url: str
     database_schema: str = "public"
@@ -96,21 +96,21 @@ class DailyBudget(dg.ConfigurableResource[None]):
         return Budget(self.limit, spent, self.price_per_tib)
 
     def admit(self, grants: Grants = NO_GRANTS) -> None:
-        """Whether BigQuery may be asked now: every way in, and every query, asks here.
+        """Checks the budget. Every way in and every query calls this.
 
-        Raises BudgetExceeded where the budget is spent, unless the grants say `force`, and psycopg.Error.
+        Raises BudgetExceeded if the budget is spent and the grants do not say `force`. Raises psycopg.Error.
         """
         if not grants.force:
             self.today().admit()
 
 
 class SourceStream(ChangeStream, PastStream, Protocol):
-    """What a source yields."""
+    """The kind of stream that a source yields."""
 
 
 @dataclass(frozen=True)
 class AdmittedStream:
-    """A stream that asks only where the budget, or a grant of its run, admits it; a SourceStream itself."""
+    """A SourceStream that checks the budget before each query; a run with the grant `force` passes the check."""
 
     stream: SourceStream
     budget: DailyBudget

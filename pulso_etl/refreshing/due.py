@@ -18,7 +18,7 @@ from pulso_etl.sync.owed import Watermark
 from pulso_etl.sync.spec import TableSpec
 
 MEMORY = timedelta(days=2)
-"""How far back attempts matter: longer than the daily re-check, and than any back-off."""
+"""How far back attempts matter. It is longer than the time between two daily re-checks, and than any back-off."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Decision:
 
 
 def failed_runs(attempts: Iterable[Attempt], window: DayRange) -> list[Attempt]:
-    """The last attempt of each run, oldest first, that failed on days of the window which no later attempt has loaded."""
+    """The last failed attempt of each run, oldest first, if it left days of the window that no later attempt has loaded."""
     loaded: set[date] = set()
     failures: dict[str, Attempt] = {}
     for attempt in sorted(attempts, key=lambda attempt: attempt.finished_at, reverse=True):
@@ -107,15 +107,18 @@ def failed_runs(attempts: Iterable[Attempt], window: DayRange) -> list[Attempt]:
 def due_at(
     spec: TableSpec, watermark: Watermark | None, failures: Sequence[Attempt], back_off: BackOff, now: datetime
 ) -> datetime | None:
-    """When the table is to be refreshed next: after the wait for its failed runs, or at its ordinary rhythm; None means at once."""
+    """When the next refresh of the table is due: after the wait for its failed runs, or by its usual rhythm. None means at once."""
     if failures:
         return failures[-1].finished_at + back_off.wait(len(failures), spec.refresh_every)
     return freshness(spec, watermark, now).due_at
 
 
 def decide_due(spec: TableSpec, standing: Standing, now: datetime, rhythm: Rhythm) -> Decision:
-    """Whether the table is due at `now`: its last success is too old, or days of its trailing range failed; and nothing speaks
-    against it: a run under way, or the wait after failures."""
+    """Whether the table is due at `now`.
+
+    It is due if its last success is too old, or if days of its trailing range failed. It waits while a run of these days is under
+    way, and for some time after failures.
+    """
     plan, trailing = (
         plan_refresh(spec, standing.watermark, RefreshRequest((spec.name,), grants=grants), now, rhythm.calendar)
         for grants in (Grants(), Grants(force=True))
@@ -145,7 +148,7 @@ def decide_due(spec: TableSpec, standing: Standing, now: datetime, rhythm: Rhyth
 def loaded_days(window: DayRange, days: Mapping[date, Day], now: datetime, recheck_every: timedelta) -> dict[date, datetime]:
     """The days of the window that were loaded within `recheck_every`, each with when its rows were read.
 
-    `now` is by the server's clock, as are the readings; one after it was of a clock that was wrong, and says nothing.
+    `now` and the readings are by the server's clock. A reading after `now` is by a clock that was wrong, and does not count.
     """
     return {
         day: known.loaded_at
@@ -157,7 +160,7 @@ def loaded_days(window: DayRange, days: Mapping[date, Day], now: datetime, reche
 def changed_days(
     window: DayRange, loaded: Mapping[date, datetime], modified: Mapping[date, datetime], margin: timedelta
 ) -> list[date]:
-    """The days of the window that must be read again: not in `loaded`, or changed since by what `modified` tells.
+    """The days of the window that must be read again: those that `loaded` lacks, and those that `modified` says have changed since.
 
     `margin` allows for clocks that differ and for commits that come late. A day that `modified` does not name has not changed.
     """

@@ -1,4 +1,4 @@
-"""Runs in this process, as the command line has them: planned as any other, recorded like any other, and waited for."""
+"""Runs in this process, for the command line. They are planned and recorded as all runs are, and the caller waits for them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pulso_etl.sync.spec import TableSpec
 from pulso_etl.sync.tags import PROCESS_TAG
 
 DAGSTERS_OWN = ("Dagster", "RetryRequested")
-"""How the names of the errors begin in which Dagster wraps what a step raised."""
+"""Dagster wraps the error of a step in errors whose names begin like this."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _sums(metadata: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def failure_reason(result: dg.ExecuteInProcessResult) -> str:
-    """The error that ended the run, as its author wrote it for people."""
+    """The message of the error that ended the run."""
     reason = "the run failed; see its log"
     for event in result.all_events:
         if event.is_step_failure:
@@ -129,7 +129,7 @@ def failure_reason(result: dg.ExecuteInProcessResult) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What became of one table's reconciliation. `agrees` is None where it could not be made, and `text` then says why.
+    """What became of one table's reconciliation. `agrees` is None if the comparison failed; `text` then says why.
 
     `differences` have partition, column, measure, bigquery and postgresql, all text. Seconds are wall-clock, cost is US dollars.
     """
@@ -153,7 +153,7 @@ def run_reconciliation(
     *,
     logger: Mapping[str, Any] | None = None,
 ) -> Comparison:
-    """Compares the table with BigQuery and waits: the partitions of `window`, or the last ones that are over and loaded.
+    """Compares the table with BigQuery and waits: the partitions of `window`, or the last loaded ones that are over.
 
     The result is recorded as the table's asset check. An error of the run is in the outcome, not raised.
     """

@@ -1,4 +1,4 @@
-"""What a run is that refreshes days of one table: its assets, checks and tags. Every way in launches what stands here."""
+"""The runs that refresh a table: their assets, checks and tags. Sensors, schedules, command line and API launch these runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pulso_etl.sync.tags import CALLER_TAG, PIPELINE_TAG, SLOT_TAG, SOURCE_TAG, 
 
 
 def job_tags(specs: Sequence[TableSpec]) -> dict[str, str]:
-    """The tags of a run of these tables of one tenant, whatever it does: time-out (seconds), place in the queue, the tenant."""
+    """The tags of every run of these tables, which are of one tenant: time-out (seconds), place in the queue, source, tenant."""
     tags = {
         MAX_RUNTIME_SECONDS_TAG: str(sum(int(spec.timeout.total_seconds()) for spec in specs)),
         PRIORITY_TAG: str(max(spec.priority for spec in specs)),
@@ -30,7 +30,7 @@ def job_tags(specs: Sequence[TableSpec]) -> dict[str, str]:
 
 
 def refresh_tags(specs: Sequence[TableSpec]) -> dict[str, str]:
-    """The tags of a run that refreshes these tables of one tenant, whatever its range: with the table if it is one."""
+    """The tags of a run that refreshes these tables, which are of one tenant. A single table has a tag of its own."""
     return job_tags(specs) | ({TABLE_TAG: specs[0].name} if len(specs) == 1 else {})
 
 
@@ -41,9 +41,9 @@ def run_tags(spec: TableSpec, window: DayRange, grants: Grants = NO_GRANTS) -> d
 
 @dataclass(frozen=True)
 class Launch:
-    """All that a way into Dagster must say of one run of a table: which assets and checks it takes, and its tags.
+    """One run of a table, as Dagster must be told of it: which assets and checks it takes, and its tags.
 
-    `window`: the days that it is over, None where it says none.
+    `window` has its days, or None if the run names no days.
     """
 
     spec: TableSpec
@@ -62,12 +62,12 @@ class Launch:
 
     @classmethod
     def of_reconciliation(cls, spec: TableSpec, window: DayRange | None = None) -> Launch:
-        """The run that compares the table with its source: the window or, without one, the last days that are over and loaded."""
+        """The run that compares the table with its source over the window, or over the last loaded days that are over."""
         tags = job_tags([spec]) | (range_tags(window) if window else {})
         return cls(spec, window, tags, (), (reconciliation_key(spec),))
 
     def as_run_request(self, run_key: str, job: str | None = None) -> dg.RunRequest:
-        """What a sensor or a schedule asks for; a schedule names no `job`. Dagster launches a `run_key` once."""
+        """The request of a sensor, or of a schedule, which names no `job`. Dagster launches each `run_key` once."""
         return dg.RunRequest(
             run_key, job_name=job, tags=self.tags, asset_selection=list(self.assets), asset_check_keys=list(self.checks)
         )
@@ -79,7 +79,7 @@ def launches(spec: TableSpec, plan: RefreshPlan) -> list[Launch]:
 
 
 def in_slots(wanted: Sequence[Launch], pipeline_id: str, max_concurrent: int) -> list[Launch]:
-    """The launches as parts of one refresh, each in one of as many slots as runs may go on at the same time."""
+    """The launches as parts of one refresh. Each takes a slot; there are as many slots as runs that may go on at the same time."""
     slots = cycle(range(max_concurrent))
     return [
         replace(one, tags={**one.tags, PIPELINE_TAG: pipeline_id, SLOT_TAG: f"{pipeline_id}/{slot}"})

@@ -31,7 +31,7 @@ class Calendar:
 
 @dataclass(frozen=True)
 class RefreshPlan:
-    """What to do about one table: `window` to refresh, or None where it is fresh; `reason` says why, for people.
+    """What to do about one table: the `window` to refresh, or None if the table is fresh. `reason` tells people why.
 
     `grants` and `asked_by` are those of the request.
     """
@@ -51,8 +51,8 @@ def plan_refresh(
     An explicit `start` or `end` (a missing one is the first day, or today) wins over the mode; so do the `days` of a
     sliding_window. Every other range begins with the table's lookback or with the first day that is owed, whichever is earlier.
     A fresh table is skipped by an incremental refresh only, and `force` overrules that.
-    No range leaves the partitions up to today, or takes days that the table no longer keeps. Raises PlanError for a range that
-    can't be.
+    No range has days after today, before the first partition, or that the table no longer keeps. Raises PlanError for a request
+    that asks for such days, or that makes no sense.
     """
     window, reason = _window(spec, watermark or NOTHING_LOADED, request, now, calendar)
     return RefreshPlan(spec.name, window, reason, request.grants, request.asked_by)
@@ -112,13 +112,13 @@ def _explicit(spec: TableSpec, request: RefreshRequest, every: DayRange) -> DayR
 
 
 def _trailing(every: DayRange, count: int, *, since: date | None = None) -> DayRange:
-    """The last `count` days, or those from `since` on where they are more."""
+    """The last `count` days, or the days from `since` on if these are more."""
     first = every.end - timedelta(days=count - 1)
     return DayRange(max(every.start, min(since or first, first)), every.end)
 
 
 def _not_due(spec: TableSpec, watermark: Watermark, now: datetime) -> str | None:
-    """Why the table need not be refreshed yet; None where it is due."""
+    """Why the table needs no refresh yet; None if it is due."""
     fresh = freshness(spec, watermark, now)
     if fresh.since is None or not fresh.waits(now):
         return None

@@ -1,6 +1,7 @@
-"""The one way in: a request becomes a plan for each table here, for sensors, schedules, command line and HTTP API alike.
+"""The one way in: here a request becomes a plan for each table, for schedules, command line and HTTP API alike.
 
-A run that names no days comes in by itself: its asset plans them by the same `plan_refresh`, see `assets.plan_of_run`.
+The refresh sensor decides by `due.decide_due`, and a run that names no days by `assets.plan_of_run`. Both use the same
+`plan_refresh`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pulso_etl.sync.spec import TableSpec
 
 @dataclass(frozen=True)
 class Planner:
-    """What decides on the refreshes of one deployment: its tables, its days and its budget."""
+    """Decides on the refreshes of one deployment, by its tables, its days and its budget."""
 
     tables: Mapping[str, TableSpec]
     calendar: Calendar
@@ -29,7 +30,7 @@ class Planner:
 
     @classmethod
     def of(cls, settings: Settings, tables: Mapping[str, TableSpec]) -> Planner:
-        """The one that the settings describe."""
+        """The planner that the settings describe."""
         return cls(tables, Calendar.of(settings), DailyBudget.of(settings))
 
     def named(self, request: RefreshRequest) -> list[TableSpec]:
@@ -37,7 +38,7 @@ class Planner:
         return named_tables(request.tables, self.tables)
 
     def admit(self, request: RefreshRequest) -> None:
-        """Raises BudgetExceeded where the day's budget is spent, unless the request may overrule that; and psycopg.Error."""
+        """Raises BudgetExceeded if the day's budget is spent and the request has no grant to go on. Raises psycopg.Error."""
         self.budget.admit(request.grants)
 
     def plans(self, request: RefreshRequest, watermarks: Mapping[str, Watermark], now: datetime) -> list[RefreshPlan]:
@@ -54,5 +55,5 @@ def named_tables(names: Sequence[str], tables: Mapping[str, TableSpec]) -> list[
 
 
 def watermarks_of(states: Mapping[str, TableState]) -> dict[str, Watermark]:
-    """How far each table is loaded that was ever refreshed."""
+    """How far each table is loaded, for the tables that were ever refreshed."""
     return {table: state.watermark for table, state in states.items()}

@@ -1,6 +1,6 @@
-"""Whether a process that runs refreshes by itself, as the command line does, still lives: while it does, it holds a lock.
+"""Tells whether a process of the command line still lives: as long as it runs refreshes, it holds a lock in PostgreSQL.
 
-Dagster's launchers watch the runs that they started. Of these nobody knows the process but PostgreSQL, whose session ends with it.
+Dagster's launchers watch only the runs that they started. PostgreSQL releases the lock when the session of the process ends.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pulso_etl.sync.ledger import locks
 from pulso_etl.sync.postgres.sessions import Session
 
 RETAKE_SECONDS = 1.0
-"""How often a process looks whether it still holds its lock: a server that restarts takes it."""
+"""How often a process checks that it still holds its lock. A server that restarts releases all locks."""
 ABSENT_SECONDS = 3.0
-"""Who has no lock for so long is gone."""
+"""A process without its lock for so long counts as gone."""
 
 
 @contextmanager
 def present(settings: Settings) -> Iterator[str]:
-    """Shows until its end that this process lives; gives the name under which it does."""
+    """Holds the lock of this process until the end of the block, and yields the name of the process."""
     name = uuid.uuid4().hex
     key = locks.process_lock(settings.database_schema, name)
     taken, ended = Event(), Event()
@@ -52,7 +52,7 @@ def present(settings: Settings) -> Iterator[str]:
 
 
 def is_gone(conn: psycopg.Connection, schema: str, name: str) -> bool:
-    """Whether the process of that name has ended; takes ABSENT_SECONDS to say so."""
+    """Whether the process of that name has ended. It takes ABSENT_SECONDS to be sure."""
     key, deadline = locks.process_lock(schema, name), monotonic() + ABSENT_SECONDS
     while locks.holder(conn, key) is None:
         if monotonic() > deadline:

@@ -24,7 +24,7 @@ def range_tags(window: DayRange) -> dict[str, str]:
 
 
 def names_days(tags: Mapping[str, str]) -> bool:
-    """Whether whoever launched the run chose its days. Where nobody did, the run plans them itself."""
+    """Whether the launch chose the days of the run. If not, the run plans them itself."""
     return any(tag in tags for tag in DAY_TAGS)
 
 
@@ -44,7 +44,7 @@ def tagged_range(tags: Mapping[str, str]) -> DayRange | None:
 
 
 def range_of(tags: Mapping[str, str]) -> DayRange | None:
-    """The days of a run that somebody launched; None where its tags name none, or no range: it loads nothing then."""
+    """The days that the tags of a run name; None if they name no days, or something that is no range."""
     try:
         return tagged_range(tags)
     except PlanError:
@@ -52,7 +52,7 @@ def range_of(tags: Mapping[str, str]) -> DayRange | None:
 
 
 def launched_range(spec: TableSpec, tags: Mapping[str, str], first_day: date, today: date) -> DayRange:
-    """The days that a run was launched over, by its tags. Raises PlanError where they name none, or not those of partitions."""
+    """The days that the tags of a run name. Raises PlanError if they name no days, or days that are no partitions."""
     try:
         window = tagged_range(tags)
     except PlanError as error:

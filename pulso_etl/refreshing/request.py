@@ -23,7 +23,7 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True)
 class Grants:
-    """What a refresh may do that others may not.
+    """Permissions that a request gives to its refresh.
 
     `force`: it refreshes fresh tables too, and goes on when the day's budget is spent. `allow_shrink`: it may delete more rows than
     the table's guard allows. `capture`: what changed may stand for the whole window.
@@ -67,11 +67,11 @@ class RefreshRequest:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it asks for no more than that the tables are up to date. A run that is under way may then do it."""
+        """Whether it only asks for tables that are up to date. A run that is under way may already do that."""
         return self.mode is Mode.INCREMENTAL and not (self.grants.force or self.start or self.end)
 
     def as_json(self) -> dict[str, Any]:
-        """What is asked for, without who asks, as JSON's types."""
+        """The request without who asks, as types of JSON."""
         return {
             "tables": list(self.tables),
             "mode": str(self.mode),

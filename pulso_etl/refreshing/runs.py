@@ -1,4 +1,4 @@
-"""What a run of Dagster's has to do with the tables: which ones it refreshes, over which days, and whose it is."""
+"""Which tables a run of Dagster refreshes, over which days, and for which tenant."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def tenant_of(tables: Mapping[str, TableSpec]) -> str:
 
 
 def is_of(tags: Mapping[str, str], tenant: str) -> bool:
-    """Whether a run with the tags is the tenant's. An id may stand in tables that any tenant's role writes to: it says nothing."""
+    """Whether a run with these tags is the tenant's. A run's id proves nothing: any tenant can write any id into its own tables."""
     return tags.get(TENANT_TAG, "") == tenant
 
 
@@ -72,7 +72,7 @@ def job_tables(tables: Mapping[str, TableSpec]) -> dict[str, tuple[str, ...]]:
 
 
 def refreshed_tables(run: SomeRun, tables: Mapping[str, TableSpec]) -> Sequence[str]:
-    """The tables that a run refreshes, by its tags, its selection or its job; all of them where it does not say.
+    """The tables that a run refreshes, by its tags, its selection or its job; all tables if none of these says.
 
     A run of another tenant refreshes none of them.
     """
@@ -89,7 +89,7 @@ def refreshed_tables(run: SomeRun, tables: Mapping[str, TableSpec]) -> Sequence[
 
 
 def in_flight(runs: Iterable[SomeRun], tables: Mapping[str, TableSpec]) -> dict[str, dict[str, DayRange | None]]:
-    """The runs under way of each table that has one: by the run's id its days, or None where it does not say."""
+    """The runs under way of each table that has one: the days of each run by its id, or None if the run names no days."""
     found: dict[str, dict[str, DayRange | None]] = defaultdict(dict)
     for run in runs:
         for table in refreshed_tables(run, tables):
@@ -98,7 +98,7 @@ def in_flight(runs: Iterable[SomeRun], tables: Mapping[str, TableSpec]) -> dict[
 
 
 def run_over(runs: Mapping[str, DayRange | None], window: DayRange) -> str | None:
-    """The id of a run under way that may load days of the window: it loads some of them, or does not say which days it loads."""
+    """The id of a run under way that loads days of the window, or that names no days and so may load them."""
     return next((run for run, days in runs.items() if days is None or days.overlaps(window)), None)
 
 
@@ -118,7 +118,7 @@ def joinable(plan: RefreshPlan, runs: Iterable[Found], tables: Mapping[str, Tabl
 def joined(
     request: RefreshRequest, plans: Iterable[RefreshPlan], runs: Sequence[Found], tables: Mapping[str, TableSpec]
 ) -> dict[str, Found]:
-    """The run under way of each table that does already what the request asks for; a request that asks for more joins none."""
+    """The run under way of each table that already does what the request asks for. A request that is not plain joins no run."""
     if not request.is_plain:
         return {}
     return {plan.table: run for plan in plans if (run := joinable(plan, runs, tables)) is not None}
