@@ -17,6 +17,7 @@ import pytest
 from pydantic import SecretStr
 
 from pulso_etl.alerts.incidents import Failed, Recovered, State, succeeded
+from pulso_etl.alerts.messages import table_title
 from pulso_etl.alerts.service import Alerts
 from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl.sync.days import DayRange
@@ -68,7 +69,7 @@ def test_an_outage_is_one_message_on_every_channel_and_one_when_it_is_over(
     assert [mail["Subject"] for mail in inbox.mails] == receiver.titles()
     for told in (receiver.posts[1][1]["message"], inbox.mails[1].get_content()):
         assert "Duró: 3 h" in told
-        assert f"vuelve a cargar lo que falta: {', '.join(TABLES[2:])}." in told
+        assert f"vuelve a cargar lo que falta: {', '.join(map(table_title, TABLES[2:]))}." in told
     assert conn.execute("SELECT state, closed_at FROM etl_alerts").fetchall() == [("closed", end + 2 * HOUR)]
 
 
@@ -280,6 +281,7 @@ def test_an_outage_is_told_once_with_its_end_and_true_length_although_the_proces
 LOOKS = """
 import time
 from datetime import UTC, datetime
+from pulso_etl.alerts.messages import table_title
 from pulso_etl.alerts.service import Alerts
 from pulso_etl.sync.errors import Cause
 from pulso_etl.settings import load_settings
