@@ -45,7 +45,7 @@ audit = logging.getLogger("pulso_etl.audit")
 
 
 @dataclass(frozen=True)
-class Part:
+class LaunchedPart:
     """One table's part as it was launched: skipped where no run is named and no error; `joined`: the run was under way before.
 
     Many days are several runs, a chunk each: `run_id` is that of the newest days, `more` are the others.
@@ -67,7 +67,7 @@ class Launched:
     """A refresh as `etl_refreshes` has it."""
 
     pipeline_id: str
-    parts: Mapping[str, Part]
+    parts: Mapping[str, LaunchedPart]
     requested_by: str
     requested_at: datetime
 
@@ -75,7 +75,7 @@ class Launched:
     def of(cls, row: Sequence[Any]) -> Launched:
         """Out of its row."""
         pipeline_id, parts, requested_by, requested_at = row
-        return cls(pipeline_id, {table: Part(**part) for table, part in parts.items()}, requested_by, requested_at)
+        return cls(pipeline_id, {table: LaunchedPart(**part) for table, part in parts.items()}, requested_by, requested_at)
 
     @property
     def run_ids(self) -> list[str]:
@@ -122,7 +122,7 @@ def progress(launched: Launched, watched: Watched, ui_url: str, base: str = "") 
     )
 
 
-def _table_run(table: str, part: Part, watched: Watched, ui_url: str) -> TableRun:
+def _table_run(table: str, part: LaunchedPart, watched: Watched, ui_url: str) -> TableRun:
     if part.run_id is None:
         if not part.error:
             return TableRun(table=table, state=Progress.SKIPPED, message=part.message)
@@ -218,14 +218,14 @@ class Refreshes:
 
     async def _launch_parts(
         self, pipeline_id: str, asked: RefreshRequest, plans: Sequence[RefreshPlan], under_way: Mapping[str, Run]
-    ) -> dict[str, Part]:
-        parts: dict[str, Part] = {}
+    ) -> dict[str, LaunchedPart]:
+        parts: dict[str, LaunchedPart] = {}
         to_launch: dict[str, RefreshPlan] = {}
         for plan in plans:
             if plan.window is None:
-                parts[plan.table] = Part(None, plan.reason)
+                parts[plan.table] = LaunchedPart(None, plan.reason)
             elif (run := under_way.get(plan.table)) is not None:
-                parts[plan.table] = Part(run.run_id, "a run of this table was under way already", joined=True)
+                parts[plan.table] = LaunchedPart(run.run_id, "a run of this table was under way already", joined=True)
             else:
                 to_launch[plan.table] = plan
         wanted = [launch for plan in to_launch.values() for launch in launches(self.tables[plan.table], plan)]
@@ -239,12 +239,12 @@ class Refreshes:
         for table, part in zip(to_launch, launched, strict=True):
             if isinstance(part, BaseException) and not isinstance(part, DagsterUnavailable):
                 raise part
-            parts[table] = part if isinstance(part, Part) else Part(None, str(part), error=True)
+            parts[table] = part if isinstance(part, LaunchedPart) else LaunchedPart(None, str(part), error=True)
         if lost and len(lost) == len(to_launch):
             raise lost[0]
         return {table: parts[table] for table in asked.tables}
 
-    async def _launch_part(self, wanted: Sequence[Launch], reason: str) -> Part:
+    async def _launch_part(self, wanted: Sequence[Launch], reason: str) -> LaunchedPart:
         """Launches a table's chunks, the newest days first. Raises DagsterUnavailable where not even the first was launched."""
         run_ids: list[str] = []
         for launch in wanted:
@@ -254,11 +254,11 @@ class Refreshes:
                 if not run_ids and isinstance(error, DagsterUnavailable):
                     raise
                 left = f"{len(run_ids)} of {len(wanted)} chunks are launched: " if len(wanted) > 1 else ""
-                return Part(run_ids[0] if run_ids else None, f"{left}{error}", error=True, more=run_ids[1:])
-        return Part(run_ids[0], reason, more=run_ids[1:])
+                return LaunchedPart(run_ids[0] if run_ids else None, f"{left}{error}", error=True, more=run_ids[1:])
+        return LaunchedPart(run_ids[0], reason, more=run_ids[1:])
 
     async def _remember(
-        self, conn: psycopg.AsyncConnection, pipeline_id: str, asked: RefreshRequest, parts: Mapping[str, Part]
+        self, conn: psycopg.AsyncConnection, pipeline_id: str, asked: RefreshRequest, parts: Mapping[str, LaunchedPart]
     ) -> datetime:
         cursor = await conn.execute(
             sql.SQL(

@@ -66,7 +66,7 @@ class Look:
     ui_url: str
 
 
-def table_status(spec: TableSpec, state: TableState | None, run: Run | None, rows: int | None, look: Look) -> TableStatus:
+def status_of(spec: TableSpec, state: TableState | None, run: Run | None, rows: int | None, look: Look) -> TableStatus:
     """What is told of one table: its watermark's row, the run under way, if any, and the rows which that has copied."""
     if state is None:
         return TableStatus(
@@ -240,7 +240,7 @@ class StatusReader:
         except DagsterUnavailable:
             runs, reached = {}, False
         look = Look(now, self.rhythm, self.settings.dagster_ui_url)
-        told = [table_status(spec, states.get(name), runs.get(name), copied.get(name), look) for name, spec in self.tables.items()]
+        told = [status_of(spec, states.get(name), runs.get(name), copied.get(name), look) for name, spec in self.tables.items()]
         status = overall(told, recent, now, dagster=reached, timezone=self.settings.timezone)
         return Snapshot(status, status.model_dump_json().encode())
 

@@ -24,7 +24,7 @@ from pulso_etl.automation.recovery import EndedAttempt, recover
 from pulso_etl.bigquery import changes as source_changes
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.checks.asset_checks import currency, up_to_date_key
-from pulso_etl.refreshing.due import MEMORY, Decision, Rhythm, Standing, changed_days, decide_due, loaded_days
+from pulso_etl.refreshing.due import MEMORY, Decision, Rhythm, Standing, days_to_read, decide_due, loaded_days
 from pulso_etl.refreshing.launch import launches
 from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.refreshing.planner import Planner, watermarks_of
@@ -296,7 +296,7 @@ class Automation:
             return every, f"the whole window: the source does not tell its changes ({error})"
         if modified is None:
             return every, "the whole window: the source gives no signal of changes"
-        days = changed_days(window, loaded, modified, margin)
+        days = days_to_read(window, loaded, modified, margin)
         return days, f"{len(days)} of {window.days} partitions to read, {window.days - len(days)} verified"
 
     def _report_unchanged(self, instance: dg.DagsterInstance, spec: TableSpec, window: DayRange) -> None:

@@ -157,7 +157,7 @@ def loaded_days(window: DayRange, days: Mapping[date, Day], now: datetime, reche
     }
 
 
-def changed_days(
+def days_to_read(
     window: DayRange, loaded: Mapping[date, datetime], modified: Mapping[date, datetime], margin: timedelta
 ) -> list[date]:
     """The days of the window that must be read again: those that `loaded` lacks, and those that `modified` says have changed since.

@@ -14,13 +14,13 @@ from pulso_etl.api.dagster_client import Run
 from pulso_etl.api.models import DayState, Failure, LastStatus, Overall, Progress
 from pulso_etl.api.refreshes import (
     Launched,
-    Part,
+    LaunchedPart,
     Watched,
     as_it_loaded,
     newest_runs,
     progress,
 )
-from pulso_etl.api.status import CALENDAR_DAYS, Look, calendar, extraction, overall, runs_by_table, table_status
+from pulso_etl.api.status import CALENDAR_DAYS, Look, calendar, extraction, overall, runs_by_table, status_of
 from pulso_etl.refreshing.due import BackOff, Rhythm
 from pulso_etl.refreshing.freshness import FreshnessState, freshness
 from pulso_etl.refreshing.launch import Launch, in_slots
@@ -63,7 +63,7 @@ def state(age: timedelta, status: str = "success", **more: object) -> TableState
 
 
 def told(found: TableState | None, run: Run | None = None, rows: int | None = None) -> object:
-    return table_status(DASHBOARD, found, run, rows, Look(NOW, Rhythm(Calendar(date(2024, 1, 1), 30), BackOff()), UI))
+    return status_of(DASHBOARD, found, run, rows, Look(NOW, Rhythm(Calendar(date(2024, 1, 1), 30), BackOff()), UI))
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_chunks_of_a_table_are_told_as_one() -> None:
             RUN, run_id=f"r{n}", status=status, tags=range_tags(window) | {PIPELINE_TAG: "p1", TABLE_TAG: "dashboard_data"}
         )
 
-    launched = replace(LAUNCHED, parts={"dashboard_data": Part("r0", "every partition", more=["r1", "r2"])})
+    launched = replace(LAUNCHED, parts={"dashboard_data": LaunchedPart("r0", "every partition", more=["r1", "r2"])})
     good, bad, waiting = DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.QUEUED
     for statuses, state, over in (
         ((good, waiting, waiting), Progress.RUNNING, 1),
@@ -215,7 +215,7 @@ def test_requests_for_the_same_have_one_fingerprint() -> None:
 
 LAUNCHED = Launched(
     "p1",
-    {"dashboard_data": Part("r1", "lookback"), "evolution_data": Part(None, "fresh")},
+    {"dashboard_data": LaunchedPart("r1", "lookback"), "evolution_data": LaunchedPart(None, "fresh")},
     "dashboard",
     NOW,
 )

@@ -14,7 +14,7 @@ from pulso_etl.refreshing.due import (
     Decision,
     Rhythm,
     Standing,
-    changed_days,
+    days_to_read,
     decide_due,
     failed_runs,
     loaded_days,
@@ -119,7 +119,7 @@ def ledger(loaded: dict[date, datetime]) -> dict[date, Day]:
 def test_no_change_is_missed(loaded: dict[date, datetime], modified: dict[date, datetime]) -> None:
     day_old = timedelta(hours=24)
     held = loaded_days(DAYS, ledger(loaded), NOW, day_old)
-    read_again = set(changed_days(DAYS, held, modified, timedelta(0)))
+    read_again = set(days_to_read(DAYS, held, modified, timedelta(0)))
     for day in DAYS:
         at = loaded.get(day)
         stale = at is None or NOW - at >= day_old or modified.get(day, at - MINUTE) >= at

@@ -34,7 +34,7 @@ def create_table(spec: TableSpec, schema: str) -> list[sql.Composed]:
     return [create, *(_create_index(spec, schema, index) for index in _declared_indexes(spec))]
 
 
-def migrate(spec: TableSpec, schema: str, table: Table, *, aside: str | None = None) -> list[Change]:
+def needed_changes(spec: TableSpec, schema: str, table: Table, *, aside: str | None = None) -> list[Change]:
     """What must change for the table to be as declared, in an order that works; nothing where the table is as declared.
 
     Safe and cheap changes may run: columns, limits (for rows written from now on) and indexes are added, NOT NULL is lifted, and

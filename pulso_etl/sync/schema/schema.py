@@ -7,7 +7,7 @@ from dataclasses import replace
 from psycopg import sql
 
 from pulso_etl.sync.postgres.catalog import Table, read_table
-from pulso_etl.sync.schema.migration import create_table, migrate
+from pulso_etl.sync.schema.migration import create_table, needed_changes
 from pulso_etl.sync.schema.told import schema_refusal
 from pulso_etl.sync.target import Target
 
@@ -15,7 +15,7 @@ from pulso_etl.sync.target import Target
 def is_as_declared(target: Target) -> bool:
     """Whether the table exists and needs no change."""
     table = read_table(target.conn, target.schema, target.spec.name)
-    return table is not None and not migrate(target.spec, target.schema, table)
+    return table is not None and not needed_changes(target.spec, target.schema, table)
 
 
 def ensure_table(target: Target) -> Table:
@@ -33,17 +33,17 @@ def ensure_table(target: Target) -> Table:
     if any(spec.required(column) and column.name not in table.columns for column in spec.columns):
         found = conn.execute(sql.SQL("SELECT FROM {} LIMIT 1").format(target.identifier)).fetchone()
         table = replace(table, holds_rows=found is not None)
-    if any(change.refusal for change in migrate(spec, schema, table)):
+    if any(change.refusal for change in needed_changes(spec, schema, table)):
         raise schema_refusal(target, table)
     return table
 
 
 def migrate_table(target: Target, table: Table) -> list[str]:
-    """Runs the statements that `migrate` finds, in the caller's transaction, and returns them.
+    """Runs the statements that `needed_changes` finds, in the caller's transaction, and returns them.
 
     An ALTER TABLE keeps readers out until that transaction ends: call this late. Raises SchemaRefused.
     """
-    changes = migrate(target.spec, target.schema, table)
+    changes = needed_changes(target.spec, target.schema, table)
     if any(change.refusal for change in changes):
         raise schema_refusal(target, table)
     for change in changes:

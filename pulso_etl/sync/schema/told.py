@@ -25,7 +25,7 @@ from pulso_etl.sync.schema.migration import (
     copy_aside,
     key_differs,
     loses_history,
-    migrate,
+    needed_changes,
     without_history,
 )
 from pulso_etl.sync.spec import Strategy, TableSpec
@@ -54,8 +54,8 @@ def schema_refusal(target: Target, table: Table) -> SchemaRefused:
     conn, spec, schema = target.conn, target.spec, target.schema
     rows = look(target, table)
     aside = next(name for number in count(1) if _free(conn, schema, name := aside_name(spec, number)))
-    changes = migrate(spec, schema, rows.table, aside=aside)
-    reasons = dict.fromkeys(change.refusal for change in migrate(spec, schema, table, aside=aside) if change.refusal)
+    changes = needed_changes(spec, schema, rows.table, aside=aside)
+    reasons = dict.fromkeys(change.refusal for change in needed_changes(spec, schema, table, aside=aside) if change.refusal)
     parts = [
         f"{spec.name}: the table in schema {schema} is not as declared, and changing it may lose data or rewrite all of it:",
         *(f"  {reason}" for reason in reasons),
