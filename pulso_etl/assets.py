@@ -15,7 +15,7 @@ from pulso_etl.refreshing.plan import Calendar, RefreshPlan, plan_refresh
 from pulso_etl.refreshing.ranges import launched_range, names_days, range_tags
 from pulso_etl.refreshing.request import Grants, RefreshRequest
 from pulso_etl.sync.days import DayRange
-from pulso_etl.sync.errors import PlanError
+from pulso_etl.sync.errors import PulsoError
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.loading.load import translated
@@ -145,7 +145,9 @@ def build_asset(
     def table(context: dg.AssetExecutionContext) -> Iterator[dg.Output[Any]]:
         try:
             plan = plan_of_run(context, spec, calendar)
-        except PlanError as error:
+        except PulsoError as error:
+            if error.retryable:
+                raise
             raise dg.Failure(str(error), allow_retries=False) from error
         if plan.window is None:
             _tell(context, {SKIPPED_TAG: plan.reason}, f"skipped: {plan.reason}")

@@ -8,9 +8,11 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 import psycopg
 import pytest
+from pydantic import SecretStr
 
 from pulso_etl.definitions import build_defs
 from pulso_etl.local.emulator import BigQueryEmulator
+from pulso_etl.refreshing.execution import failure_reason
 from pulso_etl.refreshing.ranges import range_of
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
@@ -103,3 +105,13 @@ def test_each_table_of_a_run_without_days_takes_its_own(deployment: Deployment) 
     assert loaded(result) == wanted
     # They have no range in common that would tell.
     assert range_of(deployment.tags(result)) is None
+
+
+def test_a_run_that_can_not_plan_says_why_and_is_tried_again(deployment: Deployment) -> None:
+    """PostgreSQL is away: the step fails in words, and its retries follow."""
+    away = deployment.settings.model_copy(update={"database_url": SecretStr("postgresql://127.0.0.1:1/none")})
+    job = build_defs(away, retries=dg.RetryPolicy(max_retries=1, delay=0)).resolve_job_def("refresh_operation_data")
+    result = job.execute_in_process(instance=deployment.instance, run_config=QUIET, raise_on_error=False)
+    assert not result.success
+    assert "operation_data" in failure_reason(result)
+    assert [event for event in result.all_events if event.event_type_value == "STEP_UP_FOR_RETRY"]
