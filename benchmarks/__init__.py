@@ -1,1 +1,1 @@
-"""Measures the load path beside other ways of loading the same rows, its memory, and a refresh's time from launch to success."""
+"""Measures the load path and other ways to load the same rows, the memory, and the time of a refresh from launch to success."""

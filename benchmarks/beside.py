@@ -1,4 +1,4 @@
-"""The empty asset in a code location that loads this project's modules: what a run costs before it does anything."""
+"""The empty asset in a code location that loads this project's modules. It shows the cost of a run that does nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The project's definitions under a name of their own, for a code server that starts a Python for each run, as Dagster's does."""
+"""The project's definitions under another name, for a code server that starts a Python for each run, as Dagster's own does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Seconds of one run over many days, with Dagster's own storage and with the project's, which stores the days' events together."""
+"""Seconds of one run over many days, with Dagster's storage and with the project's, which stores the events of days together."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ STORAGES = {
 
 @dataclass(frozen=True)
 class Run:
-    """Seconds of wall-clock of one run over so many days, without the start of its process."""
+    """Wall-clock seconds of one run over `days` days, without the start of its process."""
 
     storage: str
     days: int
@@ -61,7 +61,7 @@ class Run:
 
 
 def measure_days(url: str, home: Path, repeats: int, *, timeout: float, say: Say) -> list[Run]:
-    """Runs over each number of days, the storages in turn. Raises RuntimeError where one does not succeed."""
+    """Runs over each number of days, the storages in turn. Raises RuntimeError if a run does not succeed."""
     runs = []
     for repeat in range(repeats):
         for days in COUNTS:
@@ -73,7 +73,7 @@ def measure_days(url: str, home: Path, repeats: int, *, timeout: float, say: Say
 
 
 def _one(url: str, home: Path, storage: str, days: int, timeout: float) -> float:
-    """The seconds of a run in a process of its own, which begins with an empty storage."""
+    """The seconds of a run in a process of its own, with an empty storage."""
     schema = "bench_days"
     with psycopg.connect(url, autocommit=True) as conn:
         conn.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
@@ -115,14 +115,14 @@ def meters() -> pa.Table:
 
 
 def main(days: int) -> None:
-    """Loads so many days in one run in this process, and prints its seconds."""
+    """Loads the days in one run in this process, and prints its seconds."""
     tags = {
         "dagster/asset_partition_range_start": str(FIRST),
         "dagster/asset_partition_range_end": str(FIRST + timedelta(days=days - 1)),
     }
     manager = PostgresUpsertIOManager(database_url=os.environ["DATABASE_URL"], database_schema=os.environ["DATABASE_SCHEMA"])
     with dg.DagsterInstance.get() as instance:
-        # What the first run of a process and of a storage prepares is not of the days.
+        # The first run of a process and of a storage prepares things that do not depend on the days, so it is not measured.
         dg.materialize([meters], tags=dict.fromkeys(tags, str(FIRST)), resources={"postgres": manager}, instance=instance)
         began = time.perf_counter()
         dg.materialize([meters], tags=tags, resources={"postgres": manager}, instance=instance)

@@ -1,4 +1,4 @@
-"""An asset that does nothing, in a code location of its own: what a run costs in Dagster alone."""
+"""An asset that does nothing, in a code location of its own. It shows the cost of a run in Dagster alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def empty() -> None:
 
 @dg.definitions
 def defs() -> dg.Definitions:
-    """The one asset, with the executor of the project's own."""
+    """The one asset, with the project's executor."""
     return dg.Definitions([empty], executor=dg.in_process_executor)
 
 

@@ -1,4 +1,4 @@
-"""The dashboard's likely queries on tables of two years: what each reads with the primary key alone and with one more index."""
+"""Measures likely queries of the dashboard on tables of two years, with the primary key alone and with one more index."""
 
 from __future__ import annotations
 

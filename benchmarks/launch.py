@@ -1,4 +1,4 @@
-"""Seconds from launch to SUCCESS: by GraphQL against a running webserver and daemon, and by the command line."""
+"""Measures seconds from launch to SUCCESS: by GraphQL with a running webserver and daemon, and by the command line."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ LAUNCHED = {
     f"{TABLE}, each run a new Python": (COLD, [TABLE]),
     f"{FIVE}, each run a new Python": (COLD, list(TABLES)),
 }
-"""What is launched: the code location and the assets."""
+"""The launches: code location and assets."""
 POLL_SECONDS = 0.05
 LAUNCH = """
 mutation($params: ExecutionParams!) {
@@ -70,7 +70,7 @@ class Launch:
 
 
 def measure_launches(home: Path, repeats: int, *, timeout: float, say: Say) -> list[Launch]:
-    """Launches, in turn: an empty asset, one table, all five; by either way. Raises RuntimeError where one does not succeed."""
+    """Launches, in turn: an empty asset, one table, all five; by either way. Raises RuntimeError if one does not succeed."""
     launches: list[Launch] = []
     today = DEFAULT.day(datetime.now(UTC))
     window = DayRange(today - timedelta(days=DAYS - 1), today)
@@ -117,7 +117,7 @@ class Dagster:
         self.url = f"http://127.0.0.1:{port}/graphql"
 
     def query(self, text: str, **variables: Any) -> Any:
-        """The `data` of the answer. Raises RuntimeError for errors in it, OSError where nobody answers."""
+        """The `data` of the answer. Raises RuntimeError for errors in it, OSError if nobody answers."""
         body = json.dumps({"query": text, "variables": variables}).encode()
         request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as response:
@@ -127,7 +127,7 @@ class Dagster:
         return answer["data"]
 
     def wait_until_loaded(self, locations: set[str], timeout: float) -> None:
-        """Raises RuntimeError where the code locations don't load in `timeout` seconds."""
+        """Raises RuntimeError if the code locations do not load in `timeout` seconds."""
         deadline, seen = time.monotonic() + timeout, "no answer"
         while time.monotonic() < deadline:
             try:

@@ -35,7 +35,7 @@ IDLE_PERCENT = 5
 
 @dataclass(frozen=True)
 class Measurement:
-    """One load. `seconds` of wall-clock and the process's peak memory in MB; or what went wrong."""
+    """One load: wall-clock `seconds` and the process's peak memory in MB, or the error."""
 
     way: str
     scenario: str
@@ -78,7 +78,7 @@ class LoadBench:
 
     def _inputs(self, conn: psycopg.Connection, scenarios: Sequence[str]) -> tuple[dict[str, Inputs], dict[str, Checksum]]:
         self.say(f"making {self.rows:,} rows")
-        # The server reads the files too, as a user of its own.
+        # The server also reads the files, as another user.
         self.folder.chmod(0o755)
         base = write_inputs(self.folder, self.rows, changed=False)
         inputs, expected = dict.fromkeys(scenarios, base), dict.fromkeys(scenarios, _expected(conn, base))
@@ -124,7 +124,7 @@ class LoadBench:
 
 
 def settle(conn: psycopg.Connection) -> None:
-    """No load pays for cleaning up after those before it, or for writing out what they left."""
+    """Cleans up and writes out the rest of earlier loads, so that the next load does not pay for it."""
     deadline = time.monotonic() + SETTLE_SECONDS
     while conn.execute(VACUUMS).fetchone() is not None and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -136,14 +136,14 @@ def settle(conn: psycopg.Connection) -> None:
 
 
 def clean_up(conn: psycopg.Connection, schema: str) -> None:
-    """What autovacuum would do at some time after a load of that schema, and so in the middle of another's."""
+    """Does the work of autovacuum after a load of that schema. Otherwise autovacuum would do it during another load."""
     for name in _schemas(schema):
         for (table,) in conn.execute("SELECT tablename FROM pg_tables WHERE schemaname = %s", (name,)).fetchall():
             conn.execute(sql.SQL("VACUUM (ANALYZE) {}").format(sql.Identifier(name, table)))
 
 
 def warm(conn: psycopg.Connection, schema: str, inputs: Inputs) -> None:
-    """Files and tables of the next load are in the system's memory, whichever ways came between: no load pays for a cold disk."""
+    """Reads files and tables of the next load into the system's memory, so that no load waits for a cold disk."""
     for path in (inputs.arrow, inputs.binary):
         with path.open("rb") as file:
             while file.read(2**20):

@@ -1,4 +1,4 @@
-"""Many tables: as a process of its own, what their definitions cost, and what a look at them costs the sensors. Prints JSON."""
+"""Measures the cost of many tables, as a process of its own: their definitions, and the looks of the sensors. Prints JSON."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ SELECT name, now() - CASE WHEN place <= %(due)s THEN interval '2 days' ELSE inte
 FROM unnest(%(names)s::text[]) WITH ORDINALITY AS named (name, place)
 """
 DUE = 10
-"""Of the tables, those that a tick finds due."""
+"""How many tables a tick finds due."""
 CHECKS = 7
 """Of a table, as four of the five have."""
 
 
 def plain(tables: int) -> dg.Definitions:
-    """What Dagster alone takes for a graph of this shape: an asset and an op of checks a table, and no jobs of their own."""
+    """The cost of a graph of this shape in Dagster alone: an asset and an op of checks a table, and no jobs of their own."""
     days = dg.DailyPartitionsDefinition("2024-01-01", timezone="America/Lima", end_offset=1)
 
     def asset(name: str) -> dg.AssetsDefinition:

@@ -29,7 +29,7 @@ Row = Sequence[str]
 
 
 def machine(conn: psycopg.Connection) -> str:
-    """Where it was measured: cores, memory, versions, the server's settings that matter here."""
+    """The machine of the measurement: cores, memory, versions, and the server settings that matter."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     settings = conn.execute("SELECT name, current_setting(name) FROM unnest(%s::text[]) AS name", (list(SETTINGS),)).fetchall()
     return (
@@ -111,7 +111,7 @@ def parallel(measured: Sequence[Throughput]) -> str:
 
 
 def indexes(reads: Sequence[Read], loaded: Sequence[Measurement]) -> str:
-    """The queries, what each reads by the indexes that there are, and medians of the loads of a table that has one more."""
+    """The queries with what each reads by index, and medians of the loads of a table with one more index."""
     queries = dict.fromkeys(read.query for read in reads)
     texts = "\n".join(f"-- {query.name}\n{textwrap.fill(query.text, 120)};" for query in queries)
     table = [
@@ -179,7 +179,7 @@ def days(measured: Sequence[Run]) -> str:
 
 
 def launches(measured: Sequence[Launch]) -> str:
-    """Medians of the seconds until success, and what a refresh takes beside an empty asset's run."""
+    """Medians of the seconds until success, and the ratio of a refresh to an empty asset's run."""
     groups: dict[tuple[str, str], list[Launch]] = {}
     for launch in measured:
         groups.setdefault((launch.how, launch.what), []).append(launch)
@@ -223,7 +223,7 @@ def status(readings: Readings) -> str:
 
 
 def tables(measured: Sequence[Many]) -> str:
-    """Seconds by stage and number of tables, of ours, of a graph of that shape in Dagster alone, and of the sensors."""
+    """Seconds by stage and number of tables: of this project, of a graph of that shape in Dagster alone, and of the sensors."""
     found = {(one.what, one.tables): one for one in measured}
     counts = list(dict.fromkeys(one.tables for one in measured))
     most = counts[-1]
@@ -271,7 +271,7 @@ def years(measured: Sequence[Past]) -> str:
 
 
 def write(page: Path, section: str, text: str) -> None:
-    """Replaces the page's block of that section. Raises ValueError where the page has none."""
+    """Replaces the page's block of that section. Raises ValueError if the page has none."""
     start, end = f"<!-- measured: {section} -->", f"<!-- end: {section} -->"
     before = page.read_text(encoding="utf-8")
     after, count = re.subn(

@@ -1,4 +1,4 @@
-"""A long range loaded in chunks: how many rows a second as more processes load at the same time."""
+"""Measures rows a second of a long range in chunks, as more processes load at the same time."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _write_chunks(folder: Path, rows: int) -> list[tuple[DayRange, Path]]:
 
 
 def _load(url: str, schema: str, chunks: Sequence[tuple[DayRange, Path]], workers: int, timeout: float) -> float:
-    """Seconds in which the processes load every chunk: each takes the next one when it is done with one."""
+    """Seconds for the processes to load every chunk. Each process takes the next chunk when it has finished one."""
     shares = [chunks[place::workers] for place in range(workers)]
     children = [
         subprocess.Popen(

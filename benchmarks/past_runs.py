@@ -31,7 +31,7 @@ FROM run_tags, unnest(%(names)s::text[]) AS name, generate_series(0, %(last)s) A
 
 
 def add_past_runs(instance: dg.DagsterInstance, url: str, specs: Mapping[str, TableSpec]) -> None:
-    """Puts them into the instance's storage, which is at `url`, in the place of all runs there: copies of one run."""
+    """Replaces all runs of the instance's storage at `url` by copies of one run."""
     spec = next(iter(specs.values()))
     tags = run_tags(spec, DayRange(date(2026, 1, 1), date(2026, 1, 7)))
     run = dg.DagsterRun(WHOLE_GRAPH, make_new_run_id(), tags=tags, status=dg.DagsterRunStatus.SUCCESS)

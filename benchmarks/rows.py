@@ -39,7 +39,7 @@ SCHEMA = pa.schema(
         for column in SPEC.columns
     ]
 )
-"""As BigQuery gives them: NUMERIC is decimal128(38, 9)."""
+"""The types as BigQuery gives them: NUMERIC is decimal128(38, 9)."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def write_inputs(folder: Path, rows: int, *, changed: bool) -> Inputs:
 
 
 def reader(arrow: Path) -> pa.RecordBatchReader:
-    """The rows as a stream. The file is read, not mapped, so that its pages don't count as the process's memory."""
+    """The rows as a stream. It reads the file and does not map it, so the file's pages do not count as the process's memory."""
     return pa.ipc.open_stream(pa.OSFile(str(arrow)))
 
 

@@ -1,4 +1,4 @@
-"""Many tables and many years: what definitions, sensors and the API's answers cost as both grow."""
+"""Measures definitions, sensors and the API's answers as tables and years grow."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SELECT name, 'past-' || n, 1, (at - interval '6 days')::date, at::date, 'success
 FROM unnest(%s::text[]) AS name, generate_series(4 * 365 * %s, 1, -1) AS n,
     LATERAL (SELECT now() - n * interval '6 hours' AS at) AS t
 """
-"""Four extractions a day of each table, for so many years."""
+"""Four extractions a day of each table, for the given number of years."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def measure_years(home: Path, *, timeout: float, say: Say) -> list[Past]:
 
 @contextmanager
 def _storage(home: Path) -> Iterator[dict[str, str]]:
-    """An environment with a PostgreSQL of its own, for the tables and for Dagster's storage."""
+    """An environment with its own PostgreSQL, for the tables and for Dagster's storage."""
     home.mkdir()
     (home / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text(encoding="utf-8"), encoding="utf-8")
     with without_variables("DATABASE_SCHEMA", "TENANTS_FILE"), EmbeddedPostgres(home / "postgres") as server:

@@ -1,4 +1,4 @@
-"""As many tables as asked for: copies of the five under other names."""
+"""Any number of tables: copies of the five under other names."""
 
 from __future__ import annotations
 

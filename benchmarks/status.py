@@ -1,4 +1,4 @@
-"""How fast the API tells the state: many readers at once, over HTTP, of an API with PostgreSQL and Dagster behind it."""
+"""Measures how fast the API answers many readers at once, over HTTP, with PostgreSQL and Dagster behind it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Readings:
     size: int
 
     def percentile(self, percent: int) -> float:
-        """Milliseconds within which that share of the answers came."""
+        """The milliseconds within which this share of the answers came."""
         return quantiles(self.milliseconds, n=100)[percent - 1]
 
 
@@ -60,7 +60,7 @@ def measure_status(home: Path, *, timeout: float, say: Say) -> Readings:
 
 @contextmanager
 def api_server(home: Path, graphql_url: str, timeout: float) -> Iterator[int]:
-    """The API as a process; its port."""
+    """Runs the API as a process, and gives its port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -86,7 +86,7 @@ def api_server(home: Path, graphql_url: str, timeout: float) -> Iterator[int]:
 
 
 async def read_answers(port: int, readers: int, seconds: float, path: str = PATH) -> Readings:
-    """What the readers see for so many seconds. Raises RuntimeError for an answer that is not 200."""
+    """Reads for `seconds`, and returns the measurements. Raises RuntimeError for an answer that is not 200."""
     milliseconds: list[float] = []
     sizes: set[int] = set()
     began = time.perf_counter()

@@ -110,7 +110,7 @@ def copy_direct(job: Job) -> float:
 
 
 def copy_upsert(job: Job) -> float:
-    """What an expert writes by hand: the server reads the file into a temporary table and upserts the rows that differ."""
+    """An expert's own statement: the server reads the file into a temporary table and upserts the rows that differ."""
     stage = sql.Identifier("stage")
     columns = sql.SQL(", ").join(sql.SQL("{} {}").format(sql.Identifier(c.name), sql.SQL(c.type.value)) for c in SPEC.columns)
     old, new = (sql.SQL(", ").join(sql.Identifier(a, name) for name in SPEC.value_columns) for a in ("t", "excluded"))
@@ -253,7 +253,7 @@ def _list(names: tuple[str, ...]) -> sql.Composed:
 
 if __name__ == "__main__":
     if "--wait" in sys.argv:
-        # Whoever measures several of these at once starts the clock when all are ready.
+        # A measurement of several at once starts its clock when all are ready.
         import pulso_etl.definitions  # noqa: F401
 
         print("ready", flush=True)

@@ -1,4 +1,4 @@
-"""How rows come over the Storage Read API by compression: bytes, seconds, and what the client's processor does for it."""
+"""Measures rows over the Storage Read API by compression: bytes, seconds, and the client's processor time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl_tests.bigquery.storage_server import StorageServer
 
 CHECKED = "cuentas"
-"""The column whose sum tells that the rows have arrived."""
+"""The sum of this column shows that all rows have arrived."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class RowsServer(StorageServer):
 
 
 def measure_wire(folder: Path, rows: int, repeats: int, *, timeout: float, say: Say) -> list[Download]:
-    """Reads the rows with each compression in turn. Raises RuntimeError where they do not all arrive."""
+    """Reads the rows with each compression in turn. Raises RuntimeError if some do not arrive."""
     table = reader(write_inputs(folder, rows, changed=False).arrow).read_all()
     expected = (rows, pc.sum(table[CHECKED]).as_py())
     measured = []
@@ -96,11 +96,11 @@ def measure_wire(folder: Path, rows: int, repeats: int, *, timeout: float, say: 
 
 
 def read(rest: str, storage: str, compression: Compression, rows: int) -> dict[str, Any]:
-    """Reads the rows twice, and tells of the second time: then the query is done, and the server has its messages made."""
+    """Reads the rows twice, and measures the second time. Then the query is done, and the server has prepared its messages."""
     source = BigQuerySource(
         project="benchmark", sources={}, emulator_host=rest, emulator_storage=storage, wire_compression=compression
     )
-    # The server gives its own rows for the result; the emulator only has to tell how many there are.
+    # The server gives its own rows. The emulator only has to say how many there are.
     query = f"SELECT n FROM UNNEST(GENERATE_ARRAY(1, {rows})) AS n WHERE @start <= @end"
     stream = source.stream(SPEC.model_copy(update={"query": query}), WINDOW, "benchmark")
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""`python -m chaos`: refreshes with faults, one after the other; prints what became of them, and writes it with `--write`."""
+"""`python -m chaos`: runs refreshes with faults, one after the other, prints the results, and writes them with `--write`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def chaos(
     workers: Annotated[int, typer.Option(min=1, help="Processes that share them, each with servers of its own.")] = 2,
     write: Annotated[bool, typer.Option("--write", help=f"Write the table into {PAGE.relative_to(ROOT)} as well.")] = False,
 ) -> None:
-    """Lets refreshes meet faults on servers of their own. Ends with code 1 where anything was lost, half loaded or told wrong."""
+    """Runs refreshes with faults on their own servers. Ends with code 1 if anything was lost, half loaded or reported wrong."""
     began = time.monotonic()
     numbers = [only] if only is not None else list(range(refreshes))
     workers = min(workers, len(numbers))
@@ -36,7 +36,7 @@ def chaos(
         home = Path(folder)
         home.chmod(0o755)
         shares = [(home / str(n), numbers[n::workers], seed, began + 60 * minutes) for n in range(workers)]
-        # Each a process: the clock and the environment, which a trial changes, are a process's own.
+        # Each share is a process, because a trial changes the clock and the environment of its process.
         with get_context("spawn").Pool(workers, end_on_sigterm) as pool:
             try:
                 results = [result for share in pool.starmap(run_share, shares, chunksize=1) for result in share]

@@ -1,4 +1,4 @@
-"""Days that pass: a clock for the server and this process alike, and a source that goes on changing meanwhile."""
+"""Lets days pass: moves the clock of the server and of this process, and changes the source meanwhile."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pulso_etl.sync.zone import DEFAULT
 from pulso_etl.tables import TABLES
 
 DAYS = 4
-"""So many days the source holds at first."""
+"""How many days the source holds at first."""
 RETAINED = 75
-"""So many days it holds at most: more than any refresh looks back."""
+"""The most days that it holds: more than any refresh looks back."""
 ROWS_PER_DAY = 40
 MOVE_THE_CLOCK = """
 SET allow_system_table_mods = on;
@@ -32,10 +32,10 @@ AS 'SELECT pg_catalog.real_clock_timestamp() + shift FROM public.chaos_clock';
 
 
 class Clock:
-    """The present, which can be moved on: of this process, and of the server in the database that `conn` is in."""
+    """The current time of this process, and of the server in the database of `conn`. It can be moved forward."""
 
     def __init__(self, conn: psycopg.Connection) -> None:
-        """`conn` is a superuser's: a function of the server takes another's place, in that database alone."""
+        """`conn` belongs to a superuser. In that database alone, it replaces a function of the server."""
         self.conn = conn
         self.shift = timedelta(0)
         self._travel: time_machine.travel | None = None
@@ -65,7 +65,7 @@ class Clock:
 
 
 class Source:
-    """What each source table holds of each day, and when that changed last: within the lookback of every table that reads it."""
+    """The rows of each source table by day, and their last change, which is within the lookback of every table that reads them."""
 
     def __init__(self, names: dict[str, str], today: date) -> None:
         self.names = names
@@ -85,7 +85,7 @@ class Source:
             self.changed[name][day] = at
 
     def pass_time(self, clock: Clock, by: timedelta, random: Random) -> None:
-        """Time goes by, and the source changes at random instants of it, and at its end."""
+        """Lets time pass. The source changes at random instants meanwhile, and at the end."""
         began = clock.now
         clock.move(by)
         for name in PARTITIONED:

@@ -1,4 +1,4 @@
-"""The kinds of faults, each brought about at a point that a seed chooses."""
+"""The kinds of faults. A seed chooses the point of each."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ class Kind(StrEnum):
 
 @dataclass
 class Injected:
-    """A fault of one refresh: at which point, and whether the refresh came to it."""
+    """A fault of one refresh: its point, and whether the refresh reached it."""
 
     point: str
     happened: bool = False
 
 
 class SmallDisk:
-    """A file system of 32 MiB on which the server keeps what the database `conn` is in will hold. Needs the right to mount one."""
+    """A file system of 32 MiB for the data of the database of `conn`. It needs the right to mount a file system."""
 
     def __init__(self, conn: psycopg.Connection) -> None:
-        """Raises OSError where that right is missing."""
+        """Raises OSError if that right is missing."""
         self.folder = Path(tempfile.mkdtemp(prefix="pulso-chaos-disk-"))
         options = f"size={SMALL_DISK},mode=0755"
         mounted = subprocess.run(
@@ -71,7 +71,7 @@ class SmallDisk:
             conn.execute(f"ALTER DATABASE {conn.info.dbname} SET {setting} = small")  # type: ignore[call-overload]
 
     def fill(self, pages: int) -> None:
-        """Leaves so many pages of 8 KiB free."""
+        """Leaves this many pages of 8 KiB free."""
         found = os.statvfs(self.folder)
         with self._filler.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, max(1, found.f_bavail * found.f_frsize - pages * PAGE))
@@ -80,7 +80,7 @@ class SmallDisk:
         self._filler.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Gives the mount back; the server no longer needs it."""
+        """Unmounts the file system. The server no longer needs it."""
         subprocess.run(["umount", "-l", str(self.folder)], capture_output=True, check=False)
         with suppress(OSError):
             self.folder.rmdir()
@@ -99,7 +99,7 @@ class Boundary:
     """Whether there was a session or a process to end when the point came."""
 
     def kinds(self) -> list[Kind]:
-        """Those that can be brought about on this machine."""
+        """The faults that are possible on this machine."""
         return [kind for kind in Kind if kind is not Kind.DISK_FULL or self.disk is not None]
 
     @contextmanager
@@ -109,7 +109,7 @@ class Boundary:
         """
         self.bigquery.call_off()
         self.postgres.arm()
-        # As shares of what the last refresh took: the draws that follow are the same if that was a little more or less.
+        # Points are shares of the last refresh's size. So later draws stay the same if that size differs a little.
         skip, at = int(random.random() * requests), int(random.random() * size)
         on_the_wire: dict[Kind, Callable[[Connection], None]] = {
             Kind.POSTGRES_RESET: Connection.reset,
@@ -175,7 +175,7 @@ class Boundary:
 
 @contextmanager
 def _clock() -> Iterator[Callable[[timedelta], None]]:
-    """This process's clock, which the function that is given shifts once."""
+    """This process's clock. The function that this gives shifts it once."""
     travels: list[time_machine.travel] = []
 
     def shift(jump: timedelta) -> None:

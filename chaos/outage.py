@@ -1,4 +1,4 @@
-"""A full queue through outages, `python -m chaos.outage --seconds 300`: nobody's run and nobody's back-fill may be thrown away.
+"""Sends a full queue through outages, `python -m chaos.outage --seconds 300`. No run and no back-fill may be lost.
 
 A whole deployment is given more runs and back-fills than it can begin at once. Then PostgreSQL goes away, with Dagster's storage;
 then the code server is killed again and again; then both at once. After each, all that was asked for has to come to a good end.
@@ -37,7 +37,7 @@ ENDED_BACKFILLS = GOOD_BACKFILLS | {
 
 @dataclass
 class Outcome:
-    """What became of what was asked for before one outage; `dropped` are runs that failed without having begun."""
+    """The results of the requests before one outage. `dropped` are runs that failed before they began."""
 
     name: str
     runs: Counter[str] = field(default_factory=Counter)
@@ -49,7 +49,7 @@ class Outcome:
 
     @property
     def broken(self) -> list[str]:
-        """The lines that must not be."""
+        """The lines that report faults."""
         failed = {name: count for name, count in self.backfills.items() if name not in GOOD_BACKFILLS}
         return [
             *(f"{self.name}: run {run_id} failed without having begun" for run_id in self.dropped),
@@ -59,7 +59,7 @@ class Outcome:
 
 
 def fill_the_queue(deployment: Deployment, callers: Callers, random: Random, queue: int) -> tuple[set[str], set[str]]:
-    """Asks for so many runs, and half as many back-fills, and waits until some of each have begun; the ids of both."""
+    """Asks for runs and half as many back-fills, and waits until some of each have begun. Returns the ids of both."""
     runs, backfills = set(callers.asked.runs), set(callers.asked.backfills)
     for _ in range(queue // 2):
         callers.backfill(random)
@@ -77,7 +77,7 @@ def fill_the_queue(deployment: Deployment, callers: Callers, random: Random, que
 
 
 def outcome(deployment: Deployment, name: str, runs: set[str], backfills: set[str], waiting: int) -> Outcome:
-    """Waits for the end of all that was asked for, and counts it."""
+    """Waits for the end of all requests, and counts the results."""
     found, began = Outcome(name, waiting=waiting), time.monotonic()
     with deployment.instance() as instance:
 
@@ -90,7 +90,7 @@ def outcome(deployment: Deployment, name: str, runs: set[str], backfills: set[st
             return ended and not going and deployment.ready()
 
         wait_for(over, PATIENCE_SECONDS, f"{name}: not all came to an end")
-        # What Dagster's daemon launches again, it does within its next look.
+        # Dagster's daemon launches a run again within its next look.
         time.sleep(PAUSE_SECONDS)
         wait_for(over, PATIENCE_SECONDS, f"{name}: not all came to an end")
         records = [record for record in instance.get_run_records() if of_ours(record.dagster_run)]
@@ -100,7 +100,7 @@ def outcome(deployment: Deployment, name: str, runs: set[str], backfills: set[st
                 found.backfills[one.status] += 1
     for record in records:
         found.runs[record.dagster_run.status.value] += 1
-        # What had begun as the outage came fails by it, and its table is taken up by the refresh sensor.
+        # A run that had begun before the outage fails, and the refresh sensor then loads its table.
         if record.dagster_run.status is dg.DagsterRunStatus.FAILURE and record.start_time is None:
             found.dropped.append(record.dagster_run.run_id)
     found.lost = sorted(runs - {record.dagster_run.run_id for record in records})
@@ -108,7 +108,7 @@ def outcome(deployment: Deployment, name: str, runs: set[str], backfills: set[st
 
 
 def outages(deployment: Deployment, seconds: float, way: Way) -> dict[str, Callable[[], None]]:
-    """Each outage by its name; it is over when the call returns."""
+    """Each outage by its name. It is over when the call returns."""
     code = deployment.services["code server"]
 
     def kill() -> None:
@@ -140,7 +140,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Chooses tables and days.")] = 1,
     keep: Annotated[Path | None, typer.Option(help="Folder for the logs, which stay there.")] = None,
 ) -> None:
-    """Sends a full queue through outages. Ends with code 1 where a run or a back-fill was thrown away."""
+    """Sends a full queue through outages. Ends with code 1 if a run or a back-fill was lost."""
     random, found = Random(seed), list[Outcome]()
     with ExitStack() as stack:
         home = keep or Path(stack.enter_context(TemporaryDirectory(prefix="pulso-outage-", ignore_cleanup_errors=True)))

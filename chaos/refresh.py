@@ -1,4 +1,4 @@
-"""A refresh as production runs it, but impatient: what is waited for seconds there takes tenths of seconds here."""
+"""A refresh as in production, but with shorter waits: tenths of seconds instead of seconds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SILENT = {"log_level": "CRITICAL", "events": False}
 
 
 def refresh(settings: Settings, table: str, window: DayRange, *, retries: int) -> Outcome:
-    """Refreshes these days of the table through Dagster, with so many further attempts of the step."""
+    """Refreshes these days of the table through Dagster, with `retries` further attempts of the step."""
     spec = TABLES[table]
     source = build_resources(settings)["bigquery"]
     impatient = type(source)(**{**source.model_dump(), **PATIENCE})

@@ -1,4 +1,4 @@
-"""One process's share of the refreshes: a module that a new process can import, as it can't the command's own."""
+"""One process's share of the refreshes. It is a module of its own, because a new process cannot import the command's module."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from chaos.trial import Broken, Result, world
 
 
 def run_share(home: Path, numbers: Sequence[int], seed: int, until: float) -> list[Result]:
-    """The refreshes of these numbers, on servers in `home`; none is begun after the monotonic clock says `until`. Raises Broken."""
+    """Runs the refreshes with these numbers, on servers in `home`. Starts none after `until` (monotonic clock). Raises Broken."""
     home.mkdir()
     results: list[Result] = []
     with world(home) as found:
@@ -34,7 +34,7 @@ def run_share(home: Path, numbers: Sequence[int], seed: int, until: float) -> li
 
 
 def end_on_sigterm() -> None:
-    """An end that stops the servers and removes the files."""
+    """Ends the process, so that the servers stop and the files are removed."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 

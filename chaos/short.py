@@ -1,4 +1,4 @@
-"""The five tables of the deployment, due every four minutes, and a nightly re-check that comes every three."""
+"""The five tables, due every four minutes, and a nightly re-check every three minutes."""
 
 from __future__ import annotations
 

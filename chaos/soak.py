@@ -55,9 +55,9 @@ MODULE = "chaos.short"
 QUIET_SECONDS = 420
 YOUNG = timedelta(seconds=100)
 HIT_SECONDS = 40
-"""How long a fault waits for whom it may meet."""
+"""How long a fault waits for something to hit."""
 AFTER = timedelta(seconds=90)
-"""How long after a fault an attempt that it ended, or a try that it delayed, may say so."""
+"""How long after a fault an attempt that it ended or delayed may still report it."""
 UNFINISHED_BACKFILLS = (BulkActionStatus.REQUESTED, BulkActionStatus.CANCELING, BulkActionStatus.FAILING)
 LAUNCH = """mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) {
   __typename ... on LaunchRunSuccess { run { runId } } ... on Error { message } } }"""
@@ -68,7 +68,7 @@ WORKSPACE = "load_from:\n  - grpc_server:\n      host: 127.0.0.1\n      port: {p
 
 @dataclass
 class Service:
-    """A process that is started again whenever it has ended."""
+    """A process that is started again whenever it ends."""
 
     name: str
     command: list[str]
@@ -78,7 +78,7 @@ class Service:
     starts: int = 0
 
     def watch(self) -> None:
-        """Starts the process where it does not run."""
+        """Starts the process if it does not run."""
         if self.process is None or self.process.poll() is not None:
             with self.log.open("ab") as log:
                 self.process = subprocess.Popen(
@@ -93,13 +93,13 @@ class Service:
             self.starts += 1
 
     def kill(self) -> None:
-        """Ends the process at once; what it has started goes on."""
+        """Ends the process at once. Processes that it has started go on."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
 
     def end(self) -> None:
-        """Ends the process, and what it has started."""
+        """Ends the process, and all processes that it has started."""
         if self.process is not None:
             for how, seconds in ((signal.SIGTERM, 10), (signal.SIGKILL, 5)):
                 with suppress(ProcessLookupError):
@@ -109,7 +109,7 @@ class Service:
 
 
 class Inbox:
-    """Takes in alerts, each with the time at which it came."""
+    """Receives alerts, each with its time of arrival."""
 
     def __init__(self) -> None:
         self.messages: list[tuple[datetime, str, str]] = []
@@ -133,7 +133,7 @@ class Inbox:
 
 @dataclass
 class Asked:
-    """What the soak asked for, by the way in: how often, how often it was refused, and the runs that were promised."""
+    """The requests of the soak, by way in: how many, how many were refused, and the promised runs."""
 
     asked: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
@@ -144,7 +144,7 @@ class Asked:
 
 
 class Deployment:
-    """Everything that runs, in `home`, with a gate before PostgreSQL and BigQuery."""
+    """All processes, in `home`, with a gate before PostgreSQL and BigQuery."""
 
     def __init__(self, home: Path, stack: ExitStack) -> None:
         self.home = home
@@ -225,11 +225,11 @@ class Deployment:
                     service.watch()
 
     def dismiss(self, name: str) -> None:
-        """Ends the process for good; what it has started goes on."""
+        """Ends the process for good. Processes that it has started go on."""
         self.services.pop(name).kill()
 
     def kill_emulator(self) -> bool:
-        """Ends the emulator at once; its data are gone."""
+        """Ends the emulator at once. Its data are lost."""
         assert self.emulator.child is not None
         pid = self.emulator.child.pid
         assert pid is not None
@@ -237,7 +237,7 @@ class Deployment:
         return True
 
     def revive_emulator(self) -> None:
-        """Starts it again on its port, and lets nobody in before it has its data again."""
+        """Starts it again on its port. The gate stays closed until it has its data again."""
         self.bigquery.turn(Way.REFUSED)
         self.emulator.stop()
         self.emulator.start()
@@ -245,7 +245,7 @@ class Deployment:
         self.bigquery.turn(Way.OPEN)
 
     def change_source(self) -> None:
-        """Late corrections, rows that vanish and rows that are new."""
+        """Makes late corrections, removes rows and adds new ones."""
         self.revision += 1
         found = SampleData(self.names, self.today, DAYS, ROWS, revision=self.revision).tables()
         for name in self.names:
@@ -268,7 +268,7 @@ class Deployment:
             return error.code, json.loads(error.read() or b"{}")
 
     def workers(self) -> list[int]:
-        """The processes of runs: forks of the code server's fork server, and children of its own until that is ready."""
+        """The processes of runs: forks of the code server's fork server, or children of the code server until that is ready."""
         server = self.services["code server"].process
         if server is None:
             return []
@@ -284,7 +284,7 @@ class Deployment:
         ]
 
     def is_refreshed(self) -> bool:
-        """Whether each table's watermark says that its days were read since the source changed last."""
+        """Whether each table's watermark says that its days were read after the last change of the source."""
         query = "SELECT count(*) FROM etl_watermarks WHERE last_extracted_at > %s"
         with suppress(psycopg.OperationalError), psycopg.connect(self.url) as conn:
             return conn.execute(query, (self.changed_at,)).fetchone() == (len(TABLES),)
@@ -297,7 +297,7 @@ class Deployment:
         return False
 
     def instance(self) -> dg.DagsterInstance:
-        """Dagster's instance, past the gate."""
+        """Dagster's instance, without the gate."""
         os.environ["DAGSTER_POSTGRES_URL"] = self.dagster_url
         return dg.DagsterInstance.from_config(self.env["DAGSTER_HOME"])
 
@@ -392,7 +392,7 @@ class Callers:
 
 
 class Part(StrEnum):
-    """What a fault takes away, as the causes of failed attempts tell it."""
+    """The part that a fault takes away, in the words of the causes of failed attempts."""
 
     SOURCE = "source"
     DESTINATION = "destination"
@@ -403,7 +403,7 @@ class Part(StrEnum):
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that goes wrong for so many seconds. `begin` says whether it hit; it is tried until it does."""
+    """A fault for a number of seconds. `begin` says whether it hit something; it is tried until it does."""
 
     name: str
     part: Part
@@ -419,7 +419,7 @@ def faults(deployment: Deployment, callers: Callers, random: Random) -> Iterator
         def shut() -> bool:
             met = gate.met
             gate.turn(way)
-            # Who asks only now and then is awaited, but not for ever: the fault goes on meanwhile.
+            # The soak waits for rare clients, but not for ever. The fault goes on meanwhile.
             deadline = time.monotonic() + HIT_SECONDS
             while gate.met == met and time.monotonic() < deadline:
                 time.sleep(0.2)
@@ -483,7 +483,7 @@ def faults(deployment: Deployment, callers: Callers, random: Random) -> Iterator
 
 @dataclass
 class Struck:
-    """A fault that was on from one instant to another, and whether it is known to have met anybody.
+    """A fault that was active from one instant to another, and whether it hit anybody.
 
     A gate counts whom it cuts off, but not whom the machine refuses a connection: that is known by the attempts that say so.
     """
@@ -496,12 +496,12 @@ class Struck:
 
 @dataclass
 class Findings:
-    """What the soak found; `broken` are the lines that must not be."""
+    """The results of the soak. `broken` are the lines that report faults."""
 
     asked: Asked
     struck: list[Struck] = field(default_factory=list)
     missed: Counter[str] = field(default_factory=Counter)
-    """Faults that had nothing to strike; see `met_nobody` for those that were on, and met nobody."""
+    """Faults that found nothing to hit. See `met_nobody` for faults that were active and hit nobody."""
     broken: list[str] = field(default_factory=list)
     rows: int = 0
     runs: Counter[str] = field(default_factory=Counter)
@@ -522,14 +522,14 @@ class Findings:
 
 
 def judge(deployment: Deployment, found: Findings) -> None:
-    """Waits until every table was refreshed and nothing goes on, and then holds everything against the source and what was told."""
+    """Waits until every table is refreshed and nothing runs. Then compares everything with the source and the messages."""
     began = time.monotonic()
     with deployment.instance() as instance:
         while time.monotonic() - began < QUIET_SECONDS:
             if not deployment.is_refreshed() or open_outages(deployment.inbox):
                 time.sleep(2)
                 continue
-            # What the sensors and the schedule go on to launch is young; all else has to come to an end.
+            # Runs that sensors and schedule still launch are young. All other runs must end.
             since = datetime.now(UTC) - YOUNG
             old = instance.get_run_records(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES, created_before=since), limit=1)
             if not old and not [one for one in instance.get_backfills() if one.status in UNFINISHED_BACKFILLS]:
@@ -537,7 +537,7 @@ def judge(deployment: Deployment, found: Findings) -> None:
             time.sleep(2)
         else:
             found.broken.append(f"something goes on {QUIET_SECONDS} s after the last fault")
-        # From here on nothing is launched, and what goes on comes to its end.
+        # From here on nothing is launched, and running work ends.
         deployment.dismiss("daemon")
         going = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING])
         while instance.get_runs(going, limit=1) and time.monotonic() - began < 2 * QUIET_SECONDS:
@@ -549,7 +549,7 @@ def judge(deployment: Deployment, found: Findings) -> None:
         records = {record.dagster_run.run_id: record for record in instance.get_run_records()}
     for run in runs.values():
         found.runs[run.status.value] += 1
-    # Dagster itself launches a run once more that failed without its step having failed.
+    # Dagster itself launches a run again if the run failed but its step did not.
     unbegun = {run_id for run_id, record in records.items() if record.start_time is None}
     failed = {run_id for run_id, run in runs.items() if run.status is dg.DagsterRunStatus.FAILURE}
     dropped = sorted(failed & unbegun - {run.parent_run_id for run in runs.values()})
@@ -570,7 +570,7 @@ def _failed_backfills(found: Findings) -> list[tuple[str, str]]:
 
 
 def _judge_rows(deployment: Deployment, found: Findings, runs: dict[str, str]) -> None:
-    """Every row of every table, and every attempt in the history, against the source and Dagster's runs."""
+    """Compares every row of every table, and every attempt in the history, with the source and Dagster's runs."""
     with psycopg.connect(deployment.url, autocommit=True) as conn:
         conn.execute("SET TIME ZONE 'UTC'")
         for table, spec in TABLES.items():
@@ -588,7 +588,7 @@ def _judge_rows(deployment: Deployment, found: Findings, runs: dict[str, str]) -
             last[run_id] = status
             if status == "failed":
                 _judge_cause(found, run_id, Cause.of(cause), error or "", *span)
-        # A run that succeeded has loaded; one that loaded may have been ended before it could say so.
+        # A run that succeeded has loaded. A run that loaded may have been ended before it could report it.
         wrong = [run_id for run_id, status in runs.items() if status == "SUCCESS" and last.get(run_id) == "failed"]
         found.broken += [f"run {run_id} is told as a success, its last attempt as a failure" for run_id in wrong]
         for what, query in LEFT.items():
@@ -600,13 +600,13 @@ EXPLAINS = {
     Cause.SOURCE_UNAVAILABLE: {Part.SOURCE},
     Cause.DESTINATION_UNAVAILABLE: {Part.DESTINATION, Part.SESSION},
     Cause.LOCKED: {Part.DESTINATION, Part.SESSION},
-    # The attempt could not say why: whoever found it dead did.
+    # The attempt could not say why. The process that found it dead did.
     **dict.fromkeys((Cause.ABANDONED, Cause.TIMEOUT), set(Part) - {Part.NONE}),
 }
 
 
 def _judge_cause(found: Findings, run_id: str, cause: Cause, error: str, began: datetime, ended: datetime) -> None:
-    """A failed attempt says what was wrong, and that was wrong while it went on."""
+    """Checks that a failed attempt says what was wrong, and that a fault explains it."""
     found.causes[str(cause)] += 1
     wanted = EXPLAINS.get(cause, set())
     on = [one for one in found.struck if one.began <= ended and began <= one.ended + AFTER]
@@ -630,7 +630,7 @@ LEFT = {
 
 
 def wanted(deployment: Deployment, table: str) -> dict[tuple[Any, ...], tuple[Any, ...]]:
-    """What the table should hold: asked of the emulator, past the gate and any code of a load."""
+    """The rows that the table should hold. It asks the emulator directly, without the gate and without code of a load."""
     spec = TABLES[table]
     config = bigquery.QueryJobConfig(
         query_parameters=[
@@ -640,7 +640,7 @@ def wanted(deployment: Deployment, table: str) -> dict[tuple[Any, ...], tuple[An
     )
     rows = [dict(row) for row in deployment.source.query(spec.query.format(**deployment.names), job_config=config).result()]
     if not spec.partition_in_key:
-        # Whole snapshots: of each month the newest.
+        # The newest whole snapshot of each month.
         newest: dict[Any, Any] = {}
         for row in rows:
             newest[row["periodo"]] = max(row[spec.partition_column], newest.get(row["periodo"], row[spec.partition_column]))
@@ -655,13 +655,13 @@ OUTAGES = {
 
 
 def open_outages(inbox: Inbox) -> set[str]:
-    """The outages that were told, and whose end was not told yet."""
+    """The outages with a message, but without a message of their end."""
     last = {begun: ended for _, title, _ in inbox.messages for begun, ended in told(title)}
     return {begun for begun, ended in last.items() if not ended}
 
 
 def told(title: str) -> Iterator[tuple[str, bool]]:
-    """The outage that the message tells of, and whether it tells of its end."""
+    """The outage of the message, and whether the message is about its end."""
     for begun, ended in OUTAGES.items():
         if f"Recuperado: {ended}" in title:
             yield begun, True
@@ -670,7 +670,7 @@ def told(title: str) -> Iterator[tuple[str, bool]]:
 
 
 def _judge_alerts(inbox: Inbox, found: Findings) -> None:
-    """Each outage is told once and its end once: by turns, and none stays open."""
+    """Checks that messages of outages and of their ends alternate, and that no outage stays open."""
     open_: set[str] = set()
     for at, title, _ in inbox.messages:
         found.messages[title.removeprefix("[Pulso] ").partition(" (")[0]] += 1
@@ -690,7 +690,7 @@ def soak(
     keep: Annotated[Path | None, typer.Option(help="Folder for the logs, which stay there.")] = None,
     write: Annotated[bool, typer.Option("--write", help=f"Write the figures into {PAGE.name} as well.")] = False,
 ) -> None:
-    """Uses a deployment in every way while its parts fail in turn. Ends with code 1 where anything was lost or told wrong."""
+    """Uses a deployment in every way while its parts fail in turn. Ends with code 1 if anything was lost or reported wrong."""
     with ExitStack() as stack:
         home = keep or Path(stack.enter_context(TemporaryDirectory(prefix="pulso-soak-", ignore_cleanup_errors=True)))
         home.mkdir(parents=True, exist_ok=True)
@@ -715,7 +715,7 @@ def soak(
                 hit = fault.begin()
             time.sleep(fault.seconds)
             fault.end()
-            # What lasts was on, whether anybody was counted or not.
+            # A lasting fault was active, whether it hit anybody or not.
             if hit or fault.seconds:
                 found.struck.append(Struck(fault, struck, datetime.now(UTC), hit))
             else:

@@ -24,12 +24,12 @@ from pulso_etl.tables import TABLES
 
 WATCHED = ("operation_data", "dashboard_data")
 QUEUE = 8
-"""So many runs wait at least, besides what is watched."""
+"""At least this many runs wait, besides the watched ones."""
 PATIENCE_SECONDS = 900
 
 
 def keep_busy(deployment: Deployment, callers: Callers, random: Random) -> int:
-    """Asks for back-fills and refreshes until the queue is long; how long it is."""
+    """Asks for back-fills and refreshes until the queue is long. Returns its length."""
     with deployment.instance() as instance:
         queued = dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED])
         while (waiting := instance.get_runs_count(queued)) < QUEUE:
@@ -40,7 +40,7 @@ def keep_busy(deployment: Deployment, callers: Callers, random: Random) -> int:
 
 
 def seconds_to_the_row(deployment: Deployment, callers: Callers, random: Random) -> dict[str, float]:
-    """Changes the source, asks for the tables, and waits until each is as the source has it; the queue stays long meanwhile."""
+    """Changes the source, asks for the tables, and waits until each equals the source. The queue stays long meanwhile."""
     deployment.change_source()
     began, found = time.monotonic(), dict[str, float]()
     for table in WATCHED:

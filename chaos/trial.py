@@ -1,4 +1,4 @@
-"""Trials: the source changes, a refresh meets a fault, and what is left is held against what was there and what should be."""
+"""Trials: the source changes, a refresh meets a fault, and the result is compared with the state before and the source."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ from pulso_etl_tests.holding_proxy import HoldingProxy
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER_SECONDS = 900
-"""A process that is not killed begins and ends within that, on a busy machine too."""
+"""A process that is not killed starts and ends within this time, also on a busy machine."""
 NEVER = datetime.min.replace(tzinfo=UTC)
 Rows = Mapping[tuple[Any, ...], tuple[Any, ...]]
-"""What a table holds, by its primary key: every column that makes a row a changed one."""
+"""The rows of a table, by primary key, with every column that can mark a row as changed."""
 
 
 class Broken(AssertionError):
-    """Something was lost, half loaded, or told wrong."""
+    """Something was lost, half loaded, or reported wrong."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one trial. `survived`: the refresh went through all the same, so that the table is as the source has it."""
+    """The result of one trial. `survived`: the refresh succeeded all the same, so the table equals the source."""
 
     number: int
     kind: Kind
@@ -86,12 +86,12 @@ class World:
         return self.clock.today
 
     def fill_source(self, table: str) -> None:
-        """BigQuery gets what the table's sources hold now."""
+        """Loads the current rows of the table's sources into BigQuery."""
         for name in TABLES[table].sources:
             load_table(self.source, self.names[name], self.data.table(name, self.today))
 
     def rows(self, table: str) -> Rows:
-        """What PostgreSQL holds."""
+        """The rows in PostgreSQL."""
         spec = TABLES[table]
         columns = (*spec.primary_key, *spec.compared_columns)
         found = self.conn.execute(f"SELECT {', '.join(columns)} FROM {table}").fetchall()  # type: ignore[call-overload]
@@ -120,7 +120,7 @@ class World:
         return self.plan(table, start=today - timedelta(days=back + more), end=today - timedelta(days=back))
 
     def wanted(self, table: str, window: DayRange, before: Rows) -> Rows:
-        """What the table should hold after a load of the window. BigQuery is asked without a proxy or any code of a load."""
+        """The rows that the table should hold after a load of the window. It asks BigQuery without a proxy or code of a load."""
         spec = TABLES[table]
         # The newest snapshot of a month may lie before the window.
         first = window.start - timedelta(days=400) if spec.snapshot_of else window.start
@@ -157,7 +157,7 @@ class World:
         return {tuple(row[k] for k in spec.primary_key): tuple(row[c] for c in spec.compared_columns) for row in rows}
 
     def differing(self, table: str) -> list[date]:
-        """Days that PostgreSQL does not hold as the source does, however long ago they were loaded.
+        """Days that differ between PostgreSQL and the source, however long ago they were loaded.
 
         Not of a table whose keys live in several partitions: which of its rows are right is up to what was loaded before.
         """
@@ -173,7 +173,7 @@ class World:
         return self.marks.read(self.conn, datetime.now(UTC) - timedelta(days=400))[table]
 
     def refresh_well(self, table: str) -> None:
-        """A refresh without a fault, which has to leave the table as the source has it."""
+        """A refresh without a fault. After it the table must equal the source."""
         self.boundary.bigquery.call_off()
         self.boundary.bigquery.requests.clear()
         self.boundary.postgres.arm()
@@ -191,10 +191,10 @@ class World:
         self.sizes[table] = (len(self.boundary.bigquery.requests), self.boundary.postgres.passed)
 
     def trial(self, number: int, seed: int) -> Result:
-        """The trial of that number: the same faults at the same points for the same seed. Raises Broken."""
+        """Runs the trial with that number. The same seed gives the same faults at the same points. Raises Broken."""
         random = Random(f"{seed}/{number}")
         kinds = self.boundary.kinds()
-        # Every kind in turn, so that none is missed by chance.
+        # The kinds take turns, so that chance leaves none out.
         kind, table = kinds[number % len(kinds)], random.choice(list(TABLES))
         began = time.monotonic()
         self.data.pass_time(self.clock, timedelta(hours=random.choice((0.1, 1, 5, 12, 30, 70))), random)
@@ -204,7 +204,7 @@ class World:
         with self.boundary.inject(kind, random, *self.sizes[table]) as injected:
             outcome = self._refresh(table, self.launched(table, random), kind, retries=random.choice((0, 1)))
         self._wait_for_sessions()
-        # What a dead process left behind is for the recovery to find, as it does every minute.
+        # The recovery must find the rest of a dead process, as it does every minute.
         with dg.DagsterInstance.ephemeral() as instance:
             list(recover(self.conn, self.settings.database_schema, instance, TABLES, datetime.now(UTC)))
         told = self.state(table)
@@ -221,7 +221,7 @@ class World:
         return Result(number, kind, table, injected.point, injected.happened, loaded, outcome.error, time.monotonic() - began)
 
     def _judge(self, table: str, kind: Kind, outcome: Outcome, before: Rows, mark: TableState, told: TableState) -> None:
-        """Holds the rows and what is told of them against what was there before the refresh. Raises Broken."""
+        """Compares the rows, and the records about them, with the state before the refresh. Raises Broken."""
         assert outcome.window is not None
         new = told.attempts[len(mark.attempts) :]
         expect(not told.running, "an attempt is still marked as running")
@@ -231,7 +231,7 @@ class World:
         expect(left == (after if successes else before), f"the history has {len(successes)} successes, the rows say otherwise")
         expect(told.data_version == mark.data_version + (left != before), f"the data version is {told.data_version}")
         expect(all(attempt.succeeded or attempt.error for attempt in new), "a failure has no reason")
-        # An answer that is lost after the commit makes a run fail whose rows and watermark are there; not the other way round.
+        # If an answer is lost after the commit, the run fails although rows and watermark are there. The reverse must not happen.
         expect(outcome.error is not None or (bool(new) and new[-1].succeeded), "the run ended well, the history says otherwise")
         if not new:
             expect(told == mark, "the watermark has changed without an attempt in the history")
@@ -241,7 +241,7 @@ class World:
         at = told.last_extracted_at
         expect(bool(successes) or told.watermark == mark.watermark, f"the watermark moved without a load, to {at}")
         expect(at is not None and at <= self.clock.now, f"the watermark is at {at}, which is to come")
-        # What it says: at that instant, every day up to the last one was as the source had it.
+        # The watermark says: at that instant every day up to the last one was equal to the source.
         changed = {
             day: max(self.data.changed[name].get(day, NEVER) for name in TABLES[table].sources if name in PARTITIONED)
             for day in self.differing(table)
@@ -251,7 +251,7 @@ class World:
         expect(not missed, f"the watermark is at {at}, and days were missed that had changed before: {missed}")
 
     def _wait_for_sessions(self) -> None:
-        """A session whose client is gone ends within seconds, its locks with it. Raises Broken."""
+        """Checks that a session without its client ends within seconds, with its locks. Raises Broken."""
         others = (
             "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND datname = current_database() "
             "AND pid <> pg_backend_pid()"
@@ -283,7 +283,7 @@ def expect(condition: bool, text: str) -> None:
 
 @contextmanager
 def world(home: Path) -> Iterator[World]:
-    """Servers of its own in `home`; for as long, this process's environment names them."""
+    """Runs its own servers in `home`. Inside the block, this process's environment names them."""
     before = dict(os.environ)
     with ExitStack() as stack:
         server = stack.enter_context(EmbeddedPostgres(home / "postgres"))

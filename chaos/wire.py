@@ -1,4 +1,4 @@
-"""A TCP proxy in front of PostgreSQL that lets something happen when just so many bytes have passed."""
+"""A TCP proxy before PostgreSQL that triggers an action after an exact number of bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from types import TracebackType
 from psycopg.conninfo import conninfo_to_dict
 
 CHUNK = 65_536
-"""Bytes taken from a socket at once."""
+"""Bytes to read from a socket at once."""
 Happening = Callable[["Connection"], None]
 
 
@@ -26,7 +26,7 @@ class Connection:
         self.client, self.server = client, server
 
     def reset(self) -> None:
-        """The client gets a TCP RST; the server, over its Unix socket, the end of the stream."""
+        """Sends the client a TCP RST, and the server, over its Unix socket, the end of the stream."""
         with suppress(OSError):
             self.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         # A shutdown would first tell the client of an orderly end.
@@ -34,7 +34,7 @@ class Connection:
         self.close()
 
     def close(self) -> None:
-        """Both sides see the end of the stream, in the middle of a message or not."""
+        """Ends the stream for both sides, even in the middle of a message."""
         for side in (self.client, self.server):
             with suppress(OSError):
                 side.shutdown(socket.SHUT_RDWR)
@@ -65,12 +65,12 @@ class WireProxy:
         self._lock = threading.Lock()
 
     def arm(self, at: int | None = None, happening: Happening = Connection.reset) -> None:
-        """Lets that happen once, when `at` bytes have passed from now on; never without."""
+        """Triggers the action once, when `at` bytes have passed from now on. Never without `at`."""
         with self._lock:
             self.passed, self.happened, self._at, self._happening = 0, False, at, happening
 
     def _due(self, length: int) -> int | None:
-        """Of the next `length` bytes, how many are to pass before it happens; None where it does not."""
+        """How many of the next `length` bytes pass before the action. None if it does not happen."""
         with self._lock:
             before, self.passed = self.passed, self.passed + length
             if self._at is None or self.happened or self.passed < self._at:

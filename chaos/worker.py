@@ -1,4 +1,4 @@
-"""One refresh as a process of its own, which may be killed: `python -m chaos.worker TABLE FIRST LAST RETRIES SHIFT_SECONDS`."""
+"""One refresh in its own process, which may be killed: `python -m chaos.worker TABLE FIRST LAST RETRIES SHIFT_SECONDS`."""
 
 from __future__ import annotations
 
