@@ -1,5 +1,5 @@
-"""Checks every part of a deployment and says, a line each, what to do where one fails. No query is billed, and nothing changed
-but what is noted of missing rows.
+"""Checks every part of a deployment. For each failed part one line says what to do. No query is billed. Nothing changes, except
+that the doctor records missing rows.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ ARROW_TYPES = {
     "DATETIME": pa.timestamp("us"),
     "TIMESTAMP": pa.timestamp("us", "UTC"),
 }
-"""What BigQuery's types arrive as, by their names in a job's schema."""
+"""The Arrow types of BigQuery's types, by their names in a job's schema."""
 
 GOOD_FOR_DAGSTER = {
     "timezone": ("UTC", "utc", "etc/utc", "gmt", "etc/gmt", "uct", "etc/uct", "zulu", "etc/zulu", "universal", "etc/universal"),
     "default_transaction_isolation": ("read committed",),
 }
-"""What sessions of Dagster's own storage may have: the first is what to set."""
+"""Valid values for sessions of Dagster's own storage. The first one is the value to set."""
 
 RIGHTS = """
     SELECT array_remove(ARRAY[
@@ -92,12 +92,12 @@ RIGHTS = """
     )
     FROM (SELECT current_database() AS db, current_user AS me, to_regnamespace(quote_ident(%(schema)s))::oid AS schema) AS here
 """
-"""What must be run so that the role has every right that a load needs."""
+"""The statements that give the role every right that a load needs."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found of one part."""
+    """The result of checking one part."""
 
     part: str
     ok: bool
@@ -105,7 +105,7 @@ class Diagnosis:
 
 
 def diagnose(tenant: str | None = None) -> Iterator[Diagnosis]:
-    """Findings, part by part, of every tenant without a name; a part that needs an earlier one is left out where that failed."""
+    """Findings, part by part, for the tenant, or for all tenants. If a part fails, the parts that need it are left out."""
     try:
         settings = load_settings()
         parts = select(settings, tenant)
@@ -127,7 +127,7 @@ def diagnose(tenant: str | None = None) -> Iterator[Diagnosis]:
 
 
 def _diagnose(part: Deployed, others: Sequence[str]) -> Iterator[Diagnosis]:
-    """`others`: the tenants that share its login."""
+    """`others`: the tenants that share the login."""
     settings, tables = part
     yield Diagnosis("settings", True, f"dataset {settings.bigquery_dataset}, PostgreSQL schema {settings.database_schema}")
     source = build_source(settings)
@@ -187,7 +187,7 @@ def _bigquery(source: BigQuerySource) -> str:
 
 
 def _source(source: BigQuerySource, spec: TableSpec) -> str:
-    """A dry run, which costs nothing, tells the columns that the query would return."""
+    """A dry run, which costs nothing, gives the columns that the query would return."""
     today = spec.zone.day(datetime.now(UTC))
     window = DayRange(today, today)
     parameters = [bigquery.ScalarQueryParameter(name, "DATE", today) for name in ("start", "end")]
@@ -201,7 +201,7 @@ def _source(source: BigQuerySource, spec: TableSpec) -> str:
 
 
 def _arrow(column: bigquery.SchemaField) -> pa.DataType:
-    given = ARROW_TYPES.get(column.field_type, pa.struct([]))  # a struct: no column of a table takes it
+    given = ARROW_TYPES.get(column.field_type, pa.struct([]))  # a struct, which no column of a table accepts
     return pa.list_(given) if column.mode == "REPEATED" else given
 
 
@@ -219,7 +219,7 @@ def _postgres(settings: Settings, others: Sequence[str]) -> str:
         if lacking:
             raise RuntimeError(f"role {role} lacks rights; run as an administrator: {'; '.join(lacking)}")
         if found := strangers(conn, settings.database_schema, [*TABLES]):
-            raise RuntimeError(f"tables carry what Pulso ETL has not made, and no load will run: {'; '.join(found)}")
+            raise RuntimeError(f"tables carry objects that Pulso ETL has not made, and no load will run: {'; '.join(found)}")
         risky = f"; {risk(others)}" if others else ""
         return f"version {version}, role {role} may load into schema {settings.database_schema}{risky}"
 
@@ -245,7 +245,7 @@ def _ledger(settings: Settings) -> str:
 
 
 def _rows(settings: Settings, spec: TableSpec) -> str:
-    """Counts the rows of every day, and holds them against what the loads left."""
+    """Counts the rows of every day, and compares them with the counts of the loads."""
     marks = Watermarks(settings.database_schema)
     with Session(settings.database_url.get_secret_value(), "doctor").open() as conn:
         if spec.name not in marks.read(conn):
@@ -262,7 +262,7 @@ def _dagster_home(settings: Settings) -> str:
     if home is None:
         raise RuntimeError("DAGSTER_HOME is not set; set it to a folder with this project's dagster.yaml")
     if not home.is_absolute() or not home.is_dir():
-        raise RuntimeError(f"DAGSTER_HOME is {home}, which is no absolute path of a folder that exists")
+        raise RuntimeError(f"DAGSTER_HOME is {home}, which is not the absolute path of an existing folder")
     if not os.access(home / "dagster.yaml", os.R_OK):
         raise RuntimeError(f"{home / 'dagster.yaml'} is missing or not readable; copy this project's dagster.yaml there")
     return str(home)
@@ -270,7 +270,7 @@ def _dagster_home(settings: Settings) -> str:
 
 def _dagster_storage(settings: Settings) -> str:
     if settings.dagster_postgres_url is not None:
-        # Dagster itself would try for long, and say so in its own log.
+        # Dagster itself would try for a long time, and report it only in its own log.
         with _reaching("DAGSTER_POSTGRES_URL"):
             Session(settings.dagster_postgres_url.get_secret_value(), "doctor").open().close()
     try:
@@ -292,7 +292,7 @@ def _dagster_storage(settings: Settings) -> str:
 
 
 def _wrong_settings(storage: object) -> str | None:
-    """What Dagster's own sessions have otherwise than Dagster takes for granted, and what mends it: its class states nothing."""
+    """The settings of Dagster's sessions that differ from what Dagster expects, with the repair. Its own class states none."""
     if not isinstance(storage, PostgresRunStorage):
         return None
     asked = "SELECT current_setting('TimeZone'), current_setting('transaction_isolation'), current_user, current_database()"
@@ -310,19 +310,19 @@ def _wrong_settings(storage: object) -> str | None:
         for name in wrong
     )
     return (
-        f"its sessions have {told}, by which Dagster's times or its queue go wrong; take the storage class of this project's "
+        f"its sessions have {told}, so Dagster's times or its queue go wrong; use the storage class of this project's "
         f"dagster.yaml, or run: {mends.as_string()}"
     )
 
 
 def _dagster_queue() -> str:
-    """Whether a tenant's runs are known as its own, and can't take every slot."""
+    """Whether the queue knows each tenant's runs, and limits their slots."""
     with dg.DagsterInstance.get() as instance:
         queue = instance.get_concurrency_config().run_queue_config
         limited = {limit["key"]: limit["limit"] for limit in queue.tag_concurrency_limits or ()} if queue else {}
         if not isinstance(instance.run_coordinator, TenantRunCoordinator) or TENANT_TAG not in limited or queue is None:
-            raise RuntimeError("does not know tenants; take deploy/dagster.tenants.yaml as the dagster.yaml of DAGSTER_HOME")
-        return f"{queue.max_concurrent_runs} slots, {limited[TENANT_TAG]} for a tenant at most"
+            raise RuntimeError("does not know tenants; use deploy/dagster.tenants.yaml as the dagster.yaml of DAGSTER_HOME")
+        return f"{queue.max_concurrent_runs} slots, at most {limited[TENANT_TAG]} for a tenant"
 
 
 def _dagster_daemon() -> str:
@@ -343,4 +343,4 @@ def _reaching(setting: str) -> Iterator[None]:
     try:
         yield
     except psycopg.Error as error:
-        raise RuntimeError(f"{setting} leads to no server that lets us in. {meaning(error).tell(error)}") from error
+        raise RuntimeError(f"{setting}: cannot connect. {meaning(error).tell(error)}") from error

@@ -1,4 +1,4 @@
-"""Child processes that never outlive this one, and the signals that end it."""
+"""Child processes that never outlive this process, and the signals that end it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import psutil
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE = 10.0
-"""Seconds that a child has to end by itself before it is killed."""
+"""Seconds for a child to end by itself, before it is killed."""
 END_GROUP = """
 kill -TERM "-$1"
 n=0
@@ -28,7 +28,7 @@ kill -KILL "-$1"
 
 
 class Afterwards:
-    """A shell script that runs once this process is gone without having called it off: even SIGKILL closes a pipe."""
+    """A shell script that runs when this process is gone, unless it is called off. It works because even SIGKILL closes a pipe."""
 
     def __init__(self, script: str, *args: str) -> None:
         self._shell = subprocess.Popen(  # noqa: S603 - our own commands
@@ -44,12 +44,12 @@ class Afterwards:
         self._shell.communicate()
 
     def bring_about(self) -> None:
-        """Runs it now, and waits for its end."""
+        """Runs the script now, and waits for its end."""
         self._shell.communicate()
 
 
 class Child:
-    """A Python program in a session of its own, out of Ctrl-C's reach; its output goes to a file.
+    """A Python program in a session of its own, which Ctrl-C does not reach. Its output goes to a file.
 
     `env` is added to this process's environment.
     """
@@ -83,13 +83,13 @@ class Child:
         return self._process.poll() if self._process else None
 
     def start(self) -> None:
-        """Starts the program. Its log is begun anew."""
+        """Starts the program with an empty log."""
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         self.log_file.write_bytes(b"")
         self._spawn()
 
     def revive(self) -> None:
-        """Starts the program again, which has ended. What it had started goes on, until `stop`."""
+        """Starts the ended program again. Processes that it had started go on until `stop`."""
         if self._afterwards is not None:
             self._left_behind.append(self._afterwards)
         self._spawn()
@@ -108,12 +108,12 @@ class Child:
         self._afterwards = Afterwards(END_GROUP, str(self._process.pid))
 
     def stop(self) -> None:
-        """Ends the program and all that it has started, by force after `GRACE` seconds."""
+        """Ends the program and all processes that it has started, by force after `GRACE` seconds."""
         if self._process is None:
             return
         deadline = time.monotonic() + GRACE
         offspring = _group(self._process.pid)
-        # The whole group, so that a run which one of the servers works on can still say that it was interrupted.
+        # The signal goes to the whole group, so a run of one of the servers can still report that it was interrupted.
         self._signal_group(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(GRACE)
@@ -146,7 +146,7 @@ class Child:
 
 
 def living(pid: int) -> psutil.Process | None:
-    """The process of that number, unless it has ended."""
+    """The process with that number, unless it has ended."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         if process.status() != psutil.STATUS_ZOMBIE:
@@ -172,7 +172,7 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Holds SIGINT, SIGTERM and SIGHUP back until the end of the block: servers are started and stopped whole."""
+    """Holds back SIGINT, SIGTERM and SIGHUP until the end of the block, so servers start and stop completely."""
     held: list[int] = []
     with _handlers(lambda number, frame: held.append(number)):
         yield
@@ -185,7 +185,7 @@ def _handlers(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    # What is ignored (nohup) stays ignored.
+    # Ignored signals (nohup) stay ignored.
     caught = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, handler) for number in caught}
     try:

@@ -25,7 +25,7 @@ main()
 
 
 class BigQueryEmulator:
-    """`bqemulator` with its data in memory, by itself on free loopback ports; its working files stand beside the log."""
+    """`bqemulator` with its data in memory, by default on free loopback ports. Its working files are beside the log."""
 
     def __init__(
         self, log_file: Path, project: str = "mibot-222814", *, host: str = "127.0.0.1", rest_port: int | None = None
@@ -39,7 +39,7 @@ class BigQueryEmulator:
         self.grpc_address = ""
 
     def start(self, timeout: float = 120.0) -> BigQueryEmulator:
-        """Starts the emulator and waits until it answers, `timeout` seconds at most. Raises RuntimeError."""
+        """Starts the emulator and waits until it answers, at most `timeout` seconds. Raises RuntimeError."""
         rest, grpc = self.rest_port or _free_port(), _free_port()
         self.rest_url, self.grpc_address = f"http://127.0.0.1:{rest}", f"127.0.0.1:{grpc}"
         folder = self.log_file.parent / "emulator"
@@ -53,10 +53,10 @@ class BigQueryEmulator:
             ],
             self.log_file,
             env={
-                # DuckDB keeps its extensions in the home folder, and uploads go to one folder for all users of the machine.
+                # DuckDB keeps its extensions in the home folder, and uploads would go to one folder for all users of the machine.
                 "HOME": str(folder),
                 "BQEMU_UPLOAD_STAGING_DIR": str(folder / "uploads"),
-                # Avro is not used here, and would be looked for in the network.
+                # Nothing here uses Avro, and the emulator would look for it in the network.
                 "BQEMU_ENABLE_FORMAT_EXTENSIONS": "false",
             },
         )
@@ -75,7 +75,7 @@ class BigQueryEmulator:
         raise RuntimeError(f"the BigQuery emulator did not start within {timeout:.0f} s; the end of its log: {tail}")
 
     def stop(self) -> None:
-        """Ends the emulator; its data are gone."""
+        """Ends the emulator. Its data are lost."""
         if self.child is not None:
             self.child.stop()
             self.child = None

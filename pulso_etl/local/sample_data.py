@@ -1,9 +1,9 @@
-"""Generated source data: what the call centre's BigQuery tables hold, made up, the same for the same seed.
+"""Generates made-up source data for the call centre's BigQuery tables. The same seed gives the same data.
 
 A portfolio keeps its accounts and its debt for a month, and works through them day by day: coverage, promises and payments
-grow until the month ends. A day's rows depend on the seed and on that day only, so that tomorrow's run leaves older days
-alike. `revision` n > 0 adds what a live source does: late corrections of the last two days, rows that vanish, rows that are
-new. Its draws come from a stream of their own, so that every other row stays as it was.
+grow until the month ends. A day's rows depend only on the seed and on that day, so tomorrow's run does not change older days.
+`revision` n > 0 adds the changes of a live source: late corrections of the last two days, rows that vanish, and new rows. Its
+random numbers come from a stream of their own, so all other rows stay the same.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ HOURS = {
     "saturday": np.array([0.0, 0.1, 0.22, 0.26, 0.24, 0.14, 0.04, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]),
     "sunday": np.array([0.0, 0.0, 0.3, 0.4, 0.3, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]),
 }
-"""Share of the day's attempts in each hour from 7 to 20: a lunch break, Saturday mornings; on Sundays the bot."""
+"""Share of the day's attempts in each hour from 7 to 20: a lunch break, Saturday mornings, the bot on Sundays."""
 ATTEMPTS = {"weekday": 800, "saturday": 400, "sunday": 100}
 ACCOUNTS = 400
 DEFAULT_ROWS = 170
-"""Dashboard rows a day for which the numbers above hold; with more or fewer they change in proportion."""
+"""The numbers above apply to this many dashboard rows a day. With more or fewer rows they change in proportion."""
 AGENTS = 14
 NUMERIC = pa.decimal128(38, 9)
 STAMP = pa.timestamp("us", "UTC")
@@ -93,7 +93,7 @@ PARTITIONED = {
 
 @dataclass(frozen=True)
 class SampleData:
-    """The generator. `days` trailing days up to `today`, in the zone; `names` maps placeholders to full names.
+    """The generator of `days` trailing days up to `today`, in the zone. `names` maps placeholders to full names.
 
     `dashboard_rows_per_day` sets the size of every table.
     """
@@ -118,7 +118,7 @@ class SampleData:
         return {name: pa.Table.from_pylist(rows[name], schema=schema) for name, schema in SCHEMAS.items()}
 
     def seed_into(self, client: bigquery.Client) -> None:
-        """Creates the dataset and the tables and fills them; what they held before is replaced."""
+        """Creates the dataset and the tables and replaces their rows."""
         client.create_dataset(self.names["agentes"].rsplit(".", 1)[0], exists_ok=True)
         for name, table in self.tables().items():
             target = bigquery.Table(
@@ -137,7 +137,7 @@ class SampleData:
         return self.revision > 0 and (self.today - day).days < 2
 
     def _change(self, day: date, stream: int, count: int) -> tuple[set[int], set[int], np.random.Generator]:
-        """What this revision does to the day's `count` rows: the vanished, the corrected (5%), and the draws to use."""
+        """The effect of this revision on the day's `count` rows: vanished rows, corrected rows (5%), the random generator."""
         change = np.random.default_rng([self.seed, day.toordinal(), stream, self.revision])
         if not self._revised(day):
             return set(), set(), change
@@ -256,7 +256,7 @@ class SampleData:
 
 
 def load_table(client: bigquery.Client, name: str, table: pa.Table) -> None:
-    """Replaces a BigQuery table's rows by those of the Arrow table."""
+    """Replaces a BigQuery table's rows by the rows of the Arrow table."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     buffer.seek(0)

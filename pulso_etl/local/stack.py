@@ -1,4 +1,4 @@
-"""The whole embedded default: servers, sample data, and the environment that the same production code reads."""
+"""The whole embedded default: servers, sample data, and the environment for the production code."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from pulso_etl.sync.postgres.sessions import Session
 
 Server = TypeVar("Server")
 DEVELOPER = Caller("dev", Role.ADMIN)
-"""Who uses the embedded default."""
+"""The user of the embedded default."""
 DAGSTER_SCHEMA = "pulso_dagster"
-"""Where Dagster keeps its own tables in a database that DATABASE_URL names."""
+"""The schema of Dagster's own tables in a database that DATABASE_URL names."""
 DAEMON = "from dagster._daemon.cli import main; main()"
 PULSO = "from pulso_etl.cli.main import main; main()"
 LOCATION = "pulso_etl.definitions"
@@ -49,7 +49,7 @@ load_from:
 
 @dataclass
 class LocalStack:
-    """The running servers, with their files in `home`: the death of `children` is an error, `supervised` are started again."""
+    """The running servers, with their files in `home`. If one of `children` ends, it is an error; `supervised` start again."""
 
     home: Path
     servers: ExitStack = field(default_factory=ExitStack)
@@ -58,12 +58,12 @@ class LocalStack:
     postgres: EmbeddedPostgres | None = None
 
     def start(self, server: AbstractContextManager[Server]) -> Server:
-        """Starts a server, which will be stopped with the stack."""
+        """Starts a server. It stops with the stack."""
         with uninterrupted():
             return self.servers.enter_context(server)
 
     def check(self) -> None:
-        """Starts the supervised again that have ended. Raises LocalStackError, with the end of its log, for any other server."""
+        """Starts ended supervised servers again. Raises LocalStackError for any other ended server, with the end of its log."""
         for child in self.supervised:
             if child.exit_code is not None:
                 child.revive()
@@ -85,8 +85,8 @@ def local_stack(
 ) -> Iterator[LocalStack]:
     """PostgreSQL (unless DATABASE_URL names one), the emulator with sample data, and a Dagster home; all in `home`.
 
-    For as long, the environment variables of this process and its children name them. Everything is stopped at the end,
-    which SIGINT, SIGTERM and SIGHUP bring about by a KeyboardInterrupt. `say` is told each step. Raises LocalStackError.
+    Inside the block, the environment variables of this process and its children name them. At the end everything stops. SIGINT,
+    SIGTERM and SIGHUP end the block by a KeyboardInterrupt. `say` receives each step. Raises LocalStackError.
     """
     stack = LocalStack(home.absolute())
     with interruptible(), _environment():
@@ -113,10 +113,10 @@ def local_stack(
 
 
 def serve(stack: LocalStack, port: int, api_port: int, say: Callable[[str], None]) -> None:
-    """Runs Dagster's code server, webserver and daemon and the HTTP API on loopback until Ctrl-C; meanwhile the file `env` holds
-    the stack's environment. A code server that ends is started again.
+    """Runs Dagster's code server, webserver and daemon and the HTTP API on loopback until Ctrl-C. Meanwhile the file `env` holds
+    the stack's environment. If the code server ends, it is started again.
 
-    Raises LocalStackError for a server that ends by itself.
+    Raises LocalStackError if another server ends by itself.
     """
     home = stack.home / "dagster"
     workspace = home / "workspace.yaml"
@@ -130,7 +130,7 @@ def serve(stack: LocalStack, port: int, api_port: int, say: Callable[[str], None
     os.environ["API_TOKENS"] = f"{os.environ.get('API_TOKENS', '')} {token_of(secret, DEVELOPER)}"
     code_port = _start_code_server(stack, home)
     workspace.write_text(WORKSPACE.format(port=code_port, location=LOCATION), encoding="utf-8")
-    # In a folder without a `.env`, which Dagster would load over the stack's environment.
+    # Their folder has no `.env`. Dagster would load it over the stack's environment.
     for name, log, code, args in (
         ("Dagster webserver", "webserver.log", PULSO, ["webserver", "-h", "127.0.0.1", "-p", str(port), "-w", str(workspace)]),
         ("Dagster daemon", "daemon.log", DAEMON, ["run", "-w", str(workspace)]),
@@ -157,7 +157,7 @@ def serve(stack: LocalStack, port: int, api_port: int, say: Callable[[str], None
 
 
 def _token(file: Path) -> str:
-    """The developer's token, which the file keeps from start to start, for this user's eyes alone."""
+    """The developer's token. The file keeps it for the next start, and only this user can read it."""
     if not file.exists():
         _write_private(file, make_token(DEVELOPER.name, DEVELOPER.role)[0])
     return file.read_text(encoding="utf-8").strip()
@@ -170,9 +170,9 @@ def _write_private(file: Path, text: str) -> None:
 
 
 def _start_code_server(stack: LocalStack, home: Path) -> int:
-    """Starts the one process that has the definitions, for webserver and daemon alike; returns its port once it answers.
+    """Starts one process with the definitions, for webserver and daemon. Returns its port once it answers.
 
-    A process of its own of each would load them twice, and Dagster starts none again that was killed.
+    Otherwise each would load the definitions in a process of its own, and Dagster does not start a killed one again.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -198,7 +198,7 @@ def listens(port: int) -> bool:
 
 
 def check_port(port: int, option: str) -> None:
-    """Raises LocalStackError, which names the command line's option, where the loopback port can't be listened on."""
+    """Raises LocalStackError if no process can listen on the loopback port. The error names the command line's option."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -208,7 +208,7 @@ def check_port(port: int, option: str) -> None:
 
 
 def configuration(name: str) -> str:
-    """The text of `dagster.yaml` or `workspace.yaml`: a wheel has them beside this module, a checkout at its top."""
+    """The text of `dagster.yaml` or `workspace.yaml`. A wheel has them beside this module, a checkout at its top."""
     packaged = files(__package__) / name
     source = packaged if packaged.is_file() else Path(__file__).parents[2] / name
     return source.read_text(encoding="utf-8")
@@ -226,7 +226,7 @@ def _prepare_home(home: Path) -> None:
 
 
 def _close(home: Path) -> None:
-    """Tokens, data and logs are for this user alone. Root's PostgreSQL is another user's, which passes through the folder."""
+    """Only this user can read tokens, data and logs. Root's PostgreSQL runs as another user and passes through the folder."""
     home.chmod(0o711 if os.geteuid() == 0 else 0o700)
 
 
@@ -238,14 +238,14 @@ def _start_postgres(stack: LocalStack, say: Callable[[str], None]) -> None:
     else:
         say("PostgreSQL: starting")
         stack.postgres = stack.start(EmbeddedPostgres(stack.home / "postgres"))
-        # The package opens the folder where root starts it.
+        # Under root the package opens the folder.
         _close(stack.home)
         os.environ["DATABASE_URL"] = stack.postgres.create_database("pulso")
         os.environ["DAGSTER_POSTGRES_URL"] = stack.postgres.create_database("dagster")
 
 
 def _start_emulator(stack: LocalStack, say: Callable[[str], None]) -> BigQueryEmulator:
-    # A proxy of the machine must not be asked for what runs here.
+    # Requests to these local servers must not go through a proxy of the machine.
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1,localhost")))
     say("BigQuery emulator: starting")
@@ -264,7 +264,7 @@ def _dagster_url(database_url: str) -> str:
 
 
 def _fail_abandoned_runs() -> None:
-    """What a killed process was running would hold its place in the queue for ever."""
+    """Runs of a killed process would hold their places in the queue for ever."""
     unfinished = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
     with dg.DagsterInstance.get() as instance:
         for run in instance.get_runs(dg.RunsFilter(statuses=unfinished)):
@@ -272,7 +272,7 @@ def _fail_abandoned_runs() -> None:
 
 
 def answers(url: str) -> bool:
-    """Whether the address answers with success, within seconds."""
+    """Whether the address answers with success within seconds."""
     try:
         with urllib.request.urlopen(url, timeout=5):  # noqa: S310 - our own server, on loopback
             return True
@@ -281,9 +281,9 @@ def answers(url: str) -> bool:
 
 
 def _write_environment(file: Path) -> None:
-    """Writes the settings as lines `NAME='value'`, which a shell and python-dotenv read alike, for this user's eyes alone."""
+    """Writes the settings as lines `NAME='value'`, for a shell and python-dotenv alike. Only this user can read the file."""
     names = [*(name.upper() for name in Settings.model_fields), "NO_PROXY", "no_proxy"]
-    # Quotes and dollars can stand in URLs only, and there as well percent-encoded.
+    # Only URLs can contain quotes and dollars, and a URL may percent-encode them.
     encoded = str.maketrans({"'": "%27", "$": "%24"})
     lines = [f"{name}='{os.environ[name].translate(encoded)}'\n" for name in names if os.environ.get(name)]
     _write_private(file, "".join(lines))
@@ -291,7 +291,7 @@ def _write_environment(file: Path) -> None:
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """Puts the environment back at the end."""
+    """Restores the environment at the end."""
     before = dict(os.environ)
     try:
         yield

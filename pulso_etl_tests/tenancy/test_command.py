@@ -83,7 +83,7 @@ def test_the_doctor_looks_at_every_tenant_and_at_the_queue(environment: Tenancy,
     assert "ok   acme: source of dashboard_data: columns fit" in told.out
     # This Dagster home has no limits at all.
     assert told.code == 1
-    assert "FAIL Dagster queue: does not know tenants; take deploy/dagster.tenants.yaml" in told.out
+    assert "FAIL Dagster queue: does not know tenants; use deploy/dagster.tenants.yaml" in told.out
 
 
 def test_the_doctor_tells_of_what_no_load_will_run_with(environment: Tenancy, pulso: Pulso) -> None:
@@ -96,7 +96,7 @@ def test_the_doctor_tells_of_what_no_load_will_run_with(environment: Tenancy, pu
         finally:
             admin.execute(f"DROP TABLE {schema}.etl_note".encode())
     found = f"{schema}.etl_note: default of the column n: ALTER TABLE {schema}.etl_note ALTER COLUMN n DROP DEFAULT"
-    assert f"FAIL acme: PostgreSQL: tables carry what Pulso ETL has not made, and no load will run: {found}" in told.out
+    assert f"FAIL acme: PostgreSQL: tables carry objects that Pulso ETL has not made, and no load will run: {found}" in told.out
 
 
 def test_there_are_no_tenants_to_name_without_a_file(environment: Tenancy, pulso: Pulso, monkeypatch: pytest.MonkeyPatch) -> None:
