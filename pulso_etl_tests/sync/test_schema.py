@@ -13,7 +13,7 @@ from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import ContractError, SchemaRefused
 from pulso_etl.sync.loading.request import PlanName
 from pulso_etl.sync.postgres.catalog import Index, Limit, Table, TableColumn, read_table
-from pulso_etl.sync.schema.migration import create_table, migrate
+from pulso_etl.sync.schema.migration import create_table, needed_changes
 from pulso_etl.sync.schema.schema import ensure_table
 from pulso_etl.sync.spec import Column, ColumnType, Strategy, TableSpec
 from pulso_etl.sync.target import Target
@@ -41,7 +41,7 @@ def changed(**columns: TableColumn | None) -> Table:
 
 
 def changes(spec: TableSpec, table: Table) -> list[tuple[str, str | None]]:
-    return [(change.statement.as_string(), change.refusal) for change in migrate(spec, "s", table)]
+    return [(change.statement.as_string(), change.refusal) for change in needed_changes(spec, "s", table)]
 
 
 def test_nothing_changes_where_the_table_is_as_declared() -> None:
@@ -140,7 +140,7 @@ def test_a_table_that_was_just_created_is_as_declared(spec: TableSpec, conn: psy
         conn.execute(statement)
     table = read_table(conn, schema, spec.name)
     assert table is not None
-    assert [change.statement.as_string() for change in migrate(spec, schema, table)] == []
+    assert [change.statement.as_string() for change in needed_changes(spec, schema, table)] == []
 
 
 def test_one_query_is_all_where_nothing_is_to_be_done(conn: psycopg.Connection, schema: str) -> None:
