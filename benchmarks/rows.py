@@ -76,8 +76,8 @@ def _batches(rows: int, *, changed: bool) -> Iterator[pa.RecordBatch]:
     per_archivo = DAYS * len(CARTERAS) * len(SERVICIOS)
     archivos = pa.array([f"Cartera_Agencia_Cobranzas_Peru_{n:05d}.txt" for n in range(rows // per_archivo + 1)])
     stamp = np.datetime64(NOON.replace(tzinfo=None), "us")
-    for start in range(0, rows, SPEC.batch_rows):
-        key = order[start : start + SPEC.batch_rows]
+    for start in range(0, rows, SPEC.source.batch_rows):
+        key = order[start : start + SPEC.source.batch_rows]
         rest, day = np.divmod(key, DAYS)
         rest, servicio = np.divmod(rest, len(SERVICIOS))
         archivo, cartera = np.divmod(rest, len(CARTERAS))

@@ -42,7 +42,7 @@ class RowsServer(StorageServer):
     """Gives every session the same rows, with each message compressed once. Counts the bytes of the sent messages."""
 
     def __init__(self, jobs: bigquery.Client, rows: pa.Table) -> None:
-        super().__init__(jobs, batch_rows=SPEC.batch_rows)
+        super().__init__(jobs, batch_rows=SPEC.source.batch_rows)
         self.sent = 0
         self._counting = Lock()
         self._rows = rows
@@ -102,7 +102,7 @@ def read(rest: str, storage: str, compression: Compression, rows: int) -> dict[s
     )
     # The server gives its own rows. The emulator only has to say how many there are.
     query = f"SELECT n FROM UNNEST(GENERATE_ARRAY(1, {rows})) AS n WHERE @start <= @end"
-    stream = source.stream(SPEC.model_copy(update={"query": query}), WINDOW, "benchmark")
+    stream = source.stream(SPEC.with_query(query), WINDOW, "benchmark")
     for _ in range(2):
         began, processor, count, total = time.perf_counter(), time.process_time(), 0, 0
         with stream.open() as batches:

@@ -74,7 +74,9 @@ class Source:
         self._revisions: dict[tuple[str, date], int] = defaultdict(int)
         self._made: dict[tuple[date, int], dict[str, pa.Table]] = {}
         self._count = 0
-        self._lookback = {name: min(spec.lookback_days for spec in TABLES.values() if name in spec.sources) for name in PARTITIONED}
+        self._lookback = {
+            name: min(spec.schedule.lookback_days for spec in TABLES.values() if name in spec.sources) for name in PARTITIONED
+        }
 
     def change(self, name: str, at: datetime, back: int) -> None:
         """At that instant rows of a day are corrected, vanish, or are new: `back` days ago, or on the last day that may change."""

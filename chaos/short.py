@@ -11,7 +11,10 @@ from pulso_etl.definitions import build_defs
 from pulso_etl.settings import load_settings
 from pulso_etl.tables import TABLES
 
-SHORT = {name: spec.model_copy(update={"refresh_every": timedelta(minutes=4)}) for name, spec in TABLES.items()}
+SHORT = {
+    name: spec.model_copy(update={"schedule": spec.schedule.model_copy(update={"refresh_every": timedelta(minutes=4)})})
+    for name, spec in TABLES.items()
+}
 schedules.NIGHTLY = "*/3 * * * *"
 
 

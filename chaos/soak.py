@@ -638,7 +638,7 @@ def wanted(deployment: Deployment, table: str) -> dict[tuple[Any, ...], tuple[An
             bigquery.ScalarQueryParameter("end", "DATE", deployment.today),
         ]
     )
-    rows = [dict(row) for row in deployment.source.query(spec.query.format(**deployment.names), job_config=config).result()]
+    rows = [dict(row) for row in deployment.source.query(spec.source.query.format(**deployment.names), job_config=config).result()]
     if not spec.partition_in_key:
         # The newest whole snapshot of each month.
         newest: dict[Any, Any] = {}

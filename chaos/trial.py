@@ -130,7 +130,7 @@ class World:
                 bigquery.ScalarQueryParameter("end", "DATE", window.end),
             ]
         )
-        found = [dict(row) for row in self.source.query(spec.query.format(**self.names), job_config=config).result()]
+        found = [dict(row) for row in self.source.query(spec.source.query.format(**self.names), job_config=config).result()]
         if not spec.snapshot_of:
             wanted = {tuple(row[k] for k in spec.primary_key): tuple(row[c] for c in spec.compared_columns) for row in found}
             day = spec.primary_key.index(spec.partition_column)

@@ -121,7 +121,7 @@ def build_asset(
         description=spec.description,
         partitions_def=partitions,
         # A refresh is one run, being shorter than a chunk; of long history, a chunk that fails is loaded again alone.
-        backfill_policy=dg.BackfillPolicy.multi_run(spec.chunk_days),
+        backfill_policy=dg.BackfillPolicy.multi_run(spec.loading.chunk_days),
         retry_policy=retries,
         io_manager_key=spec.qualify("postgres"),
         output_required=False,
@@ -130,7 +130,9 @@ def build_asset(
         # Dagster queues a second writer of the table instead of letting it wait for the table's lock in a run slot.
         pool=f"writer_{spec.qualify(spec.name)}",
         group_name=spec.qualify(spec.group),
-        freshness_policy=dg.FreshnessPolicy.time_window(fail_window=2 * spec.refresh_every, warn_window=spec.refresh_every),
+        freshness_policy=dg.FreshnessPolicy.time_window(
+            fail_window=2 * spec.schedule.refresh_every, warn_window=spec.schedule.refresh_every
+        ),
         kinds={"bigquery", "postgres"},
         owners=list(spec.owners),
         tags=spec.tags | ({TENANT_TAG: spec.tenant} if spec.tenant else {}),
@@ -138,7 +140,7 @@ def build_asset(
             SPEC_KEY: spec.as_metadata(),
             "dagster/column_schema": column_schema(spec),
             "dagster/table_name": spec.name,
-            "query": dg.MetadataValue.md(f"```sql\n{spec.query}\n```"),
+            "query": dg.MetadataValue.md(f"```sql\n{spec.source.query}\n```"),
         },
         code_version=_code_version(spec),
     )
@@ -177,7 +179,7 @@ def plan_of_run(context: dg.AssetExecutionContext, spec: TableSpec, calendar: Ca
     with (
         clean_errors(),
         translated(spec, DayRange(today, today)),
-        postgres.connect(context.run.run_id, spec.timeout) as conn,
+        postgres.connect(context.run.run_id, spec.loading.timeout) as conn,
     ):
         marks = Watermarks(postgres.database_schema)
         marks.create(conn)

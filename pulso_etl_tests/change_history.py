@@ -15,14 +15,15 @@ from typing import Any
 
 from google.cloud import bigquery
 
-from pulso_etl.sync.spec import Column, ColumnType, TableSpec
+from pulso_etl.sync.spec import Column, ColumnType
+from pulso_etl_tests.declarations import declare
 from pulso_etl_tests.faulty_proxy import Fault, FaultyProxy, Request, edited
 
 CALL = re.compile(rb"(CHANGES|APPENDS)\(TABLE `([^`]+)`, (@\w+), (@\w+)\)")
 ONLY = {b"CHANGES": b"", b"APPENDS": b" AND change_type = 'INSERT'"}
 Key = tuple[date, str]
 
-CALLS = TableSpec(
+CALLS = declare(
     name="calls",
     description="For tests.",
     primary_key=("day", "agent"),

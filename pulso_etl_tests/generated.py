@@ -33,9 +33,9 @@ def overview(tables: Mapping[str, TableSpec]) -> str:
             (
                 f"`{spec.name}`",
                 ", ".join(spec.primary_key),
-                f"{spec.lookback_days} days",
-                f"{spec.refresh_every.total_seconds() / 3600:g} h",
-                f"{spec.timeout.total_seconds() / 60:g} min",
+                f"{spec.schedule.lookback_days} days",
+                f"{spec.schedule.refresh_every.total_seconds() / 3600:g} h",
+                f"{spec.loading.timeout.total_seconds() / 60:g} min",
                 ", ".join(f"`{source}`" for source in sorted(spec.sources, reverse=True)),
             )
             for spec in tables.values()
@@ -45,7 +45,9 @@ def overview(tables: Mapping[str, TableSpec]) -> str:
 
 def minimum_rows(tables: Mapping[str, TableSpec]) -> str:
     """The `minimum_records` of each table, as docs/checks.md shows them."""
-    return table(("table", "`minimum_records`"), ((f"`{spec.name}`", str(spec.minimum_records)) for spec in tables.values()))
+    return table(
+        ("table", "`minimum_records`"), ((f"`{spec.name}`", str(spec.quality.minimum_records)) for spec in tables.values())
+    )
 
 
 def limits(column: Column) -> str:

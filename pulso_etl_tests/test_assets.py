@@ -19,6 +19,7 @@ from pulso_etl.settings import Settings
 from pulso_etl.sync.errors import PlanError
 from pulso_etl.sync.tags import SPEC_KEY
 from pulso_etl.tables import TABLES, TableSpec
+from pulso_etl_tests.declarations import altered
 from pulso_etl_tests.lima import LIMA, lima_day
 
 
@@ -112,9 +113,9 @@ def test_a_table_has_its_key_columns_lookback_frequency_time_out_and_source(name
     spec, wanted = TABLES[name], WANTED[name]
     assert spec.primary_key == tuple(wanted.key.split())
     assert spec.partition_column == "fecha_foto"
-    assert spec.lookback_days == wanted.lookback
-    assert spec.refresh_every == timedelta(hours=wanted.hours)
-    assert spec.timeout == timedelta(minutes=wanted.minutes)
+    assert spec.schedule.lookback_days == wanted.lookback
+    assert spec.schedule.refresh_every == timedelta(hours=wanted.hours)
+    assert spec.loading.timeout == timedelta(minutes=wanted.minutes)
     assert set(spec.sources) - {"agentes"} == {wanted.view}
     assert ("agentes" in spec.sources) == (name == "productivity_data")
     assert [f"{column.name}:{column.type.value.split()[0]}" for column in spec.columns] == wanted.columns.split()
@@ -122,7 +123,7 @@ def test_a_table_has_its_key_columns_lookback_frequency_time_out_and_source(name
 
 
 def test_rows_per_batch_follow_the_size_of_the_tables() -> None:
-    batches = {name: spec.batch_rows for name, spec in TABLES.items()}
+    batches = {name: spec.source.batch_rows for name, spec in TABLES.items()}
     assert batches == {name: 10_000 for name in WANTED} | {"evolution_data": 50_000, "operation_data": 5_000}
 
 
@@ -192,13 +193,13 @@ def test_the_metadata_hold_the_declaration_and_the_query(name: str) -> None:
     _, spec = asset(name)
     found: Any = spec.metadata[SPEC_KEY]
     read = TableSpec.from_metadata(getattr(found, "value", found))
-    assert read == TABLES[name].model_copy(update={"query": ""})
+    assert read == altered(TABLES[name], query="")
     assert spec.metadata["dagster/table_name"] == name
     assert "BETWEEN @start AND @end" in str(spec.metadata["query"])
 
 
 def test_the_code_version_follows_the_declaration() -> None:
-    other = build_asset(TABLES["dashboard_data"].model_copy(update={"lookback_days": 8}), daily_partitions(FIRST), 30)
+    other = build_asset(altered(TABLES["dashboard_data"], lookback_days=8), daily_partitions(FIRST), 30)
     (changed,) = other.specs
     assert changed.code_version != asset("dashboard_data")[1].code_version
     assert asset("dashboard_data")[1].code_version == asset("dashboard_data")[1].code_version

@@ -79,7 +79,7 @@ def test_a_load_that_takes_too_long_or_fails_is_told_and_its_re_loads_are_left_o
 
 
 def test_rows_arrive_whole_over_the_wire_and_smaller_where_they_are_compressed(emulator: BigQueryEmulator, tmp_path: Path) -> None:
-    rows = 2 * SPEC.batch_rows
+    rows = 2 * SPEC.source.batch_rows
     table = reader(write_inputs(tmp_path, rows, changed=False).arrow).read_all()
     sent, total = [0], sum(table[wire.CHECKED].to_pylist())
     with wire.RowsServer(emulator.client(), table) as server:

@@ -27,6 +27,7 @@ from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl.sync.ledger.watermarks import TableState, Watermarks
 from pulso_etl.sync.tags import CAPTURE_TAG
 from pulso_etl_tests.change_history import CALLS, ChangeHistoryProxy, Key, Source, loaded
+from pulso_etl_tests.declarations import altered
 from pulso_etl_tests.faulty_proxy import error
 from pulso_etl_tests.lima import lima_day
 
@@ -269,7 +270,7 @@ def test_the_sensor_asks_for_the_whole_trailing_window_at_once_and_trusts_change
     loaded_before: Deployment, settings: Settings, now: datetime
 ) -> None:
     deployment = loaded_before
-    tables = {"calls": CALLS.model_copy(update={"refresh_every": HOUR})}
+    tables = {"calls": altered(CALLS, refresh_every=HOUR)}
     here = settings.model_copy(update={"database_schema": deployment.manager.database_schema, "partitions_start": date(2024, 1, 1)})
 
     def asked(settings: Settings) -> tuple[list[dg.RunRequest], str]:

@@ -32,6 +32,7 @@ from pulso_etl_tests.api.conftest import settings_of
 from pulso_etl_tests.api.server import ApiServer
 from pulso_etl_tests.conftest import seed
 from pulso_etl_tests.dagster_stack import DagsterStack
+from pulso_etl_tests.declarations import altered
 from pulso_etl_tests.generated import generated
 
 ROOT = Path(__file__).parents[1]
@@ -107,7 +108,7 @@ def test_what_follows_from_the_declarations_is_current() -> None:
 
 
 def test_a_declaration_that_changes_changes_what_is_written_of_it() -> None:
-    more = TABLES | {"dashboard_data": TABLES["dashboard_data"].model_copy(update={"lookback_days": 9, "minimum_records": 77})}
+    more = TABLES | {"dashboard_data": altered(TABLES["dashboard_data"], lookback_days=9, minimum_records=77)}
     changed = {path.name for path, text in generated(more).items() if path.read_text(encoding="utf-8") != text}
     assert changed == {"README.md", "checks.md"}
 

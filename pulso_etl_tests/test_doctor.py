@@ -223,7 +223,7 @@ def test_a_missing_or_changed_column_is_named(
     client.delete_table(name)
     client.create_table(bigquery.Table(name, [*fields, *([bigquery.SchemaField(column, new_type)] if new_type else [])]))
     broken = [finding for finding in diagnose() if not finding.ok]
-    readers = [table for table, spec in TABLES.items() if f"{{{view}}}" in spec.query and column in spec.query]
+    readers = [table for table, spec in TABLES.items() if f"{{{view}}}" in spec.source.query and column in spec.source.query]
     assert [finding.part for finding in broken] == [f"source of {table}" for table in readers]
     assert all(words in finding.text for finding in broken), broken
 

@@ -64,7 +64,7 @@ def source_rows(settings: Settings, emulator: BigQueryEmulator, name: str, windo
         ]
     )
     with emulator.client() as client:
-        found = client.query(fill(TABLES[name].query, settings.sources()), job_config=config).result()
+        found = client.query(fill(TABLES[name].source.query, settings.sources()), job_config=config).result()
         return keyed(name, [dict(row) for row in found])
 
 
@@ -90,7 +90,7 @@ def addresses(conn: psycopg.Connection) -> dict[str, set[tuple[Any, ...]]]:
     return {name: set(conn.execute(f"SELECT xmin::text, ctid::text FROM {name}").fetchall()) for name in TABLES}
 
 
-COMPUTED = [name for name, spec in TABLES.items() if "CURRENT_TIMESTAMP" in spec.query]
+COMPUTED = [name for name, spec in TABLES.items() if "CURRENT_TIMESTAMP" in spec.source.query]
 """Tables whose stamp is the time of the query; that of the others is stored in the source."""
 
 
@@ -131,7 +131,7 @@ def test_postgresql_equals_bigquery_and_a_second_refresh_rewrites_nothing(
         assert {state.status for state in states.values()} == {"success"}
         # Ten days are less than the lookback of one table, whose watermark they do not move.
         end = first["dashboard_data"].window.end  # type: ignore[union-attr]
-        moved = {name: end if spec.lookback_days <= 10 else None for name, spec in TABLES.items()}
+        moved = {name: end if spec.schedule.lookback_days <= 10 else None for name, spec in TABLES.items()}
         assert {name: state.last_partition for name, state in states.items()} == moved
 
 

@@ -93,7 +93,7 @@ def test_schedules_run_at_the_hours_of_the_zone_over_its_days(deployment: Settin
     requests = tick(deployment, "nightly_recheck", at).run_requests or []
     assert {request.tags[END] for request in requests} == {str(day)}
     by_table = {request.tags["pulso_etl/table"]: request.tags[START] for request in requests}
-    assert by_table == {name: str(day - timedelta(days=spec.lookback_days - 1)) for name, spec in TABLES.items()}
+    assert by_table == {name: str(day - timedelta(days=spec.schedule.lookback_days - 1)) for name, spec in TABLES.items()}
 
 
 def test_partitions_of_every_table_are_the_days_of_the_zone(deployment: Settings) -> None:

@@ -340,10 +340,10 @@ async def config_tables(request: Request, caller: Reader) -> list[TableConfig]:
             group=spec.group,
             primary_key=list(spec.primary_key),
             partition_column=spec.partition_column,
-            lookback_days=spec.lookback_days,
-            refresh_every_seconds=int(spec.refresh_every.total_seconds()),
-            timeout_seconds=int(spec.timeout.total_seconds()),
-            strategy=spec.strategy,
+            lookback_days=spec.schedule.lookback_days,
+            refresh_every_seconds=int(spec.schedule.refresh_every.total_seconds()),
+            timeout_seconds=int(spec.loading.timeout.total_seconds()),
+            strategy=spec.loading.strategy,
             source_tables=list(spec.source_tables(names).values()),
             columns=[
                 ColumnConfig(name=column.name, type=column.sql_type, description=column.description, unit=column.unit)

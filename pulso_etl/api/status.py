@@ -77,7 +77,7 @@ def status_of(spec: TableSpec, state: TableState | None, run: Run | None, rows: 
             group=spec.group,
             status=LastStatus.NEVER,
             freshness=FreshnessState.NEVER,
-            refresh_every_seconds=int(spec.refresh_every.total_seconds()),
+            refresh_every_seconds=int(spec.schedule.refresh_every.total_seconds()),
             run_under_way=_under_way(run, None, None),
         )
     watermark = state.watermark
@@ -92,7 +92,7 @@ def status_of(spec: TableSpec, state: TableState | None, run: Run | None, rows: 
         status=LastStatus(state.status),
         freshness=fresh.state,
         age_seconds=None if fresh.since is None else round((look.now - fresh.since).total_seconds(), 1),
-        refresh_every_seconds=int(spec.refresh_every.total_seconds()),
+        refresh_every_seconds=int(spec.schedule.refresh_every.total_seconds()),
         last_extracted_at=fresh.since,
         last_partition=watermark.last_partition,
         data_version=state.data_version,

@@ -85,7 +85,7 @@ def _ended(spec: TableSpec, attempt: Attempt) -> Iterator[Event]:
     left_out, share = found.get("columns_not_loaded") or [], found.get("quarantined_share") or 0
     for wrong, cause, detail in (
         (bool(left_out), State.DRIFT, f"columnas nuevas: {', '.join(map(str, left_out))}"),
-        (share > spec.alert_quarantined_share, State.QUARANTINE, f"{share:.1%} de las filas, en etl_quarantine"),
+        (share > spec.quality.alert_quarantined_share, State.QUARANTINE, f"{share:.1%} de las filas, en etl_quarantine"),
     ):
         yield _state(wrong, cause, spec.name, attempt.finished_at, detail, attempt)
 

@@ -83,7 +83,7 @@ def recover(
     _end_lost(conn, schema, instance, tenant)
     _end_runs(conn, instance, states.values(), tables, now)
     for extraction in [extraction for state in states.values() for extraction in state.running]:
-        timeout = tables[extraction.table].timeout if extraction.table in tables else timedelta(minutes=30)
+        timeout = tables[extraction.table].loading.timeout if extraction.table in tables else timedelta(minutes=30)
         key = extraction.lock(schema)
         run = instance.get_run_by_id(extraction.run_id)
         if run is not None and not is_of(run.tags, tenant):

@@ -93,7 +93,7 @@ def standings(
     filters = dg.RunsFilter(statuses=FAILED_RUNS, tags=tags, created_after=now - MEMORY)
     for record in instance.get_run_records(filters, limit=500):
         table = record.dagster_run.tags[TABLE_TAG]
-        over[table] += _attempt(record, tables[table].timeout)
+        over[table] += _attempt(record, tables[table].loading.timeout)
     found = {}
     for table in tables:
         state = states.get(table)
@@ -272,7 +272,7 @@ class Automation:
 
     def _captures(self, spec: TableSpec) -> bool:
         """Whether the run itself asks for what changed."""
-        return self.settings.change_aware and spec.change_capture is not None
+        return self.settings.change_aware and spec.source.change_capture is not None
 
     def _days_to_read(
         self, looks: Looks, spec: TableSpec, standing: Standing, decision: Decision, now: datetime

@@ -48,8 +48,8 @@ def interval(
     if window.end != watermark.last_partition:
         # Rows of a new day may be older than the last load. That load left them out, because the day was beyond its window.
         return f"the last load reached {watermark.last_partition}, not {window.end}"
-    if window.days > spec.lookback_days:
-        return f"the watermark covers only {spec.lookback_days} days"
+    if window.days > spec.schedule.lookback_days:
+        return f"the watermark covers only {spec.schedule.lookback_days} days"
     known = watermark.readings
     if before := [day for day in window if day not in known or known[day].at < since]:
         # Earlier loads had a shorter lookback and treated these days as final.
@@ -76,11 +76,11 @@ def captured_sql(spec: TableSpec) -> str:
     reports a changed row as deleted and inserted at one instant, and also the rows of an overwritten table: the inserted row wins.
     With the strategy `append`, where a key may repeat, the query gives every row.
     """
-    function = (spec.change_capture or ChangeCapture.CHANGES).upper()
-    rows = ROW_SOURCE.sub(rf",\n  {CHANGE}\nFROM {function}(TABLE `{{\1}}`, @since, @until)", spec.query)
+    function = (spec.source.change_capture or ChangeCapture.CHANGES).upper()
+    rows = ROW_SOURCE.sub(rf",\n  {CHANGE}\nFROM {function}(TABLE `{{\1}}`, @since, @until)", spec.source.query)
     deleted = "pulso_change_type = 'DELETE'"
     sql = f"SELECT * EXCEPT (pulso_change_type, pulso_changed_at), {deleted} AS {DELETED.name} FROM (\n{rows}\n)"  # noqa: S608 - the declared query
-    if spec.strategy is Strategy.APPEND:
+    if spec.loading.strategy is Strategy.APPEND:
         return sql
     keys = ", ".join(f"`{name}`" for name in spec.primary_key)
     latest = f"(PARTITION BY {keys} ORDER BY pulso_changed_at DESC, {deleted})"

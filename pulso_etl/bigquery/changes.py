@@ -73,7 +73,7 @@ def is_daily(table: bigquery.Table, spec: TableSpec) -> bool:
     if partitioning is None or partitioning.type_ != "DAY" or partitioning.field is None:
         return False
     is_date = any(column.name == partitioning.field and column.field_type == "DATE" for column in table.schema)
-    filters = re.search(rf"\b{re.escape(partitioning.field)}\s+BETWEEN\s+@start\s+AND\s+@end\b", spec.query, re.IGNORECASE)
+    filters = re.search(rf"\b{re.escape(partitioning.field)}\s+BETWEEN\s+@start\s+AND\s+@end\b", spec.source.query, re.IGNORECASE)
     return is_date and filters is not None
 
 

@@ -169,7 +169,7 @@ class BigQueryStream:
 
     def sql(self) -> str:
         """The statement that runs, with the names of the source tables filled in."""
-        query = captured_sql(self.spec) if self._changes else self.spec.query
+        query = captured_sql(self.spec) if self._changes else self.spec.source.query
         return fill(query, self.source.tables(self.spec), self.spec.timezone)
 
     def capture(self, watermark: Watermark, written_at: datetime | None, now: datetime) -> datetime | None:
@@ -194,7 +194,7 @@ class BigQueryStream:
                 raise
             self.whole(str(error))
             return None
-        self.metadata |= {"capture": f"{self.spec.change_capture}", "capture_interval": str(changes)}
+        self.metadata |= {"capture": f"{self.spec.source.change_capture}", "capture_interval": str(changes)}
         return changes.end
 
     def whole(self, reason: str) -> None:
@@ -244,7 +244,7 @@ class BigQueryStream:
         """The job with its result. If it does not get there, for whatever reason, the job is cancelled."""
         if self._done is not None:
             return client.get_job(self._done.job_id, location=self._done.location, retry=self.source.retry)
-        retry, timeout = self.source.retry, self.spec.timeout.total_seconds()
+        retry, timeout = self.source.retry, self.spec.loading.timeout.total_seconds()
         at_once = min(timeout, self.source.request_timeout_seconds)
         parameters = [
             bigquery.ScalarQueryParameter("start", "DATE", self.window.start),
@@ -269,7 +269,7 @@ class BigQueryStream:
                 with suppress(TimeoutError):
                     job.result(retry=retry, job_retry=self.source.job_retry(timeout), timeout=at_once)
                     return job
-            raise TimeoutError(f"no result after {self.spec.timeout}")
+            raise TimeoutError(f"no result after {self.spec.loading.timeout}")
         except BaseException:
             if job.state != "DONE":
                 with suppress(Exception):
@@ -280,10 +280,12 @@ class BigQueryStream:
         """The result's batches, at least one. `stack` closes everything after the last batch."""
         # Without page_size no first page is in memory. With one, the client would choose the transport itself.
         rows = job.result(retry=self.source.retry)
-        batches = self._storage_batches(rows, stack) if rows.total_rows > self.spec.batch_rows else None
+        batches = self._storage_batches(rows, stack) if rows.total_rows > self.spec.source.batch_rows else None
         transport: Transport = "rest" if batches is None else "storage"
         if batches is None:
-            pages = job.result(page_size=self.spec.batch_rows, retry=self.source.retry, timeout=self.source.request_timeout_seconds)
+            pages = job.result(
+                page_size=self.spec.source.batch_rows, retry=self.source.retry, timeout=self.source.request_timeout_seconds
+            )
             batches = pages.to_arrow_iterable()
         log.info("%s %s: %d rows over %s", self.spec.name, self.window, rows.total_rows, transport)
         return self._counted(batches, rows.total_rows), transport
@@ -292,7 +294,7 @@ class BigQueryStream:
         """The batches over the Storage Read API, with the first one fetched. None if the API is turned off or does not answer."""
         with ExitStack() as attempt:
             try:
-                client = self.source.read_client(stream_seconds=self.spec.timeout.total_seconds())
+                client = self.source.read_client(stream_seconds=self.spec.loading.timeout.total_seconds())
                 if client is None:
                     return None
                 batches = rows.to_arrow_iterable(client, max_queue_size=QUEUED_BATCHES, max_stream_count=READ_STREAMS)
@@ -346,8 +348,8 @@ def source_error(spec: TableSpec, window: DayRange, error: Exception) -> SourceE
         )
     if reason == "stopped" or isinstance(error, TimeoutError):
         return QueryTimedOut(
-            f"{where} had its query stopped: it ran longer than {spec.timeout}, or someone cancelled it. A later attempt may pass; "
-            f"if none does, narrow the range or give the table a longer time-out. {text}"
+            f"{where} had its query stopped: it ran longer than {spec.loading.timeout}, or someone cancelled it. A later attempt "
+            f"may pass; if none does, narrow the range or give the table a longer time-out. {text}"
         )
     if isinstance(error, GoogleAuthError) and not isinstance(error, TransportError):
         return SourceAccessRefused(f"{where} refuses the account's key; check that it is current. {text}")

@@ -88,9 +88,9 @@ def build_checks(spec: TableSpec) -> dg.AssetChecksDefinition:
 def _inspect(context: dg.AssetCheckExecutionContext, spec: TableSpec) -> Iterator[dg.AssetCheckResult]:
     postgres: PostgresUpsertIOManager = resource(context, spec, "postgres")
     today = spec.zone.day(datetime.now(UTC))
-    lookback = DayRange(today - timedelta(days=spec.lookback_days - 1), today)
+    lookback = DayRange(today - timedelta(days=spec.schedule.lookback_days - 1), today)
     window = tagged_range(context.run.tags) or lookback
-    with translated(spec, window), postgres.connect(context.run.run_id, spec.timeout) as conn:
+    with translated(spec, window), postgres.connect(context.run.run_id, spec.loading.timeout) as conn:
         inspection = inspect(Target(conn, spec, postgres.database_schema), window, lookback)
         Watermarks(postgres.database_schema).look(conn, spec, LOOK_EVERY)
     return (result(finding, window) for finding in findings(spec, inspection, window, lookback))
@@ -100,7 +100,7 @@ def _look_at_watermark(context: dg.AssetCheckExecutionContext, spec: TableSpec) 
     postgres: PostgresUpsertIOManager = resource(context, spec, "postgres")
     now = datetime.now(UTC)
     today = spec.zone.day(now)
-    with translated(spec, DayRange(today, today)), postgres.connect(context.run.run_id, spec.timeout) as conn:
+    with translated(spec, DayRange(today, today)), postgres.connect(context.run.run_id, spec.loading.timeout) as conn:
         state = Watermarks(postgres.database_schema).read(conn).get(spec.name)
     told = currency(spec, state.watermark if state else None, now)
     return dg.AssetCheckResult(
@@ -121,7 +121,7 @@ def _reconcile(context: dg.AssetCheckExecutionContext, spec: TableSpec) -> Itera
     today = spec.zone.day(datetime.now(UTC))
     given = tagged_range(context.run.tags)
     try:
-        with translated(spec, given or DayRange(today, today)), postgres.connect(context.run.run_id, spec.timeout) as conn:
+        with translated(spec, given or DayRange(today, today)), postgres.connect(context.run.run_id, spec.loading.timeout) as conn:
             target = Target(conn, spec, postgres.database_schema)
             compared = reconcile(target, bigquery, given, today, context.run.run_id)
     except PulsoError as error:
@@ -136,12 +136,12 @@ def _descriptions_apart(spec: TableSpec) -> dict[Check, str]:
     if spec.snapshot_of:
         kept = f" Of each {', '.join(spec.snapshot_of)} the newest snapshot counts, in the partition of its day."
     return {
-        Check.UP_TO_DATE: f"The last refresh is not older than {2 * spec.refresh_every}, and took in today's partition (while the "
-        "day is younger than that, yesterday's will do), and every day holds the rows of its last load. "
+        Check.UP_TO_DATE: f"The last refresh is not older than {2 * spec.schedule.refresh_every}, and took in today's partition "
+        "(while the day is younger than that, yesterday's will do), and every day holds the rows of its last load. "
         "Unlike the freshness policy, it is not misled by a load of older days.",
         Check.RECONCILIATION: f"Rows, sums and numbers of values of each partition are the same in BigQuery, over the last "
-        f"{spec.reconcile_days} days or the run's range. Integers and amounts exactly, doubles to {RELATIVE_TOLERANCE:g} of their "
-        f"size or {ABSOLUTE_TOLERANCE:g}. Costs a query in BigQuery.{kept}",
+        f"{spec.quality.reconcile_days} days or the run's range. Integers and amounts exactly, doubles to "
+        f"{RELATIVE_TOLERANCE:g} of their size or {ABSOLUTE_TOLERANCE:g}. Costs a query in BigQuery.{kept}",
     }
 
 
@@ -197,7 +197,7 @@ def descriptions(spec: TableSpec) -> dict[Check, str]:
     by_check: dict[Check, list[str]] = {}
     for rule in rules(spec):
         by_check.setdefault(rule.check, []).append(f"{rule.column} {rule.fault}")
-    once = ", and a key occurs once" if STRATEGIES[spec.strategy].unique else ""
+    once = ", and a key occurs once" if STRATEGIES[spec.loading.strategy].unique else ""
     found = {Check.PRIMARY_KEY: f"No column of the key ({', '.join(spec.primary_key)}) is null{once}."}
     for check, text in (
         (Check.REQUIRED_COLUMNS, "No row has"),
@@ -206,13 +206,16 @@ def descriptions(spec: TableSpec) -> dict[Check, str]:
     ):
         if check in by_check:
             found[check] = f"{text}: {', '.join(by_check[check])}."
-    if spec.minimum_records:
-        found[Check.MINIMUM_RECORDS] = f"The last {spec.lookback_days} days hold {spec.minimum_records} rows or more."
+    if spec.quality.minimum_records:
+        found[Check.MINIMUM_RECORDS] = (
+            f"The last {spec.schedule.lookback_days} days hold {spec.quality.minimum_records} rows or more."
+        )
     # Where the newest version alone is kept, older partitions run empty: their rows say nothing.
     if spec.partition_in_key:
+        factor = spec.quality.volume_factor
         found[Check.VOLUME] = (
-            f"A day holds neither more than {spec.volume_factor:g} times nor less than 1/{spec.volume_factor:g} of the rows of the "
-            f"same weekday in the {WEEKS} weeks before (their median, of {COMPARED_WEEKS} at least). Today may have fewer, so far."
+            f"A day holds neither more than {factor:g} times nor less than 1/{factor:g} of the rows of the same weekday in the "
+            f"{WEEKS} weeks before (their median, of {COMPARED_WEEKS} at least). Today may have fewer, so far."
         )
     return found
 
@@ -229,12 +232,12 @@ def findings(spec: TableSpec, inspection: Inspection, window: DayRange, lookback
             held = _rows_in(inspection, lookback)
             yield Finding(
                 check,
-                held >= spec.minimum_records,
-                f"{held} rows in {lookback}, {spec.minimum_records} or more expected",
-                metadata={"lookback": str(lookback), "records": held, "minimum_records": spec.minimum_records},
+                held >= spec.quality.minimum_records,
+                f"{held} rows in {lookback}, {spec.quality.minimum_records} or more expected",
+                metadata={"lookback": str(lookback), "records": held, "minimum_records": spec.quality.minimum_records},
             )
         elif check is Check.VOLUME:
-            days = unusual_days(inspection.rows_by_day, window, lookback.end, spec.volume_factor)
+            days = unusual_days(inspection.rows_by_day, window, lookback.end, spec.quality.volume_factor)
             text = "; ".join(f"{day['partition']}: {day['rows']} rows, usually {day['usual']:g}" for day in days)
             yield Finding(check, not days, text or "nothing unusual", records={"unusual_days": days})
         else:

@@ -199,7 +199,7 @@ def reconcile(target: Target, bigquery: BigQuerySource, window: DayRange | None,
 
     by = measures(spec)
     look = _Look(target, bigquery, read, run_id)
-    sides = look.staged_sides() if spec.on_reject is OnReject.QUARANTINE else look.sides()
+    sides = look.staged_sides() if spec.loading.on_reject is OnReject.QUARANTINE else look.sides()
     source, held = sides.source, sides.target
     compared = [day for day in sorted({*source, *held}) if day in window]
     return Reconciliation(
@@ -248,7 +248,7 @@ class _Look:
     def sides(self) -> _Sides:
         """Both sides, each added up where its rows are."""
         query = source_query(self.spec, measures(self.spec))
-        stream = self.bigquery.stream(self.spec.model_copy(update={"query": query}), self.days, self.run_id)
+        stream = self.bigquery.stream(self.spec.with_query(query), self.days, self.run_id)
         with stream.open() as reader:
             columns = reader.read_all().columns
             source = {day: values for day, *values in zip(*(column.to_pylist() for column in columns), strict=True)}
@@ -287,7 +287,7 @@ def default_window(spec: TableSpec, today: date, first_loaded: date | None) -> D
 
     Today moves on between a refresh and a look at the source; but where only the newest are kept, those are what to compare.
     """
-    start = today - timedelta(days=spec.reconcile_days)
+    start = today - timedelta(days=spec.quality.reconcile_days)
     if first_loaded is not None:
         start = max(start, min(first_loaded, today))
     return DayRange(start, max(start, today - timedelta(days=1) if spec.partition_in_key else today))
@@ -318,7 +318,7 @@ def measures(spec: TableSpec) -> tuple[Measure, ...]:
 
 def source_query(spec: TableSpec, by: Sequence[Measure]) -> str:
     """The table's own SELECT, added up by partition: the day, then every measure. BigQuery SQL with the spec's placeholders."""
-    rows = f"(\n{spec.query}\n)"
+    rows = f"(\n{spec.source.query}\n)"
     if spec.snapshot_of:
         values, day = ", ".join(f"`{name}`" for name in spec.snapshot_of), f"`{spec.partition_column}`"
         rows = f"(SELECT * FROM {rows} WHERE TRUE QUALIFY {day} = MAX({day}) OVER (PARTITION BY {values}))"  # noqa: S608 - names of the declaration, quoted

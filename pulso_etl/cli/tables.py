@@ -39,7 +39,7 @@ def status(tenant: TenantOption = None) -> None:
             table.add_row(name, "never loaded")
             continue
         age = now - state.last_extracted_at if state.last_extracted_at else None
-        fresh = None if age is None else "yes" if age < spec.refresh_every and state.lost is None else "no"
+        fresh = None if age is None else "yes" if age < spec.schedule.refresh_every and state.lost is None else "no"
         seconds = None if state.seconds is None else f"{state.seconds:.1f}"
         row = (state.status, fresh, state.last_partition, age and str(age).split(".")[0], state.records, seconds)
         table.add_row(name, *("-" if value is None else str(value) for value in row))
@@ -66,7 +66,7 @@ def retention(
     months = 0
     with session(settings).hold() as conn:
         for spec in named_tables(tables or [], known):
-            if spec.retention_months is None:
+            if spec.retention.retention_months is None:
                 say(f"{spec.name}: keeps every month (no retention_months)")
                 continue
             wait = settings.lock_timeout_seconds
@@ -91,6 +91,6 @@ def show_sql(
     """Prints the statements that a refresh of the table runs, on BigQuery and on PostgreSQL."""
     settings, tables = chosen(load_settings(), tenant)
     [spec] = named_tables([table], tables)
-    say(f"-- BigQuery\n{fill(spec.query, spec.source_tables(settings.sources()), spec.timezone)}\n-- PostgreSQL")
+    say(f"-- BigQuery\n{fill(spec.source.query, spec.source_tables(settings.sources()), spec.timezone)}\n-- PostgreSQL")
     for statement in statements_in_order(Statements(spec, settings.database_schema)):
         say(f"{statement.as_string()};")

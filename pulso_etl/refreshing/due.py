@@ -109,7 +109,7 @@ def due_at(
 ) -> datetime | None:
     """When the next refresh of the table is due: after the wait for its failed runs, or by its usual rhythm. None means at once."""
     if failures:
-        return failures[-1].finished_at + back_off.wait(len(failures), spec.refresh_every)
+        return failures[-1].finished_at + back_off.wait(len(failures), spec.schedule.refresh_every)
     return freshness(spec, watermark, now).due_at
 
 

@@ -50,7 +50,7 @@ def freshness(spec: TableSpec, watermark: Watermark | None, now: datetime) -> Fr
     if watermark is None or since is None:
         return Freshness(FreshnessState.NEVER, None, None)
     # A watermark of the future, by a clock that was wrong, says nothing of when the next load is due.
-    due_at = since + spec.refresh_every if since <= now else None
+    due_at = since + spec.schedule.refresh_every if since <= now else None
     if _is_stale(spec, watermark, since, now):
         state = FreshnessState.STALE
     elif due_at is None or now >= due_at or watermark.replaced:
@@ -63,7 +63,7 @@ def freshness(spec: TableSpec, watermark: Watermark | None, now: datetime) -> Fr
 def _is_stale(spec: TableSpec, watermark: Watermark, since: datetime, now: datetime) -> bool:
     if watermark.lost is not None or watermark.last_partition is None:
         return True
-    patience = 2 * spec.refresh_every
+    patience = 2 * spec.schedule.refresh_every
     today = spec.zone.day(now)
     since_midnight = now - spec.zone.begin(today)
     newest = today if since_midnight > patience else today - timedelta(days=1)

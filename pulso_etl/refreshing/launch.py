@@ -22,8 +22,8 @@ from pulso_etl.sync.tags import CALLER_TAG, PIPELINE_TAG, SLOT_TAG, SOURCE_TAG, 
 def job_tags(specs: Sequence[TableSpec]) -> dict[str, str]:
     """The tags of every run of these tables, which are of one tenant: time-out (seconds), place in the queue, source, tenant."""
     tags = {
-        MAX_RUNTIME_SECONDS_TAG: str(sum(int(spec.timeout.total_seconds()) for spec in specs)),
-        PRIORITY_TAG: str(max(spec.priority for spec in specs)),
+        MAX_RUNTIME_SECONDS_TAG: str(sum(int(spec.loading.timeout.total_seconds()) for spec in specs)),
+        PRIORITY_TAG: str(max(spec.schedule.priority for spec in specs)),
         SOURCE_TAG: "bigquery",
     }
     return tags | ({TENANT_TAG: specs[0].tenant} if specs[0].tenant else {})

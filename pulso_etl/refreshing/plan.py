@@ -71,16 +71,16 @@ def _window(
     if request.days is not None:
         return _trailing(every, request.days), f"last {request.days} days"
     first_owed = min(owed_days(Horizon.of(spec, every.start, every.end), watermark, every.end), default=every.end)
-    window = _trailing(every, spec.lookback_days, since=first_owed)
-    behind = f"; owed since {first_owed}" if window.days > spec.lookback_days + 1 else ""
+    window = _trailing(every, spec.schedule.lookback_days, since=first_owed)
+    behind = f"; owed since {first_owed}" if window.days > spec.schedule.lookback_days + 1 else ""
     if request.mode is Mode.SLIDING_WINDOW:
-        return window, f"last {spec.lookback_days} days{behind}"
+        return window, f"last {spec.schedule.lookback_days} days{behind}"
     if watermark.last_partition is None:
-        count = max(calendar.initial_days, spec.lookback_days)
+        count = max(calendar.initial_days, spec.schedule.lookback_days)
         return _trailing(every, count, since=first_owed), f"first load, {count} days"
     if not request.grants.force and (not_due := _not_due(spec, watermark, now)):
         return None, not_due
-    return window, f"lookback of {spec.lookback_days} days from {watermark.last_partition}{behind}"
+    return window, f"lookback of {spec.schedule.lookback_days} days from {watermark.last_partition}{behind}"
 
 
 def _partitions(spec: TableSpec, now: datetime, calendar: Calendar) -> DayRange:
@@ -106,7 +106,7 @@ def _refuse_nonsense(spec: TableSpec, request: RefreshRequest) -> None:
 def _explicit(spec: TableSpec, request: RefreshRequest, every: DayRange) -> DayRange:
     window = DayRange(request.start or every.start, request.end or every.end)
     if window.start < every.start or window.end > every.end:
-        kept = f" (retention_months={spec.retention_months})" if spec.retention_months else ""
+        kept = f" (retention_months={spec.retention.retention_months})" if spec.retention.retention_months else ""
         raise PlanError(f"{spec.name}: {window} leaves the partitions {every}{kept}")
     return window
 
@@ -124,9 +124,9 @@ def _not_due(spec: TableSpec, watermark: Watermark, now: datetime) -> str | None
         return None
     age = now - fresh.since
     state = "fresh" if watermark.lost is None else "not due"
-    return f"{state}: loaded {str(age).split('.')[0]} ago, due every {spec.refresh_every}"
+    return f"{state}: loaded {str(age).split('.')[0]} ago, due every {spec.schedule.refresh_every}"
 
 
 def chunks(spec: TableSpec, plan: RefreshPlan) -> list[RefreshPlan]:
     """The plan in pieces of the table's `chunk_days` at most, the newest days first."""
-    return [plan] if plan.window is None else [replace(plan, window=part) for part in plan.window.chunks(spec.chunk_days)]
+    return [plan] if plan.window is None else [replace(plan, window=part) for part in plan.window.chunks(spec.loading.chunk_days)]

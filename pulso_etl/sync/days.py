@@ -51,9 +51,9 @@ class DayRange:
 
 def first_kept_day(spec: TableSpec, today: date) -> date:
     """The first day of the oldest month that the table keeps; `date.min` where it keeps all."""
-    if spec.retention_months is None:
+    if spec.retention.retention_months is None:
         return date.min
-    months = today.year * 12 + today.month - 1 - spec.retention_months
+    months = today.year * 12 + today.month - 1 - spec.retention.retention_months
     return date(months // 12, months % 12 + 1, 1)
 
 

@@ -122,12 +122,12 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
             definition = context.asset_partitions_def if context.has_asset_partitions else None
             partitions = partition_days(spec.name, definition, context.asset_partition_keys if definition else ())
             window = one_range(spec.name, partitions)
-            attempt.extraction, attempt.timeout = replace(named, table=spec.name, window=window), spec.timeout
+            attempt.extraction, attempt.timeout = replace(named, table=spec.name, window=window), spec.loading.timeout
             stream = as_stream(spec, window, obj)
             attempt.metadata = stream.metadata
         with (
             translated(spec, window),
-            self.connect(context.run_id, spec.timeout) as conn,
+            self.connect(context.run_id, spec.loading.timeout) as conn,
             self._recorded(context, attempt, conn),
             _named(spec, window),
             translated(spec, window),
@@ -151,7 +151,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         read_at = server_clock(target.conn)
         if not stream.deferred:
             read_at -= _since_start(step)
-        as_of = _capture(target, stream.changes, window, step.run_tags, read_at) if target.spec.change_capture else None
+        as_of = _capture(target, stream.changes, window, step.run_tags, read_at) if target.spec.source.change_capture else None
         source = Source(
             stream.open,
             repeatable=stream.repeatable,
@@ -246,7 +246,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
             if context.has_asset_partitions:
                 ranges = ranges_of(partition_days(spec.name, context.asset_partitions_def, context.asset_partition_keys))
             window = DayRange(ranges[0].start, ranges[-1].end) if ranges else EVERY_DAY
-            with translated(spec, window), self.connect("load_input", spec.timeout) as conn, conn.transaction():
+            with translated(spec, window), self.connect("load_input", spec.loading.timeout) as conn, conn.transaction():
                 table = read(Target(conn, spec, self.database_schema), ranges, names)
         return form(table)
 

@@ -87,7 +87,7 @@ class Horizon:
     @classmethod
     def of(cls, spec: TableSpec, first_day: date, today: date, last_day: date = date.max) -> Horizon:
         """The horizon of a table whose partitions begin on `first_day`; its newest partition ends on `last_day`."""
-        return cls(spec.lookback_days, max(first_day, first_kept_day(spec, today)), last_day, spec.zone)
+        return cls(spec.schedule.lookback_days, max(first_day, first_kept_day(spec, today)), last_day, spec.zone)
 
     def open_until(self, day: date) -> date:
         """The first day on which a reading of that day is final."""

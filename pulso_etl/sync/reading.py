@@ -36,7 +36,7 @@ def read(target: Target, ranges: Sequence[DayRange], names: Sequence[str]) -> pa
                 # JSON stays the text that the server prints: Python's numbers do not hold every number of JSON.
                 cursor.adapters.register_loader("jsonb", TextLoader)
                 cursor.execute(query, {"start": days.start, "end": days.end})
-                while rows := cursor.fetchmany(spec.batch_rows):
+                while rows := cursor.fetchmany(spec.source.batch_rows):
                     for values, field, found in zip(zip(*rows, strict=True), wanted, chunks, strict=True):
                         found.append(_array(spec, values, field))
     columns = [_joined(spec, field, found) for field, found in zip(wanted, chunks, strict=True)]

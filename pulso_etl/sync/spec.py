@@ -188,61 +188,144 @@ def qualified(tenant: str, name: str) -> str:
     return f"{tenant}__{name}" if tenant else name
 
 
+class Part(BaseModel):
+    """A part of a declaration."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Source(Part):
+    """Where the rows come from.
+
+    `query` is BigQuery SQL. It names source tables by placeholders in back-ticks and braces (`PLACEHOLDER`), and has the parameters
+    `@start` and `@end` (DATE, inclusive). The text `'{timezone}'` becomes the name of the table's time zone.
+    `batch_rows`: rows per batch that is read.
+    `change_capture`: the refresh sensor's runs read only the rows that changed, by this function of BigQuery, where they can (see
+    `bigquery.capture`). The query then makes each of its rows of one row of one base table.
+    """
+
+    query: str = ""
+    batch_rows: int = Field(default=10_000, ge=1)
+    change_capture: ChangeCapture | None = None
+
+
+class Loading(Part):
+    """How a load changes the table, and what it refuses.
+
+    `strategy`: how a range that is loaded again changes the table.
+    - `upsert`: new rows are inserted and changed rows are updated. Vanished rows are deleted where the partition column is in the
+      key. Unchanged rows are not written.
+    - `replace_partition`: every row of the range is deleted and every row of the source is inserted, changed or not.
+    - `append`: rows are only added. The primary key says which rows are the same. A key may repeat, in the source and in the table.
+      A range that is loaded again gains as many rows of a key as the source has more than the table. So nothing is added twice, and
+      a row that changed or vanished in the source stays as it was first loaded. The load matches copies with equal values first;
+      see `loading.strategies.missing`.
+    - `scd2`: rows are versions of a key. A version is valid from `valid_from` until before `valid_to` (instants of loads; null
+      marks the current version). A changed row closes the current version and opens another at the same instant. A vanished row is
+      closed. Unchanged rows are not written.
+
+    `contract`, for columns of the source that are not declared. With `freeze` the load warns of them and leaves them out, and a
+    column of the table that is not declared stops the load. With `evolve` the load adds them to the table as nullable columns. It
+    warns of a column whose type or name no table can hold, and leaves it out. A column that the source no longer gives stays in the
+    table: it is null in rows that are inserted from then on, and the load warns of it. A declared column that is missing stops
+    every load.
+
+    `on_reject`, for rows that can't be loaded: a null where a value is required, NaN or Infinity, a NUL character, a value beyond a
+    limit or beyond its type, a key that the source gives more than once. With `fail` the first such row stops the load. With
+    `quarantine` these rows go to the table `etl_quarantine`, with all rows of a duplicated key, and the others are loaded. The row
+    that the table holds of a quarantined key stays as it is: the key has not vanished from the source. A row whose key is itself at
+    fault protects nothing. Where more than `maximum_quarantined_share` (0..1) of the rows would be quarantined, the load fails.
+
+    `minimum_kept_share`: a load that would leave less than this share (0..1) of a range's rows is refused.
+    `chunk_days`: a back-fill of more days is split into runs of so many days, which may go on at the same time.
+    `timeout`: how long a load may take.
+    """
+
+    strategy: Strategy = Strategy.UPSERT
+    contract: Contract = Contract.FREEZE
+    on_reject: OnReject = OnReject.FAIL
+    maximum_quarantined_share: float = Field(default=0.05, ge=0, le=1)
+    minimum_kept_share: float = Field(default=0.5, ge=0, le=1)
+    chunk_days: int = Field(default=92, ge=1, le=366)
+    timeout: timedelta = Field(default=timedelta(minutes=30), gt=timedelta(0))
+
+
+class Schedule(Part):
+    """When the table is refreshed: every `refresh_every`, the last `lookback_days` days each time.
+
+    `priority`: runs of a table with a greater priority leave the queue first.
+    """
+
+    lookback_days: int = Field(default=1, ge=1)
+    refresh_every: timedelta = Field(default=timedelta(hours=24), gt=timedelta(0))
+    priority: int = 0
+
+
+class Quality(Part):
+    """What is looked at after a load.
+
+    `minimum_records`: rows that the last `lookback_days` days should hold at least; 0 sets no minimum.
+    `volume_factor`: a day with so many times more, or fewer, rows than the same weekday before it is a warning.
+    `reconcile_days`: trailing days that a reconciliation compares with the source.
+    `alert_quarantined_share`: a greater share (0..1) of quarantined rows raises an alert.
+    """
+
+    minimum_records: int = Field(default=0, ge=0)
+    volume_factor: float = Field(default=2.0, gt=1)
+    reconcile_days: int = Field(default=35, ge=1)
+    alert_quarantined_share: float = Field(default=0.01, ge=0, le=1)
+
+
+class Retention(Part):
+    """How long rows stay.
+
+    `partition_by`: with `month` the table in PostgreSQL has a range partition for each month, by the partition column. That column
+    must be in the primary key. `retention_months`: how many whole months before the current one are kept.
+    `pulso-etl retention` removes older months, and no load brings them back.
+    """
+
+    partition_by: Literal["month"] | None = None
+    retention_months: int | None = Field(default=None, ge=1)
+
+
+PARTS: dict[str, type[Part]] = {
+    "source": Source,
+    "loading": Loading,
+    "schedule": Schedule,
+    "quality": Quality,
+    "retention": Retention,
+}
+PART_OF = {field: name for name, part in PARTS.items() for field in part.model_fields}
+"""The part of each field that has one. No two parts share a name."""
+
+
+def in_parts(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that are named without their parts, by their parts: `lookback_days` stands in `schedule` then."""
+    found: dict[str, Any] = {}
+    for name, value in fields.items():
+        if name in PART_OF:
+            found.setdefault(PART_OF[name], {})[name] = value
+        else:
+            found[name] = value
+    return found
+
+
 class TableSpec(BaseModel):
-    """One table: where it comes from, what it holds, and how it is kept.
+    """One table: what it holds, and, in five parts, where its rows come from and how they are kept.
 
-    `columns` are all that the query returns, keys included; the destination adds `kept_columns`.
-    `query` is BigQuery SQL with placeholders for the source tables, in back-ticks and braces (`PLACEHOLDER`), and the parameters
-    `@start`, `@end` (DATE, inclusive). The text `'{timezone}'` becomes the name of the table's time zone.
-    `version_column`: if the source has several rows of a key, the row with the greatest version is kept. The column is required,
-    like a key. If the partition column is in the key, this is the greatest version that the source has now; else the greatest
-    version ever seen.
-    `snapshot_of`: columns of the key. For each value of these columns, the source's partitions are snapshots, and the table holds
-    the newest one as a whole (see docs/tables.md): a row that the newest lacks is gone, whatever older snapshots say.
-    `stamp_columns` say when the source computed a row. A change in them alone never marks a row as changed.
-    `minimum_kept_share`: a load that would leave less than this share (0..1) of a partition range's rows is refused.
-    `minimum_records`: how many rows the last `lookback_days` days should hold at least; 0 sets no minimum.
-    `volume_factor`: a day with so many times more, or fewer, rows than earlier days of that weekday raises a warning.
-    `chunk_days`: a back-fill of more days is split into runs of so many days, and these may run at the same time.
-    `reconcile_days`: how many trailing days a reconciliation compares with the source.
-    `batch_rows`: rows per batch read from the source. `priority`: runs with a greater priority leave the queue first.
-
-    `contract` decides on columns of the source that are not declared. With `freeze` a warning names them and the load leaves them
-    out; a column of the table that is not declared stops the load. With `evolve` the load adds them to the table as nullable
-    columns. It leaves out, with a warning, a column whose type or name no table can hold. A column that the source no longer gives
-    stays in the table, null in new rows, and raises a warning. A declared column that is missing stops every load.
-
-    `on_reject` decides on rows that can't be loaded: a null where a value is required, NaN or Infinity, a NUL character, a value
-    beyond a limit or beyond its type, a key that the source gives more than once. With `fail` the first such row stops the load.
-    With `quarantine` these rows go to the table `etl_quarantine`, with all rows of a duplicated key, and the other rows are
-    loaded. The table's row of a quarantined key stays as it is: the key has not vanished from the source, and its last good state
-    stands. (A row whose key is itself at fault protects nothing.) The load fails if more than `maximum_quarantined_share` (0..1)
-    of the rows read would be quarantined; more than `alert_quarantined_share` raises an alert.
-
+    `columns` are all columns that the query returns, keys included. The destination adds `kept_columns`.
+    `version_column`: where the source has several rows of a key, the load keeps the row with the greatest version. A version is
+    required, like a key. Where the partition column is in the key, the greatest version that the source has now counts. Elsewhere
+    the greatest version ever seen counts.
+    `snapshot_of`: columns of the key. For each value of these columns, a day of the source is a snapshot. The table holds the
+    newest snapshot as a whole (see docs/tables.md): a row that the newest snapshot lacks is gone, whatever older snapshots say.
+    `stamp_columns` say when the source computed a row. A change in them alone is no change of the row.
     `tenant`: the tenant that owns the table, in a deployment with several. The file of tenants sets it, never a declaration.
     `timezone`: the zone whose days the partitions are, by its IANA name. In a deployment the setting TIMEZONE sets it, never a
     declaration.
-
-    `strategy`: how a load changes a range that was loaded before.
-    - `upsert`: new rows are inserted, changed ones updated, vanished ones deleted where the partition column is in the key.
-      An unchanged row is not written.
-    - `replace_partition`: every row of the range is deleted and every row of the source inserted, changed or not.
-    - `append`: rows are only ever added. The primary key says which rows are the same; it may repeat, in the source and in the
-      table. A range that is loaded again gains the rows that it lacks: for each key, as many as the source has more than the
-      table. So nothing is added twice, and a row that changed in the source, or vanished, stays as it was first loaded. Copies
-      with equal values are matched first; see `loading.strategies.missing`.
-    - `scd2`: rows are versions of a key, valid from `valid_from` until before `valid_to` (instants of loads; null: the current
-      version). A changed row closes the current version and opens another at the same instant, a vanished one is closed, an
-      unchanged one is not written.
-
-    `change_capture`: where they can, the refresh sensor's runs read only the rows that changed, by that function of BigQuery,
-    instead of the whole window. The query must make each of its rows from one row of one base table.
-    `partition_by`: with `month` the table in PostgreSQL has range partitions by the partition column, one for each month; that
-    column must be in the primary key. `retention_months`: how many whole months before the current one are kept. `pulso-etl
-    retention` removes older months, and a load never brings them back.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=IDENTIFIER)
     description: str
@@ -253,33 +336,28 @@ class TableSpec(BaseModel):
     primary_key: tuple[str, ...] = Field(min_length=1)
     partition_column: str
     columns: tuple[Column, ...]
-    query: str = ""
     group: str = "pulso"
     owners: tuple[str, ...] = ("team:data-engineering",)
     tags: dict[str, str] = Field(default_factory=dict)
-    lookback_days: int = Field(default=1, ge=1)
-    refresh_every: timedelta = Field(default=timedelta(hours=24), gt=timedelta(0))
-    timeout: timedelta = Field(default=timedelta(minutes=30), gt=timedelta(0))
-    batch_rows: int = Field(default=10_000, ge=1)
-    priority: int = 0
     version_column: str | None = None
     snapshot_of: tuple[str, ...] = ()
     stamp_columns: tuple[str, ...] = ()
-    minimum_kept_share: float = Field(default=0.5, ge=0, le=1)
-    minimum_records: int = Field(default=0, ge=0)
-    volume_factor: float = Field(default=2.0, gt=1)
-    chunk_days: int = Field(default=92, ge=1, le=366)
-    reconcile_days: int = Field(default=35, ge=1)
-    contract: Contract = Contract.FREEZE
-    on_reject: OnReject = OnReject.FAIL
-    maximum_quarantined_share: float = Field(default=0.05, ge=0, le=1)
-    alert_quarantined_share: float = Field(default=0.01, ge=0, le=1)
-    strategy: Strategy = Strategy.UPSERT
-    change_capture: ChangeCapture | None = None
-    partition_by: Literal["month"] | None = None
-    retention_months: int | None = Field(default=None, ge=1)
+    source: Source = Source()
+    loading: Loading = Loading()
+    schedule: Schedule = Schedule()
+    quality: Quality = Quality()
+    retention: Retention = Retention()
     tenant: str = Field(default="", pattern=rf"^$|{TENANT}", max_length=31)
     timezone: Annotated[str, AfterValidator(known_zone)] = DEFAULT_ZONE
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fields_stand_in_their_parts(cls, given: Any) -> Any:
+        if isinstance(given, Mapping):
+            for name in given:
+                if part := PART_OF.get(name):
+                    raise ValueError(f"{given.get('name')}: {name} is a field of {part}: {part}={PARTS[part].__name__}({name}=…)")
+        return given
 
     @model_validator(mode="after")
     def _names_are_free(self) -> TableSpec:
@@ -318,15 +396,15 @@ class TableSpec(BaseModel):
     @model_validator(mode="after")
     def _partitions_own_their_rows(self) -> TableSpec:
         needs = f"needs the partition column {self.partition_column} in the primary key"
-        by_partition = self.strategy in (Strategy.REPLACE_PARTITION, Strategy.APPEND)
+        by_partition = self.loading.strategy in (Strategy.REPLACE_PARTITION, Strategy.APPEND)
         ordered = self.version_column is not None or self.snapshot_of
         return self._without(
             (
                 by_partition and (not self.partition_in_key or self.version_column is not None),
-                f"{self.strategy} {needs}, and no version_column",
+                f"{self.loading.strategy} {needs}, and no version_column",
             ),
             (
-                self.partition_by and not self.partition_in_key,
+                self.retention.partition_by and not self.partition_in_key,
                 f"partition_by {needs}: PostgreSQL keeps a key unique within a partition only",
             ),
             (
@@ -338,15 +416,15 @@ class TableSpec(BaseModel):
     @model_validator(mode="after")
     def _months_are_kept(self) -> TableSpec:
         # The shortest month has 28 days. A lookback or reconciliation must not reach a month that is gone.
-        kept_days = 28 * (self.retention_months or 0)
+        kept_days = 28 * (self.retention.retention_months or 0)
         return self._without(
             (
-                self.partition_by and len(self.name) > LONGEST_PARTITIONED,
+                self.retention.partition_by and len(self.name) > LONGEST_PARTITIONED,
                 f"the name of a table with partitions has {LONGEST_PARTITIONED} characters at most",
             ),
-            (self.retention_months and not self.partition_by, "retention_months needs partition_by"),
+            (self.retention.retention_months and not self.retention.partition_by, "retention_months needs partition_by"),
             (
-                self.retention_months and max(self.lookback_days, self.reconcile_days) > kept_days,
+                self.retention.retention_months and max(self.schedule.lookback_days, self.quality.reconcile_days) > kept_days,
                 "retention_months must cover lookback_days and reconcile_days, at 28 days a month",
             ),
         )
@@ -370,23 +448,25 @@ class TableSpec(BaseModel):
 
     @model_validator(mode="after")
     def _changes_can_be_captured(self) -> TableSpec:
-        if self.change_capture is None:
+        if self.source.change_capture is None:
             return self
-        fed = (Strategy.UPSERT, Strategy.APPEND) if self.change_capture is ChangeCapture.APPENDS else (Strategy.UPSERT,)
+        fed = (Strategy.UPSERT, Strategy.APPEND) if self.source.change_capture is ChangeCapture.APPENDS else (Strategy.UPSERT,)
         faults = [
             (not self.partition_in_key or self.version_column, "the partition column in the primary key, and no version_column"),
-            (self.strategy not in fed, f"the strategy {' or '.join(fed)}"),
-            (self.on_reject is not OnReject.FAIL, "on_reject fail"),
-            (self.refresh_every <= CAPTURE_LAG, f"refresh_every above {CAPTURE_LAG}"),
+            (self.loading.strategy not in fed, f"the strategy {' or '.join(fed)}"),
+            (self.loading.on_reject is not OnReject.FAIL, "on_reject fail"),
+            (self.schedule.refresh_every <= CAPTURE_LAG, f"refresh_every above {CAPTURE_LAG}"),
         ]
         # A declaration that was read back from an asset's metadata has no query.
-        if self.query:
+        if self.source.query:
             by_row = (
-                len(PLACEHOLDER.findall(self.query)) == 1 and ROW_SOURCE.search(self.query) and not NOT_BY_ROW.search(self.query)
+                len(PLACEHOLDER.findall(self.source.query)) == 1
+                and ROW_SOURCE.search(self.source.query)
+                and not NOT_BY_ROW.search(self.source.query)
             )
             faults.append((not by_row, "a query of the form SELECT … FROM `{source}` WHERE …, which makes each row from one row"))
         if needs := [need for fault, need in faults if fault]:
-            raise ValueError(f"{self.name}: change_capture {self.change_capture} needs {'; '.join(needs)}")
+            raise ValueError(f"{self.name}: change_capture {self.source.change_capture} needs {'; '.join(needs)}")
         return self
 
     def _without(self, *faults: tuple[object, str]) -> TableSpec:
@@ -408,6 +488,10 @@ class TableSpec(BaseModel):
             if column.name == name:
                 return column
         raise KeyError(name)
+
+    def with_query(self, query: str) -> TableSpec:
+        """The declaration with another query."""
+        return self.model_copy(update={"source": self.source.model_copy(update={"query": query})})
 
     def with_columns(self, more: tuple[Column, ...]) -> TableSpec:
         """The declaration with more columns. Their names are new, and not reserved unless they are our own."""
@@ -453,7 +537,7 @@ class TableSpec(BaseModel):
     @cached_property
     def kept_columns(self) -> tuple[Column, ...]:
         """The columns that the destination adds and fills. Required ones default to the time of the load's transaction."""
-        return STAMPS + (VALIDITY if self.strategy is Strategy.SCD2 else ())
+        return STAMPS + (VALIDITY if self.loading.strategy is Strategy.SCD2 else ())
 
     def is_reserved(self, name: str) -> bool:
         """Whether the name is taken, so that a column of the source can't have it in the table."""
@@ -462,7 +546,7 @@ class TableSpec(BaseModel):
     @cached_property
     def table_key(self) -> tuple[str, ...]:
         """The PRIMARY KEY of the table in PostgreSQL; empty where rows need not be unique."""
-        return {Strategy.APPEND: (), Strategy.SCD2: (*self.primary_key, "valid_from")}.get(self.strategy, self.primary_key)
+        return {Strategy.APPEND: (), Strategy.SCD2: (*self.primary_key, "valid_from")}.get(self.loading.strategy, self.primary_key)
 
     @cached_property
     def column_names(self) -> tuple[str, ...]:
@@ -471,7 +555,7 @@ class TableSpec(BaseModel):
     @cached_property
     def sources(self) -> tuple[str, ...]:
         """The source tables that the query reads, by placeholder."""
-        return tuple(sorted(set(PLACEHOLDER.findall(self.query))))
+        return tuple(sorted(set(PLACEHOLDER.findall(self.source.query))))
 
     def source_tables(self, known: Mapping[str, str]) -> dict[str, str]:
         """Full names of the source tables that the query reads, by placeholder; `known` has all names.
@@ -504,7 +588,7 @@ class TableSpec(BaseModel):
 
     def as_metadata(self) -> dict[str, Any]:
         """The declaration as plain JSON, for an asset's definition metadata (see `from_metadata`)."""
-        return self.model_dump(mode="json", exclude={"query"})
+        return self.model_dump(mode="json", exclude={"source": {"query"}})
 
     @classmethod
     def from_metadata(cls, value: dict[str, Any]) -> TableSpec:

@@ -89,7 +89,9 @@ def as_stream(spec: TableSpec, window: DayRange, obj: Any) -> Stream:
         table = _table(obj)
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise ContractError(f"{spec.name} {window}: the asset's {type(obj).__name__} can't be read as Arrow: {error}") from error
-    return Stream(_never_bare(spec, lambda: nullcontext(table.to_reader(max_chunksize=spec.batch_rows))), {}, repeatable=True)
+    return Stream(
+        _never_bare(spec, lambda: nullcontext(table.to_reader(max_chunksize=spec.source.batch_rows))), {}, repeatable=True
+    )
 
 
 def _table(obj: Any) -> pa.Table:

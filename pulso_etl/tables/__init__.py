@@ -19,7 +19,7 @@ def find_tables() -> dict[str, TableSpec]:
         if wrong := [spec.name for spec in specs if spec.name != module.name]:
             raise ValueError(f"{__name__}.{module.name} declares {wrong[0]}: a module declares one table, which has its name")
         found += specs
-    return {spec.name: spec for spec in sorted(found, key=lambda spec: (-spec.priority, spec.name))}
+    return {spec.name: spec for spec in sorted(found, key=lambda spec: (-spec.schedule.priority, spec.name))}
 
 
 TABLES: dict[str, TableSpec] = find_tables()

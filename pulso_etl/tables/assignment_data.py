@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from pulso_etl.sync.spec import Column, ColumnType, TableSpec
+from pulso_etl.sync.spec import Column, ColumnType, Loading, Quality, Schedule, Source, TableSpec
 from pulso_etl.tables.columns import (
     ARCHIVO,
     CARTERA,
@@ -36,13 +36,12 @@ ASSIGNMENT_DATA = TableSpec(
         money("ticket_promedio", "Debt assigned per account"),
         FECHA_PROCESAMIENTO,
     ),
-    query=query("assignment_data"),
     group="assignment",
     tags={"domain": "collections", "cadence": "24h"},
-    lookback_days=30,
-    refresh_every=timedelta(hours=24),
-    timeout=timedelta(minutes=30),
     snapshot_of=("periodo",),
     stamp_columns=("fecha_procesamiento",),
-    minimum_records=20,
+    source=Source(query=query("assignment_data")),
+    loading=Loading(timeout=timedelta(minutes=30)),
+    schedule=Schedule(lookback_days=30, refresh_every=timedelta(hours=24)),
+    quality=Quality(minimum_records=20),
 )

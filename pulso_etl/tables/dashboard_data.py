@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from pulso_etl.sync.spec import Column, ColumnType, TableSpec
+from pulso_etl.sync.spec import Column, ColumnType, Loading, Quality, Schedule, Source, TableSpec
 from pulso_etl.tables.columns import (
     ARCHIVO,
     CARTERA,
@@ -55,13 +55,11 @@ DASHBOARD_DATA = TableSpec(
         ),
         FECHA_PROCESAMIENTO,
     ),
-    query=query("dashboard_data"),
     group="dashboard",
-    priority=10,
     tags={"domain": "collections", "cadence": "6h"},
-    lookback_days=7,
-    refresh_every=timedelta(hours=6),
-    timeout=timedelta(minutes=30),
     stamp_columns=("fecha_procesamiento",),
-    minimum_records=100,
+    source=Source(query=query("dashboard_data")),
+    loading=Loading(timeout=timedelta(minutes=30)),
+    schedule=Schedule(priority=10, lookback_days=7, refresh_every=timedelta(hours=6)),
+    quality=Quality(minimum_records=100),
 )

@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from pulso_etl.sync.spec import TableSpec
+from pulso_etl.sync.spec import Loading, Quality, Schedule, Source, TableSpec
 from pulso_etl.tables.columns import (
     ARCHIVO,
     CARTERA,
@@ -36,14 +36,11 @@ EVOLUTION_DATA = TableSpec(
         count("cuentas", "Accounts assigned"),
         FECHA_PROCESAMIENTO,
     ),
-    query=query("evolution_data"),
     group="dashboard",
-    priority=10,
     tags={"domain": "collections", "cadence": "6h"},
-    lookback_days=3,
-    refresh_every=timedelta(hours=6),
-    timeout=timedelta(minutes=30),
-    batch_rows=50_000,
     stamp_columns=("fecha_procesamiento",),
-    minimum_records=50,
+    source=Source(query=query("evolution_data"), batch_rows=50_000),
+    loading=Loading(timeout=timedelta(minutes=30)),
+    schedule=Schedule(priority=10, lookback_days=3, refresh_every=timedelta(hours=6)),
+    quality=Quality(minimum_records=50),
 )

@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from pulso_etl.sync.spec import Column, ColumnType, TableSpec
+from pulso_etl.sync.spec import Column, ColumnType, Loading, Quality, Schedule, Source, TableSpec
 from pulso_etl.tables.columns import ARCHIVO, FECHA_FOTO, FECHA_PROCESAMIENTO, count, query, ratio, share, text
 
 OPERATION_DATA = TableSpec(
@@ -31,13 +31,11 @@ OPERATION_DATA = TableSpec(
         ratio("tasa_conversion", "Promises per effective contact"),
         FECHA_PROCESAMIENTO,
     ),
-    query=query("operation_data"),
     group="operation",
     tags={"domain": "operations", "cadence": "2h"},
-    lookback_days=2,
-    refresh_every=timedelta(hours=2),
-    timeout=timedelta(minutes=15),
-    batch_rows=5_000,
     stamp_columns=("fecha_procesamiento",),
-    minimum_records=10,
+    source=Source(query=query("operation_data"), batch_rows=5_000),
+    loading=Loading(timeout=timedelta(minutes=15)),
+    schedule=Schedule(lookback_days=2, refresh_every=timedelta(hours=2)),
+    quality=Quality(minimum_records=10),
 )

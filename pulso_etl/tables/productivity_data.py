@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from pulso_etl.sync.spec import Column, ColumnType, TableSpec
+from pulso_etl.sync.spec import Column, ColumnType, Loading, Quality, Schedule, Source, TableSpec
 from pulso_etl.tables.columns import ARCHIVO, FECHA_FOTO, FECHA_PROCESAMIENTO, count, query, ratio, share, text
 
 PRODUCTIVITY_DATA = TableSpec(
@@ -33,12 +33,11 @@ PRODUCTIVITY_DATA = TableSpec(
         text("equipo", "Team; SISTEMA where the agents' table does not know the e-mail"),
         FECHA_PROCESAMIENTO,
     ),
-    query=query("productivity_data"),
     group="operation",
     tags={"domain": "operations", "cadence": "8h"},
-    lookback_days=5,
-    refresh_every=timedelta(hours=8),
-    timeout=timedelta(minutes=30),
     stamp_columns=("fecha_procesamiento",),
-    minimum_records=1,
+    source=Source(query=query("productivity_data")),
+    loading=Loading(timeout=timedelta(minutes=30)),
+    schedule=Schedule(lookback_days=5, refresh_every=timedelta(hours=8)),
+    quality=Quality(minimum_records=1),
 )

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 from pulso_etl.settings import Owner, Settings
 from pulso_etl.sync.errors import PlanError, SettingsError
 from pulso_etl.sync.postgres.roles import as_role
-from pulso_etl.sync.spec import IDENTIFIER, TENANT, TableSpec
+from pulso_etl.sync.spec import IDENTIFIER, PARTS, TENANT, TableSpec, in_parts
 from pulso_etl.tables import TABLES
 
 OVERRIDABLE = (
@@ -147,7 +147,9 @@ class Tenant(BaseModel):
         for table, spec in tables.items():
             own = dict(self.tables.get(table, {}))
             if own.pop("enabled", True):
-                fields = {name: getattr(spec, name) for name in TableSpec.model_fields} | own
+                fields = {name: getattr(spec, name) for name in TableSpec.model_fields}
+                # The file names the fields without their parts.
+                fields |= {part: getattr(spec, part).model_dump() | given for part, given in in_parts(own).items()}
                 fields |= {"tenant": self.name, "timezone": timezone}
                 try:
                     found[table] = TableSpec.model_validate(fields)
@@ -168,7 +170,7 @@ def _variable(field: str, name: str) -> SecretStr:
 def _faults(error: ValidationError) -> Iterator[str]:
     """Each fault with its field and an example. For an unknown field it lists the known ones."""
     for fault in error.errors(include_input=False):
-        where = ".".join(str(part) for part in fault["loc"])
+        where = ".".join(str(name) for name in fault["loc"] if name not in PARTS)
         field = next((part for part in reversed(fault["loc"]) if part in EXAMPLES), "tenants")
         match fault["type"]:
             case "missing":

@@ -21,7 +21,7 @@ def test_the_frontend_s_launches_over_graphql_know_the_tables() -> None:
         {
             "table": spec.name,
             "group": spec.group,
-            "refresh_every_seconds": int(spec.refresh_every.total_seconds()),
+            "refresh_every_seconds": int(spec.schedule.refresh_every.total_seconds()),
         }
         for spec in TABLES.values()
     ]

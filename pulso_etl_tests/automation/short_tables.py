@@ -9,11 +9,9 @@ import dagster as dg
 from pulso_etl.definitions import build_defs
 from pulso_etl.settings import load_settings
 from pulso_etl.tables import TABLES
+from pulso_etl_tests.declarations import altered
 
-SHORT = {
-    name: TABLES[name].model_copy(update={"refresh_every": timedelta(minutes=1)})
-    for name in ("dashboard_data", "productivity_data")
-}
+SHORT = {name: altered(TABLES[name], refresh_every=timedelta(minutes=1)) for name in ("dashboard_data", "productivity_data")}
 
 
 @dg.definitions

@@ -70,7 +70,7 @@ def test_a_failed_attempt_is_told_with_its_cause_range_and_run(cause: Cause) -> 
 
 
 def test_an_attempt_that_was_ended_after_its_time_took_too_long() -> None:
-    timeout = TABLES[NAME].timeout
+    timeout = TABLES[NAME].loading.timeout
     assert interrupted(timeout, timeout) is Cause.TIMEOUT
     assert interrupted(timeout - timedelta(seconds=1), timeout) is Cause.CANCELLED
 

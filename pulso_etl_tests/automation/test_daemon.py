@@ -233,7 +233,7 @@ def test_a_killed_code_server_is_started_again(deployment: Deployment) -> None:
 
 def test_a_run_that_hangs_past_its_time_out_is_terminated_and_its_table_loaded(deployment: Deployment) -> None:
     before, run_id = deployment.hold_a_load()
-    started = datetime.now(UTC) - SHORT[DASHBOARD].timeout - timedelta(minutes=1)
+    started = datetime.now(UTC) - SHORT[DASHBOARD].loading.timeout - timedelta(minutes=1)
     deployment.query("UPDATE etl_running SET started_at = %s WHERE extraction_id = %s", started, run_id)
     wait_until(lambda: deployment.stack.status(run_id) == "CANCELED", PATIENCE)
     deployment.stack.proxy.release()

@@ -26,7 +26,7 @@ from pulso_etl.tables import TABLES
 TABLE = "dashboard_data"
 NOW = datetime.now(UTC)
 WINDOW = DayRange(date(2026, 3, 1), date(2026, 3, 7))
-TIMEOUT = TABLES[TABLE].timeout
+TIMEOUT = TABLES[TABLE].loading.timeout
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def test_every_night_each_table_s_whole_window_is_asked_for(deployment: Settings
         assert request.run_key == f"nightly/{last}/{spec.name}"
         start, end = (request.tags[f"dagster/asset_partition_range_{side}"] for side in ("start", "end"))
         assert end == last
-        assert (datetime.fromisoformat(end) - datetime.fromisoformat(start)).days + 1 == spec.lookback_days
+        assert (datetime.fromisoformat(end) - datetime.fromisoformat(start)).days + 1 == spec.schedule.lookback_days
         names = {key.name for key in request.asset_check_keys or []}
         assert "primary_key" in names
         assert "reconciliation" not in names
@@ -66,7 +66,7 @@ def test_at_night_what_is_owed_is_asked_for_however_old_and_in_chunks(
     with conn.transaction():
         marks.create(conn)
         marks.start(conn, extraction)
-        horizon = Horizon(TABLES["operation_data"].lookback_days)
+        horizon = Horizon(TABLES["operation_data"].schedule.lookback_days)
         assert marks.succeed(conn, extraction, Loaded(last, dict.fromkeys(days, 10), 20, 1.0, True, horizon)).moved
 
     def asked_for(at: datetime) -> list[tuple[str, str]]:

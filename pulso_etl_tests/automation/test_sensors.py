@@ -17,11 +17,12 @@ from pulso_etl.settings import Settings
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.conftest import seed
+from pulso_etl_tests.declarations import altered
 from pulso_etl_tests.faulty_proxy import FaultyProxy, edited, set_modified, set_partition_times
 from pulso_etl_tests.lima import lima_day
 
 DUE = timedelta(minutes=10)
-SOME = {name: TABLES[name].model_copy(update={"refresh_every": DUE}) for name in ("dashboard_data", "operation_data")}
+SOME = {name: altered(TABLES[name], refresh_every=DUE) for name in ("dashboard_data", "operation_data")}
 RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 

@@ -28,6 +28,7 @@ from pulso_etl.sync.spec import CAPTURE_LAG, TableSpec, fill
 from pulso_etl.sync.target import Target
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.change_history import CALLS, ChangeHistoryProxy, Key, Source, loaded
+from pulso_etl_tests.declarations import altered
 from pulso_etl_tests.faulty_proxy import error
 
 NOW = datetime(2026, 7, 15, 17, tzinfo=UTC)
@@ -39,7 +40,7 @@ MARGIN = timedelta(minutes=10)
 
 def changed(**fields: Any) -> TableSpec:
     """The declaration with other fields, validated."""
-    return TableSpec.model_validate(CALLS.model_dump() | fields)
+    return TableSpec.model_validate(altered(CALLS, **fields).model_dump())
 
 
 def mark(at: datetime, last: date, first: date = DAYS[0]) -> Watermark:
@@ -94,13 +95,13 @@ def test_a_declaration_that_changes_can_not_feed_is_refused(fields: dict[str, An
 
 
 def test_the_declaration_survives_the_metadata_of_its_asset_and_no_table_of_ours_has_it() -> None:
-    assert TableSpec.from_metadata(CALLS.as_metadata()).change_capture == "changes"
-    assert changed(change_capture="appends", strategy="append").change_capture == "appends"
-    assert {spec.change_capture for spec in TABLES.values()} == {None}
+    assert TableSpec.from_metadata(CALLS.as_metadata()).source.change_capture == "changes"
+    assert changed(change_capture="appends", strategy="append").source.change_capture == "appends"
+    assert {spec.source.change_capture for spec in TABLES.values()} == {None}
 
 
 def test_the_query_takes_the_changes_in_place_of_the_table() -> None:
-    assert fill(captured_sql(CALLS), {"calls": "p.d.calls"}) == (
+    assert fill(captured_sql(CALLS), {"calls": "p.d.calls"}, CALLS.timezone) == (
         "SELECT * EXCEPT (pulso_change_type, pulso_changed_at), pulso_change_type = 'DELETE' AS pulso_deleted FROM (\n"
         "SELECT fecha AS day, UPPER(agente) AS agent, monto AS amount,\n"
         "  _CHANGE_TYPE AS pulso_change_type, _CHANGE_TIMESTAMP AS pulso_changed_at\n"

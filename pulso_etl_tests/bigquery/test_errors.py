@@ -17,6 +17,7 @@ from pulso_etl.sync.errors import Cause, CostCapExceeded, SourceError, SourceUna
 from pulso_etl.sync.spec import TableSpec
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.bigquery.conftest import MakeSource
+from pulso_etl_tests.declarations import altered
 from pulso_etl_tests.faulty_proxy import (
     Fault,
     FaultyProxy,
@@ -31,7 +32,7 @@ from pulso_etl_tests.faulty_proxy import (
 )
 
 WINDOW = DayRange(date(2026, 7, 14), date(2026, 7, 15))
-SPEC = TABLES["dashboard_data"].model_copy(update={"batch_rows": 30, "timeout": timedelta(seconds=20)})
+SPEC = altered(TABLES["dashboard_data"], batch_rows=30, timeout=timedelta(seconds=20))
 ROWS = 80
 INSERT = r"^POST \S+/jobs\?"
 RESULT = r"^GET \S+/queries/\S+maxResults=0"
@@ -99,7 +100,7 @@ def test_a_fault_that_stays_ends_in_bounded_time_after_growing_delays_as_retryab
     make_source: MakeSource, bigquery_proxy: FaultyProxy, request_pattern: str
 ) -> None:
     bigquery_proxy.inject(request_pattern, error(503, "backendError"), times=None)
-    spec = SPEC.model_copy(update={"timeout": timedelta(seconds=1)})
+    spec = altered(SPEC, timeout=timedelta(seconds=1))
     began = time.monotonic()
     with pytest.raises(SourceUnavailable, match=r"dashboard_data 2026-07-14\.\.2026-07-15: BigQuery is failing for now") as caught:
         read(make_source(emulator_host=bigquery_proxy.url, retry_timeout_seconds=0.5), spec)
@@ -183,7 +184,7 @@ def test_a_job_that_failed_for_a_passing_reason_runs_again_as_a_new_job(
 def test_a_job_that_fails_every_time_ends_in_bounded_time_as_retryable(source: BigQuerySource, bigquery_proxy: FaultyProxy) -> None:
     bigquery_proxy.inject(INSERT, job_failed("backendError"), times=None)
     with pytest.raises(SourceUnavailable, match="is failing for now"):
-        read(source, SPEC.model_copy(update={"timeout": timedelta(seconds=0.5)}))
+        read(source, altered(SPEC, timeout=timedelta(seconds=0.5)))
     assert 2 <= len(bigquery_proxy.seen(INSERT)) <= 20
     assert not bigquery_proxy.seen(CANCEL)
 
@@ -213,7 +214,7 @@ def test_a_query_that_hangs_is_cancelled_at_the_table_s_time_out(source: BigQuer
     hang(bigquery_proxy)
     began = time.monotonic()
     with pytest.raises(SourceUnavailable, match="it ran longer than 0:00:01"):
-        read(source, SPEC.model_copy(update={"timeout": timedelta(seconds=1)}))
+        read(source, altered(SPEC, timeout=timedelta(seconds=1)))
     assert time.monotonic() - began < 8
     (cancelled,) = bigquery_proxy.seen(CANCEL)
     assert bigquery_proxy.seen(INSERT)[0].json["jobReference"]["jobId"] in cancelled.line

@@ -13,6 +13,7 @@ from pulso_etl.sync.spec import TableSpec, fill
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.bigquery.conftest import DATA, WINDOW, MakeSource
 from pulso_etl_tests.change_history import CALLS
+from pulso_etl_tests.declarations import altered
 from pulso_etl_tests.sync.samples import things
 
 OWN_BRACES = [
@@ -26,11 +27,10 @@ OWN_BRACES = [
 
 def reading(condition: str) -> TableSpec:
     """A count of contact attempts, whose query has one more condition."""
-    return TABLES["operation_data"].model_copy(
-        update={
-            "query": "SELECT COUNT(*) AS n FROM `{gestiones_unificadas}` AS g\n"
-            f"WHERE fecha_gestion BETWEEN @start AND @end AND (fecha_gestion IS NOT NULL OR {condition})"
-        }
+    return altered(
+        TABLES["operation_data"],
+        query="SELECT COUNT(*) AS n FROM `{gestiones_unificadas}` AS g\n"
+        f"WHERE fecha_gestion BETWEEN @start AND @end AND (fecha_gestion IS NOT NULL OR {condition})",
     )
 
 
@@ -41,8 +41,8 @@ def test_braces_that_are_no_placeholder_are_left_alone(condition: str) -> None:
     assert spec.sources == ("gestiones_unificadas",)
     build_defs(settings, tables={spec.name: spec})
     full = settings.sources()["gestiones_unificadas"]
-    told = fill(spec.query, spec.source_tables(settings.sources()), "UTC")
-    assert told == spec.query.replace("`{gestiones_unificadas}`", f"`{full}`")
+    told = fill(spec.source.query, spec.source_tables(settings.sources()), "UTC")
+    assert told == spec.source.query.replace("`{gestiones_unificadas}`", f"`{full}`")
 
 
 @pytest.mark.parametrize("condition", OWN_BRACES)
@@ -52,7 +52,7 @@ def test_bigquery_gets_the_query_with_its_own_braces(make_source: MakeSource, co
 
 
 def test_a_query_that_is_fed_with_changes_keeps_its_own_braces() -> None:
-    spec = CALLS.model_copy(update={"query": f"{CALLS.query} AND {OWN_BRACES[0]}"})
+    spec = altered(CALLS, query=f"{CALLS.source.query} AND {OWN_BRACES[0]}")
     TableSpec.model_validate(spec.model_dump())
     told = fill(captured_sql(spec), {"calls": "p.d.calls"}, "UTC")
     assert OWN_BRACES[0] in told
@@ -61,7 +61,9 @@ def test_a_query_that_is_fed_with_changes_keeps_its_own_braces() -> None:
 
 def test_the_time_zone_of_a_query_is_that_of_its_table() -> None:
     spec = TABLES["operation_data"].in_zone("America/Santiago")
-    assert "DATETIME(timestamp_gestion, 'America/Santiago')" in fill(spec.query, {"gestiones_unificadas": "p.d.g"}, spec.timezone)
+    assert "DATETIME(timestamp_gestion, 'America/Santiago')" in fill(
+        spec.source.query, {"gestiones_unificadas": "p.d.g"}, spec.timezone
+    )
 
 
 def test_an_unknown_placeholder_is_one_error_that_names_table_and_known_sources(make_source: MakeSource) -> None:

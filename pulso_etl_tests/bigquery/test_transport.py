@@ -24,11 +24,12 @@ from pulso_etl.sync.spec import TableSpec
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.bigquery.conftest import MakeSource
 from pulso_etl_tests.bigquery.storage_server import Break, StorageServer
+from pulso_etl_tests.declarations import altered
 from pulso_etl_tests.faulty_proxy import FaultyProxy
 
 WINDOW = DayRange(date(2026, 7, 6), date(2026, 7, 15))
 EMPTY = DayRange(date(2026, 1, 1), date(2026, 1, 2))
-SPEC = TABLES["dashboard_data"].model_copy(update={"batch_rows": 30, "timeout": timedelta(seconds=20)})
+SPEC = altered(TABLES["dashboard_data"], batch_rows=30, timeout=timedelta(seconds=20))
 ROWS = 400
 
 
@@ -107,7 +108,7 @@ def test_rows_are_compressed_on_their_way_as_set(
 def test_a_result_of_one_page_comes_over_rest_and_says_so(
     make_source: MakeSource, storage: StorageServer, bigquery_proxy: FaultyProxy
 ) -> None:
-    spec = SPEC.model_copy(update={"batch_rows": ROWS})
+    spec = altered(SPEC, batch_rows=ROWS)
     table, told = read(make_source(emulator_host=bigquery_proxy.url, emulator_storage=storage.address), spec=spec)
     assert (table.num_rows, told["transport"]) == (ROWS, "rest")
     assert not storage.sessions
@@ -125,13 +126,12 @@ def test_an_empty_result_has_the_schema_with_the_right_types(make_source: MakeSo
 
 
 def test_numeric_types_are_exact_on_both_transports(make_source: MakeSource, storage: StorageServer) -> None:
-    spec = SPEC.model_copy(
-        update={
-            "batch_rows": 1,
-            "query": "SELECT @start AS d, NUMERIC '12345678901234567890123456789.123456789' AS n, "
-            "BIGNUMERIC '1.12345678901234567890' AS b, TIMESTAMP '2026-07-01 00:00:00.000001+00' AS t "
-            "FROM UNNEST([1, 2]) WHERE @start <= @end",
-        }
+    spec = altered(
+        SPEC,
+        batch_rows=1,
+        query="SELECT @start AS d, NUMERIC '12345678901234567890123456789.123456789' AS n, "
+        "BIGNUMERIC '1.12345678901234567890' AS b, TIMESTAMP '2026-07-01 00:00:00.000001+00' AS t "
+        "FROM UNNEST([1, 2]) WHERE @start <= @end",
     )
     over_storage, told = read(make_source(emulator_storage=storage.address), spec=spec)
     over_rest, _ = read(make_source(), spec=spec)
@@ -170,7 +170,7 @@ def test_a_stream_that_breaks_for_good_is_retryable_and_leaves_nothing_open(
 
 def test_a_stream_that_falls_silent_ends_at_the_table_s_time_out(make_source: MakeSource, storage: StorageServer) -> None:
     storage.breaks = [Break(None, after=100)]
-    spec = SPEC.model_copy(update={"timeout": timedelta(seconds=1)})
+    spec = altered(SPEC, timeout=timedelta(seconds=1))
     with pytest.raises(SourceUnavailable, match="is failing for now"):
         read(make_source(emulator_storage=storage.address), spec=spec)
     assert eventually(lambda: nothing_is_left(storage))
@@ -199,14 +199,12 @@ def test_a_load_that_fails_in_the_middle_ends_the_download_at_once(make_source: 
 
 def test_batches_read_ahead_are_bounded(make_source: MakeSource, storage: StorageServer) -> None:
     rows = 700
-    spec = SPEC.model_copy(
-        update={
-            "batch_rows": 10,
-            # 38 KB a row that do not compress.
-            "query": "SELECT n, STRING_AGG(TO_HEX(SHA256(CAST(n * 1000 + m AS STRING))), '') AS v "
-            f"FROM UNNEST(GENERATE_ARRAY(1, {rows})) AS n CROSS JOIN UNNEST(GENERATE_ARRAY(1, 600)) AS m "
-            "WHERE @start <= @end GROUP BY n",
-        }
+    spec = altered(
+        SPEC,
+        batch_rows=10,
+        query="SELECT n, STRING_AGG(TO_HEX(SHA256(CAST(n * 1000 + m AS STRING))), '') AS v "
+        f"FROM UNNEST(GENERATE_ARRAY(1, {rows})) AS n CROSS JOIN UNNEST(GENERATE_ARRAY(1, 600)) AS m "
+        "WHERE @start <= @end GROUP BY n",
     )
     storage.batch_rows = 10
     before = pa.total_allocated_bytes()

@@ -10,9 +10,10 @@ import psycopg
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.loading.load import load
 from pulso_etl.sync.loading.request import LoadRequest, Source
-from pulso_etl.sync.spec import Column, ColumnType, TableSpec
+from pulso_etl.sync.spec import Column, ColumnType
 from pulso_etl.sync.target import Target
 from pulso_etl_tests.bigquery.conftest import MakeSource
+from pulso_etl_tests.declarations import declare
 
 
 def test_every_type_that_the_emulator_gives_lands_as_it_is(make_source: MakeSource, conn: psycopg.Connection, schema: str) -> None:
@@ -27,7 +28,7 @@ def test_every_type_that_the_emulator_gives_lands_as_it_is(make_source: MakeSour
     columns = [Column(name=name, type=kind) for name, (kind, _, _) in one.items()]
     columns += [Column(name=name, type=kind, repeated=True) for name, (kind, _, _) in many.items()]
     selected = ", ".join(f"{text} AS {name}" for name, (_, text, _) in (one | many).items())
-    spec = TableSpec(
+    spec = declare(
         name="typed",
         description="For tests.",
         primary_key=("day",),

@@ -45,8 +45,9 @@ from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.locks import table_lock
 from pulso_etl.sync.loading.quality import Check, Inspection
-from pulso_etl.sync.spec import Column, ColumnType, Strategy, TableSpec
+from pulso_etl.sync.spec import Column, ColumnType, Strategy
 from pulso_etl.tables import TABLES
+from pulso_etl_tests.declarations import altered, declare
 from pulso_etl_tests.lima import lima_day
 
 TODAY = lima_day(datetime.now(UTC))
@@ -151,7 +152,7 @@ def test_every_check_of_a_table_passes_on_sample_data(
 
 
 def test_the_minimum_of_each_table_is_the_agreed_one() -> None:
-    assert {name: spec.minimum_records for name, spec in TABLES.items()} == {
+    assert {name: spec.quality.minimum_records for name, spec in TABLES.items()} == {
         "dashboard_data": 100,
         "evolution_data": 50,
         "assignment_data": 20,
@@ -448,11 +449,11 @@ def test_a_side_without_rows_counts_none() -> None:
 
 def test_the_default_window_leaves_today_and_what_was_never_loaded_out() -> None:
     day = date(2026, 3, 10)
-    owned = TABLES["dashboard_data"].model_copy(update={"reconcile_days": 5})
+    owned = altered(TABLES["dashboard_data"], reconcile_days=5)
     assert default_window(owned, day, date(2026, 1, 1)) == DayRange(date(2026, 3, 5), date(2026, 3, 9))
     assert default_window(owned, day, date(2026, 3, 8)) == DayRange(date(2026, 3, 8), date(2026, 3, 9))
     assert default_window(owned, day, day) == DayRange(day, day)
-    newest = TABLES["assignment_data"].model_copy(update={"reconcile_days": 5})
+    newest = altered(TABLES["assignment_data"], reconcile_days=5)
     assert default_window(newest, day, date(2026, 1, 1)) == DayRange(date(2026, 3, 5), day)
 
 
@@ -698,7 +699,7 @@ def test_a_run_s_window_is_its_range_its_partition_or_unknown() -> None:
 
 
 def test_a_table_s_checks_follow_from_its_declaration() -> None:
-    bare = TableSpec(
+    bare = declare(
         name="bare",
         description="",
         primary_key=("day",),
@@ -712,7 +713,7 @@ def test_a_table_s_checks_follow_from_its_declaration() -> None:
 def test_a_key_that_the_strategy_lets_repeat_is_no_fault(
     configured: Settings, instance: dg.DagsterInstance, conn: psycopg.Connection, strategy: Strategy
 ) -> None:
-    spec = TABLES["evolution_data"].model_copy(update={"strategy": strategy})
+    spec = altered(TABLES["evolution_data"], strategy=strategy)
     defs = build_defs(configured, tables={spec.name: spec})
     plan = RefreshPlan(spec.name, WINDOW, "test")
     assert run_plan(defs, instance, spec, plan, logger=QUIET_LOGGER).error is None

@@ -21,6 +21,7 @@ from pulso_etl.sync.loading.request import LoadRequest, Past, Source
 from pulso_etl.sync.owed import Horizon
 from pulso_etl.sync.spec import Column, ColumnType, TableSpec
 from pulso_etl.sync.target import Target
+from pulso_etl_tests.declarations import altered, declare
 
 D1, D2 = date(2026, 5, 4), date(2026, 5, 5)
 WINDOW, TODAY = DayRange(D1, D2), date(2026, 6, 20)
@@ -45,7 +46,7 @@ def visits(**changes: Any) -> TableSpec:
         "maximum_quarantined_share": 1,
         "minimum_kept_share": 0,
     }
-    return TableSpec(**fields | changes)
+    return declare(**fields | changes)
 
 
 class Tried:
@@ -154,7 +155,7 @@ def test_of_several_versions_the_newest_is_compared(tried: Tried) -> None:
     tried.load(spec)
     found, _ = tried.compare(spec)
     assert (found.differences, found.target_rows, dict(found.quarantined)) == ((), 2, {D2: 1})
-    plain = spec.model_copy(update={"on_reject": visits(on_reject="fail").on_reject})
+    plain = altered(spec, on_reject=visits(on_reject="fail").loading.on_reject)
     tried.conn.execute("DELETE FROM visits WHERE agent = 'b'")
     tried.write([(D1, "a", 1, 0.5), (D1, "a", 2, 0.75)])
     assert tried.compare(plain)[0].differences == ()

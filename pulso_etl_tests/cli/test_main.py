@@ -30,6 +30,7 @@ from pulso_etl.sync.target import Target
 from pulso_etl.tables import TABLES, TableSpec
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.dagster_stack import CHECKOUT
+from pulso_etl_tests.declarations import altered
 from pulso_etl_tests.lima import lima_day
 
 TODAY = lima_day(datetime.now(UTC))
@@ -350,7 +351,7 @@ def test_a_process_takes_settings_from_an_env_file_and_logs_json(conn: psycopg.C
 @pytest.fixture
 def by_month(monkeypatch: pytest.MonkeyPatch) -> TableSpec:
     """dashboard_data in partitions of a month, two of which it keeps besides the current one."""
-    spec = TABLES["dashboard_data"].model_copy(update={"partition_by": "month", "retention_months": 2})
+    spec = altered(TABLES["dashboard_data"], partition_by="month", retention_months=2)
     monkeypatch.setitem(TABLES, spec.name, spec)
     return spec
 

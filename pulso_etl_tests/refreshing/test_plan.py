@@ -61,12 +61,12 @@ def test_a_window_ends_today_and_stays_in_the_partitions(
         assert not force
         assert watermark is not None
         assert watermark.last_extracted_at is not None
-        assert now - watermark.last_extracted_at < spec.refresh_every  # type: ignore[attr-defined]
+        assert now - watermark.last_extracted_at < spec.schedule.refresh_every  # type: ignore[attr-defined]
     else:
         assert result.window.end == today
         assert result.window.start >= FIRST
         days_since_start = (today - FIRST).days + 1
-        assert result.window.days >= min(spec.lookback_days, days_since_start)  # type: ignore[attr-defined]
+        assert result.window.days >= min(spec.schedule.lookback_days, days_since_start)  # type: ignore[attr-defined]
 
 
 @given(st.dates(FIRST, TODAY), instants)
@@ -212,7 +212,7 @@ def test_a_first_load_takes_the_initial_days_and_never_less_than_the_lookback(sp
         result = planned(spec, nothing, Mode.INCREMENTAL, now, first_day=date(2020, 1, 1), initial_days=initial)
         assert result.window is not None
         assert result.window.end == today_by_hand(now)
-        assert result.window.days == max(initial, spec.lookback_days)
+        assert result.window.days == max(initial, spec.schedule.lookback_days)
 
 
 @given(tables, near_turns, st.timedeltas(timedelta(seconds=1), timedelta(days=400)), st.booleans())
@@ -227,7 +227,7 @@ def test_fresh_means_loaded_and_not_yet_due(spec: TableSpec, now: datetime, age:
     loaded = now - age
     mark = Watermark(loaded, today_by_hand(loaded))
     skipped = planned(spec, mark, Mode.INCREMENTAL, now).window is None
-    assert skipped == (age < spec.refresh_every)
+    assert skipped == (age < spec.schedule.refresh_every)
 
 
 @given(st.dates(date(2023, 12, 1), date(2026, 4, 1)) | st.none(), st.dates(date(2023, 12, 1), date(2026, 4, 1)) | st.none())

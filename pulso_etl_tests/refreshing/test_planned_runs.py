@@ -84,7 +84,7 @@ def test_a_run_without_days_loads_those_that_a_refresh_takes_and_then_none(deplo
     assert deployment.tags(again)[SKIPPED_TAG].startswith("fresh: loaded 0:00:0")
 
     forced = deployment.run("refresh_operation_data", **{FORCE_TAG: "true"})
-    assert loaded(forced) == {"operation_data": days(deployment.trailing(TABLES["operation_data"].lookback_days))}
+    assert loaded(forced) == {"operation_data": days(deployment.trailing(TABLES["operation_data"].schedule.lookback_days))}
 
 
 def test_a_run_without_days_makes_up_for_an_outage(deployment: Deployment) -> None:
@@ -101,7 +101,7 @@ def test_a_run_without_days_makes_up_for_an_outage(deployment: Deployment) -> No
 def test_each_table_of_a_run_without_days_takes_its_own(deployment: Deployment) -> None:
     deployment.run("refresh_dashboard", **{FORCE_TAG: "true"})
     result = deployment.run("refresh_dashboard", **{FORCE_TAG: "true"})
-    wanted = {name: days(deployment.trailing(TABLES[name].lookback_days)) for name in ("dashboard_data", "evolution_data")}
+    wanted = {name: days(deployment.trailing(TABLES[name].schedule.lookback_days)) for name in ("dashboard_data", "evolution_data")}
     assert loaded(result) == wanted
     # They have no range in common that would tell.
     assert range_of(deployment.tags(result)) is None

@@ -18,6 +18,7 @@ from pulso_etl.sync.loading.request import LoadRequest, Open, Source, Writer
 from pulso_etl.sync.loading.result import LoadResult
 from pulso_etl.sync.spec import Column, ColumnType, TableSpec
 from pulso_etl.sync.target import Target
+from pulso_etl_tests.declarations import altered, declare
 
 D1, D2, D3 = date(2026, 2, 27), date(2026, 2, 28), date(2026, 3, 1)
 WINDOW = DayRange(D1, D3)
@@ -53,7 +54,7 @@ def things(*more: Column, **changes: Any) -> TableSpec:
         "columns": COLUMNS + more,
         "stamp_columns": ("stamp",),
     }
-    return TableSpec(**fields | changes)
+    return declare(**fields | changes)
 
 
 def by_month(*more: Column, **changes: Any) -> TableSpec:
@@ -117,7 +118,7 @@ class Loads:
 
     def declared(self, spec: TableSpec) -> TableSpec:
         """The declaration that is loaded instead."""
-        return spec.model_copy(update={"partition_by": self.partition_by}) if self.partition_by and spec.partition_in_key else spec
+        return altered(spec, partition_by=self.partition_by) if self.partition_by and spec.partition_in_key else spec
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         return self.conn.execute(query.encode()).fetchall()

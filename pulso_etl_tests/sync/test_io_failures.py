@@ -21,6 +21,7 @@ from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl.sync.ledger import locks
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.tags import SPEC_KEY, TABLE_TAG
+from pulso_etl_tests.declarations import altered
 from pulso_etl_tests.sync.test_io_manager import failure, stored, wanted
 from pulso_etl_tests.sync.visits import ALL, D3, SPEC, Deferred, materialize, table, visits
 
@@ -165,7 +166,7 @@ def test_a_run_that_is_ended_after_the_commit_has_loaded(
     assert [attempt.succeeded for attempt in standing.attempts] == [True]
 
 
-EVOLVING = {"metadata": {SPEC_KEY: SPEC.model_copy(update={"contract": "evolve"}).as_metadata()}}
+EVOLVING = {"metadata": {SPEC_KEY: altered(SPEC, contract="evolve").as_metadata()}}
 FRAME = table().to_pandas()
 
 

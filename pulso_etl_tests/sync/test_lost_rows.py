@@ -19,6 +19,7 @@ from pulso_etl.sync.loading.months import remove_expired
 from pulso_etl.sync.owed import Horizon
 from pulso_etl.sync.spec import TableSpec
 from pulso_etl.sync.target import Target
+from pulso_etl_tests.declarations import altered
 from pulso_etl_tests.lima import lima_day
 from pulso_etl_tests.sync.samples import Loads, by_month, monthly, row, things
 
@@ -41,7 +42,9 @@ class Deployment:
         with self.conn.transaction(), self.marks.taking_over(self.conn, self.spec, window):
             self.loads(found, self.spec, window)
             self.marks.start(self.conn, extraction)
-            loaded = Loaded(self.clock(), dict.fromkeys(window, 2), len(found), 1.0, True, Horizon(self.spec.lookback_days))
+            loaded = Loaded(
+                self.clock(), dict.fromkeys(window, 2), len(found), 1.0, True, Horizon(self.spec.schedule.lookback_days)
+            )
             self.marks.succeed(self.conn, extraction, loaded)
             self.marks.keep_files(self.conn, self.spec)
 
@@ -157,7 +160,7 @@ def test_rows_that_the_source_has_no_longer_are_not_missed(deployment: Deploymen
 @pytest.mark.parametrize("drop", [False, True])
 def test_months_that_the_table_no_longer_keeps_are_not_missed(conn: psycopg.Connection, schema: str, drop: bool) -> None:
     deployment = Deployment(conn, schema, by_month(lookback_days=3, reconcile_days=3))
-    kept = deployment.spec.model_copy(update={"retention_months": 1})
+    kept = altered(deployment.spec, retention_months=1)
     later = (deployment.today.replace(day=1) + timedelta(days=32)).replace(day=1)
     removed = list(remove_expired(Target(conn, kept, schema), later, drop=drop, lock_timeout_seconds=5))
     assert removed

@@ -19,10 +19,11 @@ from pulso_etl.sync.ledger.locks import table_lock
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.tags import SPEC_KEY
 from pulso_etl_tests.conftest import wait_until
+from pulso_etl_tests.declarations import altered
 from pulso_etl_tests.sync.test_io_manager import addresses, counts, failure, reader, stored, wanted
 from pulso_etl_tests.sync.visits import ALL, D1, D2, D3, SPEC, Deferred, materialize, table, visits
 
-MONTHLY = SPEC.model_copy(update={"partition_by": "month", "retention_months": 2})
+MONTHLY = altered(SPEC, partition_by="month", retention_months=2)
 Run = Callable[..., dg.ExecuteInProcessResult]
 
 

@@ -15,6 +15,7 @@ from pulso_etl.sync.loading.quality import inspect, rules, statement
 from pulso_etl.sync.loading.strategies import STRATEGIES, statements_in_order
 from pulso_etl.sync.schema.statements import Statements
 from pulso_etl.sync.spec import LONGEST_PARTITIONED, MOST_COLUMNS, Column, ColumnType, Strategy, TableSpec
+from pulso_etl_tests.declarations import declare
 from pulso_etl_tests.sync.samples import D1, D2, WINDOW, Loads, row, table, things
 
 EARLIER = {"copy", "staged", "copies", "day", "sid", "tid", "at", "n", "key", "duplicated"}
@@ -36,7 +37,7 @@ def words() -> list[str]:
 
 def spec_of(names: tuple[str, ...], **changes: Any) -> TableSpec:
     """A table whose key has all of the names, and whose other columns are those of `others`."""
-    return TableSpec(
+    return declare(
         name="n",
         description="For tests.",
         primary_key=("partition_day", *names),

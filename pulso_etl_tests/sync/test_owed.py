@@ -23,6 +23,7 @@ from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
 from pulso_etl.sync.owed import Horizon, Settlement, Watermark
 from pulso_etl.sync.spec import TableSpec
 from pulso_etl.tables import TABLES
+from pulso_etl_tests.declarations import altered
 from pulso_etl_tests.lima import LIMA, lima_day
 
 FIRST = date(2026, 1, 1)
@@ -68,16 +69,16 @@ class World:
     def first_of(self, mark: Watermark) -> date:
         """The first day of which the watermark speaks."""
         assert mark.last_partition is not None
-        return mark.last_partition - timedelta(days=self.spec.lookback_days - 1)
+        return mark.last_partition - timedelta(days=self.spec.schedule.lookback_days - 1)
 
     def declare(self, lookback_days: int) -> None:
         """From now on the declaration has this lookback, and the source keeps to it."""
-        self.spec = self.spec.model_copy(update={"lookback_days": lookback_days})
+        self.spec = altered(self.spec, lookback_days=lookback_days)
         self.settled = False
 
     def change(self, back: int) -> None:
         """The source gains or corrects rows of a day, as long as these may still change."""
-        day = self.today - timedelta(days=min(back, self.spec.lookback_days - 1))
+        day = self.today - timedelta(days=min(back, self.spec.schedule.lookback_days - 1))
         self.source[day] = self.source.get(day, 0) + 1
         self.changed[day] = self.clock
 
@@ -340,7 +341,7 @@ def happen(world: World, kind: str, random: Random) -> None:
     """One step: the source changes, time passes, or someone loads."""
     skew = timedelta(hours=random.choice([0, 0, 0, -30, -3, 3, 30]))
     if kind == "change":
-        world.change(random.randrange(world.spec.lookback_days))
+        world.change(random.randrange(world.spec.schedule.lookback_days))
         world.clock += timedelta(minutes=random.randrange(1, 300))
     elif kind == "wait":
         world.clock += timedelta(minutes=random.randrange(1, 600))
@@ -371,7 +372,7 @@ def happen(world: World, kind: str, random: Random) -> None:
         # Read first, committed later; no other load comes in between.
         window = world.plan()
         found, read_at = world.read(window), world.clock
-        world.change(random.randrange(world.spec.lookback_days))
+        world.change(random.randrange(world.spec.schedule.lookback_days))
         world.clock += timedelta(minutes=random.randrange(1, 180))
         world.commit(window, found, read_at)
     else:

@@ -133,7 +133,7 @@ def test_the_order_of_the_key_columns_is_no_change() -> None:
 @pytest.mark.parametrize(
     "spec",
     [*TABLES.values(), *(things(COLOUR, WEIGHT, strategy=strategy) for strategy in Strategy)],
-    ids=lambda spec: f"{spec.name}-{spec.strategy}",
+    ids=lambda spec: f"{spec.name}-{spec.loading.strategy}",
 )
 def test_a_table_that_was_just_created_is_as_declared(spec: TableSpec, conn: psycopg.Connection, schema: str) -> None:
     for statement in create_table(spec, schema):

@@ -27,6 +27,7 @@ from pulso_etl.sync.loading.verify import verify
 from pulso_etl.sync.owed import Horizon
 from pulso_etl.sync.spec import Strategy, TableSpec
 from pulso_etl.sync.target import Target
+from pulso_etl_tests.declarations import altered
 from pulso_etl_tests.sync.samples import Loads, monthly, request, row, table, things
 from pulso_etl_tests.sync.test_verify import swallow
 
@@ -149,7 +150,7 @@ def test_when_the_newest_snapshot_is_withdrawn_the_one_before_it_is_the_newest(s
 
 
 def test_the_snapshot_before_a_withdrawn_one_is_looked_for_as_far_back_as_it_lies(source: Source) -> None:
-    spec = SPEC.model_copy(update={"lookback_days": 2})
+    spec = altered(SPEC, lookback_days=2)
     source.snapshots = {0: [*month(FEB, 1), *month(JAN, 7)], 8: month(FEB, 1, 2), 9: month(FEB, 1, 2)}
     source.load(days(8, 9), spec)
     source.snapshots = {0: source.snapshots[0]}
@@ -246,7 +247,7 @@ def test_a_bad_row_fails_the_load(source: Source) -> None:
         source.load(days(0, 1))
 
 
-QUARANTINING = SPEC.model_copy(update={"on_reject": things(on_reject="quarantine").on_reject, "maximum_quarantined_share": 1.0})
+QUARANTINING = altered(SPEC, on_reject=things(on_reject="quarantine").loading.on_reject, maximum_quarantined_share=1.0)
 BAD = -1
 """Stands for the value of a row that can't be loaded."""
 
@@ -368,7 +369,7 @@ def test_a_table_of_newest_rows_by_key_becomes_one_of_whole_snapshots_with_its_f
 
 
 def test_history_closes_what_the_newest_snapshot_no_longer_has(source: Source) -> None:
-    history = SPEC.model_copy(update={"strategy": Strategy.SCD2, "stamp_columns": ("stamp",)})
+    history = altered(SPEC, strategy=Strategy.SCD2, stamp_columns=("stamp",))
     source.snapshots = {0: month(FEB, 1, 2, 3)}
     source.load(days(0), history)
     source.snapshots[1] = month(FEB, 1, 2, value=2)

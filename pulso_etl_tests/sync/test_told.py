@@ -16,6 +16,7 @@ import pytest
 from pulso_etl.sync.errors import SchemaRefused
 from pulso_etl.sync.loading.arrow_types import WIRE_TYPES
 from pulso_etl.sync.spec import Column, ColumnType, Strategy, TableSpec
+from pulso_etl_tests.declarations import declare
 from pulso_etl_tests.sync.samples import D1, D2, D3, Loads
 
 COLUMNS = (
@@ -55,7 +56,7 @@ def declared(*, partition_by: str | None = None, **changes: Any) -> TableSpec:
         "partition_column": "day",
         "columns": tuple(given.values()),
     }
-    return TableSpec(**fields | {"partition_by": partition_by} | changes)
+    return declare(**fields | {"partition_by": partition_by} | changes)
 
 
 KEYS: dict[str, dict[str, Any]] = {
@@ -190,13 +191,13 @@ def test_every_neighbour_of_a_declaration_is_reached_by_what_is_told(
         check_told(loads, server_url, message, first, second)
         assert refusal(loads, given, second) is None
     now = [row for row in held(loads) if row.get("valid_to") is None]
-    if second.strategy is Strategy.APPEND:
+    if second.loading.strategy is Strategy.APPEND:
         assert bag(given.to_pylist(), *second.primary_key) <= bag(now, *second.primary_key)
     else:
         assert bag(now, *second.column_names) == bag(expected(second, given), *second.column_names)
     again = loads(given, second)
     assert again.migration == []
-    assert second.strategy is Strategy.REPLACE_PARTITION or again.total.written == 0
+    assert second.loading.strategy is Strategy.REPLACE_PARTITION or again.total.written == 0
 
 
 def check_told(loads: Loads, server_url: str, message: str, first: TableSpec, second: TableSpec) -> None:
@@ -209,7 +210,7 @@ def check_told(loads: Loads, server_url: str, message: str, first: TableSpec, se
     same = [column.name for column in second.columns if column.name in first.column_names]
     kinds = {name: {(spec.column(name).type, spec.column(name).repeated) for spec in (first, second)} for name in same}
     same = [name for name in same if len(kinds[name]) == 1]
-    history = ["valid_from", "valid_to"] if first.strategy is Strategy.SCD2 else []
+    history = ["valid_from", "valid_to"] if first.loading.strategy is Strategy.SCD2 else []
     assert bag(held(loads), *same, *history) == bag(was, *same, *history)
 
 

@@ -18,10 +18,11 @@ from pulso_etl.sync.loading.verify import verify
 from pulso_etl.sync.schema.statements import Statements
 from pulso_etl.sync.spec import TableSpec
 from pulso_etl.sync.target import Target
+from pulso_etl_tests.declarations import altered
 from pulso_etl_tests.sync.samples import D1, D2, D3, SCHEMA, WINDOW, request, row
 from pulso_etl_tests.sync.test_load import MONTHLY, SPEC
 
-MINDED = SPEC.model_copy(update={"lookback_days": 2, "minimum_records": 10, "minimum_kept_share": 0.0})
+MINDED = altered(SPEC, lookback_days=2, minimum_records=10, minimum_kept_share=0.0)
 
 
 def load_and_verify(

@@ -19,6 +19,7 @@ from pulso_etl.sync.errors import DuplicateKeyError, RejectedRows, ShrinkRefused
 from pulso_etl.sync.loading.request import PlanName
 from pulso_etl.sync.loading.result import LoadResult
 from pulso_etl.sync.spec import Column, ColumnType, TableSpec
+from pulso_etl_tests.declarations import altered
 from pulso_etl_tests.oldest_postgres import needs_oldest_postgres, oldest_postgres
 from pulso_etl_tests.sync.samples import D1, D2, D3, Loads, row, things, wider
 from pulso_etl_tests.sync.test_verify import load_and_verify, swallow
@@ -39,7 +40,7 @@ def held(loads: Loads) -> list[tuple[Any, ...]]:
 def test_a_row_without_a_version_is_rejected(loads: Loads, plan: PlanName, spec: TableSpec) -> None:
     with pytest.raises(RejectedRows, match="column hour, partition 2026-02-27: null"):
         loads([version(D1, "a", 5), version(D1, "b", None)], spec, plan=plan)
-    quarantining = spec.model_copy(update={"on_reject": QUARANTINING.on_reject, "maximum_quarantined_share": 1.0})
+    quarantining = altered(spec, on_reject=QUARANTINING.loading.on_reject, maximum_quarantined_share=1.0)
     loads([version(D1, "a", 5), version(D1, "a", None, "9")], quarantining)
     assert loads.rows("SELECT column_name, reason FROM etl_quarantine") == [("hour", "null")]
     for newest in (6, 7):

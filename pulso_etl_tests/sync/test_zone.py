@@ -117,7 +117,7 @@ def test_a_plan_ends_with_the_day_from_its_first_instant_to_its_last(day: date) 
 
 def test_yesterday_s_partition_will_do_for_as_long_as_the_new_day_is_young(day: date) -> None:
     spec, begin = spec_of("America/Santiago"), SANTIAGO.begin(day)
-    for age, stale in ((2 * spec.refresh_every, False), (2 * spec.refresh_every + SECOND, True)):
+    for age, stale in ((2 * spec.schedule.refresh_every, False), (2 * spec.schedule.refresh_every + SECOND, True)):
         now = begin + age
         assert freshness(spec, Watermark(now, day - timedelta(days=1)), now).is_stale == stale
         assert not freshness(spec, Watermark(now, day), now).is_stale

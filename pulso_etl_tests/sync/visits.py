@@ -10,14 +10,15 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
-from pulso_etl.sync.spec import Column, ColumnType, TableSpec
+from pulso_etl.sync.spec import Column, ColumnType
 from pulso_etl.sync.tags import SPEC_KEY
+from pulso_etl_tests.declarations import declare
 
 D1, D2, D3 = date(2026, 2, 27), date(2026, 2, 28), date(2026, 3, 1)
 DAYS = dg.DailyPartitionsDefinition("2026-02-01", timezone="America/Lima", end_offset=1)
 NOON = datetime(2026, 3, 1, 17, tzinfo=UTC)
 
-SPEC = TableSpec(
+SPEC = declare(
     name="visits",
     description="For tests.",
     primary_key=("day", "site"),

@@ -65,7 +65,7 @@ def test_a_tenant_has_its_own_settings_and_tables_and_the_deployment_s_for_the_r
     assert list(globex.tables) == list(TABLES)
     assert list(acme.tables) == [name for name in TABLES if name != "evolution_data"]
     operation = acme.tables["operation_data"]
-    assert (operation.refresh_every, operation.lookback_days) == (timedelta(minutes=30), 4)
+    assert (operation.schedule.refresh_every, operation.schedule.lookback_days) == (timedelta(minutes=30), 4)
     assert operation.columns == TABLES["operation_data"].columns
     # A worker's process has them as well.
     assert pickle.loads(pickle.dumps(acme.settings)).owner == acme.settings.owner

@@ -27,6 +27,7 @@ from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger import locks
 from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
 from pulso_etl.tables import TABLES
+from pulso_etl_tests.declarations import altered
 from pulso_etl_tests.tenancy.conftest import TODAY, Tenancy
 
 WINDOW = DayRange(TODAY - timedelta(days=4), TODAY)
@@ -104,7 +105,7 @@ def test_a_source_that_has_not_changed_is_told_of_the_tenant_s_own_asset(
     settings, tables = environment.parts["acme"]
     assert load(environment, instance, "acme", "operation_data").error is None
     aware = settings.model_copy(update={"change_aware": True, "change_margin_seconds": 0})
-    due = {"operation_data": tables["operation_data"].model_copy(update={"refresh_every": timedelta(seconds=1)})}
+    due = {"operation_data": altered(tables["operation_data"], refresh_every=timedelta(seconds=1))}
     later = datetime.now(UTC) + timedelta(seconds=2)
     requests, reasons = Automation(aware, due, []).tick(instance, build_resources(aware)["acme__bigquery"], later)
     assert (requests, ["2 verified" in reason for reason in reasons]) == ([], [True])

@@ -76,7 +76,7 @@ class Fitted(NamedTuple):
 
 def fit(spec: TableSpec, source: pa.Schema, table: Table, window: DayRange) -> Fitted:
     """Fits the declaration to the columns of the source. Raises ContractError, see `wire_schema`."""
-    evolved = spec.with_columns(_new(spec, source, table)) if spec.contract is Contract.EVOLVE else spec
+    evolved = spec.with_columns(_new(spec, source, table)) if spec.loading.contract is Contract.EVOLVE else spec
     not_loaded = new_columns(evolved, source)
     drift = Drift(
         added=[name for name in evolved.column_names if name not in table.columns and name not in spec.column_names],
@@ -85,7 +85,7 @@ def fit(spec: TableSpec, source: pa.Schema, table: Table, window: DayRange) -> F
         advice=[
             f"{field.name}, not loaded: {told}"
             for field in source
-            if spec.contract is Contract.EVOLVE and field.name in not_loaded and (told := advice(field))
+            if spec.loading.contract is Contract.EVOLVE and field.name in not_loaded and (told := advice(field))
         ],
     )
     return Fitted(evolved, wire_schema(evolved, source, window), drift)

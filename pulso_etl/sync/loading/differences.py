@@ -32,7 +32,7 @@ class Differences:
 
     @property
     def strategy(self) -> WriteStrategy:
-        return STRATEGIES[self.staged.spec.strategy]
+        return STRATEGIES[self.staged.spec.loading.strategy]
 
     @cached_property
     def total(self) -> Counts:
@@ -68,7 +68,7 @@ def compare(load: Load, staged: Staged, read: Mapping[date, Counts]) -> Differen
     conn, statements, by_day = load.conn, staged.statements, every_day(load.window, read)
     with load.clock("diff"):
         migration = migrate_table(load.target.declared_as(staged.spec), load.table)
-        conn.execute(STRATEGIES[staged.spec.strategy].create_diff(statements), load.bounds)
+        conn.execute(STRATEGIES[staged.spec.loading.strategy].create_diff(statements), load.bounds)
         if staged.quarantine:
             staged.quarantine.spare(conn, statements)
         for day, inserted, updated, deleted in conn.execute(statements.count_diff()):

@@ -12,7 +12,7 @@ def are_counted(load: Load, staged: Staged) -> bool:
     """Whether a repeated key shows in the number of differences. Then the load need not group the stage by its key."""
     spec = staged.spec
     compared_otherwise = spec.version_column or spec.snapshot_of or staged.quarantine or load.source.captured
-    return STRATEGIES[spec.strategy].counts_duplicates and not compared_otherwise
+    return STRATEGIES[spec.loading.strategy].counts_duplicates and not compared_otherwise
 
 
 def refuse_duplicates(load: Load, staged: Staged) -> None:

@@ -50,7 +50,7 @@ def changes_of_nothing(load: Load) -> None:
 
 def repeated_keys(load: Load, staged: Staged) -> None:
     """The source gives a key more than once."""
-    if STRATEGIES[staged.spec.strategy].unique and not staged.quarantine and not are_counted(load, staged):
+    if STRATEGIES[staged.spec.loading.strategy].unique and not staged.quarantine and not are_counted(load, staged):
         refuse_duplicates(load, staged)
 
 
@@ -87,15 +87,15 @@ def refuse_shrink(spec: TableSpec, window: DayRange, held: Mapping[str, int], le
     """
     before, after = sum(held.values()), sum(left.values())
     faults = []
-    if before and after < max(1, before * spec.minimum_kept_share):
+    if before and after < max(1, before * spec.loading.minimum_kept_share):
         faults.append(f"the range {window} holds {before} rows and the source has {after}")
     faults += [
         f"{part} holds {rows} rows and the source has {left.get(part, 0)}"
         for part, rows in sorted(held.items())
-        if rows >= SMALL_PARTITION_ROWS and left.get(part, 0) < rows * spec.minimum_kept_share
+        if rows >= SMALL_PARTITION_ROWS and left.get(part, 0) < rows * spec.loading.minimum_kept_share
     ]
     if faults:
         raise ShrinkRefused(
-            f"{spec.name}: refused to delete: {'; '.join(faults[:5])}; at least {spec.minimum_kept_share:.0%} must stay. "
+            f"{spec.name}: refused to delete: {'; '.join(faults[:5])}; at least {spec.loading.minimum_kept_share:.0%} must stay. "
             "If the rows are really gone, launch the range again with --allow-shrink (tag pulso_etl/allow_shrink=true)"
         )

@@ -75,7 +75,7 @@ def refuse_expired(spec: TableSpec, window: DayRange, today: date) -> None:
     kept = first_kept_day(spec, today)
     if window.start < kept:
         raise ContractError(
-            f"{spec.name} {window}: the table keeps days from {kept} on (retention_months={spec.retention_months}); "
+            f"{spec.name} {window}: the table keeps days from {kept} on (retention_months={spec.retention.retention_months}); "
             "launch the range from that day, or declare a longer retention"
         )
 
@@ -86,7 +86,7 @@ def create_months(target: Target, window: DayRange) -> None:
     Readers and loads of other months go on. Raises SchemaRefused where the name of a month is taken.
     """
     conn, spec, schema = target.conn, target.spec, target.schema
-    if spec.partition_by is None or not _missing(target, window):
+    if spec.retention.partition_by is None or not _missing(target, window):
         return
     # ATTACH takes this lock as well: one transaction at a time adds months.
     conn.execute(sql.SQL("LOCK TABLE ONLY {} IN SHARE UPDATE EXCLUSIVE MODE").format(target.identifier))

@@ -149,7 +149,7 @@ def statement(spec: TableSpec, schema: str, by_rule: tuple[Rule, ...]) -> sql.Co
         target=names.target,
         current=names.current,
         key=_json(spec.primary_key),
-        scope=scope if STRATEGIES[spec.strategy].unique else sql.SQL("false"),
+        scope=scope if STRATEGIES[spec.loading.strategy].unique else sql.SQL("false"),
         keys=names.keys,
         per_rule=sql.SQL(", ").join(per_rule),
         in_window=in_window,

@@ -142,7 +142,7 @@ class Quarantine:
         self.remember(conn)
         read = sum(staged.values()) + self.by_day.total()
         self._take_unindexable(conn)
-        if STRATEGIES[self.spec.strategy].unique:
+        if STRATEGIES[self.spec.loading.strategy].unique:
             self._take_repeated(conn, read)
         self._refuse_excess(self.by_day.total(), read)
 
@@ -260,7 +260,7 @@ class Quarantine:
         return self.window.start if day is None else max(day, self.window.start)
 
     def _refuse_excess(self, rows: int, read: int | None = None, reasons: Counter[str] | None = None) -> None:
-        share = self.spec.maximum_quarantined_share
+        share = self.spec.loading.maximum_quarantined_share
         told = "; ".join(f"{reason} ({count})" for reason, count in (reasons or self.by_reason).most_common(5))
         where, advice = f"{self.spec.name} {self.window}", "correct the source, nothing was loaded or quarantined"
         if read and rows > read * share:

@@ -41,7 +41,7 @@ def settle_snapshots(
     If the source has withdrawn all snapshots of a value in the window, its newest snapshot lies before the window: earlier days
     are read, twice as many each time, until it is found. Raises SnapshotWithdrawn where earlier days can't be read.
     """
-    spec, start, days, rows = statements.spec, window.start, statements.spec.lookback_days, 0
+    spec, start, days, rows = statements.spec, window.start, statements.spec.schedule.lookback_days, 0
     while (withdrawn := _find(conn, statements, window, quarantine)) and start > past.first_day:
         if past.read is None:
             raise _refusal(spec, window, withdrawn, past.first_day)
@@ -88,7 +88,7 @@ def _named(spec: TableSpec, value: Value) -> str:
 
 def _refusal(spec: TableSpec, window: DayRange, withdrawn: Collection[Value], first_day: date) -> SnapshotWithdrawn:
     named = "; ".join(_named(spec, value) for value in sorted(withdrawn, key=str)[:5])
-    earlier = first_day if first_day > date.min else window.start - timedelta(days=spec.lookback_days)
+    earlier = first_day if first_day > date.min else window.start - timedelta(days=spec.schedule.lookback_days)
     return SnapshotWithdrawn(
         f"{spec.name} {window}: the table's snapshot of {named} lies in these days, and the source no longer has it; the source's "
         "newest, if any, lies before them. Nothing was loaded. Launch a range that reaches back to it: "

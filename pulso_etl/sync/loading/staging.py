@@ -66,7 +66,7 @@ def stage_rows(target: Target, table: Table, window: DayRange, source: Source, c
         fitted = fit(declared.with_columns((DELETED,)) if source.captured else declared, reader.schema, table, window)
         spec = fitted.spec.without(DELETED) if source.captured else fitted.spec
         statements = Statements(spec, target.schema, captured=source.captured, carried=tuple(fitted.drift.vanished))
-        quarantine = Quarantine(spec, window, Encoding.of(conn)) if spec.on_reject is OnReject.QUARANTINE else None
+        quarantine = Quarantine(spec, window, Encoding.of(conn)) if spec.loading.on_reject is OnReject.QUARANTINE else None
         stage = _Stage(target.declared_as(fitted.spec), fitted, quarantine)
         with clock("copy"):
             stage.create()

@@ -54,7 +54,7 @@ def replacement(s: Statements) -> sql.Composed:
     ).format(
         diff=DIFF,
         part=s.part,
-        none=sql.SQL(", NULL" if s.spec.partition_by else ""),
+        none=sql.SQL(", NULL" if s.spec.retention.partition_by else ""),
         day=s.partition,
         target=s.target,
         stage=STAGE,
@@ -90,7 +90,7 @@ def missing(s: Statements) -> sql.Composed:
         keys=s.keys,
         values=listed((*s.spec.primary_key, *s.spec.compared_columns)),
         order=listed((*s.spec.compared_columns, *s.spec.stamp_columns, *s.spec.primary_key)),
-        part=sql.SQL(", NULL::oid AS pulso_part" if s.spec.partition_by else ""),
+        part=sql.SQL(", NULL::oid AS pulso_part" if s.spec.retention.partition_by else ""),
     )
 
 
@@ -151,7 +151,7 @@ STRATEGIES: dict[Strategy, WriteStrategy] = {
 
 def statements_in_order(s: Statements) -> list[sql.Composed]:
     """Every statement of a load whose range already holds rows, for people to read."""
-    strategy = STRATEGIES[s.spec.strategy]
+    strategy = STRATEGIES[s.spec.loading.strategy]
     return [
         *s.create_table(),
         s.lock_target(not s.spec.partition_in_key),

@@ -31,11 +31,11 @@ def verify(target: Target, request: LoadRequest, result: LoadResult) -> dict[dat
     """
     spec, statements = target.spec, Statements(target.spec, target.schema)
     held: dict[date, int] = dict(target.conn.execute(statements.rows_by_day(), request.bounds).fetchall())
-    if not (spec.partition_in_key or spec.snapshot_of) or spec.strategy in (Strategy.APPEND, Strategy.SCD2):
+    if not (spec.partition_in_key or spec.snapshot_of) or spec.loading.strategy in (Strategy.APPEND, Strategy.SCD2):
         return held
     found = dict(target.conn.execute(statements.settled_by_day()).fetchall()) if spec.snapshot_of else held
     _refuse_differing(target, request.window, result, found)
-    if not (spec.snapshot_of or request.window.days < spec.lookback_days or request.allow_shrink):
+    if not (spec.snapshot_of or request.window.days < spec.schedule.lookback_days or request.allow_shrink):
         _refuse_too_few(target, result, held)
     return held
 
@@ -66,12 +66,12 @@ def _refuse_differing(target: Target, window: DayRange, result: LoadResult, foun
 def _refuse_too_few(target: Target, result: LoadResult, held: Mapping[date, int]) -> None:
     """Raises VerificationFailed where the last days fall below `minimum_records`, and did not before."""
     spec = target.spec
-    last = sorted(result.by_day)[-spec.lookback_days :]
+    last = sorted(result.by_day)[-spec.schedule.lookback_days :]
     after = sum(held.get(day, 0) for day in last)
     before = after + sum(result.by_day[day].deleted - result.by_day[day].inserted for day in last)
-    if after < spec.minimum_records <= before:
+    if after < spec.quality.minimum_records <= before:
         raise VerificationFailed(
             f"{spec.name} {DayRange(last[0], last[-1])}: {after} rows would be left of {before}, and the table should have "
-            f"{spec.minimum_records} at least. Nothing was loaded. Look at the source; if the rows are really gone, launch the "
-            "range again with --allow-shrink (tag pulso_etl/allow_shrink=true)"
+            f"{spec.quality.minimum_records} at least. Nothing was loaded. Look at the source; if the rows are really gone, launch "
+            "the range again with --allow-shrink (tag pulso_etl/allow_shrink=true)"
         )

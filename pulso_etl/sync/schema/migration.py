@@ -41,7 +41,7 @@ def needed_changes(spec: TableSpec, schema: str, table: Table, *, aside: str | N
     a type loses its length if PostgreSQL need not rewrite the table. Other changes are refused. Before rows leave the table, all
     its rows are copied to a table of the name `aside`.
     """
-    partitioning = f"RANGE ({spec.partition_column})" if spec.partition_by else ""
+    partitioning = f"RANGE ({spec.partition_column})" if spec.retention.partition_by else ""
     build = _alter if table.partitioned_by == partitioning else _rebuild
     return build(spec, schema, table, aside or aside_name(spec))
 
@@ -72,7 +72,7 @@ def unknown_columns(spec: TableSpec, table: Table) -> list[str]:
 
 def loses_history(spec: TableSpec, table: Table) -> bool:
     """Whether the table keeps versions of rows and the declaration does not."""
-    return table.keeps_history and spec.strategy is not Strategy.SCD2
+    return table.keeps_history and spec.loading.strategy is not Strategy.SCD2
 
 
 def without_history(table: Table) -> Table:
@@ -110,7 +110,7 @@ def _rebuild(spec: TableSpec, schema: str, table: Table, aside: str) -> list[Cha
     held = without_history(table) if loses_history(spec, table) else table
     target, copy = sql.Identifier(schema, spec.name), sql.Identifier(schema, aside)
     # With `evolve` the table may have columns of the source that the declaration does not name.
-    more = [held.columns[name] for name in unknown_columns(spec, held) if spec.contract is Contract.EVOLVE]
+    more = [held.columns[name] for name in unknown_columns(spec, held) if spec.loading.contract is Contract.EVOLVE]
     create, *indexes = create_table(spec, schema)
     statements = [copy_aside(spec, schema, aside)] if table.holds_rows else []
     statements += [sql.SQL("DROP TABLE {}").format(target), create]
@@ -124,7 +124,7 @@ def _rebuild(spec: TableSpec, schema: str, table: Table, aside: str) -> list[Cha
         if _history_begins(spec, held):
             values["valid_from"] = sql.Composed([sql.Identifier("updated_at")])
         keys = sql.SQL(", ").join(values[name] for name in spec.primary_key)
-        statements += _months(spec, schema, copy) if spec.partition_by else []
+        statements += _months(spec, schema, copy) if spec.retention.partition_by else []
         statements.append(
             sql.SQL("INSERT INTO {} ({}) SELECT {}{} FROM {}{}{}").format(
                 target,
@@ -164,7 +164,7 @@ def _released(spec: TableSpec, schema: str, table: Table) -> Iterator[Change]:
             # The index is ours. It would still refuse rows that a wider key allows.
             yield Change(sql.SQL("DROP INDEX {}").format(sql.Identifier(schema, name)))
     if loses_history(spec, table):
-        why = f"history: the table keeps versions of its rows, and {spec.strategy} keeps none"
+        why = f"history: the table keeps versions of its rows, and {spec.loading.strategy} keeps none"
         for name in ("valid_from", "valid_to"):
             yield _altered(spec, schema, "DROP COLUMN {}", sql.Identifier(name), refusal=why)
     for column in _all_columns(spec):
@@ -205,7 +205,7 @@ def _column(spec: TableSpec, schema: str, table: Table, column: Column) -> Itera
 def _unknown(spec: TableSpec, schema: str, table: Table) -> Iterator[Change]:
     for column in (table.columns[name] for name in unknown_columns(spec, table)):
         name = sql.Identifier(column.name)
-        if spec.contract is Contract.FREEZE:
+        if spec.loading.contract is Contract.FREEZE:
             why = f"{column.name}: in the table and not declared (or set the contract to evolve)"
             yield _altered(spec, schema, "DROP COLUMN {}", name, refusal=why)
         elif column.not_null and not column.filled:
@@ -242,7 +242,7 @@ def _altered(spec: TableSpec, schema: str, action: str, *values: sql.Composable,
 
 def _history_begins(spec: TableSpec, table: Table) -> bool:
     """Whether existing rows become first versions: each is valid since it was written."""
-    return spec.strategy is Strategy.SCD2 and "valid_from" not in table.columns and "updated_at" in table.columns
+    return spec.loading.strategy is Strategy.SCD2 and "valid_from" not in table.columns and "updated_at" in table.columns
 
 
 def _other_key(spec: TableSpec, table: Table) -> str:
@@ -255,7 +255,7 @@ def _newest_first(spec: TableSpec) -> sql.Composed:
 
 
 def _partitioning(spec: TableSpec) -> sql.Composed:
-    if spec.partition_by is None:
+    if spec.retention.partition_by is None:
         return sql.Composed([])
     return sql.SQL(" PARTITION BY RANGE ({})").format(sql.Identifier(spec.partition_column))
 
@@ -304,9 +304,9 @@ def _declared_indexes(spec: TableSpec) -> tuple[Index, ...]:
     indexes = []
     if spec.primary_key[0] != spec.partition_column:
         indexes.append(Index((spec.partition_column,)))
-    if spec.strategy is Strategy.APPEND:
+    if spec.loading.strategy is Strategy.APPEND:
         indexes.append(Index(spec.primary_key))
-    if spec.strategy is Strategy.SCD2:
+    if spec.loading.strategy is Strategy.SCD2:
         indexes.append(Index(spec.primary_key, unique=True, condition=CURRENT))
     return tuple(indexes)
 

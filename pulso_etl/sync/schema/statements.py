@@ -34,7 +34,7 @@ class Statements:
         self.values = listed(spec.snapshot_of)
         self.same_key = equal(spec.primary_key, "t", "s")
         self.staged_values = listed(spec.column_names, "s")
-        partitioned = spec.partition_by is not None
+        partitioned = spec.retention.partition_by is not None
         # Each partition has addresses of its own. With the window, the server skips the other partitions.
         self.part = sql.SQL(", tableoid AS pulso_part" if partitioned else "")
         self.diff_part = sql.SQL(", pulso_part" if partitioned else "")
@@ -43,7 +43,7 @@ class Statements:
             sql.SQL(" AND t.tableoid = d.pulso_part" if partitioned else ""), self.in_window
         )
         # Closed versions are history: a load never compares, counts or closes them again.
-        self.current = sql.SQL("valid_to IS NULL" if spec.strategy is Strategy.SCD2 else "true")
+        self.current = sql.SQL("valid_to IS NULL" if spec.loading.strategy is Strategy.SCD2 else "true")
         self.kept = sql.SQL("WHERE NOT {}").format(sql.Identifier(DELETED.name)) if captured else sql.SQL("")
         self.told = sql.SQL("AND ({0}) IN (SELECT {0} FROM {1})").format(self.keys, STAGE) if captured else sql.SQL("")
 

@@ -160,10 +160,10 @@ class _Rows:
         """Obstacles of a new key: rows that neither the key nor anything else tells apart."""
         spec, named = self.spec, ", ".join(self.spec.primary_key)
         before = [name for name in self.table.primary_key if name != "valid_from"]
-        if spec.strategy is Strategy.SCD2 and self.table.keeps_history:
+        if spec.loading.strategy is Strategy.SCD2 and self.table.keeps_history:
             if before and self._grouped(spec.primary_key, sql.SQL("count(DISTINCT ({}))").format(listed(before))):
                 yield f"versions of several ({', '.join(before)}) would become the history of one ({named}), indistinguishable"
-        elif spec.strategy is Strategy.SCD2 or spec.version_column is None:
+        elif spec.loading.strategy is Strategy.SCD2 or spec.version_column is None:
             if self.repeat(spec.primary_key):
                 yield f"several rows have one ({named}), and only the source says which of them is right"
         elif self.repeat((*spec.primary_key, spec.version_column)):

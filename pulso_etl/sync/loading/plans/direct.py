@@ -27,13 +27,13 @@ class Direct:
     def applies(self, load: Load) -> bool:
         """Whether no row is in the way, every row lands as it was read, and faulty rows can still be quarantined."""
         lands_as_read = load.spec.version_column is None and not load.spec.snapshot_of
-        keeps_faults = load.source.repeatable or load.spec.on_reject is not OnReject.QUARANTINE
+        keeps_faults = load.source.repeatable or load.spec.loading.on_reject is not OnReject.QUARANTINE
         return load.is_empty and lands_as_read and keeps_faults
 
     def stage(self, load: Load) -> Staged | None:
         """Copies the rows; None where a merge has to quarantine faulty rows, report duplicate keys, or read values from text."""
         repeatable = load.source.repeatable
-        quarantines = repeatable and load.spec.on_reject is OnReject.QUARANTINE
+        quarantines = repeatable and load.spec.loading.on_reject is OnReject.QUARANTINE
         try:
             with load.conn.transaction(), load.source.open() as reader:
                 return _copied(load, reader)
