@@ -27,7 +27,9 @@ from pulso_etl_tests.faulty_proxy import FaultyProxy
 from pulso_etl_tests.holding_proxy import HoldingProxy
 from pulso_etl_tests.lima import lima_day
 
-hypothesis_settings.register_profile("pulso", deadline=None, max_examples=30, derandomize=True)
+hypothesis_settings.register_profile("pulso", deadline=None, max_examples=30, derandomize=True, print_blob=True)
+# `pytest --hypothesis-profile=random` draws other cases each time. A failure prints how to repeat its case.
+hypothesis_settings.register_profile("random", deadline=None, max_examples=100, print_blob=True)
 hypothesis_settings.load_profile("pulso")
 
 LONGEST = (

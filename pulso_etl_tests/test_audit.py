@@ -55,3 +55,14 @@ def test_asserts_in_the_package_only_tell_types() -> None:
             if isinstance(node, ast.Assert):
                 told = ast.unparse(node.test)
                 assert told.endswith(" is not None") or told.startswith("isinstance("), f"{Path(path).name}: {told}"
+
+
+def test_no_function_of_the_package_is_longer_than_a_screen() -> None:
+    """Ruff holds complexity and parameters; it counts no lines."""
+    long = [
+        f"{path.name}:{node.lineno} {node.name}"
+        for path in (CHECKOUT / "pulso_etl").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (node.end_lineno or 0) - node.lineno >= 60
+    ]
+    assert long == []
