@@ -17,9 +17,9 @@ from pulso_etl.checks.asset_checks import build_checks, reconciliation_key, refr
 from pulso_etl.logs import run_logger
 from pulso_etl.refreshing.budget import DailyBudget
 from pulso_etl.refreshing.runs import table_job
-from pulso_etl.resources import fixed
 from pulso_etl.settings import Settings, load_settings
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager
+from pulso_etl.sync.resources import fixed
 from pulso_etl.sync.spec import TableSpec, qualified
 from pulso_etl.tables import TABLES
 from pulso_etl.tenancy.tenants import deployed

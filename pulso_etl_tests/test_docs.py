@@ -177,6 +177,12 @@ def test_a_table_that_is_added_as_the_readme_says_is_loaded(
     assert found == (attempts.num_rows, ["BOT", "HUMANO"])
 
 
+def test_an_asset_of_one_s_own_needs_the_library_alone() -> None:
+    imported = re.findall(r"^from (pulso_etl[\w.]*) import", blocks(README, "python")[1], re.MULTILINE)
+    assert imported
+    assert [module for module in imported if not module.startswith("pulso_etl.sync.")] == []
+
+
 def test_an_asset_that_is_written_as_the_readme_says_is_loaded(
     settings: Settings, conn: psycopg.Connection, schema: str, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import timedelta
+from difflib import get_close_matches
 from enum import StrEnum
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
@@ -76,7 +77,20 @@ class ChangeCapture(StrEnum):
     APPENDS = "appends"
 
 
-class Column(BaseModel):
+class Declared(BaseModel):
+    """Something that is declared. A field that it does not have is refused, and the error says where the field stands."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fields_are_known(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and (unknown := [misplaced(cls, name) for name in given if name not in cls.model_fields]):
+            raise ValueError("; ".join(unknown) if "name" not in given else f"{given['name']}: {'; '.join(unknown)}")
+        return given
+
+
+class Column(Declared):
     """One column of a table.
 
     `required` columns are NOT NULL; `minimum` and `maximum` are inclusive and become a CHECK constraint: a load that breaks these
@@ -87,8 +101,6 @@ class Column(BaseModel):
     of a numeric column, `scale` the number of digits after the point. A value with more digits is refused or quarantined, and
     never rounded.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     name: str = Field(pattern=IDENTIFIER)
     type: ColumnType
@@ -188,10 +200,8 @@ def qualified(tenant: str, name: str) -> str:
     return f"{tenant}__{name}" if tenant else name
 
 
-class Part(BaseModel):
+class Part(Declared):
     """A part of a declaration."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Source(Part):
@@ -310,7 +320,7 @@ def in_parts(fields: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-class TableSpec(BaseModel):
+class TableSpec(Declared):
     """One table: what it holds, and, in five parts, where its rows come from and how they are kept.
 
     `columns` are all columns that the query returns, keys included. The destination adds `kept_columns`.
@@ -324,8 +334,6 @@ class TableSpec(BaseModel):
     `timezone`: the zone whose days the partitions are, by its IANA name. In a deployment the setting TIMEZONE sets it, never a
     declaration.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=IDENTIFIER)
     description: str
@@ -349,15 +357,6 @@ class TableSpec(BaseModel):
     retention: Retention = Retention()
     tenant: str = Field(default="", pattern=rf"^$|{TENANT}", max_length=31)
     timezone: Annotated[str, AfterValidator(known_zone)] = DEFAULT_ZONE
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fields_stand_in_their_parts(cls, given: Any) -> Any:
-        if isinstance(given, Mapping):
-            for name in given:
-                if part := PART_OF.get(name):
-                    raise ValueError(f"{given.get('name')}: {name} is a field of {part}: {part}={PARTS[part].__name__}({name}=…)")
-        return given
 
     @model_validator(mode="after")
     def _names_are_free(self) -> TableSpec:
@@ -594,3 +593,16 @@ class TableSpec(BaseModel):
     def from_metadata(cls, value: dict[str, Any]) -> TableSpec:
         """The declaration out of an asset's definition metadata. Raises pydantic.ValidationError."""
         return cls.model_validate(value)
+
+
+def misplaced(kind: type[Declared], name: str) -> str:
+    """Why something of that kind does not take the field, and where the field stands, or which field has a name like it."""
+    if part := PART_OF.get(name):
+        return f"{name} is a field of {part}: {part}={PARTS[part].__name__}({name}=…)"
+    if name in TableSpec.model_fields and issubclass(kind, Part):
+        return f"{name} is a field of the table: TableSpec({name}=…)"
+    others = () if kind is Column else (*TableSpec.model_fields, *PART_OF)
+    if close := get_close_matches(name, (*kind.model_fields, *others), n=1):
+        where = "" if close[0] in kind.model_fields else f" ({misplaced(kind, close[0])})"
+        return f"{kind.__name__} has no field {name}; did you mean {close[0]}?{where}"
+    return f"{kind.__name__} has no field {name}; its fields are {', '.join(kind.model_fields)}"

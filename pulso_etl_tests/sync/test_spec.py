@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from pulso_etl.sync.spec import MOST_COLUMNS, MOST_KEY_COLUMNS, Column, ColumnType, TableSpec
+from pulso_etl.sync.spec import MOST_COLUMNS, MOST_KEY_COLUMNS, Column, ColumnType, Quality, Schedule, TableSpec
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.declarations import altered
 from pulso_etl_tests.sync.samples import things
@@ -78,3 +79,22 @@ def test_a_key_that_no_index_takes_is_refused() -> None:
 def test_declarations_outlive_the_way_through_an_asset_s_metadata() -> None:
     for spec in TABLES.values():
         assert TableSpec.from_metadata(spec.as_metadata()) == altered(spec, query="")
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "told"),
+    [
+        (TableSpec, "lookback_days", "things: lookback_days is a field of schedule: schedule=Schedule(lookback_days=…)"),
+        (TableSpec, "lookback_day", "did you mean lookback_days? (lookback_days is a field of schedule: schedule=Schedule("),
+        (TableSpec, "load", "things: TableSpec has no field load; did you mean loading?"),
+        (Schedule, "lookback_day", "Schedule has no field lookback_day; did you mean lookback_days?"),
+        (Schedule, "minimum_records", "minimum_records is a field of quality: quality=Quality(minimum_records=…)"),
+        (Quality, "primary_key", "primary_key is a field of the table: TableSpec(primary_key=…)"),
+        (Quality, "xyz", "Quality has no field xyz; its fields are minimum_records, volume_factor, "),
+        (Column, "requird", "x: Column has no field requird; did you mean required?"),
+    ],
+)
+def test_a_field_that_is_misspelled_or_stands_elsewhere_is_refused(kind: type[BaseModel], field: str, told: str) -> None:
+    given = {TableSpec: things().model_dump(), Column: {"name": "x", "type": ColumnType.TEXT}}.get(kind, {})
+    with pytest.raises(ValidationError, match=re.escape(told)):
+        kind(**given | {field: 1})
