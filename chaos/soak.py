@@ -44,6 +44,7 @@ from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl.local.sample_data import SampleData, load_table
 from pulso_etl.settings import Settings
 from pulso_etl.sync.errors import Cause
+from pulso_etl.sync.spec import fill
 from pulso_etl.sync.zone import DEFAULT
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.gate import Gate, Way
@@ -638,7 +639,8 @@ def wanted(deployment: Deployment, table: str) -> dict[tuple[Any, ...], tuple[An
             bigquery.ScalarQueryParameter("end", "DATE", deployment.today),
         ]
     )
-    rows = [dict(row) for row in deployment.source.query(spec.source.query.format(**deployment.names), job_config=config).result()]
+    query = fill(spec.source.query, deployment.names, spec.timezone)
+    rows = [dict(row) for row in deployment.source.query(query, job_config=config).result()]
     if not spec.partition_in_key:
         # The newest whole snapshot of each month.
         newest: dict[Any, Any] = {}

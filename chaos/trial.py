@@ -32,6 +32,7 @@ from pulso_etl.refreshing.request import Grants, Mode, RefreshRequest
 from pulso_etl.settings import Settings, load_settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.watermarks import TableState, Watermarks
+from pulso_etl.sync.spec import fill
 from pulso_etl.sync.zone import DEFAULT
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.holding_proxy import HoldingProxy
@@ -130,7 +131,8 @@ class World:
                 bigquery.ScalarQueryParameter("end", "DATE", window.end),
             ]
         )
-        found = [dict(row) for row in self.source.query(spec.source.query.format(**self.names), job_config=config).result()]
+        query = fill(spec.source.query, self.names, spec.timezone)
+        found = [dict(row) for row in self.source.query(query, job_config=config).result()]
         if not spec.snapshot_of:
             wanted = {tuple(row[k] for k in spec.primary_key): tuple(row[c] for c in spec.compared_columns) for row in found}
             day = spec.primary_key.index(spec.partition_column)

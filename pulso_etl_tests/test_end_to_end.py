@@ -64,7 +64,7 @@ def source_rows(settings: Settings, emulator: BigQueryEmulator, name: str, windo
         ]
     )
     with emulator.client() as client:
-        found = client.query(fill(TABLES[name].source.query, settings.sources()), job_config=config).result()
+        found = client.query(fill(TABLES[name].source.query, settings.sources(), settings.timezone), job_config=config).result()
         return keyed(name, [dict(row) for row in found])
 
 
