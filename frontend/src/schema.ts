@@ -15,9 +15,9 @@ export interface paths {
         put?: never;
         /**
          * Refresh Dashboard
-         * @description Refreshes the tables that the dashboard shows, or those that are named; fresh ones are skipped unless `force`.
+         * @description Refreshes the named tables, or the tables of the dashboard. Skips fresh tables unless `force` is set.
          *
-         *     Answers at once. The same request while the first goes on gives the first's `pipeline_id`.
+         *     Answers at once. While a refresh is running, an identical request returns the `pipeline_id` of that refresh.
          */
         post: operations["refresh_dashboard"];
         delete?: never;
@@ -55,7 +55,7 @@ export interface paths {
         };
         /**
          * Refresh Progress
-         * @description How far a refresh is, table by table.
+         * @description The progress of a refresh, table by table.
          */
         get: operations["refresh_progress"];
         put?: never;
@@ -115,7 +115,7 @@ export interface paths {
         };
         /**
          * Health
-         * @description Whether a refresh could run now: 200, or 503 where a part fails. Needs no token.
+         * @description Whether a refresh could run now: 200, or 503 if a part fails. Needs no token.
          */
         get: operations["health"];
         put?: never;
@@ -137,7 +137,7 @@ export interface paths {
         put?: never;
         /**
          * Cleanup
-         * @description Ends extractions that died or hang, so that their tables are taken up again; says what it did.
+         * @description Ends extractions that died or hang, so that their tables are refreshed again. Returns what it ended.
          */
         post: operations["cleanup"];
         delete?: never;
@@ -155,7 +155,7 @@ export interface paths {
         };
         /**
          * Config Tables
-         * @description How each table is kept.
+         * @description The configuration of each table.
          */
         get: operations["config_tables"];
         put?: never;
@@ -175,7 +175,7 @@ export interface paths {
         };
         /**
          * Extraction Modes
-         * @description How the days of a refresh can be found.
+         * @description The ways to choose the days of a refresh.
          */
         get: operations["extraction_modes"];
         put?: never;
@@ -195,7 +195,7 @@ export interface paths {
         };
         /**
          * Events
-         * @description Server-sent events: `status` (a Status) first and whenever the whole changes, `table` (a TableStatus) for one that does.
+         * @description Server-sent events: `status` (a Status) first and when the summary changes, else `table` (a TableStatus) for each.
          */
         get: operations["events"];
         put?: never;
@@ -237,7 +237,7 @@ export interface paths {
         put?: never;
         /**
          * Dagster Graphql
-         * @description Dagster's GraphQL: queries for readers, launches and cancels for the role `refresh`, all else for administrators.
+         * @description Dagster's GraphQL: queries for readers, launches and cancels for the role `refresh`, everything else for administrators.
          *
          *     Takes JSON only: one request, or an array of them.
          */
@@ -260,7 +260,7 @@ export interface components {
         Cause: "source_unavailable" | "source_quota" | "source_access" | "source_missing" | "source_refused" | "cost_cap" | "budget" | "destination_unavailable" | "destination_refused" | "locked" | "newer_reading" | "contract" | "rejected_rows" | "duplicate_key" | "quarantine_exceeded" | "schema" | "shrink" | "snapshot_withdrawn" | "verification" | "settings" | "request" | "unauthorized" | "forbidden" | "rate_limited" | "launcher_unavailable" | "timeout" | "cancelled" | "abandoned" | "internal" | "unknown";
         /**
          * Cleanup
-         * @description What the cleanup did.
+         * @description The result of the cleanup.
          * @example {
          *       "ended": [],
          *       "message": "no attempt is stale"
@@ -288,7 +288,7 @@ export interface components {
         };
         /**
          * DashboardRequest
-         * @description What to refresh. Everything may be left out.
+         * @description What to refresh. All fields are optional.
          * @example {
          *       "force": false,
          *       "max_concurrent": 2,
@@ -301,31 +301,31 @@ export interface components {
         DashboardRequest: {
             /**
              * Force
-             * @description Refresh tables that are fresh, too; also where the day's budget is spent.
+             * @description Refresh fresh tables too, even if the day's budget is spent.
              * @default false
              */
             force: boolean;
             /**
              * Tables
-             * @description The tables; the dashboard group where it is left out.
+             * @description The tables. Without it, the tables of the dashboard group.
              */
             tables?: string[] | null;
             /**
              * Max Concurrent
-             * @description How many of the runs may be under way at the same time.
+             * @description How many of the runs may go on at the same time.
              * @default 2
              */
             max_concurrent: number;
         };
         /**
          * DayState
-         * @description What is known of one partition.
+         * @description The state of one partition.
          * @enum {string}
          */
         DayState: "loaded" | "failed" | "missing";
         /**
          * Ended
-         * @description An attempt that the cleanup ended.
+         * @description An attempt that the cleanup has ended.
          */
         Ended: {
             /** Table */
@@ -341,7 +341,7 @@ export interface components {
         };
         /**
          * Extraction
-         * @description One attempt to load a range of a table, when it was over.
+         * @description One finished attempt to load a range of a table.
          */
         Extraction: {
             /** Table */
@@ -391,7 +391,7 @@ export interface components {
         };
         /**
          * ExtractionMode
-         * @description How the days of a refresh are found.
+         * @description A way to choose the days of a refresh.
          */
         ExtractionMode: {
             mode: components["schemas"]["Mode"];
@@ -404,7 +404,7 @@ export interface components {
         };
         /**
          * Failure
-         * @description Why something failed. What a program does about it follows from the `cause`, never from a text.
+         * @description Why something failed. A program decides by the `cause`, never by a text.
          * @example {
          *       "cause": "source_unavailable",
          *       "message": "dashboard_data 2026-11-19..2026-11-25: BigQuery is failing for now, a later attempt may pass.",
@@ -427,7 +427,7 @@ export interface components {
             message: string;
             /**
              * Retryable
-             * @description Whether the same may go well later, without anybody's help.
+             * @description Whether the same attempt may succeed later without any change.
              */
             retryable: boolean;
             /**
@@ -438,7 +438,7 @@ export interface components {
         };
         /**
          * Fault
-         * @description Why a request was not served.
+         * @description Why a request failed.
          */
         Fault: {
             /**
@@ -461,7 +461,7 @@ export interface components {
         };
         /**
          * Health
-         * @description Whether this process lives, and whether a refresh could run.
+         * @description Whether this process is alive, and whether a refresh could run.
          * @example {
          *       "checked_at": "2026-11-25T15:46:15Z",
          *       "live": true,
@@ -510,7 +510,7 @@ export interface components {
         };
         /**
          * LastStatus
-         * @description What a table's last extraction came to.
+         * @description The result of a table's last extraction.
          * @enum {string}
          */
         LastStatus: "never" | "running" | "success" | "failed";
@@ -522,7 +522,7 @@ export interface components {
         Mode: "incremental" | "sliding_window" | "full_refresh";
         /**
          * Overall
-         * @description The state of all tables: all up to date; some failed or stale; Dagster away, so that nothing can be refreshed.
+         * @description The state of all tables. ok: all are up to date. degraded: some failed or are stale. unreachable: Dagster does not answer.
          * @enum {string}
          */
         Overall: "ok" | "degraded" | "unreachable";
@@ -536,7 +536,7 @@ export interface components {
             message: string;
             /**
              * Seconds
-             * @description How long the look took.
+             * @description How long the check took.
              */
             seconds: number;
         };
@@ -559,7 +559,7 @@ export interface components {
             state: components["schemas"]["DayState"];
             /**
              * Loaded At
-             * @description When it was last loaded, or tried.
+             * @description When the last load or attempt ended.
              */
             loaded_at?: string | null;
             /** Run Id */
@@ -567,13 +567,13 @@ export interface components {
         };
         /**
          * Progress
-         * @description How far one table's part of a refresh is.
+         * @description The progress of one table in a refresh.
          * @enum {string}
          */
         Progress: "skipped" | "queued" | "running" | "success" | "failed" | "canceled";
         /**
          * Refresh
-         * @description A refresh that somebody asked for, and how far it is.
+         * @description A refresh that somebody requested, and its progress.
          * @example {
          *       "already_running": false,
          *       "pipeline_id": "3c8e6a52f0f14c1e9f0c1e3b8b5e2a77",
@@ -626,24 +626,24 @@ export interface components {
             finished_at?: string | null;
             /**
              * Status Url
-             * @description Where to ask how far it is.
+             * @description The address of its progress.
              */
             status_url: string;
             /**
              * Already Running
-             * @description The same refresh was under way already: this is that one, and nothing new was launched.
+             * @description True if an identical refresh was already running. Then this is that refresh, and nothing new was launched.
              * @default false
              */
             already_running: boolean;
             /**
              * Requested By
-             * @description The name of the token that asked for it.
+             * @description The name of the token that requested it.
              */
             requested_by: string;
         };
         /**
          * RefreshState
-         * @description How far a refresh is: failed where a table failed or was canceled and none is under way any more.
+         * @description The progress of a refresh. It is failed when a table failed or was canceled and no other table is still running.
          * @enum {string}
          */
         RefreshState: "running" | "success" | "failed";
@@ -725,7 +725,7 @@ export interface components {
             status: components["schemas"]["Overall"];
             /**
              * Last Updated
-             * @description The newest success of any table.
+             * @description The instant of the newest success of any table.
              */
             last_updated: string | null;
             /**
@@ -735,12 +735,12 @@ export interface components {
             generated_at: string;
             /**
              * Timezone
-             * @description Whose days the partitions are, by its name in the IANA list.
+             * @description The time zone of the partitions' days, by its IANA name.
              */
             timezone: string;
             /**
              * Dagster
-             * @description Whether Dagster answers; without it, runs that wait in its queue are not known.
+             * @description Whether Dagster answers. If it does not, queued runs are unknown.
              */
             dagster: boolean;
             /** Total Tables */
@@ -751,7 +751,7 @@ export interface components {
             failures: number;
             /**
              * Running
-             * @description Tables with a run that waits in the queue or goes on.
+             * @description The number of tables with a queued or running run.
              */
             running: number;
             /** Tables */
@@ -764,19 +764,19 @@ export interface components {
         };
         /**
          * TableConfig
-         * @description How a table is kept.
+         * @description The configuration of a table.
          */
         TableConfig: {
             /** Table */
             table: string;
             /**
              * Title
-             * @description What the table's readers call it.
+             * @description The table's title for its readers, in Spanish.
              */
             title: string;
             /**
              * Subtitle
-             * @description What it shows, in a few words of theirs.
+             * @description What the table shows, in a few words of Spanish.
              */
             subtitle: string;
             /** Description */
@@ -797,7 +797,7 @@ export interface components {
             strategy: string;
             /**
              * Source Tables
-             * @description Full names in BigQuery.
+             * @description Full names of the source views in BigQuery.
              */
             source_tables: string[];
             /** Columns */
@@ -882,7 +882,7 @@ export interface components {
             state: components["schemas"]["Progress"];
             /**
              * Run Id
-             * @description Dagster's run; null where the table was skipped, or its run was not launched.
+             * @description Dagster's run; null if the table was skipped or its run was not launched.
              */
             run_id?: string | null;
             /**
@@ -892,12 +892,12 @@ export interface components {
             run_url?: string | null;
             /**
              * Partitions
-             * @description Days that are refreshed, `first..last`, or one day.
+             * @description The days to refresh: `first..last`, or one day.
              */
             partitions?: string | null;
             /**
              * Rows
-             * @description Rows read so far, and in the end.
+             * @description Rows read so far; after the end, all rows read.
              */
             rows?: number | null;
             /**
@@ -941,12 +941,12 @@ export interface components {
             table: string;
             /**
              * Title
-             * @description What the table's readers call it.
+             * @description The table's title for its readers, in Spanish.
              */
             title: string;
             /**
              * Subtitle
-             * @description What it shows, in a few words of theirs.
+             * @description What the table shows, in a few words of Spanish.
              */
             subtitle: string;
             /** Description */
@@ -957,21 +957,21 @@ export interface components {
             freshness: components["schemas"]["FreshnessState"];
             /**
              * Age Seconds
-             * @description Since `last_extracted_at`.
+             * @description Seconds since `last_extracted_at`.
              */
             age_seconds?: number | null;
             /** Refresh Every Seconds */
             refresh_every_seconds: number;
             /**
              * Last Extracted At
-             * @description The rows are as BigQuery had them at this time.
+             * @description The rows are equal to BigQuery's rows at this instant.
              */
             last_extracted_at?: string | null;
             /** Last Partition */
             last_partition?: string | null;
             /**
              * Data Version
-             * @description Greater by one after each load that changed rows of the table, and never otherwise; null before the first load.
+             * @description Rises by one with each load that changes rows of the table, and never otherwise; null before the first load.
              */
             data_version?: number | null;
             /** Records */
@@ -990,12 +990,12 @@ export interface components {
             run_under_way?: components["schemas"]["RunUnderWay"] | null;
             /**
              * Next Due
-             * @description When the refresh sensor takes it up next; null: at its next look.
+             * @description When the table is next due; null: the refresh sensor launches it at its next tick.
              */
             next_due?: string | null;
             /**
              * Recovery Attempts
-             * @description Attempts in a row that died and were ended by the recovery.
+             * @description Attempts in a row that died and that the recovery ended.
              * @default 0
              */
             recovery_attempts: number;
@@ -1008,17 +1008,17 @@ export interface components {
             failure?: components["schemas"]["Failure"] | null;
             /**
              * Rows Lost
-             * @description Rows that were loaded and are not in the table any more: it was emptied, dropped or restored, or rows were deleted.
+             * @description Loaded rows that are no longer in the table: somebody emptied, dropped or restored it, or deleted rows.
              */
             rows_lost?: number | null;
             /**
              * Partitions Lost
-             * @description The days that lack such rows, from the first to the last.
+             * @description The days of the lost rows, from the first to the last.
              */
             partitions_lost?: string | null;
             /**
              * Restored By
-             * @description The command that loads them again.
+             * @description The command that loads the lost rows again.
              */
             restored_by?: string | null;
         };
@@ -1037,7 +1037,7 @@ export interface components {
         };
         /**
          * ValidationFault
-         * @description What is wrong with one value of a request.
+         * @description The fault of one value of a request.
          */
         ValidationFault: {
             /** Loc */
@@ -1055,7 +1055,7 @@ export interface components {
         };
         /**
          * ValidationFaults
-         * @description What is wrong with a request.
+         * @description The faults of a request.
          */
         ValidationFaults: {
             /** Detail */
@@ -1124,7 +1124,7 @@ export interface operations {
                     "application/json": components["schemas"]["Refresh"];
                 };
             };
-            /** @description The body is no JSON, or broke off. */
+            /** @description The body is not JSON, or is incomplete. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -1133,7 +1133,7 @@ export interface operations {
                     "application/json": components["schemas"]["Fault"];
                 };
             };
-            /** @description No token, or one that is not known. */
+            /** @description No token, or an unknown token. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -1142,7 +1142,7 @@ export interface operations {
                     "application/json": components["schemas"]["Fault"];
                 };
             };
-            /** @description The token's role does not reach so far, or the page's origin is not allowed. */
+            /** @description The token's role is too low, or the page's origin is not allowed. */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -1205,9 +1205,9 @@ export interface operations {
     refresh_table: {
         parameters: {
             query?: {
-                /** @description Refresh the table also where it is fresh. */
+                /** @description Refresh the table even if it is fresh. */
                 force?: boolean;
-                /** @description How the days are found. */
+                /** @description How the server chooses the days. */
                 mode?: components["schemas"]["Mode"];
                 /** @description First day; wins over the mode. */
                 from?: string | null;
@@ -1234,7 +1234,7 @@ export interface operations {
                     "application/json": components["schemas"]["Refresh"];
                 };
             };
-            /** @description No token, or one that is not known. */
+            /** @description No token, or an unknown token. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -1243,7 +1243,7 @@ export interface operations {
                     "application/json": components["schemas"]["Fault"];
                 };
             };
-            /** @description The token's role does not reach so far, or the page's origin is not allowed. */
+            /** @description The token's role is too low, or the page's origin is not allowed. */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -1308,7 +1308,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                /** @description As the launch told it. */
+                /** @description The id that the launch returned. */
                 pipeline_id: string;
             };
             cookie?: never;
@@ -1324,7 +1324,7 @@ export interface operations {
                     "application/json": components["schemas"]["Refresh"];
                 };
             };
-            /** @description No token, or one that is not known. */
+            /** @description No token, or an unknown token. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -1333,7 +1333,7 @@ export interface operations {
                     "application/json": components["schemas"]["Fault"];
                 };
             };
-            /** @description The token's role does not reach so far, or the page's origin is not allowed. */
+            /** @description The token's role is too low, or the page's origin is not allowed. */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -1360,7 +1360,7 @@ export interface operations {
                     "application/json": components["schemas"]["ValidationFaults"];
                 };
             };
-            /** @description Too many tokens that are not known came from the caller's address, or the token asks for too much. */
+            /** @description Too many unknown tokens came from the caller's address, or the token asks too often. */
             429: {
                 headers: {
                     /** @description Seconds to wait. */
@@ -1388,7 +1388,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description An ETag; 304 where no row has changed since. Leave it out to be told all the rest. */
+                /** @description An ETag. The answer is 304 if no row has changed since. Leave it out to get ages and runs too. */
                 "if-none-match"?: string | null;
             };
             path?: never;
@@ -1412,7 +1412,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description No token, or one that is not known. */
+            /** @description No token, or an unknown token. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -1421,7 +1421,7 @@ export interface operations {
                     "application/json": components["schemas"]["Fault"];
                 };
             };
-            /** @description The token's role does not reach so far, or the page's origin is not allowed. */
+            /** @description The token's role is too low, or the page's origin is not allowed. */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -1439,7 +1439,7 @@ export interface operations {
                     "application/json": components["schemas"]["HTTPValidationError"];
                 };
             };
-            /** @description Too many tokens that are not known came from the caller's address, or the token asks for too much. */
+            /** @description Too many unknown tokens came from the caller's address, or the token asks too often. */
             429: {
                 headers: {
                     /** @description Seconds to wait. */
@@ -1467,7 +1467,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description An ETag; 304 where no row has changed since. Leave it out to be told all the rest. */
+                /** @description An ETag. The answer is 304 if no row has changed since. Leave it out to get ages and runs too. */
                 "if-none-match"?: string | null;
             };
             path: {
@@ -1494,7 +1494,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description No token, or one that is not known. */
+            /** @description No token, or an unknown token. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -1503,7 +1503,7 @@ export interface operations {
                     "application/json": components["schemas"]["Fault"];
                 };
             };
-            /** @description The token's role does not reach so far, or the page's origin is not allowed. */
+            /** @description The token's role is too low, or the page's origin is not allowed. */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -1530,7 +1530,7 @@ export interface operations {
                     "application/json": components["schemas"]["ValidationFaults"];
                 };
             };
-            /** @description Too many tokens that are not known came from the caller's address, or the token asks for too much. */
+            /** @description Too many unknown tokens came from the caller's address, or the token asks too often. */
             429: {
                 headers: {
                     /** @description Seconds to wait. */
@@ -1557,7 +1557,7 @@ export interface operations {
     health: {
         parameters: {
             query?: {
-                /** @description Only whether this process lives, without a look at the other parts. */
+                /** @description Only check that this process is alive, without the other parts. */
                 live?: boolean;
             };
             header?: never;
@@ -1613,7 +1613,7 @@ export interface operations {
                     "application/json": components["schemas"]["Cleanup"];
                 };
             };
-            /** @description No token, or one that is not known. */
+            /** @description No token, or an unknown token. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -1622,7 +1622,7 @@ export interface operations {
                     "application/json": components["schemas"]["Fault"];
                 };
             };
-            /** @description The token's role does not reach so far, or the page's origin is not allowed. */
+            /** @description The token's role is too low, or the page's origin is not allowed. */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -1631,7 +1631,7 @@ export interface operations {
                     "application/json": components["schemas"]["Fault"];
                 };
             };
-            /** @description Too many tokens that are not known came from the caller's address, or the token asks for too much. */
+            /** @description Too many unknown tokens came from the caller's address, or the token asks too often. */
             429: {
                 headers: {
                     /** @description Seconds to wait. */
@@ -1673,7 +1673,7 @@ export interface operations {
                     "application/json": components["schemas"]["TableConfig"][];
                 };
             };
-            /** @description No token, or one that is not known. */
+            /** @description No token, or an unknown token. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -1682,7 +1682,7 @@ export interface operations {
                     "application/json": components["schemas"]["Fault"];
                 };
             };
-            /** @description The token's role does not reach so far, or the page's origin is not allowed. */
+            /** @description The token's role is too low, or the page's origin is not allowed. */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -1691,7 +1691,7 @@ export interface operations {
                     "application/json": components["schemas"]["Fault"];
                 };
             };
-            /** @description Too many tokens that are not known came from the caller's address, or the token asks for too much. */
+            /** @description Too many unknown tokens came from the caller's address, or the token asks too often. */
             429: {
                 headers: {
                     /** @description Seconds to wait. */
@@ -1722,7 +1722,7 @@ export interface operations {
                     "application/json": components["schemas"]["ExtractionMode"][];
                 };
             };
-            /** @description No token, or one that is not known. */
+            /** @description No token, or an unknown token. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -1731,7 +1731,7 @@ export interface operations {
                     "application/json": components["schemas"]["Fault"];
                 };
             };
-            /** @description The token's role does not reach so far, or the page's origin is not allowed. */
+            /** @description The token's role is too low, or the page's origin is not allowed. */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -1740,7 +1740,7 @@ export interface operations {
                     "application/json": components["schemas"]["Fault"];
                 };
             };
-            /** @description Too many tokens that are not known came from the caller's address, or the token asks for too much. */
+            /** @description Too many unknown tokens came from the caller's address, or the token asks too often. */
             429: {
                 headers: {
                     /** @description Seconds to wait. */
@@ -1771,7 +1771,7 @@ export interface operations {
                     "text/event-stream": string;
                 };
             };
-            /** @description No token, or one that is not known. */
+            /** @description No token, or an unknown token. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -1780,7 +1780,7 @@ export interface operations {
                     "application/json": components["schemas"]["Fault"];
                 };
             };
-            /** @description The token's role does not reach so far, or the page's origin is not allowed. */
+            /** @description The token's role is too low, or the page's origin is not allowed. */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -1789,7 +1789,7 @@ export interface operations {
                     "application/json": components["schemas"]["Fault"];
                 };
             };
-            /** @description Too many tokens that are not known came from the caller's address, or the token asks for too much. */
+            /** @description Too many unknown tokens came from the caller's address, or the token asks too often. */
             429: {
                 headers: {
                     /** @description Seconds to wait. */
@@ -1820,7 +1820,7 @@ export interface operations {
                     "text/plain": string;
                 };
             };
-            /** @description No token, or one that is not known. */
+            /** @description No token, or an unknown token. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -1829,7 +1829,7 @@ export interface operations {
                     "application/json": components["schemas"]["Fault"];
                 };
             };
-            /** @description The token's role does not reach so far, or the page's origin is not allowed. */
+            /** @description The token's role is too low, or the page's origin is not allowed. */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -1838,7 +1838,7 @@ export interface operations {
                     "application/json": components["schemas"]["Fault"];
                 };
             };
-            /** @description Too many tokens that are not known came from the caller's address, or the token asks for too much. */
+            /** @description Too many unknown tokens came from the caller's address, or the token asks too often. */
             429: {
                 headers: {
                     /** @description Seconds to wait. */
@@ -1898,7 +1898,7 @@ export interface operations {
                     }[];
                 };
             };
-            /** @description No GraphQL, or not one that Dagster takes. */
+            /** @description Not GraphQL, or GraphQL that Dagster does not accept. */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -1910,7 +1910,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description No token, or one that is not known. */
+            /** @description No token, or an unknown token. */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -1919,7 +1919,7 @@ export interface operations {
                     "application/json": components["schemas"]["Fault"];
                 };
             };
-            /** @description The token's role does not reach so far, or the page's origin is not allowed. */
+            /** @description The token's role is too low, or the page's origin is not allowed. */
             403: {
                 headers: {
                     [name: string]: unknown;

@@ -1,1 +1,1 @@
-"""The HTTP front door: it reads the state from PostgreSQL, and asks Dagster for runs over GraphQL, as any other client does."""
+"""The HTTP front door: it reads the state from PostgreSQL and asks Dagster for runs over GraphQL, as every client does."""

@@ -1,4 +1,4 @@
-"""Who is let in: by address, by origin, by token, and how often; and how many streams each keeps open."""
+"""Decides who may come in: by address, origin and token. Limits how often a caller launches and how many streams it keeps open."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from pulso_etl.settings import AccessSettings
 MAXIMUM_BODY_BYTES = 256 * 1024
 TOO_LONG = f"the body is longer than {MAXIMUM_BODY_BYTES} bytes"
 MAXIMUM_STREAMS = 100
-"""How many streams of events the holders of one token keep open at the same time."""
+"""Streams of events that the holders of one token may keep open at the same time."""
 REFUSALS, REFUSAL_SECONDS = 20, 60
-"""So many tokens that are not known an address may send in so many seconds before it is told to wait."""
+"""An address may send this many unknown tokens in this many seconds. After that it has to wait."""
 MAXIMUM_ADDRESSES = 10_000
-"""Of so many addresses the refusals are counted; the one that was quiet for longest is forgotten for a further one."""
+"""Refusals are counted for at most this many addresses. A further one replaces the address that was quiet for longest."""
 NO_TOKENS = "{door} needs API_TOKENS: make an entry with `pulso-etl token NAME ROLE` (`pulso-etl dev` makes its own)"
 audit = logging.getLogger("pulso_etl.audit")
 LOCAL = Caller("local", Role.ADMIN)
-"""Who asks from this machine where no token is configured."""
+"""The caller on this machine where no token is configured."""
 PROXIED = re.compile(
     r"forwarded|via|x-(forwarded|real|original|client|cluster|envoy|proxy)\b.*|(true|cf|fastly|fly)-(client|connecting).*|proxy-.*"
 )
-"""Headers by which some proxy says for whom it asks. A plain one says nothing: `pulso-etl api` does not start without tokens."""
+"""Headers in which a proxy names its client. Some proxies send none; therefore `pulso-etl api` does not start without tokens."""
 PAGE_HEADERS = {
     b"content-security-policy": b"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     b"frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -62,25 +62,25 @@ def is_loopback(host: str | None) -> bool:
 def why_refused(
     client: str | None, headers: Headers, *, tokens: bool, origins: Sequence[str], port: int | None = None
 ) -> str | None:
-    """Why a request must not even be looked at; None where it may. `port`: where the server listens.
+    """The reason to refuse a request before anything else is done; None if there is no reason. The server listens on `port`.
 
-    Without tokens only this machine is served: neither a proxy on it, nor a page whose name was made to point to it. A page
-    of another origin is served only where that is allowed, since a browser would send its requests without asking.
+    Without tokens the server answers this machine alone. It refuses a proxy on this machine, and a page whose host name
+    somebody pointed at this machine. A page of another origin needs permission, because a browser sends its requests unasked.
     """
     if not tokens:
         if not is_loopback(client) or any(PROXIED.fullmatch(name) for name in headers):
-            return "without API_TOKENS only this machine is served, and no proxy on it"
+            return "without API_TOKENS the server answers only this machine, and no proxy on it"
         own = [name if port in (None, 80) else f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")]
         if headers.getlist("host") not in [[name] for name in own]:
-            return f"without API_TOKENS only the server's own names are served: {', '.join(own)}"
+            return f"without API_TOKENS the server answers only to its own names: {', '.join(own)}"
     origin = headers.get("origin")
     if origin is not None and origin not in origins and origin.partition("://")[2] != headers.get("host"):
-        return f"pages of {origin[:200]} are not served; API_CORS_ORIGINS names those that are"
+        return f"pages of {origin[:200]} are not allowed; API_CORS_ORIGINS lists the pages that are"
     return None
 
 
 class Guard:
-    """ASGI middleware before all else: `refusal`, the size of bodies, and headers that a page should have."""
+    """ASGI middleware that runs first: `refusal`, the limit on a body's size, and the security headers of pages."""
 
     def __init__(self, app: ASGIApp, *, tokens: bool, origins: Sequence[str]) -> None:
         self.app = app
@@ -121,16 +121,16 @@ class Guard:
 
 
 class Refusals:
-    """Counts the tokens that are refused, by the address that sends them, and slows down who sends many.
+    """Counts refused tokens by the address that sends them, and makes an address wait that sends many.
 
-    A token that is known is never kept waiting: behind a proxy everybody has its address.
+    A known token never waits: behind a proxy all callers have the same address.
     """
 
     def __init__(self) -> None:
         self._seen: OrderedDict[str, tuple[float, int]] = OrderedDict()
 
     def refuse(self, address: str, what: str) -> HTTPException:
-        """The answer to a token that is not known: 401, and 429 once there were many. `what` was asked for."""
+        """The answer to an unknown token: 401, or 429 after many of them. `what`: the request, for the log."""
         now = time.monotonic()
         since, count = self._seen.pop(address, (now, 0))
         if now - since >= REFUSAL_SECONDS:
@@ -140,19 +140,19 @@ class Refusals:
             self._seen.popitem(last=False)
         wait = math.ceil(since + REFUSAL_SECONDS - now)
         if count < REFUSALS:
-            audit.warning("%s: a token that is not known was refused, from %s", what, address)
+            audit.warning("%s: an unknown token was refused, from %s", what, address)
             return HTTPException(401, "this token is not known, or its last day is over", {"WWW-Authenticate": "Bearer"})
         if count == REFUSALS:
-            audit.warning("%s: further tokens from %s are refused without a line, for %d s", what, address, wait)
-        told = "too many tokens that are not known came from this address; try again later"
+            audit.warning("%s: further tokens from %s are refused without a log line, for %d s", what, address, wait)
+        told = "too many unknown tokens came from this address; try again later"
         return HTTPException(429, told, {"Retry-After": str(wait)})
 
 
 class Gatekeeper:
-    """Knows the tokens that open its routes, and counts the launches and the streams of events."""
+    """Knows the valid tokens, and counts launches and streams of events."""
 
     def __init__(self, settings: AccessSettings, tokens: Iterable[Token], *, local: bool) -> None:
-        """`local`: the deployment has no tokens at all, and so serves this machine alone, with every right."""
+        """`local`: the deployment has no tokens; every caller is on this machine and has every right."""
         self.tokens = tokens
         self.local = local
         self.streams: Counter[str] = Counter()
@@ -161,7 +161,7 @@ class Gatekeeper:
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
 
     def caller(self, secret: str | None, address: str) -> Caller:
-        """Who asks, from an address. Raises HTTPException 401, and 429 after many tokens that are not known."""
+        """The caller who holds the token `secret`. Raises HTTPException 401, or 429 after many unknown tokens from the address."""
         if self.local:
             return LOCAL
         if secret is None:
@@ -172,13 +172,13 @@ class Gatekeeper:
         return found
 
     def admit_stream(self, caller: Caller) -> None:
-        """Raises HTTPException 429 where the caller keeps too many streams open."""
+        """Raises HTTPException 429 if the caller keeps too many streams open."""
         if self.streams[caller.name] >= MAXIMUM_STREAMS:
             told = f"{caller.name} keeps {MAXIMUM_STREAMS} streams of events open; close some, or ask for the status instead"
             raise HTTPException(429, told, {"Retry-After": "30"})
 
     async def count_launches(self, caller: Caller, launches: int = 1) -> None:
-        """Raises HTTPException 429 where the caller launches too much."""
+        """Raises HTTPException 429 if the caller launches too often."""
         if not await self._limiter.hit(self.limit, caller.name, cost=launches):
             stats = await self._limiter.get_window_stats(self.limit, caller.name)
             wait = max(1, math.ceil(stats.reset_time - time.time()))
@@ -186,19 +186,19 @@ class Gatekeeper:
 
 
 def demand(caller: Caller, role: Role) -> None:
-    """Raises HTTPException 403 where the caller's role does not reach so far."""
+    """Raises HTTPException 403 if the caller's role is lower than `role`."""
     if caller.role < role:
         raise HTTPException(403, f"{caller.name} has the role {caller.role.name.lower()}; {role.name.lower()} is needed")
 
 
 class Needs(HTTPBearer):
-    """A dependency that gives the caller, who has that role; also how the OpenAPI document tells of tokens."""
+    """A dependency that demands a role and returns the caller. It also describes tokens in the OpenAPI document."""
 
     def __init__(self, role: Role) -> None:
         super().__init__(scheme_name="token", auto_error=False, description="A token that `pulso-etl token NAME ROLE` made.")
         self.role = role
 
-    # The base class gives what the header holds; the routes get whose it is.
+    # The base class returns the header's content. The routes need its owner.
     async def __call__(self, request: Request) -> Caller:  # type: ignore[override]
         """Raises HTTPException 401 and 403."""
         given = await super().__call__(request)

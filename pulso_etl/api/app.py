@@ -1,4 +1,4 @@
-"""The HTTP API: its routes, and what becomes of errors."""
+"""The HTTP API: its routes, and the answers to errors."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ from pulso_etl.tables import TABLES
 Answers = dict[int | str, dict[str, Any]]
 RETRY_SECONDS = 5
 STREAM_END_SECONDS = 1
-"""How long a stream of events may take to end when the server does."""
+"""How long a stream of events may take to end when the server stops."""
 ROLE_HEADER = "Pulso-Role"
-"""Tells a page what its token may do."""
+"""Header that tells a page the role of its token."""
 DASHBOARD = "dashboard"
 """The group of tables that the dashboard shows."""
 UNAVAILABLE: dict[str, Any] = {
@@ -75,15 +75,15 @@ UNAVAILABLE: dict[str, Any] = {
     "headers": {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}},
 }
 REFUSED: Answers = {
-    401: {"model": Fault, "description": "No token, or one that is not known."},
-    403: {"model": Fault, "description": "The token's role does not reach so far, or the page's origin is not allowed."},
+    401: {"model": Fault, "description": "No token, or an unknown token."},
+    403: {"model": Fault, "description": "The token's role is too low, or the page's origin is not allowed."},
     429: {
         "model": Fault,
-        "description": "Too many tokens that are not known came from the caller's address, or the token asks for too much.",
+        "description": "Too many unknown tokens came from the caller's address, or the token asks too often.",
         "headers": {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}},
     },
 }
-BROKEN: Answers = {400: {"model": Fault, "description": "The body is no JSON, or broke off."}}
+BROKEN: Answers = {400: {"model": Fault, "description": "The body is not JSON, or is incomplete."}}
 INVALID: Answers = {422: {"model": ValidationFaults, "description": "The request makes no sense."}}
 UNCHANGED: Answers = {304: {"description": "No row has changed since the ETag that was sent."}}
 UNKNOWN: Answers = {404: {"model": Fault, "description": "Not known."}}
@@ -94,7 +94,7 @@ TOO_MANY: dict[str, Any] = {
 }
 LAUNCHES: Answers = {**REFUSED, **INVALID, **UNKNOWN, 413: {"model": Fault}, 429: TOO_MANY, 503: UNAVAILABLE}
 MODES = {
-    Mode.INCREMENTAL: ("From the watermark, with the table's lookback, to today; skipped where the table is fresh.", []),
+    Mode.INCREMENTAL: ("From the watermark, less the table's lookback, to today. A fresh table is skipped.", []),
     Mode.SLIDING_WINDOW: ("The last days up to today: `days` of them, or the table's lookback.", ["days"]),
     Mode.FULL_REFRESH: ("Every partition.", []),
 }
@@ -117,7 +117,7 @@ GRAPHQL_ANSWERS: Answers = {
         },
     },
     400: {
-        "description": "No GraphQL, or not one that Dagster takes.",
+        "description": "Not GraphQL, or GraphQL that Dagster does not accept.",
         "content": {"application/json": {"schema": {"anyOf": [{"$ref": "#/components/schemas/Fault"}, GRAPHQL_ANSWER]}}},
     },
 }
@@ -133,17 +133,17 @@ GRAPHQL_BODY = {
 }
 audit = logging.getLogger("pulso_etl.audit")
 IfNoneMatch = Annotated[
-    str | None, Header(description="An ETag; 304 where no row has changed since. Leave it out to be told all the rest.")
+    str | None, Header(description="An ETag. The answer is 304 if no row has changed since. Leave it out to get ages and runs too.")
 ]
 TableName = Annotated[str, Path(description="The table.", examples=[TABLE_EXAMPLE], max_length=100)]
 
 
 class DaysAsked:
-    """Which days of a table are asked for, out of the parameters of the address."""
+    """The days that a request asks for, from the parameters of its address."""
 
     def __init__(
         self,
-        mode: Annotated[Mode, Query(description="How the days are found.")] = Mode.INCREMENTAL,
+        mode: Annotated[Mode, Query(description="How the server chooses the days.")] = Mode.INCREMENTAL,
         start: Annotated[date | None, Query(alias="from", description="First day; wins over the mode.")] = None,
         end: Annotated[date | None, Query(alias="to", description="Last day; wins over the mode.")] = None,
         days: Annotated[int | None, Query(ge=1, le=100_000, description="Trailing days, with sliding_window.")] = None,
@@ -156,10 +156,10 @@ class DaysAsked:
 
 
 class Deployment:
-    """What the routes work with."""
+    """The parts that the routes use."""
 
     def __init__(self, settings: Settings, tables: Mapping[str, TableSpec], *, discreet: bool) -> None:
-        """`discreet`: those may ask for the health who are not to be told of the insides."""
+        """`discreet`: strangers can ask for the health, so the answer shows no details."""
         self.settings = settings
         self.tables = tables
         self.database = Database(settings)
@@ -177,7 +177,7 @@ class Deployment:
         )
 
     def known(self, *tables: str) -> tuple[str, ...]:
-        """The tables, each once. Raises HTTPException 404."""
+        """The names without repetitions. Raises HTTPException 404 for an unknown table."""
         for table in tables:
             if table not in self.tables:
                 raise HTTPException(404, f"unknown table {table[:100]}; known are {', '.join(self.tables)}")
@@ -197,9 +197,9 @@ router = APIRouter(prefix="/api/v1/etl", route_class=StrictRoute)
 async def refresh_dashboard(
     request: Request, caller: Refresher, body: Annotated[DashboardRequest | None, Body()] = None
 ) -> Refresh:
-    """Refreshes the tables that the dashboard shows, or those that are named; fresh ones are skipped unless `force`.
+    """Refreshes the named tables, or the tables of the dashboard. Skips fresh tables unless `force` is set.
 
-    Answers at once. The same request while the first goes on gives the first's `pipeline_id`.
+    Answers at once. While a refresh is running, an identical request returns the `pipeline_id` of that refresh.
     """
     here, asked = deployment(request), body or DashboardRequest()
     group = [name for name, spec in here.tables.items() if spec.group == DASHBOARD]
@@ -214,7 +214,7 @@ async def refresh_table(
     caller: Refresher,
     table_name: TableName,
     days: Annotated[DaysAsked, Depends()],
-    force: Annotated[bool, Query(description="Refresh the table also where it is fresh.")] = False,
+    force: Annotated[bool, Query(description="Refresh the table even if it is fresh.")] = False,
 ) -> Refresh:
     """Refreshes one table."""
     [table] = deployment(request).known(table_name)
@@ -232,12 +232,14 @@ async def _launch(request: Request, caller: Refresher, asked: RefreshRequest) ->
 
 @router.get("/refresh/{pipeline_id}", responses={**REFUSED, **INVALID, **UNKNOWN, 503: UNAVAILABLE}, tags=["refresh"])
 async def refresh_progress(
-    request: Request, caller: Reader, pipeline_id: Annotated[str, Path(max_length=64, description="As the launch told it.")]
+    request: Request,
+    caller: Reader,
+    pipeline_id: Annotated[str, Path(max_length=64, description="The id that the launch returned.")],
 ) -> Refresh:
-    """How far a refresh is, table by table."""
+    """The progress of a refresh, table by table."""
     found = await deployment(request).refreshes.progress(pipeline_id.replace("\0", ""))
     if found is None:
-        raise HTTPException(404, "unknown refresh; its id is the pipeline_id of the answer that launched it")
+        raise HTTPException(404, "unknown refresh; use the pipeline_id that the launch returned")
     return found
 
 
@@ -270,9 +272,9 @@ async def table_status(request: Request, caller: Reader, table_name: TableName, 
 
 
 def _version(tables: Sequence[TableStatus]) -> dict[str, str]:
-    """The version of the tables' rows as an ETag, for those who keep what they made of the rows.
+    """The version of the tables' rows as an ETag, for clients that cache results of the rows.
 
-    Weak, for ages and runs change without it; and no browser may keep the answer and send the tag by itself.
+    The ETag is weak, because ages and runs change without it. `no-store` keeps browsers from sending the tag unasked.
     """
     versions = ",".join(f"{table.table}={table.data_version or 0}" for table in tables)
     return {"ETag": f'W/"{versions}"', "Cache-Control": "no-store"}
@@ -282,9 +284,9 @@ def _version(tables: Sequence[TableStatus]) -> dict[str, str]:
 async def health(
     request: Request,
     response: Response,
-    live: Annotated[bool, Query(description="Only whether this process lives, without a look at the other parts.")] = False,
+    live: Annotated[bool, Query(description="Only check that this process is alive, without the other parts.")] = False,
 ) -> Health:
-    """Whether a refresh could run now: 200, or 503 where a part fails. Needs no token."""
+    """Whether a refresh could run now: 200, or 503 if a part fails. Needs no token."""
     if live:
         return Health(ready=True, parts={}, checked_at=datetime.now(UTC))
     found = await deployment(request).health.look()
@@ -294,7 +296,7 @@ async def health(
 
 @router.post("/cleanup", responses={**REFUSED, 503: UNAVAILABLE}, tags=["operation"])
 async def cleanup(request: Request, caller: Admin) -> Cleanup:
-    """Ends extractions that died or hang, so that their tables are taken up again; says what it did."""
+    """Ends extractions that died or hang, so that their tables are refreshed again. Returns what it ended."""
     here = deployment(request)
     try:
         ended = await asyncio.to_thread(_recover, here)
@@ -328,7 +330,7 @@ def _recover(here: Deployment) -> list[EndedAttempt]:
 
 @router.get("/config/tables", responses=REFUSED, tags=["configuration"])
 async def config_tables(request: Request, caller: Reader) -> list[TableConfig]:
-    """How each table is kept."""
+    """The configuration of each table."""
     here = deployment(request)
     names = here.settings.sources()
     return [
@@ -356,7 +358,7 @@ async def config_tables(request: Request, caller: Reader) -> list[TableConfig]:
 
 @router.get("/config/extraction-modes", responses=REFUSED, tags=["configuration"])
 async def extraction_modes(caller: Reader) -> list[ExtractionMode]:
-    """How the days of a refresh can be found."""
+    """The ways to choose the days of a refresh."""
     return [
         ExtractionMode(mode=mode, description=text, parameters=parameters, default=mode is Mode.INCREMENTAL)
         for mode, (text, parameters) in MODES.items()
@@ -364,10 +366,10 @@ async def extraction_modes(caller: Reader) -> list[ExtractionMode]:
 
 
 class EventStream(EventSourceResponse):
-    """Events for one caller, counted while they last."""
+    """Events for one caller, who is counted while the stream is open."""
 
     def __init__(self, source: AsyncIterator[dict[str, str]], stop: anyio.Event, count: Counter[str], name: str) -> None:
-        # Told of the server's end, the stream ends as a whole answer does.
+        # When the server stops, the stream ends like a complete answer.
         super().__init__(source, ping=15, shutdown_event=stop, shutdown_grace_period=STREAM_END_SECONDS)
         self._count, self._name = count, name
         count[name] += 1
@@ -386,7 +388,7 @@ class EventStream(EventSourceResponse):
     tags=["status"],
 )
 async def events(request: Request, caller: Reader) -> EventSourceResponse:
-    """Server-sent events: `status` (a Status) first and whenever the whole changes, `table` (a TableStatus) for one that does."""
+    """Server-sent events: `status` (a Status) first and when the summary changes, else `table` (a TableStatus) for each."""
     gatekeeper: Gatekeeper = request.app.state.gatekeeper
     gatekeeper.admit_stream(caller)
     feed, stop = deployment(request).feed, anyio.Event()
@@ -400,14 +402,14 @@ async def events(request: Request, caller: Reader) -> EventSourceResponse:
 
 root = APIRouter()
 gateway = APIRouter(route_class=StrictRoute)
-"""The way to Dagster itself, which shows whatever runs there."""
+"""The GraphQL route of a deployment without tenants. Dagster shows all runs there."""
 no_gateway = APIRouter(route_class=StrictRoute)
-"""In its place, where others run there as well."""
+"""The GraphQL route of a tenant, who must not see the runs of others."""
 
 
 @root.get("/api/v1/openapi.json", include_in_schema=False)
 async def document(request: Request, caller: Reader) -> JSONResponse:
-    """What the routes take and give, for whoever may use some of them."""
+    """The OpenAPI document, for every caller with a token."""
     app: FastAPI = request.app
     return JSONResponse(app.openapi())
 
@@ -433,7 +435,7 @@ async def prometheus(request: Request, caller: Reader) -> Response:
     tags=["graphql"],
 )
 async def dagster_graphql(request: StrictRequest, caller: Reader) -> Response:
-    """Dagster's GraphQL: queries for readers, launches and cancels for the role `refresh`, all else for administrators.
+    """Dagster's GraphQL: queries for readers, launches and cancels for the role `refresh`, everything else for administrators.
 
     Takes JSON only: one request, or an array of them.
     """
@@ -442,18 +444,18 @@ async def dagster_graphql(request: StrictRequest, caller: Reader) -> Response:
 
 @no_gateway.post("/graphql", include_in_schema=False)
 async def no_graphql() -> Response:
-    """Says where it is."""
-    raise HTTPException(404, "Dagster's GraphQL shows every tenant's runs: administrators of no tenant reach it at /graphql")
+    """Tells a tenant where Dagster's GraphQL is."""
+    raise HTTPException(404, "Dagster's GraphQL shows every tenant's runs: administrators of the deployment find it at /graphql")
 
 
 def create_app(settings: Settings, *, tables: Mapping[str, TableSpec] = TABLES) -> FastAPI:
-    """The application of a deployment, or of one tenant of it. Connects when it is started; a part that is away then is waited for
-    at each request."""
+    """The application of a deployment or of one of its tenants. It connects when it starts. If a part is away then, each request
+    tries again."""
     tenant = settings.owner.tenant
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        # With tokens other machines are served, and the health needs none.
+        # With tokens, other machines can call the server, and the health needs no token.
         here = Deployment(settings, tables, discreet=settings.guarded)
         tokens = settings.keyring(lambda given: opening(given, tenant))
         async with serving(app, here, Gatekeeper(settings, tokens, local=not settings.guarded)):
@@ -466,9 +468,9 @@ def create_app(settings: Settings, *, tables: Mapping[str, TableSpec] = TABLES) 
     app = FastAPI(
         title="Pulso ETL",
         version="1",
-        description="Asks for refreshes of the tables that are kept equal to BigQuery, and watches them.",
+        description="Refreshes the tables that mirror BigQuery, and shows their state.",
         lifespan=lifespan,
-        # Its pages load scripts from another host, and the document of the routes is told by one that asks for a token.
+        # FastAPI's own pages load scripts from another host, and its route of the OpenAPI document asks for no token.
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
@@ -483,7 +485,7 @@ def create_app(settings: Settings, *, tables: Mapping[str, TableSpec] = TABLES) 
 
 
 class Connected(Protocol):
-    """What an application works with: at least PostgreSQL and Dagster."""
+    """The parts that an application uses: at least PostgreSQL and Dagster."""
 
     database: Database
     dagster: DagsterClient
@@ -491,7 +493,7 @@ class Connected(Protocol):
 
 @asynccontextmanager
 async def serving(app: FastAPI, here: Connected, gatekeeper: Gatekeeper) -> AsyncIterator[None]:
-    """What every application has from its start to its end."""
+    """Opens and closes the parts that every application has."""
     app.state.deployment = here
     app.state.gatekeeper = gatekeeper
     await here.database.open()
@@ -503,7 +505,7 @@ async def serving(app: FastAPI, here: Connected, gatekeeper: Gatekeeper) -> Asyn
 
 
 def guard(app: FastAPI, settings: Settings) -> None:
-    """What every application has: answers to errors, and a look at each request before all else."""
+    """Adds what every application has: answers to errors, and the middleware that runs before all routes."""
     origins = settings.cors_origins()
     for kind, answer in (HANDLERS | ANSWERS).items():
         app.add_exception_handler(kind, answer)
@@ -521,7 +523,7 @@ def guard(app: FastAPI, settings: Settings) -> None:
 
 
 def _serve_page(app: FastAPI) -> None:
-    """The status page: its files one by one, so that every other path keeps its own 404 and 405."""
+    """Serves the status page, one route per file, so that every other path still gets its own 404 or 405."""
     page = FilePath(__file__).parent / "page"
     for file in sorted(page.iterdir()):
         if file.is_dir():
@@ -532,7 +534,7 @@ def _serve_page(app: FastAPI) -> None:
 
 
 async def _file(file: FilePath) -> Response:
-    # The page names its scripts by their content; it is the page itself that must not be an old one.
+    # A script's name follows from its content, so only the page itself must be checked for a newer version.
     return FileResponse(file, headers={"Cache-Control": "no-cache"})
 
 

@@ -1,4 +1,4 @@
-"""What comes in a request's body: JSON as RFC 8259 has it, which every other program can read, and as a whole."""
+"""Reads a request's body: it must be complete, and JSON by RFC 8259, which every other program can read."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from starlette.requests import ClientDisconnect
 
 
 def parse(body: bytes | str) -> Any:
-    """What the JSON says. Raises HTTPException 400.
+    """The value of the JSON text. Raises HTTPException 400.
 
-    Python reads more than there is in JSON: NaN, numbers beyond a float, halves of surrogate pairs, other encodings.
+    Python's parser accepts more than JSON: NaN, numbers beyond a float, halves of surrogate pairs, other encodings.
     """
     try:
         given = json.loads(body if isinstance(body, str) else body.decode())
         json.dumps(given, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
-        raise HTTPException(400, "the body is no JSON of RFC 8259, in UTF-8") from None
+        raise HTTPException(400, "the body is not JSON (RFC 8259) in UTF-8") from None
     return given
 
 
 class StrictRequest(Request):
-    """A request whose body is whole, and whose JSON is that of `parse`."""
+    """A request with a complete body, whose JSON is read by `parse`."""
 
     async def body(self) -> bytes:
-        """Raises HTTPException 400 where the body breaks off."""
+        """Raises HTTPException 400 if the body is incomplete."""
         try:
             return await super().body()
         except ClientDisconnect:
-            raise HTTPException(400, "the body broke off") from None
+            raise HTTPException(400, "the body is incomplete") from None
 
     async def json(self) -> Any:
         """Raises HTTPException 400."""
@@ -40,7 +40,7 @@ class StrictRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """A route that is given strict requests."""
+    """A route whose requests are strict."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()

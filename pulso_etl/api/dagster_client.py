@@ -1,4 +1,4 @@
-"""Dagster, over the GraphQL of its webserver: the only way by which the API launches anything."""
+"""Calls Dagster over the GraphQL of its webserver. The API launches all runs this way."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ from pulso_etl.sync.spec import TableSpec
 TIMEOUT_SECONDS = 20.0
 WAITING = {DagsterRunStatus.QUEUED, DagsterRunStatus.NOT_STARTED, DagsterRunStatus.MANAGED, DagsterRunStatus.STARTING}
 
-CODE_AWAY = (
-    "Dagster's code server does not answer, or has other definitions; it is started again by itself: try again in some seconds"
-)
+CODE_AWAY = "Dagster's code server does not answer, or has other definitions; it restarts by itself: try again in some seconds"
 UNREACHABLE = {
     "DagsterUserCodeUnreachableError",
     "DagsterUserCodeUnreachableTimeoutError",
@@ -34,10 +32,10 @@ UNREACHABLE = {
     "DagsterCodeLocationNotFoundError",
     "PipelineNotFoundError",
     "RepositoryLocationNotFound",
-    # Of an asset that Dagster itself has named: it asks the code server, and takes any error for this one.
+    # For an asset that Dagster itself listed: Dagster asks the code server, and reports every error of it as this one.
     "InvalidSubsetError",
 }
-"""What Dagster answers, by type or class, about a job of ours whose code server is away."""
+"""Types and classes of Dagster's answers when the code server of our job is away."""
 
 
 class DagsterUnavailable(LauncherUnavailable):
@@ -45,18 +43,18 @@ class DagsterUnavailable(LauncherUnavailable):
 
 
 class LaunchRefused(RequestRefused):
-    """Dagster did not take the run."""
+    """Dagster did not accept the run."""
 
 
 @cache
 def operation(name: str) -> str:
-    """The text of an operation, of those in the folder `operations`."""
+    """The text of an operation in the folder `operations`."""
     return (files("pulso_etl.api") / "operations" / f"{name}.graphql").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run, as Dagster tells of it; instants carry a zone."""
+    """A run as Dagster describes it. Instants carry a zone."""
 
     run_id: str
     status: DagsterRunStatus
@@ -69,7 +67,7 @@ class Run:
 
     @property
     def progress(self) -> Progress:
-        """Its state in the words of this API."""
+        """The run's state in the vocabulary of this API."""
         if self.status in WAITING:
             return Progress.QUEUED
         ended = {
@@ -81,7 +79,7 @@ class Run:
 
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> Run:
-        """The run of an entry of the operation `runs`."""
+        """The run from an entry of the operation `runs`."""
         selection = found["assetSelection"]
         return cls(
             found["runId"],
@@ -100,27 +98,27 @@ def _instant(seconds: float | None) -> datetime | None:
 
 
 def _refuse_unreachable(found: Mapping[str, Any]) -> None:
-    """Raises DagsterUnavailable where the answer says that the code server is away."""
+    """Raises DagsterUnavailable if the answer says that the code server is away."""
     if UNREACHABLE & {found["__typename"], found.get("className")}:
         raise DagsterUnavailable(CODE_AWAY)
 
 
 class DagsterClient:
-    """Asks the webserver. Every method raises DagsterUnavailable."""
+    """A client of the webserver. Every method raises DagsterUnavailable."""
 
     def __init__(self, url: str, token: SecretStr | None = None, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        """`token` lets this process in; `transport` leads to a webserver that is in this process."""
+        """The webserver accepts this process by `token`. `transport` reaches a webserver inside this process."""
         self.url = url
         headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
         self._http = httpx.AsyncClient(timeout=TIMEOUT_SECONDS, trust_env=False, headers=headers, transport=transport)
         self._places: dict[str, dict[str, str]] = {}
-        """By asset, where it is and the job that launches it, as a launch must name them."""
+        """By asset: its code location and its job, which a launch must name."""
 
     async def close(self) -> None:
         await self._http.aclose()
 
     async def post(self, body: Mapping[str, Any]) -> httpx.Response:
-        """The webserver's answer to the body of a GraphQL request, as it is."""
+        """The webserver's unchanged answer to the body of a GraphQL request."""
         try:
             return await self._http.post(self.url, json=body)
         except httpx.HTTPError as error:
@@ -130,11 +128,11 @@ class DagsterClient:
         """The data of the operation of that name."""
         answer = await self.post({"query": operation(name), "variables": variables})
         if answer.status_code == httpx.codes.UNAUTHORIZED:
-            raise DagsterUnavailable("Dagster's webserver refuses this process: give both the same DAGSTER_GRAPHQL_TOKEN")
+            raise DagsterUnavailable("Dagster's webserver refuses this process: set the same DAGSTER_GRAPHQL_TOKEN for both")
         try:
             found = answer.json()
         except ValueError:
-            raise DagsterUnavailable(f"Dagster's webserver answers {answer.status_code}, and no JSON") from None
+            raise DagsterUnavailable(f"Dagster's webserver answers {answer.status_code}, and not JSON") from None
         if found.get("errors") or not found.get("data"):
             faults = "; ".join(str(error.get("message")) for error in found.get("errors", []))
             raise DagsterUnavailable(f"Dagster's webserver answers {answer.status_code}: {faults[:500] or 'nothing'}")
@@ -144,17 +142,17 @@ class DagsterClient:
         """The runs of a GraphQL RunsFilter (`runIds`, `tags`, `statuses`), newest first."""
         found = (await self.execute("runs", filter=filters, limit=limit))["runsOrError"]
         if found["__typename"] != "Runs":
-            raise DagsterUnavailable(f"Dagster does not tell of its runs: {found.get('message')}")
+            raise DagsterUnavailable(f"Dagster does not list its runs: {found.get('message')}")
         return [Run.of(entry) for entry in found["results"]]
 
     async def runs_under_way(self) -> list[Run]:
-        """The runs that wait or go on, newest first."""
+        """The queued and running runs, newest first."""
         return await self.runs(statuses=[status.value for status in NOT_FINISHED_STATUSES])
 
     async def launch(self, launch: Launch) -> str:
-        """Launches the run by its table's job or, where there is none, out of Dagster's own; returns the run's id.
+        """Launches the run with the job of its table, else with Dagster's own job of all assets. Returns the run's id.
 
-        Raises LaunchRefused where Dagster does not take it.
+        Raises LaunchRefused if Dagster does not accept the run.
         """
         selection = {
             "assetSelection": [{"path": list(key.path)} for key in launch.assets],
@@ -166,11 +164,11 @@ class DagsterClient:
         }
         found = (await self.execute("launch_run", params=params))["launchRun"]
         if found["__typename"] != "LaunchRunSuccess":
-            # The code location may have moved; the next launch looks for it anew.
+            # The asset may be in another code location now; the next launch looks again.
             self._places.clear()
             _refuse_unreachable(found)
             reasons = [found.get("message")] + [error["message"] for error in found.get("errors", [])]
-            raise LaunchRefused(f"Dagster did not take the run: {next(filter(None, reasons), found['__typename'])[:500]}")
+            raise LaunchRefused(f"Dagster did not accept the run:  {next(filter(None, reasons), found['__typename'])[:500]}")
         return str(found["run"]["runId"])
 
     async def _place(self, spec: TableSpec) -> dict[str, str]:
@@ -179,8 +177,8 @@ class DagsterClient:
             found = (await self.execute("asset_location", assetKeys=[{"path": list(spec.asset_path)}]))["assetNodes"]
             if not found:
                 raise DagsterUnavailable(
-                    f"Dagster has no code for the asset {asset}: its code server does not answer, or starts; if that stays so, "
-                    "look at its page Deployment for what is wrong"
+                    f"Dagster has no code for the asset {asset}: its code server does not answer, or is starting; if this goes on, "
+                    "see Dagster's page Deployment for the error"
                 )
             node = found[0]
             self._places[asset] = {
@@ -191,7 +189,7 @@ class DagsterClient:
         return self._places[asset]
 
     async def backfill(self, backfill_id: str) -> tuple[str, list[str] | None] | None:
-        """The job whose partitions a back-fill loads, and its assets as text; None for a back-fill that is not known."""
+        """The job and the assets (as text) that a back-fill loads; None for an unknown back-fill."""
         found = (await self.execute("backfill", backfillId=backfill_id))["partitionBackfillOrError"]
         if found["__typename"] != "PartitionBackfill":
             return None
@@ -200,7 +198,7 @@ class DagsterClient:
         return job, None if selection is None else ["/".join(key["path"]) for key in selection]
 
     async def ask_code(self, spec: TableSpec) -> None:
-        """Asks the code server for the plan of a run of the table, which runs nothing."""
+        """Asks the code server for the plan of a run of the table. This runs nothing."""
         place = await self._place(spec)
         selector = {
             "pipelineName": place["jobName"],
@@ -216,7 +214,7 @@ class DagsterClient:
             raise DagsterUnavailable(f"Dagster's code server makes no plan for {spec.asset_name}: {found['__typename']}")
 
     async def failure(self, run_id: str) -> str | None:
-        """Why the run failed, as far as Dagster knows: its step's error, why it was dropped from the queue, or its own."""
+        """Why the run failed, as far as Dagster knows: the error of its step, of the queue, or of the run."""
         found = (await self.execute("run_failure", runId=run_id))["logsForRun"]
         reasons: dict[str, str] = {}
         for event in found.get("events", []):
@@ -232,7 +230,7 @@ class DagsterClient:
         )
 
     async def daemons(self) -> tuple[str, dict[str, bool]]:
-        """Dagster's version, and whether each daemon that is needed was heard of in time."""
+        """Dagster's version, and for each required daemon whether its heartbeat is recent."""
         found = await self.execute("daemons")
         statuses = found["instance"]["daemonHealth"]["allDaemonStatuses"]
         return found["version"], {entry["daemonType"]: bool(entry["healthy"]) for entry in statuses if entry["required"]}

@@ -25,7 +25,7 @@ from pulso_etl.sync.postgres.sessions import Session
 POOL_SIZE = 8
 WAIT_SECONDS = 5.0
 LIMITS = Limits(*[timedelta(seconds=30)] * 4)
-"""Nobody waits longer for an answer; what takes so long is ended by the server."""
+"""Longest wait for an answer. The server cancels a statement after that time."""
 
 
 class DatabaseUnavailable(DestinationUnavailable):
@@ -35,7 +35,7 @@ class DatabaseUnavailable(DestinationUnavailable):
 class Database:
     """The connections, and the names of the tables that the API uses.
 
-    At the first use it is seen to that the sessions are ours alone, and our own tables are created, if `tables`.
+    The first use checks that nobody shares the sessions, and creates the project's own tables if `tables` is set.
     """
 
     def __init__(self, settings: Settings, *, tables: bool = True) -> None:
@@ -67,12 +67,12 @@ class Database:
         try:
             await AsyncConnectionPool.check_connection(conn)
         except psycopg.Error:
-            # The server ended this one, so the others too: the pool would find them out one by one, with a wait after each.
+            # If the server closed this connection, it closed the others too. The pool alone would test them one by one, with waits.
             await self._pool.drain()
             raise
 
     async def open(self) -> None:
-        """Begins to connect; does not wait for it."""
+        """Starts to connect, without waiting."""
         await self._pool.open(wait=False)
 
     async def close(self) -> None:
@@ -80,7 +80,7 @@ class Database:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[psycopg.AsyncConnection]:
-        """A connection in autocommit mode. Raises DatabaseUnavailable, also where the server goes away meanwhile."""
+        """A connection in autocommit mode. Raises DatabaseUnavailable, also if the server goes away during its use."""
         try:
             if not self._prepared:
                 await asyncio.to_thread(self._prepare)
@@ -88,7 +88,7 @@ class Database:
             async with self._pool.connection() as conn:
                 yield conn
         except DestinationError as error:
-            # A pooler that shares sessions, as a load refuses it.
+            # A pooler shares the sessions. Loads refuse it too.
             raise DatabaseUnavailable(str(error)) from error
         except PoolTimeout as error:
             raise DatabaseUnavailable(f"PostgreSQL does not answer: {first_line(error)}") from error
@@ -98,12 +98,12 @@ class Database:
             raise DatabaseUnavailable(f"{meaning(error).tell(error)}") from error
 
     async def states(self, conn: psycopg.AsyncConnection, since: datetime | None = None) -> dict[str, TableState]:
-        """What `Watermarks.read` gives. Raises DatabaseUnavailable where another release has changed the ledger meanwhile."""
+        """The result of `Watermarks.read`. Raises DatabaseUnavailable if another release changes the ledger at the same time."""
         query, parameters = self.marks.query(since)
         try:
             return self.marks.states(await (await conn.cursor(row_factory=dict_row).execute(query, parameters)).fetchall())
         except (pg.UndefinedTable, pg.UndefinedColumn) as error:
-            # The next connection brings an older ledger up to date, and refuses a newer one.
+            # The next connection migrates an older ledger, and refuses a newer one.
             self._prepared = False
             raise DatabaseUnavailable(f"the ledger has changed meanwhile: {first_line(error)}") from error
 

@@ -1,8 +1,8 @@
-"""The door of Dagster's UI: the webserver's application, which knows no callers, behind the same tokens and roles as the HTTP API.
+"""The door of Dagster's UI. Dagster's webserver knows no callers; the door adds the tokens and roles of the HTTP API.
 
-A browser signs in with a token, and has a cookie from then on; a program sends its token. Pages are for readers, and GraphQL goes
-through the gateway: by POST and as JSON alone. On the web socket there are subscriptions and nothing else. The API itself, which
-has decided on its launches already, has a token of its own.
+A browser signs in with a token and then sends a cookie; a program sends its token. Readers see the pages. GraphQL passes the
+gateway, as a POST of JSON. The web socket accepts only subscriptions. The API has a token of its own, because it has already
+decided on its launches.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ HEADERS = [
 
 @dataclass(frozen=True)
 class Known:
-    """Who asks, and whether a browser says so by itself, whichever page made it ask."""
+    """The caller, and whether a cookie names it. A browser sends the cookie even if another site's page makes the request."""
 
     caller: Caller
     by_cookie: bool = False
@@ -73,8 +73,8 @@ class Door:
     """ASGI middleware around Dagster's webserver."""
 
     def __init__(self, dagster: ASGIApp, settings: AccessSettings) -> None:
-        """Raises SettingsError where nobody could come in."""
-        # With tenants the UI shows the runs of them all.
+        """Raises SettingsError if no caller could come in."""
+        # With tenants, the UI shows the runs of all of them.
         lowest = Role.READ if settings.tenants_file is None else Role.ADMIN
         tokens = settings.keyring(lambda given: [token for token in opening(given, "") if token.caller.role >= lowest])
         secret = settings.dagster_graphql_token
@@ -105,10 +105,10 @@ class Door:
             await self.dagster(scope, receive, send)
 
     async def _answer(self, request: StrictRequest) -> Response | None:
-        """What is said to a request; None where Dagster is to say it. Raises HTTPException, and DagsterUnavailable."""
+        """The answer to a request, or None if Dagster should answer. Raises HTTPException and DagsterUnavailable."""
         path, method = request.scope["path"], "GET" if request.method == "HEAD" else request.method
         if (method, path) == ("GET", INFO):
-            # Versions, which probes ask for under any name.
+            # Probes ask for these versions under any host name.
             return None
         if (reason := self._stranger(request.headers)) is not None:
             raise HTTPException(403, reason)
@@ -126,18 +126,18 @@ class Door:
         if (method, path) == ("POST", GRAPHQL):
             return await self._graphql(request, known)
         if method != "GET" or path.rstrip("/") == GRAPHQL:
-            raise HTTPException(405, "pages are read, and GraphQL is asked by POST and as JSON")
+            raise HTTPException(405, "use GET for pages, and POST with JSON for GraphQL")
         return None
 
     def _stranger(self, headers: Headers) -> str | None:
-        """Why a request must not even be looked at: another's page made it, or it is for another's name."""
+        """The reason to refuse a request first of all: another site's page made it, or it names another host."""
         host = headers.get("host", "").lower()
         if host not in self.hosts and not is_loopback(host.rpartition(":")[0] or host):
-            return "this name is not served; DAGSTER_UI_URL says under which name people reach Dagster's UI"
+            return "Dagster's UI has another name; DAGSTER_UI_URL says under which name people reach it"
         return why_refused(None, headers, tokens=True, origins=[self.origin])
 
     def _known(self, headers: Headers, address: str) -> Known | None:
-        """Who asks, if that is told. Raises HTTPException for a token that is not known."""
+        """The caller, or None without a token and a session. Raises HTTPException for an unknown token."""
         kind, _, secret = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer":
             if self.secret and hmac.compare_digest(self.secret.encode(), secret.strip().encode()):
@@ -157,14 +157,14 @@ class Door:
         body = await _bounded(request, MAXIMUM_TOKEN_BYTES)
         (secret,) = parse_qs(body.decode(errors="replace")).get("token", [""])[:1]
         if request.headers.get("origin") is None:
-            raise HTTPException(403, "a page's request says where the page is from")
+            raise HTTPException(403, "a request from a page must have the header Origin")
         caller = self._by_token(secret, _address(request.scope))
         audit.info("Dagster's UI: %s signed in", caller.name)
         return Response(status_code=204, headers={"Set-Cookie": self.sessions.cookie(caller, datetime.now(UTC))})
 
     async def _graphql(self, request: StrictRequest, known: Known) -> Response:
         if known.by_cookie and request.headers.get("origin") is None:
-            raise HTTPException(403, "a page's request says where the page is from")
+            raise HTTPException(403, "a request from a page must have the header Origin")
         await _bounded(request, MAXIMUM_BODY_BYTES)
         if known.caller is API:
             documents, _ = await documents_of(request)
@@ -196,7 +196,7 @@ class Door:
 
 
 def _subscription(message: Message) -> str | None:
-    """What the message says, written anew so that nobody reads it otherwise; None where it asks for anything but a subscription."""
+    """The message, encoded again so that Dagster reads it the same way. None if it asks for more than a subscription."""
     try:
         given: Any = parse(message.get("text") or message.get("bytes") or b"")
         if not isinstance(given, dict):
@@ -214,7 +214,7 @@ def _address(scope: Scope) -> str:
 
 
 async def _bounded(request: StrictRequest, size: int) -> bytes:
-    """The body, kept for who reads it next. Raises HTTPException 413."""
+    """The body, kept for the next reader. Raises HTTPException 413."""
     body = b""
     try:
         async for piece in request.stream():
@@ -222,7 +222,7 @@ async def _bounded(request: StrictRequest, size: int) -> bytes:
             if len(body) > size:
                 raise HTTPException(413, f"the body is longer than {size} bytes")
     except ClientDisconnect:
-        raise HTTPException(400, "the body broke off") from None
+        raise HTTPException(400, "the body is incomplete") from None
     request._body = body
     return body
 

@@ -1,4 +1,4 @@
-"""Answers that tell of a fault: `detail` is the text, and `failure` says the cause, for programs and for the page."""
+"""Answers that report a fault: `detail` is the text; `failure` has the cause, for programs and for the page."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ OF_STATUS = {
     502: Cause.LAUNCHER_UNAVAILABLE,
     503: Cause.LAUNCHER_UNAVAILABLE,
 }
-"""What the API's own refusals mean, by HTTP status. Every other one is about the request."""
+"""Causes of the API's own refusals, by HTTP status. Every other status means a bad request."""
 
 
 def fault(status: int, detail: str, cause: Cause | None = None, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """An answer with that HTTP status; without a `cause` the status tells it."""
+    """An answer with that HTTP status. Without a `cause`, the status decides the cause."""
     text = scrub(detail)
     failure = Failure.of(cause or OF_STATUS.get(status, Cause.REQUEST), text)
     return JSONResponse({"detail": text, "failure": failure.model_dump(mode="json")}, status, headers)
 
 
 def fault_of(status: int, error: PulsoError, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """An answer that tells of an error of ours."""
+    """An answer that reports one of the project's own errors."""
     return fault(status, str(error), error.cause, headers)
 
 
 def invalid(faults: list[dict[str, Any]]) -> JSONResponse:
-    """422: what is wrong with each value of a request, as FastAPI tells it."""
+    """422: the faults of a request's values, in FastAPI's form."""
     told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in faults)
     failure = Failure.of(Cause.REQUEST, told)
     return JSONResponse({"detail": faults, "failure": failure.model_dump(mode="json")}, 422)
@@ -58,4 +58,4 @@ async def malformed(request: Request, error: Exception) -> Response:
 
 
 HANDLERS = {HTTPException: refused, AnyHTTPException: refused, RequestValidationError: malformed}
-"""By the exceptions of the framework."""
+"""Handlers, by the framework's exceptions."""

@@ -1,7 +1,7 @@
-"""The way to Dagster's GraphQL, for the API's route and for Dagster's UI alike: who asks, for what, and how often.
+"""The gateway to Dagster's GraphQL, for the API's route and for Dagster's UI. It checks who asks, for what, and how often.
 
-What a document may do is decided in `graphql`. What a caller of the role `refresh` ends is looked up before: it may end what it may
-launch, and nothing else. A document that changes something leaves two lines in the log: one before it goes to Dagster, one after.
+The module `graphql` decides what a document may do. A caller of the role `refresh` may end only the runs that it may launch;
+the gateway looks them up first. For a document that changes something, the log has a line before and a line after the call.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class Gateway:
-    """Passes requests on to Dagster, once they are decided on."""
+    """Checks requests and passes them on to Dagster."""
 
     dagster: DagsterClient
     gatekeeper: Gatekeeper
     limits: DocumentLimits = LIMITS
 
     async def answer(self, request: StrictRequest, caller: Caller) -> Response:
-        """What Dagster answers to a request, or to an array of them. Raises HTTPException, and DagsterUnavailable."""
+        """Dagster's answer to a request, or to an array of requests. Raises HTTPException and DagsterUnavailable."""
         documents, batch = await documents_of(request)
         verdicts = await self.admit(documents, caller)
         answers = []
@@ -52,7 +52,7 @@ class Gateway:
         return Response(answers[0].content, answers[0].status_code, media_type="application/json")
 
     async def admit(self, documents: Sequence[Document], caller: Caller) -> list[Verdict]:
-        """What the documents do, where the caller may do it. Raises HTTPException, and DagsterUnavailable."""
+        """The verdicts on the documents. Raises HTTPException if the caller may not do this, and DagsterUnavailable."""
         try:
             verdicts = [graphql.verdict_on(document["query"], document["variables"], self.limits) for document in documents]
         except graphql.DocumentRefused as error:
@@ -69,7 +69,7 @@ class Gateway:
         return verdicts
 
     async def _demand_ends(self, verdict: Verdict, caller: Caller) -> None:
-        """Raises HTTPException 403 where the caller would end what it may not launch."""
+        """Raises HTTPException 403 if the caller would end a run that it may not launch."""
         runs = await self.dagster.runs(runIds=list(verdict.runs_ended)) if verdict.runs_ended else []
         launched = [(run.job, run.assets) for run in runs]
         launched += [found for one in verdict.backfills_ended if (found := await self.dagster.backfill(one)) is not None]
@@ -77,11 +77,11 @@ class Gateway:
             try:
                 demand(caller, permits.role_of_job(job, assets))
             except LaunchForbidden as error:
-                raise HTTPException(403, f"{caller.name} may end what it may launch: {error}") from None
+                raise HTTPException(403, f"{caller.name} may end only runs that it may launch: {error}") from None
 
 
 async def documents_of(request: StrictRequest) -> tuple[list[Document], bool]:
-    """The documents of a request, and whether they came as an array. Raises HTTPException for what is no GraphQL in JSON."""
+    """The documents of a request, and whether they came as an array. Raises HTTPException if the body is not GraphQL in JSON."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(415, "send JSON, with the header Content-Type: application/json")
     given = await request.json()
@@ -92,7 +92,7 @@ async def documents_of(request: StrictRequest) -> tuple[list[Document], bool]:
 
 
 def as_document(given: Any) -> Document:
-    """The query, its variables and the operation that it names: nothing else is passed on. Raises HTTPException."""
+    """The query, its variables and the name of its operation. Other fields are dropped. Raises HTTPException."""
     fields = given if isinstance(given, dict) else {}
     query, variables, name = (fields.get(key) for key in ("query", "variables", "operationName"))
     if not isinstance(query, str) or not isinstance(variables, dict | None) or not isinstance(name, str | None):

@@ -1,6 +1,7 @@
-"""Dagster's GraphQL behind a token: what a document may do is decided on the parsed document, never on its text.
+"""Decides what a document of Dagster's GraphQL may do. It judges the parsed document, never the text.
 
-Readers may query. The role `refresh` may also launch and cancel, with what `permits` lets it say. All else is for administrators.
+Readers may query. The role `refresh` may also launch and cancel, with the arguments that `permits` allows. Everything else is for
+administrators.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ from pulso_etl.sync.errors import RequestRefused
 MAXIMUM_DOCUMENTS = 10
 Arguments = Mapping[str, Any]
 GENTLE = {None, "SAFE_TERMINATE"}
-"""Ways to end a run in which its process has ended when Dagster says so."""
+"""Policies of termination by which Dagster reports the end only after the run's process has ended."""
 
 
 @dataclass(frozen=True)
 class DocumentLimits:
-    """How large a document may be: words, levels, and fields with its fragments written out."""
+    """Limits of a document: tokens, levels, and fields with its fragments expanded."""
 
     tokens: int
     depth: int
@@ -52,16 +53,16 @@ class DocumentLimits:
 
 LIMITS = DocumentLimits(tokens=4_000, depth=20, fields=2_000)
 UI_LIMITS = DocumentLimits(tokens=20_000, depth=60, fields=50_000)
-"""Of the documents that Dagster's UI sends."""
+"""Limits for the documents of Dagster's UI."""
 
 
 class DocumentRefused(RequestRefused):
-    """The document can't be decided on: it is no GraphQL, or too large, or too deep."""
+    """The document cannot be judged: it is not GraphQL, too large or too deep."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which role a document needs, how many runs it launches, and which runs and back-fills it ends."""
+    """The role that a document needs, the number of runs that it launches, and the runs and back-fills that it ends."""
 
     role: Role
     launches: int = 0
@@ -71,12 +72,12 @@ class Verdict:
 
     @property
     def counted(self) -> int:
-        """What counts towards a caller's limit."""
+        """Launches that count towards the caller's limit."""
         return self.launches + len(self.runs_ended) + len(self.backfills_ended)
 
 
 def verdict_on(query: str, variables: Mapping[str, Any] | None, limits: DocumentLimits = LIMITS) -> Verdict:
-    """What the document needs, whichever of its operations is run. Raises DocumentRefused, and LaunchForbidden."""
+    """What the document needs if any of its operations runs. Raises DocumentRefused and LaunchForbidden."""
     document = _parsed(query, limits)
     fragments = {node.name.value: node for node in document.definitions if isinstance(node, FragmentDefinitionNode)}
     found = Verdict(Role.READ)
@@ -84,7 +85,7 @@ def verdict_on(query: str, variables: Mapping[str, Any] | None, limits: Document
         if operation.operation is OperationType.QUERY:
             continue
         if operation.operation is OperationType.SUBSCRIPTION:
-            raise DocumentRefused("subscriptions are not served here; ask again from time to time instead")
+            raise DocumentRefused("this route has no subscriptions; send a query from time to time instead")
         known = _known(operation, variables or {})
         for field in _root_fields(operation.selection_set, fragments):
             found = _with(found, field.name.value, {one.name.value: _value(one.value, known) for one in field.arguments})
@@ -165,15 +166,15 @@ LAUNCHES: Mapping[str, Callable[[Arguments], tuple[Role, int]]] = {
     "launchPipelineReexecution": _launch_again,
     "reexecutePartitionBackfill": _launch_again,
 }
-"""What launches, with the role that its arguments need, and the runs that it launches; a back-fill counts as one."""
+"""Mutations that launch: the role that the arguments need, and the number of runs. A back-fill counts as one."""
 HARMLESS = {"setNuxSeen", "logTelemetry"}
-"""What Dagster's UI sends by itself: that its greeting was seen, and clicks, where telemetry is on."""
+"""Mutations that Dagster's UI sends by itself: its greeting was seen, and clicks if telemetry is on."""
 ENDS = {"terminateRun": "runId", "terminateRuns": "runIds", "terminatePipelineExecution": "runId"}
-"""What ends runs, with the argument that names them."""
+"""Mutations that end runs, with the argument that names the runs."""
 
 
 class _Measure:
-    """Depth and size of a selection with its fragments written out; each fragment is measured once."""
+    """Depth and size of a selection with its fragments expanded. Each fragment is measured once."""
 
     def __init__(self, fragments: Mapping[str, FragmentDefinitionNode], limits: DocumentLimits) -> None:
         self.fragments = fragments
@@ -182,7 +183,7 @@ class _Measure:
         self.open: set[str] = set()
 
     def measure(self, selection: SelectionSetNode | None) -> tuple[int, int]:
-        """Levels and fields. Raises DocumentRefused."""
+        """The number of levels and of fields. Raises DocumentRefused."""
         depth = fields = 0
         for node in selection.selections if selection else ():
             if isinstance(node, FragmentSpreadNode):
@@ -201,7 +202,7 @@ class _Measure:
 
     def _fragment(self, name: str) -> tuple[int, int]:
         if name in self.open:
-            raise DocumentRefused(f"the fragment {name} holds itself")
+            raise DocumentRefused(f"the fragment {name} contains itself")
         if name not in self.fragments:
             raise DocumentRefused(f"the fragment {name} is not in the document")
         if name not in self.known:
@@ -228,7 +229,7 @@ def _known(operation: OperationDefinitionNode, variables: Mapping[str, Any]) -> 
 
 
 def _value(node: ValueNode, known: Mapping[str, Any]) -> Any:
-    """The value as Dagster gets it: variables are filled in, and fields whose variable has no value are left out."""
+    """The value as Dagster gets it. Variables have their values; a field is left out if its variable has no value."""
     match node:
         case VariableNode():
             return known.get(node.name.value, permits.UNDEFINED)

@@ -1,5 +1,4 @@
-"""What HTTP expects of every server: HEAD beside GET, redirects that hold behind a proxy, conditional requests, streams that
-end."""
+"""Habits of a good HTTP server: HEAD beside GET, redirects that work behind a proxy, conditional requests, and streams that end."""
 
 from __future__ import annotations
 
@@ -19,8 +18,8 @@ ENTITY_TAG = re.compile(r'(?:W/)?("[^"]*")')
 
 
 class Habits:
-    """ASGI middleware. HEAD is answered as GET is, without the body. A redirect to this server is relative: behind a proxy only the
-    browser knows by which scheme and port it came."""
+    """ASGI middleware. It answers HEAD like GET, without the body. It makes redirects to this server relative: behind a proxy only
+    the browser knows the scheme and the port."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -47,13 +46,13 @@ class Habits:
 
 
 def unchanged(request: Request, tag: str) -> bool:
-    """Whether the request knows the version `tag`: `If-None-Match` names it, in a list or not, weak or not, or any (`*`)."""
+    """Whether the client has the version `tag`: `If-None-Match` is `*` or lists the tag, weak or strong."""
     given = ",".join(request.headers.getlist("if-none-match"))
     return given.strip() == "*" or ENTITY_TAG.sub(r"\1", tag) in ENTITY_TAG.findall(given)
 
 
 async def until_stop(stop: anyio.Event, source: AsyncIterator[T]) -> AsyncIterator[T]:
-    """What the source gives until `stop` is set, however long the source takes for the next."""
+    """The items of the source until `stop` is set, even while the source waits for its next item."""
     stopped = asyncio.ensure_future(stop.wait())
     try:
         while True:
@@ -76,7 +75,7 @@ def _make_relative(headers: MutableHeaders, host: str) -> None:
     target = urlsplit(headers.get("location", ""))
     if not host or target.netloc != host:
         return
-    # The router adds a slash or takes one away. Not the path alone: one that begins with // names another server.
+    # The router adds or removes a final slash. The whole path will not do: a browser takes a path that begins with // for a host.
     end = "/" if target.path.endswith("/") else ""
     last = target.path.rstrip("/").rpartition("/")[2]
     query = f"?{target.query}" if target.query else ""

@@ -1,4 +1,4 @@
-"""Whether a refresh could run now: a look at each part, none of which costs anything."""
+"""Checks whether a refresh could run now. No check of a part costs money."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from pulso_etl.sync.errors import LauncherUnavailable, PulsoError, first_line
 from pulso_etl.sync.spec import TableSpec
 
 LOOK_SECONDS = 6.0
-"""A part that takes longer counts as failing: whoever probes does not wait for long."""
+"""A part that needs longer counts as failing, because a probe does not wait long."""
 BIGQUERY_SECONDS = 60.0
-"""For so long a look at BigQuery stands; the others are made each time."""
+"""A result for BigQuery is kept this long. The other parts are checked every time."""
 logger = logging.getLogger(__name__)
 
 Probe = Callable[[], Awaitable[str]]
 
 
 class Unwell(LauncherUnavailable):
-    """A part answers, and is not well."""
+    """A part answers but does not work."""
 
 
 class HealthProbe:
-    """Looks at PostgreSQL, BigQuery, and Dagster with daemon and code server. With `discreet`, the log alone says why one fails."""
+    """Checks PostgreSQL, BigQuery and Dagster with daemon and code server. With `discreet`, only the log has a failure's reason."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class HealthProbe:
         table: TableSpec | None,
         discreet: bool,
     ) -> None:
-        """Without a `source`, BigQuery is not looked at; the code server is asked about the `table`, where there is one."""
+        """Without a `source` it does not check BigQuery. It asks the code server about the `table`, if there is one."""
         self.table = table
         self.discreet = discreet
         self.database = database
@@ -62,7 +62,7 @@ class HealthProbe:
         for name, part in failing.items():
             logger.warning("%s: %s", name, part.message)
             if self.discreet:
-                parts[name] = part.model_copy(update={"message": "fails; the log of the API says why"})
+                parts[name] = part.model_copy(update={"message": "fails; the reason is in the log of the API"})
         ready = all(part.state is PartState.OK for part in parts.values())
         return Health(ready=ready, parts=parts, checked_at=datetime.now(UTC))
 
@@ -83,7 +83,7 @@ class HealthProbe:
         return {"code": await _part(code)}
 
     async def _dagster_parts(self) -> dict[str, Part]:
-        """The webserver and, by the same answer, the daemon; where there is no answer, nothing is known of either."""
+        """The webserver and the daemon, by one answer. Without an answer, both are unknown."""
         heard: dict[str, bool] = {}
 
         async def webserver() -> str:
@@ -93,7 +93,7 @@ class HealthProbe:
 
         async def daemon() -> str:
             if late := [name.lower() for name, in_time in heard.items() if not in_time]:
-                raise Unwell(f"no heartbeat of {', '.join(late)}: is `dagster-daemon run` up?")
+                raise Unwell(f"no heartbeat of {', '.join(late)}: is `dagster-daemon run` running?")
             return f"{len(heard)} healthy"
 
         answered = await _part(webserver)
@@ -111,7 +111,7 @@ class HealthProbe:
         return self._bigquery_seen[1]
 
     def _bigquery(self, source: BigQuerySource) -> str:
-        # The dataset's own entry: no query, no cost.
+        # Reads the dataset's description, which needs no query and costs nothing.
         with source.get_client() as client:
             client.get_dataset(self.dataset, retry=ONCE, timeout=LOOK_SECONDS - 1)
         return "answers"
@@ -125,6 +125,6 @@ async def _part(probe: Probe) -> Part:
     except TimeoutError:
         state, message = PartState.FAILING, f"no answer within {LOOK_SECONDS:.0f} s"
     except (PulsoError, api.GoogleAPIError, OSError) as error:
-        # The first line alone: what is below may quote the request.
+        # Only the first line, because the next lines may quote the request.
         state, message = PartState.FAILING, first_line(error)[:300]
     return Part(state=state, message=message, seconds=round(monotonic() - began, 3))

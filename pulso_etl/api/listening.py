@@ -1,4 +1,4 @@
-"""How the API and the door of Dagster's UI listen: by one configuration, which bounds what one who connects can take up."""
+"""How the API and the door of Dagster's UI listen. Both use one configuration, which limits what a client can occupy."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 REQUEST_SECONDS = 20.0
-"""In so many seconds a request is here as a whole, headers and body: from the connection on, or from its first byte."""
+"""A complete request, headers and body, must arrive in this many seconds from the connection or from its first byte."""
 CONNECTIONS = 1000
-"""With so many connections, further requests are answered 503. The process may open more files than that."""
+"""With this many connections, further requests get 503. The process may open more files than that."""
 KEEP_ALIVE_SECONDS = 10
 END_SECONDS = 3
-"""How long requests that are under way may take to end when the server does."""
+"""How long open requests may take to end when the server stops."""
 TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
 class PunctualProtocol(HttpToolsProtocol):
-    """HTTP/1.1 whose requests come in time: uvicorn itself waits for the rest of one for ever."""
+    """HTTP/1.1 with a time limit on each request. uvicorn alone waits for the rest of a request without limit."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -36,7 +36,7 @@ class PunctualProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        # One may begin in the piece in which another ended.
+        # A request may begin in the same packet in which another one ends.
         self._expect()
 
     def on_message_complete(self) -> None:
@@ -69,7 +69,7 @@ class PunctualProtocol(HttpToolsProtocol):
 
 
 def configuration(app: ASGIApp, host: str, port: int) -> uvicorn.Config:
-    """How the application is served on the address."""
+    """The server's configuration for an application on an address."""
     return uvicorn.Config(
         app,
         host=host,
@@ -80,7 +80,7 @@ def configuration(app: ASGIApp, host: str, port: int) -> uvicorn.Config:
         timeout_graceful_shutdown=END_SECONDS,
         log_config=None,
         access_log=False,
-        # Who asks is the one who connects: what a proxy says of it can be made up.
+        # The caller's address is the peer's address. A client can forge the headers of a proxy.
         proxy_headers=False,
         server_header=False,
     )

@@ -1,4 +1,4 @@
-"""What Prometheus reads, taken from PostgreSQL and Dagster at the time of the scrape: no count is lost by a restart."""
+"""Metrics for Prometheus. PostgreSQL and Dagster give the values at each scrape, so a restart loses no count."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from pulso_etl.sync.errors import Cause
 
 KINDS = ("read", "inserted", "updated", "unchanged", "deleted", "quarantined")
 SUMMED = ("bytes_billed", "estimated_cost_usd", *(f"rows_{kind}" for kind in KINDS))
-"""What each extraction's metadata tell that can be added up."""
+"""Numbers in an extraction's metadata that can be added up."""
 TOTALS = f"""
 SELECT table_name, status, count(*), coalesce(sum(extraction_duration_seconds), 0),
     {", ".join(f"coalesce(sum((metadata->>'{name}')::numeric), 0)" for name in SUMMED)}
 FROM {{history}} GROUP BY table_name, status ORDER BY table_name, status
 """  # noqa: S608 - made of constants
-"""Of all time; the history keeps a row for each attempt."""
+"""Totals of all time: the history keeps a row for each attempt."""
 FAILURES = """
 SELECT table_name, error_cause, count(*) FROM {history} WHERE status = 'failed' GROUP BY table_name, error_cause
 """
@@ -43,7 +43,7 @@ async def exposition(database: Database, snapshot: Snapshot) -> bytes:
 
 
 class _Collected:
-    """A collector of metrics that were made before."""
+    """A collector of finished metrics."""
 
     def __init__(self, metrics: Sequence[Metric]) -> None:
         self._metrics = metrics
@@ -69,17 +69,15 @@ def _gauges(snapshot: Snapshot) -> Iterator[Metric]:
     yield gauge("last_extraction_duration_seconds", "Duration of the table's last extraction.", of("duration_seconds"))
     yield gauge("freshness_age_seconds", "Age of the table's rows: since when BigQuery was last read in full.", of("age_seconds"))
     yield gauge("refresh_every_seconds", "How often the table is to be refreshed.", of("refresh_every_seconds"))
-    yield gauge("stale", "1 where the table is too old to be shown.", {table.table: float(_is_old(table)) for table in tables})
-    yield gauge("recovery_attempts", "Attempts in a row that died and were ended by the recovery.", of("recovery_attempts"))
+    yield gauge("stale", "1 if the table is too old to be shown.", {table.table: float(_is_old(table)) for table in tables})
+    yield gauge("recovery_attempts", "Attempts in a row that died and that the recovery ended.", of("recovery_attempts"))
     updated = {table.table: table.last_extracted_at.timestamp() if table.last_extracted_at else None for table in tables}
     yield gauge("last_success_timestamp_seconds", "When the table's rows were as BigQuery had them, in Unix time.", updated)
-    for state, text in ((Progress.QUEUED, "waits in Dagster's queue"), (Progress.RUNNING, "goes on")):
+    for state, text in ((Progress.QUEUED, "waits in Dagster's queue"), (Progress.RUNNING, "is running")):
         found = {table.table: table.run_under_way and table.run_under_way.state for table in tables}
-        yield gauge(
-            f"run_{state}", f"1 where a run of the table {text}.", {name: float(now is state) for name, now in found.items()}
-        )
+        yield gauge(f"run_{state}", f"1 if a run of the table {text}.", {name: float(now is state) for name, now in found.items()})
     yield gauge("data_version", "Rises by one with each load that changed rows of the table.", of("data_version"))
-    yield GaugeMetricFamily("pulso_dagster_up", "1 where Dagster answers.", value=float(snapshot.status.dagster))
+    yield GaugeMetricFamily("pulso_dagster_up", "1 if Dagster answers.", value=float(snapshot.status.dagster))
 
 
 def _is_old(table: TableStatus) -> bool:
@@ -90,11 +88,11 @@ def _counters(totals: Sequence[Sequence[Any]]) -> Iterator[Metric]:
     def counter(name: str, text: str, *labels: str) -> CounterMetricFamily:
         return CounterMetricFamily(f"pulso_{name}", text, labels=["table", *labels])
 
-    extractions = counter("extractions", "Extractions that are over.", "status")
+    extractions = counter("extractions", "Extractions that have ended.", "status")
     seconds = counter("extraction_seconds", "Time that extractions took.", "status")
     billed = counter("bigquery_billed_bytes", "Bytes that BigQuery billed.", "status")
     cost = counter("bigquery_cost_usd", "Estimated cost of BigQuery in US dollars.", "status")
-    rows = counter("rows", "Rows of successful extractions, by what became of them.", "kind")
+    rows = counter("rows", "Rows of successful extractions, by what the load did with them.", "kind")
     for table, status, count, duration, size, dollars, *by_kind in totals:
         extractions.add_metric([table, status], count)
         seconds.add_metric([table, status], duration)

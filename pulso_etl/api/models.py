@@ -1,4 +1,4 @@
-"""What the API answers: the shapes, which are also its OpenAPI document. Instants carry a zone, days are those of `timezone`."""
+"""The shapes of the API's answers, which also make its OpenAPI document. Instants carry a zone; days are days of `timezone`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pulso_etl.words import title_of
 TABLE_EXAMPLE = "dashboard_data"
 RUN_EXAMPLE = "0b9c1f2e-6a35-4a53-9a06-5f5f0c9f1d11"
 Told = Annotated[str, AfterValidator(scrub)]
-"""A text that tells of a fault. What it quotes may be older than the settings of today, and hold a secret of theirs."""
+"""A text that describes a fault. It may quote older text, so secrets of today's settings are removed from it."""
 
 
 class Progress(StrEnum):
-    """How far one table's part of a refresh is."""
+    """The progress of one table in a refresh."""
 
     SKIPPED = "skipped"
     QUEUED = "queued"
@@ -33,7 +33,7 @@ class Progress(StrEnum):
 
 
 class RefreshState(StrEnum):
-    """How far a refresh is: failed where a table failed or was canceled and none is under way any more."""
+    """The progress of a refresh. It is failed when a table failed or was canceled and no other table is still running."""
 
     RUNNING = "running"
     SUCCESS = "success"
@@ -41,7 +41,7 @@ class RefreshState(StrEnum):
 
 
 class Overall(StrEnum):
-    """The state of all tables: all up to date; some failed or stale; Dagster away, so that nothing can be refreshed."""
+    """The state of all tables. ok: all are up to date. degraded: some failed or are stale. unreachable: Dagster does not answer."""
 
     OK = "ok"
     DEGRADED = "degraded"
@@ -49,7 +49,7 @@ class Overall(StrEnum):
 
 
 class LastStatus(StrEnum):
-    """What a table's last extraction came to."""
+    """The result of a table's last extraction."""
 
     NEVER = "never"
     RUNNING = "running"
@@ -64,7 +64,7 @@ class Shape(BaseModel):
 
 
 class Failure(Shape):
-    """Why something failed. What a program does about it follows from the `cause`, never from a text."""
+    """Why something failed. A program decides by the `cause`, never by a text."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -86,18 +86,18 @@ class Failure(Shape):
     message: Told
     """What exactly went wrong, for engineers."""
     retryable: bool
-    """Whether the same may go well later, without anybody's help."""
+    """Whether the same attempt may succeed later without any change."""
     run_url: str | None = None
     """The run in Dagster's UI."""
 
     @classmethod
     def of(cls, cause: Cause, message: str, run_url: str | None = None) -> Failure:
-        """With the title that the cause has."""
+        """A failure with the title of its cause."""
         return cls(cause=cause, title=title_of(cause), message=message, retryable=cause.retryable, run_url=run_url)
 
 
 class DashboardRequest(BaseModel):
-    """What to refresh. Everything may be left out."""
+    """What to refresh. All fields are optional."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -107,11 +107,11 @@ class DashboardRequest(BaseModel):
     )
 
     force: bool = False
-    """Refresh tables that are fresh, too; also where the day's budget is spent."""
+    """Refresh fresh tables too, even if the day's budget is spent."""
     tables: Annotated[list[str], Field(min_length=1, max_length=1000)] | None = None
-    """The tables; the dashboard group where it is left out."""
+    """The tables. Without it, the tables of the dashboard group."""
     max_concurrent: Annotated[int, Field(ge=1, le=100)] = 2
-    """How many of the runs may be under way at the same time."""
+    """How many of the runs may go on at the same time."""
 
 
 class TableRun(Shape):
@@ -120,13 +120,13 @@ class TableRun(Shape):
     table: str
     state: Progress
     run_id: str | None = None
-    """Dagster's run; null where the table was skipped, or its run was not launched."""
+    """Dagster's run; null if the table was skipped or its run was not launched."""
     run_url: str | None = None
     """The run in Dagster's UI."""
     partitions: str | None = None
-    """Days that are refreshed, `first..last`, or one day."""
+    """The days to refresh: `first..last`, or one day."""
     rows: int | None = None
-    """Rows read so far, and in the end."""
+    """Rows read so far; after the end, all rows read."""
     message: Told | None = None
     """Why it was skipped, why these days, or why it failed."""
     failure: Failure | None = None
@@ -136,7 +136,7 @@ class TableRun(Shape):
 
 
 class Refresh(Shape):
-    """A refresh that somebody asked for, and how far it is."""
+    """A refresh that somebody requested, and its progress."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -179,15 +179,15 @@ class Refresh(Shape):
     started_at: datetime
     finished_at: datetime | None = None
     status_url: str
-    """Where to ask how far it is."""
+    """The address of its progress."""
     already_running: bool = False
-    """The same refresh was under way already: this is that one, and nothing new was launched."""
+    """True if an identical refresh was already running. Then this is that refresh, and nothing new was launched."""
     requested_by: str
-    """The name of the token that asked for it."""
+    """The name of the token that requested it."""
 
 
 class Extraction(Shape):
-    """One attempt to load a range of a table, when it was over."""
+    """One finished attempt to load a range of a table."""
 
     table: str
     run_id: str
@@ -267,21 +267,21 @@ class TableStatus(Shape):
 
     table: str
     title: str
-    """What the table's readers call it."""
+    """The table's title for its readers, in Spanish."""
     subtitle: str
-    """What it shows, in a few words of theirs."""
+    """What the table shows, in a few words of Spanish."""
     description: str
     group: str
     status: LastStatus
     freshness: FreshnessState
     age_seconds: float | None = None
-    """Since `last_extracted_at`."""
+    """Seconds since `last_extracted_at`."""
     refresh_every_seconds: int
     last_extracted_at: datetime | None = None
-    """The rows are as BigQuery had them at this time."""
+    """The rows are equal to BigQuery's rows at this instant."""
     last_partition: date | None = None
     data_version: int | None = None
-    """Greater by one after each load that changed rows of the table, and never otherwise; null before the first load."""
+    """Rises by one with each load that changes rows of the table, and never otherwise; null before the first load."""
     records: int | None = None
     duration_seconds: float | None = None
     bytes_billed: int | None = None
@@ -290,19 +290,19 @@ class TableStatus(Shape):
     """The run of the last extraction."""
     run_under_way: RunUnderWay | None = None
     next_due: datetime | None = None
-    """When the refresh sensor takes it up next; null: at its next look."""
+    """When the table is next due; null: the refresh sensor launches it at its next tick."""
     recovery_attempts: int = 0
-    """Attempts in a row that died and were ended by the recovery."""
+    """Attempts in a row that died and that the recovery ended."""
     error: Told | None = None
     """The message of `failure`."""
     failure: Failure | None = None
     """Why the last extraction failed."""
     rows_lost: int | None = None
-    """Rows that were loaded and are not in the table any more: it was emptied, dropped or restored, or rows were deleted."""
+    """Loaded rows that are no longer in the table: somebody emptied, dropped or restored it, or deleted rows."""
     partitions_lost: str | None = None
-    """The days that lack such rows, from the first to the last."""
+    """The days of the lost rows, from the first to the last."""
     restored_by: str | None = None
-    """The command that loads them again."""
+    """The command that loads the lost rows again."""
 
 
 class Status(Shape):
@@ -330,24 +330,24 @@ class Status(Shape):
 
     status: Overall
     last_updated: datetime | None
-    """The newest success of any table."""
+    """The instant of the newest success of any table."""
     generated_at: datetime
     timezone: str
-    """Whose days the partitions are, by its name in the IANA list."""
+    """The time zone of the partitions' days, by its IANA name."""
     dagster: bool
-    """Whether Dagster answers; without it, runs that wait in its queue are not known."""
+    """Whether Dagster answers. If it does not, queued runs are unknown."""
     total_tables: int
     successes: int
     failures: int
     running: int
-    """Tables with a run that waits in the queue or goes on."""
+    """The number of tables with a queued or running run."""
     tables: list[TableStatus]
     recent_activity: list[Extraction]
     """The last extractions of all tables, newest first."""
 
 
 class DayState(StrEnum):
-    """What is known of one partition."""
+    """The state of one partition."""
 
     LOADED = "loaded"
     FAILED = "failed"
@@ -360,7 +360,7 @@ class PartitionStatus(Shape):
     day: date
     state: DayState
     loaded_at: datetime | None = None
-    """When it was last loaded, or tried."""
+    """When the last load or attempt ended."""
     run_id: str | None = None
 
 
@@ -391,7 +391,7 @@ class TableDetail(Shape):
 
 
 class Ended(Shape):
-    """An attempt that the cleanup ended."""
+    """An attempt that the cleanup has ended."""
 
     table: str
     partitions: str
@@ -401,7 +401,7 @@ class Ended(Shape):
 
 
 class Cleanup(Shape):
-    """What the cleanup did."""
+    """The result of the cleanup."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"ended": [], "message": "no attempt is stale"}]})
 
@@ -419,13 +419,13 @@ class ColumnConfig(Shape):
 
 
 class TableConfig(Shape):
-    """How a table is kept."""
+    """The configuration of a table."""
 
     table: str
     title: str
-    """What the table's readers call it."""
+    """The table's title for its readers, in Spanish."""
     subtitle: str
-    """What it shows, in a few words of theirs."""
+    """What the table shows, in a few words of Spanish."""
     description: str
     group: str
     primary_key: list[str]
@@ -435,12 +435,12 @@ class TableConfig(Shape):
     timeout_seconds: int
     strategy: str
     source_tables: list[str]
-    """Full names in BigQuery."""
+    """Full names of the source views in BigQuery."""
     columns: list[ColumnConfig]
 
 
 class ExtractionMode(Shape):
-    """How the days of a refresh are found."""
+    """A way to choose the days of a refresh."""
 
     mode: Mode
     description: str
@@ -461,11 +461,11 @@ class Part(Shape):
     state: PartState
     message: Told
     seconds: float
-    """How long the look took."""
+    """How long the check took."""
 
 
 class Health(Shape):
-    """Whether this process lives, and whether a refresh could run."""
+    """Whether this process is alive, and whether a refresh could run."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -492,7 +492,7 @@ class Health(Shape):
 
 
 class Fault(Shape):
-    """Why a request was not served."""
+    """Why a request failed."""
 
     detail: Told
     """The message of `failure`."""
@@ -500,7 +500,7 @@ class Fault(Shape):
 
 
 class ValidationFault(Shape):
-    """What is wrong with one value of a request."""
+    """The fault of one value of a request."""
 
     loc: list[str | int]
     msg: str
@@ -510,7 +510,7 @@ class ValidationFault(Shape):
 
 
 class ValidationFaults(Shape):
-    """What is wrong with a request."""
+    """The faults of a request."""
 
     detail: list[ValidationFault]
     failure: Failure

@@ -1,4 +1,4 @@
-"""The outage that no sensor can tell of: where Dagster's own storage is on the server that is away, no sensor is asked any more."""
+"""Alerts of outages that stop the sensors: if Dagster's own storage is on the PostgreSQL server that is away, no sensor runs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pulso_etl.sync.postgres.sessions import Session
 
 logger = logging.getLogger(__name__)
 SENSORS = "SENSOR"
-"""Dagster's daemon that asks the sensors."""
+"""Dagster's daemon that runs the sensors."""
 
 
 class OutageWatch:
-    """Looks at PostgreSQL as the alert sensor does, and tells of an outage while that can't."""
+    """Checks PostgreSQL like the alert sensor, and sends the alert of an outage while that sensor cannot run."""
 
     def __init__(self, settings: Settings, dagster: DagsterClient) -> None:
         self.settings = settings
@@ -28,19 +28,19 @@ class OutageWatch:
         self.alerts = Alerts(settings)
 
     async def run(self) -> None:
-        """Looks for ever. Raises nothing."""
+        """Checks without end. Raises nothing."""
         while True:
             await asyncio.sleep(self.settings.sensor_interval_seconds)
             try:
                 await self.look(datetime.now(UTC))
             except Exception:
-                logger.exception("the look for an outage of PostgreSQL failed")
+                logger.exception("the check for an outage of PostgreSQL failed")
 
     async def look(self, now: datetime) -> None:
-        """One look, at the instant `now`."""
+        """One check, at the instant `now`."""
         error = await asyncio.to_thread(self._fault)
         if error is None:
-            # What was told here ends here: the sensor may know nothing of it.
+            # This process sent the alert, so it also reports the end: the sensor may not know of the outage.
             if self.alerts.remembers_outage:
                 await asyncio.to_thread(self.alerts.flush, now)
         elif not await self._sensors_are_asked():

@@ -1,8 +1,8 @@
-"""Refreshes that somebody asks for: planned as any other, launched through Dagster, and watched.
+"""Refreshes by request of a caller: they are planned like any other, launched through Dagster, and watched.
 
-Dagster holds the runs; PostgreSQL remembers, in `etl_refreshes`, who asked for what and which runs that gave. How many of a
-refresh's runs go on at the same time is Dagster's to see to as well: each run takes one of the refresh's slots by a tag, and
-`dagster.yaml` lets one run of a slot go on at a time. So a refresh needs nobody to drive it, and goes on when the API is away.
+Dagster keeps the runs. The table `etl_refreshes` in PostgreSQL keeps each request, its caller and its runs. Dagster also limits
+how many runs of a refresh go on at the same time: a tag gives each run one of the refresh's slots, and `dagster.yaml` allows one
+run per slot. A refresh therefore continues when the API is away.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from pulso_etl.sync.tags import PIPELINE_TAG, TABLE_TAG
 from pulso_etl.tenancy.tenants import route
 
 RECENT = timedelta(days=1)
-"""How far back an identical request can still be under way."""
+"""An older request cannot be running any more."""
 ROUTE = "/api/v1/etl/refresh"
 audit = logging.getLogger("pulso_etl.audit")
 
 
 @dataclass(frozen=True)
 class LaunchedPart:
-    """One table's part as it was launched: skipped where no run is named and no error; `joined`: the run was under way before.
+    """The launch of one table: skipped if it has no run and no error. `joined`: the run was already going on before the request.
 
-    Many days are several runs, a chunk each: `run_id` is that of the newest days, `more` are the others.
+    Many days are split into chunks, one run each. `run_id` is the run of the newest days, `more` are the other runs.
     """
 
     run_id: str | None
@@ -64,7 +64,7 @@ class LaunchedPart:
 
 @dataclass(frozen=True)
 class Launched:
-    """A refresh as `etl_refreshes` has it."""
+    """A refresh from the table `etl_refreshes`."""
 
     pipeline_id: str
     parts: Mapping[str, LaunchedPart]
@@ -73,7 +73,7 @@ class Launched:
 
     @classmethod
     def of(cls, row: Sequence[Any]) -> Launched:
-        """Out of its row."""
+        """The refresh of a row."""
         pipeline_id, parts, requested_by, requested_at = row
         return cls(pipeline_id, {table: LaunchedPart(**part) for table, part in parts.items()}, requested_by, requested_at)
 
@@ -88,20 +88,20 @@ ENDED_LATER = "loaded; the run was ended after its load"
 
 @dataclass(frozen=True)
 class Watched:
-    """What is known of a refresh's runs, by table: the newest run of each of its chunks, the rows that they have copied so far or
-    read in the end, and why one failed, or ended after its load."""
+    """What is known about a refresh's runs, by table: the newest run of each chunk, the rows that they have copied so far or have
+    read at the end, and the error of a run that failed or that ended after its load."""
 
     runs: Mapping[str, Sequence[Run]] = field(default_factory=dict)
     rows: Mapping[str, int] = field(default_factory=dict)
     errors: Mapping[str, str] = field(default_factory=dict)
     causes: Mapping[str, Cause] = field(default_factory=dict)
-    """By table, as the history of extractions has them."""
+    """Causes of failures by table, from the history of extractions."""
     asked: bool = False
-    """Whether Dagster was asked, so that a run that is not here is one that it does not know."""
+    """Whether Dagster has answered. If so, Dagster does not know the runs that are missing here."""
 
 
 def progress(launched: Launched, watched: Watched, ui_url: str, base: str = "") -> Refresh:
-    """How far the refresh is; `base` is what the paths of the API begin with."""
+    """The progress of the refresh. `base` is the prefix of the API's paths."""
     runs = {table: _table_run(table, part, watched, ui_url) for table, part in launched.parts.items()}
     states = {run.state for run in runs.values()}
     ends = [run.finished_at for run in runs.values() if run.finished_at is not None]
@@ -142,12 +142,12 @@ def _table_run(table: str, part: LaunchedPart, watched: Watched, ui_url: str) ->
     message = watched.errors.get(table, part.message)
     ended = [run for run in runs if run.progress not in (Progress.QUEUED, Progress.RUNNING)]
     if len(runs) > 1:
-        message = f"{message}; {len(ended)} of {len(runs)} chunks are over"
+        message = f"{message}; {len(ended)} of {len(runs)} chunks have ended"
     state = told.progress
     if state is Progress.QUEUED and ended:
         state = Progress.RUNNING
     elif state is Progress.SUCCESS and part.error:
-        # Of its chunks not all could be launched.
+        # Some of its chunks could not be launched.
         state = Progress.FAILED
     return shown.model_copy(
         update={
@@ -165,18 +165,18 @@ def _table_run(table: str, part: LaunchedPart, watched: Watched, ui_url: str) ->
 
 
 def _cause(kept: Cause | None, state: Progress) -> Cause:
-    """Why a run ended so; one that left nothing in the history was canceled, or lost its process."""
+    """The cause of a run's end. If the history has no cause, the run was canceled or lost its process."""
     return kept or (Cause.CANCELLED if state is Progress.CANCELED else Cause.ABANDONED)
 
 
 def telling(runs: Sequence[Run]) -> Run | None:
-    """The run that stands for all of a table's: one that goes on, then one that waits, then one that failed, then any."""
+    """The run to show for a table. First choice is a running one, then a queued one, then a failed one, then any."""
     order = (Progress.RUNNING, Progress.QUEUED, Progress.FAILED, Progress.CANCELED, Progress.SUCCESS)
     return min(runs, key=lambda run: order.index(run.progress), default=None)
 
 
 class Refreshes:
-    """Launches refreshes, and tells how far they are."""
+    """Launches refreshes, and reports their progress."""
 
     def __init__(
         self, settings: Settings, database: Database, dagster: DagsterClient, reader: StatusReader, tables: Mapping[str, TableSpec]
@@ -188,17 +188,17 @@ class Refreshes:
         self.tables = tables
         self.planner = Planner.of(settings, tables)
         self._table = database.refreshes
-        # Those who wait for their turn must not hold the connections that others need.
+        # A request that waits for its turn must not hold a connection that other requests need.
         self._launching = asyncio.Lock()
 
     async def launch(self, asked: RefreshRequest) -> Refresh:
-        """Plans each table and launches its run; or tells of the same refresh, where it is under way already.
+        """Plans each table and launches its run. If an identical refresh is already running, returns that one.
 
         Raises PlanError, BudgetExceeded (unless forced), DagsterUnavailable and DatabaseUnavailable; nothing is launched then.
         """
         async with self._launching, self.database.connection() as conn, conn.transaction():
-            # One launch at a time, of all processes, so that two identical requests can't miss each other. Who may only read the
-            # table can't take this lock, as any login of the database could an advisory one.
+            # One launch at a time over all processes, so that two identical requests find each other. This is a lock of the table,
+            # because every login of the database could take an advisory lock. A login that may only read cannot take this one.
             await conn.execute(sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(self._table))
             if (same := await self._same_under_way(conn, asked)) is not None:
                 return same
@@ -225,7 +225,7 @@ class Refreshes:
             if plan.window is None:
                 parts[plan.table] = LaunchedPart(None, plan.reason)
             elif (run := under_way.get(plan.table)) is not None:
-                parts[plan.table] = LaunchedPart(run.run_id, "a run of this table was under way already", joined=True)
+                parts[plan.table] = LaunchedPart(run.run_id, "a run of this table was already going on", joined=True)
             else:
                 to_launch[plan.table] = plan
         wanted = [launch for plan in to_launch.values() for launch in launches(self.tables[plan.table], plan)]
@@ -245,7 +245,7 @@ class Refreshes:
         return {table: parts[table] for table in asked.tables}
 
     async def _launch_part(self, wanted: Sequence[Launch], reason: str) -> LaunchedPart:
-        """Launches a table's chunks, the newest days first. Raises DagsterUnavailable where not even the first was launched."""
+        """Launches a table's chunks, the newest days first. Raises DagsterUnavailable if the first chunk cannot be launched."""
         run_ids: list[str] = []
         for launch in wanted:
             try:
@@ -297,7 +297,7 @@ class Refreshes:
         return None if row is None else Launched.of(row)
 
     async def progress(self, pipeline_id: str) -> Refresh | None:
-        """How far that refresh is; None where it is not known. Raises DagsterUnavailable and DatabaseUnavailable."""
+        """The progress of the refresh; None if it is unknown. Raises DagsterUnavailable and DatabaseUnavailable."""
         async with self.database.connection() as conn:
             found = await self._find(conn, sql.SQL("pipeline_id = %s"), (pipeline_id,))
             return None if found is None else self._told(found, await self._watch(conn, found))
@@ -306,7 +306,7 @@ class Refreshes:
         return progress(launched, watched, self.settings.dagster_ui_url, route(self.settings.owner.tenant))
 
     async def _watch(self, conn: psycopg.AsyncConnection, launched: Launched) -> Watched:
-        """Looks at the refresh's runs, and at runs that Dagster launched again after a crash."""
+        """Reads the state of the refresh's runs, and of runs that Dagster launched again after a crash."""
         if not launched.run_ids:
             return Watched()
         own, named = await asyncio.gather(
@@ -346,16 +346,16 @@ class Refreshes:
 
 
 def as_it_loaded(run: Run, loaded: bool) -> Run:
-    """The run of a table, which is a success where its last attempt has `loaded` the table: the end that the run came to after
-    that takes nothing back."""
+    """The run, as a success if its last attempt has `loaded` the table. A later failure or cancel of the run does not undo
+    the load."""
     ended = run.progress in (Progress.FAILED, Progress.CANCELED)
     return replace(run, status=DagsterRunStatus.SUCCESS) if loaded and ended else run
 
 
 def newest_runs(launched: Launched, runs: Iterable[Run], tenant: str = "") -> dict[str, list[Run]]:
-    """The newest run of each chunk of each table's part: the one it was launched with, or one that took its place after a crash.
+    """The newest run of each chunk of each table: the run of the launch, or the run that replaced it after a crash.
 
-    Of the tenant's runs: the ids are out of a table that the tenant's own role may write to.
+    Only runs of the tenant count, because the ids come from a table that the tenant's own role may write to.
     """
     newest: dict[str, dict[DayRange | None, Run]] = defaultdict(dict)
     for run in sorted((run for run in runs if is_of(run.tags, tenant)), key=lambda run: run.created_at):

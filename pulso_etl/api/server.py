@@ -15,14 +15,14 @@ from pulso_etl.sync.errors import SettingsError
 
 
 def serve(settings: Settings) -> None:
-    """Listens until an interrupt or SIGTERM. Requests that are under way then have a few seconds to end. Raises SettingsError."""
+    """Listens until an interrupt or SIGTERM. Open requests then have a few seconds to end. Raises SettingsError."""
     if not settings.guarded:
-        # A proxy on this machine, or another user of it, can't be told from its owner.
+        # The server cannot distinguish the machine's owner from a proxy or another user on this machine.
         raise SettingsError(NO_TOKENS.format(door="the HTTP API"))
-    # Each request to Dagster would leave a line.
+    # Otherwise the log gets a line for each request to Dagster.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     app = application(settings)
-    # What the imports left is there to stay: the garbage collector need not look through it again, which takes a tenth of a second.
+    # Objects of the imports stay for ever. The garbage collector skips them from now on, which saves a tenth of a second each time.
     gc.collect()
     gc.freeze()
     uvicorn.Server(configuration(app, settings.api_host, settings.api_port)).run()

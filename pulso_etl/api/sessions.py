@@ -1,7 +1,7 @@
-"""Who is signed in at Dagster's UI: a cookie that stands for a token, and holds nothing of it.
+"""Sessions of Dagster's UI: a cookie names the caller, and contains no part of the token.
 
-It is signed with a key that this process made at its start. So nothing is kept of those who sign in, a restart ends every session,
-and a token that is taken out of the settings ends its own.
+This process signs the cookie with a key that it makes at its start. The server therefore stores no sessions, and a restart ends
+all of them. A session also ends when its token leaves the settings.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ LIFETIME = timedelta(hours=12)
 
 
 class Sessions:
-    """Signs callers in by their token, and knows them again by their cookie."""
+    """Signs callers in by their token, and recognizes them by their cookie."""
 
     def __init__(self, tokens: Iterable[Token], *, secure: bool) -> None:
-        """`secure`: browsers reach this by HTTPS alone."""
+        """`secure`: browsers use only HTTPS."""
         self.tokens = tokens
         self.secure = secure
         self._key = secrets.token_bytes(32)
 
     def by_token(self, secret: str) -> Caller | None:
-        """Whose token that is."""
+        """The caller who has the token `secret`, or None."""
         return find_caller(self.tokens, secret)
 
     def cookie(self, caller: Caller, now: datetime) -> str:
@@ -40,7 +40,7 @@ class Sessions:
         return f"{COOKIE}={value}; Max-Age={int(LIFETIME.total_seconds())}; {flags}"
 
     def by_cookie(self, header: str, now: datetime) -> Caller | None:
-        """Who is signed in by the header `Cookie` at the instant `now` (with zone)."""
+        """The caller of the header `Cookie` at the instant `now` (with zone), or None."""
         try:
             found = SimpleCookie(header).get(COOKIE)
         except CookieError:
@@ -53,6 +53,6 @@ class Sessions:
         return next((token.caller for token in self.tokens if token.caller.name == name), None)
 
     def _signature(self, name: str, expires: str) -> str:
-        # The digest belongs to it: a token that is made anew under an old name starts without sessions.
+        # The signature covers the token's digest, so a new token with an old name does not inherit its sessions.
         digest = next((token.digest for token in self.tokens if token.caller.name == name), "")
         return hmac.new(self._key, f"{name}.{expires}.{digest}".encode(), hashlib.sha256).hexdigest()

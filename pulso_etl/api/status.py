@@ -1,4 +1,4 @@
-"""The state of the tables: read at most once a second, whoever asks, and told to all who listen."""
+"""The state of the tables. It is read at most once a second for all callers, and changes go to all listeners."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ from pulso_etl.sync.spec import TableSpec
 from pulso_etl.sync.zone import DEFAULT_ZONE
 
 SHOWN = 20
-"""Extractions in a list."""
+"""Length of a list of extractions."""
 CALENDAR_DAYS = 30
 MAXIMUM_AGE = 1.0
-"""Seconds for which an answer stands for all who ask."""
+"""Seconds for which all callers get the same snapshot."""
 EXTRACTION_COLUMNS = sql.SQL(
     "table_name, extraction_id, attempt, status, partition_start, partition_end, started_at, finished_at, "
     "extraction_duration_seconds, records_extracted, metadata, error_message, error_cause"
@@ -54,12 +54,12 @@ EXTRACTION_COLUMNS = sql.SQL(
 COPIES = f"""
 SELECT key, tuples_processed FROM ({HELD_LOCKS}) AS held JOIN pg_stat_progress_copy USING (pid) WHERE command = 'COPY FROM'
 """  # noqa: S608 - made of constants
-"""Rows that each load's COPY has taken so far, by the key of its table's lock."""
+"""Rows that each load has copied so far, by the key of its table's lock."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What all tables of one look at the state have in common: the instant, their rhythm, and the address of Dagster's UI."""
+    """What all tables of one snapshot share: the instant, the rhythm, and the address of Dagster's UI."""
 
     now: datetime
     rhythm: Rhythm
@@ -67,7 +67,7 @@ class Look:
 
 
 def status_of(spec: TableSpec, state: TableState | None, run: Run | None, rows: int | None, look: Look) -> TableStatus:
-    """What is told of one table: its watermark's row, the run under way, if any, and the rows which that has copied."""
+    """The status of one table, from its row of watermarks, the run that goes on (if any), and the rows that this run has copied."""
     if state is None:
         return TableStatus(
             table=spec.name,
@@ -121,7 +121,7 @@ def _under_way(run: Run | None, state: TableState | None, rows: int | None) -> R
             run_id=run.run_id, state=run.progress, partitions=window and str(window), rows=rows, started_at=run.started_at
         )
     if state is not None and state.running:
-        # Dagster does not answer, or does not know the run: the load says so itself.
+        # Dagster does not answer or does not know the run. The watermark shows that a load is running.
         load = state.running[0]
         return RunUnderWay(
             run_id=load.run_id, state=Progress.RUNNING, partitions=str(load.window), rows=rows, started_at=load.started_at
@@ -130,7 +130,7 @@ def _under_way(run: Run | None, state: TableState | None, rows: int | None) -> R
 
 
 def runs_by_table(runs: Iterable[Run], tables: Mapping[str, TableSpec]) -> dict[str, Run]:
-    """The run under way of each table that has one: one that goes on before one that waits, then the oldest."""
+    """The current run of each table, if it has one. A running run comes before a queued run, then the oldest comes first."""
     found: dict[str, Run] = {}
     for run in sorted(runs, key=lambda run: (run.progress is Progress.QUEUED, run.created_at)):
         for table in refreshed_tables(run, tables):
@@ -161,12 +161,12 @@ def overall(
 
 
 def run_url(ui_url: str, run_id: str | None) -> str | None:
-    """The run's page in Dagster's UI, which is at `ui_url`."""
+    """The address of the run's page in Dagster's UI at `ui_url`."""
     return f"{ui_url}/runs/{run_id}" if run_id else None
 
 
 def extraction(row: Sequence[Any], ui_url: str) -> Extraction:
-    """An attempt out of its row of `etl_extractions`, in the order of EXTRACTION_COLUMNS."""
+    """An attempt from its row of `etl_extractions`, whose columns are EXTRACTION_COLUMNS."""
     table, run_id, attempt, status, start, end, started, finished, seconds, records, metadata, error, cause = row
     failed = LastStatus(status) is LastStatus.FAILED
     return Extraction(
@@ -188,7 +188,7 @@ def extraction(row: Sequence[Any], ui_url: str) -> Extraction:
 
 
 def calendar(today: date, attempts: Iterable[tuple[date, date, str, datetime, str]]) -> list[PartitionStatus]:
-    """The last days up to `today`, by the attempts (first day, last day, status, end, run), oldest first: the last one counts."""
+    """The last days up to `today`. `attempts` (first day, last day, status, end, run) come oldest first; the last one counts."""
     shown = DayRange(today - timedelta(days=CALENDAR_DAYS - 1), today)
     days = {day: PartitionStatus(day=day, state=DayState.MISSING) for day in shown}
     for start, end, status, finished, run_id in attempts:
@@ -224,7 +224,7 @@ class StatusReader:
         self._locks = {table_lock(database.schema, table): table for table in tables}
 
     async def snapshot(self) -> Snapshot:
-        """The state now. Where Dagster does not answer, it is what PostgreSQL tells. Raises DatabaseUnavailable."""
+        """The state now. If Dagster does not answer, it has only what PostgreSQL knows. Raises DatabaseUnavailable."""
         now = datetime.now(UTC)
         runs_under_way = asyncio.ensure_future(self.dagster.runs_under_way())
         try:
@@ -245,9 +245,9 @@ class StatusReader:
         return Snapshot(status, status.model_dump_json().encode())
 
     async def detail(self, status: TableStatus) -> TableDetail:
-        """The table's history beside its status. Raises DatabaseUnavailable."""
+        """The table's status and history. Raises DatabaseUnavailable."""
         today = self.settings.zone.day(datetime.now(UTC))
-        # A day can't have been loaded before it began.
+        # No attempt can load a day before the day begins.
         since = today - timedelta(days=CALENDAR_DAYS)
         query = sql.SQL(
             "SELECT partition_start, partition_end, status, finished_at, extraction_id FROM {} "
@@ -274,10 +274,10 @@ class StatusReader:
         return [extraction(row, self.settings.dagster_ui_url) for row in await (await conn.execute(query)).fetchall()]
 
     async def rows_copied(self, conn: psycopg.AsyncConnection) -> dict[str, int]:
-        """Rows that the loads under way have copied so far, by table."""
+        """Rows that the running loads have copied so far, by table."""
         role = self.settings.owner.database_role
         if role:
-            # Of its login's other sessions a role is told nothing, and they are the loads.
+            # The loads are other sessions of the login, and a role cannot see those.
             await conn.execute("SET ROLE NONE")
         try:
             rows = await (await conn.execute(COPIES)).fetchall()
@@ -297,12 +297,12 @@ def _fault(error: DatabaseUnavailable) -> Fault:
 
 
 def change_key(table: TableStatus) -> TableStatus:
-    """The table without what only the passing of time changes."""
+    """The table without the age, which changes all the time."""
     return table.model_copy(update={"age_seconds": None})
 
 
 class StatusFeed:
-    """One snapshot for all who ask within a second, and the changes for all who listen."""
+    """Gives one snapshot to all callers of the same second, and the changes to all listeners."""
 
     def __init__(self, read: Callable[[], Coroutine[Any, Any, Snapshot]]) -> None:
         self._read = read
@@ -310,21 +310,21 @@ class StatusFeed:
         self._reading: asyncio.Task[Snapshot] | None = None
 
     async def current(self, maximum_age: float = MAXIMUM_AGE) -> Snapshot:
-        """A snapshot of that age in seconds at most. Raises DatabaseUnavailable."""
+        """A snapshot that is at most `maximum_age` seconds old. Raises DatabaseUnavailable."""
         if self._last is not None and monotonic() - self._last.taken < maximum_age:
             return self._last
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._read())
-        # Shielded: one who goes away must not end the reading for the others.
+        # Shielded: a caller who goes away must not cancel the reading of the others.
         self._last = await asyncio.shield(self._reading)
         return self._last
 
     def forget(self) -> None:
-        """The next who asks gets a new snapshot: something was done that they should see."""
+        """Makes the next caller get a new snapshot, because something has changed."""
         self._last = None
 
     async def events(self, interval: float = MAXIMUM_AGE) -> AsyncIterator[tuple[str, str]]:
-        """Names and JSON data of events: `status` first and whenever the whole changes, `table` for a table that changes alone,
+        """Names and JSON data of events: `status` first and when the summary changes, else `table` for each changed table, and
         `unavailable` when PostgreSQL goes away."""
         known: dict[str, TableStatus] = {}
         whole: object = None

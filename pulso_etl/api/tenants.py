@@ -1,4 +1,4 @@
-"""The HTTP API of a deployment with tenants: an application for each, under a path of its own, and one for who runs them all."""
+"""The HTTP API of a deployment with tenants: one application per tenant, each under its own path, and one for the operators."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ logger = logging.getLogger(__name__)
 
 
 class Operation:
-    """What the routes of those who run the deployment work with: what its tenants share."""
+    """The parts that the operators' routes use: the tenants share them."""
 
     def __init__(self, settings: Settings, parts: Sequence[Deployed], *, discreet: bool) -> None:
         self.parts = parts
         self.database = Database(settings, tables=False)
         self.dagster = DagsterClient(settings.dagster_graphql_url, settings.dagster_graphql_token)
-        # A tenant's source that fails is that tenant's own trouble.
+        # The source belongs to each tenant, so its health is not checked here.
         some = next((spec for part in parts for spec in part.tables.values()), None)
         self.health = HealthProbe(self.database, self.dagster, None, "", table=some, discreet=discreet)
 
@@ -49,7 +49,7 @@ router = APIRouter(prefix="/api/v1")
 
 @router.get("/etl/health")
 async def health(request: Request, response: Response, live: Annotated[bool, Query()] = False) -> Health:
-    """Whether what the tenants share answers: 200, or 503 where a part fails. Needs no token."""
+    """Whether the shared parts answer: 200, or 503 if a part fails. Needs no token."""
     if live:
         return Health(ready=True, parts={}, checked_at=datetime.now(UTC))
     found: Health = await request.app.state.deployment.health.look()
@@ -70,7 +70,7 @@ def application(settings: Settings, *, tables: Mapping[str, TableSpec] = TABLES)
     parts = deployed(settings, tables)
     for token in settings.keyring(tuple):
         if token.caller.tenant not in {"", *(part.tenant for part in parts)}:
-            logger.warning("API_TOKENS: %s is of a tenant that there is not, and opens nothing", token.caller.name)
+            logger.warning("API_TOKENS: the tenant of %s does not exist, so the token opens nothing", token.caller.name)
     for tenant, others in sharing(parts).items():
         logger.warning("tenant %s: %s", tenant, risk(others))
     applications = {part.tenant: create_app(part.settings, tables=part.tables) for part in parts}
@@ -78,7 +78,7 @@ def application(settings: Settings, *, tables: Mapping[str, TableSpec] = TABLES)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        # What is mounted is not told of a start by itself.
+        # Starlette does not start mounted applications by itself.
         async with AsyncExitStack() as started:
             for one in (*applications.values(), operation):
                 await started.enter_async_context(one.router.lifespan_context(one))
@@ -91,7 +91,7 @@ def application(settings: Settings, *, tables: Mapping[str, TableSpec] = TABLES)
 
 
 async def _to_page(tenant: str, request: Request) -> Response:
-    # Relative, for whatever a proxy has put before it.
+    # A relative address works behind every prefix of a proxy.
     return RedirectResponse(f"{tenant}/")
 
 
@@ -106,7 +106,7 @@ def _operation(settings: Settings, parts: Sequence[Deployed]) -> FastAPI:
     app = FastAPI(
         title="Pulso ETL",
         version="1",
-        description="What tenants share. Their own routes begin with /tenants/NAME.",
+        description="The parts that all tenants share. A tenant's own routes begin with /tenants/NAME.",
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,

@@ -105,7 +105,7 @@ def test_refused_tokens_are_logged_and_slowed_and_known_ones_are_not(stack: Dags
         assert api.call("GET", "/api/v1/etl/config/tables", READ).status_code == 200
         assert api.call("GET", "/api/v1/etl/config/tables").status_code == 401
     lines = [record.getMessage() for record in caplog.records if record.name == "pulso_etl.audit"]
-    assert lines[0] == "HTTP API: a token that is not known was refused, from 127.0.0.1"
+    assert lines[0] == "HTTP API: an unknown token was refused, from 127.0.0.1"
     assert len(lines) == REFUSALS + 1
     assert "wrong-secret" not in caplog.text
 

@@ -263,7 +263,7 @@ def test_without_postgresql_every_question_is_answered_with_503_and_no_password(
     with ApiServer(settings_of(stack, database_url=url, api_tokens=tokens)) as lost:
         # Whoever may ask without a token is not told of the insides.
         told = lost.call("GET", "/api/v1/etl/health").json()["parts"]["postgresql"]
-        assert (told["state"], told["message"]) == ("failing", "fails; the log of the API says why")
+        assert (told["state"], told["message"]) == ("failing", "fails; the reason is in the log of the API")
 
 
 def test_the_cleanup_ends_an_attempt_that_died_and_says_so(
@@ -335,7 +335,7 @@ def test_many_days_are_launched_in_chunks_and_told_as_one(api: ApiServer, target
     told = finished(api, launched)
     run = told["runs"]["evolution_data"]
     assert (told["status"], run["state"], run["partitions"], run["rows"]) == ("success", "success", f"{start}..{TODAY}", 150)
-    assert run["message"] == "explicit range; 2 of 2 chunks are over"
+    assert run["message"] == "explicit range; 2 of 2 chunks have ended"
     query = "SELECT partition_start, status FROM etl_extractions WHERE table_name = 'evolution_data' ORDER BY id DESC LIMIT 2"
     middle = TODAY - timedelta(days=91)
     assert sorted(target.rows(query)) == [(start, "success"), (middle, "success")]

@@ -199,7 +199,7 @@ def test_chunks_of_a_table_are_told_as_one() -> None:
         runs = newest_runs(launched, [chunk(n, status) for n, status in enumerate(statuses)])
         told = progress(launched, Watched(runs, {"dashboard_data": 30}, asked=True), "http://dagster").runs["dashboard_data"]
         assert (told.state, told.rows, told.partitions) == (state, 30, str(DayRange(TODAY - timedelta(days=29), TODAY)))
-        assert told.message == f"every partition; {over} of 3 chunks are over"
+        assert told.message == f"every partition; {over} of 3 chunks have ended"
 
 
 def test_requests_for_the_same_have_one_fingerprint() -> None:

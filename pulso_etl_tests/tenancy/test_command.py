@@ -130,7 +130,7 @@ def test_a_token_of_a_tenant_that_there_is_not_is_told(environment: Tenancy, cap
     application(environment.settings.model_copy(update={"api_tokens": SecretStr(str(entry))}))
     told = [record.getMessage() for record in caplog.records if record.name == "pulso_etl.api.tenants"]
     assert [text for text in told if text.startswith("API_TOKENS")] == [
-        "API_TOKENS: dashboard@initech is of a tenant that there is not, and opens nothing"
+        "API_TOKENS: the tenant of dashboard@initech does not exist, so the token opens nothing"
     ]
 
 
