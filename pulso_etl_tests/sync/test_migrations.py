@@ -272,7 +272,7 @@ def test_the_files_are_numbered_without_gaps() -> None:
 
 
 def test_incidents_keep_their_cause_under_its_name_of_now(conn: psycopg.Connection, schema: str) -> None:
-    restore(conn, STATES[-1])
+    restore(conn, STATES[10])
     conn.execute("UPDATE etl_alerts SET cause = 'shrink_refused'")
     migrate(conn, schema)
     assert conn.execute("SELECT cause FROM etl_alerts").fetchall() == [(Cause.SHRINK,)]
