@@ -93,7 +93,7 @@ def standings(
     filters = dg.RunsFilter(statuses=FAILED_RUNS, tags=tags, created_after=now - MEMORY)
     for record in instance.get_run_records(filters, limit=500):
         table = record.dagster_run.tags[TABLE_TAG]
-        over[table] += _attempt(record, tables[table].loading.timeout)
+        over[table] += _attempt(record, tables[table])
     found = {}
     for table in tables:
         state = states.get(table)
@@ -104,14 +104,17 @@ def standings(
     return found
 
 
-def _attempt(record: RunRecord, timeout: timedelta) -> Iterator[Attempt]:
-    """A run that failed and left nothing in the history of extractions: it loaded nothing."""
-    window = range_of(record.dagster_run.tags)
-    if window is not None and record.end_time is not None:
+def _attempt(record: RunRecord, spec: TableSpec) -> Iterator[Attempt]:
+    """A run that failed and left nothing in the history of extractions: it loaded nothing.
+
+    A run that names no days and has not planned them would have loaded the day on which it ended, at least.
+    """
+    if record.end_time is not None:
         # Without the time that it waited in the queue; one that never began took none.
         began, ended = (datetime.fromtimestamp(at, UTC) for at in (record.start_time or record.end_time, record.end_time))
+        window = range_of(record.dagster_run.tags) or DayRange(spec.zone.day(ended), spec.zone.day(ended))
         canceled = record.dagster_run.status is dg.DagsterRunStatus.CANCELED
-        cause = interrupted(ended - began, timeout, Cause.CANCELLED if canceled else Cause.ABANDONED)
+        cause = interrupted(ended - began, spec.loading.timeout, Cause.CANCELLED if canceled else Cause.ABANDONED)
         withdrawn = canceled and record.start_time is None
         yield Attempt(record.dagster_run.run_id, window, False, began, ended, withdrawn=withdrawn, cause=cause)
 

@@ -89,10 +89,12 @@ def _inspect(context: dg.AssetCheckExecutionContext, spec: TableSpec) -> Iterato
     postgres: PostgresUpsertIOManager = resource(context, spec, "postgres")
     today = spec.zone.day(datetime.now(UTC))
     lookback = DayRange(today - timedelta(days=spec.schedule.lookback_days - 1), today)
-    window = tagged_range(context.run.tags) or lookback
-    with translated(spec, window), postgres.connect(context.run.run_id, spec.loading.timeout) as conn:
+    given, marks = tagged_range(context.run.tags), Watermarks(postgres.database_schema)
+    with translated(spec, given or lookback), postgres.connect(context.run.run_id, spec.loading.timeout) as conn:
+        # A run that names no days has planned them, and its checks look at what it has loaded.
+        window = given or marks.loaded_by(conn, spec.name, context.run.run_id) or lookback
         inspection = inspect(Target(conn, spec, postgres.database_schema), window, lookback)
-        Watermarks(postgres.database_schema).look(conn, spec, LOOK_EVERY)
+        marks.look(conn, spec, LOOK_EVERY)
     return (result(finding, window) for finding in findings(spec, inspection, window, lookback))
 
 

@@ -25,7 +25,7 @@ from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.refreshing.budget import Budget
 from pulso_etl.refreshing.due import Standing
 from pulso_etl.refreshing.freshness import freshness
-from pulso_etl.refreshing.launch import run_tags
+from pulso_etl.refreshing.launch import refresh_tags, run_tags
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import Cause, interrupted
@@ -116,6 +116,16 @@ def test_why_the_queue_dropped_a_run_is_told_and_one_cancelled_in_it_is_not() ->
         dropped.run_id: ("Could not reach it (DagsterUserCodeUnreachableError)", False),
         cancelled.run_id: (None, True),
     }
+
+
+def test_a_dropped_run_that_names_no_days_is_told_too() -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        dropped = instance.create_run_for_job(dg.job(name=NAME)(lambda: None), tags=refresh_tags([TABLES[NAME]]))
+        instance.report_run_failed(dropped, "the code server is away")
+        standing = standings(instance, {}, DASHBOARD, datetime.now(UTC))[NAME]
+    (found,) = standing.attempts
+    today = TABLES[NAME].zone.day(found.finished_at)
+    assert (found.run_id, found.succeeded, found.window) == (dropped.run_id, False, DayRange(today, today))
 
 
 def test_why_a_run_of_another_tenant_s_failed_is_told_to_nobody_who_names_it() -> None:

@@ -448,6 +448,15 @@ class Watermarks:
         query = sql.SQL("SELECT FROM {} WHERE table_name = %s AND status = 'success' LIMIT 1").format(self.history)
         return conn.execute(query, (table,)).fetchone() is not None
 
+    def loaded_by(self, conn: psycopg.Connection, table: str, run_id: str) -> DayRange | None:
+        """The days of the table that the run has loaded; None if it has loaded none. Changes nothing."""
+        query = sql.SQL(
+            "SELECT partition_start, partition_end FROM {} WHERE table_name = %s AND extraction_id = %s AND status = 'success' "
+            "ORDER BY id DESC LIMIT 1"
+        ).format(self.history)
+        row = conn.execute(query, (table, run_id)).fetchone()
+        return DayRange(*row) if row else None
+
     def billed(self, conn: psycopg.Connection, since: datetime) -> int:
         """Bytes that attempts which ended since then were billed, failed ones included."""
         if self._readable(conn).empty:
