@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
 import pytest
 from fastapi import FastAPI, HTTPException
 from fastapi.testclient import TestClient
+from pydantic import SecretStr
 
 from pulso_etl.api.app import ANSWERS
 from pulso_etl.api.dagster_client import DagsterUnavailable
 from pulso_etl.api.database import DatabaseUnavailable
 from pulso_etl.api.faults import HANDLERS
 from pulso_etl.api.metrics import _failures
+from pulso_etl.settings import Settings
 from pulso_etl.sync.errors import BudgetExceeded, Cause, PlanError
 from pulso_etl.words import CAUSES
+
+
+def raising(raised: Exception, timezone: str = "America/Lima") -> FastAPI:
+    """An application, of a deployment in that time zone, whose one route raises the error."""
+    app = FastAPI()
+    app.state.deployment = SimpleNamespace(
+        settings=Settings(database_url=SecretStr("postgresql://nowhere/none"), timezone=timezone)
+    )
+    for kind, answer in (HANDLERS | ANSWERS).items():
+        app.add_exception_handler(kind, answer)
+
+    @app.get("/")
+    async def route(days: int = 1) -> None:
+        raise raised
+
+    return app
 
 
 @pytest.mark.parametrize(
@@ -30,14 +51,7 @@ from pulso_etl.words import CAUSES
     ],
 )
 def test_every_refusal_tells_its_cause_beside_the_text(raised: Exception, status: int, cause: Cause) -> None:
-    app = FastAPI()
-    for kind, answer in (HANDLERS | ANSWERS).items():
-        app.add_exception_handler(kind, answer)
-
-    @app.get("/")
-    async def route(days: int = 1) -> None:
-        raise raised
-
+    app = raising(raised)
     answer = TestClient(app).get("/")
     assert answer.status_code == status
     body = answer.json()
@@ -49,6 +63,16 @@ def test_every_refusal_tells_its_cause_beside_the_text(raised: Exception, status
     malformed = TestClient(app).get("/?days=many").json()
     assert malformed["failure"]["cause"] == Cause.REQUEST
     assert malformed["failure"]["message"].startswith("query.days: ")
+
+
+@pytest.mark.parametrize("timezone", ["America/Lima", "Pacific/Kiritimati"])
+def test_a_spent_budget_is_renewed_at_midnight_of_the_deployment_s_zone(timezone: str) -> None:
+    zone = Settings(database_url=SecretStr("postgresql://nowhere/none"), timezone=timezone).zone
+    before = datetime.now(UTC)
+    answer = TestClient(raising(BudgetExceeded("spent"), timezone)).get("/")
+    renewed = before + timedelta(seconds=int(answer.headers["retry-after"]))
+    midnight = zone.begin(zone.day(before) + timedelta(days=1))
+    assert timedelta(seconds=-1) < renewed - midnight < timedelta(seconds=60) or zone.day(before) != zone.day(datetime.now(UTC))
 
 
 def test_failures_are_counted_by_cause() -> None:
