@@ -17,6 +17,7 @@ from pulso_etl.api.status import COPIES
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl.sync.ledger.locks import table_lock
 from pulso_etl.sync.ledger.watermarks import Watermarks
+from pulso_etl.sync.loading.months import refuse_expired
 from pulso_etl.sync.tags import SPEC_KEY
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.declarations import altered
@@ -32,11 +33,16 @@ def run(manager: PostgresUpsertIOManager, instance: dg.DagsterInstance) -> Run:
     return partial(materialize, manager, instance)
 
 
+def on(monkeypatch: pytest.MonkeyPatch, today: date) -> None:
+    """From now on loads refuse the months that are no longer kept on that day."""
+    for module in ("io_manager", "loading.guards"):
+        monkeypatch.setattr(f"pulso_etl.sync.{module}.refuse_expired", lambda spec, window, _: refuse_expired(spec, window, today))
+
+
 @pytest.fixture(autouse=True)
 def in_march(monkeypatch: pytest.MonkeyPatch) -> None:
     """The days of `visits` are kept, whenever this runs."""
-    for module in ("io_manager", "loading.guards"):
-        monkeypatch.setattr(f"pulso_etl.sync.{module}.lima_day", lambda now: D3)
+    on(monkeypatch, D3)
 
 
 def asset(yielded: Callable[[pa.Table], Any] = lambda rows: rows) -> dg.AssetsDefinition:
@@ -109,7 +115,7 @@ def test_a_launch_of_days_that_the_table_no_longer_keeps_is_refused_once_and_rec
     run: Run, conn: psycopg.Connection, schema: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run(asset()).success
-    monkeypatch.setattr("pulso_etl.sync.io_manager.lima_day", lambda now: date(2026, 5, 1))
+    on(monkeypatch, date(2026, 5, 1))
     reason = failure(run(asset()))
     assert reason.startswith("visits 2026-02-27..2026-03-01: the table keeps days from 2026-03-01 on (retention_months=2)")
     assert Watermarks(schema).read(conn)["visits"].error == reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.resources import files
 from typing import Any
 
 import psycopg
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from pulso_etl.sync.errors import SchemaRefused
-from pulso_etl.sync.loading import quarantine
+from pulso_etl.sync.ledger import migrations
 from pulso_etl.sync.loading.quality import inspect, rules, statement
 from pulso_etl.sync.loading.strategies import STRATEGIES, statements_in_order
 from pulso_etl.sync.schema.statements import Statements
@@ -24,7 +25,7 @@ EARLIER = {"copy", "staged", "copies", "day", "sid", "tid", "at", "n", "key", "d
 
 def words() -> list[str]:
     """Every word of every statement of a load and of a look at the table, of which columns can be named."""
-    texts = [quarantine.CREATE]
+    texts = [(files(migrations) / "009_quarantine.sql").read_text(encoding="utf-8")]
     for strategy in Strategy:
         for changes in ({}, {"partition_by": "month"}):
             spec = things(strategy=strategy, **changes)

@@ -36,7 +36,7 @@ names = count()
 def spec_of(lookback_days: int) -> TableSpec:
     """A declaration under a name of its own, so that many tables share the ledger's schema."""
     changes = {"name": f"calls_{next(names)}", "lookback_days": lookback_days, "chunk_days": CHUNK_DAYS}
-    return TABLES["operation_data"].model_copy(update=changes)
+    return altered(TABLES["operation_data"], **changes)
 
 
 @dataclass
