@@ -28,7 +28,7 @@ from pulso_etl.refreshing.due import MEMORY, Decision, Rhythm, Standing, days_to
 from pulso_etl.refreshing.launch import launches
 from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.refreshing.planner import Planner, watermarks_of
-from pulso_etl.refreshing.ranges import range_of
+from pulso_etl.refreshing.ranges import names_days, range_of
 from pulso_etl.refreshing.request import Grants, RefreshRequest
 from pulso_etl.refreshing.runs import in_flight, is_of, table_job, tenant_of
 from pulso_etl.settings import Settings
@@ -107,12 +107,15 @@ def standings(
 def _attempt(record: RunRecord, spec: TableSpec) -> Iterator[Attempt]:
     """A run that failed and left nothing in the history of extractions: it loaded nothing.
 
-    A run that names no days and has not planned them would have loaded the day on which it ended, at least.
+    The day on which it ended stands for the days of a run that names none. One whose days are no range could load nothing.
     """
-    if record.end_time is not None:
-        # Without the time that it waited in the queue; one that never began took none.
-        began, ended = (datetime.fromtimestamp(at, UTC) for at in (record.start_time or record.end_time, record.end_time))
-        window = range_of(record.dagster_run.tags) or DayRange(spec.zone.day(ended), spec.zone.day(ended))
+    if record.end_time is None:
+        return
+    # Without the time that it waited in the queue; one that never began took none.
+    began, ended = (datetime.fromtimestamp(at, UTC) for at in (record.start_time or record.end_time, record.end_time))
+    tags, last = record.dagster_run.tags, spec.zone.day(ended)
+    window = range_of(tags) if names_days(tags) else DayRange(last, last)
+    if window is not None:
         canceled = record.dagster_run.status is dg.DagsterRunStatus.CANCELED
         cause = interrupted(ended - began, spec.loading.timeout, Cause.CANCELLED if canceled else Cause.ABANDONED)
         withdrawn = canceled and record.start_time is None
