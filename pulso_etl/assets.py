@@ -28,7 +28,7 @@ from pulso_etl.sync.zone import DEFAULT, Zone
 class RetryUnlessInterrupted(dg.RetryPolicy):
     """A retry policy that lets an interrupt (Ctrl-C, SIGTERM, "Terminate" in the UI, a run's time-out) end the run.
 
-    Dagster asks the policy of a step for a delay after an interrupt too, and goes on with the next attempt.
+    After an interrupt too, Dagster asks the step's policy for a delay and then starts the next attempt.
     """
 
     def calculate_delay(self, attempt_num: int) -> float:
@@ -38,7 +38,7 @@ class RetryUnlessInterrupted(dg.RetryPolicy):
         return super().calculate_delay(attempt_num)
 
 
-# Dagster marks the parameter as beta; the choice is made, and no process needs a reminder for each table at its start.
+# Dagster marks the parameter as beta. Without this filter, each process warns once per table at its start.
 warnings.filterwarnings("ignore", message=".*backfill_policy.*", category=dg.BetaWarning)
 
 RETRIES = RetryUnlessInterrupted(max_retries=2, delay=2, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
@@ -51,7 +51,7 @@ def daily_partitions(first_day: date, zone: Zone = DEFAULT) -> dg.DailyPartition
 
 
 def column_schema(spec: TableSpec) -> dg.TableSchema:
-    """The table's columns as Dagster's UI shows them, keys and units as tags."""
+    """The table's columns for Dagster's UI, with keys and units as tags."""
     return dg.TableSchema(
         columns=[
             dg.TableColumn(
@@ -83,12 +83,12 @@ def source_key(name: str, tenant: str = "") -> dg.AssetKey:
 
 
 def resource(context: Any, spec: TableSpec, name: str) -> Any:
-    """The resource of the table's tenant: a parameter of the op could only have a name that is known beforehand."""
+    """The resource of the table's tenant. It cannot be a parameter of the op, because its name depends on the tenant."""
     return context.resources.original_resource_dict[spec.qualify(name)]
 
 
 def build_sources(tables: Iterable[TableSpec], full_names: Mapping[str, str]) -> list[dg.AssetSpec]:
-    """What the tables read in BigQuery, as external assets: the graph shows where the rows come from.
+    """The source tables in BigQuery as external assets, so that the graph shows where the rows come from.
 
     Raises SourceError for a source that `full_names` lacks.
     """
@@ -96,7 +96,7 @@ def build_sources(tables: Iterable[TableSpec], full_names: Mapping[str, str]) ->
     return [
         dg.AssetSpec(
             source_key(name, tenant),
-            description=f"`{full}` in BigQuery, kept by others.",
+            description=f"`{full}` in BigQuery. Others maintain it.",
             group_name=qualified(tenant, "source"),
             kinds={"bigquery"},
             metadata={"dagster/table_name": full},
@@ -110,8 +110,8 @@ def build_asset(
 ) -> dg.AssetsDefinition:
     """The asset of a table: it yields the query's stream, and the IO manager loads it.
 
-    A run that names no days plans them here, and yields nothing where the table is fresh. `initial_days` is how many days the first
-    such run loads.
+    A run without named days plans its days here, and yields nothing if the table is fresh. `initial_days` is the number of days of
+    the first such run.
     """
     calendar = Calendar(partitions.start.date(), initial_days)
 
@@ -120,14 +120,14 @@ def build_asset(
         key_prefix=spec.asset_path[:-1] or None,
         description=spec.description,
         partitions_def=partitions,
-        # A refresh is one run, being shorter than a chunk; of long history, a chunk that fails is loaded again alone.
+        # A refresh is shorter than a chunk, so it is one run. In a long history, a failed chunk is loaded again alone.
         backfill_policy=dg.BackfillPolicy.multi_run(spec.loading.chunk_days),
         retry_policy=retries,
         io_manager_key=spec.qualify("postgres"),
         output_required=False,
         required_resource_keys={spec.qualify("bigquery"), spec.qualify("budget"), spec.qualify("postgres")},
         deps=[source_key(name, spec.tenant) for name in spec.sources],
-        # Dagster queues a second writer of the table instead of letting it wait for the table's lock in a run slot.
+        # Dagster queues a second writer of the table, so that it does not wait for the table's lock in a run slot.
         pool=f"writer_{spec.qualify(spec.name)}",
         group_name=spec.qualify(spec.group),
         freshness_policy=dg.FreshnessPolicy.time_window(
@@ -165,11 +165,11 @@ def build_asset(
 
 
 def plan_of_run(context: dg.AssetExecutionContext, spec: TableSpec, calendar: Calendar) -> RefreshPlan:
-    """What the run does about the table: it loads the days that its tags name, or those that an incremental refresh takes now.
+    """The run's plan for the table: the days that its tags name, or the days of an incremental refresh at this moment.
 
-    It is decided here because every launch comes here, and because the settings and the watermark are here: the processes of
+    The decision is here because every launch passes here, and because only this process has the settings and the watermark.
     Dagster's webserver, daemon and queue do not know where the tables are. A run that waited in the queue takes the days that are
-    due when it begins. Raises PlanError, and DestinationError where PostgreSQL does not answer.
+    due at its start. Raises PlanError, and DestinationError if PostgreSQL does not answer.
     """
     now, tags = datetime.now(UTC), context.run.tags
     today = spec.zone.day(now)
@@ -189,9 +189,10 @@ def plan_of_run(context: dg.AssetExecutionContext, spec: TableSpec, calendar: Ca
 
 
 def _take_days(context: dg.AssetExecutionContext, plan: RefreshPlan) -> None:
-    """Gives the step the partitions of the plan. Dagster reads them from the tags of the run, which are the same for all steps.
+    """Gives the step the partitions of the plan.
 
-    So this step gets a run of its own: each table of a run over several keeps its own days.
+    Dagster reads the partitions from the run's tags, which all steps share. This step therefore gets its own copy of the run, so
+    that each table of a run over several tables keeps its own days.
     """
     assert plan.window is not None
     step, days = context.get_step_execution_context(), range_tags(plan.window)
@@ -200,7 +201,7 @@ def _take_days(context: dg.AssetExecutionContext, plan: RefreshPlan) -> None:
 
 
 def _tell(context: dg.AssetExecutionContext, tags: Mapping[str, str], text: str) -> None:
-    """Writes what was decided to the log, and to the run's tags where the run is of this table alone."""
+    """Writes the decision to the log, and to the run's tags if the run has only this table."""
     context.log.info(f"{context.asset_key.to_user_string()}: {text}")
     if len(context.job_def.asset_layer.selected_asset_keys) == 1:
         context.instance.add_run_tags(context.run.run_id, tags)

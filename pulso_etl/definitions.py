@@ -1,4 +1,4 @@
-"""Where everything is put together. `defs` is what `workspace.yaml` names; nothing connects anywhere at import."""
+"""Puts everything together. `workspace.yaml` names `defs`. The import opens no connection."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from pulso_etl.sync.spec import TableSpec, qualified
 from pulso_etl.tables import TABLES
 from pulso_etl.tenancy.tenants import deployed
 
-# Definitions are very many objects that stay. Python's default looks through them for garbage after each 700 new ones, which took
-# a fifth of the start of a code server with 1,000 tables.
+# Definitions are many objects that stay for ever. Python's default collects garbage after every 700 new objects, which took a
+# fifth of a code server's start with 1,000 tables.
 gc.set_threshold(10_000)
 
 
@@ -46,12 +46,12 @@ def build_source(settings: Settings) -> BigQuerySource:
 
 
 def build_resources(settings: Settings) -> dict[str, Any]:
-    """The source, the budget and the destination that the settings describe, under their names for their owner."""
+    """The source, the budget and the destination that the settings describe, under the names of their owner."""
     resources = {
         "bigquery": build_source(settings),
         "budget": DailyBudget.of(settings),
         "postgres": PostgresUpsertIOManager(
-            # As the owner's role already, where it has one.
+            # The settings already have the owner's role, if there is one.
             database_url=settings.database_url.get_secret_value(),
             database_schema=settings.database_schema,
             lock_timeout_seconds=settings.lock_timeout_seconds,
@@ -62,7 +62,7 @@ def build_resources(settings: Settings) -> dict[str, Any]:
 
 
 UNUSED = {"io_manager": fixed(dg.InMemoryIOManager())}  # type: ignore[no-untyped-call]
-"""In place of Dagster's own, of which no step has need, and whose folder a launch could choose."""
+"""Replaces Dagster's own IO manager: no step needs it, and a launch could choose its folder."""
 
 
 def build_defs(
@@ -73,9 +73,9 @@ def build_defs(
     resource_overrides: Mapping[str, Any] | None = None,
     retries: dg.RetryPolicy = RETRIES,
 ) -> dg.Definitions:
-    """Fresh definitions of one tenant's tables, or of a deployment without.
+    """New definitions of one tenant's tables, or of a deployment without tenants.
 
-    `tables_in_all`: how many the deployment has, where that is more. `resource_overrides` replaces resources by key.
+    `tables_in_all`: the number of tables of the deployment, if it has more. `resource_overrides` replaces resources by key.
     """
     tables = {name: spec.in_zone(settings.timezone) for name, spec in tables.items()}
     partitions = daily_partitions(settings.partitions_start, settings.zone)
@@ -93,7 +93,7 @@ def build_defs(
         schedules=build_schedules(automation.planner, automation.watermarks, with_jobs=bool(jobs), running=settings.automation),
         sensors=automation.sensors(),
         resources=UNUSED | {key: fixed(one) for key, one in {**build_resources(settings), **(resource_overrides or {})}.items()},
-        # One process per run: Python's start-up is most of a small refresh's time.
+        # One process per run, because Python's start takes most of a small refresh's time.
         executor=dg.in_process_executor,
         loggers={"console": run_logger},
     )

@@ -248,8 +248,8 @@ def test_a_run_is_over_the_days_of_its_tags(tags: dict[str, str], days: str) -> 
         ({END: "2026-11-19"}, "names no days"),
         ({START: "2026-11-25", END: "2026-11-19"}, "after its end"),
         ({START: "2026-02-30", END: "2026-03-01"}, "are not days"),
-        ({START: "2023-12-31", END: "2024-01-01"}, "leaves the partitions 2024-01-01..2026-11-25"),
-        ({"dagster/partition": "2026-11-26"}, "leaves the partitions"),
+        ({START: "2023-12-31", END: "2024-01-01"}, "is not within the partitions 2024-01-01..2026-11-25"),
+        ({"dagster/partition": "2026-11-26"}, "is not within the partitions"),
     ],
 )
 def test_a_launch_over_no_days_or_others_says_what_to_do(tags: dict[str, str], reason: str) -> None:
@@ -267,5 +267,5 @@ def test_a_launch_over_other_days_ends_at_once(settings: Settings) -> None:
             raise_on_error=False,
         )
     assert not result.success
-    assert "leaves the partitions" in failure_reason(result)
+    assert "is not within the partitions" in failure_reason(result)
     assert not [event for event in result.all_events if event.event_type_value == "STEP_UP_FOR_RETRY"]

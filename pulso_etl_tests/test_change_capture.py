@@ -279,7 +279,7 @@ def test_the_sensor_asks_for_the_whole_trailing_window_at_once_and_trusts_change
         return requests, "; ".join(reasons)
 
     (request,), why = asked(here)
-    assert "by its changes, where the source tells them" in why
+    assert "only the changes, if the source reports them" in why
     assert request.tags[CAPTURE_TAG] == "true"
     assert request.tags["dagster/asset_partition_range_start"] == str(deployment.days[0])
     assert request.tags["dagster/asset_partition_range_end"] == str(deployment.days[-1])

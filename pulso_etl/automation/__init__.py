@@ -1,1 +1,1 @@
-"""When to refresh and how to recover: jobs, schedules, sensors, and the pure decisions that they carry out."""
+"""When to refresh and how to recover: jobs, schedules, sensors, and the pure functions that decide for them."""

@@ -30,8 +30,8 @@ class CheckOutcome:
 
 @dataclass(frozen=True)
 class Situation:
-    """The state of a deployment at the instant `now`: what is known of each table, the failed runs of each that no later one has
-    made good, the last outcomes of the checks, and the budget."""
+    """The state of a deployment at the instant `now`: the standing of each table, its failed runs that no later run has repaired,
+    the last outcomes of the checks, and the budget."""
 
     now: datetime
     found: Mapping[str, Standing]
@@ -41,14 +41,14 @@ class Situation:
 
 
 def events(tables: Mapping[str, TableSpec], situation: Situation, *, since: datetime, retry_limit: int) -> Iterator[Event]:
-    """What happened after `since`, and what is wrong or well again now."""
+    """What happened after `since`, and what is wrong now or is well again."""
     now = situation.now
     for table, spec in tables.items():
         standing = situation.found[table]
         for attempt in sorted(standing.attempts, key=lambda attempt: attempt.finished_at):
             if attempt.finished_at > since and not attempt.withdrawn:
                 yield from _ended(spec, attempt)
-        # A table that was never loaded is told of by its failed runs.
+        # For a table without a load, the alerts about its failed runs are enough.
         if standing.watermark is not None and standing.watermark.last_extracted_at is not None:
             detail = last_load(standing.watermark, now, spec.timezone)
             if (lost := standing.watermark.lost) is not None:

@@ -1,8 +1,8 @@
 """The jobs that people and programs launch by name: one per table, one per group, one for all, and one that compares all.
 
-Which days a job refreshes is said at launch, by the tags of `ranges.range_tags`; a launch without them is planned by the run. A
-deployment of more tables than MOST_TABLES_WITH_JOBS has no jobs: each job costs Dagster a look at the whole graph when a code
-server starts. What is launched is then a selection of Dagster's own job of all assets.
+A launch names the days of a job with the tags of `ranges.range_tags`. Without these tags, the run plans its days. A deployment
+with more tables than MOST_TABLES_WITH_JOBS has no jobs, because Dagster reads the whole graph for each job when a code server
+starts. Launches then select assets of Dagster's own job of all assets.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pulso_etl.refreshing.runs import RECONCILIATION_JOB, job_tables, tenant_of
 from pulso_etl.sync.spec import TableSpec, qualified
 
 MOST_TABLES_WITH_JOBS = 50
-"""Of all tenants together: the jobs of one look at the tables, and the resources, of all."""
+"""The limit counts the tables of all tenants together, because each job reads the graph and the resources of all."""
 
 
 def build_jobs(tables: Mapping[str, TableSpec]) -> list[dg.UnresolvedAssetJobDefinition]:
-    """The jobs of `job_tables`, with each one's time-out and place in the queue, and the one that compares."""
+    """The jobs of `job_tables`, each with its time-out and its place in the queue, and the job that compares."""
     return [
         *(_job(name, [tables[table] for table in members]) for name, members in job_tables(tables).items()),
         dg.define_asset_job(

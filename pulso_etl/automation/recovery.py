@@ -1,7 +1,7 @@
-"""Recovery: attempts that died or hang are ended, marked as failed, and so become due again.
+"""Recovery: ends attempts that died or hang, and marks them as failed, so that their tables become due again.
 
-An attempt holds an advisory lock of its own for as long as it lives. So one that is marked as running while nobody holds the lock
-is dead, whatever Dagster still thinks of its run.
+A living attempt holds its own advisory lock. If an attempt is marked as running and nobody holds its lock, it is dead, even if
+Dagster still shows its run as started.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from pulso_etl.sync.tags import PROCESS_TAG, QUEUED_TAG, TABLE_TAG
 
 SESSION_END_SECONDS = 10.0
 RUN_END = timedelta(minutes=2)
-"""A run has its next attempt, or its end, well within this time of its last one; if not, its process is gone or hangs."""
+"""After an attempt, a run starts the next one or ends within this time. If it does not, its process is gone or hangs."""
 RUN_BEGIN = timedelta(minutes=5)
-"""A run has its first attempt, or waits for its table's lock, well within this time of its start."""
+"""After its start, a run has its first attempt or waits for its table's lock within this time."""
 
 
 class Action(StrEnum):
-    """What is to be done about an attempt that is marked as running."""
+    """What to do about an attempt that is marked as running."""
 
     LEAVE = "leave"
     MARK_FAILED = "mark as failed"
@@ -45,7 +45,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True)
 class EndedAttempt:
-    """An attempt that was ended, and why."""
+    """An attempt that the recovery has ended, and the reason."""
 
     table: str
     window: DayRange
@@ -55,7 +55,7 @@ class EndedAttempt:
 
 
 def recovery_action(*, lock_held: bool, run_alive: bool | None, age: timedelta, timeout: timedelta) -> Action:
-    """`run_alive` is None where this Dagster instance does not know the run; `age` is since the attempt began."""
+    """`run_alive` is None if this Dagster instance does not know the run. `age` is the time since the attempt began."""
     if not lock_held:
         return Action.MARK_FAILED
     if run_alive is False:
@@ -72,9 +72,9 @@ def recover(
     tables: Mapping[str, TableSpec],
     now: datetime,
 ) -> Iterator[EndedAttempt]:
-    """Ends every attempt that is dead, or past its table's time-out, and tells of each.
+    """Ends every attempt that is dead or past its table's time-out, and yields each of them.
 
-    `conn` is in autocommit mode; its role must be that of the loads, or may end their sessions.
+    `conn` is in autocommit mode. Its role must be the role of the loads, or be allowed to end their sessions.
     """
     marks = Watermarks(schema)
     marks.create(conn)
@@ -102,7 +102,7 @@ def recover(
             reason, cause = f"it ran for {str(now - extraction.started_at).split('.')[0]}, its time-out is {timeout}", Cause.TIMEOUT
             if run is not None and run.is_finished:
                 cause = Cause.ABANDONED
-                reason = f"its run had ended ({run.status.value}) and its server session had not"
+                reason = f"its run had ended ({run.status.value}), but its server session was still open"
         if action is Action.TERMINATE_RUN and _terminate(instance, extraction.run_id):
             holder = locks.holder(conn, key)
         if holder is not None:
@@ -120,7 +120,7 @@ def _end_runs(
     tables: Mapping[str, TableSpec],
     now: datetime,
 ) -> None:
-    """Ends runs that have no attempt any more and go on in Dagster's eyes: they keep a slot, and their tables' next runs wait."""
+    """Ends runs without an attempt that Dagster still shows as running: they occupy a slot, and their tables' next runs wait."""
     alive, tenant = {extraction.run_id for state in states for extraction in state.running}, tenant_of(tables)
     ended: dict[str, dict[str, datetime]] = defaultdict(dict)
     for state in states:
@@ -132,9 +132,9 @@ def _end_runs(
         if run.run_id in alive or not is_of(run.tags, tenant):
             continue
         if attempts and now - max(attempts.values()) > RUN_END:
-            why = f"{', '.join(attempts)}: the run did not end after its last attempt; its process is gone, or hung"
+            why = f"{', '.join(attempts)}: the run did not end after its last attempt; its process is gone or hangs"
         elif not attempts and _never_begins(conn, record, tables, now):
-            why = "the run has begun no load, and has no session on PostgreSQL; its process is gone, or hung"
+            why = "the run has begun no load, and has no session on PostgreSQL; its process is gone or hangs"
         else:
             continue
         _terminate(instance, run.run_id)
@@ -144,7 +144,7 @@ def _end_runs(
 
 
 def _never_begins(conn: psycopg.Connection, record: dg.RunRecord, tables: Mapping[str, TableSpec], now: datetime) -> bool:
-    """Whether a run of ours should have had an attempt by now: one that waits for its table's lock has a session."""
+    """Whether a run of this deployment should have begun an attempt by now. A run that waits for its table's lock has a session."""
     run = record.dagster_run
     loads = run.tags.get(TABLE_TAG) in tables or any(key.path[-1] in tables for key in run.asset_selection or ())
     if not loads or record.start_time is None or now - datetime.fromtimestamp(record.start_time, UTC) <= RUN_BEGIN:
@@ -154,11 +154,11 @@ def _never_begins(conn: psycopg.Connection, record: dg.RunRecord, tables: Mappin
 
 
 def _end_lost(conn: psycopg.Connection, schema: str, instance: dg.DagsterInstance, tenant: str) -> None:
-    """Ends runs of the command line whose process is gone: each keeps a slot, and nobody else watches it."""
+    """Ends runs of the command line whose process is gone: each occupies a slot, and Dagster does not watch it."""
     lost: dict[str, bool] = {}
     for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED])):
         process = run.tags.get(PROCESS_TAG)
-        # One that Dagster has launched anew has the tags of the first, and a process that Dagster watches.
+        # If Dagster launched the run again, it has the same tags, but Dagster watches its process.
         if process is None or QUEUED_TAG in run.tags or not is_of(run.tags, tenant):
             continue
         if process not in lost:
@@ -171,14 +171,14 @@ def _terminate(instance: dg.DagsterInstance, run_id: str) -> bool:
     try:
         return instance.run_launcher.terminate(run_id)
     except Exception:
-        # The code server that started the run is gone, or the launcher can't; what is left of the run is ended by other means.
+        # The launcher cannot end the run, or the code server that started it is gone. The caller ends the rest of the run.
         return False
 
 
 def _mark_failed(
     conn: psycopg.Connection, marks: Watermarks, extraction: RunningAttempt, key: int, reason: str, cause: Cause
 ) -> bool:
-    """Marks the attempt as failed, under its lock; whether it did: not where the attempt ended by itself, or lives on."""
+    """Marks the attempt as failed, under its lock. Returns False if the attempt has ended by itself or is still alive."""
     deadline = monotonic() + SESSION_END_SECONDS
     while conn.execute("SELECT pg_try_advisory_lock(%s)", (key,)).fetchone() == (False,):
         if monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""Schedules, in the time zone of the tables: they run at a fixed hour, whatever the sensors have found."""
+"""Schedules in the time zone of the tables. They run at a fixed hour, independently of the sensors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pulso_etl.sync.patience import TICK_SECONDS, within
 from pulso_etl.sync.spec import qualified
 
 NIGHTLY = "30 2 * * *"
-"""Off-peak: the call centre is closed, and the source's own nightly jobs are over."""
+"""At this hour the call centre is closed, and the source's own nightly jobs have ended."""
 
 WEEKLY = "0 4 * * 0"
 """Sundays, after the nightly re-check."""
@@ -31,13 +31,13 @@ Requests = Iterator[dg.RunRequest | dg.SkipReason]
 
 @dataclass(frozen=True)
 class Schedules:
-    """What the schedules of one deployment ask for; `watermarks` reads how far its tables are loaded."""
+    """The run requests of one deployment's schedules. `watermarks` reads how far its tables are loaded."""
 
     planner: Planner
     watermarks: Callable[[], Mapping[str, Watermark]]
 
     def nightly(self, now: datetime) -> Requests:
-        """The lookback window of each table, and what else it owes; in several runs where it is many days."""
+        """Refreshes of each table over its lookback window and its older owed days. Many days are split into several runs."""
         request = RefreshRequest(mode=Mode.SLIDING_WINDOW)
 
         def asked(found: Mapping[str, Watermark]) -> Iterator[dg.RunRequest]:
@@ -59,7 +59,7 @@ class Schedules:
     def _within_budget(
         self, request: RefreshRequest, asked: Callable[[Mapping[str, Watermark]], Iterable[dg.RunRequest]]
     ) -> Requests:
-        """What is asked for by the watermarks, unless the budget is spent."""
+        """The requests that follow from the watermarks; none if the budget is spent."""
 
         def look() -> Mapping[str, Watermark]:
             self.planner.admit(request)
@@ -71,7 +71,7 @@ class Schedules:
             yield dg.SkipReason(str(error))
             return
         except (psycopg.OperationalError, TimeoutError):
-            # Each run asks for the budget again before it asks BigQuery, and the refresh sensor takes what else is owed.
+            # Each run checks the budget again before its query. The refresh sensor launches what the budget stopped.
             found = {}
         yield from asked(found)
 
@@ -79,10 +79,10 @@ class Schedules:
 def build_schedules(
     planner: Planner, watermarks: Callable[[], Mapping[str, Watermark]], *, with_jobs: bool, running: bool
 ) -> list[dg.ScheduleDefinition]:
-    """The nightly re-check of each table's lookback window, and of what else it owes by its watermark, and the weekly
-    reconciliation; neither runs while the day's budget is spent.
+    """The nightly re-check of each table's lookback window and of older days that are owed, and the weekly reconciliation. Both
+    skip while the day's budget is spent.
 
-    `with_jobs`: whether there are jobs besides Dagster's own. `running`: whether they are on from the start.
+    `with_jobs`: whether the deployment has jobs of its own. `running`: whether the schedules are on from the start.
     """
     tenant, schedules = tenant_of(planner.tables), Schedules(planner, watermarks)
     common: dict[str, Any] = {

@@ -44,18 +44,18 @@ from pulso_etl.sync.spec import TableSpec, qualified
 from pulso_etl.sync.tags import TABLE_TAG, TENANT_TAG
 
 RECHECK_EVERY = timedelta(hours=24)
-"""How old a load may be for the source's word that nothing changed to stand for a new one."""
+"""A table whose source reports no change needs no new load if its last load is at most this old."""
 FAILED_RUNS = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 SHOWN = 20
-"""Tables of which an evaluation says why, at most: Dagster keeps what each evaluation says."""
+"""An evaluation gives reasons for at most this many tables, because Dagster keeps the text of every evaluation."""
 RECOVERY_SECONDS = 10
-"""How often the recovery looks, at least: what died keeps a slot from the others until then."""
+"""The recovery runs at least this often. Until then, a dead run occupies a slot that other runs need."""
 CUT_SECONDS = 30.0
-"""What a tick began and did not wait for ends after so long."""
+"""Statements that a tick no longer waits for end after this time."""
 LOOK_MILLISECONDS = 2_000
-"""How long a tick counts the rows of a table, at most."""
+"""Longest time in which a tick counts the rows of a table."""
 REPORTED = 100
-"""Tables of which an evaluation tells Dagster whether they are up to date, at most: each is a write, and it has a minute."""
+"""An evaluation reports the check `up_to_date` for at most this many tables: each report is a write, and a tick has one minute."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class QueuedRun:
 def standings(
     instance: dg.DagsterInstance, states: Mapping[str, TableState], tables: Mapping[str, TableSpec], now: datetime
 ) -> dict[str, Standing]:
-    """What is known of each table: by the watermarks, and by Dagster's own runs, which may have died before they could write."""
+    """The standing of each table, by the watermarks and by Dagster's runs. A run may have died before it wrote to the ledger."""
     under_way = in_flight(map(QueuedRun, instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))), tables)
     over: dict[str, list[Attempt]] = defaultdict(list)
     tenant = tenant_of(tables)
@@ -105,13 +105,13 @@ def standings(
 
 
 def _attempt(record: RunRecord, spec: TableSpec) -> Iterator[Attempt]:
-    """A run that failed and left nothing in the history of extractions: it loaded nothing.
+    """A failed run without an entry in the history of extractions: it loaded nothing.
 
-    The day on which it ended stands for the days of a run that names none. One whose days are no range could load nothing.
+    A run that names no days counts for the day on which it ended. A run whose days are not a range could load nothing.
     """
     if record.end_time is None:
         return
-    # Without the time that it waited in the queue; one that never began took none.
+    # The time in the queue does not count. A run that never began has the duration 0.
     began, ended = (datetime.fromtimestamp(at, UTC) for at in (record.start_time or record.end_time, record.end_time))
     tags, last = record.dagster_run.tags, spec.zone.day(ended)
     window = range_of(tags) if names_days(tags) else DayRange(last, last)
@@ -123,7 +123,7 @@ def _attempt(record: RunRecord, spec: TableSpec) -> Iterator[Attempt]:
 
 
 def explained(instance: dg.DagsterInstance, standing: Standing, since: datetime, tenant: str = "") -> Standing:
-    """The standing, in which attempts that failed after `since` and left no reason have Dagster's own, of the tenant's runs."""
+    """The standing, in which failed attempts after `since` without a reason get Dagster's reason for the tenant's run."""
 
     def reason(attempt: Attempt) -> str | None:
         told = attempt.error or attempt.succeeded or attempt.withdrawn or attempt.finished_at <= since
@@ -135,7 +135,7 @@ def explained(instance: dg.DagsterInstance, standing: Standing, since: datetime,
 
 
 def failure_of(instance: dg.DagsterInstance, run_id: str) -> str | None:
-    """Why Dagster dropped the run, or took it for failed, in its words."""
+    """Dagster's own text on why it dropped the run or marked it as failed."""
     kinds = {dg.DagsterEventType.ENGINE_EVENT, dg.DagsterEventType.RUN_FAILURE}
     reasons = []
     for record in instance.get_records_for_run(run_id, of_type=kinds, ascending=False).records:
@@ -157,7 +157,7 @@ class Automation:
         jobs: Sequence[dg.UnresolvedAssetJobDefinition],
         checks: Sequence[dg.AssetCheckKey] = (),
     ) -> None:
-        """`jobs` are those of single tables, none where Dagster's own launches them; of failed `checks`, alerts are sent."""
+        """`jobs` are the jobs of single tables; empty if Dagster's own job launches them. Failures of `checks` cause alerts."""
         self.settings = settings
         self.tables = tables
         self.tenant = tenant_of(tables)
@@ -170,14 +170,14 @@ class Automation:
 
     @property
     def planner(self) -> Planner:
-        """What decides on the deployment's refreshes."""
+        """The planner of the deployment's refreshes."""
         return Planner.of(self.settings, self.tables)
 
     @contextmanager
     def connect(self) -> Iterator[psycopg.Connection]:
-        """A connection in autocommit mode, with a session of its own; the ledger is up to date.
+        """A connection in autocommit mode with its own session. The ledger is migrated.
 
-        Raises psycopg.OperationalError where there is none, or no answer any more; for the rest see `Session.hold` and `migrate`.
+        Raises psycopg.OperationalError if the server does not answer. `Session.hold` and `migrate` list the other errors.
         """
         url = self.settings.database_url.get_secret_value()
         session = Session(url, "automation", connect_seconds=CONNECT_SECONDS)
@@ -186,11 +186,11 @@ class Automation:
             yield conn
 
     def observe(self, instance: dg.DagsterInstance, conn: psycopg.Connection, now: datetime) -> dict[str, Standing]:
-        """What is known of each table at the instant `now`."""
+        """The standing of each table at the instant `now`."""
         return standings(instance, self.marks.read(conn, now - MEMORY), self.tables, now)
 
     def watermarks(self) -> dict[str, Watermark]:
-        """How far each table is loaded that was ever refreshed."""
+        """How far each table is loaded, for the tables that have a refresh."""
         with self.connect() as conn:
             return watermarks_of(self.marks.read(conn))
 
@@ -217,7 +217,7 @@ class Automation:
 
             def look() -> tuple[list[dg.RunRequest], list[str]]:
                 with self.connect() as conn:
-                    # Of that clock are the readings, to which instants of the look at changes are compared.
+                    # The ledger's readings use the server's clock, and the sensor compares them with the instants of changes.
                     now = server_clock(conn)
                 return self.tick(context.instance, source, now)
 
@@ -233,8 +233,8 @@ class Automation:
         return refresh
 
     def tick(self, instance: dg.DagsterInstance, source: BigQuerySource, now: datetime) -> tuple[list[dg.RunRequest], list[str]]:
-        """The runs to ask for at the instant `now` (the server's clock), and a line for each table that says why, or why not (these
-        last)."""
+        """The runs to request at the instant `now` (the server's clock), and a line per table with the reason. Tables without a run
+        come last."""
         requests: list[dg.RunRequest] = []
         reasons: list[str] = []
         waiting: list[str] = []
@@ -250,7 +250,7 @@ class Automation:
                     waiting.append(f"{table}: {decision.reason}")
                     continue
                 if looks.are_over:
-                    waiting.append(f"{table}: {decision.reason}; whether its source has changed is asked at the next look")
+                    waiting.append(f"{table}: {decision.reason}; the next tick asks whether its source has changed")
                     continue
                 days, note = self._days_to_read(looks, spec, standing, decision, now)
                 reasons.append(f"{table}: {decision.reason}; {note}")
@@ -259,25 +259,25 @@ class Automation:
                     self.marks.unchanged(conn, table, unchanged, now, horizon)
                 if not days:
                     self._report_unchanged(instance, spec, decision.window)
-                # After a failure nothing but the source itself is trusted.
+                # After a failure, only the rows of the source count.
                 grants = Grants(capture=self._captures(spec) and not decision.failures)
                 for unread in contiguous(days):
                     requests += self._requests(RefreshPlan(table, unread, decision.reason, grants), decision.slot)
         return requests, reasons + waiting
 
     def _requests(self, plan: RefreshPlan, slot: str) -> Iterator[dg.RunRequest]:
-        """The runs of the plan. Dagster launches each once for the slot, which names the due refresh."""
+        """The runs of the plan. Dagster launches each run only once per `slot`, which names the due refresh."""
         spec = self.tables[plan.table]
         job = table_job(spec) if self.jobs else WHOLE_GRAPH
         for launch in launches(spec, plan):
             yield launch.as_run_request(f"{plan.table}/{launch.window}/{slot}", job)
 
     def decide(self, table: str, standing: Standing, now: datetime) -> Decision:
-        """Whether the table is due, by this deployment's settings."""
+        """Whether the table is due under this deployment's settings."""
         return decide_due(self.tables[table], standing, now, self.rhythm)
 
     def _captures(self, spec: TableSpec) -> bool:
-        """Whether the run itself asks for what changed."""
+        """Whether the run itself reads only the changes."""
         return self.settings.change_aware and spec.source.change_capture is not None
 
     def _days_to_read(
@@ -288,9 +288,9 @@ class Automation:
         assert window is not None
         every = set(window)
         if not self.settings.change_aware:
-            return every, "the whole window: the look at changes is turned off"
+            return every, "the whole window: detection of changes is turned off"
         if self._captures(spec):
-            return every, "by its changes, where the source tells them"
+            return every, "only the changes, if the source reports them"
         margin = timedelta(seconds=self.settings.change_margin_seconds)
         loaded = loaded_days(window, standing.days, now, RECHECK_EVERY)
         if not loaded:
@@ -298,15 +298,15 @@ class Automation:
         try:
             modified = looks.changed_days(spec, window, min(loaded.values()) - margin)
         except PulsoError as error:
-            # The look at changes only saves work; the run itself will tell what is wrong with the source.
-            return every, f"the whole window: the source does not tell its changes ({error})"
+            # Detection of changes only saves work. The run itself will report what is wrong with the source.
+            return every, f"the whole window: the source does not report its changes ({error})"
         if modified is None:
             return every, "the whole window: the source gives no signal of changes"
         days = days_to_read(window, loaded, modified, margin)
         return days, f"{len(days)} of {window.days} partitions to read, {window.days - len(days)} verified"
 
     def _report_unchanged(self, instance: dg.DagsterInstance, spec: TableSpec, window: DayRange) -> None:
-        """Nothing has changed: the table is as fresh as if it had been loaded now, and Dagster is told so."""
+        """Tells Dagster that nothing has changed: the table is as fresh as after a load."""
         instance.report_runless_asset_event(
             dg.AssetMaterialization(
                 asset_key(spec),
@@ -317,13 +317,13 @@ class Automation:
         )
 
     def recovery_sensor(self) -> dg.SensorDefinition:
-        """Ends attempts that died or hang, so that the refresh sensor takes their tables up again."""
+        """Ends attempts that died or hang, so that the refresh sensor refreshes their tables again."""
 
         @dg.sensor(
             name=qualified(self.tenant, "recovery_sensor"),
             minimum_interval_seconds=min(RECOVERY_SECONDS, self.settings.sensor_interval_seconds),
             default_status=self.status,
-            description="Marks attempts as failed whose process died, and ends those that run past their table's time-out.",
+            description="Marks attempts as failed if their process died, and ends attempts that run past their table's time-out.",
         )
         @clean_errors()
         def recovery(context: dg.SensorEvaluationContext) -> dg.SkipReason:
@@ -341,13 +341,13 @@ class Automation:
         return recovery
 
     def alert_sensor(self) -> dg.SensorDefinition:
-        """Tells of failed runs, stale tables, failed checks, the limit of recoveries and the budget."""
+        """Sends alerts of failed runs, stale tables, failed checks, the limit of recoveries and the budget."""
 
         @dg.sensor(
             name=qualified(self.tenant, "alert_sensor"),
             minimum_interval_seconds=self.settings.sensor_interval_seconds,
             default_status=self.status,
-            description="Sends what went wrong since the last look, and what is well again, to the channels of ALERT_URLS.",
+            description="Sends new faults, and the end of faults, to the channels of ALERT_URLS.",
         )
         @clean_errors()
         def alert(context: dg.SensorEvaluationContext) -> dg.SkipReason:
@@ -365,7 +365,7 @@ class Automation:
         return alert
 
     def tell(self, instance: dg.DagsterInstance, now: datetime, since: datetime) -> Flushed:
-        """Sends the alerts that the state at `now` and what happened after `since` call for."""
+        """Sends the alerts for the state at `now` and for the events after `since`."""
         try:
             with self.connect() as conn:
                 self._look_at_replaced(conn)
@@ -382,7 +382,7 @@ class Automation:
         return flushed
 
     def _look_at_replaced(self, conn: psycopg.Connection) -> None:
-        """Counts what tables hold that lie in other files than at their last load: they were emptied, restored or rewritten."""
+        """Counts the rows of tables whose files changed since their last load: somebody emptied, restored or rewrote them."""
         for table, state in self.marks.read(conn).items():
             if state.replaced and table in self.tables:
                 try:
@@ -390,11 +390,11 @@ class Automation:
                         conn.execute("SELECT set_config('statement_timeout', %s, true)", (f"{LOOK_MILLISECONDS}ms",))
                         self.marks.look(conn, self.tables[table])
                 except psycopg.errors.QueryCanceled:
-                    # The table is large: its next refresh looks.
+                    # The table is large: its next refresh counts the rows.
                     return
 
     def _report_currency(self, instance: dg.DagsterInstance, found: Mapping[str, Standing], now: datetime) -> None:
-        """Tells Dagster of tables that turned stale, or up to date: no run would. Where there are many, the next look goes on."""
+        """Reports to Dagster which tables became stale or up to date; no run does. If there are many, the next tick continues."""
         keys = [up_to_date_key(self.tables[table]) for table in found]
         known = {outcome.table: outcome.passed for outcome in check_outcomes(instance, keys)}
         told = (currency(self.tables[table], standing.watermark, now) for table, standing in found.items())
@@ -405,9 +405,9 @@ class Automation:
 
 @dataclass
 class Looks:
-    """The looks of one tick at what changed at the source, all together until the monotonic clock says `until`.
+    """The questions of one tick about changes at the source. Together they may last until `until` on the monotonic clock.
 
-    One without an answer is the last: the source is away, and each table is read as if everything had changed.
+    After a question without an answer it asks no more: the source is away, and every table is read as if everything had changed.
     """
 
     source: BigQuerySource
@@ -420,7 +420,7 @@ class Looks:
         return self.away is None and monotonic() > self.until
 
     def changed_days(self, spec: TableSpec, window: DayRange, since: datetime) -> dict[date, datetime] | None:
-        """See `changes.changed_days`."""
+        """The days that changed, as `changes.changed_days` returns them."""
         if self.away is not None:
             raise self.away
         try:
@@ -431,14 +431,14 @@ class Looks:
 
 
 def no_answer(error: psycopg.OperationalError | TimeoutError) -> dg.SkipReason:
-    """What a tick says that got no answer from PostgreSQL, or not in time; the alert about that is sent by itself."""
+    """The result of a tick that got no answer from PostgreSQL in time. The alert sensor reports the outage."""
     if isinstance(error, psycopg.OperationalError):
-        return dg.SkipReason(f"PostgreSQL is away, the next look comes by itself: {first_line(error)}")
-    return dg.SkipReason(f"no answer within {TICK_SECONDS:g} s, from whatever was asked; the next look comes by itself")
+        return dg.SkipReason(f"PostgreSQL is away, the next tick tries again:  {first_line(error)}")
+    return dg.SkipReason(f"no answer within {TICK_SECONDS:g} s; the next tick tries again")
 
 
 def check_outcomes(instance: dg.DagsterInstance, keys: Sequence[dg.AssetCheckKey]) -> Iterator[CheckOutcome]:
-    """The last evaluation of each check that is not under way."""
+    """The last finished evaluation of each check."""
     records = instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
     for key, record in records.items():
         if record.status in COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES and record.event is not None:

@@ -1,1 +1,1 @@
-"""What is checked after a load, and the reconciliation with the source."""
+"""The checks after a load, and the reconciliation with the source."""

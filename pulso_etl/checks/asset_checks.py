@@ -1,13 +1,13 @@
 """Asset checks of every table, built from its declaration. No table is special-cased here.
 
-They are one op a table: Dagster looks at every op of a graph again for each job when a code server starts. The checks of
-`refresh_check_keys` ask PostgreSQL only, in one statement a table, and run with every refresh. `reconciliation` asks BigQuery,
-which bills for it, and runs alone: by a job, the UI's button, or `pulso-etl reconcile`.
+All checks of a table are one op, because Dagster reads every op of a graph again for each job when a code server starts. The
+checks of `refresh_check_keys` ask only PostgreSQL, with one statement per table, and run with every refresh. `reconciliation`
+runs a query in BigQuery, which costs money. It runs alone: by a job, the UI's button, or `pulso-etl reconcile`.
 
-Which checks a run takes is up to how it is launched. Dagster 1.13 adds every check of a selected asset wherever a launch names
-no checks (`RunRequest`, GraphQL with an `assetSelection` only, back-fills), and the UI's Materialize names them all; nothing on a
-check can say otherwise. So our own launches name the checks of `refresh_check_keys`, and a reconciliation that finds itself in a
-run that materializes its table ends at once, with no result and no query: Dagster then shows it as skipped in that run.
+The launch of a run decides which checks the run has. If a launch names no checks (`RunRequest`, GraphQL with only an
+`assetSelection`, back-fills), Dagster 1.13 adds every check of a selected asset. The UI's button Materialize names all checks. A
+check cannot change this. Therefore the project's own launches name the checks of `refresh_check_keys`. In a run that
+materializes its table, a reconciliation ends at once, without a result and without a query; Dagster shows it as skipped.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,18 +36,18 @@ from pulso_etl.sync.spec import TableSpec
 from pulso_etl.sync.target import Target
 
 BLOCKING = {Check.PRIMARY_KEY, Check.REQUIRED_COLUMNS, Check.VALUE_LIMITS}
-"""A load refuses what these look for: where one fails, something else wrote to the table. It fails the run."""
+"""Loads refuse the rows that these checks look for. If such a check fails, another program wrote to the table; the run fails."""
 COMPARED_WEEKS = 2
-"""With fewer earlier weeks that hold rows, nothing is said of a day's volume."""
+"""With fewer earlier weeks that have rows, the check does not judge a day's volume."""
 SMALL_DIFFERENCE = 10
-"""So few rows more or less than usual are nothing unusual, whatever the factor."""
+"""A difference of at most this many rows is normal, with every factor."""
 SHOWN = 200
-"""Rows of a table in a result's metadata, at most."""
+"""A table in a result's metadata has at most this many rows."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check says: plain text, and records (by title) of all that is wrong."""
+    """The result of a check: plain text, and records (by title) of all faults."""
 
     check: Check
     passed: bool
@@ -58,11 +58,11 @@ class Finding:
 
 
 def build_checks(spec: TableSpec) -> dg.AssetChecksDefinition:
-    """All checks of a table as one op, of which a run takes those that it names."""
+    """All checks of a table as one op. A run executes the checks that it names."""
 
     @dg.multi_asset_check(
         name=spec.qualify(f"{spec.name}_checks"),
-        description=f"Looks at what {spec.name} holds in PostgreSQL; `{Check.RECONCILIATION}` compares it with BigQuery.",
+        description=f"Checks the rows of {spec.name} in PostgreSQL; `{Check.RECONCILIATION}` compares it with BigQuery.",
         specs=[
             dg.AssetCheckSpec(check.value, asset=asset_key(spec), description=text, blocking=check in BLOCKING)
             for check, text in (descriptions(spec) | _descriptions_apart(spec)).items()
@@ -127,20 +127,20 @@ def _reconcile(context: dg.AssetCheckExecutionContext, spec: TableSpec) -> Itera
             target = Target(conn, spec, postgres.database_schema)
             compared = reconcile(target, bigquery, given, today, context.run.run_id)
     except PulsoError as error:
-        # Another attempt would wait for the table's lock as long again, or be billed again: that is for a person to ask for.
+        # No retry: another attempt waits as long for the table's lock or costs money again. A person decides on it.
         raise dg.Failure(str(error), allow_retries=False) from error
     yield result(reconciled(spec, compared), compared.window)
 
 
 def _descriptions_apart(spec: TableSpec) -> dict[Check, str]:
-    """The checks that no refresh takes: one changes without a refresh, the other is billed for."""
+    """The checks outside of refreshes: one changes without a refresh, the other costs money."""
     kept = f" A key counts in the partition of its newest {spec.version_column}." if spec.version_column else ""
     if spec.snapshot_of:
         kept = f" Of each {', '.join(spec.snapshot_of)} the newest snapshot counts, in the partition of its day."
     return {
-        Check.UP_TO_DATE: f"The last refresh is not older than {2 * spec.schedule.refresh_every}, and took in today's partition "
-        "(while the day is younger than that, yesterday's will do), and every day holds the rows of its last load. "
-        "Unlike the freshness policy, it is not misled by a load of older days.",
+        Check.UP_TO_DATE: f"The last refresh is not older than {2 * spec.schedule.refresh_every} and loaded today's partition "
+        "(while the day is younger than that, yesterday's is enough), and every day has the rows of its last load. "
+        "A load of older days does not count, unlike in the freshness policy.",
         Check.RECONCILIATION: f"Rows, sums and numbers of values of each partition are the same in BigQuery, over the last "
         f"{spec.quality.reconcile_days} days or the run's range. Integers and amounts exactly, doubles to "
         f"{RELATIVE_TOLERANCE:g} of their size or {ABSOLUTE_TOLERANCE:g}. Costs a query in BigQuery.{kept}",
@@ -148,7 +148,7 @@ def _descriptions_apart(spec: TableSpec) -> dict[Check, str]:
 
 
 def currency(spec: TableSpec, watermark: Watermark | None, now: datetime) -> dg.AssetCheckEvaluation:
-    """What the check `up_to_date` says at the instant `now`; the alert sensor reports it when it changes, without a run."""
+    """The result of the check `up_to_date` at the instant `now`. The alert sensor reports each change of it, without a run."""
     extracted = watermark.last_extracted_at if watermark else None
     partition = watermark.last_partition if watermark else None
     lost = f"{watermark.lost}; load them again: {watermark.lost.command(spec)}; " if watermark and watermark.lost else ""
@@ -168,7 +168,7 @@ def currency(spec: TableSpec, watermark: Watermark | None, now: datetime) -> dg.
 
 
 def refresh_check_keys(spec: TableSpec) -> list[dg.AssetCheckKey]:
-    """The checks that belong into every refresh of the table."""
+    """The checks that are part of every refresh of the table."""
     return [dg.AssetCheckKey(asset_key(spec), check.value) for check in descriptions(spec)]
 
 
@@ -183,19 +183,19 @@ def up_to_date_key(spec: TableSpec) -> dg.AssetCheckKey:
 
 
 def refresh_selection(specs: Iterable[TableSpec]) -> dg.AssetSelection:
-    """The tables with their checks of every refresh, for a job that refreshes them."""
+    """The tables and the checks of their refreshes, for a job that refreshes them."""
     chosen = list(specs)
     assets = dg.AssetSelection.assets(*map(asset_key, chosen)).without_checks()
     return assets | dg.AssetSelection.checks(*(key for spec in chosen for key in refresh_check_keys(spec)))
 
 
 def reconciliation_selection(specs: Iterable[TableSpec]) -> dg.AssetSelection:
-    """The reconciliations of the tables and nothing else, for a job that compares them with their sources."""
+    """Only the reconciliations of the tables, for a job that compares them with their sources."""
     return dg.AssetSelection.checks(*map(reconciliation_key, specs))
 
 
 def descriptions(spec: TableSpec) -> dict[Check, str]:
-    """The table's checks of every refresh, each with what it looks at."""
+    """The checks of the table's refreshes, each with its description."""
     by_check: dict[Check, list[str]] = {}
     for rule in rules(spec):
         by_check.setdefault(rule.check, []).append(f"{rule.column} {rule.fault}")
@@ -203,30 +203,30 @@ def descriptions(spec: TableSpec) -> dict[Check, str]:
     found = {Check.PRIMARY_KEY: f"No column of the key ({', '.join(spec.primary_key)}) is null{once}."}
     for check, text in (
         (Check.REQUIRED_COLUMNS, "No row has"),
-        (Check.VALUE_LIMITS, "A load refuses a row, and so none has"),
+        (Check.VALUE_LIMITS, "A load refuses a row, so no row has"),
         (Check.EXPECTED_VALUES, "The source may have its reasons, but no row should have"),
     ):
         if check in by_check:
             found[check] = f"{text}: {', '.join(by_check[check])}."
     if spec.quality.minimum_records:
         found[Check.MINIMUM_RECORDS] = (
-            f"The last {spec.schedule.lookback_days} days hold {spec.quality.minimum_records} rows or more."
+            f"The last {spec.schedule.lookback_days} days have {spec.quality.minimum_records} rows or more."
         )
-    # Where the newest version alone is kept, older partitions run empty: their rows say nothing.
+    # If only the newest version of a key is kept, older partitions become empty, so their rows prove nothing.
     if spec.partition_in_key:
         factor = spec.quality.volume_factor
         found[Check.VOLUME] = (
-            f"A day holds neither more than {factor:g} times nor less than 1/{factor:g} of the rows of the same weekday in the "
-            f"{WEEKS} weeks before (their median, of {COMPARED_WEEKS} at least). Today may have fewer, so far."
+            f"A day has at most {factor:g} times and at least 1/{factor:g} of the rows of the same weekday in the "
+            f"{WEEKS} weeks before (the median of at least {COMPARED_WEEKS}). Today may have fewer rows until it ends."
         )
     return found
 
 
 def findings(spec: TableSpec, inspection: Inspection, window: DayRange, lookback: DayRange) -> Iterator[Finding]:
-    """What the table's checks say of an inspection; `lookback` ends today.
+    """The results of the table's checks for an inspection. `lookback` ends today.
 
-    The minimum is a warning: it can't tell a source that fails from a holiday, a new deployment or sample data. A load that would
-    take the rows of a day away is refused before its commit, see `verify`.
+    The minimum is only a warning: a holiday, a new deployment and sample data have few rows too. A load that would remove the
+    rows of a day is refused before its commit, see `verify`.
     """
     rows = _rows_in(inspection, window)
     for check in descriptions(spec):
@@ -274,7 +274,7 @@ def _of_rows(spec: TableSpec, check: Check, inspection: Inspection, rows: int) -
         )
     text = "; ".join(f"{one['column']} {one['fault']}: {one['rows']} row(s), e.g. {one['example_key']}" for one in failures[:3])
     severity = dg.AssetCheckSeverity.ERROR if check in BLOCKING else dg.AssetCheckSeverity.WARN
-    return Finding(check, not failures, text or f"{rows} rows keep to it", severity, {"failures": failures}, {"rows": rows})
+    return Finding(check, not failures, text or f"{rows} rows pass", severity, {"failures": failures}, {"rows": rows})
 
 
 def _key(spec: TableSpec, example: Mapping[str, Any]) -> str:
@@ -282,9 +282,9 @@ def _key(spec: TableSpec, example: Mapping[str, Any]) -> str:
 
 
 def unusual_days(rows_by_day: Mapping[date, int], window: DayRange, today: date, factor: float) -> list[dict[str, Any]]:
-    """The days of the window with `factor` times more, or fewer, rows than usual: than the same weekday's median, weeks before.
+    """The days of the window with `factor` times more or fewer rows than usual, the median of the same weekday in earlier weeks.
 
-    Weeks without rows on that weekday do not count. Today is not over, and can only have too many.
+    Weeks without rows on that weekday do not count. Today has not ended, so it can only have too many rows.
     """
     unusual = []
     for number in range(window.days):
@@ -300,11 +300,11 @@ def unusual_days(rows_by_day: Mapping[date, int], window: DayRange, today: date,
 
 
 def reconciled(spec: TableSpec, found: Reconciliation) -> Finding:
-    """What the check says of a reconciliation: an error where a partition differs that no refresh will read again by itself.
+    """The check's result for a reconciliation: an error if a partition differs that no refresh will read again by itself.
 
-    In the days that are owed the source may have changed since they were loaded; the next refresh takes that in.
-    Where a key lives in several partitions, one fault shows on several days: all of them are to be loaded again, and with them the
-    later days that may hold what is newer.
+    The source of owed days may have changed since their load; the next refresh loads the change. If a key lives in several
+    partitions, one fault shows on several days. All these days must be loaded again, and also the later days that may have a
+    newer version.
     """
     settled = [one for one in found.differences if one.day < found.owed_since]
     days = sorted({one.day for one in (settled if spec.partition_in_key else ()) or found.differences})
@@ -317,7 +317,7 @@ def reconciled(spec: TableSpec, found: Reconciliation) -> Finding:
         text += (
             f". Load them again: pulso-etl refresh {spec.as_argument} --from {days[0]} --to {last}"
             if settled
-            else ". The next refresh reads these days again; if they differ after it, that is a fault"
+            else ". The next refresh reads these days again; if they still differ then, that is a fault"
         )
     else:
         text = f"{found.target_rows} rows agree"
@@ -325,8 +325,8 @@ def reconciled(spec: TableSpec, found: Reconciliation) -> Finding:
         told = "; ".join(f"{day}: {rows}" for day, rows in list(found.quarantined.items())[:5])
         more = "; …" if len(found.quarantined) > 5 else ""
         text += (
-            f". {sum(found.quarantined.values())} row(s) of the source stand in quarantine ({told}{more}): they are left out, as "
-            "are the rows that PostgreSQL keeps of their keys"
+            f". {sum(found.quarantined.values())} row(s) of the source are in quarantine ({told}{more}): they are left out, "
+            "and so are PostgreSQL's rows of the same keys"
         )
     records = [
         {
@@ -358,7 +358,7 @@ def _plain(value: Any) -> str:
 
 
 def result(finding: Finding, window: DayRange) -> dg.AssetCheckResult:
-    """The finding as Dagster records it: at most `SHOWN` records of a kind, and how many there are."""
+    """The finding for Dagster's records: at most `SHOWN` records of a kind, and their total number."""
     metadata: dict[str, Any] = {"partitions": str(window), **finding.metadata}
     for title, records in finding.records.items():
         metadata[f"number_of_{title}"] = len(records)

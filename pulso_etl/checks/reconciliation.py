@@ -1,15 +1,15 @@
-"""Reconciliation: what a table's SELECT adds up to in BigQuery, partition by partition, against what PostgreSQL holds.
+"""Reconciliation: compares the totals of a table's SELECT in BigQuery with the table in PostgreSQL, partition by partition.
 
-Compared are the number of rows, the sum of every numeric column, a digest of every column whose values are exact, and how many
-values a column has that may be null; not when the source computed a row. A digest of whole rows finds values that have changed
-places between rows; of doubles, a sum in which each key has a weight of its own does. Integers and NUMERIC must agree exactly. Sums
-of doubles depend on the order of their terms and may differ by 1e-9 of their size, or by 1e-6.
+It compares the number of rows, the sum of every numeric column, a digest of every column with exact values, and the number of
+values of every nullable column. It leaves out the time at which the source computed a row. A digest of whole rows finds values
+that moved between rows. For doubles, a sum with a weight for each key finds them. Integers and NUMERIC must agree exactly. A sum
+of doubles depends on the order of its terms, so it may differ by 1e-9 of its size, or by 1e-6.
 
-Where a partition owns its rows, it is compared as it stands. Where a key lives in several partitions, the table keeps the newest
-version of a key, or the newest snapshot of a value, and so both sides count rows in the partition of these, up to the newest
-partition that the table holds; what the source has beyond is not loaded yet.
+If each partition owns its rows, it is compared as it is. If a key lives in several partitions, the table keeps the newest version
+of a key, or the newest snapshot of a value. Both sides then count a row in the partition of that version or snapshot. They stop at
+the newest partition of the table, because later rows of the source are not loaded yet.
 
-A table that quarantines rows is compared without those that can't be loaded, see `_Look.staged_sides`.
+For a table with a quarantine, rows that cannot be loaded are left out, see `_Look.staged_sides`.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ TEXTS: dict[ColumnType, tuple[str, str]] = {
     ColumnType.DATE: ("CAST({} AS STRING)", "{}::text"),
     ColumnType.BOOLEAN: ("CAST({} AS STRING)", "{}::text"),
     ColumnType.INTEGER: ("CAST({} AS STRING)", "{}::text"),
-    # Without zeros at the end, which BigQuery leaves out.
+    # Without zeros at the end, because BigQuery leaves them out.
     ColumnType.NUMERIC: (
         r"RTRIM(REGEXP_REPLACE(CAST({} AS STRING), r'(\.[0-9]*?)0+$', r'\1'), '.')",
         "trim_scale({})::text",
     ),
     ColumnType.TIMESTAMP: ("CAST(UNIX_MICROS({}) AS STRING)", MICROSECONDS),
-    # Of a zone that is named, as a project may have another default than UTC.
+    # Names the zone, because a project's default may not be UTC.
     ColumnType.DATETIME: ("CAST(UNIX_MICROS(TIMESTAMP({}, 'UTC')) AS STRING)", MICROSECONDS),
     ColumnType.TIME: ("CAST(TIME_DIFF({}, TIME '00:00:00', MICROSECOND) AS STRING)", MICROSECONDS),
     ColumnType.BYTES: ("TO_HEX({})", "encode({}, 'hex')"),
@@ -71,9 +71,9 @@ Figures = Sequence[Any]
 class Measure:
     """One figure of a partition: a column's sum, digest or number of values, or the number of rows.
 
-    The digest is the sum of the first 32 bits of each MD5, in whatever order the rows come: of the one column of `parts`, or of all
-    of them together. A weighted sum multiplies each value by what the MD5 of the key, which is `parts`, makes of 0..1. Arrays have
-    elements.
+    The digest adds the first 32 bits of an MD5 of each row, so the order of rows does not matter. The MD5 covers the columns of
+    `parts`. A weighted sum multiplies each value by a weight from 0 to 1, which is the MD5 of the key; `parts` is then the key.
+    Arrays have elements.
     """
 
     function: Literal["count", "sum", "digest", "elements", "weighted sum"]
@@ -98,7 +98,7 @@ class Measure:
 
     def in_postgres(self) -> sql.Composed:
         column = sql.SQL("*") if self.column is None else sql.Identifier(self.column)
-        # Of its UTF-8, as BigQuery has it, whatever the database's encoding.
+        # MD5 of the UTF-8 bytes, as in BigQuery, with every encoding of the database.
         hashed = sql.SQL("('x' || left(md5(convert_to({}, 'UTF8')), 8))::bit(32)::bigint").format(self._text_in_postgres())
         match self.function:
             case "digest":
@@ -121,12 +121,12 @@ class Measure:
 
     @property
     def _is_of_one(self) -> bool:
-        """Whether its text is a column's alone: null where that is null."""
+        """Whether its text is a single column, which is null if the column is null."""
         return self.function == "digest" and self.column is not None
 
 
 def has_text(column: Column) -> bool:
-    """Whether both sides write a value of the column as the same text."""
+    """Whether both sides write values of the column as the same text."""
     return column.type in TEXTS
 
 
@@ -150,7 +150,7 @@ def _text_in_postgres(column: Column) -> sql.Composed:
 
 @dataclass(frozen=True)
 class Difference:
-    """A figure that is not the same on both sides."""
+    """A figure that differs between the two sides."""
 
     day: date
     measure: Measure
@@ -160,11 +160,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class Reconciliation:
-    """What was compared and what differs. `cost` is the metadata of the BigQuery job.
+    """What was compared, and what differs. `cost` is the metadata of the BigQuery job.
 
-    `read`: the days that were read in BigQuery, more than the window where newer rows of a key may lie beyond. `quarantined`: how
-    many rows of the source of each day can't be loaded; they were left out, and the rows of their keys in PostgreSQL too.
-    `owed_since`: the first day that the next refresh reads again by itself.
+    `read`: the days that were read in BigQuery. They are more than the window if newer rows of a key may be outside of it.
+    `quarantined`: the number of source rows of each day that cannot be loaded. They were left out, and so were the rows of their
+    keys in PostgreSQL. `owed_since`: the first day that the next refresh reads again by itself.
     """
 
     window: DayRange
@@ -178,11 +178,10 @@ class Reconciliation:
 
 
 def reconcile(target: Target, bigquery: BigQuerySource, window: DayRange | None, today: date, run_id: str) -> Reconciliation:
-    """Compares the window's partitions; without a window, the last days that are over and loaded (see `default_window`).
+    """Compares the window's partitions; without a window, the last complete and loaded days (see `default_window`).
 
-    Takes the table's lock for as long as the connection lasts: no refresh commits between the two readings.
-    Raises the errors of `BigQueryStream.open`, and ContractError for days that the table no longer keeps. Errors of the server
-    stay psycopg's.
+    Takes the table's lock until the connection ends, so that no refresh commits between the two readings.
+    Raises the errors of `BigQueryStream.open`, ContractError for days that the table no longer keeps, and psycopg's errors.
     """
     conn, spec, schema = target.conn, target.spec, target.schema
     locks.take(conn, [locks.table_lock(schema, spec.name)])
@@ -191,7 +190,7 @@ def reconcile(target: Target, bigquery: BigQuerySource, window: DayRange | None,
     assert bounds is not None
     first, last = bounds
     if window is None:
-        # A day that was loaded may hold no row: not its own, or none any more.
+        # A loaded day may have no rows: it never had any, or they are gone.
         loaded = Ledger(schema).readings(conn, spec.name) if exists(conn, schema, "etl_days") else {}
         window = default_window(spec, today, min({*loaded, first} - {None}, default=None))
     refuse_expired(spec, window, today)
@@ -215,7 +214,7 @@ def reconcile(target: Target, bigquery: BigQuerySource, window: DayRange | None,
 
 
 def _owed_since(target: Target, today: date) -> date:
-    """The first day that the ledger owes, or that the lookback of now reads in any case."""
+    """The first day that is owed by the ledger or that today's lookback reads in any case."""
     state = Watermarks(target.schema).read(target.conn).get(target.spec.name)
     horizon = Horizon.of(target.spec, date.min, today)
     owed = owed_days(horizon, state.watermark if state else Watermark(None, None), today)
@@ -224,7 +223,7 @@ def _owed_since(target: Target, today: date) -> date:
 
 @dataclass(frozen=True)
 class _Sides:
-    """The figures of both sides by day, the rows of each day that can't be loaded and were left out, and the cost."""
+    """The figures of both sides by day, the number of rows per day that cannot be loaded and were left out, and the cost."""
 
     source: Mapping[date, Figures]
     target: Mapping[date, Figures]
@@ -234,7 +233,7 @@ class _Sides:
 
 @dataclass(frozen=True)
 class _Look:
-    """What is looked at: a table over some days, on both sides."""
+    """What is compared: a table over some days, on both sides."""
 
     target: Target
     bigquery: BigQuerySource
@@ -246,7 +245,7 @@ class _Look:
         return self.target.spec
 
     def sides(self) -> _Sides:
-        """Both sides, each added up where its rows are."""
+        """The figures of both sides. Each server adds up its own rows."""
         query = source_query(self.spec, measures(self.spec))
         stream = self.bigquery.stream(self.spec.with_query(query), self.days, self.run_id)
         with stream.open() as reader:
@@ -256,16 +255,16 @@ class _Look:
         return _Sides(source, self._in_postgres(names.target, names.current), {}, stream.metadata)
 
     def staged_sides(self) -> _Sides:
-        """Both sides of a table that quarantines rows: the source's are staged, as a load does it, so that the same are set aside.
+        """The figures of a table with a quarantine. The source's rows are staged as in a load, so that the same rows are set aside.
 
-        Rows whose key is quarantined are left out on both sides: the last good row of such a key stays in PostgreSQL.
+        Rows with a quarantined key are left out on both sides, because PostgreSQL keeps the last good row of such a key.
         """
         stream = self.bigquery.stream(self.spec, self.days, self.run_id)
         conn = self.target.conn
         with conn.transaction(force_rollback=True):
             table = read_table(conn, self.target.schema, self.spec.name)
             assert table is not None
-            # Nothing is looked for before the days that are compared.
+            # Only the compared days and later days matter.
             rows = Source(stream.open, past=Past(self.days.start))
             staged = stage_rows(self.target, table, self.days, rows, Clock())
             assert staged.quarantine is not None
@@ -275,7 +274,7 @@ class _Look:
         return _Sides(source, target, staged.quarantine.by_day, stream.metadata)
 
     def _in_postgres(self, rows: sql.Composable, which: sql.Composable) -> dict[date, Figures]:
-        """The figures of each day, over those of the rows `r`."""
+        """The figures of each day, over the rows `r` that fulfil `which`."""
         day = sql.Identifier(self.spec.partition_column)
         by = sql.SQL(", ").join(measure.in_postgres() for measure in measures(self.spec))
         query = sql.SQL("SELECT {}, {} FROM {} r WHERE {} BETWEEN %s AND %s AND {} GROUP BY 1").format(day, by, rows, day, which)
@@ -283,9 +282,10 @@ class _Look:
 
 
 def default_window(spec: TableSpec, today: date, first_loaded: date | None) -> DayRange:
-    """The table's `reconcile_days` up to yesterday, as far back as it was loaded.
+    """The table's last `reconcile_days` up to yesterday, but not before its first loaded day.
 
-    Today moves on between a refresh and a look at the source; but where only the newest are kept, those are what to compare.
+    Today still changes between a refresh and the comparison. A table that keeps only the newest versions is compared up to today,
+    because those are its rows.
     """
     start = today - timedelta(days=spec.quality.reconcile_days)
     if first_loaded is not None:
@@ -294,14 +294,14 @@ def default_window(spec: TableSpec, today: date, first_loaded: date | None) -> D
 
 
 def measures(spec: TableSpec) -> tuple[Measure, ...]:
-    """The figures that are compared, the number of rows first."""
+    """The figures to compare; the number of rows is the first."""
     found = [Measure("count")]
     key = tuple(c for name in spec.primary_key if name != spec.partition_column and has_text(c := spec.column(name)))
     for column in spec.columns:
         if column.name in spec.stamp_columns:
             continue
         if column.repeated:
-            # BigQuery tells a missing array from an empty one in a query, and gives both as empty.
+            # Inside a query, BigQuery distinguishes a missing array from an empty one. In its results both are empty.
             found.append(Measure("elements", column.name))
             continue
         if column.type in NUMBERS:
@@ -317,7 +317,7 @@ def measures(spec: TableSpec) -> tuple[Measure, ...]:
 
 
 def source_query(spec: TableSpec, by: Sequence[Measure]) -> str:
-    """The table's own SELECT, added up by partition: the day, then every measure. BigQuery SQL with the spec's placeholders."""
+    """The totals of the table's own SELECT by partition: the day, then every measure. BigQuery SQL with the spec's placeholders."""
     rows = f"(\n{spec.source.query}\n)"
     if spec.snapshot_of:
         values, day = ", ".join(f"`{name}`" for name in spec.snapshot_of), f"`{spec.partition_column}`"
@@ -335,7 +335,7 @@ def source_query(spec: TableSpec, by: Sequence[Measure]) -> str:
 def differences(
     by: Sequence[Measure], day: date, source: Sequence[Value] | None, target: Sequence[Value] | None
 ) -> list[Difference]:
-    """The figures of one day that do not agree; a side without rows has the count 0 and nothing else."""
+    """The figures of one day that differ. A side without rows has the count 0 and no other figures."""
     nothing: list[Value] = [0 if measure.function == "count" else None for measure in by]
     pairs = zip(by, source or nothing, target or nothing, strict=True)
     return [Difference(day, measure, left, right) for measure, left, right in pairs if not agree(left, right)]

@@ -1,4 +1,4 @@
-"""Commands about who may use the deployment, and whose tables it keeps."""
+"""Commands about tokens and tenants."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from pulso_etl.tenancy.tenants import deployed, grants, passwords, risk, sharing
 
 
 def token(
-    name: Annotated[str, typer.Argument(help="Whose token it is; the name stands in the log of launches.")],
+    name: Annotated[str, typer.Argument(help="The owner of the token; the log of launches shows this name.")],
     role: Annotated[str, typer.Argument(help="read, refresh or admin.")],
     tenant: Annotated[str, typer.Option(help="The only tenant whose routes it opens.")] = "",
-    until: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The last day on which it opens anything.")] = None,
+    until: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The last day on which the token is valid.")] = None,
 ) -> None:
-    """Makes a token for the HTTP API: the secret, and the entry that API_TOKENS keeps of it."""
+    """Makes a token for the HTTP API: the secret for its owner, and the entry for API_TOKENS."""
     if role.upper() not in Role.__members__:
         raise SettingsError(f"unknown role {role}; known are {', '.join(known.name.lower() for known in Role)}")
     try:
         secret, entry = make_token(name, Role[role.upper()], tenant, until.date() if until else None)
     except ValueError as error:
         raise SettingsError(str(error)) from None
-    say(f"token, shown this once: {secret}\nentry of API_TOKENS:    {entry}")
+    say(f"token, shown only once: {secret}\nentry of API_TOKENS:    {entry}")
 
 
 def tenants(
-    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL that makes their logins and schemas.")] = False,
+    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL that creates their logins and schemas.")] = False,
 ) -> None:
     """Lists the tenants of TENANTS_FILE."""
     settings = load_settings()

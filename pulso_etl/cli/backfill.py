@@ -1,6 +1,6 @@
-"""Long ranges in chunks: independent runs of some days each, several at a time, each in a process of its own.
+"""Long ranges in chunks: independent runs of some days each, several at a time, each in its own process.
 
-Dagster's own back-fills are split in the same way, by the assets' back-fill policy; this is for where no daemon runs.
+The assets' back-fill policy splits Dagster's own back-fills in the same way. This module works without Dagster's daemon.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Chain:
 
 
 def chains(specs: Mapping[str, TableSpec], plans: Sequence[RefreshPlan]) -> list[Chain]:
-    """What may go on at the same time: each chunk by itself, but for a table whose keys live in several partitions, which has one
-    writer at a time."""
+    """The chains that may go on at the same time. Each chunk is its own chain. The exception is a table whose keys live in several
+    partitions: it has one chain, because it needs one writer at a time."""
     found = []
     for plan in plans:
         spec, parts = specs[plan.table], chunks(specs[plan.table], plan)
@@ -57,10 +57,10 @@ def chains(specs: Mapping[str, TableSpec], plans: Sequence[RefreshPlan]) -> list
 
 
 def run_chunks(common: Common, todo: Sequence[Chain], workers: int, tell: Tell) -> None:
-    """Runs every chunk, `workers` chains at a time, and tells of each when it is over; one that fails stops no other.
+    """Runs every chunk, `workers` chains at a time, and reports each when it ends. A failed chunk does not stop the others.
 
-    With one worker, in this process. A chain whose process was killed is run once more. Raises KeyboardInterrupt where an interrupt
-    or SIGTERM ended the runs.
+    One worker runs in this process. A chain whose process was killed runs once more. Raises KeyboardInterrupt if an interrupt or
+    SIGTERM ended the runs.
     """
     if workers == 1:
         for chain in todo:
@@ -77,7 +77,7 @@ def run_chunks(common: Common, todo: Sequence[Chain], workers: int, tell: Tell) 
                 try:
                     outcomes = future.result()
                 except BrokenProcessPool:
-                    # Whichever process died, the pool gives up all that were not done.
+                    # When one process dies, the pool drops all unfinished chains.
                     lost.append(chain)
                     outcomes = [_killed(plan) for plan in chain.plans] if last else []
                 for outcome in outcomes:
@@ -86,7 +86,7 @@ def run_chunks(common: Common, todo: Sequence[Chain], workers: int, tell: Tell) 
 
 
 def run_chain(common: Common, chain: Chain) -> Iterator[Outcome]:
-    """Runs the chunks of the chain in this process. Raises KeyboardInterrupt where an interrupt or SIGTERM ended a run."""
+    """Runs the chunks of the chain in this process. Raises KeyboardInterrupt if an interrupt or SIGTERM ended a run."""
     defs = build_defs(common.settings, tables=common.tables)
     with dg.DagsterInstance.get() as instance, present(common.settings) as process:
         for plan in chain.plans:
@@ -94,7 +94,7 @@ def run_chain(common: Common, chain: Chain) -> Iterator[Outcome]:
 
 
 def whole(spec: TableSpec, plan: RefreshPlan, parts: Sequence[Outcome], seconds: float) -> Outcome:
-    """What became of the whole plan, by what became of its chunks. `seconds` is how long it took in all, wall-clock."""
+    """The outcome of the whole plan, from the outcomes of its chunks. `seconds` is the total time, wall-clock."""
     counts: Counter[str] = Counter()
     for part in parts:
         counts.update(part.counts)
@@ -105,7 +105,7 @@ def whole(spec: TableSpec, plan: RefreshPlan, parts: Sequence[Outcome], seconds:
             f"pulso-etl refresh {spec.as_argument} --from {p.window.start} --to {p.window.end}" for p in failed if p.window
         )
         error = f"{len(failed)} of {len(parts)} chunks failed, the others are loaded; first: {error}\nto load them again: {again}"
-    # In the order in which they ended: the last one knows what all of them left, unless one has moved the watermark.
+    # `parts` are in the order in which they ended. The last one knows the owed days, unless one of them has moved the watermark.
     owed = [part.owed for part in parts if part.error is None]
     return Outcome(
         spec.name,
@@ -127,18 +127,18 @@ def _run_whole_chain(common: Common, chain: Chain) -> list[Outcome]:
 
 
 def _killed(plan: RefreshPlan) -> Outcome:
-    return Outcome(plan.table, plan.window, plan.reason, error="the process of this chunk was killed, and so was the second one")
+    return Outcome(plan.table, plan.window, plan.reason, error="the process of this chunk was killed twice")
 
 
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of processes that end with this one, however that ends."""
+    """A pool of processes that end when this one ends, in any way."""
 
     def interrupt(number: int, frame: Any) -> NoReturn:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)
-    # Forked, a process would share the connections of this one.
+    # A forked process would share the connections of this one.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin)
     try:
         yield pool
@@ -152,14 +152,14 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _begin() -> None:
-    """In each process of the pool: logs, and an end with its parent."""
+    """Prepares a process of the pool: it sets up logs, and makes the process end with its parent."""
     logs.configure()
     parent = multiprocessing.parent_process()
     assert parent is not None
 
     def follow() -> None:
         parent.join()
-        # As an interrupt does it: the load is rolled back, and its failure written down.
+        # Like an interrupt, this rolls the load back and records its failure.
         signal.raise_signal(signal.SIGTERM)
 
     threading.Thread(target=follow, daemon=True).start()

@@ -1,4 +1,4 @@
-"""Commands of the embedded default: PostgreSQL, the BigQuery emulator and sample data, on this machine."""
+"""Commands of the embedded default: PostgreSQL, the BigQuery emulator and sample data on this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pulso_etl.tables import TABLES
 from pulso_etl.tenancy.tenants import Deployed
 
 HomeOption = Annotated[Path, typer.Option(help="Folder of the embedded servers' data.")]
-RowsOption = Annotated[int, typer.Option(min=1, help="Dashboard rows of the sample data a day; the rest in proportion.")]
+RowsOption = Annotated[int, typer.Option(min=1, help="Dashboard rows of the sample data per day; other tables in proportion.")]
 
 
 def run(
@@ -44,7 +44,7 @@ def dev(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of Dagster's UI on 127.0.0.1.")] = 3000,
     api_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the page and the API on 127.0.0.1.")] = 8000,
 ) -> None:
-    """Keeps the embedded default up, with Dagster's UI and daemon, the HTTP API and its page, until Ctrl-C."""
+    """Runs the embedded default with Dagster's UI and daemon, the HTTP API and its page, until Ctrl-C."""
     from pulso_etl.local.stack import check_port, local_stack, serve
 
     check_port(port, "--port")

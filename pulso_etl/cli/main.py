@@ -27,17 +27,17 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 def options(
     context: typer.Context,
     env_file: Annotated[
-        Path | None, typer.Option(help="File of NAME=value lines that win over the environment; .env if not given.")
+        Path | None, typer.Option(help="File of NAME=value lines that override the environment; .env if not given.")
     ] = None,
 ) -> None:
     """Options of every command."""
-    # The embedded default brings an environment of its own.
+    # The embedded default sets its own environment.
     if env_file is not None or context.invoked_subcommand not in ("run", "dev"):
         load_env_file(env_file)
     logs.configure()
 
 
-# `-h` is the host here, as it is of Dagster's own servers.
+# `-h` means the host here, as in Dagster's own servers.
 HOST_OPTION = {"help_option_names": ["--help"]}
 app.command()(refresh)
 app.command()(status)
@@ -58,7 +58,7 @@ app.command()(dev)
 
 
 def main() -> None:
-    """Entry point: errors of ours are one line and exit code 2, never a trace."""
+    """Entry point. The project's own errors give one line and exit code 2, without a trace."""
     try:
         app()
     except PulsoError as error:
@@ -68,6 +68,6 @@ def main() -> None:
         typer.echo(f"pulso-etl: {scrub(str(meaning(error).tell(error)))}", err=True)
         raise SystemExit(2) from None
     except Exception as error:
-        # Nobody has thought of it: its trace is shown, without secrets.
+        # An unexpected error: its trace is printed, without secrets.
         clean(error)
         raise

@@ -1,4 +1,4 @@
-"""Commands for those who keep the deployment well: what is wrong, what hangs, and whether alerts arrive."""
+"""Commands for operators: they check the deployment, end what hangs, and test the alerts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pulso_etl.tenancy.tenants import chosen, select
 
 
 def alert_test(tenant: TenantOption = None) -> None:
-    """Sends a trial message to every channel of ALERT_URLS, or of the tenant's own."""
+    """Sends a test message to every channel of ALERT_URLS, or to the tenant's own channels."""
     deliveries = try_channels(chosen(load_settings(), tenant).settings, datetime.now(UTC))
     for delivery in deliveries:
         say(f"{'ok  ' if delivery.ok else 'FAIL'} {delivery.channel}: {delivery.text}")
@@ -27,7 +27,7 @@ def alert_test(tenant: TenantOption = None) -> None:
 
 
 def cleanup(tenant: TenantOption = None) -> None:
-    """Ends attempts that died or run past their table's time-out, and says what it did; of all tenants without a name."""
+    """Ends attempts that died or run past their table's time-out, and prints them. Without --tenant, for all tenants."""
     ended = 0
     with dagster_instance() as instance:
         for settings, tables in select(load_settings(), tenant):
@@ -40,7 +40,7 @@ def cleanup(tenant: TenantOption = None) -> None:
 
 
 def doctor(tenant: TenantOption = None) -> None:
-    """Checks settings, BigQuery, PostgreSQL and Dagster, a line each; of all tenants without a name."""
+    """Checks settings, BigQuery, PostgreSQL and Dagster, one line each. Without --tenant, for all tenants."""
     healthy = True
     for finding in diagnose(tenant):
         healthy = healthy and finding.ok
@@ -50,7 +50,7 @@ def doctor(tenant: TenantOption = None) -> None:
 
 
 def ledger(tenant: TenantOption = None) -> None:
-    """Prints the SQL that the ledger's tables lack. Loads run it by themselves where their role may create tables."""
+    """Prints the SQL that updates the ledger's tables. Loads run it by themselves if their role may create tables."""
     settings, _ = chosen(load_settings(), tenant)
     with session(settings).open() as conn:
         found = migrations.state(conn, settings.database_schema)

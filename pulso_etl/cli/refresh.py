@@ -1,4 +1,4 @@
-"""Commands that run something and wait for it: refreshes, and comparisons with BigQuery."""
+"""Commands that run a refresh, or a comparison with BigQuery, and wait for the end."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.tenancy.tenants import Deployed, chosen
 
 QUIET: dict[str, Any] = {"log_level": "WARNING", "events": False}
-"""The runs' own warnings on the terminal, and nothing of Dagster's."""
+"""The terminal shows the warnings of the runs, and no messages of Dagster."""
 COMMAND_LINE = "command line"
-"""Who asks, in the tags of the runs."""
+"""The name of the caller in the tags of the runs."""
 COUNTS = ("read", "inserted", "updated", "unchanged", "deleted", "quarantined")
 
 
 def refresh_tables(part: Deployed, request: RefreshRequest) -> list[Outcome]:
-    """Plans and runs each table of the request, in chunks where it is many days; one that fails does not stop the others.
+    """Plans and runs each table of the request. Many days are split into chunks. A failed table does not stop the others.
 
-    `max_concurrent` runs go on at a time, each in a process of its own if several. Before any has run, raises PlanError, or
-    BudgetExceeded unless the request may overrule it.
+    `max_concurrent` runs go on at a time; several runs have a process each. Before the first run, raises PlanError, or
+    BudgetExceeded unless the request has the grant `force`.
     """
     settings, tables = part
     planner = Planner.of(settings, tables)
     now = datetime.now(UTC)
-    # A request that makes no sense is refused before anything is written: opening the ledger may create its tables.
+    # Refuses an invalid request before anything is written, because opening the ledger may create its tables.
     planner.plans(request, {}, now)
     with session(settings).open() as conn:
         kept = Watermarks(settings.database_schema)
@@ -51,11 +51,11 @@ def refresh_tables(part: Deployed, request: RefreshRequest) -> list[Outcome]:
     plans = planner.plans(request, marks, now)
     for plan in plans:
         say(f"{plan.table}: {plan.window or 'skipped'} ({plan.reason})")
-    # The report at the end tells people what became of each run; a machine that reads the log wants every line.
+    # People get the outcome of each run in the final report. A machine that reads the log needs every line.
     logger = {"log_level": "INFO", "events": True} if logs.as_json() else QUIET
     todo = chains(tables, plans)
     progress = Progress(Counter(plan.table for chain in todo for plan in chain.plans))
-    # What is wrong with Dagster's instance is told before anything runs.
+    # Reports a fault of Dagster's instance before anything runs.
     with dagster_instance(), console.status("loading ..."):
         run_chunks(Common(settings, tables, logger), todo, min(request.max_concurrent, len(todo)), progress.tell)
     return [whole(tables[plan.table], plan, progress.parts[plan.table], progress.seconds[plan.table]) for plan in plans]
@@ -63,7 +63,7 @@ def refresh_tables(part: Deployed, request: RefreshRequest) -> list[Outcome]:
 
 @dataclass
 class Progress:
-    """What became of the chunks so far, by table; each is told when it is over. `expected`: how many there are of each table."""
+    """The outcomes of the chunks so far, by table. Prints each chunk when it ends. `expected`: the number of chunks per table."""
 
     expected: Mapping[str, int]
     parts: dict[str, list[Outcome]] = field(default_factory=lambda: defaultdict(list))
@@ -71,7 +71,7 @@ class Progress:
     began: float = field(default_factory=monotonic)
 
     def tell(self, outcome: Outcome) -> None:
-        """Takes what became of a chunk."""
+        """Adds the outcome of a chunk."""
         table, done = outcome.table, self.parts[outcome.table]
         done.append(outcome)
         if self.expected[table] == 1:
@@ -83,7 +83,7 @@ class Progress:
 
 
 def report(outcomes: Sequence[Outcome]) -> None:
-    """Shows what became of each table; exit code 1 where one failed."""
+    """Prints the outcome of each table. Exits with code 1 if a table failed."""
     table = Table("table", "partitions", *COUNTS, "seconds", "bytes billed", "cost USD", box=None)
     for outcome in outcomes:
         state = "failed" if outcome.error else str(outcome.window or "fresh")
@@ -105,16 +105,16 @@ def report(outcomes: Sequence[Outcome]) -> None:
 
 def refresh(
     tables: Annotated[list[str] | None, typer.Argument(help="Tables; all of them if none is named.")] = None,
-    mode: Annotated[Mode, typer.Option(help="How the range is found.")] = Mode.INCREMENTAL,
+    mode: Annotated[Mode, typer.Option(help="How the days are chosen.")] = Mode.INCREMENTAL,
     days: Annotated[int | None, typer.Option(help="Trailing days, with --mode sliding_window.")] = None,
     start: Annotated[datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="First day.")] = None,
     end: Annotated[datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="Last day.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Refresh fresh tables too.")] = False,
     allow_shrink: Annotated[bool, typer.Option("--allow-shrink", help="Let many rows be deleted.")] = False,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Runs at a time, each in a process of its own if several.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Runs at a time; several runs have a process each.")] = 1,
     tenant: TenantOption = None,
 ) -> None:
-    """Refreshes tables through Dagster, without its daemon; many days in chunks."""
+    """Refreshes tables through Dagster, without its daemon. Many days are split into chunks."""
     request = RefreshRequest(
         tuple(tables or ()),
         mode,
@@ -134,7 +134,7 @@ def reconcile(
     end: Annotated[datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="Last day.")] = None,
     tenant: TenantOption = None,
 ) -> None:
-    """Compares tables with BigQuery: rows and sums of each partition. Costs a query a table."""
+    """Compares tables with BigQuery: rows and sums of each partition. Costs one query per table."""
     settings, known = chosen(load_settings(), tenant)
     specs = named_tables(tables or [], known)
     if (start is None) != (end is None):

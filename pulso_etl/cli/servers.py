@@ -19,7 +19,7 @@ def api(
     from pulso_etl.api.server import serve
 
     settings = load_settings(api_host=host, api_port=port)
-    # Launches leave a line.
+    # The log gets a line for each launch.
     logs.configure("INFO")
     serve(settings)
 
@@ -29,7 +29,7 @@ def webserver(
     port: Annotated[int, typer.Option("--port", "-p", min=1, max=65535, help="Port.")] = 3000,
     workspace: Annotated[Path, typer.Option("--workspace", "-w", help="File of code locations.")] = Path("workspace.yaml"),
 ) -> None:
-    """Serves Dagster's UI to those who have a token, until Ctrl-C. Never start Dagster's own: it lets everybody in."""
+    """Serves Dagster's UI to callers with a token, until Ctrl-C. Never start Dagster's own webserver: it lets everybody in."""
     from pulso_etl.api.door import serve
 
     settings = load_access_settings()
@@ -42,8 +42,8 @@ def code_server(
     port: Annotated[int, typer.Option("--port", "-p", min=1, max=65535, help="Port.")] = 4000,
     module: Annotated[str, typer.Option("--module-name", "-m", help="Module that has the definitions.")] = "pulso_etl.definitions",
 ) -> None:
-    """Serves the definitions to Dagster's daemon and webserver, until Ctrl-C. Its runs start from imported code, within moments."""
-    # Imported here: it is a second of Dagster's code that no other command has use for.
+    """Serves the definitions to Dagster's daemon and webserver, until Ctrl-C. Runs start fast: the code is already imported."""
+    # Imported here because the import takes a second, and no other command needs it.
     from pulso_etl.instance.code_server import serve
 
     serve(host, port, module)

@@ -1,4 +1,4 @@
-"""Commands that show or change what the tables hold: their state, their months, their statements."""
+"""Commands about tables: they show the state and the statements, and remove old months."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pulso_etl.tenancy.tenants import chosen
 
 
 def status(tenant: TenantOption = None) -> None:
-    """Shows how far and how fresh each table is."""
+    """Shows for each table how far it is loaded and how fresh it is."""
     (settings, tables), now = chosen(load_settings(), tenant), datetime.now(UTC)
     with session(settings).open() as conn:
         marks = Watermarks(settings.database_schema)
@@ -54,7 +54,7 @@ def status(tenant: TenantOption = None) -> None:
 
 def retention(
     tables: Annotated[list[str] | None, typer.Argument(help="Tables; all of them if none is named.")] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Take the months off, and leave each as a table of its own.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Detach the months, and leave each as a table of its own.")] = False,
     drop: Annotated[bool, typer.Option("--drop", help="Delete the months with their rows.")] = False,
     tenant: TenantOption = None,
 ) -> None:
@@ -76,12 +76,12 @@ def retention(
             say(f"{spec.name}: keeps days from {first_kept_day(spec, today)} on")
             for one in expired(target, today) if found is None else found:
                 months += 1
-                done = "dropped" if drop else f"now the table {one.schema}.{one.name}" if detach else "would go"
+                done = "dropped" if drop else f"now the table {one.schema}.{one.name}" if detach else "would be removed"
                 rows = "rows not counted yet" if one.rows is None else f"about {one.rows:,} rows"
                 size = f"{rows}, {one.size / 2**20:.1f} MiB"
                 say(f"{spec.name}: {one.name}, {one.start or 'the beginning'} to before {one.end}, {size}: {done}")
     untouched = months and not (detach or drop)
-    say(f"{months} month(s)" + ("; nothing was done: --detach or --drop does it" if untouched else ""))
+    say(f"{months} month(s)" + ("; nothing was removed: give --detach or --drop" if untouched else ""))
 
 
 def show_sql(

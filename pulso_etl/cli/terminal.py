@@ -1,4 +1,4 @@
-"""What the commands have in common: the terminal, and their ways to PostgreSQL and to Dagster."""
+"""What the commands share: the terminal, and the connections to PostgreSQL and Dagster."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from pulso_etl.sync.postgres.sessions import Session
 
 console = Console()
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
-TenantOption = Annotated[str | None, typer.Option("--tenant", help="Whose tables, where TENANTS_FILE names tenants.")]
+TenantOption = Annotated[str | None, typer.Option("--tenant", help="The tenant, if TENANTS_FILE names tenants.")]
 
 
 def say(text: str) -> None:
-    """Prints a line as it is."""
+    """Prints a line unchanged."""
     console.print(text, **PLAIN)
 
 
 def show(table: Table) -> None:
     """Prints a table."""
-    # A pipe has no width; the table must not be cut for it.
+    # A pipe has no width, so the table is printed in full.
     Console(width=max(console.width, 150)).print(table)
 
 
 def dagster_instance() -> dg.DagsterInstance:
-    """Dagster's instance, that of DAGSTER_HOME. Raises SettingsError."""
+    """The Dagster instance of DAGSTER_HOME. Raises SettingsError."""
     try:
         return dg.DagsterInstance.get()
     except Exception as error:
@@ -39,5 +39,5 @@ def dagster_instance() -> dg.DagsterInstance:
 
 
 def session(settings: Settings) -> Session:
-    """A session with the PostgreSQL of the tables."""
+    """A session with the PostgreSQL server of the tables."""
     return Session(settings.database_url.get_secret_value(), "command line")

@@ -1,1 +1,1 @@
-"""From a request to refresh to a run: plan, budget, launch, back-fills."""
+"""Turns a request to refresh into runs: plan, budget, launch, back-fills."""

@@ -1,6 +1,6 @@
 """The day's BigQuery budget over all tables: how much the history of extractions says was billed, and whether a query may run.
 
-The cap of one query is the source's; this is the sum of all queries of a day of the deployment's time zone.
+The source limits each single query. The budget limits the sum of all queries of a day in the deployment's time zone.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Budget:
         return f"{self._amount(self.spent)} of {limit} billed today"
 
     def admit(self) -> None:
-        """Raises BudgetExceeded where the budget is spent."""
+        """Raises BudgetExceeded if the budget is spent."""
         if self.is_spent:
             raise BudgetExceeded(
                 f"the day's BigQuery budget is spent: {self}; only forced refreshes run until midnight "
@@ -63,7 +63,7 @@ class Budget:
 
 
 class DailyBudget(dg.ConfigurableResource[None]):
-    """The budget of a deployment: how many bytes may be billed on a day (None: no limit), USD per TiB, and whose days."""
+    """A deployment's budget: the limit of billed bytes per day (None: no limit), the price in USD per TiB, and the time zone."""
 
     database_url: str
     database_schema: str = "public"
@@ -83,14 +83,14 @@ class DailyBudget(dg.ConfigurableResource[None]):
         )
 
     def today(self) -> Budget:
-        """The budget now. Asks PostgreSQL only where there is a limit. Raises psycopg.Error."""
+        """The budget now. Asks PostgreSQL only if there is a limit. Raises psycopg.Error."""
         if self.limit is None:
             return Budget(None, 0, self.price_per_tib)
         with Session(self.database_url, "budget").open() as conn:
             return self.read(conn, datetime.now(UTC))
 
     def read(self, conn: psycopg.Connection, now: datetime) -> Budget:
-        """The budget at the instant `now`: spent is what the attempts that ended since midnight were billed, failed ones too."""
+        """The budget at the instant `now`. It counts the bytes of all attempts that ended since midnight, also of failed ones."""
         zone = Zone(self.timezone)
         spent = Watermarks(self.database_schema).billed(conn, zone.begin(zone.day(now)))
         return Budget(self.limit, spent, self.price_per_tib)

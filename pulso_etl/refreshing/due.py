@@ -23,10 +23,10 @@ MEMORY = timedelta(days=2)
 
 @dataclass(frozen=True)
 class Standing:
-    """What is known of one table: its watermark, the attempts within MEMORY, the runs that are under way, and the `days` of its
-    ledger.
+    """What is known about one table: its watermark, the attempts within MEMORY, the queued and running runs, and the `days` of
+    its ledger.
 
-    `in_flight` are those runs by id, each with its days, or None where it does not say.
+    `in_flight` has these runs by id, each with its days, or None if the run does not name them.
     """
 
     watermark: Watermark | None = None
@@ -58,7 +58,7 @@ class BackOff:
     def wait(self, failures: int, refresh_every: timedelta) -> timedelta:
         if failures >= self.limit:
             return max(self.cap, refresh_every)
-        # Past twenty doublings no cap in use is the greater, and the number stays small.
+        # After twenty doublings every usual cap is reached, and the number stays small.
         return min(self.cap, self.base * (1 << min(failures - 1, 20)))
 
 
@@ -116,8 +116,8 @@ def due_at(
 def decide_due(spec: TableSpec, standing: Standing, now: datetime, rhythm: Rhythm) -> Decision:
     """Whether the table is due at `now`.
 
-    It is due if its last success is too old, or if days of its trailing range failed. It waits while a run of these days is under
-    way, and for some time after failures.
+    It is due if its last success is too old, or if days of its trailing range failed. It waits while a run of these days goes
+    on, and for some time after failures.
     """
     plan, trailing = (
         plan_refresh(spec, standing.watermark, RefreshRequest((spec.name,), grants=grants), now, rhythm.calendar)
@@ -148,7 +148,7 @@ def decide_due(spec: TableSpec, standing: Standing, now: datetime, rhythm: Rhyth
 def loaded_days(window: DayRange, days: Mapping[date, Day], now: datetime, recheck_every: timedelta) -> dict[date, datetime]:
     """The days of the window that were loaded within `recheck_every`, each with when its rows were read.
 
-    `now` and the readings are by the server's clock. A reading after `now` is by a clock that was wrong, and does not count.
+    `now` and the readings are by the server's clock. A reading after `now` comes from a wrong clock and does not count.
     """
     return {
         day: known.loaded_at

@@ -22,10 +22,10 @@ DAGSTERS_OWN = ("Dagster", "RetryRequested")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one table's run. Seconds are wall-clock; cost is in US dollars.
+    """The outcome of one table's run. Seconds are wall-clock; cost is in US dollars.
 
-    `owed` are the days that keep the watermark where it is, empty where it moved. `warnings` are the checks that failed and stopped
-    nothing, each with the reason.
+    `owed` are the days that hold the watermark back; empty if it moved. `warnings` are the failed checks that did not stop the run,
+    each with the reason.
     """
 
     table: str
@@ -52,7 +52,7 @@ def run_plan(
     """Materializes the plan's window in one run, and waits. An error of the run is in the outcome, not raised.
 
     `process` is the name under which `presence` shows that this one lives.
-    `logger` is the configuration of `logs.run_logger`. Raises KeyboardInterrupt where an interrupt or SIGTERM ended the run.
+    `logger` is the configuration of `logs.run_logger`. Raises KeyboardInterrupt if an interrupt or SIGTERM ended the run.
     """
     if plan.window is None:
         return Outcome(plan.table, None, plan.reason)
@@ -74,7 +74,7 @@ def run_plan(
         None,
         seconds,
         _sums(metadata),
-        # One query served all partitions: its bytes stand with each of them.
+        # One query served all partitions, so each partition has the bytes of the whole query.
         max((int(m.get("bytes_billed") or 0) for m in metadata), default=0),
         max((float(m.get("estimated_cost_usd") or 0) for m in metadata), default=0.0),
         next((str(m["days_owed"]) for m in metadata if "days_owed" in m), ""),
@@ -117,7 +117,7 @@ def failure_reason(result: dg.ExecuteInProcessResult) -> str:
             if data.user_failure_data is not None and data.user_failure_data.description:
                 return data.user_failure_data.description
             cause = data.error
-            # What lies under our own error is for the log.
+            # The cause under the project's own error is only for the log.
             while cause is not None and cause.cause is not None and (cause.cls_name or "").startswith(DAGSTERS_OWN):
                 cause = cause.cause
             if cause is not None:
@@ -129,7 +129,7 @@ def failure_reason(result: dg.ExecuteInProcessResult) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What became of one table's reconciliation. `agrees` is None if the comparison failed; `text` then says why.
+    """The outcome of one table's reconciliation. `agrees` is None if the comparison failed; `text` then says why.
 
     `differences` have partition, column, measure, bigquery and postgresql, all text. Seconds are wall-clock, cost is US dollars.
     """
@@ -153,7 +153,7 @@ def run_reconciliation(
     *,
     logger: Mapping[str, Any] | None = None,
 ) -> Comparison:
-    """Compares the table with BigQuery and waits: the partitions of `window`, or the last loaded ones that are over.
+    """Compares the table with BigQuery and waits: the partitions of `window`, or the last complete and loaded ones.
 
     The result is recorded as the table's asset check. An error of the run is in the outcome, not raised.
     """

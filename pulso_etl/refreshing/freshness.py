@@ -1,4 +1,4 @@
-"""How old a table's rows are: one decision, which plans, the sensor, checks, alerts and the API share."""
+"""Decides how old a table's rows are. Plans, sensor, checks, alerts and the API share this decision."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class FreshnessState(StrEnum):
 
 @dataclass(frozen=True)
 class Freshness:
-    """`since`: the rows are as the source had them at this instant; None before the first load. `due_at`: when the table's rhythm
+    """`since`: the rows equal the source's rows of this instant; None before the first load. `due_at`: when the table's rhythm
     asks for the next load; None for at once. Both have a zone.
     """
 
@@ -42,14 +42,14 @@ class Freshness:
 def freshness(spec: TableSpec, watermark: Watermark | None, now: datetime) -> Freshness:
     """How old the table's rows are at the instant `now`.
 
-    They are stale where rows that were loaded have gone, where the last success is twice the refresh frequency old, or where the
+    They are stale if loaded rows have disappeared, if the last success is older than twice the refresh frequency, or if the
     newest partition is not today's. Yesterday's is enough until the new day is twice the frequency old. A load of older days
-    changes nothing of that.
+    does not change this.
     """
     since = watermark.last_extracted_at if watermark else None
     if watermark is None or since is None:
         return Freshness(FreshnessState.NEVER, None, None)
-    # A watermark of the future, by a clock that was wrong, says nothing of when the next load is due.
+    # A watermark in the future comes from a wrong clock, so it does not decide when the next load is due.
     due_at = since + spec.schedule.refresh_every if since <= now else None
     if _is_stale(spec, watermark, since, now):
         state = FreshnessState.STALE

@@ -41,7 +41,7 @@ def run_tags(spec: TableSpec, window: DayRange, grants: Grants = NO_GRANTS) -> d
 
 @dataclass(frozen=True)
 class Launch:
-    """One run of a table, as Dagster must be told of it: which assets and checks it takes, and its tags.
+    """One run of a table in Dagster's terms: its assets, its checks and its tags.
 
     `window` has its days, or None if the run names no days.
     """
@@ -62,7 +62,7 @@ class Launch:
 
     @classmethod
     def of_reconciliation(cls, spec: TableSpec, window: DayRange | None = None) -> Launch:
-        """The run that compares the table with its source over the window, or over the last loaded days that are over."""
+        """The run that compares the table with its source over the window, or over the last complete and loaded days."""
         tags = job_tags([spec]) | (range_tags(window) if window else {})
         return cls(spec, window, tags, (), (reconciliation_key(spec),))
 

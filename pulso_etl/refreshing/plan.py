@@ -51,8 +51,8 @@ def plan_refresh(
     An explicit `start` or `end` (a missing one is the first day, or today) wins over the mode; so do the `days` of a
     sliding_window. Every other range begins with the table's lookback or with the first day that is owed, whichever is earlier.
     A fresh table is skipped by an incremental refresh only, and `force` overrules that.
-    No range has days after today, before the first partition, or that the table no longer keeps. Raises PlanError for a request
-    that asks for such days, or that makes no sense.
+    No range has days after today, days before the first partition, or days that the table no longer keeps. Raises PlanError for a
+    request for such days, and for an invalid request.
     """
     window, reason = _window(spec, watermark or NOTHING_LOADED, request, now, calendar)
     return RefreshPlan(spec.name, window, reason, request.grants, request.asked_by)
@@ -107,7 +107,7 @@ def _explicit(spec: TableSpec, request: RefreshRequest, every: DayRange) -> DayR
     window = DayRange(request.start or every.start, request.end or every.end)
     if window.start < every.start or window.end > every.end:
         kept = f" (retention_months={spec.retention.retention_months})" if spec.retention.retention_months else ""
-        raise PlanError(f"{spec.name}: {window} leaves the partitions {every}{kept}")
+        raise PlanError(f"{spec.name}: {window} is not within the partitions {every}{kept}")
     return window
 
 

@@ -34,7 +34,7 @@ class Planner:
         return cls(tables, Calendar.of(settings), DailyBudget.of(settings))
 
     def named(self, request: RefreshRequest) -> list[TableSpec]:
-        """The tables of the request, or all where it names none. Raises PlanError for one that is not known."""
+        """The tables of the request, or all tables if it names none. Raises PlanError for an unknown table."""
         return named_tables(request.tables, self.tables)
 
     def admit(self, request: RefreshRequest) -> None:
@@ -47,7 +47,7 @@ class Planner:
 
 
 def named_tables(names: Sequence[str], tables: Mapping[str, TableSpec]) -> list[TableSpec]:
-    """The tables of these names, or all of them where none is named. Raises PlanError for one that is not known."""
+    """The tables of these names, or all tables if there are no names. Raises PlanError for an unknown table."""
     for name in names:
         if name not in tables:
             raise PlanError(f"unknown table {name}; known are {', '.join(tables)}")
@@ -55,5 +55,5 @@ def named_tables(names: Sequence[str], tables: Mapping[str, TableSpec]) -> list[
 
 
 def watermarks_of(states: Mapping[str, TableState]) -> dict[str, Watermark]:
-    """How far each table is loaded, for the tables that were ever refreshed."""
+    """How far each table is loaded, for the tables that have a refresh."""
     return {table: state.watermark for table, state in states.items()}

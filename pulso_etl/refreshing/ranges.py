@@ -1,4 +1,4 @@
-"""The days of a run, as the tags of the run name them: how they are written there, and how they are read."""
+"""The days of a run in its tags: how the project writes and reads these tags."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def names_days(tags: Mapping[str, str]) -> bool:
 
 
 def tagged_range(tags: Mapping[str, str]) -> DayRange | None:
-    """The days that the tags of a run name, a range or a partition; None where they name none.
+    """The days that the tags of a run name, a range or a partition; None if they name none.
 
-    Raises PlanError for what is no range.
+    Raises PlanError if they are not a range.
     """
     partition = tags.get(PARTITION_NAME_TAG)
     start, end = (tags.get(tag, partition) for tag in (ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG))
@@ -44,7 +44,7 @@ def tagged_range(tags: Mapping[str, str]) -> DayRange | None:
 
 
 def range_of(tags: Mapping[str, str]) -> DayRange | None:
-    """The days that the tags of a run name; None if they name no days, or something that is no range."""
+    """The days that the tags of a run name; None if they name no days, or something that is not a range."""
     try:
         return tagged_range(tags)
     except PlanError:
@@ -52,7 +52,7 @@ def range_of(tags: Mapping[str, str]) -> DayRange | None:
 
 
 def launched_range(spec: TableSpec, tags: Mapping[str, str], first_day: date, today: date) -> DayRange:
-    """The days that the tags of a run name. Raises PlanError if they name no days, or days that are no partitions."""
+    """The days that the tags of a run name. Raises PlanError if they name no days, or days without a partition."""
     try:
         window = tagged_range(tags)
     except PlanError as error:
@@ -63,5 +63,7 @@ def launched_range(spec: TableSpec, tags: Mapping[str, str], first_day: date, to
             f"{ASSET_PARTITION_RANGE_END_TAG}, days such as {today}; or none of them, and the run plans its days"
         )
     if window.start < first_day or window.end > today:
-        raise PlanError(f"{spec.name}: {window} leaves the partitions {first_day}..{today}; launch it over days of these")
+        raise PlanError(
+            f"{spec.name}: {window} is not within the partitions {first_day}..{today}; launch it over days of this range"
+        )
     return window

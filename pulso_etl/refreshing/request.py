@@ -1,4 +1,4 @@
-"""What somebody asks for: the one form of every request to refresh tables, whoever asks."""
+"""The request to refresh tables. All callers use this form."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Grants:
     """Permissions that a request gives to its refresh.
 
     `force`: it refreshes fresh tables too, and goes on when the day's budget is spent. `allow_shrink`: it may delete more rows than
-    the table's guard allows. `capture`: what changed may stand for the whole window.
+    the table's guard allows. `capture`: it may read only the changes instead of the whole window.
     """
 
     force: bool = False
@@ -52,8 +52,8 @@ NO_GRANTS = Grants()
 class RefreshRequest:
     """Which tables to refresh, over which days, with which grants, and who asks.
 
-    The days follow from `start` and `end` where one is given, else from the `mode`; `days` is how many days a sliding window has.
-    `max_concurrent` is how many of the runs may go on at the same time. `asked_by` is a name for people, empty where nobody asks.
+    The days follow from `start` and `end` if one is given, else from the `mode`; `days` is how many days a sliding window has.
+    `max_concurrent` is how many of the runs may go on at the same time. `asked_by` is a name for people; empty if no person asks.
     """
 
     tables: tuple[str, ...] = ()
@@ -67,7 +67,7 @@ class RefreshRequest:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it only asks for tables that are up to date. A run that is under way may already do that."""
+        """Whether it only asks for up-to-date tables. A run that goes on may already do this."""
         return self.mode is Mode.INCREMENTAL and not (self.grants.force or self.start or self.end)
 
     def as_json(self) -> dict[str, Any]:
@@ -84,6 +84,6 @@ class RefreshRequest:
 
     @property
     def fingerprint(self) -> str:
-        """The same for requests that ask for the same, whatever the order of their tables."""
+        """A text that is equal for equal requests. The order of tables does not matter."""
         told = json.dumps(self.as_json() | {"tables": sorted(self.tables)}, sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()

@@ -20,7 +20,7 @@ RECONCILIATION_JOB = "reconcile_all"
 
 
 class SomeRun(Protocol):
-    """What is asked of a run; `assets` are keys as text, None where the run takes all assets of its job."""
+    """What this module needs of a run. `assets` are keys as text, or None if the run takes all assets of its job."""
 
     @property
     def run_id(self) -> str: ...
@@ -33,7 +33,7 @@ class SomeRun(Protocol):
 
 
 class DatedRun(SomeRun, Protocol):
-    """A run of which it is known when it came."""
+    """A run with the instant of its creation."""
 
     @property
     def created_at(self) -> datetime: ...
@@ -48,7 +48,7 @@ def zone_of(tables: Mapping[str, TableSpec]) -> Zone:
 
 
 def tenant_of(tables: Mapping[str, TableSpec]) -> str:
-    """Whose tables these are; empty where there are no tenants."""
+    """The tenant of the tables; empty without tenants."""
     return next((spec.tenant for spec in tables.values()), "")
 
 
@@ -82,14 +82,14 @@ def refreshed_tables(run: SomeRun, tables: Mapping[str, TableSpec]) -> Sequence[
     if TABLE_TAG in run.tags:
         return [run.tags[TABLE_TAG]]
     if run.assets is not None:
-        # Empty for a run of checks alone.
+        # Empty for a run that has only checks.
         prefix = f"{tenant}/" if tenant else ""
         return [asset.removeprefix(prefix) for asset in run.assets if asset.startswith(prefix)]
     return ({qualified(tenant, RECONCILIATION_JOB): ()} | job_tables(tables)).get(run.job, tuple(tables))
 
 
 def in_flight(runs: Iterable[SomeRun], tables: Mapping[str, TableSpec]) -> dict[str, dict[str, DayRange | None]]:
-    """The runs under way of each table that has one: the days of each run by its id, or None if the run names no days."""
+    """The queued and running runs of each table that has some: the days of each run by its id, or None if it names no days."""
     found: dict[str, dict[str, DayRange | None]] = defaultdict(dict)
     for run in runs:
         for table in refreshed_tables(run, tables):
@@ -98,14 +98,14 @@ def in_flight(runs: Iterable[SomeRun], tables: Mapping[str, TableSpec]) -> dict[
 
 
 def run_over(runs: Mapping[str, DayRange | None], window: DayRange) -> str | None:
-    """The id of a run under way that loads days of the window, or that names no days and so may load them."""
+    """The id of a run that loads days of the window. A run without named days may load them, so it counts too."""
     return next((run for run, days in runs.items() if days is None or days.overlaps(window)), None)
 
 
 def joinable(plan: RefreshPlan, runs: Iterable[Found], tables: Mapping[str, TableSpec]) -> Found | None:
-    """The run under way that does what the plan wants: it refreshes the table up to the same last day.
+    """The current run that already does the plan's work: it refreshes the table up to the same last day.
 
-    A back-fill of older days, or one range of several, does not.
+    A back-fill of older days does not do this, and a single chunk of several does not.
     """
     for run in sorted(runs, key=lambda run: run.created_at):
         window = range_of(run.tags)
@@ -118,7 +118,7 @@ def joinable(plan: RefreshPlan, runs: Iterable[Found], tables: Mapping[str, Tabl
 def joined(
     request: RefreshRequest, plans: Iterable[RefreshPlan], runs: Sequence[Found], tables: Mapping[str, TableSpec]
 ) -> dict[str, Found]:
-    """The run under way of each table that already does what the request asks for. A request that is not plain joins no run."""
+    """The current run of each table that already does the request's work. A request that is not plain joins no run."""
     if not request.is_plain:
         return {}
     return {plan.table: run for plan in plans if (run := joinable(plan, runs, tables)) is not None}

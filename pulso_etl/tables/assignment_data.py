@@ -1,4 +1,4 @@
-"""assignment_data: what was assigned each month, by the newest snapshot of that month."""
+"""assignment_data: the accounts and debt that each month's newest snapshot shows as assigned."""
 
 from datetime import timedelta
 
@@ -19,7 +19,7 @@ ASSIGNMENT_DATA = TableSpec(
     name="assignment_data",
     title="Asignación mensual",
     subtitle="Cuentas y deuda asignadas por mes",
-    description="Monthly assignment by campaign file, portfolio and service, as its newest snapshot day tells it.",
+    description="Monthly assignment by campaign file, portfolio and service, from the month's newest snapshot day.",
     primary_key=("periodo", "archivo", "cartera", "servicio"),
     partition_column="fecha_foto",
     columns=(

@@ -8,7 +8,7 @@ from pulso_etl.sync.spec import Column, ColumnType
 
 
 def query(table: str) -> str:
-    """The text of the table's `.sql` file, which stands beside its module."""
+    """The text of the table's `.sql` file beside its module."""
     return files(__package__).joinpath(f"{table}.sql").read_text(encoding="utf-8")
 
 
@@ -17,12 +17,12 @@ def text(name: str, description: str) -> Column:
 
 
 def count(name: str, description: str, *, required: bool = False) -> Column:
-    """A number of things; `required` where the query itself counts them, so that it can't be missing."""
+    """A number of things. `required`: the query itself counts them, so the number cannot be missing."""
     return Column(name=name, type=ColumnType.INTEGER, description=description, minimum=0, required=required, expected=not required)
 
 
 def money(name: str, description: str, *, minimum: int | None = None, expected: bool = True) -> Column:
-    """An amount in soles: exact, never a float. It may fall below zero (a payment returned, a debt overpaid), with a warning."""
+    """An amount in soles: exact, never a float. It may be negative (a returned payment, an overpaid debt), with a warning."""
     return Column(
         name=name,
         type=ColumnType.NUMERIC,
@@ -35,12 +35,12 @@ def money(name: str, description: str, *, minimum: int | None = None, expected: 
 
 
 def share(name: str, description: str) -> Column:
-    """The part of a whole, in percent: 0 to 100, as it counts some of what the denominator counts. Null where that is zero."""
+    """A part of a whole, in percent (0 to 100): it counts some of what the denominator counts. Null if the denominator is 0."""
     return Column(name=name, type=ColumnType.DOUBLE, description=description, unit="percent", minimum=0, maximum=100)
 
 
 def ratio(name: str, description: str) -> Column:
-    """One count by another, in percent. The first need not be part of the second, so that more than 100 is odd and not wrong."""
+    """One count divided by another, in percent. More than 100 is unusual but possible: the first need not be part of the second."""
     return Column(name=name, type=ColumnType.DOUBLE, description=description, unit="percent", minimum=0, expected_maximum=100)
 
 

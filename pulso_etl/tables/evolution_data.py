@@ -1,4 +1,4 @@
-"""evolution_data: how the main indicators of each portfolio move from day to day."""
+"""evolution_data: how the main indicators of each portfolio change from day to day."""
 
 from datetime import timedelta
 

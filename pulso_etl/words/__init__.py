@@ -1,7 +1,7 @@
-"""What is told to supervisors, in Spanish: one file, `words.json`, which alerts, the API and the page share.
+"""The Spanish texts for supervisors: one file, `words.json`, which alerts, the API and the page share.
 
-It has an entry for each cause of a failure (`pulso_etl.sync.errors.Cause`), and one for each other state that an alert tells of
-(`pulso_etl.alerts.incidents.State`). The page takes the file in when it is built.
+It has an entry for each cause of a failure (`pulso_etl.sync.errors.Cause`), and an entry for each other state that alerts report
+(`pulso_etl.alerts.incidents.State`). The page includes the file when it is built.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ Severity = Literal["info", "success", "warning", "failure"]
 
 @dataclass(frozen=True)
 class Words:
-    """How something is told: its title, the title of its end, what happened, what happens next by itself, and what to do.
+    """The texts of a cause or state: its title, the title of its end, what happened, what happens next by itself, and what to do.
 
-    `what` is whole sentences. `next` and `todo` go on after a colon.
+    `what` has whole sentences. `next` and `todo` continue a sentence after a colon.
     """
 
     title: str
@@ -44,11 +44,11 @@ STATES = _read("states")
 
 
 PLACES: Mapping[str, str] = loads((files(__name__) / "words.json").read_text(encoding="utf-8"))["places"]
-"""How the cities of time zones are written, where that is not as in the zone's name."""
+"""Names of cities that are not written as in the name of their time zone."""
 
 
 def place(timezone: str) -> str:
-    """Whose time a zone is: "de Lima", "de Bogotá"; "UTC"."""
+    """The place of a time zone for a Spanish sentence: "de Lima", "de Bogotá"; "UTC"."""
     city = timezone.rpartition("/")[2].replace("_", " ")
     return f"de {PLACES.get(city, city)}" if "/" in timezone else timezone
 

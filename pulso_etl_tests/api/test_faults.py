@@ -45,7 +45,7 @@ def raising(raised: Exception, timezone: str = "America/Lima") -> FastAPI:
         (HTTPException(404, "unknown table"), 404, Cause.REQUEST),
         (HTTPException(429, "ana may launch 5 per 1 minute"), 429, Cause.RATE_LIMITED),
         (BudgetExceeded("the day's budget is spent"), 429, Cause.BUDGET),
-        (PlanError("the range leaves the partitions"), 422, Cause.REQUEST),
+        (PlanError("the range is not within the partitions"), 422, Cause.REQUEST),
         (DagsterUnavailable("Dagster's webserver does not answer"), 503, Cause.LAUNCHER_UNAVAILABLE),
         (DatabaseUnavailable("PostgreSQL does not answer"), 503, Cause.DESTINATION_UNAVAILABLE),
     ],

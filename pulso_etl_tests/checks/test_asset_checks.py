@@ -521,7 +521,7 @@ def test_the_days_to_load_again_reach_every_snapshot_that_may_be_the_newest(
     found = {Difference(source, rows, 2, 0), Difference(target, rows, 0, 2)}
     owed_since = TODAY - timedelta(days=2)
     text = reconciled(spec, Reconciliation(WINDOW, WINDOW, 2, 2, tuple(found), owed_since=owed_since)).text
-    assert text.endswith(f"--from {days[0]} --to {days[1]}" if days else "if they differ after it, that is a fault")
+    assert text.endswith(f"--from {days[0]} --to {days[1]}" if days else "if they still differ then, that is a fault")
 
 
 def test_a_source_that_changed_after_the_load_is_found_and_a_refresh_mends_it(

@@ -110,7 +110,7 @@ def test_quarantined_rows_are_named_and_the_rest_is_compared(tried: Tried) -> No
     found, text = tried.compare(spec)
     assert (found.differences, dict(found.quarantined)) == ((), {D1: 3, D2: 2})
     assert (found.source_rows, found.target_rows) == (2, 2)
-    assert text.startswith("2 rows agree. 5 row(s) of the source stand in quarantine (2026-05-04: 3; 2026-05-05: 2)")
+    assert text.startswith("2 rows agree. 5 row(s) of the source are in quarantine (2026-05-04: 3; 2026-05-05: 2)")
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def test_a_range_of_the_past_ends_where_it_was_told(pulso: Pulso, conn: psycopg.
         (["refresh", "--days", "3"], "days goes with the mode sliding_window"),
         (["refresh", "--mode", "sliding_window", "--days", "0"], "--days must be 1 or more"),
         (["refresh", "--from", "2026-01-02", "--to", "2026-01-01"], "starts on 2026-01-02, after its end"),
-        (["refresh", "--to", "2999-01-01"], "leaves the partitions"),
+        (["refresh", "--to", "2999-01-01"], "is not within the partitions"),
     ],
 )
 def test_what_makes_no_sense_is_one_line_and_nothing_runs(
@@ -392,10 +392,12 @@ def test_retention_shows_the_months_that_would_go_and_changes_nothing(
     kept, first, second, *others, end = told.out.splitlines()
     assert told.code == 0
     assert kept == f"dashboard_data: keeps days from {first_kept_day(long_ago, TODAY)} on"
-    assert first == ("dashboard_data: dashboard_data_y2024m01, 2024-01-01 to before 2024-02-01, about 3 rows, 0.0 MiB: would go")
+    assert first == (
+        "dashboard_data: dashboard_data_y2024m01, 2024-01-01 to before 2024-02-01, about 3 rows, 0.0 MiB: would be removed"
+    )
     assert second.startswith("dashboard_data: dashboard_data_y2024m02, 2024-02-01 to before 2024-03-01, rows not counted yet, ")
     assert others == [f"{name}: keeps every month (no retention_months)" for name in TABLES if name != "dashboard_data"]
-    assert end == "2 month(s); nothing was done: --detach or --drop does it"
+    assert end == "2 month(s); nothing was removed: give --detach or --drop"
     assert count(conn, "dashboard_data") == 9
     assert attached(conn) == list(OLD)
 
