@@ -218,6 +218,22 @@ def test_many_writers_migrate_at_once(dump: Path | None, conn: psycopg.Connectio
     assert conn.execute("SELECT count(*) FROM etl_migrations").fetchone() == (len(migrations()),)
 
 
+def test_a_load_that_takes_the_tables_in_another_order_goes_on(conn: psycopg.Connection, schema: str, server_url: str) -> None:
+    """A load that begins notes itself in etl_running, and then in etl_watermarks."""
+    restore(conn, STATES[9])
+    waits = "SELECT FROM pg_locks WHERE relation = 'etl_running'::regclass AND NOT granted"
+    with psycopg.connect(server_url, options=f"-c search_path={schema}") as loading, ThreadPoolExecutor() as pool:
+        loading.execute("LOCK TABLE etl_running IN ROW EXCLUSIVE MODE")
+        with psycopg.connect(server_url, autocommit=True) as migrating:
+            migration = pool.submit(migrate, migrating, schema)
+            wait_until(lambda: conn.execute(waits).fetchone() is not None, 10)
+            loading.execute("LOCK TABLE etl_watermarks IN ROW EXCLUSIVE MODE")
+            loading.commit()
+            migration.result(timeout=20)
+            assert migrating.execute("SHOW lock_timeout").fetchone() == ("0",)
+    assert state(conn, schema).pending == ()
+
+
 def test_a_load_that_goes_on_is_waited_for(conn: psycopg.Connection, schema: str, server_url: str) -> None:
     restore(conn, STATES[-1])
     with (

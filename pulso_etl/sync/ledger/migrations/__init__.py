@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from math import inf
+from time import monotonic, sleep
 
 import psycopg
 from psycopg import errors as pg
@@ -28,6 +30,10 @@ from pulso_etl.sync.postgres.bookkeeping import exists
 from pulso_etl.sync.postgres.strangers import RECORDS, refuse_strangers
 
 APPLIED = "etl_migrations"
+YIELD_MILLISECONDS = 300
+"""A migration waits so long for a lock before it lets go of the others. PostgreSQL looks for deadlocks after a second."""
+PAUSE_SECONDS = 0.1
+"""Between two tries to lock the tables, others go on."""
 TABLES = (*RECORDS, "etl_alerts", "etl_alert_messages", "etl_refreshes", APPLIED)
 """Every table that the files make."""
 CREATE = """
@@ -167,10 +173,7 @@ def _apply(conn: psycopg.Connection, schema: str) -> None:
         raise found.too_new()
     if not found.pending:
         return
-    # In the order of the loads, so that a load and a migration do not wait for each other.
-    for name in RECORDS:
-        if exists(conn, schema, name):
-            conn.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(sql.Identifier(schema, name)))
+    _lock(conn, schema)
     refuse_strangers(conn, schema)
     for migration in found.pending:
         conn.execute(migration.statements(schema))
@@ -178,6 +181,32 @@ def _apply(conn: psycopg.Connection, schema: str) -> None:
             sql.SQL("INSERT INTO {} (number, name) VALUES (%s, %s)").format(sql.Identifier(schema, APPLIED)),
             (migration.number, migration.name),
         )
+
+
+def _lock(conn: psycopg.Connection, schema: str) -> None:
+    """Keeps everybody out of the tables of the loads until the transaction ends.
+
+    Loads, also those of earlier releases, take these tables in more than one order. So a migration that has to wait lets go of what
+    it holds before the server would call it a deadlock, and tries again. Raises psycopg's LockNotAvailable after the session's
+    `lock_timeout`.
+    """
+    row = conn.execute("SELECT setting::bigint FROM pg_settings WHERE name = 'lock_timeout'").fetchone()
+    assert row is not None
+    deadline = monotonic() + row[0] / 1000 if row[0] else inf
+    tables = sql.SQL(", ").join(sql.Identifier(schema, name) for name in RECORDS if exists(conn, schema, name))
+    if not tables.as_string(conn):
+        return
+    while True:
+        try:
+            with conn.transaction():
+                conn.execute("SELECT set_config('lock_timeout', %s, true)", (f"{YIELD_MILLISECONDS}ms",))
+                conn.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(tables))
+                conn.execute("SELECT set_config('lock_timeout', %s, true)", (f"{row[0]}ms",))
+            return
+        except pg.LockNotAvailable:
+            if monotonic() > deadline:
+                raise
+        sleep(PAUSE_SECONDS)
 
 
 def statements(schema: str, pending: Iterable[Migration]) -> list[sql.Composed]:
