@@ -6,6 +6,7 @@ the TypeScript client.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -80,11 +81,24 @@ def columns(tables: Mapping[str, TableSpec]) -> str:
     return "\n".join(parts)
 
 
+def client_tables(tables: Mapping[str, TableSpec]) -> str:
+    """What the TypeScript client knows of the tables without asking a server, a line for each."""
+    entries = (
+        {"table": one.name, "group": one.group, "refresh_every_seconds": int(one.schedule.refresh_every.total_seconds())}
+        for one in tables.values()
+    )
+    return "[\n" + ",\n".join(f"  {{ {json.dumps(entry)[1:-1]} }}" for entry in entries) + "\n]\n"
+
+
 def generated(tables: Mapping[str, TableSpec] = TABLES) -> dict[Path, str]:
     """Each file with its text as it should be."""
     parts = {ROOT / "README.md": overview(tables), ROOT / "docs" / "checks.md": minimum_rows(tables)}
     pages = {path: PART.sub(lambda _, part=part: part, path.read_text(encoding="utf-8"), count=1) for path, part in parts.items()}
-    return pages | {ROOT / "docs" / "columns.md": columns(tables), ROOT / "frontend" / "openapi.json": document()}
+    return pages | {
+        ROOT / "docs" / "columns.md": columns(tables),
+        ROOT / "frontend" / "openapi.json": document(),
+        ROOT / "frontend" / "src" / "tables.json": client_tables(tables),
+    }
 
 
 def main() -> None:

@@ -111,6 +111,9 @@ def test_a_declaration_that_changes_changes_what_is_written_of_it() -> None:
     more = TABLES | {"dashboard_data": altered(TABLES["dashboard_data"], lookback_days=9, minimum_records=77)}
     changed = {path.name for path, text in generated(more).items() if path.read_text(encoding="utf-8") != text}
     assert changed == {"README.md", "checks.md"}
+    more = TABLES | {"more_data": altered(TABLES["operation_data"], name="more_data")}
+    changed = {path.name for path, text in generated(more).items() if path.read_text(encoding="utf-8") != text}
+    assert changed == {"README.md", "checks.md", "columns.md", "tables.json"}
 
 
 def test_sensors_schedules_jobs_checks_and_alerts_are_those_that_there_are() -> None:

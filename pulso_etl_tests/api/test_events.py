@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from pulso_etl.tables import TABLES
 from pulso_etl_tests.api.server import ApiServer
 from pulso_etl_tests.api.test_refreshes import TABLE, finished
 from pulso_etl_tests.conftest import wait_until
@@ -63,7 +64,7 @@ class Listener:
 def test_a_refresh_is_told_as_it_goes(api: ApiServer) -> None:
     with Listener(api) as listener:
         name, first = listener.events[0]
-        assert (name, first["total_tables"]) == ("status", 5)
+        assert (name, first["total_tables"]) == ("status", len(TABLES))
         told = finished(api, api.call("POST", f"{TABLE}/dashboard_data?force=true").json())
         assert told["status"] == "success"
         wait_until(lambda: "running" in listener.states_of("dashboard_data")[:-1], 20)
