@@ -11,7 +11,7 @@ WITH gestiones AS (
   WHERE fecha_gestion BETWEEN @start AND @end
   GROUP BY fecha_foto, correo_agente, archivo
 ),
--- The agents' table may name an e-mail more than once; an agent's attempts must not be counted twice for it.
+-- The agents' table may have an e-mail more than once. The query must not count an agent's attempts twice.
 agentes AS (
   SELECT correo, MAX(nombre) AS nombre, MAX(dni) AS dni, MAX(equipo) AS equipo
   FROM `{agentes}`

@@ -1,9 +1,9 @@
-"""The ledger of days, `etl_days`: when each day of a table was last read from the source, until when the source may change it by
-the lookback of then, and how many rows it held after that.
+"""The ledger of days, `etl_days`. For each day of a table it has the last reading from the source, the date until which the source
+may change the day (by the lookback at that reading), and the number of rows after the load.
 
-Loads write it in the transaction of the data, a row for each day of their range, days without rows included. What is owed follows
-from it (`refresh.owed_days`), and so does the watermark (`refresh.settle`). Its instants are those of the PostgreSQL server's
-clock: the clocks of the machines that load may differ.
+Loads write it in the transaction of the data: one row for each day of their range, also for days without rows. What is owed follows
+from it (`refresh.owed_days`), and so does the watermark (`refresh.settle`). Its instants come from the PostgreSQL server's
+clock, because the clocks of the loading machines may differ.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ UNION ALL SELECT inhrelid FROM pg_inherits WHERE inhparent = to_regclass({name})
 FILES = f"""
 (SELECT md5(string_agg(part || ':' || coalesce(pg_relation_filenode(part), 0), ',' ORDER BY part)) FROM ({PARTS}) AS parts)
 """  # noqa: S608 - made of constants
-"""Which files the table's rows lie in: others after a TRUNCATE, a DROP, a restore or a rewrite. Null where there is no table.
+"""The files of the table. They change with a TRUNCATE, a DROP, a restore or a rewrite. Null if there is no table.
 
-It asks the catalog alone, and waits for no lock."""
+The query reads only the catalog, and waits for no lock."""
 
 
 @dataclass(frozen=True)
 class Day(Reading):
-    """A day of the ledger: `at` that instant it was as the source had it, `loaded_at` is the reading of its last load (with zone).
+    """A day of the ledger: at the instant `at` it was equal to the source; `loaded_at` is the reading of its last load (with zone).
 
-    The first is later where the source told since that the day had not changed.
+    `at` is later than `loaded_at` if the source has reported since then that the day did not change.
     """
 
     loaded_at: datetime
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Day:
-        """The day out of its row of `etl_days`, as JSON."""
+        """The day from its row of `etl_days`, as JSON."""
         read_at, loaded_at = datetime.fromisoformat(row["read_at"]), datetime.fromisoformat(row["loaded_at"])
         return cls(read_at, date.fromisoformat(row["open_until"]), loaded_at)
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a load that went well says of itself.
+    """The report of a successful load.
 
-    `read_at`: when its rows were read, by the server's clock. `rows`: how many each day of its range holds now. `records` were read
-    from the source, `seconds` is how long it took in all. `changed`: rows of the table are not as they were.
+    `read_at`: when its rows were read, by the server's clock. `rows`: how many rows each day of its range has now. `records`: how
+    many rows were read from the source. `seconds`: its total duration. `changed`: whether it changed rows of the table.
     """
 
     read_at: datetime
@@ -83,7 +83,7 @@ class Ledger:
         self.days = sql.Identifier(schema, "etl_days")
 
     def record(self, conn: psycopg.Connection, table: str, extraction_id: str, loaded: Loaded) -> None:
-        """The days of a load, each with the rows that it holds now."""
+        """Writes the days of a load, each with its present number of rows."""
         conn.execute(
             sql.SQL(
                 "INSERT INTO {} (table_name, day, read_at, loaded_at, rows, extraction_id, open_until) "
@@ -103,7 +103,7 @@ class Ledger:
         )
 
     def unchanged(self, conn: psycopg.Connection, table: str, days: Sequence[date], as_of: datetime, horizon: Horizon) -> None:
-        """Days that were at the instant `as_of` as the source had them, by what it tells; only such as were loaded."""
+        """Marks loaded days as equal to the source at the instant `as_of`, because the source reports no change."""
         conn.execute(
             sql.SQL(
                 "UPDATE {} d SET read_at = %s, open_until = u.until FROM unnest(%s::date[], %s::date[]) AS u (day, until) "
@@ -113,13 +113,13 @@ class Ledger:
         )
 
     def rows_by_day(self, conn: psycopg.Connection, spec: TableSpec) -> dict[date, int]:
-        """How many current rows the table holds of each day; reads the whole index of its key."""
+        """The number of current rows of each day. Reads the whole index of the key."""
         names = Statements(spec, self.schema)
         query = sql.SQL("SELECT {}, count(*) FROM {} WHERE {} GROUP BY 1").format(names.partition, names.target, names.current)
         return dict(conn.execute(query).fetchall())
 
     def look(self, conn: psycopg.Connection, spec: TableSpec, today: date) -> None:
-        """Notes which days hold fewer rows than their last load left. Months that the table no longer keeps are not missed."""
+        """Marks days that have fewer rows than after their last load. Months that the table no longer keeps do not count."""
         held = self.rows_by_day(conn, spec)
         conn.execute(
             sql.SQL(
@@ -137,7 +137,7 @@ class Ledger:
         )
 
     def shift(self, conn: psycopg.Connection, table: str, changes: Mapping[date, int]) -> None:
-        """Days that hold so many rows more or fewer, as a load of other days took rows of theirs over, or gave some back."""
+        """Changes the numbers of rows of days, because a load of other days took rows from them or gave rows back to them."""
         conn.execute(
             sql.SQL(
                 "UPDATE {} d SET rows = d.rows + u.n, found = d.found + u.n FROM unnest(%s::date[], %s::bigint[]) AS u (day, n) "
@@ -147,7 +147,7 @@ class Ledger:
         )
 
     def forget(self, conn: psycopg.Connection, table: str, start: date | None, end: date | None) -> None:
-        """Days from `start` to before `end` that the table no longer keeps."""
+        """Deletes the days from `start` to before `end`, which the table no longer keeps."""
         conn.execute(
             sql.SQL("DELETE FROM {} WHERE table_name = %s AND day >= coalesce(%s, day) AND day < coalesce(%s, day + 1)").format(
                 self.days
@@ -161,15 +161,15 @@ class Ledger:
         return {day: Reading(at, open_until) for day, at, open_until in conn.execute(query, (table,))}
 
     def refuse_older(self, conn: psycopg.Connection, table: str, window: DayRange, read_at: datetime) -> None:
-        """Raises NewerReading where a day of the window was read after `read_at`: those rows are newer than the caller's."""
+        """Raises NewerReading if a day of the window was read after `read_at`: the rows of that day are newer than the caller's."""
         query = sql.SQL(
             "SELECT day, read_at FROM {} WHERE table_name = %s AND day BETWEEN %s AND %s AND read_at > %s "
-            # Readings of the future are of a clock that was wrong, and would keep loads out until then.
+            # Readings in the future come from a wrong clock. They would stop all loads until that time.
             "AND read_at <= clock_timestamp() ORDER BY day LIMIT 1"
         ).format(self.days)
         newer = conn.execute(query, (table, window.start, window.end, read_at)).fetchone()
         if newer is not None:
             raise NewerReading(
                 f"{table} {window}: these rows were read at {read_at:%Y-%m-%d %H:%M:%S %Z}, and another load has committed "
-                f"{newer[0]} as it was at {newer[1]:%Y-%m-%d %H:%M:%S %Z}; nothing was loaded, a retry reads them anew"
+                f"{newer[0]} as it was at {newer[1]:%Y-%m-%d %H:%M:%S %Z}; nothing was loaded, a retry reads them again"
             )

@@ -1,11 +1,11 @@
-"""The advisory locks of the loads: which loads of one table may go on at the same time.
+"""The advisory locks of the loads: they decide which loads of one table may go on at the same time.
 
-Two loads of a table never write the same day at the same time. Loads of days that differ may, if each day owns its rows: such a
-load shares the table's lock and holds one for each of its days. Any other load holds the table's lock alone. Sessions hold these
-locks, not transactions, so that they cover the whole attempt; they end with the session, however it ends.
+Two loads of a table never write the same day at the same time. If each day owns its rows, loads of different days may go on
+together: each of them shares the table's lock and has a lock for each of its days. Every other load has the table's lock alone.
+The session holds these locks, not the transaction, so that they cover the whole attempt. They end with the session.
 
-Any login of the database can hold an advisory lock. So who waits too long is told who holds it; and what a lock on a table of ours
-can do, which a reader can't take, is not done here.
+Every login of the database can take an advisory lock. After a long wait, the error therefore names the holder. Where a lock on one
+of the project's tables is enough, the project uses that lock instead, because a reader cannot take it.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from pulso_etl.sync.spec import TableSpec
 from pulso_etl.sync.target import Target
 
 SHARED_DAYS = 366
-"""A load of more days holds the whole table: the server's lock table has room for some thousands."""
+"""A load of more days locks the whole table, because the server's lock table has room for only some thousands of locks."""
 HELD_LOCKS = """
 SELECT pid, (classid::bigint << 32) | objid::bigint AS key FROM pg_locks
 WHERE locktype = 'advisory' AND granted AND objsubid = 1
   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
-"""The advisory locks that are held, by the keys below, with the server process of each."""
+"""The advisory locks that are held, by key, with the server process of each lock."""
 HOLDERS = f"""
 SELECT DISTINCT held.pid, coalesce(usename, '?'), coalesce(application_name, '')
 FROM ({HELD_LOCKS}) AS held LEFT JOIN pg_stat_activity USING (pid)
 WHERE key = ANY(%s) AND pid <> pg_backend_pid() ORDER BY 1 LIMIT 3
 """  # noqa: S608 - made of constants
-"""Who holds some of the keys: server process, login, and what the session calls itself."""
+"""The holders of the keys: server process, login, and name of the session."""
 
 
 def table_lock(schema: str, table: str) -> int:
@@ -55,7 +55,7 @@ def process_lock(schema: str, name: str) -> int:
 
 
 def day_locks(schema: str, table: str, window: DayRange) -> list[int]:
-    """The keys of the window's days, in the order in which they are to be taken, so that two loads can't wait for each other."""
+    """The keys of the window's days. All loads take them in this order, so that two loads never wait for each other."""
     return [_key(schema, table, day.isoformat()) for day in window]
 
 
@@ -67,7 +67,7 @@ def needs_whole_table(spec: TableSpec, window: DayRange) -> bool:
 def hold(target: Target, window: DayRange) -> bool:
     """Waits for the locks of a load and takes them for the session; returns whether it is the table's only writer.
 
-    A table that is missing, or not as declared, is created or changed by an only writer. `conn` is in autocommit mode. Raises
+    Only a sole writer creates a missing table or changes a table that is not as declared. `conn` is in autocommit mode. Raises
     psycopg's LockNotAvailable after the session's `lock_timeout`; it names who holds the lock.
     """
     conn, spec, schema = target.conn, target.spec, target.schema
@@ -82,7 +82,7 @@ def hold(target: Target, window: DayRange) -> bool:
         take(conn, [key])
         if needs_whole_table(spec, window) or not is_as_declared(target):
             return True
-        # Another load has created the table, or changed it, while this one waited: no need to keep others out.
+        # Another load has created or changed the table during the wait, so this load need not be the only writer.
         conn.execute("SELECT pg_advisory_unlock(%s)", (key,))
 
 
@@ -100,11 +100,11 @@ def holder(conn: psycopg.Connection, key: int) -> int | None:
 
 @contextmanager
 def _naming_holders(conn: psycopg.Connection, keys: Sequence[int]) -> Iterator[None]:
-    """Around a wait for the locks that ends in time: the error says whose session holds them, which a person can then end."""
+    """Wraps a wait for locks with a time limit. The error names the holding session, so that a person can end it."""
     try:
         yield
     except pg.LockNotAvailable as error:
-        # A transaction that failed answers nothing.
+        # A failed transaction accepts no query.
         idle = conn.info.transaction_status is pq.TransactionStatus.IDLE
         found = conn.execute(HOLDERS, (list(keys),)).fetchall() if idle else []
         if not found:

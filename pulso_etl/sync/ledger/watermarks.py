@@ -1,8 +1,8 @@
 """Watermarks (how far each table is loaded) and the append-only history of extractions, both in PostgreSQL.
 
-`etl_watermarks` holds one row a table, its state now, and `etl_running` one for each attempt that goes on: several of a table, over
-different days, may. `etl_extractions` gains one row an attempt, when that ends; no row of it is ever changed. How far a table is
-loaded follows from its ledger of days (`ledger`), whoever launched the loads.
+`etl_watermarks` has one row per table: its present state. `etl_running` has one row per running attempt; a table may have several,
+over different days. `etl_extractions` gets one row per attempt when the attempt ends, and no row of it ever changes. The ledger of
+days (`ledger`) decides how far a table is loaded. It does not matter who launched the loads.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ KNOWN_DAYS = """
  WHERE d.table_name = w.table_name AND (d.day > w.last_partition - w.lookback_days
     OR (d.read_at AT TIME ZONE coalesce(w.timezone, {zone}))::date < d.open_until OR d.read_at > clock_timestamp()))
 """
-"""Of the ledger, the days that may be owed. Others from the lookback of now on were final by that of the last load, which was
-smaller, and count as not read: they are owed either way."""
+"""The days of the ledger that may be owed. If the lookback has grown since the last load, the new days are missing. They count
+as not read, so they are owed too."""
 NAME = "(quote_ident({schema}) || '.' || quote_ident(w.table_name))"
 LOST = f"""
 (SELECT jsonb_build_array(min(d.day), max(d.day), sum(d.rows - CASE WHEN to_regclass({NAME}) IS NULL THEN 0 ELSE d.found END))
  FROM {{days}} d WHERE d.table_name = w.table_name
  AND CASE WHEN to_regclass({NAME}) IS NULL THEN d.rows > 0 ELSE d.found < d.rows END)
 """  # noqa: S608 - made of constants
-"""Of the ledger, the days that hold fewer rows than their last load left: all of them where the table is gone."""
+"""The days of the ledger that have fewer rows than after their last load; all days with rows if the table is gone."""
 REPLACED = f"coalesce(w.table_files <> {ledger.FILES.format(name=NAME)}, false)"
 LOOK_EVERY = timedelta(days=1)
-"""How often the rows of each day are counted where nothing says that the table was touched."""
+"""How often the rows of each day are counted if there is no sign of a foreign change."""
 CHANNEL = "pulso_etl_data"
 """Where PostgreSQL notifies of each load that changed rows: JSON with schema, table, data_version, first and last partition."""
-ABANDONED = "the attempt ended without a word: its process or its server session was killed"
+ABANDONED = "the attempt ended without a report: its process or its server session was killed"
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class RunningAttempt:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> RunningAttempt:
-        """The attempt out of its row of `etl_running`, as JSON."""
+        """The attempt from its row of `etl_running`, as JSON."""
         window = DayRange.parse(row["partition_start"], row["partition_end"])
         return cls(row["table_name"], window, row["extraction_id"], row["attempt"], datetime.fromisoformat(row["started_at"]))
 
@@ -93,9 +93,9 @@ class RunningAttempt:
 
 @dataclass(frozen=True)
 class Attempt:
-    """An attempt that is over: what it loaded, whether that went well, and when (with zone) it began and ended.
+    """A finished attempt: what it loaded, whether it succeeded, and when (with zone) it began and ended.
 
-    `error` is the reason of a failure for people, `cause` the one for programs; `metadata` is what the load told of itself.
+    `error` is the reason of a failure for people, `cause` is the reason for programs. `metadata` is the load's own report.
     `withdrawn`: its run was cancelled before it began.
     """
 
@@ -140,16 +140,16 @@ class TableState:
     metadata: dict[str, Any]
     updated_at: datetime
     data_version: int = 0
-    """Greater by one after each load that changed rows, and never otherwise."""
+    """Rises by one with each load that changes rows, and never otherwise."""
     running: tuple[RunningAttempt, ...] = ()
-    """The attempts that go on, the oldest first; one may have died without a word."""
+    """The attempts that are marked as running, the oldest first. An attempt may have died without a report."""
     attempts: tuple[Attempt, ...] = ()
     days: Mapping[date, Day] = field(default_factory=dict)
     """The days of the ledger that may be owed."""
     lost: Loss | None = None
     replaced: bool = False
     cause: Cause | None = None
-    """Why the last attempt failed, where it did."""
+    """Why the last attempt failed, if it failed."""
 
     @classmethod
     def of(cls, row: Mapping[str, Any], attempts: tuple[Attempt, ...]) -> TableState:
@@ -192,13 +192,13 @@ class Watermarks:
         self.ledger = Ledger(schema)
 
     def create(self, conn: psycopg.Connection) -> None:
-        """Creates what is missing, and brings up to date what an earlier release made; see `migrate`."""
+        """Creates missing tables, and migrates tables of an earlier release; see `migrate`."""
         migrate(conn, self.schema)
 
     def abandon(self, conn: psycopg.Connection, extraction: RunningAttempt, reason: str, cause: Cause = Cause.ABANDONED) -> bool:
-        """Ends an attempt that is dead: it enters the history as failed, and counts as a recovery.
+        """Ends a dead attempt: it enters the history as failed, and counts as a recovery.
 
-        The caller holds the attempt's lock, which it would not have let go alive. Returns whether it was marked as running.
+        The caller holds the attempt's lock; a living attempt never releases it. Returns whether it was marked as running.
         """
         if not self._leave(conn, extraction):
             return False
@@ -214,13 +214,13 @@ class Watermarks:
         return True
 
     def start(self, conn: psycopg.Connection, extraction: RunningAttempt) -> None:
-        """Marks the table as running, after ending attempts that died without a word.
+        """Ends attempts that died without a report, and marks the table as running.
 
         The caller's session holds the locks of the load, and the attempt's own. Raises SchemaRefused (see `strangers`).
         """
         refuse_strangers(conn, self.schema)
         for other in self._running(conn, extraction.table):
-            # For this transaction: whoever looks at the same time must not end it a second time.
+            # Held until the end of this transaction, so that nobody else ends the attempt a second time.
             if conn.execute("SELECT pg_try_advisory_xact_lock(%s)", (other.lock(self.schema),)).fetchone() == (True,):
                 self.abandon(conn, other, ABANDONED)
         conn.execute(
@@ -242,11 +242,11 @@ class Watermarks:
         )
 
     def succeed(self, conn: psycopg.Connection, extraction: RunningAttempt, loaded: Loaded) -> Settlement:
-        """Success, in the transaction that holds the data; returns what it makes of the watermark.
+        """Records a success, in the transaction of the data. Returns the new watermark and the owed days.
 
-        Where the load changed rows, those who listen are told at the commit.
+        If the load changed rows, PostgreSQL notifies listeners at the commit.
         """
-        # First, as it lets one attempt of the table end after the other: each sees what those before have read.
+        # First, because its lock lets the table's attempts end one after the other: each sees the readings of the earlier ones.
         self._leave(conn, extraction)
         self.ledger.record(conn, extraction.table, extraction.run_id, loaded)
         settlement = self._settle(conn, extraction.table, loaded.horizon, loaded.read_at)
@@ -277,16 +277,16 @@ class Watermarks:
         return settlement
 
     def _settle(self, conn: psycopg.Connection, table: str, horizon: Horizon, at: datetime) -> Settlement:
-        """What the ledger makes of the watermark. The caller has locked the table's row."""
+        """The watermark that follows from the ledger. The caller has locked the table's row."""
         query = sql.SQL("SELECT last_extracted_at, last_partition FROM {} WHERE table_name = %s").format(self.table)
         extracted, last = conn.execute(query, (table,)).fetchone() or (None, None)
         return settle(horizon, Watermark(extracted, last, self.ledger.readings(conn, table)), at)
 
     def look(self, conn: psycopg.Connection, spec: TableSpec, every: timedelta | None = None) -> None:
-        """Counts the rows of each day, and notes in the ledger which hold fewer than their last load left.
+        """Counts the rows of each day, and marks in the ledger the days that have fewer rows than after their last load.
 
-        `every`: not where the last look is younger than that and the table lies in the same files as then. In a transaction of its
-        own, or the caller's; loads that end meanwhile wait.
+        With `every`, it skips a table whose last count is younger than that and whose files are the same as then. It uses its own
+        transaction or the caller's; loads that end at the same time wait.
         """
         files = self._files(spec)
         with conn.transaction():
@@ -298,7 +298,7 @@ class Watermarks:
                 ).format(self.table, files=files),
                 (every or timedelta(0), spec.name),
             ).fetchone()
-            # Of a table that is gone all is missing, which needs no look.
+            # If the table is gone, all rows are missing, and there is nothing to count.
             if due != (True, True):
                 return
             self.ledger.look(conn, spec, spec.zone.day(ledger.server_clock(conn)))
@@ -310,8 +310,8 @@ class Watermarks:
             )
 
     def keep_files(self, conn: psycopg.Connection, spec: TableSpec) -> None:
-        """In a load's transaction, after its success: looks at the days that it did not load, where the table was emptied, dropped,
-        restored or rewritten since the last one."""
+        """In a load's transaction, after its success: counts the rows of the other days if somebody emptied, dropped, restored or
+        rewrote the table since the last load."""
         query = sql.SQL("SELECT coalesce(table_files <> {}, false) FROM {} WHERE table_name = %s").format(
             self._files(spec), self.table
         )
@@ -327,8 +327,8 @@ class Watermarks:
 
     @contextmanager
     def taking_over(self, conn: psycopg.Connection, spec: TableSpec, window: DayRange) -> Iterator[None]:
-        """Around a load of the window, in its transaction: where a key lives in several partitions, days outside of the window lose
-        and gain rows by it."""
+        """Wraps a load of the window, in its transaction. If a key lives in several partitions, the load changes the number of rows
+        of days outside of the window; this records the change."""
         if spec.partition_in_key:
             yield
             return
@@ -353,7 +353,7 @@ class Watermarks:
         seconds: float,
         metadata: Mapping[str, Any],
     ) -> None:
-        """Failure with its reason, after the data were rolled back. Does nothing where the attempt was ended by others."""
+        """Records a failure with its reason, after the rollback of the data. Does nothing if somebody else ended the attempt."""
         told = {"error": scrub(error)[:4000].replace("\0", ""), "cause": cause, "records": None}
         values = self._values(extraction, seconds, metadata) | told
         if not self._leave(conn, extraction):
@@ -370,8 +370,8 @@ class Watermarks:
         self._append(conn, values | {"status": "failed"})
 
     def unchanged(self, conn: psycopg.Connection, table: str, days: Sequence[date], as_of: datetime, horizon: Horizon) -> None:
-        """Days that have not changed at the source since they were loaded, as it told after the instant `as_of` (the server's
-        clock): they are as good as read then. In a transaction of its own.
+        """Marks days as read at the instant `as_of` (the server's clock), because the source reported after it that they have not
+        changed since their load. In a transaction of its own.
         """
         with conn.transaction():
             self._lock(conn, table)
@@ -391,9 +391,9 @@ class Watermarks:
             )
 
     def read(self, conn: psycopg.Connection, since: datetime | None = None) -> dict[str, TableState]:
-        """The state of every table that was ever refreshed, by name, with its attempts that ended after `since`.
+        """The state of every table that has a refresh, by name, with its attempts that ended after `since`.
 
-        Changes nothing. Raises LedgerMismatch for a ledger that an earlier release wrote, or one that a newer release has made
+        Changes nothing. Raises LedgerMismatch for a ledger of an earlier release, and for a ledger that a newer release has made
         unreadable.
         """
         found = self._readable(conn)
@@ -404,7 +404,7 @@ class Watermarks:
             return self.states(conn.cursor(row_factory=dict_row).execute(query, parameters).fetchall())
 
     def query(self, since: datetime | None = None) -> tuple[sql.Composed, tuple[datetime]]:
-        """The query of `read`, with its parameters, for those who run it themselves and give its rows, as dicts, to `states`."""
+        """The query of `read`, with its parameters. A caller that runs it itself gives the rows, as dicts, to `states`."""
         query = sql.SQL(
             "SELECT w.table_name, w.last_extracted_at, w.last_partition, w.last_extraction_status, w.records_extracted, "
             "w.extraction_duration_seconds, w.error_message, w.extraction_id, w.recovery_attempts, w.metadata, w.updated_at, "
@@ -426,7 +426,7 @@ class Watermarks:
         return query, (since or datetime.max.replace(tzinfo=UTC),)
 
     def states(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, TableState]:
-        """What the rows of `query` tell, by table."""
+        """The states of the tables, from the rows of `query`."""
         states: dict[str, TableState] = {}
         for table, entries in groupby(rows, key=itemgetter("table_name")):
             found = list(entries)
@@ -435,14 +435,14 @@ class Watermarks:
         return states
 
     def _readable(self, conn: psycopg.Connection) -> LedgerState:
-        """Which state the ledger is in. Raises LedgerMismatch where a writer must bring it up to date before it can be read."""
+        """The state of the ledger's migrations. Raises LedgerMismatch if a writer must migrate the ledger first."""
         found = state(conn, self.schema)
         if found.is_older:
             raise found.too_old()
         return found
 
     def ever_loaded(self, conn: psycopg.Connection, table: str) -> bool:
-        """Whether a load of the table has ended well, at any time."""
+        """Whether a load of the table has ever succeeded."""
         if self._readable(conn).empty:
             return False
         query = sql.SQL("SELECT FROM {} WHERE table_name = %s AND status = 'success' LIMIT 1").format(self.history)
@@ -458,7 +458,7 @@ class Watermarks:
         return DayRange(*row) if row else None
 
     def billed(self, conn: psycopg.Connection, since: datetime) -> int:
-        """Bytes that attempts which ended since then were billed, failed ones included."""
+        """Billed bytes of all attempts that ended since then, also of failed ones."""
         if self._readable(conn).empty:
             return 0
         row = conn.execute(
@@ -476,8 +476,8 @@ class Watermarks:
         return [RunningAttempt.of(row) for (row,) in conn.execute(query, (table,)).fetchall()]
 
     def _leave(self, conn: psycopg.Connection, extraction: RunningAttempt) -> bool:
-        """The attempt goes on no longer; whether it was marked as running."""
-        # One after the other: of two that end at once, neither would see the other gone, and the table would stay running.
+        """Removes the attempt from the running ones. Returns whether it was marked as running."""
+        # Attempts end one after the other. If two ended at once, neither would see the other's end: the table would stay running.
         self._lock(conn, extraction.table)
         ended = conn.execute(
             sql.SQL("DELETE FROM {} WHERE table_name = %s AND extraction_id = %s AND attempt = %s").format(self.running),
@@ -490,7 +490,7 @@ class Watermarks:
         conn.execute(sql.SQL("SELECT FROM {} WHERE table_name = %s FOR UPDATE").format(self.table), (table,))
 
     def _status(self, ended: str) -> sql.Composed:
-        """The table's status after an attempt that `ended` so: while others of it go on, it is running."""
+        """The table's status after an attempt with the end `ended`. It is running as long as other attempts go on."""
         return sql.SQL("CASE WHEN EXISTS (SELECT FROM {} r WHERE r.table_name = {}.table_name) THEN 'running' ELSE {} END").format(
             self.running, self.table, ended
         )
@@ -520,5 +520,5 @@ class Watermarks:
 
 
 def _cause(written: str | None, *, failed: bool) -> Cause | None:
-    """The cause as it stands in a row; a row of an earlier release has none."""
+    """The cause in a row. A row of an earlier release has no cause."""
     return Cause.of(written) if failed else None

@@ -1,5 +1,5 @@
--- The history holds attempts that ended, and no row of it changes any more. Before, it held the attempts that went on too, with
--- columns that are gone now: to_jsonb reads a column that may not exist.
+-- The history has only finished attempts, and its rows never change. Before, it also had running attempts, with columns that are
+-- gone now. to_jsonb reads a column that may not exist.
 ALTER TABLE {schema}.etl_extractions
     ADD COLUMN IF NOT EXISTS status text CHECK (status IN ('success', 'failed')),
     ADD COLUMN IF NOT EXISTS started_at timestamptz;
@@ -15,7 +15,7 @@ WHERE status IS NULL AND NOT EXISTS (
     WHERE w.table_name = e.table_name AND w.last_extraction_status = 'running' AND w.extraction_id = e.extraction_id
       AND to_jsonb(e)->>'last_extraction_status' = 'running'
 );
--- The attempts that go on stand with their watermark instead.
+-- The watermark's row now has the running attempts.
 UPDATE {schema}.etl_watermarks w
 SET metadata = jsonb_build_object('attempt', e.attempt, 'partition_start', e.partition_start, 'partition_end', e.partition_end,
     'started_at', to_jsonb(e)->'created_at')

@@ -1,4 +1,4 @@
--- The attempts that go on: several of a table, over different days, may.
+-- The running attempts. A table may have several, over different days.
 CREATE TABLE IF NOT EXISTS {schema}.etl_running (
     table_name text NOT NULL,
     extraction_id text NOT NULL,
@@ -8,7 +8,7 @@ CREATE TABLE IF NOT EXISTS {schema}.etl_running (
     started_at timestamptz NOT NULL,
     PRIMARY KEY (table_name, extraction_id, attempt)
 );
--- Before, the attempt stood in its watermark's metadata. One that is in the history has ended.
+-- Before, the watermark's metadata had the attempt. An attempt in the history has ended.
 INSERT INTO {schema}.etl_running
 SELECT table_name, extraction_id, (metadata->>'attempt')::int, (metadata->>'partition_start')::date,
     (metadata->>'partition_end')::date, (metadata->>'started_at')::timestamptz

@@ -1,4 +1,4 @@
--- A row is stored once, with when it was seen first and last. Before, each load that met it stored it anew, with created_at.
+-- A row is stored once, with the instants of its first and last sighting. Before, each load stored it again, with created_at.
 ALTER TABLE {schema}.etl_quarantine
     ADD COLUMN IF NOT EXISTS copy integer,
     ADD COLUMN IF NOT EXISTS first_seen timestamptz,

@@ -1,4 +1,4 @@
--- Who asked for which refresh, and the runs that it gave.
+-- The requested refreshes: who requested them, and their runs.
 CREATE TABLE IF NOT EXISTS {schema}.etl_refreshes (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     pipeline_id text NOT NULL UNIQUE,

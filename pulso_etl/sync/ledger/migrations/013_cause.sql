@@ -1,3 +1,3 @@
--- Why an attempt failed: a word of a closed list. Attempts of before have none.
+-- The cause of a failed attempt: a word of a closed list. Older attempts have no cause.
 ALTER TABLE {schema}.etl_watermarks ADD COLUMN IF NOT EXISTS error_cause text;
 ALTER TABLE {schema}.etl_extractions ADD COLUMN IF NOT EXISTS error_cause text;

@@ -1,2 +1,2 @@
--- By which time zone the days were counted at the last load. Loads of before counted by the default one.
+-- The time zone of the days at the last load. Older loads used the default zone.
 ALTER TABLE {schema}.etl_watermarks ADD COLUMN IF NOT EXISTS timezone text;

@@ -1,14 +1,14 @@
-"""The ledger's tables, and how they follow the releases: numbered SQL files, each applied once to a schema.
+"""The ledger's tables and their migrations: numbered SQL files, each applied once to a schema.
 
-These files make all tables whose names begin with `etl_`. The table `etl_migrations` says which files a schema has; a schema of
-before the numbering has no such table. So a file leaves alone what is there already: it can run twice, and changes nothing then.
+These files make all tables whose names begin with `etl_`. The table `etl_migrations` says which files a schema has; a schema
+from before the numbering has no such table. A file therefore keeps what already exists: a second run of it changes nothing.
 
-Whoever writes applies the files that the schema lacks, in one transaction of its own, before the transaction of a load. In the
+A writer applies the missing files in a separate transaction before the load's transaction. In the
 load's transaction, a load that fails would undo the files, and nothing could record its failure; the files' locks would also keep
 readers out for as long as the load takes. A migration that fails leaves the schema as it was. A reader applies nothing: it may lack
 the right.
 
-In a file, `{schema}` is the schema, quoted; other braces are doubled. No file names a function outside of the server's own.
+In a file, `{schema}` is the quoted schema; other braces are doubled. The files call only functions of the server itself.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Migration:
         return f"{self.number:03}_{self.name}"
 
     def statements(self, schema: str) -> sql.Composed:
-        """What it runs in that schema."""
+        """The file's statements for that schema."""
         return sql.SQL(self.text).format(schema=sql.Identifier(schema))  # type: ignore[arg-type]
 
 
@@ -78,7 +78,7 @@ def migrations() -> tuple[Migration, ...]:
 
 @dataclass(frozen=True)
 class LedgerState:
-    """Which files a schema has: the `pending` ones of this release it lacks, the `unknown` ones are of a newer release.
+    """The files of a schema: it lacks the `pending` files of this release, and it has `unknown` files of a newer release.
 
     `empty`: it has no table of the ledger.
     """
@@ -95,7 +95,7 @@ class LedgerState:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Around a query: where a newer release has removed what the query reads, raises LedgerMismatch."""
+        """Wraps a query. Raises LedgerMismatch if a newer release has removed what the query reads."""
         try:
             yield
         except (pg.UndefinedTable, pg.UndefinedColumn) as error:
@@ -104,14 +104,14 @@ class LedgerState:
             raise
 
     def too_new(self) -> LedgerMismatch:
-        """The error for who can't use it because a newer release has changed it."""
+        """The error for a caller that cannot use the ledger, because a newer release has changed it."""
         return LedgerMismatch(
             f"a newer release of Pulso ETL has changed the ledger in schema {self.schema} ({', '.join(self.unknown)}); install "
             f"that release: this one knows {migrations()[-1]} at most"
         )
 
     def too_old(self) -> LedgerMismatch:
-        """The error for who can't read it before a writer has brought it up to date."""
+        """The error for a reader of a ledger that a writer must migrate first."""
         return LedgerMismatch(
             f"an earlier release of Pulso ETL wrote the ledger in schema {self.schema}; it lacks {_named(self.pending)}. The next "
             "refresh brings it up to date, and so do the API, the sensors and `pulso-etl cleanup`"
@@ -136,10 +136,10 @@ def missing(conn: psycopg.Connection, schema: str) -> list[str]:
 
 
 def migrate(conn: psycopg.Connection, schema: str) -> None:
-    """Brings the ledger of the schema up to date, and creates the schema where it is missing, in a transaction of its own.
+    """Migrates the ledger of the schema, and creates a missing schema, in a transaction of its own.
 
-    Of several processes that do so at once, one applies the files and the others wait for it. Raises LedgerMismatch for a ledger of
-    a newer release, and for a role that may not change it, with the statements that give it the right. Raises SchemaRefused (see
+    If several processes do this at once, one applies the files and the others wait for it. Raises LedgerMismatch for a ledger of a
+    newer release. Raises it also for a role without the right, with the statements that give the right. Raises SchemaRefused (see
     `strangers`).
     """
     found = state(conn, schema)
@@ -157,16 +157,16 @@ def migrate(conn: psycopg.Connection, schema: str) -> None:
 
 
 def _create(conn: psycopg.Connection, schema: str) -> None:
-    # There is no table yet that could be locked.
+    # An advisory lock, because there is no table yet to lock.
     conn.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"pulso_etl:ddl:{schema}",))
-    # Not CREATE SCHEMA IF NOT EXISTS: that asks for the right to create one even where it exists.
+    # Not CREATE SCHEMA IF NOT EXISTS: it needs the right to create a schema even if the schema exists.
     if conn.execute("SELECT FROM pg_namespace WHERE nspname = %s", (schema,)).fetchone() is None:
         conn.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
     conn.execute(sql.SQL(CREATE).format(schema=sql.Identifier(schema)))
 
 
 def _apply(conn: psycopg.Connection, schema: str) -> None:
-    # A lock on the table, which a login that may only read can't take: it could hold an advisory lock for ever.
+    # A lock on the table: a login that may only read cannot take it, but could hold an advisory lock for ever.
     conn.execute(sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(sql.Identifier(schema, APPLIED)))
     found = state(conn, schema)
     if found.unknown:
@@ -186,8 +186,8 @@ def _apply(conn: psycopg.Connection, schema: str) -> None:
 def _lock(conn: psycopg.Connection, schema: str) -> None:
     """Keeps everybody out of the tables of the loads until the transaction ends.
 
-    Loads, also those of earlier releases, take these tables in more than one order. So a migration that has to wait lets go of what
-    it holds before the server would call it a deadlock, and tries again. Raises psycopg's LockNotAvailable after the session's
+    Loads, also those of earlier releases, take these tables in different orders. A migration that has to wait therefore releases its
+    locks before the server sees a deadlock, and tries again. Raises psycopg's LockNotAvailable after the session's
     `lock_timeout`.
     """
     row = conn.execute("SELECT setting::bigint FROM pg_settings WHERE name = 'lock_timeout'").fetchone()
@@ -210,7 +210,7 @@ def _lock(conn: psycopg.Connection, schema: str) -> None:
 
 
 def statements(schema: str, pending: Iterable[Migration]) -> list[sql.Composed]:
-    """What `migrate` would run for these files, for a person who runs it in its place, in one transaction."""
+    """The statements that `migrate` runs for these files. A person can run them instead, in one transaction."""
     where = sql.Identifier(schema)
     noted = sql.SQL("INSERT INTO {} (number, name) VALUES ({}, {});")
     files = [
@@ -221,7 +221,7 @@ def statements(schema: str, pending: Iterable[Migration]) -> list[sql.Composed]:
 
 
 def _refusal(conn: psycopg.Connection, found: LedgerState, error: psycopg.Error) -> str:
-    """What a role is told that may not apply the files."""
+    """The error's text for a role that may not apply the files."""
     schema = sql.Identifier(found.schema)
     role = sql.Identifier(str(conn.execute("SELECT current_user").fetchone()[0]))  # type: ignore[index]
     rights = [sql.SQL("CREATE SCHEMA IF NOT EXISTS {0}; GRANT USAGE, CREATE ON SCHEMA {0} TO {1}").format(schema, role)]
@@ -232,7 +232,7 @@ def _refusal(conn: psycopg.Connection, found: LedgerState, error: psycopg.Error)
     return (
         f"the role {role.as_string(conn)} may not bring the ledger in schema {found.schema} up to date "
         f"({_named(found.pending)}): {first_line(error)}. Nothing was changed. As an administrator, grant it the right: "
-        f"{sql.SQL('; ').join(rights).as_string(conn)}; or run what `pulso-etl ledger` prints"
+        f"{sql.SQL('; ').join(rights).as_string(conn)}; or run the statements that `pulso-etl ledger` prints"
     )
 
 
