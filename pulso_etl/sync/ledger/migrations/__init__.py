@@ -186,7 +186,7 @@ def _apply(conn: psycopg.Connection, schema: str) -> None:
 def _lock(conn: psycopg.Connection, schema: str) -> None:
     """Keeps everybody out of the tables of the loads until the transaction ends.
 
-    Loads, also those of earlier releases, take these tables in different orders. A migration that has to wait therefore releases its
+    Loads, also those of earlier releases, take these tables in different orders. A migration that must wait therefore releases its
     locks before the server sees a deadlock, and tries again. Raises psycopg's LockNotAvailable after the session's
     `lock_timeout`.
     """
@@ -232,7 +232,7 @@ def _refusal(conn: psycopg.Connection, found: LedgerState, error: psycopg.Error)
     return (
         f"the role {role.as_string(conn)} may not bring the ledger in schema {found.schema} up to date "
         f"({_named(found.pending)}): {first_line(error)}. Nothing was changed. As an administrator, grant it the right: "
-        f"{sql.SQL('; ').join(rights).as_string(conn)}; or run the statements that `pulso-etl ledger` prints"
+        f"{sql.SQL('; ').join(rights).as_string(conn)}; or run what `pulso-etl ledger` prints"
     )
 
 
