@@ -59,7 +59,7 @@ LOOK_EVERY = timedelta(days=1)
 """How often the rows of each day are counted if there is no sign of a foreign change."""
 CHANNEL = "pulso_etl_data"
 """Where PostgreSQL notifies of each load that changed rows: JSON with schema, table, data_version, first and last partition."""
-ABANDONED = "the attempt ended without a report: its process or its server session was killed"
+ABANDONED = "the attempt ended without a word: its process or its server session was killed"
 
 
 @dataclass(frozen=True)
