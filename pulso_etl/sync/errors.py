@@ -35,13 +35,13 @@ class Cause(StrEnum):
     DESTINATION_REFUSED = "destination_refused"
     """PostgreSQL refuses the work until somebody changes a right or a setting."""
     LOCKED = "locked"
-    """Another session holds the table, or changed its rows meanwhile."""
+    """Another session holds the table, or changed its rows during the load."""
     NEWER_READING = "newer_reading"
     """A later reading of the same days is loaded already."""
     CONTRACT = "contract"
     """The source does not have the declared columns or types."""
     REJECTED_ROWS = "rejected_rows"
-    """Rows of the source hold values that the table can not take."""
+    """Rows of the source have values that the table cannot take."""
     DUPLICATE_KEY = "duplicate_key"
     """The source holds several rows of one primary key."""
     QUARANTINE_EXCEEDED = "quarantine_exceeded"
@@ -53,17 +53,17 @@ class Cause(StrEnum):
     SNAPSHOT_WITHDRAWN = "snapshot_withdrawn"
     """The source no longer has a snapshot that the table holds."""
     VERIFICATION = "verification"
-    """After the write the table does not hold what it should."""
+    """After the write, the table does not have the rows that it should have."""
     SETTINGS = "settings"
     """A setting is missing or malformed."""
     REQUEST = "request"
-    """What was asked for makes no sense."""
+    """The request is invalid."""
     UNAUTHORIZED = "unauthorized"
-    """Who asks gave no token that is known."""
+    """The caller has no valid token."""
     FORBIDDEN = "forbidden"
-    """Who asks may not do this."""
+    """The caller may not do this."""
     RATE_LIMITED = "rate_limited"
-    """Who asks does so too often."""
+    """The caller asks too often."""
     LAUNCHER_UNAVAILABLE = "launcher_unavailable"
     """Dagster, which launches the loads, does not answer."""
     TIMEOUT = "timeout"
@@ -71,20 +71,20 @@ class Cause(StrEnum):
     CANCELLED = "cancelled"
     """Somebody, or the machine, told the run to end."""
     ABANDONED = "abandoned"
-    """The process or its server session ended without a word."""
+    """The process or its server session ended without a report."""
     INTERNAL = "internal"
-    """An error that is none of these: most often one of the code of an asset."""
+    """Another error, most often an error in an asset's code."""
     UNKNOWN = "unknown"
-    """An attempt of another release, which kept no cause, or one that is not known here."""
+    """The attempt has no cause, or a cause that this release does not know, because another release wrote it."""
 
     @classmethod
     def of(cls, written: str | None) -> Cause:
-        """The cause as it was written; UNKNOWN where it has none, or one that is not known here."""
+        """The cause of that name; UNKNOWN if there is no name or this release does not know it."""
         return cls(written) if written in set(cls) else cls.UNKNOWN
 
     @property
     def retryable(self) -> bool:
-        """Whether the same attempt may go well later, without anybody's help."""
+        """Whether the same attempt may succeed later without any change."""
         return self in PASSING
 
 
@@ -97,7 +97,7 @@ PASSING = frozenset(
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of the error's message, without secrets, or its class where it has none."""
+    """The first line of the error's message, without secrets, or its class if it has no message."""
     return next(iter(scrub(str(error)).splitlines()), type(error).__name__)
 
 
@@ -108,19 +108,19 @@ class PulsoError(Exception):
 
     @property
     def retryable(self) -> bool:
-        """Whether the same attempt may go well later."""
+        """Whether the same attempt may succeed later."""
         return self.cause.retryable
 
 
 def cause_of(error: BaseException) -> Cause:
-    """Why the error ended the work. One that is no Exception is an interrupt."""
+    """The cause of the error. An error that is not an Exception is an interrupt."""
     if isinstance(error, PulsoError):
         return error.cause
     return Cause.INTERNAL if isinstance(error, Exception) else Cause.CANCELLED
 
 
 def interrupted(lasted: timedelta, timeout: timedelta, otherwise: Cause = Cause.CANCELLED) -> Cause:
-    """Why an attempt is over that others ended after it had `lasted` so long: whoever ended it, its own time may have been up."""
+    """The cause of an attempt that others ended after the time `lasted`: TIMEOUT if that exceeds the time-out, else `otherwise`."""
     return Cause.TIMEOUT if lasted >= timeout else otherwise
 
 
@@ -131,19 +131,19 @@ class SettingsError(PulsoError):
 
 
 class PlanError(PulsoError):
-    """A refresh was asked for that makes no sense (unknown table, empty range, a range outside the partitions)."""
+    """The request for a refresh is invalid (unknown table, empty range, a range outside of the partitions)."""
 
     cause = Cause.REQUEST
 
 
 class SourceError(PulsoError):
-    """BigQuery did not give what was asked."""
+    """BigQuery did not give the rows."""
 
     cause = Cause.SOURCE_REFUSED
 
 
 class SourceUnavailable(SourceError):
-    """BigQuery failed in a way that passes (429, 5xx, a broken stream)."""
+    """BigQuery failed for now (429, 5xx, a broken stream)."""
 
     cause = Cause.SOURCE_UNAVAILABLE
 
@@ -191,13 +191,13 @@ class DestinationError(PulsoError):
 
 
 class DestinationUnavailable(DestinationError):
-    """PostgreSQL is away, or lacks room: it passes (see `postgres.server_errors`)."""
+    """PostgreSQL is away or has no room for now (see `postgres.server_errors`)."""
 
     cause = Cause.DESTINATION_UNAVAILABLE
 
 
 class TableBusy(DestinationUnavailable):
-    """Another session holds the table, or changed its rows meanwhile: it passes."""
+    """Another session holds the table, or changed its rows during the load. A later attempt may pass."""
 
     cause = Cause.LOCKED
 
@@ -209,7 +209,7 @@ class LoadTimedOut(DestinationUnavailable):
 
 
 class LedgerMismatch(DestinationError):
-    """The ledger in PostgreSQL is of another release, and can't be brought to this one's here."""
+    """The ledger in PostgreSQL is from another release, and this process cannot migrate it."""
 
     cause = Cause.SCHEMA
 
@@ -227,7 +227,7 @@ class ContractError(DestinationError):
 
 
 class RejectedRows(ContractError):
-    """Rows of the source can't be loaded: a null key, NaN, NUL, a value beyond a limit, ..."""
+    """Rows of the source cannot be loaded: a null key, NaN, NUL, a value beyond a limit, ..."""
 
     cause = Cause.REJECTED_ROWS
 
@@ -251,7 +251,7 @@ class SchemaRefused(ContractError):
 
 
 class ShrinkRefused(DestinationError):
-    """The source holds so few rows that deleting the rest looks like an accident."""
+    """The source has so few rows that deleting the others looks like an accident."""
 
     cause = Cause.SHRINK
 
@@ -263,23 +263,23 @@ class SnapshotWithdrawn(ContractError):
 
 
 class LauncherUnavailable(PulsoError):
-    """Dagster does not answer, so that nothing can be launched."""
+    """Dagster does not answer, so nothing can be launched."""
 
     cause = Cause.LAUNCHER_UNAVAILABLE
 
 
 class LaunchForbidden(PulsoError):
-    """A launch says what nobody may say, or what the caller may not."""
+    """A launch has arguments that are forbidden for everybody, or for this caller."""
 
     cause = Cause.FORBIDDEN
 
 
 class RequestRefused(PlanError):
-    """A request can not be read, or Dagster does not accept the run that it asks for."""
+    """A request is unreadable, or Dagster does not accept its run."""
 
 
 class LoadFailed(PulsoError):
-    """A load failed by an error that is none of ours: most often one that the asset's own stream raised."""
+    """A load failed by an error from outside of this package, most often from the asset's own stream."""
 
     cause = Cause.INTERNAL
 
@@ -291,6 +291,6 @@ class LocalStackError(PulsoError):
 
 
 class VerificationFailed(DestinationError):
-    """After the write, before the commit, the table does not hold what it should."""
+    """After the write and before the commit, the table does not have the rows that it should have."""
 
     cause = Cause.VERIFICATION

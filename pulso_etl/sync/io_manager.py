@@ -139,13 +139,13 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         _log(context, spec, window, result, settlement, details)
         context.add_output_metadata(details)
         for key, days in partitions.items():
-            # The output metadata are the same for all partitions of the range; these belong to one partition.
+            # Output metadata are the same for all partitions of the range, but these numbers belong to one partition.
             step.add_asset_metadata(result.of(days).as_dict(), context.asset_key, partition_key=key)
 
     def _attempt(
         self, target: Target, attempt: AttemptRecord, stream: Stream, step: StepExecutionContext, horizon: Horizon
     ) -> tuple[LoadResult, Settlement]:
-        """Loads the stream, data and watermark in one transaction; meanwhile the attempt is marked as running."""
+        """Loads the stream, data and watermark in one transaction. During the load, the attempt is marked as running."""
         window = attempt.extraction.window
         writer = self._enter(target, attempt)
         read_at = server_clock(target.conn)
@@ -165,7 +165,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         except DestinationError as error:
             if stream.changes is None or as_of is None or error.retryable:
                 raise
-            # Only the whole window tells whether the table may become what the changes would make of it.
+            # Only a load of the whole window can decide whether the table may become as the changes ask.
             stream.changes.whole(f"what changed was refused: {error}")
             whole = replace(request, source=replace(source, captured=False))
             return _commit(target, attempt, whole, horizon, read_at)
@@ -280,7 +280,7 @@ def _named(spec: TableSpec, window: DayRange) -> Iterator[None]:
 def _commit(
     target: Target, attempt: AttemptRecord, request: LoadRequest, horizon: Horizon, read_at: datetime
 ) -> tuple[LoadResult, Settlement]:
-    """Loads and verifies the rows, which are as the source had them at `read_at`, and settles the watermark, in one transaction."""
+    """Loads and verifies the rows, which the source had at `read_at`, and settles the watermark, in one transaction."""
     conn, spec, window, marks = target.conn, target.spec, request.window, Watermarks(target.schema)
     with translated(spec, window), conn.transaction(), marks.taking_over(conn, spec, window):
         result = load(target, request)
@@ -302,7 +302,7 @@ def _commit(
 def _capture(
     target: Target, stream: ChangeStream | None, window: DayRange, tags: Mapping[str, str], now: datetime
 ) -> datetime | None:
-    """Turns the stream to the rows that changed, where that is possible; see `ChangeStream.capture`.
+    """Makes the stream read only the rows that changed, if this is possible; see `ChangeStream.capture`.
 
     The caller has held the locks of the load since the instant `now` of the server's clock.
     """
@@ -315,7 +315,7 @@ def _capture(
         stream.whole("the table is not as declared, or not there")
         return None
     state = Watermarks(target.schema).read(target.conn, now - CAPTURE_LAG)[target.spec.name]
-    # A load of changes wrote rows as they were at the watermark, not at its end.
+    # A load of changes writes the rows of the instant of the watermark, not of its own end.
     written = [
         attempt.finished_at
         for attempt in state.attempts
@@ -359,7 +359,7 @@ def _log(
     settlement: Settlement,
     details: Mapping[str, Any],
 ) -> None:
-    """Writes what people read about a load to the run's log."""
+    """Writes the report of a load to the run's log."""
     if not settlement.moved:
         context.log.info(f"{spec.name} {window}: {settlement}")
     for warning in result.drift.warnings():

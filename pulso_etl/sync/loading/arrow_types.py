@@ -46,7 +46,7 @@ BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, 
 
 
 def stored(given: pa.DataType) -> pa.DataType | None:
-    """The plain type of the values that such an array holds; None where an extension type gives the values another meaning."""
+    """The plain type of the values in an array of the type; None if an extension type gives the values another meaning."""
     if isinstance(given, pa.BaseExtensionType):
         return stored(given.storage_type) if given.extension_name == JSON else None
     if pa.types.is_dictionary(given) or pa.types.is_run_end_encoded(given):
@@ -83,7 +83,7 @@ def relisted(array: pa.Array, items: pa.Array) -> pa.Array:
 
 
 def wire_type(column: Column, given: pa.DataType) -> pa.DataType | None:
-    """The Arrow type in which values of the type `given` travel to the column; None where values would be lost.
+    """The Arrow type in which values of the type `given` travel to the column; None if values would be lost.
 
     Values that pgpq can't encode travel as text, see `travels_as_text`.
     """

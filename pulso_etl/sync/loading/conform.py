@@ -135,7 +135,7 @@ def check(
 
 
 def _check_values(column: Column, given: pa.Array, kind: pa.DataType, encoding: Encoding) -> tuple[pa.Array, list[ColumnFault]]:
-    """Does to single values, of a plain type, what `check` does."""
+    """Like `check`, for single values of a plain type."""
     faults = _not_finite(column, given) if pa.types.is_floating(given.type) else []
     is_text = pa.types.is_string(given.type)
     if is_text:
@@ -189,7 +189,7 @@ def _beyond(values: pa.Array, limit: int, outside: Callable[[pa.Array, pa.Scalar
     if pa.types.is_decimal(values.type):
         if values.type.scale < 0:
             values = values.cast(pa.decimal256(76, 0))
-        # A limit that the type can't hold is above, or below, every value of the type.
+        # If the type cannot hold the limit, the limit is above or below every value of the type.
         if abs(limit) >= 10 ** (values.type.precision - values.type.scale):
             every = outside(pa.scalar(0), pa.scalar(1 if limit > 0 else -1)).as_py()
             return pc.if_else(values.is_valid(), every, None)

@@ -70,7 +70,7 @@ class Fitted(NamedTuple):
 
     @property
     def text_columns(self) -> frozenset[str]:
-        """The columns whose values travel as text and are something else."""
+        """The columns of other types whose values travel as text."""
         return frozenset(one.name for one in self.spec.columns if travels_as_text(one, self.wire.field(one.name).type))
 
 

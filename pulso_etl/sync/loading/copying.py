@@ -1,4 +1,4 @@
-"""Arrow batches sent to PostgreSQL as COPY BINARY, each value checked before."""
+"""Sends Arrow batches to PostgreSQL as COPY BINARY, and checks each value before."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from pulso_etl.sync.target import Target
 Item = TypeVar("Item", bytes, pa.RecordBatch)
 
 CHUNK_ROWS = 600
-"""How many rows are encoded at once: memory does not grow with the size of the source's batches."""
+"""How many rows are encoded at once, so that memory does not grow with the source's batches."""
 CHUNKS_AHEAD = 12
 """How many chunks are encoded, at most, before the server asks for them: encoding goes on while the source's next batch comes."""
 
@@ -161,7 +161,7 @@ def read_ahead(chunks: Iterator[Item]) -> Iterator[Iterator[Item]]:
         yield take()
     finally:
         wanted = False
-        # A thread that waits for room finds it, and ends.
+        # If the thread waits for room, it gets room here, and ends.
         with suppress(Empty):
             while True:
                 ready.get_nowait()

@@ -64,7 +64,7 @@ class Differences:
 
 
 def compare(load: Load, staged: Staged, read: Mapping[date, Counts]) -> Differences:
-    """Finds in what the table differs from the stage, and counts it; `read` counts the rows of each day that were read."""
+    """Finds and counts the differences between table and stage. `read` counts the rows of each day that were read."""
     conn, statements, by_day = load.conn, staged.statements, every_day(load.window, read)
     with load.clock("diff"):
         migration = migrate_table(load.target.declared_as(staged.spec), load.table)
@@ -98,7 +98,7 @@ def _run(differences: Differences, statement: Write) -> None:
         if may_repeat:
             refuse_duplicates(load, staged)
         raise
-    # The differences hold the addresses of rows, and nothing keeps other programs from those rows.
+    # The differences have addresses of rows, and other programs can still change these rows.
     if not load.request.writer.sole and statement.by_address and written != differences.rows_of(statement):
         raise TableBusy(
             f"{load}: another program changed rows of these days meanwhile; nothing was loaded, a later attempt may pass"

@@ -16,7 +16,7 @@ def are_counted(load: Load, staged: Staged) -> bool:
 
 
 def refuse_duplicates(load: Load, staged: Staged) -> None:
-    """Raises DuplicateKeyError where the stage holds a key more than once; groups the stage by its key."""
+    """Raises DuplicateKeyError if the stage has a key more than once. Groups the stage by its key."""
     row = load.conn.execute(staged.statements.duplicates()).fetchone()
     if row is None:
         return

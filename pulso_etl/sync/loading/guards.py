@@ -1,4 +1,4 @@
-"""The rules that stop a load, in lists by the moment at which they are asked.
+"""The rules that stop a load, in one list for each moment of a load.
 
 Each rule is a function that raises the error it is named for. A new rule is a new function in one of the lists.
 """
@@ -32,7 +32,7 @@ def expired_months(target: Target, request: LoadRequest) -> None:
 
 
 def strangers(target: Target, request: LoadRequest) -> None:
-    """The table carries code that is not ours."""
+    """The table carries foreign code."""
     refuse_strangers(target.conn, target.schema, target.spec.name)
 
 
@@ -43,7 +43,7 @@ def newer_reading(target: Target, request: LoadRequest) -> None:
 
 
 def changes_of_nothing(load: Load) -> None:
-    """The stream holds only what changed, and the table has lost the rows that did not."""
+    """The stream has only the changed rows, and the table has lost the unchanged rows."""
     if load.source.captured and not load.held:
         raise VerificationFailed(f"{load}: PostgreSQL holds no row of these days, which changes can't bring back")
 
@@ -55,9 +55,9 @@ def repeated_keys(load: Load, staged: Staged) -> None:
 
 
 def repeated_keys_by_count(differences: Differences) -> None:
-    """The source gives a key more than once, as more staged rows than rows of the table have found their partner.
+    """The source gives a key more than once: more staged rows than table rows have a partner.
 
-    Counting these costs nothing, grouping by the key does.
+    This count costs nothing, but grouping by the key costs time.
     """
     load, total = differences.load, differences.total
     too_many = total.read - total.inserted > sum(load.held.values()) - total.deleted
@@ -81,7 +81,7 @@ ON_DIFFERENCES: tuple[Callable[[Differences], None], ...] = (shrinking, repeated
 
 
 def refuse_shrink(spec: TableSpec, window: DayRange, held: Mapping[str, int], left: Mapping[str, int]) -> None:
-    """Raises ShrinkRefused where the range, or a part of it of some size, would lose more rows than the table allows.
+    """Raises ShrinkRefused if the range, or a large enough part of it, would lose more rows than the table allows.
 
     `held` and `left` are the rows of each part, by its name: a partition, or a value whose snapshot is loaded.
     """

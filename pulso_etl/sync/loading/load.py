@@ -42,7 +42,7 @@ def load(target: Target, request: LoadRequest) -> LoadResult:
 
 
 def _begin(target: Target, request: LoadRequest) -> Load:
-    """Locks the table, which is created where it is missing, and looks at what it holds."""
+    """Locks the table, creates it if it is missing, and counts its rows."""
     conn, clock = target.conn, Clock()
     statements = Statements(target.spec, target.schema)
     with clock("lock"):
@@ -70,7 +70,7 @@ def _lock(target: Target, request: LoadRequest, statements: Statements) -> Table
 
 @contextmanager
 def translated(spec: TableSpec, window: DayRange) -> Iterator[None]:
-    """Turns errors of the server into errors of ours, which name the table and the range: see `server_errors`."""
+    """Turns the server's errors into the project's errors, which name the table and the range: see `server_errors`."""
     try:
         yield
     except psycopg.Error as error:

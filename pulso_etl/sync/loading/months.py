@@ -90,7 +90,7 @@ def create_months(target: Target, window: DayRange) -> None:
         return
     # ATTACH takes this lock as well: one transaction at a time adds months.
     conn.execute(sql.SQL("LOCK TABLE ONLY {} IN SHARE UPDATE EXCLUSIVE MODE").format(target.identifier))
-    # Another load may have added them meanwhile.
+    # Another load may have added them during the wait.
     for first in _missing(target, window):
         name = partition_name(spec.name, first)
         attach = _attach(spec, schema, first)
@@ -105,7 +105,7 @@ def create_months(target: Target, window: DayRange) -> None:
 
 
 def expired(target: Target, today: date) -> list[Partition]:
-    """The partitions whose every day is older than what the table keeps."""
+    """The partitions whose days are all older than the days that the table keeps."""
     kept = first_kept_day(target.spec, today)
     return [partition for partition in partitions(target) if partition.end is not None and partition.end <= kept]
 

@@ -1,4 +1,4 @@
-"""Reads what all checks of a table need, in one statement. Nothing is judged here."""
+"""Reads the data for all checks of a table, in one statement. It does not judge them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pulso_etl.sync.spec import TableSpec
 from pulso_etl.sync.target import Target
 
 WEEKS = 4
-"""With how many earlier weeks a day's rows are compared."""
+"""The number of earlier weeks to compare a day's rows with."""
 
 
 class Check(StrEnum):
@@ -44,7 +44,7 @@ class Rule:
 
     @property
     def fault(self) -> str:
-        """What is wrong with the column of a row that breaks the rule."""
+        """The fault of the column in a row that breaks the rule."""
         return "null" if self.limit is None else f"{'below' if self.below else 'above'} {self.limit}"
 
     @property
@@ -130,7 +130,7 @@ def statement(spec: TableSpec, schema: str, by_rule: tuple[Rule, ...]) -> sql.Co
     in_window = sql.SQL("{} BETWEEN %(start)s AND %(end)s").format(partition)
     scope = in_window if spec.partition_in_key else sql.SQL("true")
     shown = dict.fromkeys((spec.partition_column, *spec.primary_key))
-    # An example is built for broken rows only: the server asks a FILTER before it computes the argument.
+    # The server builds an example only for broken rows, because it evaluates a FILTER before the argument.
     per_rule = [
         sql.SQL("count(*) FILTER (WHERE {broken}), min({example}) FILTER (WHERE {broken})").format(
             broken=rule.broken, example=_json(tuple(shown))

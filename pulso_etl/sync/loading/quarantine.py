@@ -48,7 +48,7 @@ KEPT = sql.Identifier("pulso_kept")
 REPEATED = sql.Identifier("pulso_repeated")
 TRIAL = sql.Identifier("pulso_trial")
 LONG_KEY = 2000
-"""From so many bytes on, an index may refuse a key: it takes 2,704 bytes, with the other columns and its own bytes included."""
+"""An index may refuse a key from this many bytes on. Its limit is 2,704 bytes, which include other columns and its own bytes."""
 MAXIMUM_ROWS = 100_000
 """The most rows that one load may quarantine, whatever their share: they stay in memory until the end of the stream."""
 
@@ -70,7 +70,7 @@ class Quarantine:
     _keys: set[tuple[Any, ...]] = field(default_factory=set)
     _taken_out: Counter[date] = field(default_factory=Counter)
     _kept: set[tuple[Any, ...]] = field(default_factory=set)
-    """The keys that stand in KEPT."""
+    """The keys in the table KEPT."""
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -290,7 +290,7 @@ def _refused(conn: psycopg.Connection, trial: sql.Composed, addresses: list[str]
 def _keep(conn: psycopg.Connection, schema: str, table: str, run_id: str, lines: Sequence[Line]) -> None:
     """Writes the rows. A row that is stored already has been seen again, with the same fault."""
     quarantine = sql.Identifier(schema, "etl_quarantine")
-    # A load of the IO manager has done so before it began.
+    # The IO manager has done this before the load.
     migrate(conn, schema)
     conn.execute(
         sql.SQL(

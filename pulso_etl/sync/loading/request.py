@@ -1,4 +1,4 @@
-"""What a load is asked to do: for which days, from which source, by which writer."""
+"""The request for a load: its days, its source and its writer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a load did: counts of rows by day, and the seconds of its stages."""
+"""The result of a load: counts of rows by day, and the seconds of its stages."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Counts:
 
 @dataclass
 class LoadResult:
-    """What a load did: the counts of each day, the plan, and the seconds of each stage.
+    """The result of a load: the counts of each day, the plan, and the seconds of each stage.
 
     `quarantine_reasons` counts rows by `column: reason`. `migration` lists the statements that changed the table's columns.
     `expected` says how many rows each day should hold now; None means as many as were read. In a table with `snapshot_of` it
@@ -79,7 +79,7 @@ class LoadResult:
         return sum(self.by_day.values(), Counts())
 
     def of(self, days: DayRange) -> Counts:
-        """The counts of those days together."""
+        """The total counts of those days."""
         return sum((self.by_day[day] for day in days if day in self.by_day), Counts())
 
 

@@ -25,7 +25,7 @@ from pulso_etl.sync.spec import TableSpec
 
 Value = tuple[Any, ...]
 Fill = Callable[[pa.RecordBatchReader, DayRange], Mapping[date, int]]
-"""Stages the rows of a reader, which are of those days; returns how many of each day."""
+"""Stages the rows of a reader over those days. Returns the number of rows per day."""
 
 
 def settle_snapshots(
@@ -64,7 +64,7 @@ def rows_by_value(conn: psycopg.Connection, statements: Statements) -> tuple[dic
 
 
 def _find(conn: psycopg.Connection, statements: Statements, window: DayRange, quarantine: Quarantine | None) -> set[Value]:
-    """Creates VALUES anew; returns the values without any row that was read."""
+    """Creates VALUES again. Returns the values without any row that was read."""
     if quarantine:
         quarantine.remember(conn)
     conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(VALUES))

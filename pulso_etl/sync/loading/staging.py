@@ -51,13 +51,13 @@ class _Stage:
         self.target.conn.execute(statements.create_stage(self.fitted.text_columns))
 
     def fill(self, reader: pa.RecordBatchReader, days: DayRange) -> dict[date, int]:
-        """Stages the reader's rows, which are of those days; returns how many of each."""
+        """Stages the reader's rows over those days. Returns the number of rows per day."""
         copy = Copy(self.target, self.fitted.wire, STAGE)
         return copy.send_what_fits(reader, days, self.quarantine) if self.quarantine else copy.send(reader, days)
 
 
 def stage_rows(target: Target, table: Table, window: DayRange, source: Source, clock: Clock) -> Staged:
-    """Brings the source's rows to the stage, except quarantined ones and those that no newest snapshot has.
+    """Brings the source's rows to the stage, without quarantined rows and without rows of older snapshots.
 
     `table` is the target as PostgreSQL has it. Inside the caller's transaction. Raises ContractError.
     """

@@ -111,7 +111,7 @@ def close_versions(s: Statements) -> sql.Composed:
 
 
 def open_versions(s: Statements) -> sql.Composed:
-    # The version before, closed at the same instant, has the values that the source no longer gives.
+    # The previous version, closed at the same instant, has the values that the source no longer gives.
     carried = sql.SQL("LEFT JOIN {} t ON {} AND t.valid_to = i.at").format(s.target, s.same_key) if s.carried else sql.SQL("")
     return sql.SQL(
         "INSERT INTO {} ({}, valid_from) SELECT {}, i.at FROM {} s JOIN {} d ON s.ctid = d.pulso_sid CROSS JOIN {} i {}"

@@ -1,4 +1,4 @@
-"""A load under way: what it was asked to do, and the table as it found it under the lock."""
+"""A running load: its request, and the table as the load found it under the lock."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pulso_etl.sync.target import Target
 
 @dataclass(frozen=True)
 class Load:
-    """What every plan knows of a load.
+    """What every plan knows about a load.
 
     `table`: the table as PostgreSQL has it. `held`: how many rows it holds of each day of the window, days without rows left out.
     `is_empty`: it holds no row that rows of the window can clash with.

@@ -1,4 +1,4 @@
-"""The last look before the commit: the load wrote what the source gave, and the table keeps the rows that it must have."""
+"""The last check before the commit: the load wrote the source's rows, and the table keeps the rows that it must have."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def verify(target: Target, request: LoadRequest, result: LoadResult) -> dict[dat
 
 
 def _refuse_differing(target: Target, window: DayRange, result: LoadResult, found: Mapping[date, int]) -> None:
-    """Raises VerificationFailed where a day does not hold the rows that it should."""
+    """Raises VerificationFailed if a day does not have the rows that it should have."""
     read = {day: counts.read - counts.quarantined for day, counts in result.by_day.items()}
     should = read if result.expected is None else result.expected
     # The table keeps its row of a quarantined key.
@@ -64,7 +64,7 @@ def _refuse_differing(target: Target, window: DayRange, result: LoadResult, foun
 
 
 def _refuse_too_few(target: Target, result: LoadResult, held: Mapping[date, int]) -> None:
-    """Raises VerificationFailed where the last days fall below `minimum_records`, and did not before."""
+    """Raises VerificationFailed if the load makes the last days fall below `minimum_records`."""
     spec = target.spec
     last = sorted(result.by_day)[-spec.schedule.lookback_days :]
     after = sum(held.get(day, 0) for day in last)

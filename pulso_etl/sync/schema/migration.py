@@ -47,7 +47,7 @@ def needed_changes(spec: TableSpec, schema: str, table: Table, *, aside: str | N
 
 
 def aside_name(spec: TableSpec, number: int = 1) -> str:
-    """The name of a copy of the table as it was."""
+    """The name of a copy of the old table."""
     return f"{spec.name[:54]}_before{number if number > 1 else ''}"
 
 
@@ -60,7 +60,7 @@ def version(spec: TableSpec, alias: str | None = None) -> sql.Composed:
     """The value that orders the rows of a key: the row with the greatest value is the newest."""
     name = spec.version_column or spec.partition_column
     column = sql.Composed([sql.Identifier(alias, name) if alias else sql.Identifier(name)])
-    # BigQuery orders texts by their code points, so this does too, whatever the language of the database.
+    # BigQuery orders texts by code points, so this does too, in every database language.
     return column + sql.SQL(' COLLATE "C"') if spec.column(name).type is ColumnType.TEXT else column
 
 
@@ -81,7 +81,7 @@ def without_history(table: Table) -> Table:
 
 
 def key_differs(spec: TableSpec, table: Table) -> bool:
-    """Whether the table's key has other columns than the declared key, in whatever order."""
+    """Whether the table's key has other columns than the declared key. Their order does not matter."""
     return set(table.primary_key) != set(spec.table_key)
 
 
@@ -156,12 +156,12 @@ def _copied(spec: TableSpec, schema: str, table: Table, aside: str) -> Iterator[
 
 
 def _released(spec: TableSpec, schema: str, table: Table) -> Iterator[Change]:
-    """Drops what binds columns that change: the key, the index of current versions, limits."""
+    """Drops the parts that depend on changing columns: the key, the index of current versions, limits."""
     if table.primary_key and key_differs(spec, table):
         yield _altered(spec, schema, "DROP CONSTRAINT {}", sql.Identifier(table.primary_key_name), refusal=_other_key(spec, table))
     for name, index in table.indexes.items():
         if index.condition == CURRENT and index.unique and index not in _declared_indexes(spec):
-            # The index is ours. It would still refuse rows that a wider key allows.
+            # The project made this index. It would refuse rows that a wider key allows.
             yield Change(sql.SQL("DROP INDEX {}").format(sql.Identifier(schema, name)))
     if loses_history(spec, table):
         why = f"history: the table keeps versions of its rows, and {spec.loading.strategy} keeps none"
@@ -214,7 +214,7 @@ def _unknown(spec: TableSpec, schema: str, table: Table) -> Iterator[Change]:
 
 
 def _secured(spec: TableSpec, schema: str, table: Table) -> Iterator[Change]:
-    """Adds what needs the columns as declared: the key, limits, indexes."""
+    """Adds the parts that need the declared columns: the key, limits, indexes."""
     if table.repeated:
         yield Change(
             sql.SQL(
@@ -312,7 +312,7 @@ def _declared_indexes(spec: TableSpec) -> tuple[Index, ...]:
 
 
 def _create_index(spec: TableSpec, schema: str, index: Index) -> sql.Composed:
-    # PostgreSQL chooses the name, because another index may have a name that we would choose.
+    # PostgreSQL chooses the name, so that it differs from the names of other indexes.
     return sql.SQL("CREATE {} ON {} ({}){}").format(
         sql.SQL("UNIQUE INDEX" if index.unique else "INDEX"),
         sql.Identifier(schema, spec.name),

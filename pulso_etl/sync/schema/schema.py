@@ -19,7 +19,7 @@ def is_as_declared(target: Target) -> bool:
 
 
 def ensure_table(target: Target) -> Table:
-    """The table as PostgreSQL has it, created where it is missing. One catalog query where nothing has to be done.
+    """The table as PostgreSQL has it. Creates a missing table. Needs one catalog query if there is nothing to do.
 
     It migrates nothing yet (see `migrate_table`). Raises SchemaRefused, with the statements, where a person has to act.
     """

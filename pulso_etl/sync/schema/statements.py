@@ -62,7 +62,7 @@ class Statements:
         )
 
     def holds_rows(self) -> sql.Composed:
-        """Whether the table holds rows, history included, with which rows of the range can clash."""
+        """Whether the table has rows, history included, that can clash with rows of the range."""
         # A key that lives in several partitions can clash with rows outside of the range.
         where = (
             sql.SQL("{} BETWEEN %(start)s AND %(end)s").format(self.partition) if self.spec.partition_in_key else sql.SQL("true")
@@ -110,7 +110,7 @@ class Statements:
         ).format(keys=self.keys, stage=STAGE, by=by)
 
     def keys_by_day(self) -> sql.Composed:
-        """How many keys the stage has of each day; for tables whose days own their rows."""
+        """The number of keys of each day in the stage, for tables whose days own their rows."""
         return sql.SQL("SELECT {}, count(*) FROM (SELECT DISTINCT {} FROM {}) k GROUP BY 1").format(
             self.partition, self.keys, STAGE
         )
@@ -201,7 +201,7 @@ class Statements:
         )
 
     def rows_by_value(self) -> sql.Composed:
-        """How many rows the table holds of each value, and how many the differences leave."""
+        """The number of the table's rows of each value, before and after the differences."""
         return sql.SQL(
             "SELECT {values}, pulso_held, pulso_held + coalesce(pulso_more, 0) FROM {known} LEFT JOIN "
             "(SELECT {values}, sum(pulso_more)::bigint AS pulso_more FROM ("

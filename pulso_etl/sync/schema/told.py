@@ -1,4 +1,4 @@
-"""What people read if only they may change a table: the reasons, and the statements, which they check before they run them.
+"""The text for people if only they may change a table: the reasons and the statements. They check these before they run them.
 
 The statements are one transaction and run as they are written. If the rows can't stay as they are (a value without a cast, null
 where a value is required, several rows of one key), they are kept in a table of their own, and the days are loaded again.
@@ -157,7 +157,7 @@ class _Rows:
                 yield f"{change}, PostgreSQL can't cast some values"
 
     def ambiguous(self) -> Iterator[str]:
-        """Obstacles of a new key: rows that neither the key nor anything else tells apart."""
+        """Obstacles to a new key: rows that neither the key nor another column distinguishes."""
         spec, named = self.spec, ", ".join(self.spec.primary_key)
         before = [name for name in self.table.primary_key if name != "valid_from"]
         if spec.loading.strategy is Strategy.SCD2 and self.table.keeps_history:

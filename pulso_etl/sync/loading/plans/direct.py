@@ -1,4 +1,4 @@
-"""The direct plan: the rows are copied straight into the table, where no row is in their way."""
+"""The direct plan: it copies the rows straight into the table if no row is in their way."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Direct:
         return load.is_empty and lands_as_read and keeps_faults
 
     def stage(self, load: Load) -> Staged | None:
-        """Copies the rows; None where a merge has to quarantine faulty rows, report duplicate keys, or read values from text."""
+        """Copies the rows; None if a merge has to quarantine faulty rows, report duplicate keys, or read values from text."""
         repeatable = load.source.repeatable
         quarantines = repeatable and load.spec.loading.on_reject is OnReject.QUARANTINE
         try:

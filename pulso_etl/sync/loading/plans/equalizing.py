@@ -1,4 +1,4 @@
-"""What the plans that stage rows do alike: compare, ask the guards, write."""
+"""The common steps of plans that stage rows: compare, ask the guards, write."""
 
 from __future__ import annotations
 

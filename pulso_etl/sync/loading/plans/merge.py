@@ -33,7 +33,7 @@ class Merge:
 
 
 def _expected(load: Load, staged: Staged) -> dict[date, int] | None:
-    """How many rows each day should hold now; None where that is the number of rows that were read."""
+    """How many rows each day should have now; None if that is the number of rows that were read."""
     if staged.spec.snapshot_of:
         return dict(load.conn.execute(staged.statements.staged_by_day()).fetchall())
     if staged.spec.version_column is not None and staged.spec.partition_in_key:

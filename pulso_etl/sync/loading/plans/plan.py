@@ -1,4 +1,4 @@
-"""What a plan is, and which plans a load tries."""
+"""Defines a plan, and the plans that a load tries."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Plan(Protocol):
 
 
 PLANS: tuple[Plan, ...] = (Changes(), Direct(), Merge())
-"""In the order in which they are tried. The last applies to every load."""
+"""A load tries them in this order. The last one applies to every load."""
 
 
 def plans_for(load: Load) -> list[Plan]:
-    """The plans to try, one after the other: those that apply, or the one that the request names and the last."""
+    """The plans to try, in order: all plans that apply, or else the plan that the request names and the last plan."""
     named = load.request.plan
     return [plan for plan in PLANS if (plan.applies(load) if named is None else plan.name == named or plan is PLANS[-1])]
