@@ -24,7 +24,7 @@ from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
 from pulso_etl.sync.owed import Horizon, Reading, Watermark, owed_days
 from pulso_etl.sync.partitions import partition_days
 from pulso_etl.sync.spec import TableSpec
-from pulso_etl.sync.zone import DEFAULT_ZONE, Zone
+from pulso_etl.sync.zone import DEFAULT_ZONE, Zone, known_zone
 from pulso_etl.tables import TABLES
 
 SANTIAGO, BOGOTA = Zone("America/Santiago"), Zone("America/Bogota")
@@ -171,3 +171,10 @@ def test_a_table_whose_zone_changes_goes_on_and_owes_what_the_new_days_ask(conn:
     # And back: the day of Lima is one before the newest that is loaded.
     assert load(marks, conn, DayRange(day, day + timedelta(days=1)), at + 3 * HOUR, Zone())
     assert marks.read(conn)["visits"].last_partition == day + timedelta(days=1)
+
+
+@pytest.mark.parametrize("name", ["localtime", "posix/America/Lima", "right/America/Lima", "", "../etc"])
+def test_a_name_that_only_this_machine_knows_is_no_zone(name: str) -> None:
+    """PostgreSQL and BigQuery must know it too."""
+    with pytest.raises(ValueError, match="unknown time zone"):
+        known_zone(name)
