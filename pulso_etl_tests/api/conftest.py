@@ -17,6 +17,8 @@ from pulso_etl_tests.conftest import running_stack
 from pulso_etl_tests.dagster_stack import DagsterStack
 
 SECRETS = {role.name.lower(): make_token(role.name.lower(), role) for role in Role}
+TOKENS = SecretStr(" ".join(str(entry) for _, entry in SECRETS.values()))
+"""The setting that knows them."""
 
 
 @pytest.fixture(scope="package")
@@ -49,10 +51,9 @@ def api(stack: DagsterStack) -> Iterator[ApiServer]:
 
 @pytest.fixture(scope="package")
 def guarded(stack: DagsterStack) -> Iterator[ApiServer]:
-    """The API with a token for each role, an origin that may use it, and few launches."""
-    tokens = SecretStr(" ".join(str(entry) for _, entry in SECRETS.values()))
+    """The API with a token for each role, and an origin that may use it."""
     origin = "https://dashboard.example.com"
-    with ApiServer(settings_of(stack, api_tokens=tokens, api_cors_origins=origin, api_launch_limit="5/minute")) as server:
+    with ApiServer(settings_of(stack, api_tokens=TOKENS, api_cors_origins=origin)) as server:
         yield server
 
 

@@ -16,7 +16,7 @@ from pulso_etl.api.app import create_app
 from pulso_etl.api.server import serve
 from pulso_etl.settings import Settings
 from pulso_etl.sync.errors import SettingsError
-from pulso_etl_tests.api.conftest import SECRETS, settings_of
+from pulso_etl_tests.api.conftest import SECRETS, TOKENS, settings_of
 from pulso_etl_tests.api.server import ApiServer
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.dagster_stack import DagsterStack
@@ -178,13 +178,14 @@ def test_a_page_of_a_known_origin_may_ask_and_others_may_not(guarded: ApiServer)
         assert guarded.call("GET", "/api/v1/etl/status", READ, headers={"Origin": origin}).status_code == 403
 
 
-def test_launches_are_limited_for_each_caller(guarded: ApiServer) -> None:
-    asked = {"from": "1999-01-01", "to": "1999-01-02"}
-    codes = [guarded.call("POST", "/api/v1/etl/refresh/table/operation_data", ADMIN, params=asked).status_code for _ in range(6)]
-    assert codes == [422] * 5 + [429]
-    last = guarded.call("POST", "/api/v1/etl/refresh/table/operation_data", ADMIN, params=asked)
-    assert 0 < int(last.headers["retry-after"]) <= 60
-    assert guarded.call("GET", "/api/v1/etl/status", ADMIN).status_code == 200
+def test_launches_are_limited_for_each_caller(stack: DagsterStack) -> None:
+    route, asked = "/api/v1/etl/refresh/table/operation_data", {"from": "1999-01-01", "to": "1999-01-02"}
+    with ApiServer(settings_of(stack, api_tokens=TOKENS, api_launch_limit="5/minute")) as api:
+        codes = [api.call("POST", route, ADMIN, params=asked).status_code for _ in range(6)]
+        assert codes == [422] * 5 + [429]
+        last = api.call("POST", route, ADMIN, params=asked)
+        assert 0 < int(last.headers["retry-after"]) <= 60
+        assert api.call("GET", "/api/v1/etl/status", ADMIN).status_code == 200
 
 
 @pytest.mark.parametrize("streamed", [False, True])

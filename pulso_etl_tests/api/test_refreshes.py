@@ -78,7 +78,7 @@ def test_the_dashboard_is_refreshed_watched_and_asked_for_once(
         # Another caller's wish for one of these tables is the same run.
         joined = api.call("POST", f"{TABLE}/dashboard_data").json()
         assert joined["runs"]["dashboard_data"]["run_id"] == run_ids["dashboard_data"]
-        assert "under way already" in joined["runs"]["dashboard_data"]["message"]
+        assert "already going on" in joined["runs"]["dashboard_data"]["message"]
     finally:
         stack.proxy.release()
     ended = finished(api, told[0])
