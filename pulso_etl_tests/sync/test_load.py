@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from datetime import date, timedelta
@@ -298,19 +297,20 @@ def test_errors_of_ours_are_one_tree() -> None:
 
 
 def test_what_is_read_ahead_has_an_end_where_its_reader_ends() -> None:
-    before, made = threading.active_count(), []
+    makers, made = set(), []
 
     def chunks() -> Iterator[bytes]:
         for n in range(1_000):
+            makers.add(threading.current_thread())
             made.append(n)
             yield b"chunk"
 
     with read_ahead(chunks()) as given:
         assert next(given)
-    deadline = time.monotonic() + 10
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() == before
+    (maker,) = makers
+    assert maker is not threading.current_thread()
+    maker.join(10)
+    assert not maker.is_alive()
     assert len(made) <= 2 * (CHUNKS_AHEAD + 2)
 
 
