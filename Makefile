@@ -43,7 +43,7 @@ hooks: ## run `make check` before each commit of this checkout
 audit: $(VENV)/.installed ## look for known weaknesses: in our code by lint, in the lock files by the package index
 	$(BIN)/ruff check --select S --ignore S101 pulso_etl
 	@test -x $(VENV)/audit/bin/uv || { $(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/pip install --quiet --require-hashes -r installer.lock; }
-	$(BIN)/python -m pulso_etl_tests.lock_audit $(VENV)/audit/bin/uv requirements.lock requirements-local.lock requirements-bench.lock installer.lock deploy/build.lock deploy/requirements.lock
+	$(BIN)/python -m pulso_etl_tests.lock_audit $(VENV)/audit/bin/uv $(LOCKS)
 
 test-postgres15: $(VENV)/.installed ## run the tests of the library and the API on PostgreSQL 15, the oldest supported version; needs Debian's postgresql-15
 	$(BIN)/python -m pulso_etl_tests.oldest_postgres $(BIN)/pytest pulso_etl_tests/sync pulso_etl_tests/api
@@ -106,15 +106,20 @@ runtime: ## install the packages of the container image in a folder, and start i
 
 EXTRAS = --extra local --extra celery --extra kubernetes --extra dev
 
-lock: ## renew the lock files from pyproject.toml
+LOCKS = installer.lock requirements.lock requirements-local.lock requirements-bench.lock deploy/build.lock deploy/requirements.lock
+# `make lock UPGRADE=` keeps every version that still fits pyproject.toml.
+UPGRADE = --upgrade
+
+lock: ## renew the lock files from pyproject.toml, with the newest versions that fit together, and say what moved
 	$(PYTHON) -m venv $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip install --quiet uv
-	$(COMPILE) installer.in -o installer.lock
-	$(COMPILE) build.in pyproject.toml $(EXTRAS) -o requirements.lock
-	$(COMPILE) build.in pyproject.toml --extra local --constraint requirements.lock -o requirements-local.lock
-	$(COMPILE) build.in pyproject.toml $(EXTRAS) --extra bench --constraint requirements.lock -o requirements-bench.lock
-	$(COMPILE) build.in --constraint requirements.lock -o deploy/build.lock
-	$(COMPILE) pyproject.toml --extra celery --extra kubernetes --constraint requirements.lock -o deploy/requirements.lock
+	$(COMPILE) $(UPGRADE) installer.in -o installer.lock
+	$(COMPILE) $(UPGRADE) build.in pyproject.toml $(EXTRAS) -o requirements.lock
+	$(COMPILE) $(UPGRADE) build.in pyproject.toml --extra local --constraint requirements.lock -o requirements-local.lock
+	$(COMPILE) $(UPGRADE) build.in pyproject.toml $(EXTRAS) --extra bench --constraint requirements.lock -o requirements-bench.lock
+	$(COMPILE) $(UPGRADE) build.in --constraint requirements.lock -o deploy/build.lock
+	$(COMPILE) $(UPGRADE) pyproject.toml --extra celery --extra kubernetes --constraint requirements.lock -o deploy/requirements.lock
+	@$(PYTHON) -m pulso_etl_tests.lock_moves $(LOCKS)
 
 clean:
 	rm -rf $(VENV) .pulso

@@ -9,6 +9,7 @@ import pytest
 
 from pulso_etl_tests.dagster_stack import CHECKOUT
 from pulso_etl_tests.lock_audit import faults, hashes, pins
+from pulso_etl_tests.lock_moves import moved
 
 LOCK = """one==1.0 \\
     --hash=sha256:aa \\
@@ -36,6 +37,12 @@ def test_a_lock_file_is_held_against_the_index(index: str, said: str, found: lis
     told = [*faults(LOCK, index, said)]
     assert len(told) == len(found)
     assert all(fault.startswith(expected) for fault, expected in zip(told, found, strict=True))
+
+
+def test_a_renewal_says_what_moved() -> None:
+    renewed = LOCK.replace("one==1.0", "one==1.1").replace("two==2.0", "three==3.0")
+    assert [*moved(LOCK, renewed)] == ["one: 1.0 -> 1.1", "three: new, 3.0", "two: gone, was 2.0"]
+    assert [*moved(LOCK, LOCK)] == []
 
 
 @pytest.mark.parametrize(
