@@ -1,7 +1,8 @@
 WITH gestiones AS (
   SELECT
     fecha_gestion AS fecha_foto,
-    COALESCE(correo_agente, 'SISTEMA') AS correo_agente,
+    -- An alias that no column has: with the column's own name, engines differ in what they group by.
+    COALESCE(correo_agente, 'SISTEMA') AS agente,
     archivo,
     COUNT(*) AS total_gestiones,
     COUNTIF(es_contacto_efectivo) AS contactos_efectivos,
@@ -9,7 +10,7 @@ WITH gestiones AS (
     SUM(peso) AS peso_total
   FROM `{gestiones_unificadas}`
   WHERE fecha_gestion BETWEEN @start AND @end
-  GROUP BY fecha_foto, correo_agente, archivo
+  GROUP BY fecha_foto, agente, archivo
 ),
 -- The agents' table may have an e-mail more than once. The query must not count an agent's attempts twice.
 agentes AS (
@@ -19,7 +20,7 @@ agentes AS (
 )
 SELECT
   g.fecha_foto,
-  g.correo_agente,
+  g.agente AS correo_agente,
   g.archivo,
   g.total_gestiones,
   g.contactos_efectivos,
@@ -32,4 +33,4 @@ SELECT
   COALESCE(a.equipo, 'SISTEMA') AS equipo,
   CURRENT_TIMESTAMP() AS fecha_procesamiento
 FROM gestiones AS g
-LEFT JOIN agentes AS a ON a.correo = g.correo_agente
+LEFT JOIN agentes AS a ON a.correo = g.agente
