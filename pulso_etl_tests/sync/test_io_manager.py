@@ -168,7 +168,7 @@ WITH_A_GAP = dg.TimeWindowPartitionsDefinition(
         (visits(lambda rows: {"a": 1}), r"visits 2026-02-27\.\.2026-03-01: the asset yielded dict; expected"),
         (visits(lambda rows: None), r"visits 2026-02-27\.\.2026-03-01: the asset yielded NoneType; expected"),
         (visits(lambda rows: rows.drop_columns(["hora"])), r"visits 2026-02-27\.\.2026-03-01.*hora: missing"),
-        (visits(lambda rows: table([ALL[0], ALL[0]])), r"visits .*2 rows of the primary key \(day=2026-02-27, site=a\)"),
+        (visits(lambda rows: table([ALL[0], ALL[0]])), r"visits .*2 rows with the primary key \(day=2026-02-27, site=a\)"),
     ],
 )
 def test_what_can_not_be_loaded_is_a_clear_error_and_not_tried_again(

@@ -103,7 +103,7 @@ def test_a_load_that_fails_leaves_its_empty_month_and_the_next_one_takes_it(
 ) -> None:
     assert run(asset(), start="2026-02-27", end="2026-02-28").success
     refused = run(asset(lambda _: table([ALL[3], ALL[3]])), start="2026-03-01", end="2026-03-01")
-    assert "2 rows of the primary key (day=2026-03-01, site=ñ)" in failure(refused)
+    assert "2 rows with the primary key (day=2026-03-01, site=ñ)" in failure(refused)
     assert held(conn) == [("visits_y2026m02", 3)]
     state = Watermarks(schema).read(conn)["visits"]
     assert (state.status, state.error is not None) == ("failed", True)

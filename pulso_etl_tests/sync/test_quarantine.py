@@ -248,7 +248,7 @@ def test_a_stream_that_opens_once_is_staged_so_that_its_bad_rows_can_be_told(
 
 
 def test_days_outside_of_the_window_fail_the_load_whatever_the_policy(loads: Loads, plan: PlanName) -> None:
-    with pytest.raises(ContractError, match="outside of what was asked"):
+    with pytest.raises(ContractError, match="a day that was not asked for"):
         loads([row(D1, "a", rate=NAN), row(D3, "b", rate=NAN)], QUARANTINING, DayRange(D1, D2), plan=plan)
 
 

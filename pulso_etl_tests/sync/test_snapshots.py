@@ -237,7 +237,7 @@ def test_a_key_that_a_snapshot_has_twice_is_an_error_in_the_newest_and_none_else
     source.load(days(0, 1))
     assert source.held() == at(1, month(FEB, 1, 2))
     source.snapshots[1] = [*month(FEB, 1, 2), *month(FEB, 2, value=9)]
-    with pytest.raises(DuplicateKeyError, match=r"holds 2 rows of the primary key \(name=2026-02, hour=2\); 1 key"):
+    with pytest.raises(DuplicateKeyError, match=r"holds 2 rows with the primary key \(name=2026-02, hour=2\); 1 key"):
         source.load(days(0, 1))
 
 
@@ -344,7 +344,7 @@ def test_a_row_that_did_not_arrive_is_missed(source: Source) -> None:
     source.load(days(0))
     swallow(source.conn, "things")
     source.snapshots = {0: month("lost", 1)}
-    with pytest.raises(VerificationFailed, match=r"partition 2026-02-24: 1 rows due, 0 in PostgreSQL"):
+    with pytest.raises(VerificationFailed, match=r"partition 2026-02-24: 1 rows expected, 0 in PostgreSQL"):
         source.load(days(0))
 
 
@@ -352,7 +352,7 @@ def test_a_row_that_did_not_go_is_noticed(source: Source) -> None:
     source.snapshots = {0: month(FEB, 1, 2), 1: month(FEB, 1)}
     source.load(days(0))
     source.conn.execute("CREATE RULE kept AS ON DELETE TO things DO INSTEAD NOTHING")
-    with pytest.raises(VerificationFailed, match=r"partition 2026-02-24: 0 rows due, 1 in PostgreSQL"):
+    with pytest.raises(VerificationFailed, match=r"partition 2026-02-24: 0 rows expected, 1 in PostgreSQL"):
         source.load(days(0, 1))
 
 

@@ -47,7 +47,7 @@ def history(loads: Loads, name: str) -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize("strategy", [Strategy.UPSERT, Strategy.REPLACE_PARTITION, Strategy.SCD2])
 def test_duplicate_keys_fail_the_load(loads: Loads, plan: PlanName, strategy: Strategy) -> None:
-    with pytest.raises(DuplicateKeyError, match="holds 2 rows of the primary key"):
+    with pytest.raises(DuplicateKeyError, match="holds 2 rows with the primary key"):
         loads([row(D1, "a"), row(D1, "a")], things(strategy=strategy), plan=plan)
 
 

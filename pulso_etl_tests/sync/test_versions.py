@@ -95,14 +95,16 @@ def test_a_newest_version_that_the_source_no_longer_has_is_gone(loads: Loads) ->
 
 
 def test_two_rows_of_one_version_are_a_duplicate_key(loads: Loads) -> None:
-    with pytest.raises(DuplicateKeyError, match=r"holds 2 rows of the primary key \(.*\) at one hour; .*; correct the source$"):
+    with pytest.raises(
+        DuplicateKeyError, match=r"holds 2 rows with the primary key \(.*\) and the same hour; .*; correct the source$"
+    ):
         loads([version(D1, "a", 2, "1"), version(D1, "a", 2, "2"), version(D1, "a", 1)], VERSIONED)
 
 
 def test_a_row_that_did_not_arrive_is_missed(conn: psycopg.Connection, schema: str) -> None:
     load_and_verify(conn, schema, [], VERSIONED)
     swallow(conn, "things")
-    with pytest.raises(VerificationFailed, match="partition 2026-02-27: 1 rows due, 0 in PostgreSQL"):
+    with pytest.raises(VerificationFailed, match="partition 2026-02-27: 1 rows expected, 0 in PostgreSQL"):
         load_and_verify(conn, schema, [version(D1, "lost", 1), version(D1, "lost", 2)], VERSIONED)
 
 

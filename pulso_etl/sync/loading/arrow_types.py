@@ -62,7 +62,7 @@ def stored(given: pa.DataType) -> pa.DataType | None:
 
 
 def decoded(array: pa.Array) -> pa.Array:
-    """The same values as an array of the plain type. The caller has made sure that there is one (see `stored`)."""
+    """The same values as an array of the plain type. The caller checks first that a plain type exists (see `stored`)."""
     if isinstance(array.type, pa.BaseExtensionType):
         return decoded(array.storage)
     if pa.types.is_dictionary(array.type):
@@ -90,7 +90,7 @@ def wire_type(column: Column, given: pa.DataType) -> pa.DataType | None:
     plain = stored(given)
     if plain is None:
         return None
-    # An empty struct is false, so types are compared with None.
+    # The type of an empty struct is falsy, so the code compares types with None.
     if not column.repeated:
         return _scalar(column, plain)
     if not pa.types.is_list(plain) and not pa.types.is_null(plain):
@@ -111,12 +111,12 @@ def _scalar(column: Column, given: pa.DataType) -> pa.DataType | None:
         return pa.decimal128(38, 9)
     if pa.types.is_integer(given):
         return pa.decimal128(38, 0)
-    # pgpq has no encoder for decimal256, nor for a negative scale.
+    # pgpq can encode neither decimal256 nor a negative scale.
     return pa.string() if pa.types.is_decimal256(given) or given.scale < 0 else pa.decimal128(38, given.scale)
 
 
 def travels_as_text(column: Column, wire: pa.DataType) -> bool:
-    """Whether the values travel as text and the server has to read them into the column's type."""
+    """Whether the values travel as text and the server has to convert them to the column's type."""
     item = wire.value_type if column.repeated else wire
     return column.type not in (ColumnType.TEXT, ColumnType.JSON) and pa.types.is_string(item)
 
@@ -127,7 +127,7 @@ def is_geography(field: pa.Field) -> bool:
 
 
 def advice(field: pa.Field) -> str | None:
-    """What to write in the SQL for a field whose type no column takes."""
+    """What to write in the SQL for a field whose type no column can have."""
     name, given = f"`{field.name}`", field.type
     item = given.value_type if any(is_kind(given) for is_kind in LISTS) else given
     if is_geography(field):
@@ -139,5 +139,5 @@ def advice(field: pa.Field) -> str | None:
     if pa.types.is_struct(item) or pa.types.is_map(item):
         return f"STRUCT: write TO_JSON({name}) and declare JSON, or select its fields"
     if isinstance(item, pa.BaseExtensionType):
-        return f"the type {item.extension_name}: cast it to what it is stored as"
+        return f"the type {item.extension_name}: cast it to the type in which it is stored"
     return None

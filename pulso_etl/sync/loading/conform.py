@@ -39,7 +39,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class ColumnFault:
-    """Rows of a batch that can't be loaded because of one column. `rows` is a mask, true for each of them; `text` is for people."""
+    """Rows of a batch that can't be loaded because of one column. `rows` is a mask: true for such a row. `text` is for people."""
 
     column: Column
     reason: Reason
@@ -54,8 +54,8 @@ Reject = Callable[[pa.RecordBatch, pa.RecordBatch, list[ColumnFault]], pa.Record
 def wire_schema(spec: TableSpec, source: pa.Schema, window: DayRange) -> pa.Schema:
     """The schema in which batches of `source` are sent, in the order of the declaration.
 
-    Raises ContractError, which lists every missing column, every type that would lose values, and every new column: a renamed
-    column shows as a missing one and a new one.
+    Raises ContractError, which lists every missing column, every type that would lose values, and every new column. If the source
+    renames a column, the list has it twice: the old name is missing, and the new name is new.
     """
     faults: list[str] = []
     lines: list[str] = []
@@ -97,8 +97,8 @@ def conform(
 ) -> pa.RecordBatch:
     """The batch in the wire schema, with every value checked; `encoding` is the database's.
 
-    `reject` takes the rows that can't be loaded, and these are left out. Without it the first fault raises RejectedRows, which
-    names table, column and partition. Raises ContractError for days outside of the window in either case.
+    `reject` takes the rows that can't be loaded, and the result leaves them out. Without `reject`, the first fault raises
+    RejectedRows, which names table, column and partition. With or without it, a day outside of the window raises ContractError.
     """
     arrays, faults = [], []
     for column in spec.columns:
@@ -111,7 +111,7 @@ def conform(
     bounds = pc.min_max(conformed.column(spec.partition_column)).as_py()
     for day in (bounds["min"], bounds["max"]):
         if day is not None and cast(date, day) not in window:
-            raise ContractError(f"{spec.name} {window}: the source returned rows of {day}, outside of what was asked")
+            raise ContractError(f"{spec.name} {window}: the source returned rows of {day}, a day that was not asked for")
     return reject(batch, conformed, faults) if faults and reject else conformed
 
 
@@ -148,7 +148,7 @@ def _check_values(column: Column, given: pa.Array, kind: pa.DataType, encoding: 
         faults.append(ColumnFault(column, Reason.MISFIT, f"a value does not fit {column.sql_type} ({error})", bad))
     if is_text:
         faults += _not_storable(column, array, encoding)
-    # A decimal that travels as text is compared as the number that it was.
+    # A decimal that travels as text is compared as a number.
     return array, faults + _beyond_limits(column, given if pa.types.is_decimal(given.type) else array)
 
 
@@ -210,7 +210,7 @@ def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
 def _cast_what_fits(array: pa.Array, kind: pa.DataType) -> tuple[pa.Array, pa.Array]:
     """The array cast, with null for each value that the cast refuses, and a mask of these values.
 
-    Halving the array finds them, so the cast alone decides.
+    The function halves the array until it finds them. So only the cast decides what fits.
     """
     try:
         return _cast(array, kind), pa.repeat(False, len(array))

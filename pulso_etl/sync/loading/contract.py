@@ -59,9 +59,9 @@ class Drift:
 
 
 class Fitted(NamedTuple):
-    """A declaration as one load takes it, the schema in which the rows travel, and the drift.
+    """The declaration that one load uses, the schema in which the rows travel, and the drift.
 
-    Where the contract is `evolve`, the declaration has the source's new columns.
+    If the contract is `evolve`, the declaration includes the source's new columns.
     """
 
     spec: TableSpec
@@ -92,7 +92,7 @@ def fit(spec: TableSpec, source: pa.Schema, table: Table, window: DayRange) -> F
 
 
 def column_type(given: pa.DataType) -> ColumnType | None:
-    """The column type for values of an Arrow type; None where no type holds them all without loss."""
+    """The column type for values of an Arrow type; None if no type holds them all without loss."""
     if pa.types.is_null(given):
         return None
     if isinstance(given, pa.BaseExtensionType) and given.extension_name == JSON:
@@ -101,9 +101,9 @@ def column_type(given: pa.DataType) -> ColumnType | None:
 
 
 def column_for(field: pa.Field) -> Column | None:
-    """A column for the values of a field of the source; None where no type holds them all without loss.
+    """A column for the values of a field of the source; None if no type holds them all without loss.
 
-    The field's name is one that a table can have.
+    The field's name must be valid as a column's name.
     """
     plain = None if is_geography(field) else stored(field.type)
     if plain is None:
@@ -114,7 +114,7 @@ def column_for(field: pa.Field) -> Column | None:
 
 
 def _held(name: str, sql_type: str) -> Column | None:
-    """The column as the table has it; None where its type is not one of ours."""
+    """The column as the table has it; None if no declaration can have its type."""
     columns = (
         Column(name=name, type=kind, repeated=repeated, description="New in the source")
         for kind in ColumnType

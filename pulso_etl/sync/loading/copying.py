@@ -1,4 +1,4 @@
-"""Sends Arrow batches to PostgreSQL as COPY BINARY, and checks each value before."""
+"""Checks each value of Arrow batches, and sends them to PostgreSQL as COPY BINARY."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Item = TypeVar("Item", bytes, pa.RecordBatch)
 CHUNK_ROWS = 600
 """How many rows are encoded at once, so that memory does not grow with the source's batches."""
 CHUNKS_AHEAD = 12
-"""How many chunks are encoded, at most, before the server asks for them: encoding goes on while the source's next batch comes."""
+"""The most chunks that wait, encoded, for the server. So encoding goes on while the source sends its next batch."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Copy:
                     continue
                 batch = conform(spec, batch, self.wire, days, encoding=encoding)
                 if self.into != STAGE:
-                    # Neighbours in the primary key's index go in together, which saves a fifth of the server's work.
+                    # In the order of the primary key, the server needs a fifth less work to fill the key's index.
                     batch = batch.sort_by([(key, "ascending") for key in spec.primary_key])
                 yield from _chunks(encoder, batch)
                 rows.update(rows_by_day(spec, batch))
@@ -73,7 +73,8 @@ class Copy:
     def send_what_fits(self, reader: pa.RecordBatchReader, days: DayRange, quarantine: Quarantine) -> dict[date, int]:
         """Sends every batch in a COPY of its own, without the rows that can't be loaded: these go to the quarantine.
 
-        Some rows only the server refuses; halving the batch finds them. Returns how many rows of each day were sent.
+        Some faults only the server sees. The function halves the batch until it finds the faulty rows. Returns how many rows of
+        each day were sent.
         """
         rows: Counter[date] = Counter()
         refused: list[tuple[pa.RecordBatch, psycopg.Error]] = []
@@ -133,9 +134,9 @@ def rows_by_day(spec: TableSpec, batch: pa.RecordBatch) -> Counter[date]:
 
 @contextmanager
 def read_ahead(chunks: Iterator[Item]) -> Iterator[Iterator[Item]]:
-    """The chunks, made while the server takes the earlier ones.
+    """Makes the next chunks while the server takes the earlier chunks.
 
-    A thread makes them, and nobody waits for that thread: an interrupt must not wait for the source.
+    A thread makes the chunks. Nobody waits for that thread, because an interrupt must not wait for the source.
     """
     ready: Queue[Item | BaseException | None] = Queue(CHUNKS_AHEAD)
     wanted = True
@@ -161,7 +162,7 @@ def read_ahead(chunks: Iterator[Item]) -> Iterator[Iterator[Item]]:
         yield take()
     finally:
         wanted = False
-        # If the thread waits for room, it gets room here, and ends.
+        # The thread may wait for room in the queue. It gets room here, and ends.
         with suppress(Empty):
             while True:
                 ready.get_nowait()

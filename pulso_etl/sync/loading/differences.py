@@ -80,7 +80,7 @@ def compare(load: Load, staged: Staged, read: Mapping[date, Counts]) -> Differen
 def write(differences: Differences) -> None:
     """Makes the table equal to the stage, by the statements of its strategy that have rows to write.
 
-    Raises DuplicateKeyError, and TableBusy where another program changed rows meanwhile.
+    Raises DuplicateKeyError, and TableBusy if another program changed these rows during the load.
     """
     with differences.load.clock("write"):
         for statement in differences.strategy.writes:
@@ -101,5 +101,5 @@ def _run(differences: Differences, statement: Write) -> None:
     # The differences have addresses of rows, and other programs can still change these rows.
     if not load.request.writer.sole and statement.by_address and written != differences.rows_of(statement):
         raise TableBusy(
-            f"{load}: another program changed rows of these days meanwhile; nothing was loaded, a later attempt may pass"
+            f"{load}: another program changed rows of these days during the load; nothing was loaded, a later attempt may pass"
         )

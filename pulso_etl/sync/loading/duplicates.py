@@ -9,7 +9,7 @@ from pulso_etl.sync.loading.under_way import Load
 
 
 def are_counted(load: Load, staged: Staged) -> bool:
-    """Whether a repeated key shows in the number of differences. Then the load need not group the stage by its key."""
+    """Whether the number of differences shows a repeated key. If it does, the load does not group the stage by its key."""
     spec = staged.spec
     compared_otherwise = spec.version_column or spec.snapshot_of or staged.quarantine or load.source.captured
     return STRATEGIES[spec.loading.strategy].counts_duplicates and not compared_otherwise
@@ -23,9 +23,9 @@ def refuse_duplicates(load: Load, staged: Staged) -> None:
     spec = staged.spec
     *key, copies, duplicated = row
     named = ", ".join(f"{name}={value}" for name, value in zip(spec.primary_key, key, strict=True))
-    alike = f" at one {spec.version_column}" if spec.version_column else ""
+    alike = f" and the same {spec.version_column}" if spec.version_column else ""
     advice = "" if spec.version_column or spec.snapshot_of else " or declare a version_column"
     raise DuplicateKeyError(
-        f"{load}: the source holds {copies} rows of the primary key ({named}){alike}; "
-        f"{duplicated} key(s) are duplicated in all; correct the source{advice}"
+        f"{load}: the source holds {copies} rows with the primary key ({named}){alike}; "
+        f"{duplicated} key(s) are duplicated in total; correct the source{advice}"
     )

@@ -1,6 +1,7 @@
 """The rules that stop a load, in one list for each moment of a load.
 
-Each rule is a function that raises the error it is named for. A new rule is a new function in one of the lists.
+Each rule is a function. Its docstring says when it stops a load, and then it raises an error. A new rule is a new function in one
+of the lists.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def expired_months(target: Target, request: LoadRequest) -> None:
 
 
 def strangers(target: Target, request: LoadRequest) -> None:
-    """The table carries foreign code."""
+    """The table has a trigger, a default or another object that runs the code of someone else: see `strangers`."""
     refuse_strangers(target.conn, target.schema, target.spec.name)
 
 
@@ -45,7 +46,9 @@ def newer_reading(target: Target, request: LoadRequest) -> None:
 def changes_of_nothing(load: Load) -> None:
     """The stream has only the changed rows, and the table has lost the unchanged rows."""
     if load.source.captured and not load.held:
-        raise VerificationFailed(f"{load}: PostgreSQL holds no row of these days, which changes can't bring back")
+        raise VerificationFailed(
+            f"{load}: PostgreSQL holds no row of these days. The source gave only changed rows, and these can't restore the others"
+        )
 
 
 def repeated_keys(load: Load, staged: Staged) -> None:
@@ -55,9 +58,10 @@ def repeated_keys(load: Load, staged: Staged) -> None:
 
 
 def repeated_keys_by_count(differences: Differences) -> None:
-    """The source gives a key more than once: more staged rows than table rows have a partner.
+    """The source gives a key more than once, and the counts show it.
 
-    This count costs nothing, but grouping by the key costs time.
+    Each staged row that is not inserted matches a row that stays in the table. If there are more such staged rows than rows that
+    stay, two staged rows match the same row. The counts are known already, but grouping by the key takes time.
     """
     load, total = differences.load, differences.total
     too_many = total.read - total.inserted > sum(load.held.values()) - total.deleted

@@ -30,7 +30,7 @@ def load(target: Target, request: LoadRequest) -> LoadResult:
     The plan follows from what the window holds. If it holds nothing, the rows are copied straight into the table. If it holds
     rows, the source's rows are staged and compared in one join, and the table's strategy writes the differences only.
     Raises ContractError (with RejectedRows, QuarantineExceeded and SchemaRefused under it), ShrinkRefused, NewerReading and
-    VerificationFailed; the caller rolls back. Errors of the server stay psycopg's.
+    VerificationFailed; the caller rolls back. Errors of the server are raised as psycopg raises them.
     """
     for stops_request in guards.ON_REQUEST:
         stops_request(target, request)
@@ -50,7 +50,7 @@ def _begin(target: Target, request: LoadRequest) -> Load:
         for stops in guards.UNDER_LOCK:
             stops(target, request)
         conn.execute("SELECT set_config('work_mem', %s, true)", (f"{request.writer.work_mem_mb}MB",))
-        # The joins of the stage need to know its size, and a small sample tells that too.
+        # The joins need the size of the stage. A small sample is enough to estimate it.
         conn.execute("SELECT set_config('default_statistics_target', '10', true)")
         held: dict[date, int] = dict(conn.execute(statements.rows_by_day(), request.bounds).fetchall())
         is_empty = not held and conn.execute(statements.holds_rows(), request.bounds).fetchone() is None
@@ -60,7 +60,7 @@ def _begin(target: Target, request: LoadRequest) -> Load:
 def _lock(target: Target, request: LoadRequest, statements: Statements) -> Table:
     """The table as PostgreSQL has it, with the months that the load needs, locked until the transaction ends."""
     if request.writer.sole:
-        # The name is locked as well as the table: first loads, which create the table, wait for each other too.
+        # The table may not exist yet. The lock on its name makes first loads, which create the table, wait for each other.
         target.conn.execute("SELECT pg_advisory_xact_lock(%s)", (table_lock(target.schema, target.spec.name),))
     table = ensure_table(target)
     create_months(target, request.window)

@@ -27,12 +27,12 @@ CROSS JOIN LATERAL (SELECT regexp_match(pg_get_expr(c.relpartbound, c.oid),
 WHERE i.inhparent = to_regclass(%s) AND b.bounds IS NOT NULL ORDER BY b.bounds[1]::date NULLS FIRST
 """
 DETACH_SECONDS = 5
-"""How long a removal waits for readers of the table. Sessions that come later wait behind it."""
+"""How long a removal waits for readers of the table. Readers that come later wait for the removal."""
 
 
 @dataclass(frozen=True)
 class Partition:
-    """A range partition: the days from `start` to before `end`; None where it has no such end.
+    """A range partition: the days from `start` to the day before `end`. None means that it has no bound on that side.
 
     `rows` is an estimate, None before the server has one; `size` is in bytes.
     """
@@ -83,7 +83,7 @@ def refuse_expired(spec: TableSpec, window: DayRange, today: date) -> None:
 def create_months(target: Target, window: DayRange) -> None:
     """Adds the months of the window that a partitioned table lacks, in the caller's transaction.
 
-    Readers and loads of other months go on. Raises SchemaRefused where the name of a month is taken.
+    Readers and loads of other months go on. Raises SchemaRefused if the name of a month is taken.
     """
     conn, spec, schema = target.conn, target.spec, target.schema
     if spec.retention.partition_by is None or not _missing(target, window):
@@ -113,8 +113,8 @@ def expired(target: Target, today: date) -> list[Partition]:
 def remove_expired(target: Target, today: date, *, drop: bool, lock_timeout_seconds: int) -> Iterator[Partition]:
     """Detaches the expired partitions from the table, each in a transaction of its own, and drops them if asked to.
 
-    No load of the table runs meanwhile. The connection is in autocommit mode. Raises TableBusy where a load or a
-    reader does not end in time, and DestinationError where the server refuses; the partitions given until then are removed.
+    No load of the table runs meanwhile. The connection is in autocommit mode. Raises TableBusy if a load or a reader does not
+    end in time, and DestinationError if the server refuses. The partitions that were yielded before the error stay removed.
     """
     conn, spec, schema = target.conn, target.spec, target.schema
     with _alone(target, lock_timeout_seconds):
@@ -131,12 +131,12 @@ def remove_expired(target: Target, today: date, *, drop: bool, lock_timeout_seco
             except pg.LockNotAvailable as error:
                 raise TableBusy(
                     f"{spec.name}: a reader held the table longer than {DETACH_SECONDS} s; {partition.name} and later months "
-                    "are as they were, try again later"
+                    "were not removed, try again later"
                 ) from error
             except (pg.DependentObjectsStillExist, pg.ForeignKeyViolation, pg.InsufficientPrivilege) as error:
                 reason = "; ".join(filter(None, [error.diag.message_primary, error.diag.message_detail]))
                 raise DestinationError(
-                    f"{spec.name}: PostgreSQL refuses: {reason}; {partition.name} and later months are as they were"
+                    f"{spec.name}: PostgreSQL refuses: {reason}; {partition.name} and later months were not removed"
                 ) from error
             yield partition
 
@@ -151,7 +151,7 @@ def _alone(target: Target, lock_timeout_seconds: int) -> Iterator[None]:
         locks.take(conn, [key])
     except pg.LockNotAvailable as error:
         raise TableBusy(
-            f"{spec.name}: a load held the table too long: {first_line(error)}; nothing was removed, try again later"
+            f"{spec.name}: a load held the table for too long: {first_line(error)}; nothing was removed, try again later"
         ) from error
     try:
         yield

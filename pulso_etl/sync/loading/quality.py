@@ -1,4 +1,4 @@
-"""Reads the data for all checks of a table, in one statement. It does not judge them."""
+"""Reads the data for all checks of a table, in one statement. It does not decide whether they pass."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ class Check(StrEnum):
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule for every row: its value in `column` is not null. With a limit: the value is not `below` it, or not above it."""
+    """A rule for every row. Without a limit, the value in `column` is not null.
+
+    With a limit, the value is not below it (if `below` is true) or not above it (if `below` is false).
+    """
 
     check: Check
     column: str
@@ -67,7 +70,7 @@ class Breach:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found: rows by day (without days that have none), how many rows share a key and an example, broken rules."""
+    """What was found: the rows of each day that has any, how many rows share a key, an example of these, and the broken rules."""
 
     rows_by_day: dict[date, int]
     duplicates: int
@@ -120,10 +123,11 @@ def inspect(target: Target, window: DayRange, lookback: DayRange) -> Inspection:
 
 
 def statement(spec: TableSpec, schema: str, by_rule: tuple[Rule, ...]) -> sql.Composed:
-    """One row: rows by day as JSON, the number of rows that share a key and an example, then rows and an example for each rule.
+    """The statement. It gives one row: the rows by day as JSON, the number of rows that share a key with an example, and for each
+    rule the number of rows that break it with an example.
 
-    Repeated keys are looked for in the window where a key lives in one partition, else in the whole table, and not at all where
-    keys may repeat. In a table that keeps history, only current rows are looked at.
+    It looks for repeated keys in the window if a key belongs to one partition, and otherwise in the whole table. It looks for none
+    if keys may repeat. In a table that keeps history, it looks only at current rows.
     """
     names = Statements(spec, schema)
     partition = names.partition

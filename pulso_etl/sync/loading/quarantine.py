@@ -1,7 +1,7 @@
 """Keeps rows that can't be loaded in `etl_quarantine`, in the transaction of the data.
 
-A row is stored once, however many loads meet it, with the instants at which it was first and last seen, and the last run that saw
-it. If one load gives equal rows, each of them is stored, with its number among them.
+A row is stored once, even if many loads meet it. It is stored with the times at which it was first and last seen, and with the last
+run that saw it. If one load meets several equal rows, each of them is stored, with a number.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ KEPT = sql.Identifier("pulso_kept")
 REPEATED = sql.Identifier("pulso_repeated")
 TRIAL = sql.Identifier("pulso_trial")
 LONG_KEY = 2000
-"""An index may refuse a key from this many bytes on. Its limit is 2,704 bytes, which include other columns and its own bytes."""
+"""An index may refuse a key of this many bytes or more. Its limit of 2,704 bytes includes other columns and bytes of its own."""
 MAXIMUM_ROWS = 100_000
 """The most rows that one load may quarantine, whatever their share: they stay in memory until the end of the stream."""
 
@@ -82,7 +82,7 @@ class Quarantine:
     def identifying(self) -> tuple[str, ...]:
         """The columns that must be usable for a row to be remembered: the key, or a snapshot's value and day.
 
-        Other columns of the key are remembered as null if they are not usable; no row's key equals null.
+        Other columns of the key are remembered as null if they are not usable. A key with null matches no row.
         """
         return (*self.spec.snapshot_of, self.spec.partition_column) if self.spec.snapshot_of else self.spec.primary_key
 
@@ -163,7 +163,7 @@ class Quarantine:
     def newer(self, conn: psycopg.Connection, schema: str) -> sql.Composed | None:
         """The condition that the quarantine holds a row of a day after the window, with the snapshot value of the row `v`.
 
-        Such a row counts until another load has read its day. None where no row was ever quarantined.
+        Such a row counts until another load has read its day. None if no row was ever quarantined.
         """
         if not exists(conn, schema, "etl_quarantine"):
             return None
@@ -196,7 +196,7 @@ class Quarantine:
     def _take_unindexable(self, conn: psycopg.Connection) -> None:
         """Takes rows out of the stage whose key is too long for its index.
 
-        A long key is tried, because the server compresses it.
+        The server compresses keys, so only a trial can tell whether a long key fits.
         """
         texts = [name for name in self.spec.primary_key if not self.spec.column(name).has_width]
         if not texts:
@@ -273,7 +273,7 @@ class Quarantine:
 
 
 def _refused(conn: psycopg.Connection, trial: sql.Composed, addresses: list[str]) -> list[str]:
-    """The rows that the server refuses; halving finds them."""
+    """The rows that the server refuses. The function halves the rows until it finds them."""
     try:
         with conn.transaction():
             conn.execute(trial, (addresses,))
@@ -288,7 +288,7 @@ def _refused(conn: psycopg.Connection, trial: sql.Composed, addresses: list[str]
 
 
 def _keep(conn: psycopg.Connection, schema: str, table: str, run_id: str, lines: Sequence[Line]) -> None:
-    """Writes the rows. A row that is stored already has been seen again, with the same fault."""
+    """Writes the rows. If a row with the same fault is stored already, its last run and last time are updated."""
     quarantine = sql.Identifier(schema, "etl_quarantine")
     # The IO manager has done this before the load.
     migrate(conn, schema)

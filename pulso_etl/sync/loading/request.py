@@ -20,7 +20,7 @@ Open = Callable[[], AbstractContextManager[pa.RecordBatchReader]]
 class Past:
     """The days before those of a load.
 
-    `first_day` is the first day that the source is asked for. `read` reads such days; None where the source can't.
+    `first_day` is the first day that the source is asked for. `read` reads such days; it is None if the source can't read them.
     """
 
     first_day: date = date.min
@@ -37,7 +37,7 @@ class Source:
     `open` opens the stream of rows. `repeatable`: the stream can be opened again, so a fault that a direct copy finds is
     reported in full, or quarantined, by a merge. `captured`: the stream holds only the rows that changed, with the column
     DELETED; rows of other keys stay as they are. `past`: the days before the window, for a table with `snapshot_of` whose newest
-    snapshot may lie there. `read_at`: the instant (with zone) at which the rows were read; None where the load reads them itself.
+    snapshot may be there. `read_at`: the instant (with zone) at which the rows were read; None if the load reads them itself.
     """
 
     open: Open
@@ -51,9 +51,9 @@ class Source:
 class Writer:
     """Who writes.
 
-    `run_id` stands with the rows that the load quarantines. `work_mem_mb` is the server's work memory in MiB. `sole` keeps every
-    other writer out of the table; a writer that is not the sole one holds locks of the window's days, and others may load other
-    days.
+    `run_id` is stored with the rows that the load quarantines. `work_mem_mb` is the server's work memory in MiB. `sole`: this
+    writer keeps every other writer out of the table. If it is false, this writer has locked the window's days, and other writers
+    may load other days.
     """
 
     run_id: str = ""

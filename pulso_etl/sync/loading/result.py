@@ -57,7 +57,7 @@ class LoadResult:
 
     `quarantine_reasons` counts rows by `column: reason`. `migration` lists the statements that changed the table's columns.
     `expected` says how many rows each day should hold now; None means as many as were read. In a table with `snapshot_of` it
-    counts the rows of the values that the load settled, on whatever day.
+    counts the rows of the values that the load settled, on all days.
     """
 
     plan: PlanName

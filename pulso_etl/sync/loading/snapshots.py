@@ -38,8 +38,8 @@ def settle_snapshots(
 ) -> int:
     """Creates VALUES, and keeps only the rows of the newest snapshots in the stage. Returns how many earlier rows were read.
 
-    If the source has withdrawn all snapshots of a value in the window, its newest snapshot lies before the window: earlier days
-    are read, twice as many each time, until it is found. Raises SnapshotWithdrawn where earlier days can't be read.
+    If the source has withdrawn all snapshots of a value in the window, its newest snapshot is older than the window. Then earlier
+    days are read, twice as many each time, until it is found. Raises SnapshotWithdrawn if earlier days can't be read.
     """
     spec, start, days, rows = statements.spec, window.start, statements.spec.schedule.lookback_days, 0
     while (withdrawn := _find(conn, statements, window, quarantine)) and start > past.first_day:
@@ -64,7 +64,7 @@ def rows_by_value(conn: psycopg.Connection, statements: Statements) -> tuple[dic
 
 
 def _find(conn: psycopg.Connection, statements: Statements, window: DayRange, quarantine: Quarantine | None) -> set[Value]:
-    """Creates VALUES again. Returns the values without any row that was read."""
+    """Creates VALUES again. Returns the values of which no row was read."""
     if quarantine:
         quarantine.remember(conn)
     conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(VALUES))
@@ -90,7 +90,7 @@ def _refusal(spec: TableSpec, window: DayRange, withdrawn: Collection[Value], fi
     named = "; ".join(_named(spec, value) for value in sorted(withdrawn, key=str)[:5])
     earlier = first_day if first_day > date.min else window.start - timedelta(days=spec.schedule.lookback_days)
     return SnapshotWithdrawn(
-        f"{spec.name} {window}: the table's snapshot of {named} lies in these days, and the source no longer has it; the source's "
-        "newest, if any, lies before them. Nothing was loaded. Launch a range that reaches back to it: "
+        f"{spec.name} {window}: the table holds a snapshot of {named} from these days, and the source no longer has it. If the "
+        "source has another snapshot, it is older than these days. Nothing was loaded. Launch a range that includes it: "
         f"pulso-etl refresh {spec.as_argument} --from {earlier} --to {window.end}"
     )

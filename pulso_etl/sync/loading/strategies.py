@@ -2,7 +2,7 @@
 
 A strategy is a way to find the differences, and the statements that write them. Differences are rows of `pulso_diff`: `pulso_sid`
 is the address of a row in the stage, `pulso_tid` the address of a row in the table. The first alone is a row to insert, both
-together are a row to change, and the second alone is a row to remove. The statements say what these mean.
+together are a row to change, and the second alone is a row to remove. The statements decide what to write for each of them.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ def replacement(s: Statements) -> sql.Composed:
 
 
 def missing(s: Statements) -> sql.Composed:
-    """For each key, as many staged rows as the stage has more than the range: one, if the stage has three and the range two.
+    """For each key, the staged rows that the range lacks. If the stage has three rows of a key and the range two, it lacks one.
 
-    Copies with equal values are matched first. Each other copy in the range is an earlier state of some other copy in the stage,
-    and nobody can tell of which. So the greatest copies are added. Copies are compared by their values in the order of the
+    Rows with equal values are matched first. Every other row of the range is an earlier state of one of the other staged rows, and
+    nobody can tell which. So the greatest staged rows are added. Rows are compared by their values in the order of the
     declaration; null is greatest.
     """
     return sql.SQL(

@@ -21,11 +21,11 @@ def verify(target: Target, request: LoadRequest, result: LoadResult) -> dict[dat
     lookback does not fall below `minimum_records`. In a table with `snapshot_of`, the values that the load settled hold exactly
     the newest snapshots that were read. Nothing is compared in two kinds of tables. One keeps a single row of many that were read,
     because its key lives in several partitions (a version column). The other keeps rows that the source no longer has (append,
-    scd2). Quarantined rows are not counted, and the rows that they protect may come on top.
+    scd2). Quarantined rows are not counted. The table may keep its own rows of their keys, so it may hold more rows than were read.
 
-    Too few rows stop the load only where those same days held enough before it: the load would take rows away that the dashboard
-    shows. Days that never held so many (a new deployment, a holiday, sample data) are loaded, and the check `minimum_records`
-    warns.
+    Too few rows stop the load only if the same days held enough rows before it, because the load would take away rows that the
+    dashboard shows. Days that never held so many (a new deployment, a holiday, sample data) are loaded, and the check
+    `minimum_records` warns.
     Returns how many rows each day of the window holds now, days without rows left out.
     Raises VerificationFailed; the caller rolls back. The request's `allow_shrink` is for rows that are really gone.
     """
@@ -52,7 +52,7 @@ def _refuse_differing(target: Target, window: DayRange, result: LoadResult, foun
         return rows != wanted and not (spared and rows > wanted)
 
     if differing := [day for day in sorted({*found, *should}) if differs(day)]:
-        due = "read" if result.expected is None else "due"
+        due = "read" if result.expected is None else "expected"
         days = "; ".join(
             f"partition {day}: {should.get(day, 0)} rows {due}, {found.get(day, 0)} in PostgreSQL" for day in differing[:5]
         )
@@ -71,7 +71,7 @@ def _refuse_too_few(target: Target, result: LoadResult, held: Mapping[date, int]
     before = after + sum(result.by_day[day].deleted - result.by_day[day].inserted for day in last)
     if after < spec.quality.minimum_records <= before:
         raise VerificationFailed(
-            f"{spec.name} {DayRange(last[0], last[-1])}: {after} rows would be left of {before}, and the table should have "
-            f"{spec.quality.minimum_records} at least. Nothing was loaded. Look at the source; if the rows are really gone, launch "
+            f"{spec.name} {DayRange(last[0], last[-1])}: only {after} of {before} rows would be left, and the table should have "
+            f"at least {spec.quality.minimum_records}. Nothing was loaded. Look at the source; if the rows are really gone, launch "
             "the range again with --allow-shrink (tag pulso_etl/allow_shrink=true)"
         )

@@ -12,7 +12,7 @@ from pulso_etl.sync.loading.under_way import Load
 
 
 class Changes:
-    """Takes a stream of the rows that changed, each marked where the source has deleted it."""
+    """Takes a stream of the rows that changed. A mark in each row says whether the source has deleted it."""
 
     name: PlanName = "changes"
 

@@ -1,4 +1,4 @@
-"""The direct plan: it copies the rows straight into the table if no row is in their way."""
+"""The direct plan: it copies the rows straight into the table if no row of the table can conflict with them."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from pulso_etl.sync.spec import OnReject
 
 
 class Direct:
-    """Takes the table itself as the stage."""
+    """Uses the table itself as the stage."""
 
     name: PlanName = "direct"
 
     def applies(self, load: Load) -> bool:
-        """Whether no row is in the way, every row lands as it was read, and faulty rows can still be quarantined."""
+        """Whether no row can conflict, every row is stored as it was read, and faulty rows can still be quarantined."""
         lands_as_read = load.spec.version_column is None and not load.spec.snapshot_of
         keeps_faults = load.source.repeatable or load.spec.loading.on_reject is not OnReject.QUARANTINE
         return load.is_empty and lands_as_read and keeps_faults
 
     def stage(self, load: Load) -> Staged | None:
-        """Copies the rows; None if a merge has to quarantine faulty rows, report duplicate keys, or read values from text."""
+        """Copies the rows. None if a merge has to quarantine faulty rows, report duplicate keys, or convert values from text."""
         repeatable = load.source.repeatable
         quarantines = repeatable and load.spec.loading.on_reject is OnReject.QUARANTINE
         try:
@@ -43,7 +43,7 @@ class Direct:
         except pg.UniqueViolation as error:
             if not repeatable:
                 raise DuplicateKeyError(
-                    f"{load}: the source holds 2 or more rows of one primary key: {error.diag.message_detail}"
+                    f"{load}: the source holds 2 or more rows with the same primary key: {error.diag.message_detail}"
                 ) from error
         except psycopg.Error as error:
             if not (quarantines and meaning(error).by_row):

@@ -22,7 +22,7 @@ class Plan(Protocol):
         """Whether the plan suits what the source gives and the table holds."""
 
     def stage(self, load: Load) -> Staged | None:
-        """Brings the source's rows to PostgreSQL; None where the next plan has to try. Raises ContractError."""
+        """Brings the source's rows to PostgreSQL; None if the load has to try the next plan. Raises ContractError."""
 
     def write(self, load: Load, staged: Staged) -> LoadResult:
         """Makes the table's rows equal to the staged ones. Raises ContractError and ShrinkRefused."""
