@@ -22,6 +22,7 @@ from benchmarks.indexes import measure_indexes
 from benchmarks.launch import measure_launches
 from benchmarks.loads import FIRST, ROOT, SCENARIOS, UNCHANGED, LoadBench, Measurement
 from benchmarks.parallel import measure_parallel
+from benchmarks.pressed import measure_presses
 from benchmarks.scale import measure_tables, measure_years
 from benchmarks.status import measure_status
 from benchmarks.ways import WAYS
@@ -44,6 +45,7 @@ class Section(StrEnum):
     INDEXES = "indexes"
     WIRE = "wire"
     LAUNCHES = "launches"
+    PRESSES = "presses"
     STATUS = "status"
     TABLES = "tables"
     YEARS = "years"
@@ -61,7 +63,8 @@ def bench(
     timeout: Annotated[float, typer.Option(min=1, help="Seconds after which one load or launch is given up.")] = 300,
     write: Annotated[bool, typer.Option("--write", help="Write the tables into the pages in docs/ as well.")] = False,
 ) -> None:
-    """Measures the load path beside other ways on one server, its memory, the time from launch to SUCCESS, and the API's answers.
+    """Measures the load path beside other ways on one server, its memory, the time from launch to SUCCESS and from a press of the
+    page's button to fresh rows, and the API's answers.
 
     On the server that DATABASE_URL names, in schemas `bench_…` of its database; on an embedded one otherwise. Launches and answers
     always use the embedded default. Server-side COPY needs files that the server can read, so the same machine.
@@ -101,6 +104,9 @@ def bench(
         if Section.LAUNCHES in sections:
             launches = measure_launches(home / "launches", repeats, timeout=timeout, say=_say)
             _publish(Section.LAUNCHES, page.launches(launches), write)
+        if Section.PRESSES in sections:
+            presses = measure_presses(home / "presses", repeats, timeout=timeout, say=_say)
+            _publish(Section.PRESSES, page.presses(presses), write)
         if Section.STATUS in sections:
             readings = measure_status(home / "status", timeout=timeout, say=_say)
             _publish(Section.STATUS, page.status(readings), write)

@@ -185,7 +185,7 @@ class Dagster:
 def dagster_servers(home: Path) -> Iterator[Dagster]:
     """Webserver and daemon with this project's instance settings, and a code server for each code location."""
     workspace = home / "workspace.yaml"
-    port, *code_ports = _free_ports(1 + len(LOCATIONS))
+    port, *code_ports = free_ports(1 + len(LOCATIONS))
     served = [
         {"grpc_server": {"host": "127.0.0.1", "port": number, "location_name": name}}
         for name, number in zip(LOCATIONS, code_ports, strict=True)
@@ -217,7 +217,7 @@ def dagster_servers(home: Path) -> Iterator[Dagster]:
                 child.kill()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     with ExitStack() as probes:
         sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
         for probe in sockets:

@@ -205,6 +205,19 @@ def launches(measured: Sequence[Launch]) -> str:
     )
 
 
+def presses(seconds: Sequence[float]) -> str:
+    """Seconds from the press of the page's button to the page that shows the end, and the target."""
+    middle = median(seconds)
+    shown = (f"{len(seconds)}", f"{middle:.1f} s", f"{min(seconds):.1f} s", f"{max(seconds):.1f} s")
+    met = "yes" if middle <= 3 else "no"
+    return "\n\n".join(
+        (
+            _table(("presses", "median", "least", "most"), [shown]),
+            _table(("target", "measured", "met"), [("median within 3 s", shown[1], met)]),
+        )
+    )
+
+
 def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f} s"
 
