@@ -123,7 +123,7 @@ def loaded_before(deployment: Deployment, now: datetime) -> Deployment:
     }
     deployment.source.commit(now - 3 * HOUR, rows)
     told = deployment.run()
-    assert told["capture_reason"] == "the table is not as declared, or not there"
+    assert told["capture_reason"] == "the table is missing or not as declared"
     deployment.age(2 * HOUR)
     return deployment
 
@@ -224,7 +224,7 @@ def test_what_bigquery_refuses_is_read_as_a_whole_and_both_are_logged(
     told = deployment.run()
     assert text in told["capture_reason"]
     assert deployment.rows() == loaded(deployment.source.rows)
-    assert "read as a whole, not only what changed" in capfd.readouterr().err
+    assert "read all rows, not only the changed ones" in capfd.readouterr().err
 
 
 def test_a_row_that_can_not_be_loaded_is_left_to_the_whole_window(loaded_before: Deployment, now: datetime) -> None:

@@ -50,7 +50,7 @@ class DayRange:
 
 
 def first_kept_day(spec: TableSpec, today: date) -> date:
-    """The first day of the oldest month that the table keeps; `date.min` where it keeps all."""
+    """The first day of the oldest month that the table keeps; `date.min` if it keeps all."""
     if spec.retention.retention_months is None:
         return date.min
     months = today.year * 12 + today.month - 1 - spec.retention.retention_months

@@ -14,7 +14,7 @@ from pulso_etl.sync.redaction import scrub
 
 
 class Cause(StrEnum):
-    """Why something failed: a closed list. Each value asks for something else of the people who read it."""
+    """Why something failed: a closed list. For each value, people have to do something different."""
 
     SOURCE_UNAVAILABLE = "source_unavailable"
     """BigQuery does not answer for now."""
@@ -27,11 +27,11 @@ class Cause(StrEnum):
     SOURCE_REFUSED = "source_refused"
     """BigQuery refuses the query for another reason."""
     COST_CAP = "cost_cap"
-    """The query would bill more than one query may."""
+    """The query would bill more bytes than the limit for one query."""
     BUDGET = "budget"
     """The day's budget is spent."""
     DESTINATION_UNAVAILABLE = "destination_unavailable"
-    """PostgreSQL is away for now, or lacks room."""
+    """PostgreSQL cannot be reached for now, or has no resources left."""
     DESTINATION_REFUSED = "destination_refused"
     """PostgreSQL refuses the work until somebody changes a right or a setting."""
     LOCKED = "locked"
@@ -43,7 +43,7 @@ class Cause(StrEnum):
     REJECTED_ROWS = "rejected_rows"
     """Rows of the source have values that the table cannot take."""
     DUPLICATE_KEY = "duplicate_key"
-    """The source holds several rows of one primary key."""
+    """The source holds several rows with the same primary key."""
     QUARANTINE_EXCEEDED = "quarantine_exceeded"
     """More rows are bad than the table allows."""
     SCHEMA = "schema"
@@ -67,7 +67,7 @@ class Cause(StrEnum):
     LAUNCHER_UNAVAILABLE = "launcher_unavailable"
     """Dagster, which launches the loads, does not answer."""
     TIMEOUT = "timeout"
-    """The load took longer than it may."""
+    """The load took longer than its time-out."""
     CANCELLED = "cancelled"
     """Somebody, or the machine, told the run to end."""
     ABANDONED = "abandoned"
@@ -120,7 +120,10 @@ def cause_of(error: BaseException) -> Cause:
 
 
 def interrupted(lasted: timedelta, timeout: timedelta, otherwise: Cause = Cause.CANCELLED) -> Cause:
-    """The cause of an attempt that others ended after the time `lasted`: TIMEOUT if that exceeds the time-out, else `otherwise`."""
+    """The cause of an attempt that was ended from outside after the time `lasted`.
+
+    It is TIMEOUT if that time reaches the time-out, and `otherwise` if it does not.
+    """
     return Cause.TIMEOUT if lasted >= timeout else otherwise
 
 
@@ -161,7 +164,7 @@ class SourceQuotaSpent(SourceError):
 
 
 class SourceAccessRefused(SourceError):
-    """BigQuery refuses the account, or its key can not be used."""
+    """BigQuery refuses the account, or the account's key is unusable."""
 
     cause = Cause.SOURCE_ACCESS
 
@@ -191,7 +194,7 @@ class DestinationError(PulsoError):
 
 
 class DestinationUnavailable(DestinationError):
-    """PostgreSQL is away or has no room for now (see `postgres.server_errors`)."""
+    """PostgreSQL cannot be reached for now, or has no resources left (see `postgres.server_errors`)."""
 
     cause = Cause.DESTINATION_UNAVAILABLE
 
@@ -215,7 +218,7 @@ class LedgerMismatch(DestinationError):
 
 
 class NewerReading(DestinationError):
-    """Days of the range were loaded from a later reading of the source than this load's own."""
+    """Another load has committed days of the range that it read from the source later than this load."""
 
     cause = Cause.NEWER_READING
 
@@ -233,7 +236,7 @@ class RejectedRows(ContractError):
 
 
 class DuplicateKeyError(RejectedRows):
-    """The source holds several rows of one primary key."""
+    """The source holds several rows with the same primary key."""
 
     cause = Cause.DUPLICATE_KEY
 
@@ -245,19 +248,19 @@ class QuarantineExceeded(ContractError):
 
 
 class SchemaRefused(ContractError):
-    """The table in PostgreSQL is not as declared, and only a person may change it so."""
+    """The table in PostgreSQL is not as declared, and only a person may change it."""
 
     cause = Cause.SCHEMA
 
 
 class ShrinkRefused(DestinationError):
-    """The source has so few rows that deleting the others looks like an accident."""
+    """The source has so few rows that it has probably lost rows by accident; the load refuses to delete the table's rows."""
 
     cause = Cause.SHRINK
 
 
 class SnapshotWithdrawn(ContractError):
-    """The source no longer has a snapshot that the table holds, and the one before it lies outside of what can be read."""
+    """The source no longer has a snapshot that the table holds, and the load cannot read the days of the snapshot before it."""
 
     cause = Cause.SNAPSHOT_WITHDRAWN
 
@@ -279,13 +282,13 @@ class RequestRefused(PlanError):
 
 
 class LoadFailed(PulsoError):
-    """A load failed by an error from outside of this package, most often from the asset's own stream."""
+    """A load failed because of an error in code outside of this package, most often in the asset's own stream."""
 
     cause = Cause.INTERNAL
 
 
 class LocalStackError(PulsoError):
-    """A part of the embedded default could not start, or died."""
+    """A part of the embedded local stack could not start, or ended unexpectedly."""
 
     cause = Cause.INTERNAL
 

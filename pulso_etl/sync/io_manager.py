@@ -56,7 +56,7 @@ EVERY_DAY = DayRange(date.min, date.max)
 
 @dataclass
 class AttemptRecord:
-    """What the history stores of an attempt: which attempt it is, how far it came, and what its stream reports.
+    """What the history stores of an attempt: which attempt it is, its progress, and the metadata of its stream.
 
     `began` is a time of the process's monotonic clock.
     """
@@ -93,7 +93,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
     def connect(self, purpose: str, timeout: timedelta) -> Iterator[psycopg.Connection]:
         """A connection in autocommit mode, named after its purpose (a run's id) so that its server session can be found.
 
-        The server ends work that takes longer than `timeout`. Raises DestinationError where a pooler shares the session.
+        The server ends work that takes longer than `timeout`. Raises DestinationError if a pooler shares the session.
         """
         limits = Limits.of_work(timeout, timedelta(seconds=self.lock_timeout_seconds))
         with Session(as_role(self.database_url, self.database_role), purpose, limits).hold() as conn:
@@ -106,15 +106,15 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
     def handle_output(self, context: OutputContext, obj: Any) -> None:
         """Loads what the asset yielded.
 
-        Raises errors of `pulso_etl.sync.errors` that a retry may mend, and dagster.Failure (not retried) for other errors. In both
-        cases the table is as it was before.
+        Raises an error of `pulso_etl.sync.errors` if a retry may succeed, and dagster.Failure, which Dagster does not retry, for
+        every other error. In both cases the table does not change.
         """
         with _permanent_errors_end_the_step():
             self._load(context, obj)
 
     def _load(self, context: OutputContext, obj: Any) -> None:
         asset, step, started = context.asset_key.to_user_string(), context.step_context, datetime.now(UTC)
-        # The asset's name and today stand for the table and the days until these are known.
+        # Until the table and the days are known, an error is recorded under the asset's name and today.
         named = RunningAttempt(asset, DayRange(today := DEFAULT.day(started), today), context.run_id, _number(step), started)
         attempt = AttemptRecord(named, time.monotonic())
         with self._recorded(context, attempt):
@@ -165,8 +165,8 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         except DestinationError as error:
             if stream.changes is None or as_of is None or error.retryable:
                 raise
-            # Only a load of the whole window can decide whether the table may become as the changes ask.
-            stream.changes.whole(f"what changed was refused: {error}")
+            # The guards need all rows of the window to decide.
+            stream.changes.whole(f"the load of the changed rows was refused: {error}")
             whole = replace(request, source=replace(source, captured=False))
             return _commit(target, attempt, whole, horizon, read_at)
 
@@ -184,7 +184,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
             refuse_strangers(conn, target.schema, spec.name)
             marks.start(conn, extraction)
         attempt.running = True
-        # In a transaction of its own: the load's transaction would keep other loads from adding months until its end.
+        # A separate transaction: in the load's transaction, the lock would keep other loads from adding months until its end.
         with conn.transaction():
             refuse_expired(spec, extraction.window, spec.zone.day(extraction.started_at))
             if not sole:
@@ -193,7 +193,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
 
     @contextmanager
     def _recorded(self, context: OutputContext, attempt: AttemptRecord, conn: psycopg.Connection | None = None) -> Iterator[None]:
-        """Records any error, interrupts included, as the end of the attempt; its data are rolled back.
+        """Records every error, interrupts included, as the end of the attempt. The attempt's data are rolled back.
 
         `conn` is the session that holds the attempt's lock, if there is one. The failure is recorded by that session, because
         without the lock the next writer would take the attempt for abandoned.
@@ -201,7 +201,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         try:
             yield
         except BaseException as error:
-            message = str(error) if isinstance(error, Exception) else "interrupted: the run or its process was told to end"
+            message = str(error) if isinstance(error, Exception) else "interrupted: somebody or the machine stopped the run"
             marks, extraction = Watermarks(self.database_schema), attempt.extraction
             cause = cause_of(error)
             if cause is Cause.CANCELLED:
@@ -222,9 +222,11 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
                             metadata=attempt.metadata,
                         )
             except SchemaRefused:
-                context.log.warning(f"{extraction.table}: the failure was not recorded, because tables of ours carry foreign code")
+                context.log.warning(
+                    f"{extraction.table}: the failure was not recorded, because tables carry objects that Pulso ETL has not made"
+                )
             except (psycopg.Error, DestinationError) as refusal:
-                context.log.warning(f"{extraction.table}: the failure could not be recorded: {first_line(refusal)}")
+                context.log.warning(f"{extraction.table}: the failure was not recorded: {first_line(refusal)}")
             raise
 
     def load_input(self, context: InputContext) -> Any:
@@ -238,7 +240,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         with _permanent_errors_end_the_step():
             asset, upstream = context.asset_key.to_user_string(), context.upstream_output
             if upstream is None:
-                raise ContractError(f"{asset}: an input needs an upstream asset that this IO manager wrote")
+                raise ContractError(f"{asset}: this input has no upstream asset; give it an asset that this IO manager wrote")
             spec = _spec(upstream.definition_metadata, asset)
             form = form_of(spec.name, context.dagster_type.typing_type)
             names = chosen_columns(spec, (context.definition_metadata or {}).get("columns"))
@@ -253,9 +255,9 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
 
 @contextmanager
 def _permanent_errors_end_the_step() -> Iterator[None]:
-    """Raises errors that no retry mends as a Failure that forbids retries, and takes secrets out of every error.
+    """Turns an error after which a retry cannot succeed into a Failure that forbids retries, and blanks secrets in every error.
 
-    Dagster retries, and records, any other error that a step raises.
+    Dagster retries every other error that a step raises. It records all errors.
     """
     try:
         with clean_errors():
@@ -280,7 +282,7 @@ def _named(spec: TableSpec, window: DayRange) -> Iterator[None]:
 def _commit(
     target: Target, attempt: AttemptRecord, request: LoadRequest, horizon: Horizon, read_at: datetime
 ) -> tuple[LoadResult, Settlement]:
-    """Loads and verifies the rows, which the source had at `read_at`, and settles the watermark, in one transaction."""
+    """Loads and verifies the rows that the source had at `read_at`, and settles the watermark, in one transaction."""
     conn, spec, window, marks = target.conn, target.spec, request.window, Watermarks(target.schema)
     with translated(spec, window), conn.transaction(), marks.taking_over(conn, spec, window):
         result = load(target, request)
@@ -312,10 +314,10 @@ def _capture(
         stream.whole("the run asks for it")
         return None
     if not is_as_declared(target):
-        stream.whole("the table is not as declared, or not there")
+        stream.whole("the table is missing or not as declared")
         return None
     state = Watermarks(target.schema).read(target.conn, now - CAPTURE_LAG)[target.spec.name]
-    # A load of changes writes the rows of the instant of the watermark, not of its own end.
+    # A load of changes writes the rows as they were at the instant of the watermark. So the time at which it ended does not count.
     written = [
         attempt.finished_at
         for attempt in state.attempts
@@ -332,7 +334,7 @@ def _spec(metadata: Any, asset: str) -> TableSpec:
         return TableSpec.from_metadata(getattr(value, "value", value))
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(str(part) for part in fault['loc'])} {fault['msg']}" for fault in error.errors())
-        raise ContractError(f"asset {asset}: its metadata under '{SPEC_KEY}' are not a TableSpec: {faults}") from error
+        raise ContractError(f"asset {asset}: the metadata '{SPEC_KEY}' are not a valid TableSpec: {faults}") from error
 
 
 def _since_start(step: StepExecutionContext) -> timedelta:
@@ -367,9 +369,9 @@ def _log(
     for statement in result.migration:
         context.log.info(f"{spec.name}: the table was migrated: {statement}")
     if "capture_reason" in details:
-        context.log.info(f"{spec.name} {window}: read as a whole, not only what changed: {details['capture_reason']}")
+        context.log.info(f"{spec.name} {window}: read all rows, not only the changed ones: {details['capture_reason']}")
     if result.quarantine_reasons:
-        context.log.warning(f"{spec.name} {window}: rows in etl_quarantine, by column and reason: {result.quarantine_reasons}")
+        context.log.warning(f"{spec.name} {window}: rows put in etl_quarantine, by column and reason: {result.quarantine_reasons}")
     context.log.info(f"{spec.name} {window}: {result.plan}, {result.total.as_dict()}, seconds {result.seconds}")
 
 

@@ -40,10 +40,10 @@ class Reading:
 @dataclass(frozen=True)
 class Watermark:
     """How far a table is loaded. At `last_extracted_at` (with zone), every day up to `last_partition` that could still change was
-    as the source had it.
+    equal to the source.
 
     `readings` has the last reading of each day that may be owed. `lost` are rows that were loaded and are gone. `replaced`: the
-    table lies in other files than at its last load, and nothing has counted its rows since.
+    table has other files than at its last load, and nothing has counted its rows since then.
     """
 
     last_extracted_at: datetime | None
@@ -69,14 +69,15 @@ class Settlement:
             return f"the watermark is at {self.watermark.last_partition}"
         last = self.watermark.last_partition
         stays = "there is no watermark yet" if last is None else f"the watermark stays at {last}"
-        return f"{stays}, as days are still owed: {', '.join(map(str, self.owed)) or 'none'}"
+        return f"{stays}, because days are still owed: {', '.join(map(str, self.owed)) or 'none'}"
 
 
 @dataclass(frozen=True)
 class Horizon:
     """Which days of a table can be owed: days from `first_day` to `last_day`.
 
-    The source changes a day for `lookback_days` after it, and so long the day is owed. In the `zone` a reading happened on its day.
+    The source changes a day for `lookback_days` after it, and the day is owed for that time. `zone` decides on which day a reading
+    happened.
     """
 
     lookback_days: int = 1
@@ -101,9 +102,9 @@ class Horizon:
 def owed_days(horizon: Horizon, watermark: Watermark, today: date) -> list[date]:
     """The days up to `today` that the source may have changed since they were last read, in order.
 
-    A day is owed if its last reading was not final, by the lookback in force at that reading. The table's lookback before the
-    watermark (without a watermark: before today) begins a second rule: from then on, a day is also owed if it was never read, or
-    not as late as today's lookback asks. Earlier days that nobody has asked for are not owed.
+    A day is owed if its last reading was not final, by the lookback at that reading. A second rule holds for the last days before
+    the watermark (without a watermark: before today), as many as the lookback, and for all later days: such a day is also owed if
+    it was never read, or was read too early for today's lookback. Earlier days that nobody has asked for are not owed.
     """
     reached = today if watermark.last_partition is None else min(watermark.last_partition, today)
     begin = horizon.trailing(reached)

@@ -18,7 +18,7 @@ SHORTEST_DAY = timedelta(hours=23)
 def partition_days(table: str, definition: PartitionsDefinition[Any] | None, keys: Iterable[str]) -> dict[str, DayRange]:
     """The days of each partition, by its key: from the day on which it begins to the day before its end.
 
-    A partition of one day has that date, in whatever zone and format the definition names it. A week or a month has all its days.
+    A partition of one day has that date, whatever zone and format the definition uses. A week or a month has all its days.
     Raises ContractError for a partition shorter than a day, and for a definition without time windows.
     """
     found = list(keys)
@@ -53,14 +53,14 @@ def ranges_of(partitions: Mapping[str, DayRange]) -> list[DayRange]:
 
 
 def first_day(definition: PartitionsDefinition[Any]) -> date:
-    """The first day of an asset whose partitions are days (see `partition_days`); `date.min` where none has begun."""
+    """The first day of an asset whose partitions are days (see `partition_days`); `date.min` if none has begun."""
     assert isinstance(definition, TimeWindowPartitionsDefinition)
     window = definition.get_first_partition_window()
     return date.min if window is None else window.start.date()
 
 
 def last_day(definition: PartitionsDefinition[Any]) -> date:
-    """The last day of the newest partition that there is now; `date.max` where none has begun."""
+    """The last day of the newest partition that exists now; `date.max` if none has begun."""
     assert isinstance(definition, TimeWindowPartitionsDefinition)
     window = definition.get_last_partition_window()
     return date.max if window is None else window.end.date() - timedelta(days=1)

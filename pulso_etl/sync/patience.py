@@ -14,7 +14,7 @@ import psycopg
 
 Found = TypeVar("Found")
 TICK_SECONDS = 8.0
-"""A tick ends after this time, whatever is away. Dagster gives it a minute, and then reports only a time-out."""
+"""A tick ends after this time, even if a server does not answer. After a minute, Dagster would report only a time-out."""
 CONNECT_SECONDS = 3
 """Seconds that a tick gives PostgreSQL to accept a connection."""
 
@@ -37,7 +37,7 @@ def within(seconds: float, work: Callable[[], Found]) -> Found:
 def cut_after(seconds: float, conn: psycopg.Connection) -> Iterator[psycopg.Connection]:
     """Cuts the connection after `seconds` if the block has not ended. A statement that waits in it then raises OperationalError.
 
-    Only this notices a server that accepts requests and never answers, because its time-outs run on the server itself.
+    Only this helps against a server that accepts requests and never answers: the other time-outs run on that server itself.
     """
 
     def cut() -> None:

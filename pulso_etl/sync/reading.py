@@ -1,4 +1,4 @@
-"""Reads rows of a table back, for an asset downstream or a notebook, in the form that it asks for."""
+"""Reads rows of a table back for a downstream asset or a notebook, in the type that it asks for."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Form = Callable[[pa.Table], Any]
 
 
 def read(target: Target, ranges: Sequence[DayRange], names: Sequence[str]) -> pa.Table:
-    """The rows of the days, ordered by day and key, in the columns of those names; inside the connection's transaction.
+    """The named columns of the rows of the days, ordered by day and key. Runs in the connection's transaction.
 
-    A table that nobody has loaded yet is empty. Raises ContractError for a table that was loaded and is gone.
+    A table that nobody has loaded yet has no rows. Raises ContractError for a table that was loaded and is missing now.
     """
     spec = target.spec
     wanted = pa.schema([(name, _read_type(spec.column(name))) for name in names])
@@ -33,7 +33,7 @@ def read(target: Target, ranges: Sequence[DayRange], names: Sequence[str]) -> pa
         query = Statements(spec, target.schema).select(names)
         for days in ranges:
             with target.conn.cursor("pulso_load_input") as cursor:
-                # JSON stays the text that the server prints: Python's numbers do not hold every number of JSON.
+                # JSON is read as the text that the server prints, because Python's numbers cannot hold every number of JSON.
                 cursor.adapters.register_loader("jsonb", TextLoader)
                 cursor.execute(query, {"start": days.start, "end": days.end})
                 while rows := cursor.fetchmany(spec.source.batch_rows):
@@ -48,7 +48,7 @@ def _is_there(target: Target) -> bool:
     if exists(target.conn, target.schema, name):
         return True
     if Watermarks(target.schema).ever_loaded(target.conn, name):
-        raise ContractError(f"{name}: the table was loaded before and is gone from PostgreSQL; load its days again")
+        raise ContractError(f"{name}: the table was loaded before and is missing in PostgreSQL now; load its days again")
     return False
 
 
@@ -81,8 +81,8 @@ def _joined(spec: TableSpec, field: pa.Field, chunks: Sequence[pa.Array]) -> pa.
 
 def _too_many_digits(spec: TableSpec, field: pa.Field) -> ContractError:
     return ContractError(
-        f"{spec.name}: the numbers of {field.name} have more digits before and after the point than the 76 of Arrow's decimal; "
-        "read fewer days at once, or leave the column out (the input's metadata `columns`)"
+        f"{spec.name}: the numbers of {field.name} need more than 76 digits before and after the point, and Arrow's decimal has no "
+        "more; read fewer days at once, or leave the column out (the input's metadata `columns`)"
     )
 
 
@@ -97,7 +97,7 @@ def _read_type(column: Column) -> pa.DataType:
     elif column.precision is not None:
         kind = pa.decimal128(column.precision, column.scale)
     else:
-        # Arrow's widest decimal takes every NUMERIC and BIGNUMERIC of BigQuery as it is.
+        # Arrow's widest decimal holds every NUMERIC and BIGNUMERIC of BigQuery exactly.
         kind = pa.decimal256(76, 38)
     return pa.list_(kind) if column.repeated else kind
 
@@ -128,12 +128,12 @@ def form_of(table: str, annotation: Any) -> Form:
         if isinstance(kind, type) and kind.__module__.partition(".")[0] == "pandas" and kind.__name__ == "DataFrame":
             return _frame
     raise ContractError(
-        f"{table}: the input is annotated {annotation}; annotate it pyarrow.Table, pyarrow.RecordBatchReader or pandas.DataFrame"
+        f"{table}: the input has the type {annotation}; annotate it as pyarrow.Table, pyarrow.RecordBatchReader or pandas.DataFrame"
     )
 
 
 def _frame(rows: pa.Table) -> Any:
-    """The rows as pandas.DataFrame. Integers with nulls become nullable integers: a double does not hold all their digits."""
+    """The rows as pandas.DataFrame. Integers with nulls become nullable integers, because a double cannot hold all their digits."""
     import pandas
 
     frame = rows.to_pandas()

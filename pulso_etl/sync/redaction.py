@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 BLANK = "***"
 SHORTEST = 6
-"""A shorter secret is blanked only in the place of a password, because it could be any word."""
+"""A shorter secret is blanked only where a password stands, because it could be any word."""
 SHAPES = (
     (re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s/:@?#'\"]*:)[^\s/@'\"]+(?=@)"), rf"\1{BLANK}"),
     (re.compile(r"(\bpassword\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s'\"]+)", re.IGNORECASE), rf"\1{BLANK}"),

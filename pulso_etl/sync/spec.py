@@ -125,7 +125,9 @@ class Column(Declared):
             if self.precision is None or self.scale is None or self.scale > self.precision:
                 raise ValueError(f"column {self.name}: precision and scale go together, the scale not above the precision")
         if self.repeated and self.type is ColumnType.JSON:
-            raise ValueError(f"column {self.name}: JSON can't be repeated; declare one of JSON, and write TO_JSON(x) in the SQL")
+            raise ValueError(
+                f"column {self.name}: JSON can't be repeated; declare it without `repeated`, and write TO_JSON(x) in the SQL"
+            )
         return self
 
     @property
@@ -136,7 +138,7 @@ class Column(Declared):
 
     @property
     def has_width(self) -> bool:
-        """Whether every value takes the same room."""
+        """Whether all values have the same size."""
         return not self.repeated and self.type not in WITHOUT_WIDTH
 
     @model_validator(mode="after")
@@ -210,8 +212,8 @@ class Source(Part):
     `query` is BigQuery SQL. It names source tables by placeholders in back-ticks and braces (`PLACEHOLDER`), and has the parameters
     `@start` and `@end` (DATE, inclusive). The text `'{timezone}'` becomes the name of the table's time zone.
     `batch_rows`: rows per batch that is read.
-    `change_capture`: the refresh sensor's runs read only the rows that changed, by this function of BigQuery, where they can (see
-    `bigquery.capture`). The query then makes each of its rows of one row of one base table.
+    `change_capture`: the function of BigQuery by which the refresh sensor's runs read only the rows that changed, if they can (see
+    `bigquery.capture`). The query then makes each of its rows from one row of one base table.
     """
 
     query: str = ""
@@ -227,9 +229,8 @@ class Loading(Part):
       key. Unchanged rows are not written.
     - `replace_partition`: every row of the range is deleted and every row of the source is inserted, changed or not.
     - `append`: rows are only added. The primary key says which rows are the same. A key may repeat, in the source and in the table.
-      A range that is loaded again gains as many rows of a key as the source has more than the table. So nothing is added twice, and
-      a row that changed or vanished in the source stays as it was first loaded. The load matches copies with equal values first;
-      see `loading.strategies.missing`.
+      If the source has three rows of a key and the table has two, a load adds one. So no row is added twice, and a row that changed
+      or vanished in the source stays as it was first loaded. See `loading.strategies.missing`.
     - `scd2`: rows are versions of a key. A version is valid from `valid_from` until before `valid_to` (instants of loads; null
       marks the current version). A changed row closes the current version and opens another at the same instant. A vanished row is
       closed. Unchanged rows are not written.
@@ -244,7 +245,7 @@ class Loading(Part):
     limit or beyond its type, a key that the source gives more than once. With `fail` the first such row stops the load. With
     `quarantine` these rows go to the table `etl_quarantine`, with all rows of a duplicated key, and the others are loaded. The row
     that the table holds of a quarantined key stays as it is: the key has not vanished from the source. A row whose key is itself at
-    fault protects nothing. Where more than `maximum_quarantined_share` (0..1) of the rows would be quarantined, the load fails.
+    fault protects nothing. If more than `maximum_quarantined_share` (0..1) of the rows would be quarantined, the load fails.
 
     `minimum_kept_share`: a load that would leave less than this share (0..1) of a range's rows is refused.
     `chunk_days`: a back-fill of more days is split into runs of so many days, which may go on at the same time.
@@ -272,10 +273,10 @@ class Schedule(Part):
 
 
 class Quality(Part):
-    """What is looked at after a load.
+    """What the checks look at after a load.
 
-    `minimum_records`: rows that the last `lookback_days` days should hold at least; 0 sets no minimum.
-    `volume_factor`: a day with so many times more, or fewer, rows than the same weekday before it is a warning.
+    `minimum_records`: the least rows that the last `lookback_days` days should hold; 0 sets no minimum.
+    `volume_factor`: a check warns if a day has this many times more, or fewer, rows than the same weekday before it.
     `reconcile_days`: trailing days that a reconciliation compares with the source.
     `alert_quarantined_share`: a greater share (0..1) of quarantined rows raises an alert.
     """
@@ -324,11 +325,11 @@ class TableSpec(Declared):
     """One table: what it holds, and, in five parts, where its rows come from and how they are kept.
 
     `columns` are all columns that the query returns, keys included. The destination adds `kept_columns`.
-    `version_column`: where the source has several rows of a key, the load keeps the row with the greatest version. A version is
-    required, like a key. Where the partition column is in the key, the greatest version that the source has now counts. Elsewhere
+    `version_column`: if the source has several rows of a key, the load keeps the row with the greatest version. A version is
+    required, like a key. If the partition column is in the key, the greatest version that the source has now counts. If it is not,
     the greatest version ever seen counts.
     `snapshot_of`: columns of the key. For each value of these columns, a day of the source is a snapshot. The table holds the
-    newest snapshot as a whole (see docs/tables.md): a row that the newest snapshot lacks is gone, whatever older snapshots say.
+    newest snapshot as a whole (see docs/tables.md): a row that the newest snapshot lacks is gone, even if older snapshots have it.
     `stamp_columns` say when the source computed a row. A change in them alone is no change of the row.
     `tenant`: the tenant that owns the table, in a deployment with several. The file of tenants sets it, never a declaration.
     `timezone`: the zone whose days the partitions are, by its IANA name. In a deployment the setting TIMEZONE sets it, never a
@@ -338,9 +339,9 @@ class TableSpec(Declared):
     name: str = Field(pattern=IDENTIFIER)
     description: str
     title: str = ""
-    """What the table's readers call it, in their language; where it is empty they are shown the name."""
+    """What the table's readers call it, in their language. If it is empty, they see the name."""
     subtitle: str = ""
-    """What the table shows, in a few words of their language; where it is empty they are shown the description."""
+    """What the table shows, in a few words of the readers' language. If it is empty, they see the description."""
     primary_key: tuple[str, ...] = Field(min_length=1)
     partition_column: str
     columns: tuple[Column, ...]
@@ -387,7 +388,7 @@ class TableSpec(Declared):
         without_order = [f"{one.name} holds {one.sql_type}" for one in ordering if one.repeated or one.type is ColumnType.JSON]
         partitions = self.column(self.partition_column)
         return self._without(
-            (without_order, f"{', '.join(without_order)}, which is no key and no version"),
+            (without_order, f"{', '.join(without_order)}, which neither a key nor a version can hold"),
             (partitions.type is not ColumnType.DATE, f"the partition column {partitions.name} must be a date"),
             (set(self.stamp_columns) & set(self.primary_key), "a stamp column can't be part of the primary key"),
         )
@@ -408,7 +409,7 @@ class TableSpec(Declared):
             ),
             (
                 not self.partition_in_key and not ordered,
-                "a key that lives in several partitions needs a version_column, or snapshot_of, else older days win",
+                "a key that can be in several partitions needs a version_column, or snapshot_of; without it, older days would win",
             ),
         )
 

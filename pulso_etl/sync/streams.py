@@ -24,7 +24,7 @@ class DeferredStream(Protocol):
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What opening the stream reports, for the materialization."""
+        """What the stream reports after it was opened, for the materialization."""
 
     def open(self) -> AbstractContextManager[pa.RecordBatchReader]: ...
 
@@ -34,18 +34,18 @@ class ChangeStream(DeferredStream, Protocol):
     """A deferred stream that may be able to give what changed instead of the whole window."""
 
     def capture(self, watermark: Watermark, written_at: datetime | None, now: datetime) -> datetime | None:
-        """Turns to the changes since the watermark, and returns as of which instant; None where it keeps the whole window.
+        """Makes the stream give the changes since the watermark, up to the instant that is returned. None if it gives all rows.
 
         `written_at`: when the last load of these days ended; the watermark may not show that load.
         """
 
     def whole(self, reason: str) -> None:
-        """Turns to the whole window."""
+        """Makes the stream give all rows of the window."""
 
 
 @runtime_checkable
 class PastStream(DeferredStream, Protocol):
-    """A deferred stream that can give rows of earlier days, for a table whose newest snapshot may lie there."""
+    """A deferred stream that can give rows of earlier days, for a table whose newest snapshot may be from such a day."""
 
     def read_past(self, days: DayRange) -> AbstractContextManager[pa.RecordBatchReader]: ...
 
@@ -69,7 +69,7 @@ class Stream:
 def as_stream(spec: TableSpec, window: DayRange, obj: Any) -> Stream:
     """The stream of what an asset yielded for the days of the window.
 
-    Anything without rows and columns is a table without rows. So is a pandas.DataFrame without rows, whose types mean nothing.
+    Anything without rows and columns is a table without rows. So is a pandas.DataFrame without rows, because its types say nothing.
     Raises ContractError for anything that is not a table.
     """
     if isinstance(obj, DeferredStream):

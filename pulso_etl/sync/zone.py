@@ -46,8 +46,9 @@ class Zone:
         return instant.astimezone(self.tzinfo)
 
     def begin(self, day: date) -> datetime:
-        """The first instant of the day, in UTC: times of one zone would be subtracted as their clocks show them."""
-        # A day whose midnight the clocks skip begins an hour later. Python takes the offset of before, which gives that instant.
+        """The first instant of the day, in UTC. Python subtracts two times of one zone by what the clocks show, which is wrong on a
+        day when the clocks change; times in UTC have no such fault."""
+        # If the clocks skip midnight, the day begins an hour later. Python uses the offset before the change, which is right.
         return datetime.combine(day, time(), self.tzinfo).astimezone(UTC)
 
 

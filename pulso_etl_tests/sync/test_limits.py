@@ -84,5 +84,5 @@ def test_a_table_that_another_holds(server_url: str, schema: str, conn: psycopg.
     loads([row(D1, "a")], things())
     with conn.transaction(), Session(server_url, "test", Limits(lock=SHORT)).open() as late:
         conn.execute("LOCK TABLE things")
-        with pytest.raises(DestinationUnavailable, match="another writer held the table too long"):
+        with pytest.raises(DestinationUnavailable, match="another writer held the table for too long"):
             Loads(late, schema)([row(D1, "a")], things())

@@ -29,7 +29,7 @@ from pulso_etl_tests.sync.visits import materialize, visits
 
 pytestmark = needs_pgbouncer
 MINUTE = timedelta(minutes=1)
-SHARED = r"hands one server session to several clients \(pool_mode=transaction"
+SHARED = r"gives one server session to several clients \(pool_mode=transaction"
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_a_load_in_transaction_mode_is_refused_before_anything_is_written(
 ) -> None:
     manager = PostgresUpsertIOManager(database_url=transaction_mode, database_schema=schema)
     told = failure(materialize(manager, instance, visits(lambda rows: rows)))
-    assert "hands one server session to several clients (pool_mode=transaction" in told
+    assert "gives one server session to several clients (pool_mode=transaction" in told
     assert told.count("\n") == 0
     assert conn.execute("SELECT tablename FROM pg_tables WHERE schemaname = %s", (schema,)).fetchall() == []
     assert held_locks(conn) == []

@@ -80,7 +80,7 @@ def test_a_new_required_column_is_added_to_an_empty_table_and_refused_where_rows
             'ALTER COLUMN "hour" TYPE bigint USING "hour"::bigint',
             "hour: declared bigint, the table has integer",
         ),
-        (things(), changed(colour=TableColumn("colour", "text")), 'DROP COLUMN "colour"', "colour: in the table and not declared"),
+        (things(), changed(colour=TableColumn("colour", "text")), 'DROP COLUMN "colour"', "colour: in the table but not declared"),
         (
             things(columns=(*COLUMNS[:-1], Column(name="stamp", type=ColumnType.TIMESTAMP, required=True))),
             AS_DECLARED,

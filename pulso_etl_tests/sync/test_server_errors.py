@@ -96,7 +96,7 @@ def test_a_quarantined_row_that_is_too_big_keeps_its_last_good_state(loads: Load
 @pytest.mark.parametrize(
     ("provoke", "error", "message"),
     [
-        ("SET default_transaction_read_only = on", DestinationUnavailable, "takes no writes for now"),
+        ("SET default_transaction_read_only = on", DestinationUnavailable, "accepts no writes for now"),
         ("SET statement_timeout = 1", LoadTimedOut, "the statement was ended"),
     ],
     ids=["read-only", "statement_timeout"],
@@ -147,9 +147,9 @@ def refused(url: str) -> psycopg.Error:
 @pytest.mark.parametrize(
     ("changes", "retried", "message"),
     [
-        ({"dbname": "nada"}, False, "does not let us in: .*create the database, or name another in DATABASE_URL"),
-        ({"user": "nadie"}, False, "does not let us in: .*check user and password of DATABASE_URL, the role's LOGIN"),
-        ({"user": "{}_nologin"}, False, "does not let us in: .*check user and password of DATABASE_URL, the role's LOGIN"),
+        ({"dbname": "nada"}, False, "refuses the login: .*create the database, or name another in DATABASE_URL"),
+        ({"user": "nadie"}, False, "refuses the login: .*check user and password of DATABASE_URL, the role's LOGIN"),
+        ({"user": "{}_nologin"}, False, "refuses the login: .*check user and password of DATABASE_URL, the role's LOGIN"),
         ({"user": "{}_full"}, True, "has no connection left: .*raise max_connections or the role's limit"),
         ({"host": "127.0.0.1", "port": "1"}, True, "is away: .*refused"),
         ({"host": "no.such.host.invalid"}, True, "is away: "),

@@ -31,14 +31,14 @@ FILES = f"""
 """  # noqa: S608 - made of constants
 """The files of the table. They change with a TRUNCATE, a DROP, a restore or a rewrite. Null if there is no table.
 
-The query reads only the catalog, and waits for no lock."""
+The query reads only the catalog. It waits for no lock."""
 
 
 @dataclass(frozen=True)
 class Day(Reading):
-    """A day of the ledger: at the instant `at` it was equal to the source; `loaded_at` is the reading of its last load (with zone).
+    """A day of the ledger. At the instant `at` it was equal to the source. At `loaded_at` (with zone) its last load read it.
 
-    `at` is later than `loaded_at` if the source has reported since then that the day did not change.
+    `at` is later than `loaded_at` if the source has reported after that load that the day did not change.
     """
 
     loaded_at: datetime
@@ -171,5 +171,5 @@ class Ledger:
         if newer is not None:
             raise NewerReading(
                 f"{table} {window}: these rows were read at {read_at:%Y-%m-%d %H:%M:%S %Z}, and another load has committed "
-                f"{newer[0]} as it was at {newer[1]:%Y-%m-%d %H:%M:%S %Z}; nothing was loaded, a retry reads them again"
+                f"{newer[0]} as it was at {newer[1]:%Y-%m-%d %H:%M:%S %Z}; nothing was loaded, a retry reads the rows again"
             )

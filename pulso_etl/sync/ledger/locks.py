@@ -1,7 +1,8 @@
 """The advisory locks of the loads: they decide which loads of one table may go on at the same time.
 
 Two loads of a table never write the same day at the same time. If each day owns its rows, loads of different days may go on
-together: each of them shares the table's lock and has a lock for each of its days. Every other load has the table's lock alone.
+together: each of them shares the table's lock and has a lock for each of its days. Every other load needs the table's lock for
+itself.
 The session holds these locks, not the transaction, so that they cover the whole attempt. They end with the session.
 
 Every login of the database can take an advisory lock. After a long wait, the error therefore names the holder. Where a lock on one
@@ -82,7 +83,7 @@ def hold(target: Target, window: DayRange) -> bool:
         take(conn, [key])
         if needs_whole_table(spec, window) or not is_as_declared(target):
             return True
-        # Another load has created or changed the table during the wait, so this load need not be the only writer.
+        # Another load has created or changed the table during the wait. Now this load does not have to be the only writer.
         conn.execute("SELECT pg_advisory_unlock(%s)", (key,))
 
 

@@ -404,7 +404,7 @@ class Watermarks:
             return self.states(conn.cursor(row_factory=dict_row).execute(query, parameters).fetchall())
 
     def query(self, since: datetime | None = None) -> tuple[sql.Composed, tuple[datetime]]:
-        """The query of `read`, with its parameters. A caller that runs it itself gives the rows, as dicts, to `states`."""
+        """The query of `read`, with its parameters. A caller that runs it itself passes the rows, as dicts, to `states`."""
         query = sql.SQL(
             "SELECT w.table_name, w.last_extracted_at, w.last_partition, w.last_extraction_status, w.records_extracted, "
             "w.extraction_duration_seconds, w.error_message, w.extraction_id, w.recovery_attempts, w.metadata, w.updated_at, "
@@ -477,7 +477,8 @@ class Watermarks:
 
     def _leave(self, conn: psycopg.Connection, extraction: RunningAttempt) -> bool:
         """Removes the attempt from the running ones. Returns whether it was marked as running."""
-        # Attempts end one after the other. If two ended at once, neither would see the other's end: the table would stay running.
+        # The lock lets attempts end one after the other. If two ended at once, neither would see the end of the other, and the
+        # table would keep the status `running`.
         self._lock(conn, extraction.table)
         ended = conn.execute(
             sql.SQL("DELETE FROM {} WHERE table_name = %s AND extraction_id = %s AND attempt = %s").format(self.running),

@@ -1,7 +1,7 @@
 """The meaning of PostgreSQL's errors. One table maps its error classes to ours, and all code that translates errors uses it.
 
-A code (SQLSTATE) has five characters; the first two are its class. An entry for a code wins over the entry for its class. The text
-of the server is never searched, because the server chooses its language.
+A code (SQLSTATE) has five characters; the first two are its class. An entry for a code wins over the entry for its class. No code
+searches the server's text, because the server chooses its language.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ERROR_CODE = re.compile(r'\tErrorResponse\t S ".*?" V "[A-Z]+" C "([0-9A-Z]{5})"
 
 @dataclass(frozen=True)
 class Meaning:
-    """Our view of an error: the class that it becomes, the words of our message for what PostgreSQL does, and advice.
+    """How we report an error: the class that it becomes, the words that say what PostgreSQL does, and advice.
 
     `by_row`: only some rows are wrong, and the others could be loaded. `instead` replaces the server's text if it shows a value.
     """
@@ -79,7 +79,7 @@ def _row(says: str = " refuses a row") -> Meaning:
 AWAY = _away(" is away")
 OURS = Meaning(DestinationError, "", "report it as a fault of Pulso ETL, unless the table has triggers, rules or views of your own")
 SERVER = Meaning(DestinationError, "", "see the server's log")
-BUSY = _away(" gave the load up", "a later attempt may pass")
+BUSY = _away(" stopped the load", "a later attempt may pass")
 
 CLASSES: dict[str, Meaning] = {
     "00": SERVER,  # success
@@ -104,7 +104,7 @@ CLASSES: dict[str, Meaning] = {
     "26": OURS,  # statement name
     "27": OURS,  # triggered data change
     "28": Meaning(
-        DestinationError, " does not let us in", "check user and password of DATABASE_URL, the role's LOGIN, and pg_hba.conf"
+        DestinationError, " refuses the login", "check user and password of DATABASE_URL, the role's LOGIN, and pg_hba.conf"
     ),
     "2B": Meaning(DestinationError, "", "drop what depends on it first"),
     "2D": OURS,  # transaction termination
@@ -113,14 +113,14 @@ CLASSES: dict[str, Meaning] = {
     "38": OURS,  # external routine
     "39": OURS,  # external routine invocation
     "3B": OURS,  # savepoint
-    "3D": Meaning(DestinationError, " does not let us in", "create the database, or name another in DATABASE_URL"),
+    "3D": Meaning(DestinationError, " refuses the login", "create the database, or name another in DATABASE_URL"),
     "3F": Meaning(DestinationError, "", "create the schema, or name another in DATABASE_SCHEMA"),
     "40": BUSY,  # transaction rollback
     "42": OURS,  # syntax, or a name that is not there
     "44": _row(),  # check option of a view
-    "53": _away(" has no room", "free what it lacks, or wait until it is free"),  # resources
-    "54": _row(" refuses what is beyond its limits"),  # program limit
-    "55": Meaning(DestinationError, "", "see to the object first"),  # not in the state that is needed
+    "53": _away(" lacks a resource", "give the server more of it, or wait until some is free"),  # resources
+    "54": _row(" refuses a row that exceeds a limit"),  # program limit
+    "55": Meaning(DestinationError, "", "repair the object first"),  # not in the state that is needed
     "57": AWAY,  # operator intervention
     "58": Meaning(DestinationError, " fails on its own files", "see the server's log and disks"),  # system
     "72": BUSY,  # snapshot too old
@@ -133,34 +133,34 @@ CLASSES: dict[str, Meaning] = {
 
 CODES: dict[str, Meaning] = {
     "22P05": replace(_row(), instead="a text has a character that the database's encoding can't hold"),
-    "25006": _away(" takes no writes for now", "name the primary in DATABASE_URL, or see why the server is read-only"),
+    "25006": _away(" accepts no writes for now", "name the primary in DATABASE_URL, or find out why the server is read-only"),
     "25P03": _away(" ended the session, which had waited too long", "a later attempt may pass; give the table a longer timeout"),
     "25P04": Meaning(
         LoadTimedOut, " ended the load, which took too long", "a later attempt may pass; give the table a longer timeout"
     ),
     "40002": _row(),  # integrity constraint, found at the commit
     "42501": Meaning(DestinationError, "", "grant the role that right"),
-    "53100": _away(" has no disk left", "a later attempt passes once there is room"),
+    "53100": _away(" has no disk space left", "free disk space; then a later attempt may pass"),
     "53200": _away(" has no memory left", "a later attempt may pass; lower WORK_MEM_MB"),
     "53300": _away(" has no connection left", "a later attempt may pass; raise max_connections or the role's limit"),
-    "53400": Meaning(DestinationError, " refuses what is beyond its settings", "raise the setting that it names"),
+    "53400": Meaning(DestinationError, " has reached the limit of a setting", "raise the setting that it names"),
     "54001": OURS,  # statement too complex
-    "54011": Meaning(ContractError, " refuses what is beyond its limits", "nothing was loaded; declare fewer columns"),
+    "54011": Meaning(ContractError, " refuses so many columns", "nothing was loaded; declare fewer columns"),
     "54023": OURS,  # too many arguments
     "55006": BUSY,  # in use
-    "55P03": Meaning(TableBusy, ": another writer held the table too long", "try again later"),
+    "55P03": Meaning(TableBusy, ": another writer held the table for too long", "try again later"),
     "57014": Meaning(
         LoadTimedOut, ": the statement was ended", "a later attempt may pass; if none does, give the table a longer timeout"
     ),
     "57P01": _away(" ended the session", "a later attempt may pass"),
-    "57P04": Meaning(DestinationError, " lost the database", "create the database, or name another in DATABASE_URL"),
+    "57P04": Meaning(DestinationError, ": the database was dropped", "create the database, or name another in DATABASE_URL"),
     "58030": _away(" fails on its own files", "see the server's log and disks"),
 }
 """Codes with another meaning than their class."""
 
 
 def meaning(error: psycopg.Error) -> Meaning:
-    """The meaning of the error. An operational error without a code is a broken connection; any other one is our fault."""
+    """The meaning of the error. An operational error without a code is a broken connection; another error without one is a bug."""
     code = error.sqlstate
     if code is None:
         return AWAY if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)) else OURS
@@ -194,7 +194,7 @@ def naming_refusals(conninfo: str) -> Iterator[None]:
 
 
 def refusal_code(conninfo: str, seconds: float = ASK_SECONDS) -> str | None:
-    """The code of the error with which the server refuses the connection. None if it gives no code in time, or accepts.
+    """The code of the error with which the server refuses the connection. None if it sends no code in time, or does not refuse.
 
     If the server asks for a password and none is given, the password counts as wrong.
     """

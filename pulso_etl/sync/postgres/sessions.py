@@ -74,7 +74,7 @@ class Session:
         )
 
     def statement(self) -> sql.Composed:
-        """The statement that states every setting, whatever a used session has. Needs autocommit mode."""
+        """The statement that states every setting, so that the values of a used session do not matter. Needs autocommit mode."""
         _, role = split_role(self.url)
         settings = STATED | self.limits.settings() | {"application_name": self.name}
         works_as = sql.SQL("SET ROLE {}").format(sql.Identifier(role)) if role else sql.SQL("RESET ROLE")
@@ -119,7 +119,7 @@ class Session:
                     return
                 if theirs == mine or _server_process(conn) != mine:
                     raise DestinationError(
-                        "PostgreSQL: the pooler in between hands one server session to several clients (pool_mode=transaction or "
+                        "PostgreSQL: the pooler gives one server session to several clients (pool_mode=transaction or "
                         "statement), so a session loses its locks and settings; set pool_mode=session, or name the "
                         "server itself in DATABASE_URL"
                     )

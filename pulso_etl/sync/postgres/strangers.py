@@ -107,8 +107,8 @@ statement that drops it. The server's own objects have no entry in pg_depend, so
 
 
 def strangers(conn: psycopg.Connection, schema: str, tables: Sequence[str] = ()) -> list[str]:
-    """The objects of others on the tables, and on all tables whose names begin with `etl_`: a sentence each, with the statement
-    that drops the object. Nothing if the login works as itself."""
+    """A sentence for each object of others on the tables, and on all tables whose names begin with `etl_`. It has the statement
+    that drops the object. The list is empty if the login works as itself."""
     values = {"schema": schema, "tables": list(tables), "harmless": list(HARMLESS)}
     return [
         f"{table}: {kind} {name}".rstrip() + f": {told}" for table, kind, name, told in conn.execute(STRANGERS, values).fetchall()
@@ -118,7 +118,7 @@ def strangers(conn: psycopg.Connection, schema: str, tables: Sequence[str] = ())
 def refuse_strangers(conn: psycopg.Connection, schema: str, *tables: str) -> None:
     """Refuses the tables, and all tables whose names begin with `etl_`, if `strangers` finds something on them.
 
-    Runs in the caller's transaction. Until that ends, nobody can add anything to the tables and to RECORDS. Raises SchemaRefused.
+    Runs in the caller's transaction. Until that ends, nobody can add an object to the tables or to RECORDS. Raises SchemaRefused.
     """
     if conn.execute(SHARED).fetchone() != (True,):
         return
@@ -127,7 +127,7 @@ def refuse_strangers(conn: psycopg.Connection, schema: str, *tables: str) -> Non
         conn.execute(sql.SQL("LOCK TABLE {} IN ROW EXCLUSIVE MODE").format(sql.Identifier(*where)))
     if found := strangers(conn, schema, tables):
         raise SchemaRefused(
-            f"tables in schema {schema} carry objects that Pulso ETL has not made; they would run as the login "
-            f"{conn.info.user}, which may work as other roles too. Nothing was loaded. Drop them, or give the tenant its "
-            "own (database_url_env): " + "; ".join(found)
+            f"tables in schema {schema} carry objects that Pulso ETL has not made. Their code would run as the login "
+            f"{conn.info.user}, which may work as other roles too. Nothing was loaded. Drop the objects, or give the tenant a "
+            "login of its own (database_url_env): " + "; ".join(found)
         )

@@ -35,11 +35,11 @@ def create_table(spec: TableSpec, schema: str) -> list[sql.Composed]:
 
 
 def needed_changes(spec: TableSpec, schema: str, table: Table, *, aside: str | None = None) -> list[Change]:
-    """What must change for the table to be as declared, in an order that works; nothing where the table is as declared.
+    """The changes that make the table as declared, in an order that works. None are needed if it is as declared.
 
-    Safe and cheap changes may run: columns, limits (for rows written from now on) and indexes are added, NOT NULL is lifted, and
-    a type loses its length if PostgreSQL need not rewrite the table. Other changes are refused. Before rows leave the table, all
-    its rows are copied to a table of the name `aside`.
+    Safe and cheap changes may run. They add columns, limits (for rows written from now on) and indexes, they drop NOT NULL, and
+    they drop the length of a type if PostgreSQL does not rewrite the table for it. Other changes are refused. Before rows leave
+    the table, all its rows are copied to the table `aside`.
     """
     partitioning = f"RANGE ({spec.partition_column})" if spec.retention.partition_by else ""
     build = _alter if table.partitioned_by == partitioning else _rebuild
@@ -60,7 +60,7 @@ def version(spec: TableSpec, alias: str | None = None) -> sql.Composed:
     """The value that orders the rows of a key: the row with the greatest value is the newest."""
     name = spec.version_column or spec.partition_column
     column = sql.Composed([sql.Identifier(alias, name) if alias else sql.Identifier(name)])
-    # BigQuery orders texts by code points, so this does too, in every database language.
+    # BigQuery orders texts by code points. This does the same, whatever the database's language is.
     return column + sql.SQL(' COLLATE "C"') if spec.column(name).type is ColumnType.TEXT else column
 
 
@@ -150,7 +150,7 @@ def _copied(spec: TableSpec, schema: str, table: Table, aside: str) -> Iterator[
     """Keeps rows that have to leave the table in a copy."""
     if not table.holds_rows or not (loses_history(spec, table) or table.repeated):
         return
-    yield Change(copy_aside(spec, schema, aside), f"rows have to leave the table; as it is now it stays in {schema}.{aside}")
+    yield Change(copy_aside(spec, schema, aside), f"rows have to leave the table; {schema}.{aside} keeps a copy of all its rows")
     if loses_history(spec, table):
         yield Change(sql.SQL("DELETE FROM {} WHERE NOT ({})").format(sql.Identifier(schema, spec.name), sql.SQL(CURRENT)))
 
@@ -161,7 +161,7 @@ def _released(spec: TableSpec, schema: str, table: Table) -> Iterator[Change]:
         yield _altered(spec, schema, "DROP CONSTRAINT {}", sql.Identifier(table.primary_key_name), refusal=_other_key(spec, table))
     for name, index in table.indexes.items():
         if index.condition == CURRENT and index.unique and index not in _declared_indexes(spec):
-            # The project made this index. It would refuse rows that a wider key allows.
+            # Pulso ETL made this index. It would refuse rows that a key with more columns allows.
             yield Change(sql.SQL("DROP INDEX {}").format(sql.Identifier(schema, name)))
     if loses_history(spec, table):
         why = f"history: the table keeps versions of its rows, and {spec.loading.strategy} keeps none"
@@ -190,7 +190,7 @@ def _column(spec: TableSpec, schema: str, table: Table, column: Column) -> Itera
         if found.filled and not free:
             yield _altered(spec, schema, "ALTER COLUMN {} DROP DEFAULT", name)
             found = replace(found, filled=False)
-        # An empty table needs no cast, which PostgreSQL may not have.
+        # PostgreSQL may have no cast between the types. An empty table needs none.
         value = sql.SQL("{}::{}").format(name if table.holds_rows else sql.NULL, kind)
         yield _altered(spec, schema, "ALTER COLUMN {} TYPE {} USING {}", name, kind, value, refusal=why)
     if required and not found.not_null:
@@ -206,7 +206,7 @@ def _unknown(spec: TableSpec, schema: str, table: Table) -> Iterator[Change]:
     for column in (table.columns[name] for name in unknown_columns(spec, table)):
         name = sql.Identifier(column.name)
         if spec.loading.contract is Contract.FREEZE:
-            why = f"{column.name}: in the table and not declared (or set the contract to evolve)"
+            why = f"{column.name}: in the table but not declared; declare it, or set the contract to evolve"
             yield _altered(spec, schema, "DROP COLUMN {}", name, refusal=why)
         elif column.not_null and not column.filled:
             why = f"{column.name}: the table requires a value, the source has none"
@@ -228,7 +228,7 @@ def _secured(spec: TableSpec, schema: str, table: Table) -> Iterator[Change]:
         for operator, value in _limits(column):
             limit = table.limits.get((column.name, operator))
             if column.name in table.columns and value is not None and (limit is None or limit.value != value):
-                # Earlier rows may lie outside of the limit; PostgreSQL neither reads nor changes them.
+                # Earlier rows may be beyond the limit. PostgreSQL does not check them.
                 yield _altered(spec, schema, "ADD {} NOT VALID", _check(column, operator, value))
     for index in _declared_indexes(spec):
         if index not in table.indexes.values():

@@ -21,7 +21,7 @@ def is_as_declared(target: Target) -> bool:
 def ensure_table(target: Target) -> Table:
     """The table as PostgreSQL has it. Creates a missing table. Needs one catalog query if there is nothing to do.
 
-    It migrates nothing yet (see `migrate_table`). Raises SchemaRefused, with the statements, where a person has to act.
+    It migrates nothing yet (see `migrate_table`). Raises SchemaRefused, with the statements, if a person has to act.
     """
     conn, spec, schema = target.conn, target.spec, target.schema
     table = read_table(conn, schema, spec.name)
@@ -41,7 +41,7 @@ def ensure_table(target: Target) -> Table:
 def migrate_table(target: Target, table: Table) -> list[str]:
     """Runs the statements that `needed_changes` finds, in the caller's transaction, and returns them.
 
-    An ALTER TABLE keeps readers out until that transaction ends: call this late. Raises SchemaRefused.
+    An ALTER TABLE keeps readers out until that transaction ends, so call this late. Raises SchemaRefused.
     """
     changes = needed_changes(target.spec, target.schema, table)
     if any(change.refusal for change in changes):

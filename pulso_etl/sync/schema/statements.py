@@ -52,7 +52,8 @@ class Statements:
         return create_table(self.spec, self.schema)
 
     def lock_target(self, sole_writer: bool) -> sql.Composed:
-        """Readers go on. A sole writer makes every other writer wait, any other writer only changes of the definition."""
+        """Locks the table; readers go on. A sole writer makes every other writer wait. Without it, only changes of the table's
+        definition wait."""
         mode = "SHARE ROW EXCLUSIVE" if sole_writer else "ROW EXCLUSIVE"
         return sql.SQL("LOCK TABLE {} IN {} MODE").format(self.target, sql.SQL(mode))
 
@@ -62,8 +63,8 @@ class Statements:
         )
 
     def holds_rows(self) -> sql.Composed:
-        """Whether the table has rows, history included, that can clash with rows of the range."""
-        # A key that lives in several partitions can clash with rows outside of the range.
+        """Whether the table has rows, history included, that can conflict with rows of the range."""
+        # If a key can be in several partitions, rows outside of the range can conflict too.
         where = (
             sql.SQL("{} BETWEEN %(start)s AND %(end)s").format(self.partition) if self.spec.partition_in_key else sql.SQL("true")
         )
@@ -91,7 +92,7 @@ class Statements:
         return sql.SQL("ALTER TABLE {} {}").format(STAGE, sql.SQL(", ").join(changes))
 
     def analyze_stage(self) -> sql.Composed:
-        """Collects statistics of the columns by which the stage is joined; the planner needs no others."""
+        """Collects statistics of the columns by which the stage is joined. The planner needs no other statistics."""
         return sql.SQL("ANALYZE {} ({})").format(STAGE, self.keys)
 
     def deletions_by_day(self) -> sql.Composed:
@@ -101,7 +102,7 @@ class Statements:
         )
 
     def duplicates(self) -> sql.Composed:
-        """Keys that occur more than once (with a version: more than once at one version), and how many there are."""
+        """Keys that occur more than once (with a version column: more than once with the same version), and their number."""
         version = self.spec.version_column
         by = self.keys if version is None else sql.SQL("{}, {}").format(self.keys, sql.Identifier(version))
         return sql.SQL(
@@ -116,7 +117,7 @@ class Statements:
         )
 
     def create_diff(self) -> sql.Composed:
-        """One pass over both sides: `pulso_sid` alone is a new row, `pulso_tid` alone a vanished one, both a changed one."""
+        """One pass over stage and table. A new row has only `pulso_sid`, a vanished row only `pulso_tid`, a changed row both."""
         changed = (
             sql.SQL("({}) IS DISTINCT FROM ({})").format(
                 listed(self.spec.compared_columns, "t"), listed(self.spec.compared_columns, "s")
@@ -164,7 +165,7 @@ class Statements:
     def create_values(self, kept: sql.Identifier | None, newer: sql.Composable | None = None) -> sql.Composed:
         """Creates VALUES: the values in the stage, in `kept` and in the table's rows of the range.
 
-        Left out are values of which the table holds a snapshot after the range, and values `v` that fulfil the condition `newer`.
+        It leaves out values of which the table holds a snapshot after the range, and values `v` that meet the condition `newer`.
         """
         rows = sql.SQL("SELECT {}, {} FROM {}")
         given = sql.SQL(" UNION ALL ").join(

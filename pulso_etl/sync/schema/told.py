@@ -1,7 +1,8 @@
-"""The text for people if only they may change a table: the reasons and the statements. They check these before they run them.
+"""Writes the error for a table that only a person may change: the reasons, and the statements, which the person checks first.
 
-The statements are one transaction and run as they are written. If the rows can't stay as they are (a value without a cast, null
-where a value is required, several rows of one key), they are kept in a table of their own, and the days are loaded again.
+The statements are one transaction and run as they are written. Some rows cannot stay in the table: a value has no cast, a required
+value is null, or several rows have the same key. Then the statements move the rows to a separate table, and the days are loaded
+again.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ WHERE d.classid = 'pg_rewrite'::regclass AND d.refobjid = to_regclass(%(table)s)
 
 @dataclass(frozen=True)
 class Rows:
-    """The table as its rows show it, the obstacles to the change (empty if there are none), and the first and last day."""
+    """What the rows say: the table, corrected by them, the obstacles to the change (if any), and the first and last day."""
 
     table: Table
     obstacles: tuple[str, ...] = ()
@@ -68,11 +69,14 @@ def schema_refusal(target: Target, table: Table) -> SchemaRefused:
         )
     elif rows.table.holds_rows and (key_differs(spec, table) or loses_history(spec, table)):
         parts.append(
-            "Days that no refresh reads again keep their rows; to load them again as well, run after the statements: "
+            "Old days that no refresh reads again keep their rows. To load these days again too, run this after the statements: "
             f"pulso-etl refresh {spec.as_argument} --from {rows.first} --to {rows.last} --allow-shrink"
         )
     if views := [name for (name,) in conn.execute(VIEWS, {"table": target.quoted_name})]:
-        parts.append(f"Views read the table: {', '.join(views)}. If one is in the way, drop it before and create it again after.")
+        parts.append(
+            f"Views read the table: {', '.join(views)}. If a statement fails because of a view, drop the view first, and create it "
+            "again afterwards."
+        )
     parts.append("Nothing was loaded. Correct the declaration, or run these statements by hand, as one transaction, in this order:")
     parts += [f"  {statement};" for statement in script(spec, schema, changes, aside if rows.obstacles else None)]
     return SchemaRefused("\n".join(parts))
@@ -92,7 +96,7 @@ def script(spec: TableSpec, schema: str, changes: Sequence[Change], emptied_into
 
 
 def look(target: Target, table: Table) -> Rows:
-    """Asks the rows which obstacles the change has. An empty table has none."""
+    """Reads the rows to find obstacles to the change. An empty table has none."""
     conn, spec = target.conn, target.spec
     if conn.execute(sql.SQL("SELECT FROM {} LIMIT 1").format(target.identifier)).fetchone() is None:
         return Rows(replace(table, holds_rows=False))
@@ -138,7 +142,7 @@ class _Rows:
             if found is None:
                 yield f"{column.name}: required, and no row has a value for it"
             elif self._any(sql.SQL("{} IS NULL").format(sql.Identifier(column.name))):
-                yield f"{column.name}: required, and null in rows; or give them a value: UPDATE … SET {column.name} = …"  # noqa: S608 - a sentence, no statement
+                yield f"{column.name}: required, and null in some rows; to keep these, run UPDATE … SET {column.name} = … first"  # noqa: S608 - a sentence, no statement
 
     def without_cast(self) -> Iterator[str]:
         for column in (*self.spec.columns, *self.spec.kept_columns):
@@ -162,12 +166,12 @@ class _Rows:
         before = [name for name in self.table.primary_key if name != "valid_from"]
         if spec.loading.strategy is Strategy.SCD2 and self.table.keeps_history:
             if before and self._grouped(spec.primary_key, sql.SQL("count(DISTINCT ({}))").format(listed(before))):
-                yield f"versions of several ({', '.join(before)}) would become the history of one ({named}), indistinguishable"
+                yield f"versions of several ({', '.join(before)}) would become one history of the same ({named})"
         elif spec.loading.strategy is Strategy.SCD2 or spec.version_column is None:
             if self.repeat(spec.primary_key):
-                yield f"several rows have one ({named}), and only the source says which of them is right"
+                yield f"several rows have the same ({named}), and only the source knows which of them is right"
         elif self.repeat((*spec.primary_key, spec.version_column)):
-            yield f"several rows have one ({named}) at one {spec.version_column}, and only the source tells them apart"
+            yield f"several rows have the same ({named}) and the same {spec.version_column}; only the source knows which is right"
 
     def repeat(self, names: Sequence[str]) -> bool:
         """Whether several rows have the same values in these columns."""

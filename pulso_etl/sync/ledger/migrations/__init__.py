@@ -3,10 +3,9 @@
 These files make all tables whose names begin with `etl_`. The table `etl_migrations` says which files a schema has; a schema
 from before the numbering has no such table. A file therefore keeps what already exists: a second run of it changes nothing.
 
-A writer applies the missing files in a separate transaction before the load's transaction. In the
-load's transaction, a load that fails would undo the files, and nothing could record its failure; the files' locks would also keep
-readers out for as long as the load takes. A migration that fails leaves the schema as it was. A reader applies nothing: it may lack
-the right.
+A writer applies the missing files in a separate transaction before the load's transaction. In the load's transaction, a load that
+fails would undo the files, and nothing could record its failure. The locks of the files would also keep readers out for as long as
+the load takes. A migration that fails leaves the schema as it was. A reader applies nothing, because it may lack the right.
 
 In a file, `{schema}` is the quoted schema; other braces are doubled. The files call only functions of the server itself.
 """
@@ -31,9 +30,9 @@ from pulso_etl.sync.postgres.strangers import RECORDS, refuse_strangers
 
 APPLIED = "etl_migrations"
 YIELD_MILLISECONDS = 300
-"""A migration waits so long for a lock before it lets go of the others. PostgreSQL looks for deadlocks after a second."""
+"""A migration waits for a lock only this long. Then it releases its other locks. PostgreSQL looks for deadlocks after a second."""
 PAUSE_SECONDS = 0.1
-"""Between two tries to lock the tables, others go on."""
+"""The time between two tries to lock the tables, in which others can work."""
 TABLES = (*RECORDS, "etl_alerts", "etl_alert_messages", "etl_refreshes", APPLIED)
 """Every table that the files make."""
 CREATE = """
@@ -107,14 +106,14 @@ class LedgerState:
         """The error for a caller that cannot use the ledger, because a newer release has changed it."""
         return LedgerMismatch(
             f"a newer release of Pulso ETL has changed the ledger in schema {self.schema} ({', '.join(self.unknown)}); install "
-            f"that release: this one knows {migrations()[-1]} at most"
+            f"that release. The last file that this release knows is {migrations()[-1]}"
         )
 
     def too_old(self) -> LedgerMismatch:
         """The error for a reader of a ledger that a writer must migrate first."""
         return LedgerMismatch(
             f"an earlier release of Pulso ETL wrote the ledger in schema {self.schema}; it lacks {_named(self.pending)}. The next "
-            "refresh brings it up to date, and so do the API, the sensors and `pulso-etl cleanup`"
+            "refresh updates it. The API, the sensors and `pulso-etl cleanup` update it too"
         )
 
 
@@ -159,14 +158,14 @@ def migrate(conn: psycopg.Connection, schema: str) -> None:
 def _create(conn: psycopg.Connection, schema: str) -> None:
     # An advisory lock, because there is no table yet to lock.
     conn.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"pulso_etl:ddl:{schema}",))
-    # Not CREATE SCHEMA IF NOT EXISTS: it needs the right to create a schema even if the schema exists.
+    # CREATE SCHEMA IF NOT EXISTS needs the right to create a schema even if the schema exists, so it is not used here.
     if conn.execute("SELECT FROM pg_namespace WHERE nspname = %s", (schema,)).fetchone() is None:
         conn.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
     conn.execute(sql.SQL(CREATE).format(schema=sql.Identifier(schema)))
 
 
 def _apply(conn: psycopg.Connection, schema: str) -> None:
-    # A lock on the table: a login that may only read cannot take it, but could hold an advisory lock for ever.
+    # A login that may only read cannot take this lock on the table. It could hold an advisory lock for ever.
     conn.execute(sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(sql.Identifier(schema, APPLIED)))
     found = state(conn, schema)
     if found.unknown:
