@@ -26,14 +26,14 @@ from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.checks.asset_checks import currency, up_to_date_key
 from pulso_etl.refreshing.due import MEMORY, Decision, Rhythm, Standing, days_to_read, decide_due, loaded_days
 from pulso_etl.refreshing.launch import launches
+from pulso_etl.refreshing.lost_runs import EndedRun
 from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.refreshing.planner import Planner, watermarks_of
-from pulso_etl.refreshing.ranges import names_days, range_of
 from pulso_etl.refreshing.request import Grants, RefreshRequest
 from pulso_etl.refreshing.runs import in_flight, is_of, table_job, tenant_of
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange, contiguous
-from pulso_etl.sync.errors import BudgetExceeded, Cause, PulsoError, SourceUnavailable, first_line, interrupted
+from pulso_etl.sync.errors import BudgetExceeded, PulsoError, SourceUnavailable, first_line
 from pulso_etl.sync.ledger.ledger import server_clock
 from pulso_etl.sync.ledger.watermarks import Attempt, TableState, Watermarks
 from pulso_etl.sync.owed import Horizon, Watermark
@@ -105,21 +105,14 @@ def standings(
 
 
 def _attempt(record: RunRecord, spec: TableSpec) -> Iterator[Attempt]:
-    """A failed run without an entry in the history of extractions: it loaded nothing.
-
-    A run that names no days counts for the day on which it ended. A run whose days are not a range could load nothing.
-    """
+    """A failed run without an entry in the history of extractions."""
     if record.end_time is None:
         return
-    # The time in the queue does not count. A run that never began has the duration 0.
-    began, ended = (datetime.fromtimestamp(at, UTC) for at in (record.start_time or record.end_time, record.end_time))
-    tags, last = record.dagster_run.tags, spec.zone.day(ended)
-    window = range_of(tags) if names_days(tags) else DayRange(last, last)
-    if window is not None:
-        canceled = record.dagster_run.status is dg.DagsterRunStatus.CANCELED
-        cause = interrupted(ended - began, spec.loading.timeout, Cause.CANCELLED if canceled else Cause.ABANDONED)
-        withdrawn = canceled and record.start_time is None
-        yield Attempt(record.dagster_run.run_id, window, False, began, ended, withdrawn=withdrawn, cause=cause)
+    run, ended = record.dagster_run, datetime.fromtimestamp(record.end_time, UTC)
+    started = datetime.fromtimestamp(record.start_time, UTC) if record.start_time else None
+    attempt = EndedRun(run.run_id, run.tags, run.status is dg.DagsterRunStatus.CANCELED, started, ended).attempt(spec)
+    if attempt is not None:
+        yield attempt
 
 
 def explained(instance: dg.DagsterInstance, standing: Standing, since: datetime, tenant: str = "") -> Standing:

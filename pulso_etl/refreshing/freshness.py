@@ -19,15 +19,36 @@ class FreshnessState(StrEnum):
     NEVER = "never"
 
 
+class Condition(StrEnum):
+    """The one state of a table, the worst that applies: a refresh failed and no later one has made it good, else its freshness."""
+
+    FAILED = "failed"
+    STALE = "stale"
+    DUE = "due"
+    FRESH = "fresh"
+    NEVER = "never"
+
+    @property
+    def is_well(self) -> bool:
+        """Whether the rows are there and not too old, and nothing failed."""
+        return self in (Condition.DUE, Condition.FRESH)
+
+
 @dataclass(frozen=True)
 class Freshness:
     """`since`: the rows equal the source's rows of this instant; None before the first load. `due_at`: when the table's rhythm
-    asks for the next load; None for at once. Both have a zone.
+    asks for the next load; None for at once. `stale_after`: the last instant at which the rows are not too old; None if they are
+    already. All have a zone.
     """
 
     state: FreshnessState
     since: datetime | None
     due_at: datetime | None
+    stale_after: datetime | None = None
+
+    def condition(self, *, failed: bool) -> Condition:
+        """The table's one state. `failed`: a refresh failed, and no later one has made it good."""
+        return Condition.FAILED if failed else Condition(self.state.value)
 
     @property
     def is_stale(self) -> bool:
@@ -51,20 +72,19 @@ def freshness(spec: TableSpec, watermark: Watermark | None, now: datetime) -> Fr
         return Freshness(FreshnessState.NEVER, None, None)
     # A watermark in the future comes from a wrong clock, so it does not decide when the next load is due.
     due_at = since + spec.schedule.refresh_every if since <= now else None
-    if _is_stale(spec, watermark, since, now):
+    stale_after = _stale_after(spec, watermark, since)
+    if stale_after is None or now > stale_after:
         state = FreshnessState.STALE
     elif due_at is None or now >= due_at or watermark.replaced:
         state = FreshnessState.DUE
     else:
         state = FreshnessState.FRESH
-    return Freshness(state, since, due_at)
+    return Freshness(state, since, due_at, stale_after)
 
 
-def _is_stale(spec: TableSpec, watermark: Watermark, since: datetime, now: datetime) -> bool:
+def _stale_after(spec: TableSpec, watermark: Watermark, since: datetime) -> datetime | None:
     if watermark.lost is not None or watermark.last_partition is None:
-        return True
+        return None
     patience = 2 * spec.schedule.refresh_every
-    today = spec.zone.day(now)
-    since_midnight = now - spec.zone.begin(today)
-    newest = today if since_midnight > patience else today - timedelta(days=1)
-    return now - since > patience or watermark.last_partition < newest
+    following, second = (spec.zone.begin(watermark.last_partition + timedelta(days=days)) for days in (1, 2))
+    return min(since + patience, following + patience, second)
