@@ -286,6 +286,8 @@ function tableStatus(
   const newest = node?.assetMaterializations[0];
   const extractedAt = newest ? new Date(Number(newest.timestamp)) : null;
   const age = extractedAt ? (now.getTime() - extractedAt.getTime()) / 1000 : null;
+  const failed = last !== undefined && last.status !== "SUCCESS";
+  const freshness = newest ? (FRESHNESS[node?.freshnessStatusInfo?.freshnessStatus ?? ""] ?? "due") : "never";
   const run = underWay.find(({ status }) => !WAITING.includes(status)) ?? underWay.at(-1);
   return {
     table: plan.table,
@@ -293,8 +295,9 @@ function tableStatus(
     subtitle: "",
     description: "",
     group: plan.group,
-    status: last ? (last.status === "SUCCESS" ? "success" : "failed") : newest ? "success" : "never",
-    freshness: newest ? (FRESHNESS[node?.freshnessStatusInfo?.freshnessStatus ?? ""] ?? "due") : "never",
+    state: failed ? "failed" : freshness,
+    status: failed ? "failed" : last || newest ? "success" : "never",
+    freshness,
     age_seconds: age,
     refresh_every_seconds: plan.refresh_every_seconds,
     last_extracted_at: extractedAt?.toISOString() ?? null,

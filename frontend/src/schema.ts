@@ -287,6 +287,12 @@ export interface components {
             unit: string;
         };
         /**
+         * Condition
+         * @description The one state of a table, the worst that applies: a refresh failed and no later one has made it good, else its freshness.
+         * @enum {string}
+         */
+        Condition: "failed" | "stale" | "due" | "fresh" | "never";
+        /**
          * DashboardRequest
          * @description What to refresh. All fields are optional.
          * @example {
@@ -318,8 +324,15 @@ export interface components {
             max_concurrent: number;
         };
         /**
+         * DayCheck
+         * @description The last comparison of a day with BigQuery. ok: it was equal. failed: the attempt failed, and what was loaded before is still
+         *     there. unverified: the day can still change at the source, and nothing has compared it for twice the table's frequency.
+         * @enum {string}
+         */
+        DayCheck: "ok" | "failed" | "unverified";
+        /**
          * DayState
-         * @description The state of one partition.
+         * @description Whether a day is loaded. failed: it never was, and the last attempt failed. missing: nobody has tried.
          * @enum {string}
          */
         DayState: "loaded" | "failed" | "missing";
@@ -341,14 +354,17 @@ export interface components {
         };
         /**
          * Extraction
-         * @description One finished attempt to load a range of a table.
+         * @description One finished attempt to load a range of a table. A run of Dagster that died before its load began is an attempt too.
          */
         Extraction: {
             /** Table */
             table: string;
             /** Run Id */
             run_id: string;
-            /** Attempt */
+            /**
+             * Attempt
+             * @description Which try of the run it was, from 1; 0 if the run died before its load began.
+             */
             attempt: number;
             status: components["schemas"]["LastStatus"];
             /** Partitions */
@@ -522,7 +538,8 @@ export interface components {
         Mode: "incremental" | "sliding_window" | "full_refresh";
         /**
          * Overall
-         * @description The state of all tables. ok: all are up to date. degraded: some failed or are stale. unreachable: Dagster does not answer.
+         * @description The state of all tables. ok: all are loaded and none is stale or failed. degraded: some failed, are stale or were never
+         *     loaded, or Dagster's daemon is silent. unreachable: Dagster does not answer.
          * @enum {string}
          */
         Overall: "ok" | "degraded" | "unreachable";
@@ -548,7 +565,7 @@ export interface components {
         PartState: "ok" | "failing";
         /**
          * PartitionStatus
-         * @description One day of a table.
+         * @description One day of a table: whether it is loaded, and how its last check ended.
          */
         PartitionStatus: {
             /**
@@ -559,11 +576,31 @@ export interface components {
             state: components["schemas"]["DayState"];
             /**
              * Loaded At
-             * @description When the last load or attempt ended.
+             * @description When the rows were read that are there now; for a day without rows, when the last attempt ended.
              */
             loaded_at?: string | null;
-            /** Run Id */
+            /**
+             * Run Id
+             * @description The run that loaded the rows, or whose attempt failed.
+             */
             run_id?: string | null;
+            /**
+             * Rows
+             * @description Rows of the day in the table; null if it was never loaded.
+             */
+            rows?: number | null;
+            /** @description How the last check ended; null if nobody has tried. */
+            check?: components["schemas"]["DayCheck"] | null;
+            /**
+             * Checked At
+             * @description When the last check ended.
+             */
+            checked_at?: string | null;
+            /**
+             * Check Run Id
+             * @description The run of a check that failed.
+             */
+            check_run_id?: string | null;
         };
         /**
          * Progress
@@ -669,10 +706,13 @@ export interface components {
          * Status
          * @description All tables.
          * @example {
+         *       "daemon": true,
+         *       "daemon_seen_at": "2026-11-25T15:46:01Z",
          *       "dagster": true,
          *       "failures": 0,
          *       "generated_at": "2026-11-25T15:46:15Z",
          *       "last_updated": "2026-11-25T15:04:05Z",
+         *       "oldest_update": "2026-11-25T15:04:05Z",
          *       "recent_activity": [
          *         {
          *           "attempt": 1,
@@ -693,24 +733,53 @@ export interface components {
          *         }
          *       ],
          *       "running": 0,
+         *       "states": {
+         *         "due": 0,
+         *         "failed": 0,
+         *         "fresh": 1,
+         *         "never": 0,
+         *         "stale": 0
+         *       },
          *       "status": "ok",
          *       "successes": 1,
          *       "tables": [
          *         {
          *           "age_seconds": 2530,
          *           "bytes_billed": 10485760,
+         *           "data_until": "2026-11-25T15:04:05Z",
          *           "data_version": 7,
          *           "description": "Indicators by day, campaign file, portfolio and service.",
+         *           "due_at": "2026-11-25T21:04:05Z",
          *           "duration_seconds": 1.9,
          *           "estimated_cost_usd": 0.00006,
          *           "freshness": "fresh",
          *           "group": "dashboard",
          *           "last_extracted_at": "2026-11-25T15:04:05Z",
+         *           "last_load": {
+         *             "attempt": 1,
+         *             "bytes_billed": 10485760,
+         *             "deleted": 0,
+         *             "duration_seconds": 1.9,
+         *             "estimated_cost_usd": 0.00006,
+         *             "finished_at": "2026-11-25T15:04:07Z",
+         *             "inserted": 170,
+         *             "partitions": "2026-11-19..2026-11-25",
+         *             "records": 1190,
+         *             "run_id": "0b9c1f2e-6a35-4a53-9a06-5f5f0c9f1d11",
+         *             "started_at": "2026-11-25T15:04:05Z",
+         *             "status": "success",
+         *             "table": "dashboard_data",
+         *             "unchanged": 1008,
+         *             "updated": 12
+         *           },
          *           "last_partition": "2026-11-25",
          *           "next_due": "2026-11-25T21:04:05Z",
          *           "records": 1190,
          *           "refresh_every_seconds": 21600,
+         *           "rows": 5100,
          *           "run_id": "0b9c1f2e-6a35-4a53-9a06-5f5f0c9f1d11",
+         *           "stale_after": "2026-11-26T03:04:05Z",
+         *           "state": "fresh",
          *           "status": "success",
          *           "subtitle": "Indicadores por día, archivo, cartera y servicio",
          *           "table": "dashboard_data",
@@ -729,6 +798,11 @@ export interface components {
              */
             last_updated: string | null;
             /**
+             * Oldest Update
+             * @description The oldest `last_extracted_at` of the loaded tables: no loaded table is older.
+             */
+            oldest_update?: string | null;
+            /**
              * Generated At
              * Format: date-time
              */
@@ -743,8 +817,26 @@ export interface components {
              * @description Whether Dagster answers. If it does not, queued runs are unknown.
              */
             dagster: boolean;
+            /**
+             * Daemon
+             * @description Whether Dagster's daemon gives signs of life. Without it, nothing is refreshed by itself, and launched runs stay in the
+             *     queue. Null if Dagster does not answer.
+             */
+            daemon?: boolean | null;
+            /**
+             * Daemon Seen At
+             * @description The last sign of life of Dagster's daemon.
+             */
+            daemon_seen_at?: string | null;
             /** Total Tables */
             total_tables: number;
+            /**
+             * States
+             * @description How many tables are in each state. Each table counts once.
+             */
+            states?: {
+                [key: string]: number;
+            };
             /** Successes */
             successes: number;
             /** Failures */
@@ -828,8 +920,11 @@ export interface components {
          *       ],
          *       "partitions": [
          *         {
+         *           "check": "ok",
+         *           "checked_at": "2026-11-25T15:04:05Z",
          *           "day": "2026-11-25",
-         *           "loaded_at": "2026-11-25T15:04:07Z",
+         *           "loaded_at": "2026-11-25T15:04:05Z",
+         *           "rows": 170,
          *           "run_id": "0b9c1f2e-6a35-4a53-9a06-5f5f0c9f1d11",
          *           "state": "loaded"
          *         }
@@ -838,18 +933,40 @@ export interface components {
          *       "table": {
          *         "age_seconds": 2530,
          *         "bytes_billed": 10485760,
+         *         "data_until": "2026-11-25T15:04:05Z",
          *         "data_version": 7,
          *         "description": "Indicators by day, campaign file, portfolio and service.",
+         *         "due_at": "2026-11-25T21:04:05Z",
          *         "duration_seconds": 1.9,
          *         "estimated_cost_usd": 0.00006,
          *         "freshness": "fresh",
          *         "group": "dashboard",
          *         "last_extracted_at": "2026-11-25T15:04:05Z",
+         *         "last_load": {
+         *           "attempt": 1,
+         *           "bytes_billed": 10485760,
+         *           "deleted": 0,
+         *           "duration_seconds": 1.9,
+         *           "estimated_cost_usd": 0.00006,
+         *           "finished_at": "2026-11-25T15:04:07Z",
+         *           "inserted": 170,
+         *           "partitions": "2026-11-19..2026-11-25",
+         *           "records": 1190,
+         *           "run_id": "0b9c1f2e-6a35-4a53-9a06-5f5f0c9f1d11",
+         *           "started_at": "2026-11-25T15:04:05Z",
+         *           "status": "success",
+         *           "table": "dashboard_data",
+         *           "unchanged": 1008,
+         *           "updated": 12
+         *         },
          *         "last_partition": "2026-11-25",
          *         "next_due": "2026-11-25T21:04:05Z",
          *         "records": 1190,
          *         "refresh_every_seconds": 21600,
+         *         "rows": 5100,
          *         "run_id": "0b9c1f2e-6a35-4a53-9a06-5f5f0c9f1d11",
+         *         "stale_after": "2026-11-26T03:04:05Z",
+         *         "state": "fresh",
          *         "status": "success",
          *         "subtitle": "Indicadores por día, archivo, cartera y servicio",
          *         "table": "dashboard_data",
@@ -918,18 +1035,40 @@ export interface components {
          * @example {
          *       "age_seconds": 2530,
          *       "bytes_billed": 10485760,
+         *       "data_until": "2026-11-25T15:04:05Z",
          *       "data_version": 7,
          *       "description": "Indicators by day, campaign file, portfolio and service.",
+         *       "due_at": "2026-11-25T21:04:05Z",
          *       "duration_seconds": 1.9,
          *       "estimated_cost_usd": 0.00006,
          *       "freshness": "fresh",
          *       "group": "dashboard",
          *       "last_extracted_at": "2026-11-25T15:04:05Z",
+         *       "last_load": {
+         *         "attempt": 1,
+         *         "bytes_billed": 10485760,
+         *         "deleted": 0,
+         *         "duration_seconds": 1.9,
+         *         "estimated_cost_usd": 0.00006,
+         *         "finished_at": "2026-11-25T15:04:07Z",
+         *         "inserted": 170,
+         *         "partitions": "2026-11-19..2026-11-25",
+         *         "records": 1190,
+         *         "run_id": "0b9c1f2e-6a35-4a53-9a06-5f5f0c9f1d11",
+         *         "started_at": "2026-11-25T15:04:05Z",
+         *         "status": "success",
+         *         "table": "dashboard_data",
+         *         "unchanged": 1008,
+         *         "updated": 12
+         *       },
          *       "last_partition": "2026-11-25",
          *       "next_due": "2026-11-25T21:04:05Z",
          *       "records": 1190,
          *       "refresh_every_seconds": 21600,
+         *       "rows": 5100,
          *       "run_id": "0b9c1f2e-6a35-4a53-9a06-5f5f0c9f1d11",
+         *       "stale_after": "2026-11-26T03:04:05Z",
+         *       "state": "fresh",
          *       "status": "success",
          *       "subtitle": "Indicadores por día, archivo, cartera y servicio",
          *       "table": "dashboard_data",
@@ -953,7 +1092,11 @@ export interface components {
             description: string;
             /** Group */
             group: string;
+            /** @description The table's one state, the worst that applies: failed (and no later refresh has made it good), stale, due, fresh, never. */
+            state: components["schemas"]["Condition"];
+            /** @description The result of the last extraction. `state` says whether the table is well. */
             status: components["schemas"]["LastStatus"];
+            /** @description How old the rows are, whether or not a refresh failed. */
             freshness: components["schemas"]["FreshnessState"];
             /**
              * Age Seconds
@@ -967,6 +1110,21 @@ export interface components {
              * @description The rows are equal to BigQuery's rows at this instant.
              */
             last_extracted_at?: string | null;
+            /**
+             * Due At
+             * @description From this instant on, `fresh` rows are `due`.
+             */
+            due_at?: string | null;
+            /**
+             * Stale After
+             * @description After this instant, the rows are `stale`; null before the first load, and if loaded rows have disappeared.
+             */
+            stale_after?: string | null;
+            /**
+             * Data Until
+             * @description The instant that the rows reach: of an hourly table the beginning of its greatest hour, else when BigQuery was read.
+             */
+            data_until?: string | null;
             /** Last Partition */
             last_partition?: string | null;
             /**
@@ -974,8 +1132,18 @@ export interface components {
              * @description Rises by one with each load that changes rows of the table, and never otherwise; null before the first load.
              */
             data_version?: number | null;
-            /** Records */
+            /**
+             * Rows
+             * @description Rows in the table.
+             */
+            rows?: number | null;
+            /**
+             * Records
+             * @description Rows that the last extraction read from BigQuery; `rows` has the rows in the table.
+             */
             records?: number | null;
+            /** @description The last extraction that succeeded: how many rows it inserted, updated and deleted. */
+            last_load?: components["schemas"]["Extraction"] | null;
             /** Duration Seconds */
             duration_seconds?: number | null;
             /** Bytes Billed */
@@ -1004,7 +1172,7 @@ export interface components {
              * @description The message of `failure`.
              */
             error?: string | null;
-            /** @description Why the last extraction failed. */
+            /** @description Why a refresh failed that no later one has made good. */
             failure?: components["schemas"]["Failure"] | null;
             /**
              * Rows Lost
@@ -1072,7 +1240,9 @@ export interface components {
 export type Cause = components['schemas']['Cause'];
 export type Cleanup = components['schemas']['Cleanup'];
 export type ColumnConfig = components['schemas']['ColumnConfig'];
+export type Condition = components['schemas']['Condition'];
 export type DashboardRequest = components['schemas']['DashboardRequest'];
+export type DayCheck = components['schemas']['DayCheck'];
 export type DayState = components['schemas']['DayState'];
 export type Ended = components['schemas']['Ended'];
 export type Extraction = components['schemas']['Extraction'];

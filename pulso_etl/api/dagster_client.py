@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -17,11 +17,20 @@ from pydantic import SecretStr
 from pulso_etl.access.permits import PARTITION_SET_SUFFIX, WHOLE_GRAPH
 from pulso_etl.api.models import Progress
 from pulso_etl.refreshing.launch import Launch
+from pulso_etl.refreshing.lost_runs import EndedRun
 from pulso_etl.refreshing.runs import table_job
 from pulso_etl.sync.errors import LauncherUnavailable, RequestRefused
 from pulso_etl.sync.spec import TableSpec
 
 TIMEOUT_SECONDS = 20.0
+HEARTBEAT = timedelta(seconds=30)
+"""How often each part of Dagster's daemon gives a sign of life."""
+SILENCE = 2 * HEARTBEAT
+"""A daemon without a heartbeat for this long has ended. Dagster itself notices it after half an hour."""
+PART_SILENCE = 5 * SILENCE
+"""A part of a living daemon that is silent for this long hangs."""
+FAILED_SHOWN = 100
+"""So many of the runs that failed of late are looked at, the newest."""
 WAITING = {DagsterRunStatus.QUEUED, DagsterRunStatus.NOT_STARTED, DagsterRunStatus.MANAGED, DagsterRunStatus.STARTING}
 
 CODE_AWAY = "Dagster's code server does not answer, or has other definitions; it restarts by itself: try again in some seconds"
@@ -92,6 +101,48 @@ class Run:
             _instant(found["endTime"]),
         )
 
+    @property
+    def ended(self) -> EndedRun | None:
+        """The run, if it failed or was canceled."""
+        if self.progress not in (Progress.FAILED, Progress.CANCELED) or self.ended_at is None:
+            return None
+        return EndedRun(self.run_id, self.tags, self.progress is Progress.CANCELED, self.started_at, self.ended_at)
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """The heartbeats of Dagster's daemon: the last one (with zone) of each part that the deployment needs, or None."""
+
+    beats: Mapping[str, datetime | None]
+
+    @classmethod
+    def of(cls, statuses: Sequence[Mapping[str, Any]]) -> Daemon:
+        """The daemon from Dagster's list of its parts."""
+        return cls({one["daemonType"]: _instant(one["lastHeartbeatTime"]) for one in statuses if one["required"]})
+
+    @property
+    def last_beat(self) -> datetime | None:
+        """The newest heartbeat of any part."""
+        return max((beat for beat in self.beats.values() if beat is not None), default=None)
+
+    def late(self, now: datetime) -> list[str]:
+        """The parts that are silent: all of them, if no part has beaten within two heartbeats, since then the process has ended.
+        A single part may be busy for longer than the others."""
+        last = self.last_beat
+        if self.beats and (last is None or now - last > SILENCE):
+            return sorted(self.beats)
+        return sorted(part for part, beat in self.beats.items() if beat is None or now - beat > PART_SILENCE)
+
+
+@dataclass(frozen=True)
+class Present:
+    """What Dagster knows now: the runs under way, the runs that failed of late, both newest first, and the daemon."""
+
+    under_way: Sequence[Run]
+    failed: Sequence[Run]
+    daemon: Daemon | None
+    """None if Dagster does not answer."""
+
 
 def _instant(seconds: float | None) -> datetime | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
@@ -101,6 +152,13 @@ def _refuse_unreachable(found: Mapping[str, Any]) -> None:
     """Raises DagsterUnavailable if the answer says that the code server is away."""
     if UNREACHABLE & {found["__typename"], found.get("className")}:
         raise DagsterUnavailable(CODE_AWAY)
+
+
+def _listed(found: Mapping[str, Any]) -> list[Run]:
+    """The runs of an answer. Raises DagsterUnavailable."""
+    if found["__typename"] != "Runs":
+        raise DagsterUnavailable(f"Dagster does not list its runs: {found.get('message')}")
+    return [Run.of(entry) for entry in found["results"]]
 
 
 class DagsterClient:
@@ -140,10 +198,19 @@ class DagsterClient:
 
     async def runs(self, limit: int | None = None, **filters: Any) -> list[Run]:
         """The runs of a GraphQL RunsFilter (`runIds`, `tags`, `statuses`), newest first."""
-        found = (await self.execute("runs", filter=filters, limit=limit))["runsOrError"]
-        if found["__typename"] != "Runs":
-            raise DagsterUnavailable(f"Dagster does not list its runs: {found.get('message')}")
-        return [Run.of(entry) for entry in found["results"]]
+        return _listed((await self.execute("runs", filter=filters, limit=limit))["runsOrError"])
+
+    async def present(self, since: datetime, tags: Mapping[str, str]) -> Present:
+        """What goes on now, and the runs with these tags that were made after `since` (with zone) and failed."""
+        wanted = [{"key": key, "value": value} for key, value in tags.items()]
+        found = await self.execute(
+            "present",
+            underWay={"statuses": [status.value for status in NOT_FINISHED_STATUSES]},
+            failed={"statuses": ["FAILURE", "CANCELED"], "createdAfter": since.timestamp(), "tags": wanted},
+            limit=FAILED_SHOWN,
+        )
+        daemon = Daemon.of(found["instance"]["daemonHealth"]["allDaemonStatuses"])
+        return Present(_listed(found["underWay"]), _listed(found["failed"]), daemon)
 
     async def runs_under_way(self) -> list[Run]:
         """The queued and running runs, newest first."""
@@ -230,7 +297,8 @@ class DagsterClient:
         )
 
     async def daemons(self) -> tuple[str, dict[str, bool]]:
-        """Dagster's version, and for each required daemon whether its heartbeat is recent."""
+        """Dagster's version, and for each required part of the daemon whether it beats."""
         found = await self.execute("daemons")
-        statuses = found["instance"]["daemonHealth"]["allDaemonStatuses"]
-        return found["version"], {entry["daemonType"]: bool(entry["healthy"]) for entry in statuses if entry["required"]}
+        daemon = Daemon.of(found["instance"]["daemonHealth"]["allDaemonStatuses"])
+        late = daemon.late(datetime.now(UTC))
+        return found["version"], {part: part not in late for part in daemon.beats}

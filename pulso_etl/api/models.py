@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
-from pulso_etl.refreshing.freshness import FreshnessState
+from pulso_etl.refreshing.freshness import Condition, FreshnessState
 from pulso_etl.refreshing.request import Mode
 from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.redaction import scrub
@@ -41,7 +41,8 @@ class RefreshState(StrEnum):
 
 
 class Overall(StrEnum):
-    """The state of all tables. ok: all are up to date. degraded: some failed or are stale. unreachable: Dagster does not answer."""
+    """The state of all tables. ok: all are loaded and none is stale or failed. degraded: some failed, are stale or were never
+    loaded, or Dagster's daemon is silent. unreachable: Dagster does not answer."""
 
     OK = "ok"
     DEGRADED = "degraded"
@@ -187,11 +188,12 @@ class Refresh(Shape):
 
 
 class Extraction(Shape):
-    """One finished attempt to load a range of a table."""
+    """One finished attempt to load a range of a table. A run of Dagster that died before its load began is an attempt too."""
 
     table: str
     run_id: str
     attempt: int
+    """Which try of the run it was, from 1; 0 if the run died before its load began."""
     status: LastStatus
     partitions: str
     started_at: datetime
@@ -257,6 +259,12 @@ TABLE_STATUS_EXAMPLE: JsonDict = {
     "estimated_cost_usd": 0.00006,
     "run_id": RUN_EXAMPLE,
     "next_due": "2026-11-25T21:04:05Z",
+    "state": "fresh",
+    "due_at": "2026-11-25T21:04:05Z",
+    "stale_after": "2026-11-26T03:04:05Z",
+    "rows": 5100,
+    "data_until": "2026-11-25T15:04:05Z",
+    "last_load": EXTRACTION_EXAMPLE,
 }
 
 
@@ -272,17 +280,32 @@ class TableStatus(Shape):
     """What the table shows, in a few words of Spanish."""
     description: str
     group: str
+    state: Condition
+    """The table's one state, the worst that applies: failed (and no later refresh has made it good), stale, due, fresh, never."""
     status: LastStatus
+    """The result of the last extraction. `state` says whether the table is well."""
     freshness: FreshnessState
+    """How old the rows are, whether or not a refresh failed."""
     age_seconds: float | None = None
     """Seconds since `last_extracted_at`."""
     refresh_every_seconds: int
     last_extracted_at: datetime | None = None
     """The rows are equal to BigQuery's rows at this instant."""
+    due_at: datetime | None = None
+    """From this instant on, `fresh` rows are `due`."""
+    stale_after: datetime | None = None
+    """After this instant, the rows are `stale`; null before the first load, and if loaded rows have disappeared."""
+    data_until: datetime | None = None
+    """The instant that the rows reach: of an hourly table the beginning of its greatest hour, else when BigQuery was read."""
     last_partition: date | None = None
     data_version: int | None = None
     """Rises by one with each load that changes rows of the table, and never otherwise; null before the first load."""
+    rows: int | None = None
+    """Rows in the table."""
     records: int | None = None
+    """Rows that the last extraction read from BigQuery; `rows` has the rows in the table."""
+    last_load: Extraction | None = None
+    """The last extraction that succeeded: how many rows it inserted, updated and deleted."""
     duration_seconds: float | None = None
     bytes_billed: int | None = None
     estimated_cost_usd: float | None = None
@@ -296,7 +319,7 @@ class TableStatus(Shape):
     error: Told | None = None
     """The message of `failure`."""
     failure: Failure | None = None
-    """Why the last extraction failed."""
+    """Why a refresh failed that no later one has made good."""
     rows_lost: int | None = None
     """Loaded rows that are no longer in the table: somebody emptied, dropped or restored it, or deleted rows."""
     partitions_lost: str | None = None
@@ -317,7 +340,11 @@ class Status(Shape):
                     "generated_at": "2026-11-25T15:46:15Z",
                     "timezone": "America/Bogota",
                     "dagster": True,
+                    "daemon": True,
+                    "daemon_seen_at": "2026-11-25T15:46:01Z",
+                    "oldest_update": "2026-11-25T15:04:05Z",
                     "total_tables": 1,
+                    "states": {"failed": 0, "stale": 0, "due": 0, "fresh": 1, "never": 0},
                     "successes": 1,
                     "failures": 0,
                     "running": 0,
@@ -331,12 +358,21 @@ class Status(Shape):
     status: Overall
     last_updated: datetime | None
     """The instant of the newest success of any table."""
+    oldest_update: datetime | None = None
+    """The oldest `last_extracted_at` of the loaded tables: no loaded table is older."""
     generated_at: datetime
     timezone: str
     """The time zone of the partitions' days, by its IANA name."""
     dagster: bool
     """Whether Dagster answers. If it does not, queued runs are unknown."""
+    daemon: bool | None = None
+    """Whether Dagster's daemon gives signs of life. Without it, nothing is refreshed by itself, and launched runs stay in the
+    queue. Null if Dagster does not answer."""
+    daemon_seen_at: datetime | None = None
+    """The last sign of life of Dagster's daemon."""
     total_tables: int
+    states: dict[Condition, int] = Field(default_factory=dict)
+    """How many tables are in each state. Each table counts once."""
     successes: int
     failures: int
     running: int
@@ -347,21 +383,39 @@ class Status(Shape):
 
 
 class DayState(StrEnum):
-    """The state of one partition."""
+    """Whether a day is loaded. failed: it never was, and the last attempt failed. missing: nobody has tried."""
 
     LOADED = "loaded"
     FAILED = "failed"
     MISSING = "missing"
 
 
+class DayCheck(StrEnum):
+    """The last comparison of a day with BigQuery. ok: it was equal. failed: the attempt failed, and what was loaded before is still
+    there. unverified: the day can still change at the source, and nothing has compared it for twice the table's frequency."""
+
+    OK = "ok"
+    FAILED = "failed"
+    UNVERIFIED = "unverified"
+
+
 class PartitionStatus(Shape):
-    """One day of a table."""
+    """One day of a table: whether it is loaded, and how its last check ended."""
 
     day: date
     state: DayState
     loaded_at: datetime | None = None
-    """When the last load or attempt ended."""
+    """When the rows were read that are there now; for a day without rows, when the last attempt ended."""
     run_id: str | None = None
+    """The run that loaded the rows, or whose attempt failed."""
+    rows: int | None = None
+    """Rows of the day in the table; null if it was never loaded."""
+    check: DayCheck | None = None
+    """How the last check ended; null if nobody has tried."""
+    checked_at: datetime | None = None
+    """When the last check ended."""
+    check_run_id: str | None = None
+    """The run of a check that failed."""
 
 
 class TableDetail(Shape):
@@ -375,7 +429,15 @@ class TableDetail(Shape):
                     "extractions": [EXTRACTION_EXAMPLE],
                     "recovery_attempts": 0,
                     "partitions": [
-                        {"day": "2026-11-25", "state": "loaded", "loaded_at": "2026-11-25T15:04:07Z", "run_id": RUN_EXAMPLE}
+                        {
+                            "day": "2026-11-25",
+                            "state": "loaded",
+                            "loaded_at": "2026-11-25T15:04:05Z",
+                            "run_id": RUN_EXAMPLE,
+                            "rows": 170,
+                            "check": "ok",
+                            "checked_at": "2026-11-25T15:04:05Z",
+                        }
                     ],
                 }
             ]

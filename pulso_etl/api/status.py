@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Container, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
+from itertools import chain
 from time import monotonic
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
-from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable, Run
+from pulso_etl.api.dagster_client import Daemon, DagsterClient, DagsterUnavailable, Present, Run
 from pulso_etl.api.database import Database, DatabaseUnavailable
+from pulso_etl.api.holdings import Holding, Holdings
 from pulso_etl.api.models import (
+    DayCheck,
     DayState,
     Extraction,
     Failure,
@@ -30,21 +33,23 @@ from pulso_etl.api.models import (
     TableStatus,
 )
 from pulso_etl.refreshing.due import MEMORY, Rhythm, Standing, decide_due
-from pulso_etl.refreshing.freshness import FreshnessState, freshness
+from pulso_etl.refreshing.freshness import Condition, freshness
 from pulso_etl.refreshing.ranges import range_of
-from pulso_etl.refreshing.runs import refreshed_tables
+from pulso_etl.refreshing.runs import refreshed_tables, tenant_of
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.ledger.locks import HELD_LOCKS, table_lock
-from pulso_etl.sync.ledger.watermarks import TableState
+from pulso_etl.sync.ledger.watermarks import Attempt, TableState
 from pulso_etl.sync.redaction import scrub
 from pulso_etl.sync.spec import TableSpec
+from pulso_etl.sync.tags import SKIPPED_TAG, TENANT_TAG
 from pulso_etl.sync.zone import DEFAULT_ZONE
 
 SHOWN = 20
 """Length of a list of extractions."""
 CALENDAR_DAYS = 30
+NO_REASON = "the run ended before its load began; see its page in Dagster"
 MAXIMUM_AGE = 1.0
 """Seconds for which all callers get the same snapshot."""
 EXTRACTION_COLUMNS = sql.SQL(
@@ -66,67 +71,134 @@ class Look:
     ui_url: str
 
 
-def status_of(spec: TableSpec, state: TableState | None, run: Run | None, rows: int | None, look: Look) -> TableStatus:
+@dataclass(frozen=True)
+class Beside:
+    """What is known of a table beside its row of watermarks: runs of Dagster that failed without an attempt, and what it holds."""
+
+    lost: Sequence[Attempt] = ()
+    holding: Holding = field(default_factory=Holding)
+
+
+NOTHING = Beside()
+
+
+def status_of(
+    spec: TableSpec, state: TableState | None, run: Run | None, rows: int | None, look: Look, beside: Beside = NOTHING
+) -> TableStatus:
     """The status of one table, from its row of watermarks, the run that goes on (if any), and the rows that this run has copied."""
-    if state is None:
-        return TableStatus(
-            table=spec.name,
-            title=spec.title or spec.name,
-            subtitle=spec.subtitle or spec.description,
-            description=spec.description,
-            group=spec.group,
-            status=LastStatus.NEVER,
-            freshness=FreshnessState.NEVER,
-            refresh_every_seconds=int(spec.schedule.refresh_every.total_seconds()),
-            run_under_way=_under_way(run, None, None),
-        )
-    watermark = state.watermark
-    decision = decide_due(spec, Standing(watermark, state.attempts), look.now, look.rhythm)
+    watermark = state.watermark if state else None
+    lost = [attempt for attempt in beside.lost if not attempt.withdrawn]
+    attempts = (*(state.attempts if state else ()), *lost)
+    decision = decide_due(spec, Standing(watermark, attempts), look.now, look.rhythm)
     fresh = freshness(spec, watermark, look.now)
-    return TableStatus(
+    ended = _last_lost(state, lost)
+    last = LastStatus.FAILED if ended else LastStatus(state.status) if state else LastStatus.NEVER
+    failed = last is LastStatus.FAILED or bool(decision.failures)
+    failure = _failure(state, ended, decision.failures, look.ui_url) if failed else None
+    holding = beside.holding
+    common = TableStatus(
         table=spec.name,
         title=spec.title or spec.name,
         subtitle=spec.subtitle or spec.description,
         description=spec.description,
         group=spec.group,
-        status=LastStatus(state.status),
+        state=fresh.condition(failed=failed),
+        status=last,
         freshness=fresh.state,
         age_seconds=None if fresh.since is None else round((look.now - fresh.since).total_seconds(), 1),
         refresh_every_seconds=int(spec.schedule.refresh_every.total_seconds()),
         last_extracted_at=fresh.since,
-        last_partition=watermark.last_partition,
-        data_version=state.data_version,
-        records=state.records,
-        duration_seconds=state.seconds,
-        bytes_billed=_integer(state.metadata.get("bytes_billed")),
-        estimated_cost_usd=state.metadata.get("estimated_cost_usd"),
-        run_id=state.extraction_id,
-        rows_lost=state.lost.rows if state.lost else None,
-        partitions_lost=str(state.lost.window) if state.lost else None,
-        restored_by=state.lost.command(spec) if state.lost else None,
-        run_under_way=_under_way(run, state, rows),
+        due_at=fresh.due_at,
+        stale_after=fresh.stale_after,
+        data_until=holding.reaches or fresh.since,
+        rows=holding.rows,
+        last_load=None if holding.last_load is None else extraction(holding.last_load, look.ui_url),
+        run_under_way=_under_way(run, state, rows, {attempt.run_id for attempt in beside.lost}),
+        run_id=ended.run_id if ended else None,
         next_due=decision.due,
-        recovery_attempts=state.recovery_attempts,
-        error=state.error,
-        failure=None
-        if state.cause is None
-        else Failure.of(state.cause, state.error or "", run_url(look.ui_url, state.extraction_id)),
+        error=failure and failure.message,
+        failure=failure,
+    )
+    if state is None:
+        return common
+    return common.model_copy(
+        update={
+            "last_partition": state.last_partition,
+            "data_version": state.data_version,
+            "records": state.records,
+            "duration_seconds": state.seconds,
+            "bytes_billed": _integer(state.metadata.get("bytes_billed")),
+            "estimated_cost_usd": state.metadata.get("estimated_cost_usd"),
+            "run_id": ended.run_id if ended else state.extraction_id,
+            "rows_lost": state.lost.rows if state.lost else None,
+            "partitions_lost": str(state.lost.window) if state.lost else None,
+            "restored_by": state.lost.command(spec) if state.lost else None,
+            "recovery_attempts": state.recovery_attempts,
+        }
     )
 
 
-def _under_way(run: Run | None, state: TableState | None, rows: int | None) -> RunUnderWay | None:
+def _last_lost(state: TableState | None, lost: Sequence[Attempt]) -> Attempt | None:
+    """The run of Dagster that failed without an attempt, if nothing has happened to the table since."""
+    last = max(lost, key=lambda attempt: attempt.finished_at, default=None)
+    return last if last and (state is None or last.finished_at > state.updated_at) else None
+
+
+def _failure(state: TableState | None, ended: Attempt | None, failures: Sequence[Attempt], ui_url: str) -> Failure:
+    """Why the table is failed: the end of its last run, else of its last attempt, else of the last one that was not made good."""
+    if ended is None and state is not None and state.cause is not None:
+        return Failure.of(state.cause, state.error or "", run_url(ui_url, state.extraction_id))
+    told = ended or (failures[-1] if failures else None)
+    cause = told and told.cause
+    return Failure.of(cause or Cause.UNKNOWN, (told and told.error) or "", run_url(ui_url, told.run_id if told else None))
+
+
+def _under_way(run: Run | None, state: TableState | None, rows: int | None, ended: Container[str]) -> RunUnderWay | None:
     if run is not None:
         window = range_of(run.tags)
         return RunUnderWay(
             run_id=run.run_id, state=run.progress, partitions=window and str(window), rows=rows, started_at=run.started_at
         )
-    if state is not None and state.running:
+    loads = [load for load in state.running if load.run_id not in ended] if state is not None else []
+    if loads:
         # Dagster does not answer or does not know the run. The watermark shows that a load is running.
-        load = state.running[0]
+        load = loads[0]
         return RunUnderWay(
             run_id=load.run_id, state=Progress.RUNNING, partitions=str(load.window), rows=rows, started_at=load.started_at
         )
     return None
+
+
+def lost_attempts(
+    failed: Iterable[Run], states: Mapping[str, TableState], tables: Mapping[str, TableSpec]
+) -> dict[str, list[Attempt]]:
+    """By table, the failed runs of Dagster that wrote no attempt, as attempts. A run of several tables counts for all of them, but
+    only if it died before the first of them began: later, a table without an attempt may have been left out as fresh."""
+    known = {name: {attempt.run_id for attempt in state.attempts} for name, state in states.items()}
+    found: dict[str, list[Attempt]] = defaultdict(list)
+    for run in failed:
+        names = [name for name in refreshed_tables(run, tables) if name in tables]
+        began = any(run.run_id in known.get(name, ()) for name in tables)
+        if began or run.ended is None or SKIPPED_TAG in run.tags:
+            continue
+        for name in names:
+            if (attempt := run.ended.attempt(tables[name])) is not None:
+                found[name].append(attempt)
+    return dict(found)
+
+
+def _run_ids(lost: Mapping[str, Sequence[Attempt]]) -> set[str]:
+    return {attempt.run_id for attempts in lost.values() for attempt in attempts}
+
+
+def _newest(extractions: Iterable[Extraction]) -> list[Extraction]:
+    return sorted(extractions, key=lambda one: one.finished_at, reverse=True)[:SHOWN]
+
+
+def _window(one: Extraction) -> tuple[date, date]:
+    first, _, last = one.partitions.partition("..")
+    window = DayRange.parse(first, last or first)
+    return window.start, window.end
 
 
 def runs_by_table(runs: Iterable[Run], tables: Mapping[str, TableSpec]) -> dict[str, Run]:
@@ -139,19 +211,31 @@ def runs_by_table(runs: Iterable[Run], tables: Mapping[str, TableSpec]) -> dict[
 
 
 def overall(
-    tables: Sequence[TableStatus], recent: Sequence[Extraction], now: datetime, *, dagster: bool, timezone: str = DEFAULT_ZONE
+    tables: Sequence[TableStatus],
+    recent: Sequence[Extraction],
+    now: datetime,
+    *,
+    dagster: bool,
+    daemon: Daemon | None = None,
+    timezone: str = DEFAULT_ZONE,
 ) -> Status:
     """The state of all tables together."""
     updates = [table.last_extracted_at for table in tables if table.last_extracted_at is not None]
     by_status = Counter(table.status for table in tables)
-    troubled = any(table.status is LastStatus.FAILED or table.freshness is FreshnessState.STALE for table in tables)
+    by_state = Counter(table.state for table in tables)
+    silent = daemon is not None and bool(daemon.late(now))
+    troubled = silent or not all(table.state.is_well for table in tables)
     return Status(
         status=Overall.UNREACHABLE if not dagster else Overall.DEGRADED if troubled else Overall.OK,
         last_updated=max(updates, default=None),
+        oldest_update=min(updates, default=None),
         generated_at=now,
         timezone=timezone,
         dagster=dagster,
+        daemon=None if daemon is None else not silent,
+        daemon_seen_at=None if daemon is None else daemon.last_beat,
         total_tables=len(tables),
+        states={state: by_state[state] for state in Condition},
         successes=by_status[LastStatus.SUCCESS],
         failures=by_status[LastStatus.FAILED],
         running=sum(table.run_under_way is not None for table in tables),
@@ -187,16 +271,67 @@ def extraction(row: Sequence[Any], ui_url: str) -> Extraction:
     )
 
 
-def calendar(today: date, attempts: Iterable[tuple[date, date, str, datetime, str]]) -> list[PartitionStatus]:
-    """The last days up to `today`. `attempts` (first day, last day, status, end, run) come oldest first; the last one counts."""
-    shown = DayRange(today - timedelta(days=CALENDAR_DAYS - 1), today)
-    days = {day: PartitionStatus(day=day, state=DayState.MISSING) for day in shown}
-    for start, end, status, finished, run_id in attempts:
-        state = DayState.LOADED if status == "success" else DayState.FAILED
+def lost_extraction(table: str, attempt: Attempt, ui_url: str) -> Extraction:
+    """An attempt from a run of Dagster that died before its load began."""
+    return Extraction(
+        table=table,
+        run_id=attempt.run_id,
+        attempt=0,
+        status=LastStatus.FAILED,
+        partitions=str(attempt.window),
+        started_at=attempt.started_at,
+        finished_at=attempt.finished_at,
+        duration_seconds=round((attempt.finished_at - attempt.started_at).total_seconds(), 3),
+        records=None,
+        error=attempt.error,
+        failure=Failure.of(attempt.cause or Cause.UNKNOWN, attempt.error or "", run_url(ui_url, attempt.run_id)),
+    )
+
+
+@dataclass(frozen=True)
+class DayHeld:
+    """A day of the ledger: its rows now, the reading of its last load, the last reading that found it equal to the source, until
+    when the source may change it, and the run that loaded it. Instants carry a zone."""
+
+    rows: int
+    loaded_at: datetime
+    read_at: datetime
+    open_until: date
+    run_id: str | None
+
+
+Tried = tuple[date, date, str, datetime, str]
+"""An attempt: first day, last day, status, end, run."""
+
+
+def calendar(
+    spec: TableSpec, shown: DayRange, held: Mapping[date, DayHeld], attempts: Iterable[Tried], now: datetime
+) -> list[PartitionStatus]:
+    """The days of `shown`. `attempts` come oldest first; the last one of a day counts."""
+    failed: dict[date, Tried] = {}
+    for attempt in attempts:
         for day in shown:
-            if start <= day <= end:
-                days[day] = PartitionStatus(day=day, state=state, loaded_at=finished, run_id=run_id)
-    return list(days.values())
+            if not attempt[0] <= day <= attempt[1]:
+                continue
+            if attempt[2] == "success":
+                failed.pop(day, None)
+            else:
+                failed[day] = attempt
+    return [_day(spec, day, held.get(day), failed.get(day), now) for day in shown]
+
+
+def _day(spec: TableSpec, day: date, held: DayHeld | None, failed: Tried | None, now: datetime) -> PartitionStatus:
+    *_, ended, run = failed or (None, None)
+    if held is None:
+        state, check = (DayState.FAILED, DayCheck.FAILED) if failed else (DayState.MISSING, None)
+        return PartitionStatus(day=day, state=state, loaded_at=ended, run_id=run, check=check, checked_at=ended, check_run_id=run)
+    loaded = PartitionStatus(day=day, state=DayState.LOADED, loaded_at=held.loaded_at, run_id=held.run_id, rows=held.rows)
+    if ended is not None and ended > held.read_at:
+        return loaded.model_copy(update={"check": DayCheck.FAILED, "checked_at": ended, "check_run_id": run})
+    still_open = spec.zone.day(held.read_at) < held.open_until
+    overdue = still_open and now - held.read_at > 2 * spec.schedule.refresh_every
+    check = DayCheck.UNVERIFIED if overdue else DayCheck.OK
+    return loaded.model_copy(update={"check": check, "checked_at": held.read_at})
 
 
 def _integer(value: Any) -> int | None:
@@ -221,48 +356,103 @@ class StatusReader:
         self.dagster = dagster
         self.tables = tables
         self.rhythm = Rhythm.of(settings)
+        self.holdings = Holdings(database.marks, tables, EXTRACTION_COLUMNS)
+        self._reasons: dict[str, str] = {}
+        self._lost: dict[str, list[Extraction]] = {}
+        """By table, the attempts of the last snapshot that never reached PostgreSQL."""
         self._locks = {table_lock(database.schema, table): table for table in tables}
 
     async def snapshot(self) -> Snapshot:
         """The state now. If Dagster does not answer, it has only what PostgreSQL knows. Raises DatabaseUnavailable."""
         now = datetime.now(UTC)
-        runs_under_way = asyncio.ensure_future(self.dagster.runs_under_way())
+        tenant = tenant_of(self.tables)
+        asked = asyncio.ensure_future(self.dagster.present(now - MEMORY, {TENANT_TAG: tenant} if tenant else {}))
         try:
             async with self.database.connection() as conn:
                 states = await self.database.states(conn, now - MEMORY)
                 recent = await self._extractions(conn)
                 copied = await self.rows_copied(conn)
+                holdings = await self.holdings.read(conn, states)
         except BaseException:
-            runs_under_way.cancel()
+            asked.cancel()
             raise
         try:
-            runs, reached = runs_by_table(await runs_under_way, self.tables), True
+            present, reached = await asked, True
         except DagsterUnavailable:
-            runs, reached = {}, False
+            present, reached = Present((), (), None), False
+        runs = runs_by_table(present.under_way, self.tables)
+        lost = await self._explained(lost_attempts(present.failed, states, self.tables))
         look = Look(now, self.rhythm, self.settings.dagster_ui_url)
-        told = [status_of(spec, states.get(name), runs.get(name), copied.get(name), look) for name, spec in self.tables.items()]
-        status = overall(told, recent, now, dagster=reached, timezone=self.settings.timezone)
+        told = [
+            status_of(
+                spec,
+                states.get(name),
+                runs.get(name),
+                copied.get(name),
+                look,
+                Beside(lost.get(name, ()), holdings.get(name, Holding())),
+            )
+            for name, spec in self.tables.items()
+        ]
+        self._lost = {
+            name: [lost_extraction(name, attempt, look.ui_url) for attempt in attempts if not attempt.withdrawn]
+            for name, attempts in lost.items()
+        }
+        recent = _newest([*recent, *chain.from_iterable(self._lost.values())])
+        status = overall(told, recent, now, dagster=reached, daemon=present.daemon, timezone=self.settings.timezone)
         return Snapshot(status, status.model_dump_json().encode())
+
+    async def _explained(self, lost: Mapping[str, Sequence[Attempt]]) -> dict[str, list[Attempt]]:
+        """The attempts with Dagster's reasons. Each run is asked about once."""
+        known = {run_id: reason for run_id, reason in self._reasons.items() if run_id in _run_ids(lost)}
+        for run_id in _run_ids(lost) - known.keys():
+            try:
+                known[run_id] = await self.dagster.failure(run_id) or NO_REASON
+            except DagsterUnavailable:
+                break
+        self._reasons = known
+        return {
+            table: [replace(attempt, error=scrub(known.get(attempt.run_id, NO_REASON))) for attempt in attempts]
+            for table, attempts in lost.items()
+        }
 
     async def detail(self, status: TableStatus) -> TableDetail:
         """The table's status and history. Raises DatabaseUnavailable."""
-        today = self.settings.zone.day(datetime.now(UTC))
-        # No attempt can load a day before the day begins.
-        since = today - timedelta(days=CALENDAR_DAYS)
-        query = sql.SQL(
-            "SELECT partition_start, partition_end, status, finished_at, extraction_id FROM {} "
-            "WHERE table_name = %s AND finished_at >= %s ORDER BY id"
-        ).format(self.database.marks.history)
+        now = datetime.now(UTC)
+        today = self.settings.zone.day(now)
+        shown = DayRange(today - timedelta(days=CALENDAR_DAYS - 1), today)
         async with self.database.connection() as conn:
-            cursor = await conn.execute(query, (status.table, since))
-            attempts = await cursor.fetchall()
+            held, attempts = await self._days(conn, status.table, shown)
             extractions = await self._extractions(conn, status.table)
+        lost = self._lost.get(status.table, ())
+        tried = [(*_window(one), "failed", one.finished_at, one.run_id) for one in lost]
+        attempts = sorted([*attempts, *tried], key=lambda attempt: attempt[3])
         return TableDetail(
             table=status,
-            extractions=extractions,
+            extractions=_newest([*extractions, *lost]),
             recovery_attempts=status.recovery_attempts,
-            partitions=calendar(today, attempts),
+            partitions=calendar(self.tables[status.table], shown, held, attempts, now),
         )
+
+    async def _days(self, conn: psycopg.AsyncConnection, table: str, shown: DayRange) -> tuple[dict[date, DayHeld], list[Tried]]:
+        """The days of the ledger, and the attempts over days of `shown`, oldest first."""
+        days = await conn.execute(
+            sql.SQL(
+                "SELECT day, coalesce(found, rows), loaded_at, read_at, open_until, extraction_id FROM {} "
+                "WHERE table_name = %s AND day BETWEEN %s AND %s"
+            ).format(self.database.marks.ledger.days),
+            (table, shown.start, shown.end),
+        )
+        held = {day: DayHeld(*more) for day, *more in await days.fetchall()}
+        # No attempt can load a day before the day begins.
+        cursor = await conn.execute(
+            sql.SQL(
+                "SELECT partition_start, partition_end, status, finished_at, extraction_id FROM {} "
+                "WHERE table_name = %s AND finished_at >= %s AND partition_start <= %s ORDER BY id"
+            ).format(self.database.marks.history),
+            (table, shown.start - timedelta(days=1), shown.end),
+        )
+        return held, await cursor.fetchall()
 
     async def _extractions(self, conn: psycopg.AsyncConnection, table: str | None = None) -> list[Extraction]:
         query = sql.SQL("SELECT {} FROM {} {} ORDER BY id DESC LIMIT {}").format(
@@ -336,7 +526,7 @@ class StatusFeed:
                     whole = "unavailable"
                     yield "unavailable", _fault(error).model_dump_json()
             else:
-                told = (status.status, status.successes, status.failures, status.running, status.last_updated)
+                told = (status.status, status.dagster, status.daemon, status.states, status.running, status.last_updated)
                 changed = [table for table in status.tables if known.get(table.table) != change_key(table)]
                 known = {table.table: change_key(table) for table in status.tables}
                 if told != whole:

@@ -330,6 +330,8 @@ class TableSpec(Declared):
     the greatest version ever seen counts.
     `snapshot_of`: columns of the key. For each value of these columns, a day of the source is a snapshot. The table holds the
     newest snapshot as a whole (see docs/tables.md): a row that the newest snapshot lacks is gone, even if older snapshots have it.
+    `hour_column`: if the table has a row for each hour, the column with the hour of the day, 0 to 23. The table's readers are told
+    the greatest hour that its rows reach.
     `stamp_columns` say when the source computed a row. A change in them alone is no change of the row.
     `tenant`: the tenant that owns the table, in a deployment with several. The file of tenants sets it, never a declaration.
     `timezone`: the zone whose days the partitions are, by its IANA name. In a deployment the setting TIMEZONE sets it, never a
@@ -351,6 +353,7 @@ class TableSpec(Declared):
     version_column: str | None = None
     snapshot_of: tuple[str, ...] = ()
     stamp_columns: tuple[str, ...] = ()
+    hour_column: str | None = None
     source: Source = Source()
     loading: Loading = Loading()
     schedule: Schedule = Schedule()
@@ -374,7 +377,8 @@ class TableSpec(Declared):
     @model_validator(mode="after")
     def _names_are_declared(self) -> TableSpec:
         key = self.primary_key
-        named = {*key, self.partition_column, *self.stamp_columns, *self.snapshot_of, *filter(None, [self.version_column])}
+        single = filter(None, [self.version_column, self.hour_column])
+        named = {*key, self.partition_column, *self.stamp_columns, *self.snapshot_of, *single}
         unknown = sorted(named - set(self.column_names))
         return self._without(
             (len(key) != len(set(key)), "a column stands in the primary key twice"),
@@ -390,6 +394,10 @@ class TableSpec(Declared):
         return self._without(
             (without_order, f"{', '.join(without_order)}, which neither a key nor a version can hold"),
             (partitions.type is not ColumnType.DATE, f"the partition column {partitions.name} must be a date"),
+            (
+                self.hour_column is not None and self.column(self.hour_column).type is not ColumnType.INTEGER,
+                f"the hour column {self.hour_column} must be an integer",
+            ),
             (set(self.stamp_columns) & set(self.primary_key), "a stamp column can't be part of the primary key"),
         )
 

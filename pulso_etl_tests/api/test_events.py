@@ -12,6 +12,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from pulso_etl.tables import TABLES
+from pulso_etl_tests.api.conftest import Target
 from pulso_etl_tests.api.server import ApiServer
 from pulso_etl_tests.api.test_refreshes import TABLE, finished
 from pulso_etl_tests.conftest import wait_until
@@ -73,7 +74,7 @@ def test_a_refresh_is_told_as_it_goes(api: ApiServer) -> None:
         assert latest["recent_activity"][0]["run_id"] == told["runs"]["dashboard_data"]["run_id"]
 
 
-def test_the_metrics_say_what_postgresql_says(api: ApiServer) -> None:
+def test_the_metrics_say_what_postgresql_says(api: ApiServer, target: Target) -> None:
     assert finished(api, api.call("POST", f"{TABLE}/dashboard_data?force=true").json())["status"] == "success"
     wait_until(lambda: api.call("GET", "/api/v1/etl/status").json()["running"] == 0, 20)
     answer = api.call("GET", "/metrics")
@@ -91,6 +92,10 @@ def test_the_metrics_say_what_postgresql_says(api: ApiServer) -> None:
         assert found["pulso_rows_total", "dashboard_data", kind] == sum(entry[kind] for entry in successes)
     assert 0 < found["pulso_freshness_age_seconds", "dashboard_data"] < 600
     assert found["pulso_stale", "dashboard_data"] == 0
+    [[rows]] = target.rows("SELECT count(*) FROM dashboard_data")
+    assert (detail["table"]["rows"], detail["table"]["last_load"]["run_id"]) == (rows, successes[0]["run_id"])
+    assert sum(day["rows"] or 0 for day in detail["partitions"]) == rows
+    assert api.call("GET", "/api/v1/etl/status").json()["daemon"] is True
     assert found["pulso_refresh_every_seconds", "dashboard_data"] == 6 * 3600
     assert found["pulso_run_running", "dashboard_data"] == 0
     assert found["pulso_data_version", "dashboard_data"] == detail["table"]["data_version"] > 0

@@ -7,11 +7,13 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 from dagster import DagsterRunStatus
+from dagster._daemon.controller import DEFAULT_HEARTBEAT_INTERVAL_SECONDS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pulso_etl.api.dagster_client import Run
-from pulso_etl.api.models import DayState, Failure, LastStatus, Overall, Progress
+from pulso_etl.api.dagster_client import HEARTBEAT, Daemon, Run
+from pulso_etl.api.holdings import Holding
+from pulso_etl.api.models import DayCheck, DayState, Failure, LastStatus, Overall, Progress
 from pulso_etl.api.refreshes import (
     Launched,
     LaunchedPart,
@@ -20,9 +22,21 @@ from pulso_etl.api.refreshes import (
     newest_runs,
     progress,
 )
-from pulso_etl.api.status import CALENDAR_DAYS, Look, calendar, extraction, overall, runs_by_table, status_of
+from pulso_etl.api.status import (
+    CALENDAR_DAYS,
+    NOTHING,
+    Beside,
+    DayHeld,
+    Look,
+    calendar,
+    extraction,
+    lost_attempts,
+    overall,
+    runs_by_table,
+    status_of,
+)
 from pulso_etl.refreshing.due import BackOff, Rhythm
-from pulso_etl.refreshing.freshness import FreshnessState, freshness
+from pulso_etl.refreshing.freshness import Condition, FreshnessState, freshness
 from pulso_etl.refreshing.launch import Launch, in_slots
 from pulso_etl.refreshing.plan import Calendar, RefreshPlan
 from pulso_etl.refreshing.ranges import range_tags
@@ -30,9 +44,9 @@ from pulso_etl.refreshing.request import Grants, RefreshRequest
 from pulso_etl.refreshing.runs import joinable
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import Cause
-from pulso_etl.sync.ledger.watermarks import RunningAttempt, TableState
+from pulso_etl.sync.ledger.watermarks import Attempt, RunningAttempt, TableState
 from pulso_etl.sync.owed import Loss, Watermark
-from pulso_etl.sync.tags import PIPELINE_TAG, SLOT_TAG, TABLE_TAG, TENANT_TAG
+from pulso_etl.sync.tags import PIPELINE_TAG, SKIPPED_TAG, SLOT_TAG, TABLE_TAG, TENANT_TAG
 from pulso_etl.tables import TABLES
 from pulso_etl.words import CAUSES
 
@@ -62,8 +76,8 @@ def state(age: timedelta, status: str = "success", **more: object) -> TableState
     return TableState(**(fields | more))  # type: ignore[arg-type]
 
 
-def told(found: TableState | None, run: Run | None = None, rows: int | None = None) -> object:
-    return status_of(DASHBOARD, found, run, rows, Look(NOW, Rhythm(Calendar(date(2024, 1, 1), 30), BackOff()), UI))
+def told(found: TableState | None, run: Run | None = None, rows: int | None = None, beside: Beside = NOTHING) -> object:
+    return status_of(DASHBOARD, found, run, rows, Look(NOW, Rhythm(Calendar(date(2024, 1, 1), 30), BackOff()), UI), beside)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +155,28 @@ def test_the_whole_is_degraded_by_a_failed_or_a_stale_table() -> None:
         assert overall(tables, [], NOW, dagster=True).status is expected
     whole = overall([good, failed, stale], [], NOW, dagster=False)
     assert (whole.status, whole.successes, whole.failures, whole.total_tables) == (Overall.UNREACHABLE, 2, 1, 3)
-    assert whole.last_updated == NOW
+    assert (whole.last_updated, whole.oldest_update) == (NOW, NOW - timedelta(days=2))
+
+
+def test_a_table_counts_once_and_one_that_was_never_loaded_is_not_well() -> None:
+    both = told(state(timedelta(days=2), "failed"))
+    assert (both.state, both.freshness) == (Condition.FAILED, FreshnessState.STALE)
+    good, never = told(state(timedelta(0))), told(None)
+    whole = overall([good, both, never], [], NOW, dagster=True)
+    assert {state: count for state, count in whole.states.items() if count} == {
+        Condition.FAILED: 1,
+        Condition.FRESH: 1,
+        Condition.NEVER: 1,
+    }
+    assert overall([good, never], [], NOW, dagster=True).status is Overall.DEGRADED
+
+
+def test_a_silent_daemon_is_told_and_degrades_the_whole() -> None:
+    good, seen = told(state(timedelta(0))), NOW - 3 * HEARTBEAT
+    whole = overall([good], [], NOW, dagster=True, daemon=Daemon({"SENSOR": seen}))
+    assert (whole.status, whole.daemon, whole.daemon_seen_at) == (Overall.DEGRADED, False, seen)
+    assert overall([good], [], NOW, dagster=True, daemon=Daemon({"SENSOR": NOW})).status is Overall.OK
+    assert overall([good], [], NOW, dagster=False).daemon is None
 
 
 def test_of_several_runs_of_a_table_the_one_that_goes_on_is_told() -> None:
@@ -149,6 +184,9 @@ def test_of_several_runs_of_a_table_the_one_that_goes_on_is_told() -> None:
     group = replace(RUN, run_id="r3", status=DagsterRunStatus.QUEUED, tags={}, job="refresh_dashboard")
     found = runs_by_table([waits, RUN, group], TABLES)
     assert {table: run.run_id for table, run in found.items()} == {"dashboard_data": "r1", "evolution_data": "r3"}
+
+
+SHOWN_DAYS = DayRange(TODAY - timedelta(days=CALENDAR_DAYS - 1), TODAY)
 
 
 @given(
@@ -162,16 +200,80 @@ def test_of_several_runs_of_a_table_the_one_that_goes_on_is_told() -> None:
         )
     )
 )
-def test_the_calendar_shows_the_last_attempt_of_each_day(attempts: list[tuple[date, date, str]]) -> None:
-    days = calendar(TODAY, [(*attempt, NOW, str(n)) for n, attempt in enumerate(attempts)])
+def test_the_calendar_shows_the_last_attempt_of_each_day_that_was_never_loaded(attempts: list[tuple[date, date, str]]) -> None:
+    tried = [(*attempt, NOW, str(n)) for n, attempt in enumerate(attempts)]
+    days = calendar(DASHBOARD, SHOWN_DAYS, {}, tried, NOW)
     assert [day.day for day in days] == [TODAY - timedelta(days=n) for n in reversed(range(CALENDAR_DAYS))]
     for day in days:
         covering = [(n, status) for n, (start, end, status) in enumerate(attempts) if start <= day.day <= end]
-        if not covering:
-            assert (day.state, day.run_id) == (DayState.MISSING, None)
+        if not covering or covering[-1][1] == "success":
+            assert (day.state, day.run_id, day.check) == (DayState.MISSING, None, None)
         else:
-            expected = DayState.LOADED if covering[-1][1] == "success" else DayState.FAILED
-            assert (day.state, day.run_id) == (expected, str(covering[-1][0]))
+            assert (day.state, day.run_id, day.check) == (DayState.FAILED, str(covering[-1][0]), DayCheck.FAILED)
+
+
+def test_a_failed_read_of_loaded_days_leaves_them_loaded_and_is_told_beside() -> None:
+    at = NOW - timedelta(hours=3)
+    held = {day: DayHeld(170, at, at, day + timedelta(days=7), "r0") for day in SHOWN_DAYS}
+    tried = [(SHOWN_DAYS.start, TODAY, "success", at, "r0"), (SHOWN_DAYS.start, TODAY, "failed", NOW, "r1")]
+    for day in calendar(DASHBOARD, SHOWN_DAYS, held, tried, NOW):
+        assert (day.state, day.rows, day.loaded_at, day.run_id) == (DayState.LOADED, 170, at, "r0")
+        assert (day.check, day.checked_at, day.check_run_id) == (DayCheck.FAILED, NOW, "r1")
+    for day in calendar(DASHBOARD, SHOWN_DAYS, held, tried[:1], NOW):
+        assert (day.check, day.checked_at, day.check_run_id) == (DayCheck.OK, at, None)
+
+
+def test_an_open_day_that_nothing_has_compared_for_long_is_told_as_unverified() -> None:
+    at = NOW - timedelta(hours=13)
+    held = {day: DayHeld(170, at, at, day + timedelta(days=7), "r0") for day in SHOWN_DAYS}
+    days = {day.day: day.check for day in calendar(DASHBOARD, SHOWN_DAYS, held, [], NOW)}
+    assert {day for day, check in days.items() if check is DayCheck.UNVERIFIED} == {TODAY - timedelta(days=n) for n in range(7)}
+
+
+LOST = Attempt("r7", DayRange(TODAY, TODAY), False, NOW, NOW, "the queue dropped it", cause=Cause.ABANDONED)
+
+
+def test_a_run_that_died_before_its_load_is_the_last_attempt_until_something_else_happens() -> None:
+    before = state(timedelta(hours=1), updated_at=NOW - timedelta(hours=1))
+    for known in (before, None):
+        found = told(known, beside=Beside([LOST]))
+        assert (found.state, found.status, found.run_id) == (Condition.FAILED, LastStatus.FAILED, "r7")
+        assert (found.failure.cause, found.error) == (Cause.ABANDONED, "the queue dropped it")
+    loaded = Attempt("r8", DayRange(TODAY - timedelta(days=30), TODAY), True, NOW, NOW + timedelta(seconds=1))
+    since = state(timedelta(0), updated_at=NOW + timedelta(seconds=1), attempts=(loaded,))
+    assert told(since, beside=Beside([LOST])).state is Condition.FRESH
+    withdrawn = replace(LOST, withdrawn=True, cause=Cause.CANCELLED)
+    assert told(before, beside=Beside([withdrawn])).state is Condition.FRESH
+
+
+def test_a_failed_run_without_an_attempt_is_one_for_its_tables() -> None:
+    died = replace(RUN, run_id="r7", status=DagsterRunStatus.FAILURE, started_at=None, ended_at=NOW)
+    group = replace(died, run_id="r8", tags={}, job="refresh_dashboard")
+    assert {table: [one.run_id for one in found] for table, found in lost_attempts([died, group], {}, TABLES).items()} == {
+        "dashboard_data": ["r7", "r8"],
+        "evolution_data": ["r8"],
+    }
+    written = Attempt("r8", DayRange(TODAY, TODAY), False, NOW, NOW)
+    known = {"dashboard_data": state(timedelta(0), attempts=(written, replace(written, run_id="r7")))}
+    assert lost_attempts([died, group], known, TABLES) == {}
+    assert lost_attempts([replace(died, tags={**RUN.tags, SKIPPED_TAG: "fresh"})], {}, TABLES) == {}
+
+
+def test_a_daemon_is_silent_after_two_heartbeats_and_a_part_of_it_after_ten() -> None:
+    beats = dict.fromkeys(("SENSOR", "SCHEDULER"), NOW)
+    assert timedelta(seconds=DEFAULT_HEARTBEAT_INTERVAL_SECONDS) == HEARTBEAT
+    assert Daemon(beats).late(NOW + 2 * HEARTBEAT) == []
+    assert Daemon(beats).late(NOW + 2 * HEARTBEAT + timedelta(seconds=1)) == ["SCHEDULER", "SENSOR"]
+    assert Daemon({**beats, "SENSOR": NOW - 10 * HEARTBEAT - timedelta(seconds=1)}).late(NOW) == ["SENSOR"]
+    assert Daemon(dict.fromkeys(beats)).late(NOW) == ["SCHEDULER", "SENSOR"]
+
+
+def test_the_rows_of_the_table_and_of_its_last_load_are_told_apart_from_what_the_last_attempt_read() -> None:
+    load = ("dashboard_data", "r0", 1, "success", TODAY, TODAY, NOW, NOW, 1.0, 1190, {"rows_inserted": 12}, None, None)
+    reaches = NOW - timedelta(hours=4)
+    found = told(state(timedelta(hours=1), "failed", records=None), beside=Beside(holding=Holding(5100, load, reaches)))
+    assert (found.rows, found.records, found.last_load.inserted) == (5100, None, 12)
+    assert (found.data_until, told(state(timedelta(hours=1))).data_until) == (reaches, NOW - timedelta(hours=1))
 
 
 @given(st.integers(0, 20), st.integers(1, 30))
