@@ -37,6 +37,7 @@ from pulso_etl.sync.postgres.sessions import Session
 from pulso_etl.sync.postgres.strangers import strangers
 from pulso_etl.sync.redaction import scrub
 from pulso_etl.sync.spec import TableSpec
+from pulso_etl.sync.streams import with_stamps
 from pulso_etl.sync.tags import TENANT_TAG
 from pulso_etl.tables import TABLES
 from pulso_etl.tenancy.tenants import Deployed, deployed, risk, select, sharing
@@ -195,7 +196,7 @@ def _source(source: BigQuerySource, spec: TableSpec) -> str:
     with raising_source_errors(spec, window), source.get_client() as client:
         job = client.query(source.stream(spec, window, "doctor").sql(), job_config=config, retry=ONCE, timeout=30)
     returned = pa.schema([pa.field(column.name, _arrow(column)) for column in job.schema or []])
-    _, _, drift = fit(spec, returned, Table({}), window)
+    _, _, drift = fit(spec, with_stamps(returned, spec.reading_stamps), Table({}), window)
     size = f", today's partition reads {job.total_bytes_processed / 2**20:,.1f} MiB" if job.total_bytes_processed else ""
     return f"columns fit{size}" + (f"; not loaded: {', '.join(drift.not_loaded)}" if drift.not_loaded else "")
 

@@ -172,6 +172,11 @@ class BigQueryStream:
         query = captured_sql(self.spec) if self._changes else self.spec.source.query
         return fill(query, self.source.tables(self.spec), self.spec.timezone)
 
+    @property
+    def computed_at(self) -> datetime | None:
+        """When BigQuery began the job."""
+        return self._done.started if self._done is not None else None
+
     def capture(self, watermark: Watermark, written_at: datetime | None, now: datetime) -> datetime | None:
         """Makes this the stream of the changes since the watermark, and returns the instant that they lead to.
 
@@ -259,6 +264,7 @@ class BigQueryStream:
             query_parameters=parameters,
             labels={"app": "pulso-etl", "table": self.spec.name, "run_id": label(self.run_id)},
             maximum_bytes_billed=self.source.maximum_bytes_billed,
+            use_query_cache=True,
             job_timeout_ms=int(timeout * 1000),
         )
         # Failed jobs are retried below. A retry of jobs here would only multiply the retries of requests.

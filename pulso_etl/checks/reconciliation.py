@@ -37,6 +37,7 @@ from pulso_etl.sync.postgres.bookkeeping import exists
 from pulso_etl.sync.postgres.catalog import read_table
 from pulso_etl.sync.schema.statements import Statements
 from pulso_etl.sync.spec import Column, ColumnType, OnReject, TableSpec
+from pulso_etl.sync.streams import as_stream
 from pulso_etl.sync.target import Target
 
 RELATIVE_TOLERANCE = 1e-9
@@ -265,7 +266,7 @@ class _Look:
             table = read_table(conn, self.target.schema, self.spec.name)
             assert table is not None
             # Only the compared days and later days matter.
-            rows = Source(stream.open, past=Past(self.days.start))
+            rows = Source(as_stream(self.spec, self.days, stream).open, past=Past(self.days.start))
             staged = stage_rows(self.target, table, self.days, rows, Clock())
             assert staged.quarantine is not None
             rest = sql.SQL("NOT {}").format(staged.quarantine.kept("r"))

@@ -22,7 +22,7 @@ from pulso_etl.sync.errors import BudgetExceeded
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.owed import Watermark
 from pulso_etl.sync.postgres.sessions import Session
-from pulso_etl.sync.streams import ChangeStream, PastStream
+from pulso_etl.sync.streams import ChangeStream, DatedStream, PastStream
 from pulso_etl.sync.tags import FORCE_TAG
 from pulso_etl.sync.zone import DEFAULT_ZONE, Zone
 
@@ -104,7 +104,7 @@ class DailyBudget(dg.ConfigurableResource[None]):
             self.today().admit()
 
 
-class SourceStream(ChangeStream, PastStream, Protocol):
+class SourceStream(ChangeStream, DatedStream, PastStream, Protocol):
     """The kind of stream that a source yields."""
 
 
@@ -119,6 +119,10 @@ class AdmittedStream:
     @property
     def metadata(self) -> dict[str, Any]:
         return self.stream.metadata
+
+    @property
+    def computed_at(self) -> datetime | None:
+        return self.stream.computed_at
 
     def open(self) -> AbstractContextManager[pa.RecordBatchReader]:
         """Raises BudgetExceeded, or what the stream raises."""

@@ -324,7 +324,7 @@ def in_parts(fields: Mapping[str, Any]) -> dict[str, Any]:
 class TableSpec(Declared):
     """One table: what it holds, and, in five parts, where its rows come from and how they are kept.
 
-    `columns` are all columns that the query returns, keys included. The destination adds `kept_columns`.
+    `columns` are all columns that the query returns, keys included, and `reading_stamps`. The destination adds `kept_columns`.
     `version_column`: if the source has several rows of a key, the load keeps the row with the greatest version. A version is
     required, like a key. If the partition column is in the key, the greatest version that the source has now counts. If it is not,
     the greatest version ever seen counts.
@@ -333,6 +333,8 @@ class TableSpec(Declared):
     `hour_column`: if the table has a row for each hour, the column with the hour of the day, 0 to 23. The table's readers are told
     the greatest hour that its rows reach.
     `stamp_columns` say when the source computed a row. A change in them alone is no change of the row.
+    `reading_stamps` are those stamp columns that the query does not return. The load fills them with the instant at which the
+    source computed the rows. So the query needs no clock of its own, and its text is the same all day.
     `tenant`: the tenant that owns the table, in a deployment with several. The file of tenants sets it, never a declaration.
     `timezone`: the zone whose days the partitions are, by its IANA name. In a deployment the setting TIMEZONE sets it, never a
     declaration.
@@ -353,6 +355,7 @@ class TableSpec(Declared):
     version_column: str | None = None
     snapshot_of: tuple[str, ...] = ()
     stamp_columns: tuple[str, ...] = ()
+    reading_stamps: tuple[str, ...] = ()
     hour_column: str | None = None
     source: Source = Source()
     loading: Loading = Loading()
@@ -399,6 +402,16 @@ class TableSpec(Declared):
                 f"the hour column {self.hour_column} must be an integer",
             ),
             (set(self.stamp_columns) & set(self.primary_key), "a stamp column can't be part of the primary key"),
+        )
+
+    @model_validator(mode="after")
+    def _readings_are_stamps(self) -> TableSpec:
+        beyond = sorted(set(self.reading_stamps) - set(self.stamp_columns))
+        others = [name for name in self.reading_stamps if not beyond and self.column(name).sql_type != ColumnType.TIMESTAMP]
+        return self._without(
+            (beyond, f"reading_stamps {beyond} are no stamp_columns"),
+            (others, f"reading_stamps {others} hold no {ColumnType.TIMESTAMP}"),
+            (self.version_column in self.reading_stamps, "a version_column comes from the source, so it is no reading stamp"),
         )
 
     @model_validator(mode="after")
@@ -559,6 +572,11 @@ class TableSpec(Declared):
     @cached_property
     def column_names(self) -> tuple[str, ...]:
         return tuple(column.name for column in self.columns)
+
+    @cached_property
+    def query_columns(self) -> tuple[Column, ...]:
+        """The columns that the query returns."""
+        return tuple(column for column in self.columns if column.name not in self.reading_stamps)
 
     @cached_property
     def sources(self) -> tuple[str, ...]:

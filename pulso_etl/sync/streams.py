@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
@@ -16,6 +17,8 @@ from pulso_etl.sync.errors import ContractError
 from pulso_etl.sync.loading.request import Open
 from pulso_etl.sync.owed import Watermark
 from pulso_etl.sync.spec import TableSpec
+
+STAMP = pa.timestamp("us", "UTC")
 
 
 @runtime_checkable
@@ -50,6 +53,15 @@ class PastStream(DeferredStream, Protocol):
     def read_past(self, days: DayRange) -> AbstractContextManager[pa.RecordBatchReader]: ...
 
 
+@runtime_checkable
+class DatedStream(DeferredStream, Protocol):
+    """A deferred stream that knows when the source computed its rows."""
+
+    @property
+    def computed_at(self) -> datetime | None:
+        """The instant (with zone), once the stream is open; None where the source does not say."""
+
+
 @dataclass(frozen=True)
 class Stream:
     """How to open what the asset yielded, the metadata that opening fills, and whether it can be opened twice.
@@ -70,18 +82,29 @@ def as_stream(spec: TableSpec, window: DayRange, obj: Any) -> Stream:
     """The stream of what an asset yielded for the days of the window.
 
     Anything without rows and columns is a table without rows. So is a pandas.DataFrame without rows, because its types say nothing.
+    A column of `reading_stamps` holds the instant at which the source computed the rows; where the source does not say, it is now.
     Raises ContractError for anything that is not a table.
     """
+    started = datetime.now(UTC)
     if isinstance(obj, DeferredStream):
+        source: DeferredStream = obj
+
+        def computed_at() -> datetime:
+            return (source.computed_at if isinstance(source, DatedStream) else None) or started
+
+        def read_past(days: DayRange) -> AbstractContextManager[pa.RecordBatchReader]:
+            assert isinstance(source, PastStream)
+            return _whole(spec, partial(source.read_past, days), computed_at)()
+
         return Stream(
-            *(_never_bare(spec, obj.open), obj.metadata),
+            *(_whole(spec, obj.open, computed_at), obj.metadata),
             repeatable=True,
             deferred=True,
             changes=obj if isinstance(obj, ChangeStream) else None,
-            read_past=obj.read_past if isinstance(obj, PastStream) else None,
+            read_past=read_past if isinstance(obj, PastStream) else None,
         )
     if isinstance(obj, pa.RecordBatchReader):
-        return Stream(_never_bare(spec, lambda: nullcontext(obj)), {}, repeatable=False)
+        return Stream(_whole(spec, lambda: nullcontext(obj), lambda: started), {}, repeatable=False)
     if not hasattr(obj, "__arrow_c_stream__"):
         expected = "expected a RecordBatchReader, Table, DataFrame or stream"
         raise ContractError(f"{spec.name} {window}: the asset yielded {type(obj).__name__}; {expected}")
@@ -89,9 +112,8 @@ def as_stream(spec: TableSpec, window: DayRange, obj: Any) -> Stream:
         table = _table(obj)
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise ContractError(f"{spec.name} {window}: the asset's {type(obj).__name__} can't be read as Arrow: {error}") from error
-    return Stream(
-        _never_bare(spec, lambda: nullcontext(table.to_reader(max_chunksize=spec.source.batch_rows))), {}, repeatable=True
-    )
+    rows = partial(table.to_reader, max_chunksize=spec.source.batch_rows)
+    return Stream(_whole(spec, lambda: nullcontext(rows()), lambda: started), {}, repeatable=True)
 
 
 def _table(obj: Any) -> pa.Table:
@@ -103,8 +125,8 @@ def _table(obj: Any) -> pa.Table:
     return pa.Table.from_pandas(obj, preserve_index=True) if len(obj) else pa.Table.from_pylist([])
 
 
-def _never_bare(spec: TableSpec, open_stream: Open) -> Open:
-    """Opens the stream; a stream without columns and rows gets the columns of the declaration."""
+def _whole(spec: TableSpec, open_stream: Open, computed_at: Callable[[], datetime]) -> Open:
+    """Opens the stream with all columns: reading stamps are added, and a stream without columns and rows gets the declared ones."""
 
     @contextmanager
     def opened() -> Iterator[pa.RecordBatchReader]:
@@ -113,6 +135,28 @@ def _never_bare(spec: TableSpec, open_stream: Open) -> Open:
                 declared = pa.schema([(name, pa.null()) for name in spec.column_names])
                 yield pa.RecordBatchReader.from_batches(declared, [])
             else:
-                yield reader
+                yield stamped(reader, [name for name in spec.reading_stamps if name not in reader.schema.names], computed_at())
 
     return opened
+
+
+def stamped(reader: pa.RecordBatchReader, names: Sequence[str], at: datetime) -> pa.RecordBatchReader:
+    """The reader with more columns, each of which holds the instant `at` in every row."""
+    if not names:
+        return reader
+    stamp = pa.scalar(at, STAMP)
+    schema = with_stamps(reader.schema, names)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for batch in reader:
+            added = [pa.repeat(stamp, batch.num_rows)] * len(names)
+            yield pa.RecordBatch.from_arrays([*batch.columns, *added], schema=schema)
+
+    return pa.RecordBatchReader.from_batches(schema, batches())
+
+
+def with_stamps(schema: pa.Schema, names: Sequence[str]) -> pa.Schema:
+    """The schema with columns of instants after its own."""
+    for name in names:
+        schema = schema.append(pa.field(name, STAMP))
+    return schema

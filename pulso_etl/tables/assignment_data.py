@@ -40,6 +40,7 @@ ASSIGNMENT_DATA = TableSpec(
     tags={"domain": "collections", "cadence": "24h"},
     snapshot_of=("periodo",),
     stamp_columns=("fecha_procesamiento",),
+    reading_stamps=("fecha_procesamiento",),
     source=Source(query=query("assignment_data")),
     loading=Loading(timeout=timedelta(minutes=30)),
     schedule=Schedule(lookback_days=30, refresh_every=timedelta(hours=24)),

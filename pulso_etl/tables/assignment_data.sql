@@ -9,8 +9,7 @@ SELECT
   COUNT(DISTINCT cuenta) AS cuentas,
   SUM(deuda_inicial) AS deuda_asig,
   SUM(deuda_actual) AS deuda_actual,
-  ROUND(SAFE_DIVIDE(SUM(deuda_inicial), CAST(COUNT(DISTINCT cuenta) AS NUMERIC)), 2) AS ticket_promedio,
-  CURRENT_TIMESTAMP() AS fecha_procesamiento
+  ROUND(SAFE_DIVIDE(SUM(deuda_inicial), CAST(COUNT(DISTINCT cuenta) AS NUMERIC)), 2) AS ticket_promedio
 FROM `{asignaciones_clean}`
 WHERE fecha_foto BETWEEN @start AND @end
 GROUP BY periodo_mes, archivo, tipo_cartera, servicio, fecha_foto

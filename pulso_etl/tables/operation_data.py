@@ -34,6 +34,7 @@ OPERATION_DATA = TableSpec(
     group="operation",
     tags={"domain": "operations", "cadence": "2h"},
     stamp_columns=("fecha_procesamiento",),
+    reading_stamps=("fecha_procesamiento",),
     hour_column="hora",
     source=Source(query=query("operation_data"), batch_rows=5_000),
     loading=Loading(timeout=timedelta(minutes=15)),

@@ -36,6 +36,7 @@ PRODUCTIVITY_DATA = TableSpec(
     group="operation",
     tags={"domain": "operations", "cadence": "8h"},
     stamp_columns=("fecha_procesamiento",),
+    reading_stamps=("fecha_procesamiento",),
     source=Source(query=query("productivity_data")),
     loading=Loading(timeout=timedelta(minutes=30)),
     schedule=Schedule(lookback_days=5, refresh_every=timedelta(hours=8)),

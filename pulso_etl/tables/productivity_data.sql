@@ -30,7 +30,6 @@ SELECT
   100 * SAFE_DIVIDE(g.total_pdp, g.contactos_efectivos) AS tasa_conversion,
   COALESCE(a.nombre, 'SISTEMA') AS nombre_agente,
   a.dni AS dni_agente,
-  COALESCE(a.equipo, 'SISTEMA') AS equipo,
-  CURRENT_TIMESTAMP() AS fecha_procesamiento
+  COALESCE(a.equipo, 'SISTEMA') AS equipo
 FROM gestiones AS g
 LEFT JOIN agentes AS a ON a.correo = g.agente
