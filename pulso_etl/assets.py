@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 
 from pulso_etl.bigquery.source import BigQuerySource
-from pulso_etl.refreshing.budget import AdmittedStream, DailyBudget
+from pulso_etl.refreshing.budget import AdmittedStream, QueryBudget
 from pulso_etl.refreshing.plan import Calendar, RefreshPlan, plan_refresh
 from pulso_etl.refreshing.ranges import launched_range, names_days, range_tags
 from pulso_etl.refreshing.request import Grants, RefreshRequest
@@ -157,7 +157,7 @@ def build_asset(
         if not names_days(context.run.tags):
             _take_days(context, plan)
         bigquery: BigQuerySource = resource(context, spec, "bigquery")
-        budget: DailyBudget = resource(context, spec, "budget")
+        budget: QueryBudget = resource(context, spec, "budget")
         stream = bigquery.stream(spec, plan.window, context.run.run_id)
         yield dg.Output(AdmittedStream(stream, budget, Grants.of(context.run.tags)))
 

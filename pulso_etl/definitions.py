@@ -15,7 +15,7 @@ from pulso_etl.automation.sensors import Automation
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.checks.asset_checks import build_checks, reconciliation_key, refresh_check_keys
 from pulso_etl.logs import run_logger
-from pulso_etl.refreshing.budget import DailyBudget
+from pulso_etl.refreshing.budget import QueryBudget
 from pulso_etl.refreshing.runs import table_job
 from pulso_etl.settings import Settings, load_settings
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager
@@ -37,6 +37,7 @@ def build_source(settings: Settings) -> BigQuerySource:
         sources=settings.sources(),
         maximum_bytes_billed=settings.bigquery_maximum_bytes_billed,
         price_per_tib=settings.bigquery_price_per_tib,
+        price_per_slot_hour=settings.bigquery_price_per_slot_hour,
         use_storage_api=settings.bigquery_use_storage_api,
         wire_compression=settings.bigquery_wire_compression,
         emulator_host=settings.bigquery_emulator_host,
@@ -49,7 +50,7 @@ def build_resources(settings: Settings) -> dict[str, Any]:
     """The source, the budget and the destination that the settings describe, under the names of their owner."""
     resources = {
         "bigquery": build_source(settings),
-        "budget": DailyBudget.of(settings),
+        "budget": QueryBudget.of(settings),
         "postgres": PostgresUpsertIOManager(
             # The settings already have the owner's role, if there is one.
             database_url=settings.database_url.get_secret_value(),

@@ -158,8 +158,18 @@ class Settings(AccessSettings):
     """Limit of one query, in bytes. BigQuery refuses a query that would bill more, at no cost."""
     bigquery_daily_budget_bytes: Annotated[int, Field(ge=1)] | None = None
     """Limit of all queries of a day, in bytes. Beyond it only forced refreshes run."""
+    bigquery_daily_budget_usd: Annotated[float, Field(gt=0)] | None = None
+    """Limit of all queries of a day, in US dollars."""
+    bigquery_monthly_budget_bytes: Annotated[int, Field(ge=1)] | None = None
+    """Limit of all queries of a calendar month, in bytes."""
+    bigquery_monthly_budget_usd: Annotated[float, Field(gt=0)] | None = None
+    """Limit of all queries of a calendar month, in US dollars, without the free volume."""
     bigquery_price_per_tib: Annotated[float, Field(ge=0)] = 6.25
-    """On-demand price for the estimate in a run's metadata."""
+    """On-demand price in US dollars."""
+    bigquery_price_per_slot_hour: Annotated[float, Field(ge=0)] | None = None
+    """Price of an hour of a slot in US dollars. Set it if the account pays for slots: bytes then cost nothing."""
+    bigquery_free_tib_per_month: Annotated[float, Field(ge=0)] = 1.0
+    """The volume that costs nothing each month, on demand. Set 0 if other users of the account use it up."""
     bigquery_use_storage_api: bool = True
     """Whether results come over the Storage Read API if it is reachable. Otherwise they come over REST."""
     bigquery_wire_compression: Literal["lz4", "zstd", "none"] = "lz4"

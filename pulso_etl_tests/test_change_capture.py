@@ -17,7 +17,7 @@ from pulso_etl.automation.jobs import build_jobs
 from pulso_etl.automation.sensors import Automation
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.local.emulator import BigQueryEmulator
-from pulso_etl.refreshing.budget import DailyBudget
+from pulso_etl.refreshing.budget import QueryBudget
 from pulso_etl.refreshing.launch import run_tags
 from pulso_etl.refreshing.request import Grants
 from pulso_etl.settings import Settings
@@ -53,7 +53,7 @@ class Deployment:
     conn: psycopg.Connection
     instance: dg.DagsterInstance
     manager: PostgresUpsertIOManager
-    budget: DailyBudget
+    budget: QueryBudget
     days: list[date]
 
     @property
@@ -109,7 +109,7 @@ def deployment(
             conn,
             instance,
             PostgresUpsertIOManager(database_url=server_url, database_schema=schema),
-            DailyBudget(database_url=server_url, database_schema=schema),
+            QueryBudget(database_url=server_url, database_schema=schema),
             [lima_day(now) - timedelta(days=back) for back in (2, 1, 0)],
         )
 
@@ -261,7 +261,7 @@ def test_a_fault_that_passes_fails_the_attempt_and_a_spent_budget_asks_for_nothi
     asked = len(deployment.history.captures)
     deployment.conn.execute("UPDATE etl_extractions SET metadata = metadata || '{\"bytes_billed\": 7}'")
     url, schema = deployment.budget.database_url, deployment.budget.database_schema
-    deployment.budget = DailyBudget(database_url=url, database_schema=schema, limit=1)
+    deployment.budget = QueryBudget(database_url=url, database_schema=schema, daily_bytes=1)
     assert deployment.run(success=False)["cause"] == Cause.BUDGET
     assert len(deployment.history.captures) == asked == 1
 

@@ -27,7 +27,7 @@ describe("the words of the page", () => {
     [new ETLError("fetch failed"), "Sin conexión con Pulso", /revise su red/],
     [refusedBy("forbidden", 403), "Sin permiso", /pida una clave/],
     [refusedBy("rate_limited", 429, 1, true), "Demasiados pedidos seguidos", /en 1 segundo/],
-    [refusedBy("budget", 429, 3600), "Sin presupuesto para la carga", /espere a mañana/],
+    [refusedBy("budget", 429, 3600), "Sin presupuesto para la carga", /puede forzar la carga/],
     [refusedBy("launcher_unavailable", 503, 5, true), "Dagster no responde", /en 5 segundos/],
     [refusedBy("destination_unavailable", 503, 5, true), "PostgreSQL no está disponible", /en 5 segundos/],
     [refusedBy("request", 404), "Pulso no aceptó el pedido", /corrija el pedido/],

@@ -28,6 +28,7 @@ from google.cloud.bigquery.retry import DEFAULT_JOB_RETRY, DEFAULT_RETRY
 from requests import RequestException
 
 from pulso_etl.bigquery.capture import Interval, capture_refusal, captured_sql, interval
+from pulso_etl.bigquery.pricing import Pricing
 from pulso_etl.bigquery.storage_read import Compression, ReadClient, plaintext_transport
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import (
@@ -39,6 +40,7 @@ from pulso_etl.sync.errors import (
     SourceTableMissing,
     SourceUnavailable,
 )
+from pulso_etl.sync.ledger.queries import Usage
 from pulso_etl.sync.owed import Watermark
 from pulso_etl.sync.spec import TableSpec, fill
 
@@ -46,7 +48,6 @@ log = logging.getLogger(__name__)
 
 Transport = Literal["storage", "rest"]
 
-TIB = 1024**4
 READ_STREAMS = 2
 QUEUED_BATCHES = 4
 """The most batches to read ahead of the load. BigQuery sends batches of at most 10 MiB."""
@@ -79,15 +80,16 @@ class BigQuerySource(BigQueryResource):
     """dagster-gcp's BigQuery resource. It also knows an emulator, a cost limit, and the names of the source tables.
 
     `sources` are full table names by the placeholder that the `.sql` files use. `price_per_tib` is US dollars per TiB billed,
-    on demand; `maximum_bytes_billed` limits one query. A request that fails for a passing reason is sent again with exponential
-    back-off from `retry_initial_seconds`, for `retry_timeout_seconds` in all. After `request_timeout_seconds` without an answer a
-    connection counts as broken; the client gives requests for rows at least 120 seconds. `change_margin_seconds` is how far
-    BigQuery's clock and ours may differ.
+    on demand; `price_per_slot_hour` replaces it (see `Pricing`). `maximum_bytes_billed` limits one query. A request that fails for
+    a passing reason is sent again with exponential back-off from `retry_initial_seconds`, for `retry_timeout_seconds` in all. After
+    `request_timeout_seconds` without an answer a connection counts as broken; the client gives requests for rows at least 120
+    seconds. `change_margin_seconds` is how far BigQuery's clock and ours may differ.
     """
 
     sources: dict[str, str] = {}
     maximum_bytes_billed: int = 20 * 1024**3
     price_per_tib: float = 6.25
+    price_per_slot_hour: float | None = None
     use_storage_api: bool = True
     wire_compression: Compression = "lz4"
     emulator_host: str | None = None
@@ -96,6 +98,11 @@ class BigQuerySource(BigQueryResource):
     retry_timeout_seconds: float = 120.0
     request_timeout_seconds: float = 120.0
     change_margin_seconds: float = 600.0
+
+    @property
+    def pricing(self) -> Pricing:
+        """What the account pays."""
+        return Pricing(self.price_per_tib, self.price_per_slot_hour)
 
     @property
     def retry(self) -> Retry:
@@ -220,7 +227,7 @@ class BigQueryStream:
         with other.open() as reader:
             self._others[other._done.job_id] = other._done
             if self._done is not None:
-                self.metadata.update(statistics(self._done, self.source.price_per_tib, self._others.values()))
+                self.metadata.update(statistics(self._done, self.source.pricing, self._others.values()))
             yield reader
 
     def _refusal(self, client: bigquery.Client, changes: Interval) -> str | None:
@@ -239,7 +246,7 @@ class BigQueryStream:
             with raising_source_errors(self.spec, self.window):
                 client = stack.enter_context(self.source.get_client())
                 self._done = job = self._finished(client)
-                self.metadata.update(statistics(job, self.source.price_per_tib, self._others.values()))
+                self.metadata.update(statistics(job, self.source.pricing, self._others.values()))
                 batches, transport = self._batches(job, stack)
             self.metadata["transport"] = transport
             first = next(batches)
@@ -387,17 +394,20 @@ def naming_credentials() -> Iterator[None]:
         ) from None
 
 
-def statistics(job: bigquery.QueryJob, price_per_tib: float, others: Collection[bigquery.QueryJob] = ()) -> dict[str, Any]:
-    """A finished job's identity and cost, as far as its statistics have them. The price is US dollars.
+def statistics(job: bigquery.QueryJob, pricing: Pricing, others: Collection[bigquery.QueryJob] = ()) -> dict[str, Any]:
+    """A finished job's identity and cost, as far as its statistics have them.
 
-    The cost includes the `others`.
+    The cost is US dollars, before the month's free volume. It includes the `others`.
     """
     told: dict[str, Any] = {"bigquery_job_id": job.job_id, "cache_hit": job.cache_hit}
     if job.total_bytes_processed is not None:
         told["bytes_processed"] = job.total_bytes_processed + sum(other.total_bytes_processed or 0 for other in others)
     if job.total_bytes_billed is not None:
         told["bytes_billed"] = job.total_bytes_billed + sum(other.total_bytes_billed or 0 for other in others)
-        told["estimated_cost_usd"] = round(told["bytes_billed"] / TIB * price_per_tib, 6)
+    if job.slot_millis is not None:
+        told["slot_millis"] = job.slot_millis + sum(other.slot_millis or 0 for other in others)
+    if told.keys() & {"bytes_billed", "slot_millis"}:
+        told["estimated_cost_usd"] = round(pricing.cost(Usage.of(told)), 6)
     return {name: value for name, value in told.items() if value is not None}
 
 

@@ -15,7 +15,8 @@ For a table with a quarantine, rows that cannot be loaded are left out, see `_Lo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from decimal import Decimal
@@ -23,10 +24,11 @@ from typing import Any, Literal
 
 from psycopg import sql
 
-from pulso_etl.bigquery.source import BigQuerySource
+from pulso_etl.bigquery.source import BigQuerySource, BigQueryStream
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger import locks
 from pulso_etl.sync.ledger.ledger import Ledger
+from pulso_etl.sync.ledger.queries import Usage
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.loading.months import refuse_expired
 from pulso_etl.sync.loading.request import Past, Source
@@ -40,6 +42,8 @@ from pulso_etl.sync.spec import Column, ColumnType, OnReject, TableSpec
 from pulso_etl.sync.streams import as_stream
 from pulso_etl.sync.target import Target
 
+RECONCILIATION = "reconciliation"
+"""The purpose of these queries in `etl_queries`."""
 RELATIVE_TOLERANCE = 1e-9
 ABSOLUTE_TOLERANCE = 1e-6
 NUMBERS = {ColumnType.INTEGER, ColumnType.NUMERIC, ColumnType.DOUBLE}
@@ -185,6 +189,7 @@ def reconcile(target: Target, bigquery: BigQuerySource, window: DayRange | None,
     Raises the errors of `BigQueryStream.open`, ContractError for days that the table no longer keeps, and psycopg's errors.
     """
     conn, spec, schema = target.conn, target.spec, target.schema
+    Watermarks(schema).create(conn)
     locks.take(conn, [locks.table_lock(schema, spec.name)])
     names = Statements(spec, schema)
     bounds = conn.execute(sql.SQL("SELECT min({0}), max({0}) FROM {1}").format(names.partition, names.target)).fetchone()
@@ -249,7 +254,7 @@ class _Look:
         """The figures of both sides. Each server adds up its own rows."""
         query = source_query(self.spec, measures(self.spec))
         stream = self.bigquery.stream(self.spec.with_query(query), self.days, self.run_id)
-        with stream.open() as reader:
+        with self._recorded(stream), stream.open() as reader:
             columns = reader.read_all().columns
             source = {day: values for day, *values in zip(*(column.to_pylist() for column in columns), strict=True)}
         names = Statements(self.spec, self.target.schema)
@@ -262,7 +267,7 @@ class _Look:
         """
         stream = self.bigquery.stream(self.spec, self.days, self.run_id)
         conn = self.target.conn
-        with conn.transaction(force_rollback=True):
+        with self._recorded(stream), conn.transaction(force_rollback=True):
             table = read_table(conn, self.target.schema, self.spec.name)
             assert table is not None
             # Only the compared days and later days matter.
@@ -273,6 +278,16 @@ class _Look:
             source = self._in_postgres(staged.statements.newest_staged(), rest)
             target = self._in_postgres(staged.statements.target, sql.SQL("{} AND {}").format(staged.statements.current, rest))
         return _Sides(source, target, staged.quarantine.by_day, stream.metadata)
+
+    @contextmanager
+    def _recorded(self, stream: BigQueryStream) -> Iterator[None]:
+        """Records what the stream's query used, also if the comparison fails, so that the budget counts it."""
+        try:
+            yield
+        finally:
+            Watermarks(self.target.schema).queries.record(
+                self.target.conn, self.spec.name, RECONCILIATION, self.run_id, Usage.of(stream.metadata)
+            )
 
     def _in_postgres(self, rows: sql.Composable, which: sql.Composable) -> dict[date, Figures]:
         """The figures of each day, over the rows `r` that fulfil `which`."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from pulso_etl.refreshing.budget import DailyBudget
+from pulso_etl.refreshing.budget import QueryBudget
 from pulso_etl.refreshing.plan import Calendar, RefreshPlan, plan_refresh
 from pulso_etl.refreshing.request import RefreshRequest
 from pulso_etl.settings import Settings
@@ -26,19 +26,19 @@ class Planner:
 
     tables: Mapping[str, TableSpec]
     calendar: Calendar
-    budget: DailyBudget
+    budget: QueryBudget
 
     @classmethod
     def of(cls, settings: Settings, tables: Mapping[str, TableSpec]) -> Planner:
         """The planner that the settings describe."""
-        return cls(tables, Calendar.of(settings), DailyBudget.of(settings))
+        return cls(tables, Calendar.of(settings), QueryBudget.of(settings))
 
     def named(self, request: RefreshRequest) -> list[TableSpec]:
         """The tables of the request, or all tables if it names none. Raises PlanError for an unknown table."""
         return named_tables(request.tables, self.tables)
 
     def admit(self, request: RefreshRequest) -> None:
-        """Raises BudgetExceeded if the day's budget is spent and the request has no grant to go on. Raises psycopg.Error."""
+        """Raises BudgetExceeded if a limit of the budget is reached and the request has no grant to go on. Raises psycopg.Error."""
         self.budget.admit(request.grants)
 
     def plans(self, request: RefreshRequest, watermarks: Mapping[str, Watermark], now: datetime) -> list[RefreshPlan]:

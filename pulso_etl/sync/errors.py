@@ -29,7 +29,7 @@ class Cause(StrEnum):
     COST_CAP = "cost_cap"
     """The query would bill more bytes than the limit for one query."""
     BUDGET = "budget"
-    """The day's budget is spent."""
+    """A limit of the budget is reached."""
     DESTINATION_UNAVAILABLE = "destination_unavailable"
     """PostgreSQL cannot be reached for now, or has no resources left."""
     DESTINATION_REFUSED = "destination_refused"
@@ -182,7 +182,7 @@ class CostCapExceeded(SourceError):
 
 
 class BudgetExceeded(SourceError):
-    """The day's budget of bytes billed is spent."""
+    """A limit of what the queries of a day or of a month may use is reached."""
 
     cause = Cause.BUDGET
 

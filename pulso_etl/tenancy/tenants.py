@@ -56,6 +56,9 @@ EXAMPLES = {
     "bigquery_agents_table": "agents",
     "bigquery_maximum_bytes_billed": "10000000000",
     "bigquery_daily_budget_bytes": "50000000000",
+    "bigquery_daily_budget_usd": "2.5",
+    "bigquery_monthly_budget_bytes": "1000000000000",
+    "bigquery_monthly_budget_usd": "40",
     "initial_window_days": "90",
     "retry_wait_seconds": "60",
     "retry_wait_maximum_seconds": "3600",
@@ -111,6 +114,9 @@ class Tenant(BaseModel):
     bigquery_agents_table: str | None = None
     bigquery_maximum_bytes_billed: int | None = None
     bigquery_daily_budget_bytes: int | None = None
+    bigquery_daily_budget_usd: float | None = None
+    bigquery_monthly_budget_bytes: int | None = None
+    bigquery_monthly_budget_usd: float | None = None
     timezone: str | None = None
     initial_window_days: int | None = None
     retry_wait_seconds: int | None = None

@@ -19,10 +19,11 @@ from pulso_etl.alerts.incidents import Recovered as Well
 from pulso_etl.automation.alerting import CheckOutcome, Situation, events
 from pulso_etl.automation.jobs import build_jobs
 from pulso_etl.automation.sensors import Automation, check_outcomes, explained, standings
+from pulso_etl.bigquery.pricing import Pricing
 from pulso_etl.checks.asset_checks import up_to_date_key
 from pulso_etl.definitions import build_defs, build_resources
 from pulso_etl.local.emulator import BigQueryEmulator
-from pulso_etl.refreshing.budget import Budget
+from pulso_etl.refreshing.budget import Budget, Limit, Period, Spent
 from pulso_etl.refreshing.due import Standing
 from pulso_etl.refreshing.freshness import freshness
 from pulso_etl.refreshing.launch import refresh_tags, run_tags
@@ -30,6 +31,7 @@ from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import Cause, interrupted
 from pulso_etl.sync.ledger.ledger import Loaded
+from pulso_etl.sync.ledger.queries import Usage
 from pulso_etl.sync.ledger.watermarks import Attempt, RunningAttempt, Watermarks
 from pulso_etl.sync.owed import Loss, Watermark
 from pulso_etl.sync.tags import TENANT_TAG
@@ -54,7 +56,8 @@ def attempt(failed: Cause | None, ago: timedelta = HOUR, **metadata: Any) -> Att
 def told(
     standing: Standing, *, failures: Sequence[Attempt] = (), checks: Sequence[CheckOutcome] = (), spent: int = 0
 ) -> list[Event]:
-    budget, since = Budget(100, spent, 6.25), NOW - 3 * HOUR
+    limit = Limit("BIGQUERY_DAILY_BUDGET_BYTES", Period.DAY, size=100)
+    budget, since = Budget((Spent(limit, Usage(spent), Pricing()),)), NOW - 3 * HOUR
     situation = Situation(NOW, {NAME: standing}, {NAME: failures}, checks, budget)
     return list(events(DASHBOARD, situation, since=since, retry_limit=2))
 

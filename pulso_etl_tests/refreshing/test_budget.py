@@ -10,9 +10,11 @@ import dagster as dg
 import psycopg
 import pytest
 
-from pulso_etl.definitions import build_defs
+from pulso_etl.bigquery.pricing import Pricing
+from pulso_etl.checks.reconciliation import reconcile
+from pulso_etl.definitions import build_defs, build_source
 from pulso_etl.local.emulator import BigQueryEmulator
-from pulso_etl.refreshing.budget import Budget, DailyBudget
+from pulso_etl.refreshing.budget import Budget, Limit, Period, QueryBudget, Spent
 from pulso_etl.refreshing.execution import run_plan
 from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.refreshing.request import Grants
@@ -20,7 +22,9 @@ from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import BudgetExceeded, Cause
 from pulso_etl.sync.ledger.ledger import Loaded
+from pulso_etl.sync.ledger.queries import Usage
 from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
+from pulso_etl.sync.target import Target
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.conftest import seed
 from pulso_etl_tests.lima import lima_day
@@ -42,28 +46,82 @@ def billed(conn: psycopg.Connection, schema: str, size: int, *, failed: bool = F
             marks.succeed(conn, extraction, Loaded(datetime.now(UTC), {}, 0, 1.0, True, metadata=metadata))
 
 
-def budget_of(schema: str, **given: Any) -> DailyBudget:
-    return DailyBudget(database_url="", database_schema=schema, limit=10 * GIB, **given)
+def budget_of(schema: str, **given: Any) -> QueryBudget:
+    return QueryBudget(database_url="", database_schema=schema, daily_bytes=10 * GIB, **given)
 
 
 def test_what_was_billed_today_counts_failed_attempts_too(conn: psycopg.Connection, schema: str) -> None:
     now = datetime.now(UTC)
-    assert budget_of(schema).read(conn, now).spent == 0
+    assert budget_of(schema).read(conn, now).share == 0
     billed(conn, schema, 3 * GIB)
     billed(conn, schema, 5 * GIB, failed=True)
     budget = budget_of(schema).read(conn, now)
-    assert (budget.spent, budget.share, budget.is_spent) == (8 * GIB, 0.8, False)
+    assert (budget.share, budget.is_spent) == (0.8, False)
     assert str(budget) == "8.00 GiB (0.05 USD) of 10.00 GiB (0.06 USD) billed today"
-    assert budget_of(schema).read(conn, now + timedelta(days=1)).spent == 0
+    assert budget_of(schema).read(conn, now + timedelta(days=1)).share == 0
 
 
 def test_a_budget_without_limit_is_never_spent() -> None:
-    Budget(None, 10**18, 6.25).admit()
+    Budget().admit()
 
 
 def test_a_spent_budget_says_what_to_do() -> None:
-    with pytest.raises(BudgetExceeded, match=r"1.00 GiB .* of 1.00 GiB .*--force.*BIGQUERY_DAILY_BUDGET_BYTES"):
-        Budget(GIB, GIB, 6.25).admit()
+    spent = Spent(Limit("BIGQUERY_DAILY_BUDGET_BYTES", Period.DAY, size=GIB), Usage(GIB), Pricing())
+    with pytest.raises(BudgetExceeded, match=r"1.00 GiB .* of 1.00 GiB .*until midnight.*--force.*BIGQUERY_DAILY_BUDGET_BYTES"):
+        Budget((spent,)).admit()
+    spent = Spent(Limit("BIGQUERY_MONTHLY_BUDGET_USD", Period.MONTH, dollars=2.0), Usage(0, 3_600_000), Pricing(per_slot_hour=2.5))
+    with pytest.raises(BudgetExceeded, match=r"2.50 of 2.00 USD spent this month.*end of the month.*BIGQUERY_MONTHLY_BUDGET_USD"):
+        Budget((spent,)).admit()
+
+
+def test_a_month_costs_nothing_up_to_the_free_volume_and_slots_have_a_price_of_their_own() -> None:
+    tib = 2**40
+    on_demand = Pricing(per_tib=6.0, free_tib=1.0)
+    assert on_demand.cost(Usage(tib // 2, 10**9)) == 3.0
+    assert (on_demand.cost_of_month(Usage(tib)), on_demand.cost_of_month(Usage(3 * tib))) == (0.0, 12.0)
+    slots = Pricing(per_tib=6.0, per_slot_hour=0.04)
+    assert slots.cost(Usage(tib, 100 * 3_600_000)) == pytest.approx(4.0)
+    assert slots.cost_of_month(Usage(tib)) == 0.0
+
+
+def test_a_query_is_billed_ten_mebibytes_for_each_table_at_least() -> None:
+    price = Pricing()
+    assert [price.billed(size, tables) for size, tables in ((0, 3), (1, 1), (1, 3), (10**9, 3))] == [
+        0,
+        10 * 2**20,
+        30 * 2**20,
+        10**9,
+    ]
+
+
+def test_a_month_has_a_limit_of_its_own_and_the_nearest_limit_counts(conn: psycopg.Connection, schema: str) -> None:
+    now = datetime.now(UTC)
+    billed(conn, schema, 3 * GIB)
+    # The load was this month, and a day of the next month counts none of it.
+    budget = budget_of(schema, monthly_bytes=3 * GIB)
+    assert budget.read(conn, now).is_spent
+    assert str(budget.read(conn, now)).endswith("billed this month")
+    next_month = (now.replace(day=28) + timedelta(days=10)).replace(day=3)
+    assert budget.read(conn, next_month).share == 0
+    assert str(budget_of(schema, monthly_bytes=100 * GIB).read(conn, now)).endswith("billed today")
+
+
+def test_a_reconciliation_counts_in_the_budget(
+    settings: Settings, emulator: BigQueryEmulator, conn: psycopg.Connection, schema: str
+) -> None:
+    seed(settings, emulator)
+    today = lima_day(datetime.now(UTC))
+    days = DayRange(today - timedelta(days=1), today)
+    spec = TABLES["dashboard_data"]
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert run_plan(build_defs(settings), instance, spec, RefreshPlan(spec.name, days, "test")).error is None
+    for window in (days, DayRange(today + timedelta(days=400), today + timedelta(days=400))):
+        reconcile(Target(conn, spec, schema), build_source(settings), window, today, "run")
+    asked = conn.execute("SELECT table_name, purpose, run_id FROM etl_queries").fetchall()
+    assert asked == [(spec.name, "reconciliation", "run")] * 2
+    before = Watermarks(schema).used(conn, datetime.now(UTC) - timedelta(hours=1))
+    conn.execute("UPDATE etl_queries SET bytes_billed = 7, slot_millis = 5")
+    assert Watermarks(schema).used(conn, datetime.now(UTC) - timedelta(hours=1)) == before + Usage(14, 10)
 
 
 def test_past_the_budget_only_a_forced_run_goes_on(

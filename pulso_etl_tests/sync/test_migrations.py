@@ -153,7 +153,7 @@ def test_who_reads_an_earlier_state_is_told_and_changes_nothing(dump: Path, conn
     restore(conn, dump)
     before = shape(conn, schema)
     marks = Watermarks(schema)
-    for read in (marks.read, lambda conn: marks.billed(conn, MEMORY), lambda conn: marks.ever_loaded(conn, "operation_data")):
+    for read in (marks.read, lambda conn: marks.used(conn, MEMORY), lambda conn: marks.ever_loaded(conn, "operation_data")):
         with pytest.raises(LedgerMismatch, match=f"an earlier release of Pulso ETL wrote the ledger in schema {schema}"):
             read(conn)
     assert shape(conn, schema) == before

@@ -27,6 +27,7 @@ from pulso_etl.sync.ledger import ledger
 from pulso_etl.sync.ledger.ledger import Day, Ledger, Loaded
 from pulso_etl.sync.ledger.locks import attempt_lock
 from pulso_etl.sync.ledger.migrations import LedgerState, migrate, state
+from pulso_etl.sync.ledger.queries import Queries, Usage
 from pulso_etl.sync.owed import (
     Horizon,
     Loss,
@@ -190,6 +191,7 @@ class Watermarks:
         self.running = sql.Identifier(schema, "etl_running")
         self.history = sql.Identifier(schema, "etl_extractions")
         self.ledger = Ledger(schema)
+        self.queries = Queries(schema)
 
     def create(self, conn: psycopg.Connection) -> None:
         """Creates missing tables, and migrates tables of an earlier release; see `migrate`."""
@@ -457,18 +459,9 @@ class Watermarks:
         row = conn.execute(query, (table, run_id)).fetchone()
         return DayRange(*row) if row else None
 
-    def billed(self, conn: psycopg.Connection, since: datetime) -> int:
-        """Billed bytes of all attempts that ended since then, also of failed ones."""
-        if self._readable(conn).empty:
-            return 0
-        row = conn.execute(
-            sql.SQL("SELECT coalesce(sum((metadata->>'bytes_billed')::numeric), 0)::bigint FROM {} WHERE finished_at >= %s").format(
-                self.history
-            ),
-            (since,),
-        ).fetchone()
-        assert row is not None
-        return int(row[0])
+    def used(self, conn: psycopg.Connection, since: datetime) -> Usage:
+        """What all queries used that ended since then, also those of failed loads and of reconciliations."""
+        return Usage() if self._readable(conn).empty else self.queries.used(conn, since)
 
     def _running(self, conn: psycopg.Connection, table: str) -> list[RunningAttempt]:
         """The table's attempts that are marked as running."""
