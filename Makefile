@@ -6,7 +6,7 @@ API_PORT ?= 8000
 # Each server and each run is a Python of its own. Without bytecode on disk each of them would compile every module anew.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: run dev check lint quick test docs hooks audit test-postgres15 test-frontend page bench chaos runtime lock clean
+.PHONY: run dev servers check lint quick test docs hooks audit test-postgres15 test-frontend page bench chaos runtime lock clean
 
 ifneq ($(words $(CURDIR)),1)
 $(error PostgreSQL cannot run in a folder with a space in its path; move "$(CURDIR)")
@@ -17,6 +17,9 @@ run: $(VENV)/.local ## refresh all five tables on embedded servers; about 25 s o
 
 dev: $(VENV)/.local ## keep the embedded default up with Dagster's UI (PORT=3000) and the page (API_PORT=8000), until Ctrl-C
 	@$(BIN)/pulso-etl dev --port $(PORT) --api-port $(API_PORT)
+
+servers: $(VENV)/.local ## keep only the embedded servers up, for commands of your own, until Ctrl-C
+	@$(BIN)/pulso-etl servers
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 import dagster as dg
+from dagster._core.definitions.backfill_policy import BackfillPolicyType
 
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.refreshing.budget import AdmittedStream, QueryBudget
@@ -43,6 +44,27 @@ warnings.filterwarnings("ignore", message=".*backfill_policy.*", category=dg.Bet
 
 RETRIES = RetryUnlessInterrupted(max_retries=2, delay=2, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 """Three attempts in all; delay in seconds."""
+
+
+class _Chunked(dg.BackfillPolicy):
+    """A policy of many runs, whose ranges on Dagster's command line are nevertheless one run.
+
+    `dagster asset materialize --partition-range` refuses policies of many runs, because it has no daemon that could launch them.
+    The load of such a range is one transaction, as large as the launcher wants it.
+    """
+
+    @property
+    def policy_type(self) -> BackfillPolicyType:
+        return BackfillPolicyType.SINGLE_RUN
+
+
+# Dagster writes a policy by the name of its class. Webserver and daemon read Dagster's own class, and split back-fills.
+_Chunked.__name__ = dg.BackfillPolicy.__name__
+
+
+def chunked(days: int) -> dg.BackfillPolicy:
+    """Dagster splits a back-fill into runs of that many days. A range of its command line is one run."""
+    return _Chunked(max_partitions_per_run=days)
 
 
 def daily_partitions(first_day: date, zone: Zone = DEFAULT) -> dg.DailyPartitionsDefinition:
@@ -121,7 +143,7 @@ def build_asset(
         description=spec.description,
         partitions_def=partitions,
         # A refresh is shorter than a chunk, so it is one run. In a long history, a failed chunk is loaded again alone.
-        backfill_policy=dg.BackfillPolicy.multi_run(spec.loading.chunk_days),
+        backfill_policy=chunked(spec.loading.chunk_days),
         retry_policy=retries,
         io_manager_key=spec.qualify("postgres"),
         output_required=False,

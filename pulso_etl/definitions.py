@@ -8,6 +8,7 @@ from typing import Any
 
 import dagster as dg
 
+from pulso_etl import embedded
 from pulso_etl.assets import RETRIES, build_asset, build_sources, daily_partitions
 from pulso_etl.automation.jobs import MOST_TABLES_WITH_JOBS, build_jobs
 from pulso_etl.automation.schedules import build_schedules
@@ -103,6 +104,8 @@ def build_defs(
 @dg.definitions
 def defs() -> dg.Definitions:
     """The definitions of this deployment. Raises SettingsError."""
+    # The tools of Dagster in a checkout load the definitions before, or without, an instance.
+    embedded.adopt()
     parts = deployed(load_settings())
     tables = sum(len(part.tables) for part in parts)
     return dg.Definitions.merge(*(build_defs(part.settings, tables=part.tables, tables_in_all=tables) for part in parts))

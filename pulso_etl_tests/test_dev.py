@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from dotenv import dotenv_values
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.dagster_stack import LAUNCH
+from pulso_etl_tests.lima import lima_day
 from pulso_etl_tests.local.processes import Command, nothing_left
 
 pytestmark = [
@@ -137,7 +139,7 @@ def test_up_used_beside_and_down_with_ctrl_c(dev: Dev) -> None:
         time.sleep(0.5)
     assert {"SENSOR", "SCHEDULER", "QUEUED_RUN_COORDINATOR", "MONITORING"} <= {daemon["daemonType"] for daemon in daemons(dev)}
 
-    day = time.strftime("%Y-%m-01")
+    day = lima_day(datetime.now(UTC)).isoformat()
     assert dev.wait_for_run(dev.launch("operation_data", day), "SUCCESS", "FAILURE") == "SUCCESS"
 
     file = dev.home / "env"
@@ -157,6 +159,11 @@ def test_up_used_beside_and_down_with_ctrl_c(dev: Dev) -> None:
     )
     assert beside.returncode == 0, beside.stdout
     assert "Dagster daemon: 8 healthy" in beside.stdout
+
+    second = Command(["dev", "--home", str(dev.home), "--port", str(dev.port)])
+    assert second.end() == 2
+    first = f"pulso-etl: `pulso-etl dev` (process {dev.command.process.pid}) already runs the servers of {dev.home}"
+    assert second.output.startswith(first), second.output
 
     assert "Pulso" in httpx.get(dev.api).text
     launched = dev.client.post("/api/v1/etl/refresh/table/dashboard_data?force=true").json()
@@ -180,7 +187,8 @@ def test_up_used_beside_and_down_with_ctrl_c(dev: Dev) -> None:
     assert dev.command.output.splitlines()[-1] == "everything is stopped"
     assert nothing_left(dev.home)
     assert not (dev.home / "postgres" / "postmaster.pid").exists()
-    assert not file.exists()
+    # The settings stay for commands that come later. They start the servers again.
+    assert {"DATABASE_URL", "PULSO_EMBEDDED_HOME"} <= set(dotenv_values(file))
     assert len(dev.command.output.splitlines()) < 12, dev.command.output
 
 
@@ -215,7 +223,7 @@ def test_a_server_that_dies_is_reported_with_its_log_and_ends_the_rest(dev: Dev)
 
 def test_a_killed_parent_leaves_no_server_and_the_next_start_ends_its_runs(home: Path) -> None:
     first = Dev(home)
-    run_id = first.launch("dashboard_data", time.strftime("%Y-%m-01"))
+    run_id = first.launch("dashboard_data", lima_day(datetime.now(UTC)).isoformat())
     first.wait_for_run(run_id, "STARTED", "SUCCESS")
     first.command.process.kill()
     first.command.end()

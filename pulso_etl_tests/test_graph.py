@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import dagster as dg
+from dagster import deserialize_value, serialize_value
 from pydantic import SecretStr
 from syrupy.assertion import SnapshotAssertion
 from syrupy.extensions.json import JSONSnapshotExtension
@@ -50,6 +51,10 @@ def graph() -> dict[str, Any]:
     }
 
 
+def read_back(policy: dg.BackfillPolicy) -> dg.BackfillPolicy:
+    return deserialize_value(serialize_value(policy), dg.BackfillPolicy)
+
+
 def asset(node: Any) -> dict[str, Any]:
     definition: dg.AssetsDefinition = node.assets_def
     spec = definition.get_asset_spec(node.key)
@@ -62,7 +67,8 @@ def asset(node: Any) -> dict[str, Any]:
         "tags": dict(sorted(node.tags.items())),
         "upstream": sorted(key.to_user_string() for key in node.parent_keys),
         "partitions": None if partitions is None else f"{type(partitions).__name__}, {partitions.timezone}",
-        "backfill": None if node.backfill_policy is None else str(node.backfill_policy.policy_type),
+        # As webserver and daemon read it.
+        "backfill": None if node.backfill_policy is None else str(read_back(node.backfill_policy).policy_type),
         "freshness_seconds": None
         if policy is None
         else [policy.warn_window.to_timedelta().total_seconds(), policy.fail_window.to_timedelta().total_seconds()],

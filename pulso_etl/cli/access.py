@@ -10,9 +10,9 @@ from rich.table import Table
 
 from pulso_etl.access.tokens import Role, make_token
 from pulso_etl.cli.terminal import say, show
-from pulso_etl.settings import load_settings
+from pulso_etl.settings import load_access_settings, load_settings
 from pulso_etl.sync.errors import SettingsError
-from pulso_etl.tenancy.tenants import deployed, grants, passwords, risk, sharing, works_as
+from pulso_etl.tenancy.tenants import check_tenant, deployed, grants, passwords, risk, sharing, works_as
 
 
 def token(
@@ -24,6 +24,8 @@ def token(
     """Makes a token for the HTTP API: the secret for its owner, and the entry for API_TOKENS."""
     if role.upper() not in Role.__members__:
         raise SettingsError(f"unknown role {role}; known are {', '.join(known.name.lower() for known in Role)}")
+    if tenant:
+        check_tenant(load_access_settings(), tenant)
     try:
         secret, entry = make_token(name, Role[role.upper()], tenant, until.date() if until else None)
     except ValueError as error:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import psycopg
 import typer
 
-from pulso_etl import logs
+from pulso_etl import embedded, logs
 from pulso_etl.cli.access import tenants, token
-from pulso_etl.cli.embedded import dev, run
+from pulso_etl.cli.embedded import dev, run, servers
 from pulso_etl.cli.operation import alert_test, cleanup, doctor, ledger
 from pulso_etl.cli.refresh import reconcile, refresh
 from pulso_etl.cli.servers import api, code_server, webserver
@@ -20,24 +21,33 @@ from pulso_etl.sync.errors import PulsoError
 from pulso_etl.sync.postgres.server_errors import meaning
 from pulso_etl.sync.redaction import clean, scrub
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+EMBEDDED = ("run", "dev", "servers")
+"""The commands of the embedded default. They set their own environment."""
 
 
-@app.callback(help="Keeps five PostgreSQL tables equal to BigQuery.")
+def _tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"pulso-etl {version('pulso-etl')}")
+        raise typer.Exit
+
+
+@app.callback(help="Keeps five PostgreSQL tables equal to BigQuery.", context_settings={"help_option_names": ["-h", "--help"]})
 def options(
     context: typer.Context,
+    _: Annotated[bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version and exit.")] = False,
     env_file: Annotated[
         Path | None, typer.Option(help="File of NAME=value lines that override the environment; .env if not given.")
     ] = None,
 ) -> None:
     """Options of every command."""
-    # The embedded default sets its own environment.
-    if env_file is not None or context.invoked_subcommand not in ("run", "dev"):
+    if env_file is not None or context.invoked_subcommand not in EMBEDDED:
         load_env_file(env_file)
+        embedded.adopt()
     logs.configure()
 
 
-# `-h` means the host here, as in Dagster's own servers.
+# `-h` means the host in these commands, as in Dagster's own servers.
 HOST_OPTION = {"help_option_names": ["--help"]}
 app.command()(refresh)
 app.command()(status)
@@ -55,6 +65,7 @@ app.command()(token)
 app.command()(tenants)
 app.command()(run)
 app.command()(dev)
+app.command()(servers)
 
 
 def main() -> None:

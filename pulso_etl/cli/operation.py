@@ -6,18 +6,18 @@ from datetime import UTC, datetime
 
 import typer
 
+from pulso_etl import embedded
 from pulso_etl.alerts.service import try_channels
 from pulso_etl.automation.recovery import recover
-from pulso_etl.cli.terminal import TenantOption, dagster_instance, say, session
+from pulso_etl.cli.terminal import TenantOption, dagster_instance, say, served_settings, session
 from pulso_etl.doctor import diagnose
-from pulso_etl.settings import load_settings
 from pulso_etl.sync.ledger import migrations
 from pulso_etl.tenancy.tenants import chosen, select
 
 
 def alert_test(tenant: TenantOption = None) -> None:
     """Sends a test message to every channel of ALERT_URLS, or to the tenant's own channels."""
-    deliveries = try_channels(chosen(load_settings(), tenant).settings, datetime.now(UTC))
+    deliveries = try_channels(chosen(served_settings(), tenant).settings, datetime.now(UTC))
     for delivery in deliveries:
         say(f"{'ok  ' if delivery.ok else 'FAIL'} {delivery.channel}: {delivery.text}")
     if not deliveries:
@@ -30,7 +30,7 @@ def cleanup(tenant: TenantOption = None) -> None:
     """Ends attempts that died or run past their table's time-out, and prints them. Without --tenant, for all tenants."""
     ended = 0
     with dagster_instance() as instance:
-        for settings, tables in select(load_settings(), tenant):
+        for settings, tables in select(served_settings(), tenant):
             with session(settings).hold() as conn:
                 for one in recover(conn, settings.database_schema, instance, tables, datetime.now(UTC)):
                     ended += 1
@@ -41,6 +41,7 @@ def cleanup(tenant: TenantOption = None) -> None:
 
 def doctor(tenant: TenantOption = None) -> None:
     """Checks settings, BigQuery, PostgreSQL and Dagster, one line each. Without --tenant, for all tenants."""
+    embedded.join(lambda text: typer.echo(text, err=True))
     healthy = True
     for finding in diagnose(tenant):
         healthy = healthy and finding.ok
@@ -51,7 +52,7 @@ def doctor(tenant: TenantOption = None) -> None:
 
 def ledger(tenant: TenantOption = None) -> None:
     """Prints the SQL that updates the ledger's tables. Loads run it by themselves if their role may create tables."""
-    settings, _ = chosen(load_settings(), tenant)
+    settings, _ = chosen(served_settings(), tenant)
     with session(settings).open() as conn:
         found = migrations.state(conn, settings.database_schema)
         if found.unknown:

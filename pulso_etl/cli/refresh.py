@@ -14,12 +14,11 @@ from rich.table import Table
 
 from pulso_etl import logs
 from pulso_etl.cli.backfill import Common, chains, run_chunks, whole
-from pulso_etl.cli.terminal import TenantOption, console, dagster_instance, say, session, show
+from pulso_etl.cli.terminal import TenantOption, console, dagster_instance, say, served_settings, session, show
 from pulso_etl.definitions import build_defs
 from pulso_etl.refreshing.execution import Outcome, run_reconciliation
 from pulso_etl.refreshing.planner import Planner, named_tables, watermarks_of
 from pulso_etl.refreshing.request import Grants, Mode, RefreshRequest
-from pulso_etl.settings import load_settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import PlanError
 from pulso_etl.sync.ledger.watermarks import Watermarks
@@ -125,7 +124,7 @@ def refresh(
         workers,
         asked_by=COMMAND_LINE,
     )
-    report(refresh_tables(chosen(load_settings(), tenant), request))
+    report(refresh_tables(chosen(served_settings(), tenant), request))
 
 
 def reconcile(
@@ -135,7 +134,7 @@ def reconcile(
     tenant: TenantOption = None,
 ) -> None:
     """Compares tables with BigQuery: rows and sums of each partition. Costs one query per table."""
-    settings, known = chosen(load_settings(), tenant)
+    settings, known = chosen(served_settings(), tenant)
     specs = named_tables(tables or [], known)
     if (start is None) != (end is None):
         raise PlanError("give both --from and --to, or neither")

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from pulso_etl import logs
-from pulso_etl.settings import load_access_settings, load_settings
+from pulso_etl.cli.terminal import served_settings
+from pulso_etl.settings import load_access_settings
 
 
 def api(
@@ -18,7 +19,7 @@ def api(
     """Serves the HTTP API and the status page, until Ctrl-C."""
     from pulso_etl.api.server import serve
 
-    settings = load_settings(api_host=host, api_port=port)
+    settings = served_settings(api_host=host, api_port=port)
     # The log gets a line for each launch.
     logs.configure("INFO")
     serve(settings)

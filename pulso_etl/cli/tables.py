@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from pulso_etl.cli.terminal import TenantOption, say, session, show
+from pulso_etl.cli.terminal import TenantOption, say, served_settings, session, show
 from pulso_etl.refreshing.planner import named_tables
 from pulso_etl.settings import load_settings
 from pulso_etl.sync.days import first_kept_day
@@ -25,7 +25,7 @@ from pulso_etl.tenancy.tenants import chosen
 
 def status(tenant: TenantOption = None) -> None:
     """Shows for each table how far it is loaded and how fresh it is."""
-    (settings, tables), now = chosen(load_settings(), tenant), datetime.now(UTC)
+    (settings, tables), now = chosen(served_settings(), tenant), datetime.now(UTC)
     with session(settings).open() as conn:
         marks = Watermarks(settings.database_schema)
         for name, seen in marks.read(conn).items():
@@ -61,7 +61,7 @@ def retention(
     """Shows the months that tables no longer keep; removes them only with --detach or --drop."""
     if detach and drop:
         raise PlanError("give either --detach or --drop")
-    settings, known = chosen(load_settings(), tenant)
+    settings, known = chosen(served_settings(), tenant)
     schema, today = settings.database_schema, settings.zone.day(datetime.now(UTC))
     months = 0
     with session(settings).hold() as conn:

@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pulso_etl.settings import Settings
+from pulso_etl import embedded
+from pulso_etl.settings import Settings, load_settings
 from pulso_etl.sync.errors import SettingsError
 from pulso_etl.sync.postgres.sessions import Session
 
@@ -21,6 +22,15 @@ TenantOption = Annotated[str | None, typer.Option("--tenant", help="The tenant, 
 def say(text: str) -> None:
     """Prints a line unchanged."""
     console.print(text, **PLAIN)
+
+
+def served_settings(**given: Any) -> Settings:
+    """The settings of a command that needs the servers. The servers are those of the embedded default if its settings were adopted.
+
+    Values in `given` that are not None win. Raises SettingsError and LocalStackError.
+    """
+    embedded.join(lambda text: typer.echo(text, err=True))
+    return load_settings(**given)
 
 
 def show(table: Table) -> None:

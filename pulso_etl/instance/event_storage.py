@@ -3,17 +3,23 @@ settings. `dagster.yaml` names it."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
+import dagster as dg
 import sqlalchemy as sa
 from dagster import DagsterEventType, EventLogEntry
+from dagster._config import UserConfigSchema
+from dagster._config.config_type import ScalarUnion
 from dagster._core.storage.event_log import SqlEventLogStorageTable
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage, PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
 from dagster_postgres.utils import get_token_provider_from_config, pg_url_from_config
 
+from pulso_etl import embedded
+from pulso_etl.sync.errors import SettingsError
 from pulso_etl.sync.postgres.session_settings import STATED, UNLIMITED, stating
 
 # Dagster connects with psycopg2, which checks only once how strings are quoted.
@@ -74,6 +80,17 @@ class BatchingEventLogStorage(Stating, PostgresEventLogStorage):
             self.store_asset_event(event, id)
 
 
+SELECTOR: Any = dg.Selector({"env": str})  # type: ignore[no-untyped-call]
+UNRESOLVED = ScalarUnion(scalar_type=str, non_scalar_schema=SELECTOR, _key="UnresolvedStringSource")
+"""A text, or the variable of the environment that has it. Dagster's own type looks it up before any code of ours runs."""
+
+
+def _of_environment(name: str) -> str:
+    if name not in os.environ:
+        raise SettingsError(f"{name} is not set; set it in .env (see .env.example), or run `make run` for embedded servers")
+    return os.environ[name]
+
+
 class BatchingPostgresStorage(DagsterPostgresStorage):
     """Dagster's own class, with the same configuration, made of these three storages."""
 
@@ -95,8 +112,19 @@ class BatchingPostgresStorage(DagsterPostgresStorage):
         self._schedule_storage = StatingScheduleStorage(postgres_url, **how)
 
     @classmethod
+    def config_type(cls) -> UserConfigSchema:
+        """As of Dagster's own class, but this class looks the variable of the URL up by itself."""
+        fields: Any = DagsterPostgresStorage.config_type()
+        return {**fields, "postgres_url": dg.Field(UNRESOLVED, is_required=False)}
+
+    @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Any) -> BatchingPostgresStorage:
-        """The storage that `dagster.yaml` configures."""
+        """The storage that `dagster.yaml` configures. In a folder with the settings of the embedded default, its servers run
+        from now on. Raises SettingsError and LocalStackError."""
+        url = config_value.get("postgres_url")
+        if isinstance(url, dict):
+            embedded.join()
+            config_value = {**config_value, "postgres_url": _of_environment(url["env"])}
         return cls(
             pg_url_from_config(config_value),
             config_value.get("should_autocreate_tables", True),

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
 import socket
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +22,7 @@ import psycopg
 from google.api_core.exceptions import GoogleAPIError
 from sqlalchemy import make_url
 
+from pulso_etl import embedded
 from pulso_etl.access.tokens import Caller, Role, make_token, token_of
 from pulso_etl.local.child import Child, interruptible, uninterrupted
 from pulso_etl.local.emulator import BigQueryEmulator
@@ -56,6 +58,10 @@ class LocalStack:
     children: list[Child] = field(default_factory=list)
     supervised: list[Child] = field(default_factory=list)
     postgres: EmbeddedPostgres | None = None
+    given: frozenset[str] = frozenset(os.environ)
+    """The environment variables from before the stack; it has set all others."""
+    announce: Callable[[], None] | None = None
+    """Tells other processes that the servers are ready. None if this process does not run them for others."""
 
     def start(self, server: AbstractContextManager[Server]) -> Server:
         """Starts a server. It stops with the stack."""
@@ -73,48 +79,103 @@ class LocalStack:
         if self.postgres is not None and not self.postgres.alive():
             raise LocalStackError(f"PostgreSQL has ended; see {self.postgres.data_dir / 'log'}")
 
+    def leave_settings(self) -> None:
+        """Writes the settings of these servers for other processes, unless the servers of another process are there.
+
+        The file stays: the next process that needs the servers starts them again. Settings that name a given PostgreSQL go with the
+        stack, because they would load sample data into it.
+        """
+        if self.announce is None and embedded.holder(self.home) is not None:
+            return
+        file = embedded.settings_file(self.home)
+        _write_environment(
+            file, {embedded.VARIABLE: str(self.home), embedded.SETS: " ".join(sorted(os.environ.keys() - self.given))}
+        )
+        if self.postgres is None:
+            self.servers.callback(file.unlink, missing_ok=True)
+        if self.announce is not None:
+            self.announce()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the sample data is made from. None: as it was the last time, so that a later start does not put older rows back."""
+
+    revision: int | None = None
+    rows_per_day: int | None = None
+    days: int = 30
+
+    def completed(self, file: Path) -> Sample:
+        """This with what the file remembers of the last time, which it now remembers of this one."""
+        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        whole = Sample(**{"revision": 0, "rows_per_day": DEFAULT_ROWS, **known, **given})
+        file.write_text(json.dumps(asdict(whole)), encoding="utf-8")
+        return whole
+
 
 @contextmanager
 def local_stack(
     home: Path,
+    sample: Sample = Sample(),
     *,
-    revision: int = 0,
-    days: int = 30,
-    rows_per_day: int = DEFAULT_ROWS,
+    holds: str | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[LocalStack]:
     """PostgreSQL (unless DATABASE_URL names one), the emulator with sample data, and a Dagster home; all in `home`.
 
     Inside the block, the environment variables of this process and its children name them. At the end everything stops. SIGINT,
-    SIGTERM and SIGHUP end the block by a KeyboardInterrupt. `say` receives each step. Raises LocalStackError.
+    SIGTERM and SIGHUP end the block by a KeyboardInterrupt. `holds` names the command that runs the servers for other processes;
+    only one process does so at a time. `say` receives each step. Raises LocalStackError.
     """
-    stack = LocalStack(home.absolute())
+    stack = LocalStack(home.absolute(), given=frozenset(os.environ))
     with interruptible(), _environment():
         try:
             with _explained():
                 _prepare_home(stack.home)
+                if holds is not None:
+                    stack.announce = stack.start(embedded.holding(stack.home, holds))
                 _start_postgres(stack, say)
-                emulator = _start_emulator(stack, say)
-                settings = load_settings()
-                data = SampleData(
-                    settings.sources(),
-                    settings.zone.day(datetime.now(UTC)),
-                    days,
-                    rows_per_day,
-                    revision=revision,
-                    zone=settings.zone,
-                )
-                say(f"BigQuery emulator: loading sample data of {days} days, {rows_per_day} dashboard rows a day")
-                data.seed_into(emulator.client())
+                _seed(_start_emulator(stack, say), sample.completed(stack.home / "sample.json"), say)
             yield stack
         finally:
             with uninterrupted():
                 stack.servers.close()
 
 
+def _seed(emulator: BigQueryEmulator, sample: Sample, say: Callable[[str], None]) -> None:
+    assert sample.revision is not None
+    assert sample.rows_per_day is not None
+    settings = load_settings()
+    today = settings.zone.day(datetime.now(UTC))
+    # Without this, Dagster's UI would show years of days for which there are no data.
+    os.environ.setdefault("PARTITIONS_START", (today - timedelta(days=sample.days - 1)).isoformat())
+    data = SampleData(settings.sources(), today, sample.days, sample.rows_per_day, revision=sample.revision, zone=settings.zone)
+    revised = f", revision {sample.revision}" if sample.revision else ""
+    say(f"BigQuery emulator: loading sample data of {sample.days} days, {sample.rows_per_day} dashboard rows a day{revised}")
+    data.seed_into(emulator.client())
+
+
+def keep(stack: LocalStack, say: Callable[[str], None], *, while_used: bool) -> None:
+    """Leaves the stack's settings to other processes, and keeps its servers up until Ctrl-C, or `while_used`: until no process
+    uses them.
+
+    Raises LocalStackError if a server ends by itself.
+    """
+    with suppress(KeyboardInterrupt):
+        stack.leave_settings()
+        say(f"the servers are ready; their settings are in {embedded.settings_file(stack.home)}  (Ctrl-C stops them)")
+        nobody = stack.start(embedded.unused(stack.home))
+        while not (while_used and nobody()):
+            stack.check()
+            time.sleep(0.5)
+    say("stopping everything")
+
+
 def serve(stack: LocalStack, port: int, api_port: int, say: Callable[[str], None]) -> None:
-    """Runs Dagster's code server, webserver and daemon and the HTTP API on loopback until Ctrl-C. Meanwhile the file `env` holds
-    the stack's environment. If the code server ends, it is started again.
+    """Runs Dagster's code server, webserver and daemon and the HTTP API on loopback until Ctrl-C.
+
+    Other processes get the stack's settings. If the code server ends, it is started again.
 
     Raises LocalStackError if another server ends by itself.
     """
@@ -144,9 +205,7 @@ def serve(stack: LocalStack, port: int, api_port: int, say: Callable[[str], None
             if time.monotonic() > deadline:
                 raise LocalStackError(f"Dagster's webserver or the HTTP API does not answer; see the logs in {stack.home}")
             time.sleep(0.2)
-        env_file = stack.home / "env"
-        stack.servers.callback(env_file.unlink, missing_ok=True)
-        _write_environment(env_file)
+        stack.leave_settings()
         say(f"Page and API: {api_address}/#token={secret}")
         say(f"Dagster: {address}/sign-in#{secret}  (Ctrl-C stops everything; logs in {stack.home})")
         while True:
@@ -280,13 +339,14 @@ def answers(url: str) -> bool:
         return False
 
 
-def _write_environment(file: Path) -> None:
-    """Writes the settings as lines `NAME='value'`, for a shell and python-dotenv alike. Only this user can read the file."""
+def _write_environment(file: Path, more: Mapping[str, str]) -> None:
+    """Writes the settings, and `more`, as lines `NAME='value'`, for a shell and python-dotenv alike. Only this user can read the
+    file."""
     names = [*(name.upper() for name in Settings.model_fields), "NO_PROXY", "no_proxy"]
     # Only URLs can contain quotes and dollars, and a URL may percent-encode them.
     encoded = str.maketrans({"'": "%27", "$": "%24"})
-    lines = [f"{name}='{os.environ[name].translate(encoded)}'\n" for name in names if os.environ.get(name)]
-    _write_private(file, "".join(lines))
+    values = {name: os.environ[name] for name in names if os.environ.get(name)} | dict(more)
+    _write_private(file, "".join(f"{name}='{value.translate(encoded)}'\n" for name, value in values.items()))
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
-from pulso_etl.settings import Owner, Settings
+from pulso_etl.settings import AccessSettings, Owner, Settings
 from pulso_etl.sync.errors import PlanError, SettingsError
 from pulso_etl.sync.postgres.roles import as_role
 from pulso_etl.sync.spec import IDENTIFIER, PARTS, TENANT, TableSpec, in_parts
@@ -296,12 +296,17 @@ def select(settings: Settings, tenant: str | None, tables: Mapping[str, TableSpe
     parts = deployed(settings, tables)
     if tenant is None:
         return parts
+    check_tenant(settings, tenant)
+    return [part for part in parts if part.tenant == tenant]
+
+
+def check_tenant(settings: AccessSettings, tenant: str) -> None:
+    """Raises PlanError if the deployment has no tenant of that name, and SettingsError."""
     if settings.tenants_file is None:
         raise PlanError("--tenant is for deployments with tenants, and TENANTS_FILE is not set")
-    for part in parts:
-        if part.tenant == tenant:
-            return [part]
-    raise PlanError(f"unknown tenant {tenant}; known are {', '.join(part.tenant for part in parts)}")
+    known = [one.name for one in read_tenants(settings.tenants_file)]
+    if tenant not in known:
+        raise PlanError(f"unknown tenant {tenant}; known are {', '.join(known)}")
 
 
 def route(tenant: str) -> str:

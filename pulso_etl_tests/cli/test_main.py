@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -482,3 +483,35 @@ def test_a_table_in_months_is_refreshed_reconciled_and_looked_at_as_any_other(
         assert str(kept) in text
     assert "success" in pulso("status").out
     assert "FAIL source of dashboard_data" not in pulso("doctor").out
+
+
+def test_the_version_and_the_short_help_need_nothing(pulso: Pulso, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DATABASE_URL")
+    assert pulso("--version").out == f"pulso-etl {version('pulso-etl')}\n"
+    for arguments in (("-h",), ("status", "-h")):
+        assert "Usage: " in pulso(*arguments).out
+    assert "--install-completion" in pulso("-h").out
+
+
+def test_statements_are_shown_with_the_settings_that_embedded_servers_left_though_none_runs(
+    pulso: Pulso, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("DATABASE_URL")
+    (tmp_path / ".pulso").mkdir()
+    left = f"DATABASE_URL='postgresql:///none'\nPULSO_EMBEDDED_HOME='{tmp_path / '.pulso'}'\n"
+    (tmp_path / ".pulso" / "env").write_text(left, encoding="utf-8")
+    monkeypatch.setenv("PULSO_EMBEDDED_HOME", "")
+    monkeypatch.delenv("PULSO_EMBEDDED_HOME")
+    shown = pulso("sql", "operation_data")
+    assert (shown.code, shown.err) == (0, "")
+    assert "-- PostgreSQL" in shown.out
+
+
+def test_the_embedded_default_without_its_packages_says_what_to_install(pulso: Pulso, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("pulso_etl.local")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    for command in ("run", "dev", "servers"):
+        ended = pulso(command)
+        assert ended.code == 2
+        assert "needs the package psutil, which is not installed: pip install 'pulso-etl[local]'" in ended.err

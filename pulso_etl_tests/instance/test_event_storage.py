@@ -19,6 +19,7 @@ import yaml
 from dagster._core.instance.ref import InstanceRef
 from sqlalchemy import make_url
 
+from pulso_etl.sync.errors import SettingsError
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl_tests.dagster_stack import CHECKOUT
 from pulso_etl_tests.databases import ENVIRONMENT, database, otherwise
@@ -28,9 +29,11 @@ FIRST = date(2026, 2, 1)
 
 
 @contextmanager
-def opened(url: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
+def opened(url: str | None, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
     """An instance with the storage that `dagster.yaml` says."""
-    monkeypatch.setenv("DAGSTER_POSTGRES_URL", url)
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", url or "")
+    if url is None:
+        monkeypatch.delenv("DAGSTER_POSTGRES_URL")
     config = {"storage": yaml.safe_load((CHECKOUT / "dagster.yaml").read_text(encoding="utf-8"))["storage"]}
     (home / "dagster.yaml").write_text(yaml.safe_dump(config | {"telemetry": {"enabled": False}}), encoding="utf-8")
     with dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home))) as instance:
@@ -163,3 +166,14 @@ def _keeps_what_it_is_given(instance: dg.DagsterInstance) -> None:
     [event] = instance.get_records_for_run(run.run_id).records
     assert event.event_log_entry.dagster_event is not None
     assert event.event_log_entry.dagster_event.message == TEXT
+
+
+def test_a_missing_address_of_the_storage_is_one_clear_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("DATABASE_URL", "PULSO_EMBEDDED_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with (
+        pytest.raises(SettingsError, match=r"DAGSTER_POSTGRES_URL is not set; set it in \.env"),
+        opened(None, tmp_path, monkeypatch),
+    ):
+        pass

@@ -89,10 +89,11 @@ def test_what_is_ignored_stays_ignored() -> None:
 def test_the_environment_file_means_the_same_to_a_shell_and_to_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://ñandú:a'b$c${HOME}`\"\\#d@h/d?options=-cx%3D1 -cy%3D2")
     monkeypatch.setenv("DATABASE_SCHEMA", "other")
-    _write_environment(tmp_path / "env")
+    _write_environment(tmp_path / "env", {"PULSO_EMBEDDED_HOME": "/a/b"})
     values = {name: value for name, value in dotenv_values(tmp_path / "env").items() if value}
     shell = ["sh", "-c", "set -a; . ./env; set +a; exec env"]
     told = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, check=True, env={}).stdout.splitlines()
     assert {f"{name}={value}" for name, value in values.items()} <= set(told)
     assert values["DATABASE_URL"] == 'postgresql://ñandú:a%27b%24c%24{HOME}`"\\#d@h/d?options=-cx%3D1 -cy%3D2'
     assert values["DATABASE_SCHEMA"] == "other"
+    assert values["PULSO_EMBEDDED_HOME"] == "/a/b"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import uuid
 import zipfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
@@ -16,20 +18,23 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
-from pulso_etl.local.stack import local_stack
+from pulso_etl.embedded import holder
+from pulso_etl.local.stack import Sample, local_stack
 from pulso_etl.sync.errors import LocalStackError
 from pulso_etl.tables import TABLES
+from pulso_etl_tests.lima import lima_day
 from pulso_etl_tests.local.processes import Command, nothing_left
 
 pytestmark = pytest.mark.usefixtures("processes")
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("--rows-per-day", "20")
+TINY = Sample(rows_per_day=5, days=1)
 
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("DATABASE_URL", "DAGSTER_POSTGRES_URL", "DAGSTER_HOME", "BIGQUERY_EMULATOR_HOST"):
+    for name in ("DATABASE_URL", "DAGSTER_POSTGRES_URL", "DAGSTER_HOME", "BIGQUERY_EMULATOR_HOST", "PULSO_EMBEDDED_HOME"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -114,7 +119,7 @@ def test_a_given_database_is_used_and_dagster_keeps_to_a_schema_of_its_own(
         conn.execute(f"CREATE DATABASE {url.database}")
     monkeypatch.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
     before = dict(os.environ)
-    with local_stack(tmp_path / "p", days=1, rows_per_day=5), dg.DagsterInstance.get() as instance:
+    with local_stack(tmp_path / "p", TINY), dg.DagsterInstance.get() as instance:
         assert instance.get_runs_count() == 0
         with psycopg.connect(os.environ["DATABASE_URL"]) as conn:
             found = conn.execute("SELECT DISTINCT schemaname FROM pg_tables WHERE schemaname !~ '^(pg_|information)'").fetchall()
@@ -124,8 +129,29 @@ def test_a_given_database_is_used_and_dagster_keeps_to_a_schema_of_its_own(
     assert nothing_left(tmp_path)
 
 
+def test_dagsters_own_commands_find_the_settings_that_were_left_and_start_the_servers_for_their_own_time(tmp_path: Path) -> None:
+    home = tmp_path / ".pulso"
+    with local_stack(home, TINY) as stack:
+        stack.leave_settings()
+    assert nothing_left(tmp_path)
+    shutil.copy(ROOT / "dagster.yaml", tmp_path)
+    today = lima_day(datetime.now(UTC))
+    # Dagster refuses a range for assets whose back-fills it splits, unless they say that a range of its command line is one run.
+    command = ["asset", "materialize", "-m", "pulso_etl.definitions", "--select", "dashboard_data"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "dagster", *command, "--partition-range", f"{today}...{today}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert f"dashboard_data {today}: 5 rows over rest" in ended.stderr
+    assert nothing_left(tmp_path, seconds=30)
+    assert holder(home) is None
+
+
 def test_the_stack_tells_which_of_its_servers_has_died(tmp_path: Path) -> None:
-    with local_stack(tmp_path / "p", days=1, rows_per_day=5) as stack:
+    with local_stack(tmp_path / "p", TINY) as stack:
         stack.check()
         (emulator,) = stack.children
         assert emulator.pid is not None

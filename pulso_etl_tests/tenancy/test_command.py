@@ -101,13 +101,13 @@ def test_the_doctor_tells_of_what_no_load_will_run_with(environment: Tenancy, pu
 
 def test_there_are_no_tenants_to_name_without_a_file(environment: Tenancy, pulso: Pulso, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TENANTS_FILE")
-    for command in (("status",), ("refresh",), ("cleanup",)):
+    for command in (("status",), ("refresh",), ("cleanup",), ("token", "ana", "read")):
         ended = pulso(*command, "--tenant", "acme")
         assert (ended.code, "TENANTS_FILE is not set" in ended.err) == (2, True)
     assert "there are no tenants" in pulso("tenants").err
 
 
-def test_a_token_of_a_tenant_opens_that_tenant_and_an_operator_s_all(pulso: Pulso) -> None:
+def test_a_token_of_a_tenant_opens_that_tenant_and_an_operator_s_all(environment: Tenancy, pulso: Pulso) -> None:
     made = [
         pulso("token", "dashboard", "refresh", "--tenant", "acme"),
         pulso("token", "dashboard", "read", "--tenant", "globex"),
@@ -122,7 +122,9 @@ def test_a_token_of_a_tenant_opens_that_tenant_and_an_operator_s_all(pulso: Puls
         "": ["operator", "reader"],
     }
     assert [token.caller.role for token in tokens] == [Role.REFRESH, Role.READ, Role.ADMIN, Role.READ]
-    assert pulso("token", "dashboard", "read", "--tenant", "Ac me").code == 2
+    for nobody in ("Ac me", "initech"):
+        refused = pulso("token", "dashboard", "read", "--tenant", nobody)
+        assert (refused.code, f"unknown tenant {nobody}; known are acme, globex" in refused.err) == (2, True), refused.err
 
 
 def test_a_token_of_a_tenant_that_there_is_not_is_told(environment: Tenancy, caplog: pytest.LogCaptureFixture) -> None:
