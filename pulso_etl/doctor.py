@@ -5,7 +5,7 @@ that the doctor records missing rows.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -22,7 +22,10 @@ from google.auth.exceptions import GoogleAuthError
 from google.cloud import bigquery
 from psycopg import sql
 
+from pulso_etl.bigquery import googlesql
+from pulso_etl.bigquery.arrow import arrow_type
 from pulso_etl.bigquery.source import ONCE, BigQuerySource, raising_source_errors
+from pulso_etl.checks.statements import query_faults
 from pulso_etl.definitions import build_source
 from pulso_etl.instance.coordinator import TenantRunCoordinator
 from pulso_etl.settings import Settings, load_settings
@@ -40,6 +43,7 @@ from pulso_etl.sync.spec import TableSpec
 from pulso_etl.sync.streams import with_stamps
 from pulso_etl.sync.tags import TENANT_TAG
 from pulso_etl.tables import TABLES
+from pulso_etl.tables.sources import SOURCES
 from pulso_etl.tenancy.tenants import Deployed, deployed, risk, select, sharing
 
 CREDENTIALS = {
@@ -52,22 +56,6 @@ CREDENTIALS = {
     "google.auth.pluggable": "workload identity",
 }
 """Kinds of Google credentials, by the module of their class."""
-
-ARROW_TYPES = {
-    "STRING": pa.string(),
-    "INTEGER": pa.int64(),
-    "FLOAT": pa.float64(),
-    "NUMERIC": pa.decimal128(38, 9),
-    "BIGNUMERIC": pa.decimal256(76, 38),
-    "BOOLEAN": pa.bool_(),
-    "BYTES": pa.binary(),
-    "JSON": pa.string(),
-    "DATE": pa.date32(),
-    "TIME": pa.time64("us"),
-    "DATETIME": pa.timestamp("us"),
-    "TIMESTAMP": pa.timestamp("us", "UTC"),
-}
-"""The Arrow types of BigQuery's types, by their names in a job's schema."""
 
 GOOD_FOR_DAGSTER = {
     "timezone": ("UTC", "utc", "etc/utc", "gmt", "etc/gmt", "uct", "etc/uct", "zulu", "etc/zulu", "universal", "etc/universal"),
@@ -131,6 +119,7 @@ def _diagnose(part: Deployed, others: Sequence[str]) -> Iterator[Diagnosis]:
     """`others`: the tenants that share the login."""
     settings, tables = part
     yield Diagnosis("settings", True, f"dataset {settings.bigquery_dataset}, PostgreSQL schema {settings.database_schema}")
+    yield _check("SQL", partial(_sql, tables.values()))
     source = build_source(settings)
     reached = yield from _in_turn({"credentials": partial(_credentials, settings), "BigQuery": partial(_bigquery, source)})
     if reached:
@@ -160,6 +149,15 @@ def _check(part: str, probe: Callable[[], str]) -> Diagnosis:
         return Diagnosis(part, True, probe())
     except Exception as error:
         return Diagnosis(part, False, " ".join(scrub(str(error)).split())[:500] or type(error).__name__)
+
+
+def _sql(tables: Collection[TableSpec]) -> str:
+    """GoogleSQL analyses the queries without BigQuery, against the declared columns of the sources."""
+    if not googlesql.is_kept():
+        return "not analysed here; `pulso-etl check` analyses the queries before a deployment"
+    if found := [fault for spec in tables for fault in query_faults(spec, SOURCES)]:
+        raise RuntimeError("; ".join(found))
+    return f"GoogleSQL accepts {len(tables)} queries, and their columns fit"
 
 
 def _credentials(settings: Settings) -> str:
@@ -202,7 +200,7 @@ def _source(source: BigQuerySource, spec: TableSpec) -> str:
 
 
 def _arrow(column: bigquery.SchemaField) -> pa.DataType:
-    given = ARROW_TYPES.get(column.field_type, pa.struct([]))  # a struct, which no column of a table accepts
+    given = arrow_type(column.field_type)
     return pa.list_(given) if column.mode == "REPEATED" else given
 
 

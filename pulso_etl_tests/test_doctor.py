@@ -37,7 +37,7 @@ from pulso_etl_tests.pooler import needs_pgbouncer, pooler
 
 PASSWORD = "s3cr3t-xyzzy"
 PARTS = [
-    *("settings", "credentials", "BigQuery", *(f"source of {table}" for table in TABLES)),
+    *("settings", "SQL", "credentials", "BigQuery", *(f"source of {table}" for table in TABLES)),
     *("PostgreSQL", "ledger", *(f"rows of {table}" for table in TABLES), "Dagster home", "Dagster storage", "Dagster daemon"),
 ]
 

@@ -13,6 +13,7 @@ materializes its table, a reconciliation ends at once, without a result and with
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from statistics import median
 from typing import Any
 
@@ -354,6 +355,10 @@ def reconciled(spec: TableSpec, found: Reconciliation) -> Finding:
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, Decimal):
+        # Without the zeros that only one of both sides writes.
+        whole, point, rest = f"{value:f}".partition(".")
+        return whole + (point + rest).rstrip("0").rstrip(".")
     return "nothing" if value is None else str(value)
 
 

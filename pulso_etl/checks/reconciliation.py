@@ -78,12 +78,13 @@ class Measure:
 
     The digest adds the first 32 bits of an MD5 of each row, so the order of rows does not matter. The MD5 covers the columns of
     `parts`. A weighted sum multiplies each value by a weight from 0 to 1, which is the MD5 of the key; `parts` is then the key.
-    Arrays have elements.
+    Arrays have elements. `type` is the type of a column that is summed.
     """
 
     function: Literal["count", "sum", "digest", "elements", "weighted sum"]
     column: str | None = None
     parts: tuple[Column, ...] = ()
+    type: ColumnType | None = None
 
     def __str__(self) -> str:
         if self.column is None:
@@ -93,6 +94,9 @@ class Measure:
     def in_bigquery(self) -> str:
         hashed = f"CAST(CONCAT('0x', SUBSTR(TO_HEX(MD5({self._text_in_bigquery()})), 1, 8)) AS INT64)" if self.parts else ""
         match self.function:
+            case "sum" if self.type is ColumnType.INTEGER:
+                # BigQuery refuses a sum of INT64 beyond INT64. PostgreSQL's own is numeric.
+                return f"sum(CAST(`{self.column}` AS NUMERIC))"
             case "digest":
                 return f"sum({hashed})"
             case "weighted sum":
@@ -109,7 +113,9 @@ class Measure:
             case "digest":
                 return sql.SQL("sum({})::bigint").format(hashed)
             case "weighted sum":
-                return sql.SQL("sum({} * ({} / 4294967296::float8))").format(column, hashed)
+                # PostgreSQL refuses a product that is too small for a double. BigQuery takes it as 0.
+                weighted = "sum(CASE WHEN abs({0}) < 1e-290 THEN 0 ELSE {0} * ({1} / 4294967296::float8) END)"
+                return sql.SQL(weighted).format(column, hashed)
             case "elements":
                 return sql.SQL("coalesce(sum(cardinality({})), 0)::bigint").format(column)
         return sql.SQL("{}({})").format(sql.SQL(self.function), column)
@@ -321,7 +327,7 @@ def measures(spec: TableSpec) -> tuple[Measure, ...]:
             found.append(Measure("elements", column.name))
             continue
         if column.type in NUMBERS:
-            found.append(Measure("sum", column.name))
+            found.append(Measure("sum", column.name, type=column.type))
         if column.type in DIGESTED and column.name != spec.partition_column:
             found.append(Measure("digest", column.name, (column,)))
         if column.type is ColumnType.DOUBLE and key:

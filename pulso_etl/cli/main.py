@@ -15,7 +15,7 @@ from pulso_etl.cli.embedded import dev, run, servers
 from pulso_etl.cli.operation import alert_test, cleanup, doctor, ledger
 from pulso_etl.cli.refresh import reconcile, refresh
 from pulso_etl.cli.servers import api, code_server, webserver
-from pulso_etl.cli.tables import retention, show_sql, status
+from pulso_etl.cli.tables import check, retention, show_sql, status
 from pulso_etl.settings import load_env_file
 from pulso_etl.sync.errors import PulsoError
 from pulso_etl.sync.postgres.server_errors import meaning
@@ -56,6 +56,7 @@ app.command()(alert_test)
 app.command()(cleanup)
 app.command()(retention)
 app.command("sql")(show_sql)
+app.command()(check)
 app.command()(doctor)
 app.command()(ledger)
 app.command()(api)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from pulso_etl.checks.statements import faults, statements
 from pulso_etl.cli.terminal import TenantOption, say, served_settings, session, show
 from pulso_etl.refreshing.planner import named_tables
 from pulso_etl.settings import load_settings
@@ -20,6 +21,8 @@ from pulso_etl.sync.redaction import scrub
 from pulso_etl.sync.schema.statements import Statements
 from pulso_etl.sync.spec import fill
 from pulso_etl.sync.target import Target
+from pulso_etl.tables import TABLES
+from pulso_etl.tables.sources import SOURCES
 from pulso_etl.tenancy.tenants import chosen
 
 
@@ -82,6 +85,20 @@ def retention(
                 say(f"{spec.name}: {one.name}, {one.start or 'the beginning'} to before {one.end}, {size}: {done}")
     untouched = months and not (detach or drop)
     say(f"{months} month(s)" + ("; nothing was removed: give --detach or --drop" if untouched else ""))
+
+
+def check(tables: Annotated[list[str] | None, typer.Argument(help="Tables; all of them if none is named.")] = None) -> None:
+    """Analyses the SQL of tables with GoogleSQL. Needs neither settings nor an account, and sends nothing."""
+    wrong = False
+    for spec in named_tables(tables or [], TABLES):
+        found = faults(spec, SOURCES)
+        wrong = wrong or bool(found)
+        for fault in found:
+            say(f"FAIL {fault}")
+        if not found:
+            say(f"ok   {spec.name}.sql: gives the {len(spec.columns)} declared columns; statements: {', '.join(statements(spec))}")
+    if wrong:
+        raise typer.Exit(1)
 
 
 def show_sql(

@@ -20,7 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from google.cloud import bigquery
 
+from pulso_etl.bigquery.arrow import arrow_type
 from pulso_etl.sync.zone import DEFAULT, Zone
+from pulso_etl.tables.sources import SOURCES
 
 CARTERAS = ("TEMPRANA", "ALTAS NUEVAS", "CUOTA FRACCIONADA", "GESTIÓN ESPECIAL", "REINCIDENTE NIÑEZ")
 SERVICIOS = ("FIJA", "MOVIL")
@@ -39,42 +41,6 @@ AGENTS = 14
 NUMERIC = pa.decimal128(38, 9)
 STAMP = pa.timestamp("us", "UTC")
 
-SCHEMAS: dict[str, pa.Schema] = {
-    "dashboard_cobranzas": pa.schema(
-        [("fecha_foto", pa.date32()), *((n, pa.string()) for n in ("archivo", "cartera", "servicio"))]
-        + [
-            (n, pa.int64())
-            for n in (
-                "cuentas",
-                "clientes",
-                "cuentas_gestionadas",
-                "cuentas_cd",
-                "cuentas_ci",
-                "cuentas_sc",
-                "cuentas_sg",
-            )
-        ]
-        + [("cuentas_pdp", pa.int64()), *((n, NUMERIC) for n in ("deuda_asig", "deuda_act", "recupero"))]
-        + [
-            (n, pa.float64())
-            for n in ("pct_cober", "pct_contac", "pct_cd", "pct_ci", "pct_conversion", "pct_efectividad", "pct_cierre")
-        ]
-        + [("inten", pa.float64()), ("fecha_procesamiento", STAMP)]
-    ),
-    "asignaciones_clean": pa.schema(
-        [("fecha_foto", pa.date32())]
-        + [(n, pa.string()) for n in ("periodo_mes", "archivo", "tipo_cartera", "servicio", "cuenta", "cliente")]
-        + [("deuda_inicial", NUMERIC), ("deuda_actual", NUMERIC), ("fecha_vencimiento", pa.date32())]
-        + [("fecha_procesamiento", STAMP)]
-    ),
-    "gestiones_unificadas": pa.schema(
-        [("fecha_gestion", pa.date32()), ("timestamp_gestion", STAMP)]
-        + [(n, pa.string()) for n in ("canal_origen", "archivo", "correo_agente")]
-        + [("es_contacto_efectivo", pa.bool_()), ("es_compromiso", pa.bool_()), ("peso", pa.float64())]
-        + [("fecha_procesamiento", STAMP)]
-    ),
-    "agentes": pa.schema([(n, pa.string()) for n in ("correo", "nombre", "dni", "equipo")]),
-}
 BIGQUERY_TYPES = {
     pa.date32(): "DATE",
     pa.string(): "STRING",
@@ -83,6 +49,9 @@ BIGQUERY_TYPES = {
     pa.bool_(): "BOOL",
     NUMERIC: "NUMERIC",
     STAMP: "TIMESTAMP",
+}
+SCHEMAS: dict[str, pa.Schema] = {
+    source: pa.schema([(name, arrow_type(kind)) for name, kind in columns.items()]) for source, columns in SOURCES.items()
 }
 PARTITIONED = {
     "dashboard_cobranzas": "fecha_foto",
