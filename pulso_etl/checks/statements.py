@@ -20,6 +20,7 @@ from pulso_etl.sync.errors import ContractError
 from pulso_etl.sync.loading.contract import fit
 from pulso_etl.sync.postgres.catalog import Table
 from pulso_etl.sync.spec import DELETED, TableSpec
+from pulso_etl.sync.streams import with_stamps
 
 DAYS = {"start": "DATE", "end": "DATE"}
 INSTANTS = {"since": "TIMESTAMP", "until": "TIMESTAMP"}
@@ -75,7 +76,7 @@ def unfit(spec: TableSpec, columns: Columns) -> list[str]:
     """How columns of a query, by their types, differ from what the table declares."""
     returned = pa.schema([pa.field(name, arrow_type(kind)) for name, kind in columns.items()])
     try:
-        drift = fit(spec, returned, Table({}), ANY).drift
+        drift = fit(spec, with_stamps(returned, spec.reading_stamps), Table({}), ANY).drift
     except ContractError as error:
         told = str(error).partition("the source does not fit the declaration: ")[2].partition("\n")[0]
         return [f"{spec.name}.sql does not fit the declaration: {told}"]

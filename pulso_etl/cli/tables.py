@@ -96,7 +96,8 @@ def check(tables: Annotated[list[str] | None, typer.Argument(help="Tables; all o
         for fault in found:
             say(f"FAIL {fault}")
         if not found:
-            say(f"ok   {spec.name}.sql: gives the {len(spec.columns)} declared columns; statements: {', '.join(statements(spec))}")
+            kinds = ", ".join(statements(spec))
+            say(f"ok   {spec.name}.sql: gives the {len(spec.query_columns)} declared columns; statements: {kinds}")
     if wrong:
         raise typer.Exit(1)
 

@@ -25,6 +25,7 @@ from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.loading.load import load
 from pulso_etl.sync.loading.request import LoadRequest, Past, Source
 from pulso_etl.sync.spec import TableSpec, fill
+from pulso_etl.sync.streams import as_stream
 from pulso_etl.sync.target import Target
 from pulso_etl.tables import TABLES
 from pulso_etl.tables.sources import SOURCES
@@ -156,7 +157,7 @@ def landed(spec: TableSpec, emulator: BigQueryEmulator, conn: psycopg.Connection
     source = BigQuerySource(project="mibot-222814", sources=NAMES, emulator_host=emulator.rest_url)
     stream = source.stream(spec, WINDOW, "run-1")
     with conn.transaction():
-        load(Target(conn, spec, schema), LoadRequest(WINDOW, Source(stream.open, past=Past(WINDOW.start))))
+        load(Target(conn, spec, schema), LoadRequest(WINDOW, Source(as_stream(spec, WINDOW, stream).open, past=Past(WINDOW.start))))
     with conn.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(f"SELECT * FROM {spec.name}").fetchall()
 
