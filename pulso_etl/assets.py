@@ -109,10 +109,10 @@ def resource(context: Any, spec: TableSpec, name: str) -> Any:
     return context.resources.original_resource_dict[spec.qualify(name)]
 
 
-def build_sources(tables: Iterable[TableSpec], full_names: Mapping[str, str]) -> list[dg.AssetSpec]:
+def build_sources(tables: Iterable[TableSpec], full_names: Mapping[str, str], *, linked: bool = True) -> list[dg.AssetSpec]:
     """The source tables in BigQuery as external assets, so that the graph shows where the rows come from.
 
-    Raises SourceError for a source that `full_names` lacks.
+    `linked`: each links to its table in Google's console. Raises SourceError for a source that `full_names` lacks.
     """
     read = {(spec.tenant, name): full for spec in tables for name, full in spec.source_tables(full_names).items()}
     return [
@@ -121,19 +121,29 @@ def build_sources(tables: Iterable[TableSpec], full_names: Mapping[str, str]) ->
             description=f"`{full}` in BigQuery. Others maintain it.",
             group_name=qualified(tenant, "source"),
             kinds={"bigquery"},
-            metadata={"dagster/table_name": full},
+            metadata={"dagster/table_name": full} | ({"console": dg.MetadataValue.url(_console(full))} if linked else {}),
         )
         for (tenant, name), full in sorted(read.items())
     ]
 
 
+def _console(full: str) -> str:
+    project, dataset, table = full.split(".")
+    return f"https://console.cloud.google.com/bigquery?p={project}&d={dataset}&t={table}&page=table"
+
+
 def build_asset(
-    spec: TableSpec, partitions: dg.DailyPartitionsDefinition, initial_days: int, retries: dg.RetryPolicy = RETRIES
+    spec: TableSpec,
+    partitions: dg.DailyPartitionsDefinition,
+    initial_days: int,
+    retries: dg.RetryPolicy = RETRIES,
+    *,
+    page_url: str | None = None,
 ) -> dg.AssetsDefinition:
     """The asset of a table: it yields the query's stream, and the IO manager loads it.
 
     A run without named days plans its days here, and yields nothing if the table is fresh. `initial_days` is the number of days of
-    the first such run.
+    the first such run. `page_url`: the address of the status page, to which the asset links.
     """
     calendar = Calendar(partitions.start.date(), initial_days)
 
@@ -163,6 +173,7 @@ def build_asset(
             "dagster/column_schema": column_schema(spec),
             "dagster/table_name": spec.name,
             "query": dg.MetadataValue.md(f"```sql\n{spec.source.query}\n```"),
+            **({"page": dg.MetadataValue.url(page_url)} if page_url else {}),
         },
         code_version=_code_version(spec),
     )

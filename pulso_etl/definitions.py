@@ -87,8 +87,11 @@ def build_defs(
     automation = Automation(settings, tables, [job for job in jobs if job.name in by_table], checks)
     return dg.Definitions(
         assets=[
-            *build_sources(tables.values(), settings.sources()),
-            *(build_asset(spec, partitions, settings.initial_window_days, retries) for spec in tables.values()),
+            *build_sources(tables.values(), settings.sources(), linked=settings.bigquery_emulator_host is None),
+            *(
+                build_asset(spec, partitions, settings.initial_window_days, retries, page_url=settings.page_url)
+                for spec in tables.values()
+            ),
         ],
         asset_checks=[build_checks(spec) for spec in tables.values()],
         jobs=jobs,

@@ -215,6 +215,8 @@ class Settings(AccessSettings):
     """Port of the HTTP API."""
     api_cors_origins: str = ""
     """Origins of pages that may use the API, such as `https://dashboard.example.com`, with commas or white space between them."""
+    page_url: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")] | None = None
+    """Where people reach the status page; the assets in Dagster's UI link to it."""
 
     dagster_home: Path | None = None
     """Absolute path of the folder with `dagster.yaml` and the runs' logs. Dagster reads this setting."""

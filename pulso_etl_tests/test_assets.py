@@ -10,6 +10,7 @@ import dagster as dg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
 from pulso_etl.assets import RETRIES, build_asset, daily_partitions
 from pulso_etl.definitions import build_defs
@@ -145,6 +146,16 @@ def test_an_asset_says_what_it_is_whose_it_is_and_where_it_belongs(name: str) ->
     assert spec.description
     assert spec.code_version
     assert definition.op.pool == f"writer_{name}"
+
+
+def test_assets_link_to_the_page_and_sources_to_their_tables_in_googles_console() -> None:
+    url = SecretStr("postgresql://nowhere/none")
+    graph = build_defs(Settings(database_url=url, page_url="https://pulso.example.com")).get_repository_def().asset_graph
+    page = graph.get(dg.AssetKey("dashboard_data")).metadata["page"]
+    assert page == dg.MetadataValue.url("https://pulso.example.com")
+    source = graph.get(dg.AssetKey(["bigquery", "gestiones_unificadas"])).metadata["console"]
+    table = "d=BI_USA&t=bi_P3fV4dWNeMkN5RJMhV8e_vw_gestiones_unificadas"
+    assert source == dg.MetadataValue.url(f"https://console.cloud.google.com/bigquery?p=mibot-222814&{table}&page=table")
 
 
 @names

@@ -186,6 +186,7 @@ def serve(stack: LocalStack, port: int, api_port: int, say: Callable[[str], None
         _fail_abandoned_runs()
     address, api_address = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{api_port}"
     os.environ["DAGSTER_UI_URL"], os.environ["DAGSTER_GRAPHQL_URL"] = address, f"{address}/graphql"
+    os.environ["PAGE_URL"] = api_address
     os.environ["DAGSTER_GRAPHQL_TOKEN"] = secrets.token_urlsafe(32)
     secret = _token(stack.home / "token")
     os.environ["API_TOKENS"] = f"{os.environ.get('API_TOKENS', '')} {token_of(secret, DEVELOPER)}"

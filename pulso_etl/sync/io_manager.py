@@ -134,17 +134,17 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         ):
             definition = context.asset_partitions_def
             horizon = Horizon.of(spec, first_day(definition), spec.zone.day(started), last_day(definition))
-            result, settlement = self._attempt(Target(conn, spec, self.database_schema), attempt, stream, step, horizon)
-        details = _details(result, stream.metadata) | settlement.as_metadata()
-        _log(context, spec, window, result, settlement, details)
-        context.add_output_metadata(details)
+            done = self._attempt(Target(conn, spec, self.database_schema), attempt, stream, step, horizon)
+        details = _details(done.result, stream.metadata) | done.settlement.as_metadata()
+        _log(context, spec, window, done.result, done.settlement, details)
+        context.add_output_metadata(details | done.of_table(attempt.seconds))
         for key, days in partitions.items():
             # Output metadata are the same for all partitions of the range, but these numbers belong to one partition.
-            step.add_asset_metadata(result.of(days).as_dict(), context.asset_key, partition_key=key)
+            step.add_asset_metadata(done.of_partition(days), context.asset_key, partition_key=key)
 
     def _attempt(
         self, target: Target, attempt: AttemptRecord, stream: Stream, step: StepExecutionContext, horizon: Horizon
-    ) -> tuple[LoadResult, Settlement]:
+    ) -> Committed:
         """Loads the stream, data and watermark in one transaction. During the load, the attempt is marked as running."""
         window = attempt.extraction.window
         writer = self._enter(target, attempt)
@@ -253,6 +253,28 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         return form(table)
 
 
+@dataclass(frozen=True)
+class Committed:
+    """A load that has been committed: what it did, how many rows it left on each day and in the table, and how old the table's rows
+    had become when they were read again (None for the first load)."""
+
+    result: LoadResult
+    settlement: Settlement
+    held: Mapping[date, int]
+    rows: int
+    age: timedelta | None
+
+    def of_table(self, seconds: float) -> dict[str, Any]:
+        """Metadata of every materialization of the load, which Dagster plots over time; age and duration in seconds."""
+        age = {} if self.age is None else {"age_seconds": round(self.age.total_seconds(), 1)}
+        return {"dagster/row_count": self.rows, "seconds": round(seconds, 3), **age}
+
+    def of_partition(self, days: DayRange) -> dict[str, Any]:
+        """Metadata of the materialization of one partition."""
+        rows = sum(self.held.get(day, 0) for day in days)
+        return {**self.result.of(days).as_dict(), "dagster/partition_row_count": rows}
+
+
 @contextmanager
 def _permanent_errors_end_the_step() -> Iterator[None]:
     """Turns an error after which a retry cannot succeed into a Failure that forbids retries, and blanks secrets in every error.
@@ -279,9 +301,7 @@ def _named(spec: TableSpec, window: DayRange) -> Iterator[None]:
         raise LoadFailed(f"{spec.name} {window}: {type(error).__name__}: {first_line(error)}") from error
 
 
-def _commit(
-    target: Target, attempt: AttemptRecord, request: LoadRequest, horizon: Horizon, read_at: datetime
-) -> tuple[LoadResult, Settlement]:
+def _commit(target: Target, attempt: AttemptRecord, request: LoadRequest, horizon: Horizon, read_at: datetime) -> Committed:
     """Loads and verifies the rows that the source had at `read_at`, and settles the watermark, in one transaction."""
     conn, spec, window, marks = target.conn, target.spec, request.window, Watermarks(target.schema)
     with translated(spec, window), conn.transaction(), marks.taking_over(conn, spec, window):
@@ -296,9 +316,10 @@ def _commit(
             horizon=horizon,
             metadata=_details(result, attempt.metadata),
         )
+        before = marks.last_extracted_at(conn, spec.name)
         settlement = marks.succeed(conn, attempt.extraction, loaded)
         marks.keep_files(conn, spec)
-    return result, settlement
+        return Committed(result, settlement, held, marks.ledger.rows(conn, spec.name), read_at - before if before else None)
 
 
 def _capture(

@@ -16,8 +16,11 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from pulso_etl.sync.io_manager import PostgresUpsertIOManager
+from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.io_manager import Committed, PostgresUpsertIOManager
 from pulso_etl.sync.ledger.watermarks import Watermarks
+from pulso_etl.sync.loading.result import LoadResult
+from pulso_etl.sync.owed import Settlement, Watermark
 from pulso_etl.sync.tags import ALLOW_SHRINK_TAG, SPEC_KEY
 from pulso_etl_tests.sync.visits import (
     ALL,
@@ -111,6 +114,7 @@ def test_each_partition_has_its_own_counts_and_the_load_its_plan_and_seconds(run
     assert [counts(instance, day) for day in days] == [(2, 2, 0, 0, 0), (1, 1, 0, 0, 0), (1, 1, 0, 0, 0), (0, 0, 0, 0, 0)]
     first = metadata(instance, D1)
     assert first["load_plan"] == "direct"
+    assert (first["dagster/partition_row_count"], first["dagster/row_count"], "age_seconds" in first) == (2, 4, False)
     assert {name for name in first if name.startswith("seconds_")} == {"seconds_lock", "seconds_copy"}
 
     def later(_: pa.Table) -> pa.Table:
@@ -120,9 +124,21 @@ def test_each_partition_has_its_own_counts_and_the_load_its_plan_and_seconds(run
     assert [counts(instance, day) for day in days] == [(2, 1, 1, 0, 1), (1, 0, 0, 1, 0), (1, 1, 0, 0, 1), (0, 0, 0, 0, 0)]
     second = metadata(instance, D2)
     assert second["load_plan"] == "merge"
+    assert (second["dagster/partition_row_count"], second["dagster/row_count"]) == (1, 4)
+    assert second["seconds"] > 0
     stages = {f"seconds_{stage}" for stage in ("lock", "copy", "analyze", "diff", "write")}
     assert {name for name in second if name.startswith("seconds_")} == stages
     assert all(second[stage] >= 0 for stage in stages)
+
+
+@pytest.mark.parametrize(
+    ("age", "told"), [(None, {}), (timedelta(hours=6), {"age_seconds": 21600.0}), (timedelta(0), {"age_seconds": 0.0})]
+)
+def test_the_age_that_is_told_is_the_time_since_the_table_was_read(age: timedelta | None, told: dict[str, float]) -> None:
+    settlement = Settlement(Watermark(None, None, {}), True)
+    done = Committed(LoadResult("merge", {}), settlement, {D1: 2, D2: 1}, rows=40, age=age)
+    assert done.of_table(1.25) == {"dagster/row_count": 40, "seconds": 1.25} | told
+    assert done.of_partition(DayRange(D1, D3))["dagster/partition_row_count"] == 3
 
 
 def test_metadata_that_opening_a_stream_fills_stand_with_the_materialization(run: Run, instance: dg.DagsterInstance) -> None:

@@ -83,10 +83,12 @@ def test_many_processes_create_the_tables_at_once(server_url: str, schema: str, 
 def test_success_moves_the_watermark_to_the_end_of_the_window_and_the_start_of_the_attempt(
     marks: Watermarks, conn: psycopg.Connection
 ) -> None:
+    assert (marks.last_extracted_at(conn, "visits"), marks.ledger.rows(conn, "visits")) == (None, 0)
     marks.start(conn, attempt())
     succeed(marks, conn, attempt())
     state = marks.read(conn)["visits"]
     assert (state.status, state.last_partition, state.last_extracted_at) == ("success", D3, attempt().started_at)
+    assert (marks.last_extracted_at(conn, "visits"), marks.ledger.rows(conn, "visits")) == (attempt().started_at, 2 * WINDOW.days)
     assert (state.records, state.seconds, state.error, state.extraction_id) == (4, 1.5, None, "run-1")
     assert history(conn) == [("run-1", 1, "success", None)]
     row = conn.execute("SELECT partition_start, partition_end, records_extracted, metadata->>'load_plan' FROM etl_extractions")

@@ -278,6 +278,12 @@ class Watermarks:
             conn.execute("SELECT pg_notify(%s, %s)", (CHANNEL, json.dumps(told | days)))
         return settlement
 
+    def last_extracted_at(self, conn: psycopg.Connection, table: str) -> datetime | None:
+        """Since when the table is as the source was; None before the first load."""
+        query = sql.SQL("SELECT last_extracted_at FROM {} WHERE table_name = %s").format(self.table)
+        row = conn.execute(query, (table,)).fetchone()
+        return None if row is None else row[0]
+
     def _settle(self, conn: psycopg.Connection, table: str, horizon: Horizon, at: datetime) -> Settlement:
         """The watermark that follows from the ledger. The caller has locked the table's row."""
         query = sql.SQL("SELECT last_extracted_at, last_partition FROM {} WHERE table_name = %s").format(self.table)
