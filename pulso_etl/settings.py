@@ -213,6 +213,12 @@ class Settings(AccessSettings):
     """Address on which the HTTP API listens. Beyond loopback it needs tokens."""
     api_port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port of the HTTP API."""
+    contact_name: Annotated[str, Field(max_length=100)] = ""
+    """Whom the page names to people who need help, such as `Ana Pérez`. Only callers with a token see the contact."""
+    contact_mail: Annotated[str, Field(pattern=r"^$|^[^\s@<>?&]+@[^\s@<>?&]+$")] = ""
+    """The contact's mail address."""
+    contact_whatsapp: Annotated[str, Field(pattern=r"^$|^\+?[0-9]{7,15}$")] = ""
+    """The contact's number at WhatsApp, with the country's code, such as `51987654321`."""
     api_cors_origins: str = ""
     """Origins of pages that may use the API, such as `https://dashboard.example.com`, with commas or white space between them."""
     page_url: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")] | None = None

@@ -3,7 +3,7 @@ import { asETLError, ETLError, refusal } from "./errors.js";
 import { type Listening, listen } from "./events.js";
 import type { paths } from "./schema.js";
 import type { RefreshRequest, Transport } from "./transport.js";
-import type { Cleanup, ExtractionMode, Health, Refresh, Status, TableConfig, TableDetail } from "./types.js";
+import type { Cleanup, Contact, ExtractionMode, Health, Refresh, Status, TableConfig, TableDetail } from "./types.js";
 
 export interface ClientOptions {
   /** Where the API is, such as `https://pulso.example.com`; the page's own origin where it is left out. */
@@ -38,6 +38,8 @@ export interface ETLClient extends Transport {
   health(signal?: AbortSignal): Promise<Health>;
   tables(signal?: AbortSignal): Promise<TableConfig[]>;
   extractionModes(signal?: AbortSignal): Promise<ExtractionMode[]>;
+  /** Whom to ask for help. */
+  contact(signal?: AbortSignal): Promise<Contact>;
   /** Ends extractions that died or hang. For administrators. */
   cleanup(signal?: AbortSignal): Promise<Cleanup>;
   /** Tells of each change until the returned function is called. */
@@ -88,6 +90,7 @@ export function createClient(options: ClientOptions = {}): ETLClient {
     },
     tables: async (signal) => data(http.GET("/api/v1/etl/config/tables", given(signal))),
     extractionModes: async (signal) => data(http.GET("/api/v1/etl/config/extraction-modes", given(signal))),
+    contact: async (signal) => data(http.GET("/api/v1/etl/config/contact", given(signal))),
     cleanup: async (signal) => data(http.POST("/api/v1/etl/cleanup", given(signal))),
     events: (listening) =>
       listen((signal) => request(`${baseUrl}/api/v1/etl/events`, { headers, signal }), client.status, listening),

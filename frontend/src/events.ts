@@ -1,13 +1,13 @@
 import { createParser } from "eventsource-parser";
 import { asETLError, ETLError, refusal } from "./errors.js";
-import type { Fault, Status, TableStatus } from "./types.js";
+import type { Failure, Fault, Status, TableStatus } from "./types.js";
 import { backOff, wait } from "./wait.js";
 
 /** What the API tells while one listens: the whole state, one table that changed alone, or that PostgreSQL is away. */
 export type StatusEvent =
   | { type: "status"; status: Status }
   | { type: "table"; table: TableStatus }
-  | { type: "unavailable"; message: string };
+  | { type: "unavailable"; message: string; failure?: Failure | null };
 
 /** `live`: events come as things happen. `polling`: they don't come through, and the state is asked for from time to time. */
 export type Connection = "connecting" | "live" | "reconnecting" | "polling" | "closed";
@@ -15,6 +15,8 @@ export type Connection = "connecting" | "live" | "reconnecting" | "polling" | "c
 export interface Listening {
   onEvent(event: StatusEvent): void;
   onConnection?(connection: Connection): void;
+  /** The API gave a sign of life: something came over the connection, or an answer came while it is polled. */
+  onSignal?(): void;
   /** What went wrong. After an error that does not pass, such as a refused token, listening has ended (`closed`). */
   onError?(error: ETLError): void;
   /** Milliseconds before the first try to connect again; doubled at each further one, up to 30 s. */
@@ -39,7 +41,7 @@ export function applyEvent(status: Status | null, event: StatusEvent): Status | 
 export function listen(
   open: (signal: AbortSignal) => Promise<Response>,
   poll: (signal: AbortSignal) => Promise<Status>,
-  { onEvent, onConnection, onError, reconnectMs = 1000, silenceMs = 40_000, pollAfter = 3 }: Listening,
+  { onEvent, onConnection, onSignal, onError, reconnectMs = 1000, silenceMs = 40_000, pollAfter = 3 }: Listening,
 ): () => void {
   const life = new AbortController();
   let connection: Connection | null = null;
@@ -48,6 +50,10 @@ export function listen(
   function tell(now: Connection): void {
     if (now !== connection && !life.signal.aborted) onConnection?.(now);
     connection = now;
+  }
+
+  function heard(): void {
+    if (!life.signal.aborted) onSignal?.();
   }
 
   /** Reports what was thrown, and gives it as an ETLError. */
@@ -59,7 +65,7 @@ export function listen(
 
   async function attempt(): Promise<ETLError> {
     try {
-      await read(open, silenceMs, life.signal, (event) => {
+      await read(open, silenceMs, life.signal, heard, (event) => {
         if (life.signal.aborted) return;
         failures = 0;
         tell("live");
@@ -80,7 +86,9 @@ export function listen(
       tell(failures < pollAfter ? "reconnecting" : "polling");
       if (failures >= pollAfter) {
         try {
-          onEvent({ type: "status", status: await poll(life.signal) });
+          const status = await poll(life.signal);
+          heard();
+          onEvent({ type: "status", status });
         } catch (thrown) {
           fail(thrown);
         }
@@ -98,6 +106,7 @@ async function read(
   open: (signal: AbortSignal) => Promise<Response>,
   silenceMs: number,
   signal: AbortSignal,
+  onSignal: () => void,
   onEvent: (event: StatusEvent) => void,
 ): Promise<void> {
   const own = new AbortController();
@@ -123,6 +132,7 @@ async function read(
       if (done) return;
       clearTimeout(timer);
       timer = setTimeout(end, silenceMs);
+      onSignal();
       parser.feed(decoder.decode(value, { stream: true }));
     }
   } catch (error) {
@@ -141,8 +151,12 @@ function parse(name: string | undefined, data: string): StatusEvent | null {
     case "table":
       return { type: "table", table: JSON.parse(data) as TableStatus };
     case "unavailable":
-      return { type: "unavailable", message: (JSON.parse(data) as Fault).detail };
+      return unavailable(JSON.parse(data) as Fault);
     default:
       return null;
   }
+}
+
+function unavailable({ detail, failure }: Fault): StatusEvent {
+  return { type: "unavailable", message: detail, failure };
 }

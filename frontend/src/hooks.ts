@@ -153,11 +153,21 @@ export interface ETLEvents {
   status: Status | null;
   error: ETLError | null;
   connection: Connection;
+  /** When the API last gave a sign of life, in milliseconds since 1970 by this machine's clock. */
+  heardAt: number;
+  /** How many tries in a row to hear of it have failed since. */
+  missed: number;
 }
 
 /** The state of all tables as it changes, over the HTTP client's events; `initial` is shown until the first of them. */
 export function useETLEvents(client: ETLClient, initial: Status | null = null): ETLEvents {
-  const [state, setState] = useState<ETLEvents>({ status: initial, error: null, connection: "connecting" });
+  const [state, setState] = useState<ETLEvents>(() => ({
+    status: initial,
+    error: null,
+    connection: "connecting",
+    heardAt: Date.now(),
+    missed: 0,
+  }));
   useEffect(
     () =>
       client.events({
@@ -165,10 +175,20 @@ export function useETLEvents(client: ETLClient, initial: Status | null = null): 
           setState((state) => ({
             ...state,
             status: applyEvent(state.status, event),
-            error: event.type === "unavailable" ? new ETLError(event.message, 503) : null,
+            error:
+              event.type === "unavailable"
+                ? new ETLError(event.message, 503, null, { failure: event.failure ?? null })
+                : null,
           })),
         onConnection: (connection) => setState((state) => ({ ...state, connection })),
-        onError: (error) => setState((state) => ({ ...state, error })),
+        onSignal: () => setState((state) => ({ ...state, heardAt: Date.now(), missed: 0 })),
+        // An error that the API itself tells is a sign of life too.
+        onError: (error) =>
+          setState((state) =>
+            error.failure
+              ? { ...state, error, heardAt: Date.now(), missed: 0 }
+              : { ...state, error, missed: state.missed + 1 },
+          ),
       }),
     [client],
   );

@@ -186,6 +186,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/etl/config/contact": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Contact
+         * @description Whom to ask for help. The answer needs neither PostgreSQL nor Dagster.
+         */
+        get: operations["contact"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/etl/events": {
         parameters: {
             query?: never;
@@ -254,7 +274,7 @@ export interface components {
     schemas: {
         /**
          * Cause
-         * @description Why something failed: a closed list. Each value asks for something else of the people who read it.
+         * @description Why something failed: a closed list. For each value, people have to do something different.
          * @enum {string}
          */
         Cause: "source_unavailable" | "source_quota" | "source_access" | "source_missing" | "source_refused" | "cost_cap" | "budget" | "destination_unavailable" | "destination_refused" | "locked" | "newer_reading" | "contract" | "rejected_rows" | "duplicate_key" | "quarantine_exceeded" | "schema" | "shrink" | "snapshot_withdrawn" | "verification" | "settings" | "request" | "unauthorized" | "forbidden" | "rate_limited" | "launcher_unavailable" | "timeout" | "cancelled" | "abandoned" | "internal" | "unknown";
@@ -292,6 +312,26 @@ export interface components {
          * @enum {string}
          */
         Condition: "failed" | "stale" | "due" | "fresh" | "never";
+        /**
+         * Contact
+         * @description Whom to ask for help. What the deployment does not name is null.
+         * @example {
+         *       "mail": "datos@example.com",
+         *       "name": "Ana Pérez",
+         *       "whatsapp": "51987654321"
+         *     }
+         */
+        Contact: {
+            /** Name */
+            name?: string | null;
+            /** Mail */
+            mail?: string | null;
+            /**
+             * Whatsapp
+             * @description The number at WhatsApp, with the country's code; digits only.
+             */
+            whatsapp?: string | null;
+        };
         /**
          * DashboardRequest
          * @description What to refresh. All fields are optional.
@@ -366,6 +406,11 @@ export interface components {
              * @description Which try of the run it was, from 1; 0 if the run died before its load began.
              */
             attempt: number;
+            /**
+             * Run Url
+             * @description The run in Dagster's UI.
+             */
+            run_url?: string | null;
             status: components["schemas"]["LastStatus"];
             /** Partitions */
             partitions: string;
@@ -1241,6 +1286,7 @@ export type Cause = components['schemas']['Cause'];
 export type Cleanup = components['schemas']['Cleanup'];
 export type ColumnConfig = components['schemas']['ColumnConfig'];
 export type Condition = components['schemas']['Condition'];
+export type Contact = components['schemas']['Contact'];
 export type DashboardRequest = components['schemas']['DashboardRequest'];
 export type DayCheck = components['schemas']['DayCheck'];
 export type DayState = components['schemas']['DayState'];
@@ -1890,6 +1936,55 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["ExtractionMode"][];
+                };
+            };
+            /** @description No token, or an unknown token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description The token's role is too low, or the page's origin is not allowed. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description Too many unknown tokens came from the caller's address, or the token asks too often. */
+            429: {
+                headers: {
+                    /** @description Seconds to wait. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Fault"];
+                };
+            };
+        };
+    };
+    contact: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Contact"];
                 };
             };
             /** @description No token, or an unknown token. */

@@ -2,6 +2,8 @@
 export type {
   Cause,
   Cleanup,
+  Condition,
+  Contact,
   Extraction,
   ExtractionMode,
   Failure,

@@ -97,4 +97,24 @@ describe("events", () => {
     unmount();
     await waitFor(() => expect(server.current.dropped).toBe(1));
   });
+
+  it("count the tries that nobody answers, and take every answer of the API for a sign of life", async () => {
+    const away = { detail: "PostgreSQL does not answer", failure: { cause: "destination_unavailable" } };
+    server.current.on(
+      EVENTS,
+      json(502, "no json"),
+      json(503, away),
+      stream([event("status", status()), event("unavailable", away)]),
+    );
+    const client = createClient({ baseUrl: server.current.url });
+    const quick = { ...client, events: (told: Listening) => client.events({ ...told, reconnectMs: 10 }) };
+    const before = Date.now();
+    const { result, unmount } = renderHook(() => useETLEvents(quick));
+    await waitFor(() => expect(result.current.missed).toBe(1));
+    await waitFor(() => expect(result.current.status).not.toBeNull());
+    await waitFor(() => expect(result.current.error?.failure?.cause).toBe("destination_unavailable"));
+    expect(result.current.missed).toBe(0);
+    expect(result.current.heardAt).toBeGreaterThanOrEqual(before);
+    unmount();
+  });
 });

@@ -1,8 +1,31 @@
 import { describe, expect, it } from "vitest";
 import openapi from "../openapi.json";
-import { bytes, cost, count, day, days, distance, duration, instant, placeOf, writeTimesIn } from "../page/src/format";
+import {
+  bytes,
+  clockTime,
+  cost,
+  count,
+  day,
+  days,
+  distance,
+  duration,
+  instant,
+  placeOf,
+  writeTimesIn,
+} from "../page/src/format";
 import { progressOf } from "../page/src/live";
-import { CAUSES, explain, explainRefusal, overall } from "../page/src/words";
+import {
+  bannerOf,
+  changeOf,
+  errorReport,
+  isOffline,
+  nextRefresh,
+  type Outlook,
+  stateOf,
+  titleOf,
+  worstFirst,
+} from "../page/src/state";
+import { CAUSES, explain, explainNothing, explainRefusal } from "../page/src/words";
 import { type Cause, ETLError } from "../src";
 import { status, tableStatus } from "./samples";
 
@@ -26,29 +49,110 @@ describe("the words of the page", () => {
   it.each([
     [new ETLError("fetch failed"), "Sin conexión con Pulso", /revise su red/],
     [refusedBy("forbidden", 403), "Sin permiso", /pida una clave/],
-    [refusedBy("rate_limited", 429, 1, true), "Demasiados pedidos seguidos", /en 1 segundo/],
+    [refusedBy("rate_limited", 429, 3600, true), "Demasiados pedidos seguidos", /a partir de hoy|a partir de mañana/],
     [refusedBy("budget", 429, 3600), "Sin presupuesto para la carga", /puede forzar la carga/],
-    [refusedBy("launcher_unavailable", 503, 5, true), "Dagster no responde", /en 5 segundos/],
-    [refusedBy("destination_unavailable", 503, 5, true), "PostgreSQL no está disponible", /en 5 segundos/],
+    [refusedBy("launcher_unavailable", 503, 5, true), "Dagster no responde", /en un momento/],
+    [refusedBy("destination_unavailable", 503, 5, true), "PostgreSQL no está disponible", /en un momento/],
     [refusedBy("request", 404), "Pulso no aceptó el pedido", /corrija el pedido/],
   ])("say why %s was refused", (error, title, todo) => {
     expect(explainRefusal(error).title).toBe(title);
     expect(explainRefusal(error).todo).toMatch(todo);
   });
 
-  it("put everything in one sentence", () => {
-    expect(overall(status()).text).toBe("Los datos están al día");
+  it("never promise that a request is repeated, and promise that the page asks again only where it does", () => {
+    for (const error of [new ETLError("fetch failed"), refusedBy("launcher_unavailable", 503, 5, true)]) {
+      expect(explainRefusal(error).next).toMatch(/la página no lo repite/);
+      expect(explainNothing(error, 5).next).toBe("la página vuelve a preguntar sola cada 5 segundos.");
+    }
+    expect(explainNothing(refusedBy("forbidden", 403), 5).next).toMatch(/no vuelve a preguntar/);
+  });
+});
+
+describe("the state of a table and of everything", () => {
+  const NOW = Date.parse("2026-11-25T15:04:00Z");
+  const HOUR = 3_600_000;
+  const iso = (hours: number) => new Date(NOW + hours * HOUR).toISOString();
+  const outlook = (more: Partial<Outlook> = {}): Outlook => ({
+    now: NOW,
+    offline: false,
+    databaseAway: false,
+    knownAt: NOW,
+    ...more,
+  });
+  const fresh = tableStatus({ due_at: iso(1), stale_after: iso(7), next_due: iso(1) });
+
+  it("ages in the browser, and only what was well ages", () => {
+    expect([0, 1, 6.9, 7.1].map((hours) => stateOf(fresh, NOW + hours * HOUR))).toEqual([
+      "fresh",
+      "due",
+      "due",
+      "stale",
+    ]);
+    for (const state of ["failed", "stale", "never"] as const) {
+      expect(stateOf({ ...fresh, state }, NOW + 9 * HOUR)).toBe(state);
+    }
+    expect(bannerOf(status({ tables: [fresh] }), outlook({ now: NOW + 8 * HOUR }))).toMatchObject({ tone: "warn" });
+  });
+
+  it("counts a table once, names it, and puts problems on top", () => {
     const tables = [
-      tableStatus({ status: "failed" }),
-      tableStatus({ freshness: "stale" }),
-      tableStatus({ freshness: "never" }),
+      tableStatus({ table: "a" }),
+      tableStatus({ table: "b", state: "never", status: "never" }),
+      tableStatus({ table: "c", state: "stale", freshness: "stale" }),
+      tableStatus({ table: "d", state: "failed", status: "failed", freshness: "stale" }),
     ];
-    expect(overall(status({ tables }))).toMatchObject({
-      tone: "bad",
-      why: "1 tabla con error, 1 tabla vencida, 1 tabla sin datos",
-    });
-    expect(overall(status({ tables: [tableStatus({ freshness: "never" })] })).text).toBe("Faltan datos por cargar");
-    expect(overall(status({ dagster: false })).text).toMatch(/Dagster no responde/);
+    expect(worstFirst(tables, NOW).map(({ table }) => table)).toEqual(["d", "c", "b", "a"]);
+    const banner = bannerOf(status({ tables }), outlook());
+    expect(banner).toMatchObject({ tone: "bad", text: "Hay datos que requieren atención" });
+    expect(banner.troubled.map(({ table }) => table)).toEqual(["d", "c", "b"]);
+    expect(bannerOf(status({ tables: tables.slice(0, 2) }), outlook()).text).toBe("Faltan datos por cargar");
+    expect(bannerOf(status(), outlook()).text).toBe("Los datos están al día");
+    expect(titleOf(banner)).toBe("✕ Hay datos que requieren atención · Pulso");
+  });
+
+  it("is never green while something is away, and says since when", () => {
+    writeTimesIn("America/Lima");
+    const away: [Partial<Outlook>, Parameters<typeof status>[0], RegExp, string | null][] = [
+      [{ offline: true, now: NOW + HOUR }, {}, /^Sin conexión; datos de las 10:04$/, "no se sabe"],
+      [{ databaseAway: true }, {}, /^PostgreSQL no responde; datos de las 10:04$/, "en pausa"],
+      [{}, { dagster: false }, /^Dagster no responde/, "en pausa"],
+      [{}, { daemon: false, daemon_seen_at: iso(-1) }, /detenidas$/, "en pausa"],
+      [{}, {}, /^Los datos están al día$/, "hoy 11:04"],
+    ];
+    for (const [more, told, text, next] of away) {
+      const seen = outlook(more);
+      const banner = bannerOf(status(told), seen);
+      expect(banner.text).toMatch(text);
+      expect(banner.tone === "good").toBe(next === "hoy 11:04");
+      expect(nextRefresh(fresh, status(told), seen)).toBe(next);
+    }
+    expect(nextRefresh({ ...fresh, run_under_way: { run_id: "r", state: "running" } }, status(), outlook())).toBeNull();
+  });
+
+  it("is offline after two missed signals, however they are missed", () => {
+    const heard = { connection: "live", heardAt: NOW, missed: 0 } as const;
+    expect(isOffline(heard, NOW + 31_000)).toBe(false);
+    expect(isOffline(heard, NOW + 33_000)).toBe(true);
+    expect(isOffline({ ...heard, connection: "polling" }, NOW + 61_000)).toBe(false);
+    expect(isOffline({ ...heard, missed: 1 }, NOW)).toBe(false);
+    expect(isOffline({ ...heard, missed: 2 }, NOW)).toBe(true);
+  });
+
+  it("tells what a load changed", () => {
+    const load = { inserted: 12, updated: 3, deleted: 1, unchanged: 900 } as Parameters<typeof changeOf>[0];
+    expect(changeOf(load)).toBe("12 nuevas, 3 cambiadas, 1 quitada");
+    expect(changeOf({ ...load, inserted: 0, updated: 0, deleted: 0 } as typeof load)).toBe("sin cambios");
+    expect(changeOf({ ...load, inserted: null, updated: null, deleted: null } as typeof load)).toBe("");
+    expect(errorReport({ Tabla: "Tablero", Corrida: null, Detalle: "x" })).toBe("Tabla: Tablero\nDetalle: x");
+  });
+
+  it("writes instants as people say them, in the zone of the days", () => {
+    writeTimesIn("America/Lima");
+    const told = ["2026-11-25T16:00:00Z", "2026-11-25T04:59:00Z", "2026-11-26T07:00:00Z"].map((at) =>
+      clockTime(at, NOW),
+    );
+    expect(told).toEqual(["hoy 11:00", "ayer 23:59", "mañana 02:00"]);
+    expect(clockTime("2026-11-20T15:00:00Z", NOW)).toMatch(/^20 nov.*10:00$/);
   });
 });
 

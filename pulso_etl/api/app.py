@@ -36,6 +36,7 @@ from pulso_etl.api.models import (
     TABLE_EXAMPLE,
     Cleanup,
     ColumnConfig,
+    Contact,
     DashboardRequest,
     Ended,
     ExtractionMode,
@@ -363,6 +364,17 @@ async def extraction_modes(caller: Reader) -> list[ExtractionMode]:
         ExtractionMode(mode=mode, description=text, parameters=parameters, default=mode is Mode.INCREMENTAL)
         for mode, (text, parameters) in MODES.items()
     ]
+
+
+@router.get("/config/contact", responses=REFUSED, tags=["configuration"])
+async def contact(request: Request, caller: Reader) -> Contact:
+    """Whom to ask for help. The answer needs neither PostgreSQL nor Dagster."""
+    settings = deployment(request).settings
+    return Contact(
+        name=settings.contact_name or None,
+        mail=settings.contact_mail or None,
+        whatsapp=settings.contact_whatsapp.removeprefix("+") or None,
+    )
 
 
 class EventStream(EventSourceResponse):

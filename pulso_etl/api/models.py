@@ -194,6 +194,8 @@ class Extraction(Shape):
     run_id: str
     attempt: int
     """Which try of the run it was, from 1; 0 if the run died before its load began."""
+    run_url: str | None = None
+    """The run in Dagster's UI."""
     status: LastStatus
     partitions: str
     started_at: datetime
@@ -499,6 +501,19 @@ class TableConfig(Shape):
     source_tables: list[str]
     """Full names of the source views in BigQuery."""
     columns: list[ColumnConfig]
+
+
+class Contact(Shape):
+    """Whom to ask for help. What the deployment does not name is null."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"name": "Ana Pérez", "mail": "datos@example.com", "whatsapp": "51987654321"}]}
+    )
+
+    name: str | None = None
+    mail: str | None = None
+    whatsapp: str | None = None
+    """The number at WhatsApp, with the country's code; digits only."""
 
 
 class ExtractionMode(Shape):

@@ -56,6 +56,8 @@ EXTRACTION_COLUMNS = sql.SQL(
     "table_name, extraction_id, attempt, status, partition_start, partition_end, started_at, finished_at, "
     "extraction_duration_seconds, records_extracted, metadata, error_message, error_cause"
 )
+FINISHED = 7
+"""The place of `finished_at` in these columns."""
 COPIES = f"""
 SELECT key, tuples_processed FROM ({HELD_LOCKS}) AS held JOIN pg_stat_progress_copy USING (pid) WHERE command = 'COPY FROM'
 """  # noqa: S608 - made of constants
@@ -110,7 +112,7 @@ def status_of(
         last_extracted_at=fresh.since,
         due_at=fresh.due_at,
         stale_after=fresh.stale_after,
-        data_until=holding.reaches or fresh.since,
+        data_until=_data_until(holding, fresh.since),
         rows=holding.rows,
         last_load=None if holding.last_load is None else extraction(holding.last_load, look.ui_url),
         run_under_way=_under_way(run, state, rows, {attempt.run_id for attempt in beside.lost}),
@@ -136,6 +138,13 @@ def status_of(
             "recovery_attempts": state.recovery_attempts,
         }
     )
+
+
+def _data_until(holding: Holding, since: datetime | None) -> datetime | None:
+    """How far the rows reach. Hours that the source gives before they have come do not count."""
+    if holding.reaches is None or holding.last_load is None:
+        return since
+    return min(holding.reaches, holding.last_load[FINISHED])
 
 
 def _last_lost(state: TableState | None, lost: Sequence[Attempt]) -> Attempt | None:
@@ -256,6 +265,7 @@ def extraction(row: Sequence[Any], ui_url: str) -> Extraction:
     return Extraction(
         table=table,
         run_id=run_id,
+        run_url=run_url(ui_url, run_id),
         attempt=attempt,
         status=LastStatus(status),
         partitions=str(DayRange(start, end)),
@@ -276,6 +286,7 @@ def lost_extraction(table: str, attempt: Attempt, ui_url: str) -> Extraction:
     return Extraction(
         table=table,
         run_id=attempt.run_id,
+        run_url=run_url(ui_url, attempt.run_id),
         attempt=0,
         status=LastStatus.FAILED,
         partitions=str(attempt.window),

@@ -10,18 +10,20 @@ from urllib.parse import urlsplit
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, expect
+from pydantic import SecretStr
 
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl_tests.api.browser import chromium, find_chromium
 from pulso_etl_tests.api.conftest import SECRETS, settings_of
 from pulso_etl_tests.api.server import ApiServer
 from pulso_etl_tests.dagster_stack import DagsterStack
+from pulso_etl_tests.gate import Gate, Way
 
 PATIENCE_MS = 20_000
 RUN_MS = 60_000
 """How long a run may take."""
 TITLE = "Tablero de cobranzas"
-EXPECTED = re.compile(r"status of 401|net::ERR_(CONNECTION_\w+|INCOMPLETE_CHUNKED_ENCODING|EMPTY_RESPONSE)")
+EXPECTED = re.compile(r"status of (401|503)|net::ERR_(CONNECTION_\w+|INCOMPLETE_CHUNKED_ENCODING|EMPTY_RESPONSE)")
 """What Chromium writes on its console for an answer that asks for a token, and while the server is away."""
 Open = Callable[..., Page]
 
@@ -64,13 +66,22 @@ def card(page: Page, title: str = TITLE) -> Locator:
     return page.get_by_role("article", name=title)
 
 
+def for_engineers(page: Page) -> Locator:
+    """What opens the part for engineers."""
+    return page.get_by_text("Para ingenieros")
+
+
+def engineers(page: Page, title: str = TITLE) -> Locator:
+    """What engineers are told of a table."""
+    return page.get_by_role("region", name=title)
+
+
 def refresh_button(page: Page, title: str = TITLE) -> Locator:
     return card(page, title).get_by_role("button", name=f"Actualizar {title}")
 
 
 def test_a_refresh_is_asked_for_watched_and_seen_to_its_end(api: ApiServer, stack: DagsterStack, open_page: Open) -> None:
     page, beside = open_page(api), open_page(api)
-    assert page.title() == "Pulso: estado de los datos"
     page.get_by_label("Aunque estén frescas").check()
     stack.proxy.hold_page(4)
     try:
@@ -87,19 +98,23 @@ def test_a_refresh_is_asked_for_watched_and_seen_to_its_end(api: ApiServer, stac
     finally:
         stack.proxy.release()
     expect(card(page)).to_contain_text("Actualizado", timeout=RUN_MS)
+    told = api.call("GET", "/api/v1/etl/status/table/dashboard_data").json()["table"]
     for watched in (page, beside):
-        expect(card(watched).get_by_role("definition").nth(0)).to_have_text("ahora")
-        expect(card(watched).get_by_role("definition").nth(2)).to_have_text("150")
-        version = api.call("GET", "/api/v1/etl/status/table/dashboard_data").json()["table"]["data_version"]
-        expect(card(watched).get_by_role("definition").nth(6)).to_have_text(str(version))
+        expect(card(watched)).to_contain_text(re.compile(r"Datos hasta hoy \d\d:\d\d.*Próxima .*(nueva|cambiada|sin cambios)"))
         expect(card(watched)).to_contain_text("Fresco")
         expect(watched.get_by_role("row", name=TITLE).get_by_role("cell").last).to_contain_text("cargado")
-    expect(page.get_by_role("listitem").filter(has_text=TITLE).filter(has_text="150 filas").first).to_be_visible()
+        for_engineers(watched).click()
+        facts = engineers(watched).get_by_role("definition")
+        expect(facts.nth(0)).to_have_text(f"{told['rows']}")
+        expect(facts.nth(2)).to_have_text("150")
+        expect(facts.nth(5)).to_have_text(str(told["data_version"]))
+    expect(page.get_by_role("listitem").filter(has_text=TITLE).filter(has_text="Cargado").first).to_be_visible()
     expect(page.locator("p[role=status]", has_text=f"{TITLE}: actualizado.")).to_have_count(1)
-    card(page).get_by_text("Historial").click()
-    history = card(page).get_by_role("table")
+    engineers(page).get_by_text("Historial").click()
+    history = engineers(page).get_by_role("table")
     expect(history.get_by_role("row").nth(1)).to_contain_text(re.compile(r"Cargado.*150"))
-    expect(card(page).get_by_role("img")).to_have_count(2)
+    expect(history.get_by_role("link").first).to_have_attribute("href", f"{stack.url}/runs/{told['run_id']}")
+    expect(engineers(page).get_by_role("img")).to_have_count(2)
 
     page.get_by_label("Aunque estén frescas").uncheck()
     refresh_button(page).click()
@@ -120,11 +135,23 @@ def test_an_error_is_told_in_plain_words_and_goes_away(
         finally:
             stack.data.seed_into(client)
     expect(page.get_by_role("heading", level=1)).to_have_text("Hay datos que requieren atención")
-    technical = card(page, title).get_by_text("BigQuery does not know the table")
+    assert page.title() == "✕ Hay datos que requieren atención · Pulso"
+    expect(page.get_by_role("article").first).to_contain_text(title)
+    expect(card(page, title)).to_contain_text("Falló")
+    page.get_by_role("link", name=title).click()
+    problem = page.locator("#problema-productivity_data")
+    expect(problem).to_be_in_viewport()
+    technical = problem.get_by_text("BigQuery does not know the table")
     expect(technical).to_be_hidden()
-    card(page, title).get_by_text("Detalle técnico").click()
+    problem.get_by_text("Detalle técnico").click()
     expect(technical).to_be_visible()
-    expect(page.get_by_role("row", name=title).get_by_role("cell").last).to_contain_text("fallido")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    problem.get_by_role("button", name="Copiar el error").click()
+    expect(problem.get_by_text("Copiado")).to_be_visible()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert "BigQuery does not know the table" in copied
+    assert f"Tabla: {title}" in copied
+    expect(page.get_by_role("row", name=title).get_by_role("cell").last).to_contain_text("falló")
     refresh_button(page, title).click()
     expect(card(page, title)).to_contain_text("Actualizado", timeout=RUN_MS)
     expect(card(page, title)).not_to_contain_text("BigQuery no encuentra")
@@ -170,11 +197,13 @@ def test_a_link_with_a_token_signs_in_and_does_not_stay_in_the_address(guarded: 
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 360])
+@pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_is_accessible_and_fits_the_screen(api: ApiServer, open_page: Open, scheme: str, width: int) -> None:
     page = open_page(api, color_scheme=scheme, viewport={"width": width, "height": 800})
     expect(page.get_by_text("En vivo")).to_be_visible()
     expect(page.get_by_role("row", name=TITLE)).to_be_visible()
+    assert page.locator(".strip").evaluate("strip => strip.getBoundingClientRect().bottom") <= 800
+    for_engineers(page).click()
     for summary in page.get_by_text(re.compile("^Historial")).all():
         summary.click()
     expect(page.locator("figure").or_(page.get_by_text("Todavía no hay cargas")).first).to_be_visible()
@@ -221,6 +250,7 @@ def test_without_dagster_the_page_says_so_and_offers_no_refresh(stack: DagsterSt
         refresh_button(page).press("Enter")
         page.get_by_role("button", name="Actualizar todo").press("Enter")
         expect(card(page)).to_contain_text("Dagster no responde")
+        expect(card(page)).to_contain_text("Próxima en pausa")
         assert asked == []
         page.close()
 
@@ -229,10 +259,44 @@ def test_the_page_finds_its_way_back_when_the_server_was_away(stack: DagsterStac
     with ApiServer(settings_of(stack)) as server:
         page = open_page(server)
         expect(page.get_by_text("En vivo")).to_be_visible()
-    expect(page.get_by_text("Reconectando…")).to_be_visible()
-    expect(page.get_by_text("Sin conexión con Pulso. Lo que se ve es lo último que se supo.")).to_be_visible()
+    expect(page.get_by_role("heading", level=1)).to_have_text(re.compile(r"^Sin conexión; datos de las \d\d:\d\d$"))
+    expect(page.locator(".overall--good")).to_have_count(0)
     expect(card(page)).to_be_visible()
+    expect(refresh_button(page)).to_have_attribute("aria-disabled", "true")
     with ApiServer(settings_of(stack), server.port):
         expect(page.get_by_text("En vivo")).to_be_visible()
-        expect(page.get_by_text("lo último que se supo")).to_have_count(0)
+        expect(page.get_by_text("Sin conexión")).to_have_count(0)
+        page.close()
+
+
+def test_without_postgresql_the_page_says_until_when_its_data_are_known(stack: DagsterStack, open_page: Open) -> None:
+    with Gate.before_postgres(stack.env["DATABASE_URL"]) as gate:
+        contact = {"contact_name": "Ana Pérez", "contact_whatsapp": "51987654321"}
+        with ApiServer(settings_of(stack, database_url=SecretStr(gate.postgres_url), **contact)) as server:
+            page = open_page(server)
+            expect(page.get_by_text("En vivo")).to_be_visible()
+            gate.turn(Way.REFUSED)
+            heading = page.get_by_role("heading", level=1)
+            expect(heading).to_have_text(re.compile(r"^PostgreSQL no responde; datos de las \d\d:\d\d$"))
+            expect(refresh_button(page)).to_have_attribute("aria-disabled", "true")
+            late = open_page(server)
+            expect(late.get_by_text("la página vuelve a preguntar sola cada 5 segundos")).to_be_visible()
+            expect(late.get_by_role("link", name="WhatsApp")).to_have_attribute(
+                "href", re.compile(r"^https://wa\.me/51987654321\?text=")
+            )
+            gate.turn(Way.OPEN)
+            for back in (page, late):
+                expect(back.get_by_text("En vivo")).to_be_visible()
+                back.close()
+
+
+def test_tables_that_were_never_loaded_are_told_as_such(stack: DagsterStack, schema: str, open_page: Open) -> None:
+    # Without Dagster, whose failed runs would be those of these tables.
+    given = {"database_schema": schema, "dagster_graphql_url": "http://127.0.0.1:9/graphql"}
+    with ApiServer(settings_of(stack, **given)) as server:
+        page = open_page(server)
+        expect(page.get_by_role("article").filter(has_text="Sin datos").filter(has_text="Todavía no se ha cargado")).to_have_count(
+            5
+        )
+        expect(page.locator(".badge--good")).to_have_count(0)
         page.close()

@@ -274,6 +274,8 @@ def test_the_rows_of_the_table_and_of_its_last_load_are_told_apart_from_what_the
     found = told(state(timedelta(hours=1), "failed", records=None), beside=Beside(holding=Holding(5100, load, reaches)))
     assert (found.rows, found.records, found.last_load.inserted) == (5100, None, 12)
     assert (found.data_until, told(state(timedelta(hours=1))).data_until) == (reaches, NOW - timedelta(hours=1))
+    ahead = Holding(5100, load, NOW + timedelta(hours=4))
+    assert told(state(timedelta(hours=1)), beside=Beside(holding=ahead)).data_until == NOW
 
 
 @given(st.integers(0, 20), st.integers(1, 30))

@@ -1,6 +1,7 @@
 import type { Extraction } from "../../src";
 import { Badge } from "./Badge";
-import { count, days, distance, duration, instant } from "./format";
+import { clockTime, count, days, distance } from "./format";
+import { changeOf } from "./state";
 import { EXTRACTION, type Titles } from "./words";
 
 interface Props {
@@ -22,12 +23,10 @@ export function Activity({ extractions, titles, now }: Props) {
             <li key={`${one.table} ${one.run_id} ${one.attempt}`}>
               <Badge label={EXTRACTION[one.status]} />
               <span className="activity__table">{titles[one.table] ?? one.table}</span>
-              <span>
-                {one.failure ? one.failure.title : `${count(one.records, "fila")} en ${duration(one.duration_seconds)}`}
-              </span>
+              <span>{one.failure ? one.failure.title : changeOf(one) || `${count(one.records, "fila")} leídas`}</span>
               <span className="muted">{days(one.partitions)}</span>
-              <time dateTime={one.finished_at} title={instant(one.finished_at)} className="muted">
-                {distance(one.finished_at, now)}
+              <time dateTime={one.finished_at} title={distance(one.finished_at, now)} className="muted">
+                {clockTime(one.finished_at, now)}
               </time>
             </li>
           ))}

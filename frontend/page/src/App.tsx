@@ -1,9 +1,10 @@
 import { useCallback, useEffect, useMemo, useState } from "react";
-import { createClient, ETLError, type Session } from "../../src";
+import { type Contact, createClient, ETLError, type Session } from "../../src";
+import { ContactContext } from "./contact";
 import { Dashboard } from "./Dashboard";
 import { Explained } from "./Explained";
 import { isToken, TokenForm } from "./TokenForm";
-import { explainRefusal } from "./words";
+import { explainNothing } from "./words";
 
 /** Where the page stands, and with it the API: a tenant's has a path of its own, and a token of its own. */
 const HERE = new URL(".", document.baseURI);
@@ -26,6 +27,14 @@ export function App() {
   const [session, setSession] = useState<Session | null>(null);
   const [error, setError] = useState<ETLError | null>(null);
   const [round, setRound] = useState(0);
+  const [contact, setContact] = useState<Contact | null>(null);
+
+  useEffect(() => {
+    const life = new AbortController();
+    // Without an answer the page names nobody.
+    client.contact(life.signal).then(setContact, () => undefined);
+    return () => life.abort();
+  }, [client]);
 
   // biome-ignore lint/correctness/useExhaustiveDependencies: a new round asks again
   useEffect(() => {
@@ -74,16 +83,22 @@ export function App() {
   if (error?.status === 401) return <TokenForm refused={token !== null} onToken={signIn} />;
   if (session) {
     const forget = token === null ? null : () => signIn(null);
-    return <Dashboard client={client} session={session} onForget={forget} onSignedOut={signedOut} />;
+    return (
+      <ContactContext.Provider value={contact}>
+        <Dashboard client={client} session={session} onForget={forget} onSignedOut={signedOut} />
+      </ContactContext.Provider>
+    );
   }
   return (
-    <main className="alone">
-      <h1>Pulso</h1>
-      {error ? (
-        <Explained explanation={explainRefusal(error)} detail={error.message} />
-      ) : (
-        <p role="status">Cargando…</p>
-      )}
-    </main>
+    <ContactContext.Provider value={contact}>
+      <main className="alone">
+        <h1>Pulso</h1>
+        {error ? (
+          <Explained explanation={explainNothing(error, RETRY_MS / 1000)} detail={error.message} />
+        ) : (
+          <p role="status">Cargando…</p>
+        )}
+      </main>
+    </ContactContext.Provider>
   );
 }

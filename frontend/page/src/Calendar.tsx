@@ -1,8 +1,8 @@
 import { useEffect, useRef } from "react";
 import type { TableDetail } from "../../src";
 import type { PartitionStatus } from "../../src/types";
-import { day, instant, month } from "./format";
-import { DAYS, type Titles } from "./words";
+import { count, day, instant, month } from "./format";
+import { CHECKS, DAYS, type Titles } from "./words";
 
 /** The last 30 partitions of each table, a row for each. */
 export function Calendar({ titles, details }: { titles: Titles; details: Record<string, TableDetail> }) {
@@ -24,6 +24,14 @@ export function Calendar({ titles, details }: { titles: Titles; details: Record<
               {mark}
             </span>
             {text}
+          </li>
+        ))}
+        {(["failed", "unverified"] as const).map((check) => (
+          <li key={check}>
+            <span className={`day day--loaded day--check-${check}`} aria-hidden="true">
+              {DAYS.loaded.mark}
+            </span>
+            cargado; {CHECKS[check]}
           </li>
         ))}
       </ul>
@@ -69,16 +77,25 @@ export function Calendar({ titles, details }: { titles: Titles; details: Record<
   );
 }
 
-function Day({ partition: { day: iso, state, loaded_at } }: { partition: PartitionStatus }) {
-  const { text, mark } = DAYS[state];
+function Day({ partition }: { partition: PartitionStatus }) {
+  const { text, mark } = DAYS[partition.state];
+  const troubled = partition.state === "loaded" && partition.check !== "ok" && partition.check;
   return (
-    <td title={`${day(iso)}: ${text}${loaded_at ? `, ${instant(loaded_at)}` : ""}`}>
-      <span className={`day day--${state}`} aria-hidden="true">
+    <td title={describeDay(partition)}>
+      <span className={`day day--${partition.state}${troubled ? ` day--check-${troubled}` : ""}`} aria-hidden="true">
         {mark}
       </span>
-      <span className="hidden">{text}</span>
+      <span className="hidden">{troubled ? `${text}; ${CHECKS[troubled]}` : text}</span>
     </td>
   );
+}
+
+/** A day in a sentence: "25 nov.: cargado, 170 filas, 25 nov., 10:04; la última revisión falló, 25 nov., 12:04". */
+export function describeDay({ day: iso, state, rows, loaded_at, check, checked_at }: PartitionStatus): string {
+  const loaded = [DAYS[state].text, rows == null ? null : count(rows, "fila"), loaded_at && instant(loaded_at)];
+  const checked = state === "loaded" && check ? [CHECKS[check], checked_at && instant(checked_at)] : [];
+  const told = [loaded, checked].map((parts) => parts.filter(Boolean).join(", ")).filter(Boolean);
+  return `${day(iso)}: ${told.join("; ")}`;
 }
 
 function months(days: PartitionStatus[]): { name: string; span: number }[] {

@@ -6,17 +6,20 @@ import {
   ETLProvider,
   type Session,
   type Status,
+  type TableStatus,
   useETLEvents,
   useETLRefresh,
 } from "../../src";
 import { Activity } from "./Activity";
 import { Calendar } from "./Calendar";
+import { Engineers } from "./Details";
 import { Explained } from "./Explained";
-import { count, distance, instant, placeOf, writeTimesIn } from "./format";
+import { clockTime, count, placeOf, writeTimesIn } from "./format";
 import { Icon } from "./Icon";
-import { progressOf, useAnnouncement, useDetails, useNow } from "./live";
-import { TableCard } from "./TableCard";
-import { explainRefusal, overall, type Titles, titlesOf } from "./words";
+import { progressOf, useAnnouncement, useDetails, useOutlook } from "./live";
+import { Row, whyNot } from "./Strip";
+import { type Banner, bannerOf, type Outlook, stateOf, titleOf, worstFirst } from "./state";
+import { CONDITIONS, explain, explainRefusal, type Titles, titlesOf } from "./words";
 
 const CONNECTIONS: Record<Connection, { text: string; tone: string }> = {
   connecting: { text: "Conectando…", tone: "calm" },
@@ -42,19 +45,26 @@ export function Dashboard(props: Props) {
 }
 
 function Watched({ client, session, onForget, onSignedOut }: Props) {
-  const { status: told, error, connection } = useETLEvents(client, session.status);
-  const status = told ?? session.status;
-  const now = useNow(status);
+  const events = useETLEvents(client, session.status);
+  const { error, connection } = events;
+  const status = events.status ?? session.status;
   writeTimesIn(status.timezone);
+  const outlook = useOutlook(status, events);
+  const banner = bannerOf(status, outlook);
   const titles = useMemo(() => titlesOf(status.tables), [status.tables]);
   const details = useDetails(client, status.tables);
   const together = useETLRefresh();
   const [force, setForce] = useState(false);
   const mayRefresh = session.role !== "read";
+  const shown = CONNECTIONS[outlook.offline ? "closed" : connection];
+  const link = outlook.databaseAway && !outlook.offline ? { text: "Sin datos nuevos", tone: "warn" } : shown;
 
   useEffect(() => {
     if (error?.status === 401) onSignedOut(error);
   }, [error, onSignedOut]);
+  useEffect(() => {
+    document.title = titleOf(banner);
+  }, [banner]);
 
   return (
     <>
@@ -65,50 +75,54 @@ function Watched({ client, session, onForget, onSignedOut }: Props) {
         <p className="brand">
           <Icon name="wave" /> Pulso
         </p>
-        <p className={`connection connection--${CONNECTIONS[connection].tone}`}>{CONNECTIONS[connection].text}</p>
+        <p className={`connection connection--${link.tone}`}>{link.text}</p>
+      </header>
+      <main>
+        <Summary banner={banner} status={status} now={outlook.now} />
+        <Tables {...{ status, titles, outlook, mayRefresh, force, together }} />
+        <Actions {...{ status, outlook, mayRefresh, force, ...together }} onForce={setForce} />
+        <Problems tables={banner.troubled} />
+        <Calendar titles={titles} details={details} />
+        <Activity extractions={status.recent_activity} titles={titles} now={outlook.now} />
+        <Engineers status={status} details={details} now={outlook.now} />
+      </main>
+      <footer>
+        <p>Horas {placeOf(status.timezone)}. Costos estimados por Pulso a partir de los bytes que BigQuery cobra.</p>
         {onForget && (
           <button type="button" className="button button--quiet" onClick={onForget}>
             Olvidar la clave
           </button>
         )}
-      </header>
-      <main>
-        <Summary status={status} now={now} />
-        <div role="status">
-          {error && error.status !== 401 && (
-            <p className="notice">
-              <Icon name="alert" /> {explainRefusal(error).title}. Lo que se ve es lo último que se supo.
-            </p>
-          )}
-        </div>
-        <Actions status={status} mayRefresh={mayRefresh} force={force} onForce={setForce} {...together} />
-        <Tables {...{ status, titles, now, details, mayRefresh, force, together }} />
-        <Calendar titles={titles} details={details} />
-        <Activity extractions={status.recent_activity} titles={titles} now={now} />
-      </main>
-      <footer>
-        Horas {placeOf(status.timezone)}. Costos estimados por Pulso a partir de los bytes que BigQuery cobra.
       </footer>
     </>
   );
 }
 
-function Summary({ status, now }: { status: Status; now: number }) {
-  const { text, why, tone, icon } = overall(status);
+function Summary({ banner, status, now }: { banner: Banner; status: Status; now: number }) {
+  const { text, why, tone, icon, troubled, outage } = banner;
+  const oldest = outage ? null : status.oldest_update;
   return (
     <section className={`overall overall--${tone}`} aria-labelledby="overall">
       <Icon name={icon} />
       <div>
         <h1 id="overall">{text}</h1>
-        <p>{why}</p>
-        <p className="muted">
-          {status.last_updated ? (
+        {troubled.length > 0 && troubled.length < status.tables.length && (
+          <ul className="overall__tables">
+            {troubled.map((table) => (
+              <li key={table.table}>
+                <a href={`#${table.failure ? "problema" : "tabla"}-${table.table}`}>{table.title}</a>:{" "}
+                {CONDITIONS[stateOf(table, now)].text.toLowerCase()}
+              </li>
+            ))}
+          </ul>
+        )}
+        <p>
+          {why}{" "}
+          {oldest && (
             <>
-              Última actualización <time dateTime={status.last_updated}>{distance(status.last_updated, now)}</time> (
-              {instant(status.last_updated)})
+              {status.tables.length > 1 ? "La tabla más antigua" : "Última actualización"}:{" "}
+              <time dateTime={oldest}>{clockTime(oldest, now)}</time>.
             </>
-          ) : (
-            "Todavía no se ha cargado ninguna tabla"
           )}
         </p>
       </div>
@@ -116,18 +130,54 @@ function Summary({ status, now }: { status: Status; now: number }) {
   );
 }
 
+/** What went wrong with each table, what happens next, and whom to ask. */
+function Problems({ tables }: { tables: readonly TableStatus[] }) {
+  const failed = tables.filter((table) => table.failure);
+  if (failed.length === 0) return null;
+  return (
+    <section aria-labelledby="problemas">
+      <h2 id="problemas">Qué falló</h2>
+      <ul className="problems">
+        {failed.map((table) => (
+          <li key={table.table} id={`problema-${table.table}`}>
+            {table.failure && (
+              <Explained
+                explanation={explain(table.failure)}
+                detail={table.failure.message}
+                subject={table.title}
+                runUrl={table.failure.run_url}
+              />
+            )}
+          </li>
+        ))}
+      </ul>
+    </section>
+  );
+}
+
 interface ActionsProps extends ReturnType<typeof useETLRefresh> {
   status: Status;
+  outlook: Outlook;
   mayRefresh: boolean;
   force: boolean;
   onForce: (force: boolean) => void;
 }
 
-function Actions({ status, mayRefresh, force, onForce, triggerRefresh, isRefreshing, progress, error }: ActionsProps) {
+function Actions({
+  status,
+  outlook,
+  mayRefresh,
+  force,
+  onForce,
+  triggerRefresh,
+  isRefreshing,
+  progress,
+  error,
+}: ActionsProps) {
   if (!mayRefresh) {
     return <p className="notice">Su clave solo permite mirar. Para actualizar hace falta una clave con ese permiso.</p>;
   }
-  const reason = status.dagster ? (isRefreshing ? "Ya se están actualizando" : null) : "Dagster no responde";
+  const reason = whyNot(status, outlook, isRefreshing, false);
   const launch = (tables?: string[]) => () => {
     if (reason === null) void triggerRefresh(force, tables);
   };
@@ -151,7 +201,8 @@ function Actions({ status, mayRefresh, force, onForce, triggerRefresh, isRefresh
         Aunque estén frescas
       </label>
       <p className="actions__said" role="status">
-        {reason}
+        {reason && !isRefreshing && reason}
+        {isRefreshing && "Ya se están actualizando"}
         {!isRefreshing &&
           skipped > 0 &&
           `${count(skipped, "tabla")} ya ${skipped === 1 ? "estaba fresca" : "estaban frescas"}.`}
@@ -168,14 +219,13 @@ function Actions({ status, mayRefresh, force, onForce, triggerRefresh, isRefresh
 interface TablesProps {
   status: Status;
   titles: Titles;
-  now: number;
-  details: ReturnType<typeof useDetails>;
+  outlook: Outlook;
   mayRefresh: boolean;
   force: boolean;
   together: ReturnType<typeof useETLRefresh>;
 }
 
-function Tables({ status, titles, now, details, mayRefresh, force, together }: TablesProps) {
+function Tables({ status, titles, outlook, mayRefresh, force, together }: TablesProps) {
   const [alone, setAlone] = useState<Record<string, ReturnType<typeof useETLRefresh>["progress"]>>({});
   const progress = Object.fromEntries(
     status.tables.map((table) => {
@@ -188,24 +238,19 @@ function Tables({ status, titles, now, details, mayRefresh, force, together }: T
   const announcement = useAnnouncement(progress, titles);
   return (
     <section aria-labelledby="tablas">
-      <h2 id="tablas" tabIndex={-1}>
+      <h2 id="tablas" tabIndex={-1} className="hidden">
         Tablas
       </h2>
       <p className="hidden" role="status">
         {announcement}
       </p>
-      <div className="cards">
-        {status.tables.map((table) => (
-          <TableCard
+      <div className="panel strip">
+        {worstFirst(status.tables, outlook.now).map((table) => (
+          <Row
             key={table.table}
-            table={table}
             run={progress[table.table] ?? null}
-            detail={details[table.table]}
-            now={now}
-            mayRefresh={mayRefresh}
-            dagster={status.dagster}
-            force={force}
             onProgress={(refresh) => setAlone((alone) => ({ ...alone, [table.table]: refresh }))}
+            {...{ table, status, outlook, mayRefresh, force }}
           />
         ))}
       </div>

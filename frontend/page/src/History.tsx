@@ -1,6 +1,7 @@
 import { useId } from "react";
 import type { Extraction } from "../../src";
 import { cost, count, days, duration, instant } from "./format";
+import { changeOf } from "./state";
 import { EXTRACTION } from "./words";
 
 const [SHOWN, HEIGHT, STEP, BAR] = [20, 64, 16, 11];
@@ -12,7 +13,12 @@ export function History({ extractions, title }: { extractions: Extraction[]; tit
   return (
     <>
       <div className="charts">
-        <Bars name="Filas" extractions={oldestFirst} value={({ records }) => records} write={(value) => count(value)} />
+        <Bars
+          name="Filas leídas"
+          extractions={oldestFirst}
+          value={({ records }) => records}
+          write={(value) => count(value)}
+        />
         <Bars name="Duración" extractions={oldestFirst} value={(one) => one.duration_seconds} write={duration} />
       </div>
       {/* biome-ignore lint/a11y/noNoninteractiveTabindex: it scrolls, and must do so by keyboard */}
@@ -23,7 +29,8 @@ export function History({ extractions, title }: { extractions: Extraction[]; tit
             <tr>
               <th scope="col">Fin</th>
               <th scope="col">Resultado</th>
-              <th scope="col">Filas</th>
+              <th scope="col">Filas leídas</th>
+              <th scope="col">Cambió</th>
               <th scope="col">Duración</th>
               <th scope="col">Costo</th>
               <th scope="col">Días</th>
@@ -32,9 +39,18 @@ export function History({ extractions, title }: { extractions: Extraction[]; tit
           <tbody>
             {extractions.map((one) => (
               <tr key={`${one.run_id} ${one.attempt}`}>
-                <th scope="row">{instant(one.finished_at)}</th>
+                <th scope="row">
+                  {one.run_url ? (
+                    <a href={one.run_url} rel="noreferrer" target="_blank">
+                      {instant(one.finished_at)}
+                    </a>
+                  ) : (
+                    instant(one.finished_at)
+                  )}
+                </th>
                 <td>{EXTRACTION[one.status].text}</td>
                 <td>{count(one.records)}</td>
+                <td>{changeOf(one) || "—"}</td>
                 <td>{duration(one.duration_seconds)}</td>
                 <td>{cost(one.estimated_cost_usd)}</td>
                 <td>{days(one.partitions)}</td>

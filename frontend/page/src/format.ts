@@ -18,8 +18,13 @@ const clock: Intl.DateTimeFormatOptions = {
   hourCycle: "h23",
 };
 let dayAndTime = new Intl.DateTimeFormat(LOCALE, clock);
+let dayOf = isoDay(undefined);
 const dayOnly = new Intl.DateTimeFormat(LOCALE, { timeZone: "UTC", day: "numeric", month: "short" });
 const monthOnly = new Intl.DateTimeFormat(LOCALE, { timeZone: "UTC", month: "long" });
+
+function isoDay(timeZone: string | undefined): Intl.DateTimeFormat {
+  return new Intl.DateTimeFormat("en-CA", { timeZone, year: "numeric", month: "2-digit", day: "2-digit" });
+}
 
 /** A count; also with its noun: `count(1, "fila")` is "1 fila". */
 export function count(value: number | null | undefined, noun?: string): string {
@@ -31,6 +36,7 @@ export function count(value: number | null | undefined, noun?: string): string {
 export function writeTimesIn(timezone: string): void {
   if (dayAndTime.resolvedOptions().timeZone !== timezone) {
     dayAndTime = new Intl.DateTimeFormat(LOCALE, { ...clock, timeZone: timezone });
+    dayOf = isoDay(timezone);
   }
 }
 
@@ -44,6 +50,15 @@ export function placeOf(timezone: string): string {
 /** An instant: "25 nov., 10:04". */
 export function instant(at: string | null | undefined): string {
   return at ? dayAndTime.format(new Date(at)) : UNKNOWN;
+}
+
+/** An instant as people say it: "hoy 11:00", "ayer 20:00", "mañana 02:00", else "22 nov., 10:04". `bare`: today's without "hoy". */
+export function clockTime(at: string, now: number, bare = false): string {
+  const [then, today] = [dayOf.format(new Date(at)), dayOf.format(new Date(now))];
+  const days = (Date.parse(then) - Date.parse(today)) / 86_400_000;
+  const name = { "-1": "ayer", "0": bare ? "" : "hoy", "1": "mañana" }[String(days)];
+  const time = dayAndTime.formatToParts(new Date(at)).filter(({ type }) => type === "hour" || type === "minute");
+  return name === undefined ? instant(at) : `${name} ${time.map(({ value }) => value).join(":")}`.trim();
 }
 
 /** A day, given as `2026-11-25`: "25 nov." */

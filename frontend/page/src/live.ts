@@ -1,20 +1,25 @@
 /** What the page keeps up to date: the time, the histories of the tables, and what is told to a screen reader. */
-import { useEffect, useRef, useState } from "react";
-import type { ETLClient, Status, TableDetail, TableRun, TableStatus } from "../../src";
+import { useEffect, useMemo, useRef, useState } from "react";
+import type { ETLClient, ETLEvents, Status, TableDetail, TableRun, TableStatus } from "../../src";
+import { isDatabaseAway, isOffline, type Outlook } from "./state";
 import { PROGRESS, type Titles } from "./words";
 
-const TICK_MS = 15_000;
+const TICK_MS = 5_000;
 
-/** Milliseconds since 1970 by the server's clock, which may differ from this machine's. */
-export function useNow(status: Status): number {
-  const [skew] = useState(() => Date.parse(status.generated_at) - Date.now());
-  const [now, setNow] = useState(() => Date.now());
+/** What the page knows of the time and of who answers. The server's clock may differ from this machine's. */
+export function useOutlook(status: Status, events: ETLEvents): Outlook {
+  const [clock, setClock] = useState(() => Date.now());
+  const skew = useMemo(() => Date.parse(status.generated_at) - Date.now(), [status.generated_at]);
   useEffect(() => {
-    const timer = setInterval(() => setNow(Date.now()), TICK_MS);
+    const timer = setInterval(() => setClock(Date.now()), TICK_MS);
     return () => clearInterval(timer);
   }, []);
   // An event is newer than the last tick.
-  return Math.max(now + skew, Date.parse(status.generated_at));
+  const here = Math.max(clock, events.heardAt);
+  const databaseAway = isDatabaseAway(events);
+  const knownAt = useRef(events.heardAt + skew);
+  if (!databaseAway) knownAt.current = events.heardAt + skew;
+  return { now: here + skew, offline: isOffline(events, here), databaseAway, knownAt: knownAt.current };
 }
 
 /** The histories by table, each asked for anew when an extraction of the table begins or ends. */

@@ -1,8 +1,8 @@
 /** What the API tells, in the words of the people who read it. */
 import words from "../../../pulso_etl/words/words.json";
-import type { ETLError, Extraction, Failure, Status, TableRun, TableStatus } from "../../src";
-import type { Cause, DayState } from "../../src/schema";
-import { count } from "./format";
+import type { Condition, ETLError, Extraction, Failure, TableRun, TableStatus } from "../../src";
+import type { Cause, DayCheck, DayState } from "../../src/schema";
+import { clockTime } from "./format";
 import type { IconName } from "./Icon";
 
 type Tone = "good" | "warn" | "bad" | "calm" | "busy";
@@ -22,7 +22,8 @@ export function titlesOf(tables: readonly TableStatus[]): Titles {
   return Object.fromEntries(tables.map(({ table, title }) => [table, title]));
 }
 
-export const FRESHNESS: Record<TableStatus["freshness"], Label> = {
+export const CONDITIONS: Record<Condition, Label> = {
+  failed: { text: "Falló", tone: "bad", icon: "cross" },
   fresh: { text: "Fresco", tone: "good", icon: "check" },
   due: { text: "Por vencer", tone: "warn", icon: "clock" },
   stale: { text: "Vencido", tone: "bad", icon: "alert" },
@@ -42,40 +43,21 @@ export const EXTRACTION: Record<Extraction["status"], Label> = {
   success: { text: "Cargado", tone: "good", icon: "check" },
   failed: { text: "Falló", tone: "bad", icon: "cross" },
   running: PROGRESS.running,
-  never: FRESHNESS.never,
+  never: CONDITIONS.never,
 };
 
 export const DAYS: Record<DayState, { text: string; plural: string; mark: string }> = {
   loaded: { text: "cargado", plural: "cargados", mark: "✓" },
-  failed: { text: "fallido", plural: "fallidos", mark: "✕" },
+  failed: { text: "falló y nunca se cargó", plural: "fallidos", mark: "✕" },
   missing: { text: "sin datos", plural: "sin datos", mark: "·" },
 };
 
-/** The state of everything in one sentence, and a second one that says why. */
-export function overall(status: Status): Label & { why: string } {
-  const failed = status.tables.filter((table) => table.status === "failed").length;
-  const stale = status.tables.filter((table) => table.freshness === "stale").length;
-  const never = status.tables.filter((table) => table.freshness === "never").length;
-  const troubles = [
-    failed && `${count(failed, "tabla")} con error`,
-    stale && (stale === 1 ? "1 tabla vencida" : `${stale} tablas vencidas`),
-    never && `${count(never, "tabla")} sin datos`,
-  ].filter(Boolean);
-  const why = troubles.join(", ");
-  if (!status.dagster) {
-    const text = "Dagster no responde: por ahora no se puede actualizar";
-    return { text, tone: "bad", icon: "alert", why: "Las cifras que ya estaban cargadas siguen ahí." };
-  }
-  if (failed || stale)
-    return { text: "Hay datos que requieren atención", tone: failed ? "bad" : "warn", icon: "alert", why };
-  if (never) return { text: "Faltan datos por cargar", tone: "warn", icon: "empty", why };
-  return {
-    text: "Los datos están al día",
-    tone: "good",
-    icon: "check",
-    why: `${count(status.total_tables, "tabla")} en orden`,
-  };
-}
+/** How the last comparison of a day with BigQuery ended. */
+export const CHECKS: Record<DayCheck, string> = {
+  ok: "revisado",
+  failed: "la última revisión falló",
+  unverified: "sin revisar desde entonces",
+};
 
 /** What went wrong, in plain words: what happened, what happens next by itself, and what to do. */
 export interface Explanation {
@@ -96,13 +78,32 @@ export function explain({ cause }: Failure): Explanation {
 const UNREACHABLE: Explanation = {
   title: "Sin conexión con Pulso",
   what: "El servidor no respondió.",
-  next: "la página lo intenta de nuevo sola.",
+  next: "",
   todo: "revise su red.",
 };
+const NOT_DONE = "nada: el pedido no se hizo, y la página no lo repite.";
+/** A wait that is over before people have read of it. */
+const SOON_SECONDS = 30;
 
-/** Why the API did not do what was asked. */
-export function explainRefusal({ failure, status, retryAfter }: ETLError): Explanation {
+/** Why the API did not do what was asked. `now` is the instant of the answer. */
+export function explainRefusal({ failure, status, retryAfter }: ETLError, now = Date.now()): Explanation {
   const found = failure ? CAUSES[failure.cause] : status === 0 ? UNREACHABLE : CAUSES.launcher_unavailable;
-  if (!failure?.retryable || retryAfter === null) return found;
-  return { ...found, todo: `inténtelo de nuevo en ${count(retryAfter, "segundo")}. Si sigue así, ${ENGINEER}.` };
+  if (status === 0) return { ...found, next: NOT_DONE, todo: `revise su red y pulse el botón otra vez.` };
+  if (!failure?.retryable) return found;
+  const when =
+    retryAfter === null || retryAfter <= SOON_SECONDS
+      ? "en un momento"
+      : `a partir de ${clockTime(new Date(now + retryAfter * 1000).toISOString(), now)}`;
+  return { ...found, next: NOT_DONE, todo: `inténtelo de nuevo ${when}. Si sigue así, ${ENGINEER}.` };
+}
+
+/** Why the page shows nothing yet. It asks again by itself where that may help. */
+export function explainNothing(error: ETLError, everySeconds: number): Explanation {
+  const { failure, status, passes } = error;
+  const found = failure ? CAUSES[failure.cause] : status === 0 ? UNREACHABLE : CAUSES.launcher_unavailable;
+  const next = passes
+    ? `la página vuelve a preguntar sola cada ${everySeconds} segundos.`
+    : "nada: la página no vuelve a preguntar sola.";
+  const todo = status === 0 ? "revise su red." : passes ? `por ahora nada. Si sigue así, ${ENGINEER}.` : found.todo;
+  return { ...found, next, todo };
 }

@@ -1,0 +1,81 @@
+import { useId } from "react";
+import type { Status, TableDetail, TableStatus } from "../../src";
+import { bytes, cost, count, days, distance, duration, instant } from "./format";
+import { History } from "./History";
+import { changeOf } from "./state";
+
+interface Props {
+  status: Status;
+  details: Record<string, TableDetail>;
+  now: number;
+}
+
+/** Costs, versions, durations and histories: what engineers ask. */
+export function Engineers({ status, details, now }: Props) {
+  return (
+    <details className="engineers">
+      <summary>Para ingenieros: filas, costos, versiones, duraciones e historial</summary>
+      <p className="muted">
+        Dagster {status.dagster ? "responde" : "no responde"}
+        {status.daemon_seen_at &&
+          `; última señal de su servicio: ${instant(status.daemon_seen_at)} (${distance(status.daemon_seen_at, now)})`}
+        .
+      </p>
+      <div className="cards">
+        {status.tables.map((table) => (
+          <Details key={table.table} table={table} detail={details[table.table]} now={now} />
+        ))}
+      </div>
+    </details>
+  );
+}
+
+function Details({ table, detail, now }: { table: TableStatus; detail: TableDetail | undefined; now: number }) {
+  const id = useId();
+  const { title, subtitle } = table;
+  const load = table.last_load;
+  return (
+    <section className="panel card" aria-labelledby={id}>
+      <header>
+        <h3 id={id}>{title}</h3>
+        <p className="muted">
+          <code>{table.table}</code> · {subtitle}
+        </p>
+      </header>
+      <dl className="facts">
+        <Fact name="Filas en la tabla">{count(table.rows)}</Fact>
+        <Fact name="La última cambió">{changeOf(load) || "—"}</Fact>
+        <Fact name="Filas leídas">{count(load?.records)}</Fact>
+        <Fact name="Igual a BigQuery">
+          {table.last_extracted_at
+            ? `${instant(table.last_extracted_at)} (${distance(table.last_extracted_at, now)})`
+            : "—"}
+        </Fact>
+        <Fact name="Último día">{table.last_partition ? days(table.last_partition) : "—"}</Fact>
+        <Fact name="Versión">{count(table.data_version)}</Fact>
+        <Fact name="Duración">{duration(load?.duration_seconds)}</Fact>
+        <Fact name="Costo">
+          {`${cost(load?.estimated_cost_usd)}${load?.bytes_billed == null ? "" : ` (${bytes(load.bytes_billed)})`}`}
+        </Fact>
+        {table.rows_lost != null && (
+          <Fact name="Filas perdidas">{`${count(table.rows_lost)} de ${table.partitions_lost}: ${table.restored_by}`}</Fact>
+        )}
+      </dl>
+      <details className="card__history">
+        <summary>
+          Historial<span className="hidden"> de {title}</span>
+        </summary>
+        {detail ? <History extractions={detail.extractions} title={title} /> : <p>Cargando…</p>}
+      </details>
+    </section>
+  );
+}
+
+function Fact({ name, children }: { name: string; children: string }) {
+  return (
+    <div>
+      <dt>{name}</dt>
+      <dd>{children}</dd>
+    </div>
+  );
+}
