@@ -144,7 +144,8 @@ def _data_until(holding: Holding, since: datetime | None) -> datetime | None:
     """How far the rows reach. Hours that the source gives before they have come do not count."""
     if holding.reaches is None or holding.last_load is None:
         return since
-    return min(holding.reaches, holding.last_load[FINISHED])
+    finished: datetime = holding.last_load[FINISHED]
+    return min(holding.reaches, finished)
 
 
 def _last_lost(state: TableState | None, lost: Sequence[Attempt]) -> Attempt | None:
