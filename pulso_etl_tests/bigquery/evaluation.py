@@ -41,6 +41,7 @@ def evaluate(
     )
     for name, rows in tables.items():
         data = request.table_content[name].table_data
+        data.SetInParent()
         for row in rows:
             data.row.add(cell=[message(kind, row[column]) for column, kind in catalogue[name].items()])
     try:
