@@ -6,7 +6,7 @@ API_PORT ?= 8000
 # Each server and each run is a Python of its own. Without bytecode on disk each of them would compile every module anew.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: run dev servers check lint quick test docs hooks audit test-postgres15 test-frontend page bench chaos runtime lock clean
+.PHONY: run dev servers check lint quick test docs hooks audit test-postgres15 test-frontend page alerts bench chaos runtime lock clean
 
 ifneq ($(words $(CURDIR)),1)
 $(error PostgreSQL cannot run in a folder with a space in its path; move "$(CURDIR)")
@@ -57,6 +57,10 @@ page: ## build the status page into pulso_etl/api/page; needs Node 20.19 or newe
 test-frontend: page ## check types, lint and tests of the TypeScript client, and that the built page matches its source; needs Node
 	cd frontend && npm run check && npm run build
 	@test -z "$$(git status --porcelain pulso_etl/api/page)" || { git status --short pulso_etl/api/page; echo "commit the page that was built" >&2; exit 1; }
+
+alerts: ## test the alert rules of Prometheus; needs promtool (Debian's prometheus)
+	promtool check rules deploy/prometheus/pulso-etl.rules.yml
+	promtool test rules deploy/prometheus/pulso-etl.test.yml
 
 bench: $(VENV)/.bench ## measure the load path beside other ways; BENCH="--help" shows the options
 	$(BIN)/python -m benchmarks $(BENCH)

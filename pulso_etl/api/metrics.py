@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from time import monotonic
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -11,12 +12,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from psycopg import sql
 
 from pulso_etl.api.database import Database
-from pulso_etl.api.models import Progress, TableStatus
+from pulso_etl.api.models import LastStatus, Progress, TableStatus
 from pulso_etl.api.status import Snapshot
-from pulso_etl.refreshing.freshness import FreshnessState
+from pulso_etl.refreshing.freshness import Condition, FreshnessState
 from pulso_etl.sync.errors import Cause
 
 KINDS = ("read", "inserted", "updated", "unchanged", "deleted", "quarantined")
+ENDS = (LastStatus.SUCCESS, LastStatus.FAILED)
 SUMMED = ("bytes_billed", "estimated_cost_usd", *(f"rows_{kind}" for kind in KINDS))
 """Numbers in an extraction's metadata that can be added up."""
 TOTALS = f"""
@@ -32,13 +34,18 @@ SELECT table_name, error_cause, count(*) FROM {history} WHERE status = 'failed' 
 
 async def exposition(database: Database, snapshot: Snapshot) -> bytes:
     """The metrics in Prometheus' text format. Raises DatabaseUnavailable."""
+    began = monotonic()
     async with database.connection() as conn:
+        await conn.execute("SELECT 1")
+        answered = monotonic() - began
         cursor = await conn.execute(sql.SQL(TOTALS).format(history=database.marks.history))
         totals = await cursor.fetchall()
         cursor = await conn.execute(sql.SQL(FAILURES).format(history=database.marks.history))
         failures = await cursor.fetchall()
     registry = CollectorRegistry()
-    registry.register(_Collected([*_gauges(snapshot), *_counters(totals), _failures(failures)]))
+    tables = [table.table for table in snapshot.status.tables]
+    metrics = [*_gauges(snapshot), *_parts(snapshot, answered), *_counters(totals, tables), _failures(failures, tables)]
+    registry.register(_Collected(metrics))
     return generate_latest(registry)
 
 
@@ -77,14 +84,37 @@ def _gauges(snapshot: Snapshot) -> Iterator[Metric]:
         found = {table.table: table.run_under_way and table.run_under_way.state for table in tables}
         yield gauge(f"run_{state}", f"1 if a run of the table {text}.", {name: float(now is state) for name, now in found.items()})
     yield gauge("data_version", "Rises by one with each load that changed rows of the table.", of("data_version"))
-    yield GaugeMetricFamily("pulso_dagster_up", "1 if Dagster answers.", value=float(snapshot.status.dagster))
+    yield gauge("table_rows", "Rows in the table.", of("rows"))
+    states = GaugeMetricFamily(
+        "pulso_table_state", "1 for the one state of the table, the worst that applies.", labels=["table", "state"]
+    )
+    for table in tables:
+        for condition in Condition:
+            states.add_metric([table.table, condition], float(table.state is condition))
+    yield states
+
+
+def _parts(snapshot: Snapshot, answered: float) -> Iterator[Metric]:
+    """The other parts of the deployment. `answered`: after how many seconds PostgreSQL answered."""
+    status = snapshot.status
+    yield GaugeMetricFamily("pulso_dagster_up", "1 if Dagster answers.", value=float(status.dagster))
+    yield GaugeMetricFamily("pulso_daemon_up", "1 if Dagster's daemon gives signs of life.", value=float(bool(status.daemon)))
+    heartbeat = GaugeMetricFamily(
+        "pulso_daemon_last_heartbeat_timestamp_seconds", "Last sign of life of Dagster's daemon, in Unix time."
+    )
+    if status.daemon_seen_at is not None:
+        heartbeat.add_metric([], status.daemon_seen_at.timestamp())
+    yield heartbeat
+    yield GaugeMetricFamily("pulso_postgresql_answer_seconds", "How long PostgreSQL took to answer.", value=answered)
 
 
 def _is_old(table: TableStatus) -> bool:
     return table.freshness in (FreshnessState.STALE, FreshnessState.NEVER)
 
 
-def _counters(totals: Sequence[Sequence[Any]]) -> Iterator[Metric]:
+def _counters(totals: Sequence[Sequence[Any]], tables: Iterable[str]) -> Iterator[Metric]:
+    """The totals of every table, also of a table and a status that have none yet: a first failure is an increase."""
+
     def counter(name: str, text: str, *labels: str) -> CounterMetricFamily:
         return CounterMetricFamily(f"pulso_{name}", text, labels=["table", *labels])
 
@@ -93,20 +123,24 @@ def _counters(totals: Sequence[Sequence[Any]]) -> Iterator[Metric]:
     billed = counter("bigquery_billed_bytes", "Bytes that BigQuery billed.", "status")
     cost = counter("bigquery_cost_usd", "Estimated cost of BigQuery in US dollars.", "status")
     rows = counter("rows", "Rows of successful extractions, by what the load did with them.", "kind")
-    for table, status, count, duration, size, dollars, *by_kind in totals:
+    nothing = (0,) * (2 + len(SUMMED))
+    found = {(table, status): nothing for table in tables for status in ENDS} | {
+        (table, status): tuple(more) for table, status, *more in totals
+    }
+    for (table, status), (count, duration, size, dollars, *by_kind) in found.items():
         extractions.add_metric([table, status], count)
         seconds.add_metric([table, status], duration)
         billed.add_metric([table, status], float(size))
         cost.add_metric([table, status], float(dollars))
-        if status == "success":
+        if status == LastStatus.SUCCESS:
             for kind, number in zip(KINDS, by_kind, strict=True):
                 rows.add_metric([table, kind], float(number))
     yield from (extractions, seconds, billed, cost, rows)
 
 
-def _failures(counted: Sequence[Sequence[Any]]) -> Metric:
+def _failures(counted: Sequence[Sequence[Any]], tables: Iterable[str] = ()) -> Metric:
     family = CounterMetricFamily("pulso_failures", "Extractions that failed, by their cause.", labels=["table", "cause"])
-    found: Counter[tuple[str, Cause]] = Counter()
+    found: Counter[tuple[str, Cause]] = Counter({(table, cause): 0 for table in tables for cause in Cause})
     for table, cause, count in counted:
         found[table, Cause.of(cause)] += count
     for (table, cause), count in sorted(found.items()):

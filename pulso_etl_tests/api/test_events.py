@@ -6,9 +6,11 @@ import json
 import re
 import socket
 import threading
+import time
 from typing import Any
 
 import httpx
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from pulso_etl.tables import TABLES
@@ -113,12 +115,33 @@ def test_listeners_who_leave_do_not_end_the_others(api: ApiServer) -> None:
         wait_until(lambda: len(stays.events) > before, 20)
 
 
-def test_the_grafana_dashboard_asks_for_metrics_that_there_are(api: ApiServer) -> None:
-    known = {
-        sample.name for family in text_string_to_metric_families(api.call("GET", "/metrics").text) for sample in family.samples
-    }
+def test_the_dashboard_and_the_alerts_ask_for_metrics_that_there_are(api: ApiServer) -> None:
+    families = list(text_string_to_metric_families(api.call("GET", "/metrics").text))
+    samples = [sample for family in families for sample in family.samples]
+    known = {sample.name for sample in samples}
     dashboard = json.loads((CHECKOUT / "deploy" / "grafana" / "pulso-etl.json").read_text(encoding="utf-8"))
+    rules = yaml.safe_load((CHECKOUT / "deploy" / "prometheus" / "pulso-etl.rules.yml").read_text(encoding="utf-8"))
+    alerts = [rule for group in rules["groups"] for rule in group["rules"]]
     asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    assert len(asked) > 10
-    for expression in asked:
+    assert (len(asked) > 18, len(alerts) > 9) == (True, True)
+    for expression in [*asked, *(alert["expr"] for alert in alerts)]:
         assert set(re.findall(r"pulso_\w+", expression)) <= known, expression
+    for alert in alerts:
+        assert {"alert", "expr", "labels", "annotations"} <= alert.keys() <= {"alert", "expr", "for", "labels", "annotations"}
+        assert alert["labels"]["severity"] in ("info", "warning", "critical")
+        assert alert["annotations"].keys() == {"summary", "description"}
+    tested = (CHECKOUT / "deploy" / "prometheus" / "pulso-etl.test.yml").read_text(encoding="utf-8")
+    assert [alert["alert"] for alert in alerts if alert["alert"] not in tested] == []
+    # Each rule that chooses by a label finds the label's value, also before the first failure.
+    for table in TABLES:
+        for name, label, value in (
+            ("pulso_extractions_total", "status", "failed"),
+            ("pulso_table_state", "state", "failed"),
+            ("pulso_failures_total", "cause", "locked"),
+            ("pulso_bigquery_billed_bytes_total", "status", "failed"),
+            ("pulso_rows_total", "kind", "inserted"),
+        ):
+            found = [one for one in samples if one.name == name and one.labels["table"] == table and one.labels[label] == value]
+            assert len(found) == 1, (table, name)
+    assert {one.value for one in samples if one.name in ("pulso_daemon_up", "pulso_dagster_up")} == {1}
+    assert time.time() - next(one.value for one in samples if one.name.startswith("pulso_daemon_last_heartbeat")) < 300
