@@ -14,7 +14,7 @@ from pulso_etl.automation.jobs import MOST_TABLES_WITH_JOBS, build_jobs
 from pulso_etl.automation.schedules import build_schedules
 from pulso_etl.automation.sensors import Automation
 from pulso_etl.bigquery.source import BigQuerySource
-from pulso_etl.checks.asset_checks import build_checks, reconciliation_key, refresh_check_keys
+from pulso_etl.checks.asset_checks import build_checks, reconciliation_key, refresh_check_keys, up_to_date_key
 from pulso_etl.logs import run_logger
 from pulso_etl.refreshing.budget import QueryBudget
 from pulso_etl.refreshing.runs import table_job
@@ -82,7 +82,13 @@ def build_defs(
     tables = {name: spec.in_zone(settings.timezone) for name, spec in tables.items()}
     partitions = daily_partitions(settings.partitions_start, settings.zone)
     jobs = build_jobs(tables) if (tables_in_all or len(tables)) <= MOST_TABLES_WITH_JOBS else []
-    checks = [key for spec in tables.values() for key in (*refresh_check_keys(spec), reconciliation_key(spec))]
+    # The alert about stale tables follows from the watermark itself.
+    checks = [
+        key
+        for spec in tables.values()
+        for key in (*refresh_check_keys(spec), reconciliation_key(spec))
+        if key != up_to_date_key(spec)
+    ]
     by_table = {table_job(spec) for spec in tables.values()}
     automation = Automation(settings, tables, [job for job in jobs if job.name in by_table], checks)
     return dg.Definitions(

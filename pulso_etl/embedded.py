@@ -107,11 +107,12 @@ def unused(home: Path) -> Iterator[Callable[[], bool]]:
 
 
 def adopt() -> Path | None:
-    """Takes the settings of the embedded default into the environment, if it names no database; variables that are set stay.
+    """Takes the settings of the embedded default into the environment, if this names no database, neither that of the tables nor
+    Dagster's. Variables that are set stay.
 
     Returns the folder of the embedded servers whose settings the environment has. None if it has others.
     """
-    if "DATABASE_URL" not in os.environ:
+    if os.environ.keys().isdisjoint(("DATABASE_URL", "DAGSTER_POSTGRES_URL")):
         load_dotenv(settings_file(HOME).absolute(), override=False)
     home = os.environ.get(VARIABLE)
     return Path(home) if home else None

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pulso_etl import embedded
-from pulso_etl.embedded import Holder, adopt, holder, holding, settings_file, unused
+from pulso_etl.embedded import Holder, adopt, holder, holding, join, settings_file, unused
 from pulso_etl.local.stack import Sample, local_stack
 from pulso_etl.sync.errors import LocalStackError
 
@@ -17,7 +17,7 @@ from pulso_etl.sync.errors import LocalStackError
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of an embedded default whose settings are left, in the working directory."""
     monkeypatch.chdir(tmp_path)
-    for name in ("DATABASE_URL", "TIMEZONE", embedded.VARIABLE):
+    for name in ("DATABASE_URL", "DAGSTER_POSTGRES_URL", "TIMEZONE", embedded.VARIABLE):
         # Set first, so that what a test adopts goes with the test.
         monkeypatch.setenv(name, "")
         del os.environ[name]
@@ -36,10 +36,12 @@ def test_a_process_without_a_database_adopts_the_settings_that_were_left_and_kee
     assert (os.environ["DATABASE_URL"], os.environ["TIMEZONE"]) == ("postgresql:///left", "America/Santiago")
 
 
-def test_a_process_with_a_database_adopts_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DATABASE_URL", "postgresql:///production")
+@pytest.mark.parametrize("name", ["DATABASE_URL", "DAGSTER_POSTGRES_URL"])
+def test_a_process_with_a_database_adopts_nothing(home: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "postgresql:///production")
     assert adopt() is None
-    assert (os.environ["DATABASE_URL"], "TIMEZONE" in os.environ) == ("postgresql:///production", False)
+    join()
+    assert (os.environ[name], "TIMEZONE" in os.environ) == ("postgresql:///production", False)
 
 
 def test_the_holder_is_known_while_it_is_there_and_a_second_one_is_told_of_it(home: Path) -> None:

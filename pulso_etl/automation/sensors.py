@@ -232,6 +232,7 @@ class Automation:
         reasons: list[str] = []
         waiting: list[str] = []
         looks = Looks(source, monotonic() + source_changes.LOOK_SECONDS)
+        verified: list[str] = []
         try:
             self.planner.admit(RefreshRequest())
         except BudgetExceeded as error:
@@ -252,10 +253,15 @@ class Automation:
                     self.marks.unchanged(conn, table, unchanged, now, horizon)
                 if not days:
                     self._report_unchanged(instance, spec, decision.window)
+                    verified.append(table)
                 # After a failure, only the rows of the source count.
                 grants = Grants(capture=self._captures(spec) and not decision.failures)
                 for unread in contiguous(days):
                     requests += self._requests(RefreshPlan(table, unread, decision.reason, grants), decision.slot)
+            # Dagster's UI shows a check that is older than the last materialization as not evaluated.
+            states = self.marks.read(conn) if verified else {}
+        for table in verified:
+            instance.report_runless_asset_event(currency(self.tables[table], states[table].watermark, now))
         return requests, reasons + waiting
 
     def _requests(self, plan: RefreshPlan, slot: str) -> Iterator[dg.RunRequest]:

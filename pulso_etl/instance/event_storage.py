@@ -13,10 +13,13 @@ import sqlalchemy as sa
 from dagster import DagsterEventType, EventLogEntry
 from dagster._config import UserConfigSchema
 from dagster._config.config_type import ScalarUnion
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from dagster._core.storage.event_log import SqlEventLogStorageTable
+from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage, PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
 from dagster_postgres.utils import get_token_provider_from_config, pg_url_from_config
+from dagster_shared.record import replace
 
 from pulso_etl import embedded
 from pulso_etl.sync.errors import SettingsError
@@ -61,7 +64,8 @@ class StatingScheduleStorage(Stating, PostgresScheduleStorage):
 
 
 class BatchingEventLogStorage(Stating, PostgresEventLogStorage):
-    """Dagster's own class, but one statement stores all materializations that a launch plans, as for those that a run makes."""
+    """Dagster's own class, but one statement stores all materializations that a launch plans, as for those that a run makes, and a
+    check that is evaluated once is planned once."""
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         """Stores the events in their order."""
@@ -78,6 +82,36 @@ class BatchingEventLogStorage(Stating, PostgresEventLogStorage):
         last = {event.get_dagster_event().asset_key: (event, id) for event, id in zip(events, ids, strict=True)}
         for event, id in last.values():
             self.store_asset_event(event, id)
+
+    def _store_asset_check_evaluation_planned(self, event: EventLogEntry, event_id: int | None) -> None:
+        """Stores one row for a check that a run over several partitions plans, because Dagster evaluates it once.
+
+        Dagster itself stores a row for each partition. The evaluation finds none of them, and they stay planned for ever.
+        """
+        planned = event.get_dagster_event().asset_check_planned_data
+        if planned.partitions_subset is not None and len(planned.partitions_subset) > 1:
+            whole = replace(planned, partitions_subset=None)
+            event = event._replace(dagster_event=event.get_dagster_event()._replace(event_specific_data=whole))
+        super()._store_asset_check_evaluation_planned(event, event_id)
+
+    def _update_asset_check_evaluation(self, event: EventLogEntry, event_id: int | None) -> None:
+        """Stores the evaluation in the planned row, which Dagster makes for the partition if the run has only one."""
+        evaluation = event.get_dagster_event().asset_check_evaluation_data
+        if evaluation.partition is None:
+            rows = AssetCheckExecutionsTable.c
+            with self.index_connection() as conn:
+                conn.execute(
+                    AssetCheckExecutionsTable.update()
+                    .where(
+                        rows.asset_key == evaluation.asset_key.to_string(),
+                        rows.check_name == evaluation.check_name,
+                        rows.run_id == event.run_id,
+                        rows.execution_status == AssetCheckExecutionRecordStatus.PLANNED.value,
+                        rows.partition.is_not(None),
+                    )
+                    .values(partition=None)
+                )
+        super()._update_asset_check_evaluation(event, event_id)
 
 
 SELECTOR: Any = dg.Selector({"env": str})  # type: ignore[no-untyped-call]

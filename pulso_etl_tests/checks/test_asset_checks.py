@@ -683,6 +683,8 @@ def test_graphql_launches_the_checks_and_shows_what_they_found(
     assert {check["canExecuteIndividually"] for check in checks.values()} == {"CAN_EXECUTE"}
     assert checks[Check.VALUE_LIMITS]["blocking"]
     assert checks[Check.RECONCILIATION]["executionForLatestMaterialization"]["status"] == "SKIPPED"
+    for evaluated in (Check.PRIMARY_KEY, Check.UP_TO_DATE):
+        assert checks[evaluated]["executionForLatestMaterialization"] is not None
     assert checks[Check.PRIMARY_KEY]["executionForLatestMaterialization"]["status"] == "SUCCEEDED"
     execution = checks[Check.EXPECTED_VALUES]["executionForLatestMaterialization"]
     assert (execution["status"], execution["evaluation"]["severity"]) == ("FAILED", "WARN")
@@ -707,7 +709,7 @@ def test_a_table_s_checks_follow_from_its_declaration() -> None:
         partition_column="day",
         columns=(Column(name="day", type=ColumnType.DATE),),
     )
-    assert [key.name for key in refresh_check_keys(bare)] == [Check.PRIMARY_KEY, Check.VOLUME]
+    assert [key.name for key in refresh_check_keys(bare)] == [Check.PRIMARY_KEY, Check.VOLUME, Check.UP_TO_DATE]
 
 
 @pytest.mark.parametrize("strategy", [Strategy.SCD2, Strategy.APPEND])

@@ -136,6 +136,28 @@ def test_planned_events_of_two_assets_enter_the_catalogue_of_both(
     assert instance.get_materialized_partitions(dg.AssetKey("other")) == set()
 
 
+@pytest.mark.parametrize("days", [1, 30])
+def test_a_check_of_a_run_is_planned_once_and_its_evaluation_finds_the_row(
+    instance: dg.DagsterInstance, manager: PostgresUpsertIOManager, days: int
+) -> None:
+    @dg.asset_check(asset="visits")
+    def evaluated() -> dg.AssetCheckResult:
+        return dg.AssetCheckResult(passed=True)
+
+    @dg.multi_asset_check(specs=[dg.AssetCheckSpec("skipped", asset="visits")], can_subset=True)
+    def skips() -> Iterator[dg.AssetCheckResult]:
+        yield from ()
+
+    asset = visits(lambda _: pa.Table.from_pylist([], schema=SCHEMA))
+    end = FIRST + timedelta(days=days - 1)
+    tags = {"dagster/asset_partition_range_start": str(FIRST), "dagster/asset_partition_range_end": str(end)}
+    result = dg.materialize([asset, evaluated, skips], tags=tags, resources={"postgres": manager}, instance=instance)
+    assert result.success
+    query = sa.text("SELECT check_name, execution_status FROM asset_check_executions ORDER BY check_name")
+    with instance.event_log_storage.index_connection() as conn:  # type: ignore[attr-defined]
+        assert conn.execute(query).fetchall() == [("evaluated", "SUCCEEDED"), ("skipped", "PLANNED")]
+
+
 TEXT = "José 日本 \\ 'x' \\n"
 
 

@@ -179,7 +179,7 @@ WITH_A_GAP = dg.TimeWindowPartitionsDefinition(
     ("asset", "message"),
     [
         (visits(lambda rows: rows, metadata={}), r"visits has no TableSpec.*pulso_etl/table"),
-        (visits(lambda rows: rows, metadata={SPEC_KEY: {"name": "visits"}}), r"visits.*not a TableSpec.*primary_key"),
+        (visits(lambda rows: rows, metadata={SPEC_KEY: {"name": "visits"}}), r"visits.*not a valid TableSpec.*primary_key"),
         (visits(lambda rows: rows, partitions_def=WITH_A_GAP), r"2026-02-27\.\.2026-03-01 are not one contiguous range"),
         (visits(lambda rows: {"a": 1}), r"visits 2026-02-27\.\.2026-03-01: the asset yielded dict; expected"),
         (visits(lambda rows: None), r"visits 2026-02-27\.\.2026-03-01: the asset yielded NoneType; expected"),
