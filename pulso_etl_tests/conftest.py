@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,17 @@ from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl.local.sample_data import SampleData
 from pulso_etl.settings import Settings
 from pulso_etl_tests.alerts.receivers import inbox, make_settings, receiver  # noqa: F401
+from pulso_etl_tests.clock import TODAY, ZONE
 from pulso_etl_tests.dagster_stack import CHECKOUT, DagsterStack
 from pulso_etl_tests.faulty_proxy import FaultyProxy
 from pulso_etl_tests.holding_proxy import HoldingProxy
-from pulso_etl_tests.lima import lima_day
 
 hypothesis_settings.register_profile("pulso", deadline=None, max_examples=30, derandomize=True, print_blob=True)
 # `pytest --hypothesis-profile=random` draws other cases each time. A failure prints how to repeat its case.
 hypothesis_settings.register_profile("random", deadline=None, max_examples=100, print_blob=True)
 hypothesis_settings.load_profile("pulso")
+# Every deployment of the tests has this zone, also in the processes that they start: see `pulso_etl_tests.clock`.
+os.environ["TIMEZONE"] = ZONE.name
 
 LONGEST = (
     "automation/test_daemon.py",
@@ -198,7 +199,7 @@ def running_stack(
         **(more_env or {}),
     }
     names = Settings(database_url=SecretStr(server_url), bigquery_dataset=dataset).sources()
-    data = SampleData(names, lima_day(datetime.now(UTC)), days=5, dashboard_rows_per_day=30)
+    data = SampleData(names, TODAY, days=5, dashboard_rows_per_day=30)
     data.seed_into(emulator.client())
     with psycopg.connect(server_url, autocommit=True) as conn:
         conn.execute(f"CREATE SCHEMA {storage}")
@@ -214,8 +215,7 @@ def running_stack(
 
 def seed(settings: Settings, emulator: BigQueryEmulator, *, revision: int = 0) -> SampleData:
     """Small sample data of the last 10 days in the emulator."""
-    today = lima_day(datetime.now(UTC))
-    data = SampleData(settings.sources(), today, days=10, dashboard_rows_per_day=40, revision=revision)
+    data = SampleData(settings.sources(), TODAY, days=10, dashboard_rows_per_day=40, revision=revision)
     data.seed_into(emulator.client())
     return data
 

@@ -27,21 +27,18 @@ from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl.sync.ledger.watermarks import TableState, Watermarks
 from pulso_etl.sync.tags import CAPTURE_TAG
 from pulso_etl_tests.change_history import CALLS, ChangeHistoryProxy, Key, Source, loaded
+from pulso_etl_tests.clock import TODAY, ZONE
 from pulso_etl_tests.declarations import altered
 from pulso_etl_tests.faulty_proxy import error
-from pulso_etl_tests.lima import lima_day
 
 HOUR = timedelta(hours=1)
+HERE = CALLS.in_zone(ZONE.name)
 QUERY = r"^POST \S+/jobs\b"
 
 
 @pytest.fixture
 def now() -> datetime:
-    """An instant whose day lasts for the test."""
-    instant = datetime.now(UTC)
-    if lima_day(instant) != lima_day(instant + timedelta(minutes=2)):
-        pytest.skip("midnight in America/Lima is near")
-    return instant
+    return datetime.now(UTC)
 
 
 @dataclass
@@ -68,9 +65,9 @@ class Deployment:
     def run(self, *, capture: bool = True, success: bool = True, **options: Any) -> dict[str, Any]:
         """Materializes the trailing window; returns the metadata and the cause that PostgreSQL holds of the attempt."""
         self.source.write()
-        tags = run_tags(CALLS, DayRange(self.days[0], self.days[-1]), Grants(capture=capture, **options))
+        tags = run_tags(HERE, DayRange(self.days[0], self.days[-1]), Grants(capture=capture, **options))
         result = dg.materialize(
-            [build_asset(CALLS, daily_partitions(self.days[0] - timedelta(days=30)), 30, dg.RetryPolicy(max_retries=0))],
+            [build_asset(HERE, daily_partitions(self.days[0] - timedelta(days=30), ZONE), 30, dg.RetryPolicy(max_retries=0))],
             tags=tags,
             resources={"bigquery": self.bigquery, "budget": self.budget, "postgres": self.manager},
             instance=self.instance,
@@ -110,7 +107,7 @@ def deployment(
             instance,
             PostgresUpsertIOManager(database_url=server_url, database_schema=schema),
             QueryBudget(database_url=server_url, database_schema=schema),
-            [lima_day(now) - timedelta(days=back) for back in (2, 1, 0)],
+            [TODAY - timedelta(days=back) for back in (2, 1, 0)],
         )
 
 
@@ -270,7 +267,7 @@ def test_the_sensor_asks_for_the_whole_trailing_window_at_once_and_trusts_change
     loaded_before: Deployment, settings: Settings, now: datetime
 ) -> None:
     deployment = loaded_before
-    tables = {"calls": altered(CALLS, refresh_every=HOUR)}
+    tables = {"calls": altered(HERE, refresh_every=HOUR)}
     here = settings.model_copy(update={"database_schema": deployment.manager.database_schema, "partitions_start": date(2024, 1, 1)})
 
     def asked(settings: Settings) -> tuple[list[dg.RunRequest], str]:

@@ -20,7 +20,7 @@ from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.spec import fill
-from pulso_etl.tables import TABLES
+from pulso_etl_tests.clock import TABLES
 from pulso_etl_tests.conftest import seed
 
 

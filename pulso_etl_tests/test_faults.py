@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,11 @@ from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.locks import table_lock
 from pulso_etl.sync.ledger.watermarks import Watermarks
-from pulso_etl.tables import TABLES
+from pulso_etl_tests.clock import TABLES, TODAY
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.holding_proxy import HoldingProxy
-from pulso_etl_tests.lima import lima_day
 
 SPEC = TABLES["dashboard_data"]
-TODAY = lima_day(datetime.now(UTC))
 WINDOW = DayRange(TODAY - timedelta(days=2), TODAY)
 PLAN = RefreshPlan(SPEC.name, WINDOW, "test")
 ROWS = 3 * 40

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -15,11 +15,10 @@ from google.cloud import bigquery
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.refreshing.ranges import range_of
 from pulso_etl.sync.days import DayRange
+from pulso_etl_tests.clock import TODAY
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.dagster_stack import DagsterStack
-from pulso_etl_tests.lima import lima_day
 
-TODAY = lima_day(datetime.now(UTC))
 WINDOW = DayRange(TODAY - timedelta(days=2), TODAY)
 PARTITIONS = [str(WINDOW.start + timedelta(days=n)) for n in range(3)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from pulso_etl.access.tokens import Caller, Keyring, Role, find_caller, make_tok
 from pulso_etl.cli.main import app
 from pulso_etl.settings import Settings, load_settings
 from pulso_etl.sync.errors import SettingsError
-from pulso_etl_tests.lima import lima_day
+from pulso_etl_tests.clock import TODAY, ZONE
 
 
 def test_a_token_is_found_by_its_secret_and_its_entry_does_not_hold_it() -> None:
@@ -82,9 +82,8 @@ def test_the_command_line_makes_a_token_that_the_settings_take() -> None:
 
 
 def test_a_token_opens_something_up_to_the_end_of_its_last_day() -> None:
-    today = lima_day(datetime.now(UTC))
-    made = [make_token(f"n{days}", Role.READ, last_day=today + timedelta(days)) for days in (-1, 0, 1)]
-    ring = Keyring(" ".join(str(entry) for _, entry in made), None)
+    made = [make_token(f"n{days}", Role.READ, last_day=TODAY + timedelta(days)) for days in (-1, 0, 1)]
+    ring = Keyring(" ".join(str(entry) for _, entry in made), None, zone=ZONE)
     assert [find_caller(ring, secret) is not None for secret, _ in made] == [False, True, True]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any
 
@@ -15,15 +14,14 @@ from pulso_etl.refreshing.ranges import range_tags
 from pulso_etl.sync.days import DayRange
 from pulso_etl_tests.api.conftest import SECRETS, settings_of
 from pulso_etl_tests.api.server import ApiServer
+from pulso_etl_tests.clock import TODAY
 from pulso_etl_tests.dagster_stack import DagsterStack
-from pulso_etl_tests.lima import lima_day
 
 OPERATIONS = {
     file.name.removesuffix(".graphql"): file.read_text(encoding="utf-8")
     for file in (files("pulso_etl.api") / "operations").iterdir()
 }
 READ, REFRESH = (SECRETS[role][0] for role in ("read", "refresh"))
-TODAY = lima_day(datetime.now(UTC))
 
 
 def ask(api: ApiServer, token: str | None, query: str, **variables: Any) -> Any:

@@ -21,11 +21,10 @@ from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.api.conftest import SECRETS, Target, settings_of
 from pulso_etl_tests.api.server import ApiServer
+from pulso_etl_tests.clock import TODAY
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.dagster_stack import DagsterStack
-from pulso_etl_tests.lima import lima_day
 
-TODAY = lima_day(datetime.now(UTC))
 DASHBOARD, TABLE = "/api/v1/etl/refresh/dashboard", "/api/v1/etl/refresh/table"
 WINDOW = {"from": str(TODAY - timedelta(days=2)), "to": str(TODAY)}
 

@@ -25,11 +25,10 @@ from pulso_etl.sync import patience
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.ledger import Loaded
 from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
-from pulso_etl.tables import TABLES
 from pulso_etl_tests.alerts.receivers import Receiver
+from pulso_etl_tests.clock import TABLES, ZONE
 from pulso_etl_tests.conftest import seed
 from pulso_etl_tests.gate import Gate, Way
-from pulso_etl_tests.lima import lima_day
 
 DUE = {name: TABLES[name] for name in ("dashboard_data", "operation_data", "productivity_data")}
 LONG = 6.0
@@ -106,7 +105,7 @@ def world(
 def loaded_in_the_last_day(conn: psycopg.Connection, schema: str) -> None:
     """Each table was loaded, and is due again; whether its source has changed is what the sensor wants to know."""
     marks, at = Watermarks(schema), datetime.now(UTC) - timedelta(hours=20)
-    today = lima_day(at)
+    today = ZONE.day(at)
     marks.create(conn)
     for name in DUE:
         one = RunningAttempt(name, DayRange(today - timedelta(days=9), today), "before", 1, at)

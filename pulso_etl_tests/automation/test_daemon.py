@@ -22,10 +22,10 @@ from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl.local.sample_data import SampleData
 from pulso_etl.settings import Settings
 from pulso_etl_tests.automation.short_tables import SHORT
+from pulso_etl_tests.clock import TODAY
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.dagster_stack import CHECKOUT, DagsterStack
 from pulso_etl_tests.holding_proxy import HoldingProxy
-from pulso_etl_tests.lima import lima_day
 
 DASHBOARD, PRODUCTIVITY = SHORT
 FRESHNESS = "{ assetNodes { assetKey { path } freshnessStatusInfo { freshnessStatus } } }"
@@ -114,7 +114,7 @@ def deployment(emulator: BigQueryEmulator, tmp_path_factory: pytest.TempPathFact
             "INITIAL_WINDOW_DAYS": "5",
         }
         settings = Settings(database_url=SecretStr(env["DATABASE_URL"]), bigquery_dataset="DAEMON")
-        data = SampleData(settings.sources(), lima_day(datetime.now(UTC)), days=5, dashboard_rows_per_day=60)
+        data = SampleData(settings.sources(), TODAY, days=5, dashboard_rows_per_day=60)
         data.seed_into(emulator.client())
         instance_file = home / "parallel.yaml"
         instance_file.write_text(parallel((CHECKOUT / "dagster.yaml").read_text(encoding="utf-8")), encoding="utf-8")
@@ -165,8 +165,7 @@ def test_tables_are_loaded_by_themselves_and_told_as_fresh(deployment: Deploymen
 def test_a_long_backfill_is_loaded_in_chunks_at_the_same_time_and_does_not_keep_the_refresh_waiting(
     deployment: Deployment,
 ) -> None:
-    today = lima_day(datetime.now(UTC))
-    days = [str(today - timedelta(days=back)) for back in range(399, -1, -1)]
+    days = [str(TODAY - timedelta(days=back)) for back in range(399, -1, -1)]
 
     def backfill() -> Counter[str]:
         tagged = [run for run in deployment.runs() if "dagster/backfill" in {tag["key"] for tag in run["tags"]}]
@@ -193,7 +192,7 @@ def test_a_long_backfill_is_loaded_in_chunks_at_the_same_time_and_does_not_keep_
     chunks = deployment.query(
         "SELECT partition_end - partition_start + 1 FROM etl_extractions WHERE table_name = %s AND partition_start < %s ORDER BY 1",
         PRODUCTIVITY,
-        str(today - timedelta(days=5)),
+        str(TODAY - timedelta(days=5)),
     )
     assert chunks == [(32,), *[(92,)] * 4]
     # From here on this table's source is broken: it can't be refreshed.

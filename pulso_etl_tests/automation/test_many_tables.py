@@ -26,7 +26,7 @@ from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.spec import TableSpec
-from pulso_etl_tests.lima import lima_day
+from pulso_etl_tests.clock import TODAY
 
 FEW, MANY = 20, 200
 DUE = 5
@@ -153,8 +153,7 @@ def test_a_failed_run_is_known_however_many_have_succeeded_since(
     specs = many(FEW)
     looks = Looks(specs, server_url, schema, instance, statements)
     first, other = list(specs.values())[:2]
-    today = lima_day(datetime.now(UTC))
-    tags = {spec.name: run_tags(spec, DayRange(today - timedelta(days=1), today)) for spec in (first, other)}
+    tags = {spec.name: run_tags(spec, DayRange(TODAY - timedelta(days=1), TODAY)) for spec in (first, other)}
     run = dg.DagsterRun("refresh_all", make_new_run_id(), tags=tags[first.name], status=dg.DagsterRunStatus.STARTED)
     instance.add_run(run)
     instance.report_run_failed(run)

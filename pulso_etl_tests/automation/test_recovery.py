@@ -24,7 +24,7 @@ from pulso_etl.sync.tags import PROCESS_TAG, QUEUED_TAG, TENANT_TAG
 from pulso_etl.tables import TABLES
 
 TABLE = "dashboard_data"
-NOW = datetime.now(UTC)
+NOW = datetime(2026, 3, 8, 12, tzinfo=UTC)
 WINDOW = DayRange(date(2026, 3, 1), date(2026, 3, 7))
 TIMEOUT = TABLES[TABLE].loading.timeout
 

@@ -16,11 +16,10 @@ from pulso_etl.definitions import build_defs, build_resources
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.settings import Settings
 from pulso_etl.sync.ledger.watermarks import Watermarks
-from pulso_etl.tables import TABLES
+from pulso_etl_tests.clock import TABLES, TODAY
 from pulso_etl_tests.conftest import seed
 from pulso_etl_tests.declarations import altered
 from pulso_etl_tests.faulty_proxy import FaultyProxy, edited, set_modified, set_partition_times
-from pulso_etl_tests.lima import lima_day
 
 DUE = timedelta(minutes=10)
 SOME = {name: altered(TABLES[name], refresh_every=DUE) for name in ("dashboard_data", "operation_data")}
@@ -69,11 +68,7 @@ def deployment(
 
 @pytest.fixture
 def now() -> datetime:
-    """An instant whose day lasts until the tables are due again."""
-    instant = datetime.now(UTC)
-    if lima_day(instant) != lima_day(instant + 3 * DUE):
-        pytest.skip("midnight in America/Lima is near")
-    return instant
+    return datetime.now(UTC)
 
 
 def ranges(requests: list[dg.RunRequest]) -> list[tuple[str, str, str]]:
@@ -84,7 +79,7 @@ def ranges(requests: list[dg.RunRequest]) -> list[tuple[str, str, str]]:
 
 def test_due_tables_are_asked_for_once_and_then_are_fresh(deployment: Deployment, conn: psycopg.Connection) -> None:
     now = datetime.now(UTC)
-    today = lima_day(now)
+    today = TODAY
     first = str(today - timedelta(days=9))
     requests, _ = deployment.tick(now)
     assert ranges(requests) == [(name, first, str(today)) for name in SOME]
@@ -126,7 +121,7 @@ def test_nothing_changed_is_verified_without_a_run(deployment: Deployment, conn:
 def test_only_changed_days_are_read_again(deployment: Deployment, bigquery_proxy: FaultyProxy, now: datetime) -> None:
     for request in deployment.tick(now)[0]:
         assert deployment.run(request)
-    later, today = now + 2 * DUE, lima_day(now)
+    later, today = now + 2 * DUE, TODAY
     changed = [today - timedelta(days=back) for back in (5, 4, 2)]
     set_modified(bigquery_proxy, r"\w+_dashboard_cobranzas", later)
     set_partition_times(
@@ -154,7 +149,7 @@ def test_a_source_that_gives_no_signal_has_its_whole_window_read(
         assert deployment.run(request)
     bigquery_proxy.inject(r"^GET \S+/tables/\w+_dashboard_cobranzas\?", edited(lambda table: table | {"type": "VIEW"}))
     requests, why = deployment.tick(now + 2 * DUE)
-    today = lima_day(now)
+    today = TODAY
     assert ranges(requests) == [("dashboard_data", str(today - timedelta(days=6)), str(today))]
     assert "no signal" in why
 
@@ -171,7 +166,7 @@ def test_with_the_look_at_changes_turned_off_the_whole_window_is_read(deployment
     for request in deployment.tick(now)[0]:
         assert deployment.run(request)
     deployment.automation.settings = deployment.settings.model_copy(update={"change_aware": False})
-    today = lima_day(now)
+    today = TODAY
     assert ranges(deployment.tick(now + 2 * DUE)[0]) == [
         ("dashboard_data", str(today - timedelta(days=6)), str(today)),
         ("operation_data", str(today - timedelta(days=1)), str(today)),

@@ -21,7 +21,7 @@ from pulso_etl_tests.faulty_proxy import FaultyProxy, edited, set_modified, set_
 
 WINDOW = DayRange(date(2026, 7, 10), date(2026, 7, 15))
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
-YESTERDAY = datetime.now(UTC) - timedelta(days=1)
+DAY = timedelta(days=1)
 QUERY = r"^POST \S+/(queries|jobs)\b"
 
 
@@ -70,7 +70,7 @@ def test_partitions_tell_which_days_and_days_outside_of_the_window_are_left_out(
     now = datetime.now(UTC)
     old = now - timedelta(days=3)
     set_partition_times(bigquery_proxy, {"20260701": now, "20260710": old, "20260712": now, "20260715": now, "__NULL__": now})
-    assert changed_days(source, TABLES["dashboard_data"], WINDOW, YESTERDAY) == dict.fromkeys(days(12, 15), now)
+    assert changed_days(source, TABLES["dashboard_data"], WINDOW, now - DAY) == dict.fromkeys(days(12, 15), now)
     (query,) = bigquery_proxy.seen(QUERY)
     assert query.json["labels"] == {"app": "pulso-etl", "purpose": "changes"}
     assert int(query.json["maximumBytesBilled"]) == source.maximum_bytes_billed
@@ -80,11 +80,11 @@ def test_a_change_of_the_agents_table_is_no_signal_and_of_the_attempts_alone_is_
     source: BigQuerySource, bigquery_proxy: FaultyProxy
 ) -> None:
     now = datetime.now(UTC)
-    assert changed_days(source, TABLES["productivity_data"], WINDOW, YESTERDAY) is None
+    assert changed_days(source, TABLES["productivity_data"], WINDOW, now - DAY) is None
     assert not bigquery_proxy.seen(QUERY)
     set_modified(bigquery_proxy, "agentes", LONG_AGO)
     set_partition_times(bigquery_proxy, {"20260711": now})
-    assert changed_days(source, TABLES["productivity_data"], WINDOW, YESTERDAY) == dict.fromkeys(days(11), now)
+    assert changed_days(source, TABLES["productivity_data"], WINDOW, now - DAY) == dict.fromkeys(days(11), now)
 
 
 def test_a_view_is_no_signal_and_costs_nothing(

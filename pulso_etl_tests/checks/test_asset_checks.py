@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -46,11 +46,9 @@ from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.locks import table_lock
 from pulso_etl.sync.loading.quality import Check, Inspection
 from pulso_etl.sync.spec import Column, ColumnType, Strategy
-from pulso_etl.tables import TABLES
+from pulso_etl_tests.clock import TABLES, TODAY
 from pulso_etl_tests.declarations import altered, declare
-from pulso_etl_tests.lima import lima_day
 
-TODAY = lima_day(datetime.now(UTC))
 WINDOW = DayRange(TODAY - timedelta(days=9), TODAY)
 OLD, RECENT = TODAY - timedelta(days=8), TODAY - timedelta(days=1)
 """Partitions that a refresh of dashboard_data no longer reads by itself, and that the next one reads again."""

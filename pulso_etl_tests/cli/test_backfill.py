@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from typing import Any
 
 import dagster as dg
@@ -29,9 +29,9 @@ from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.tables import TABLES
+from pulso_etl_tests.clock import TODAY
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.holding_proxy import HoldingProxy
-from pulso_etl_tests.lima import lima_day
 
 pytestmark = pytest.mark.usefixtures("processes")
 
@@ -44,7 +44,7 @@ PARALLEL, SERIAL = "dashboard_data", "assignment_data"
 def data(emulator: BigQueryEmulator) -> SampleData:
     """Two years of sample data."""
     names = Settings(database_url=SecretStr("postgresql://nowhere"), bigquery_dataset=DATASET).sources()
-    data = SampleData(names, lima_day(datetime.now(UTC)), days=DAYS, dashboard_rows_per_day=4)
+    data = SampleData(names, TODAY, days=DAYS, dashboard_rows_per_day=4)
     data.seed_into(emulator.client())
     return data
 

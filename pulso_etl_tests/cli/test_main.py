@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,12 @@ from pulso_etl.sync.ledger.locks import table_lock
 from pulso_etl.sync.loading import months
 from pulso_etl.sync.schema.migration import create_table
 from pulso_etl.sync.target import Target
-from pulso_etl.tables import TABLES, TableSpec
+from pulso_etl.tables import TableSpec
+from pulso_etl_tests.clock import TABLES, TODAY
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.dagster_stack import CHECKOUT
 from pulso_etl_tests.declarations import altered
-from pulso_etl_tests.lima import lima_day
 
-TODAY = lima_day(datetime.now(UTC))
 SECRET = "un-secreto-9f3c"
 
 
@@ -92,8 +91,8 @@ def pulso(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
 
 
 def windows(conn: psycopg.Connection) -> list[tuple[Any, ...]]:
-    query = "SELECT table_name, (now() AT TIME ZONE 'America/Lima')::date - partition_start, status FROM etl_extractions"
-    return conn.execute(f"{query} ORDER BY id").fetchall()
+    query = "SELECT table_name, %s::date - partition_start, status FROM etl_extractions"
+    return conn.execute(f"{query} ORDER BY id", (TODAY,)).fetchall()
 
 
 def count(conn: psycopg.Connection, table: str) -> int:

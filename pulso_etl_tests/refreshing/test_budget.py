@@ -25,9 +25,8 @@ from pulso_etl.sync.ledger.ledger import Loaded
 from pulso_etl.sync.ledger.queries import Usage
 from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
 from pulso_etl.sync.target import Target
-from pulso_etl.tables import TABLES
+from pulso_etl_tests.clock import TABLES, TODAY
 from pulso_etl_tests.conftest import seed
-from pulso_etl_tests.lima import lima_day
 
 GIB = 1024**3
 
@@ -130,8 +129,7 @@ def test_past_the_budget_only_a_forced_run_goes_on(
     seed(settings, emulator)
     limited = settings.model_copy(update={"database_schema": schema, "bigquery_daily_budget_bytes": GIB})
     billed(conn, schema, GIB)
-    today = lima_day(datetime.now(UTC))
-    plan = RefreshPlan("dashboard_data", DayRange(today - timedelta(days=1), today), "test")
+    plan = RefreshPlan("dashboard_data", DayRange(TODAY - timedelta(days=1), TODAY), "test")
     defs, spec = build_defs(limited), TABLES["dashboard_data"]
     with dg.DagsterInstance.ephemeral() as instance:
         refused = run_plan(defs, instance, spec, plan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import dagster as dg
 import psycopg
@@ -18,9 +18,8 @@ from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.tags import FORCE_TAG, SKIPPED_TAG
-from pulso_etl.tables import TABLES
+from pulso_etl_tests.clock import TABLES, TODAY
 from pulso_etl_tests.conftest import seed
-from pulso_etl_tests.lima import lima_day
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL", "events": False}}}}
 
@@ -32,7 +31,7 @@ class Deployment:
         self.settings = settings
         self.conn = conn
         self.instance = instance
-        self.today = lima_day(datetime.now(UTC))
+        self.today = TODAY
 
     def run(self, job: str, **tags: str) -> dg.ExecuteInProcessResult:
         found = build_defs(self.settings).resolve_job_def(job)

@@ -19,8 +19,8 @@ from pulso_etl.sync.loading.months import remove_expired
 from pulso_etl.sync.owed import Horizon
 from pulso_etl.sync.spec import TableSpec
 from pulso_etl.sync.target import Target
+from pulso_etl_tests.clock import TODAY, ZONE
 from pulso_etl_tests.declarations import altered
-from pulso_etl_tests.lima import lima_day
 from pulso_etl_tests.sync.samples import Loads, by_month, monthly, row, things
 
 
@@ -28,9 +28,10 @@ class Deployment:
     """`things` of 40 days up to today, two rows a day, loaded as the IO manager does it."""
 
     def __init__(self, conn: psycopg.Connection, schema: str, spec: TableSpec) -> None:
-        self.conn, self.spec, self.marks, self.loads = conn, spec, Watermarks(schema), Loads(conn, schema)
+        self.conn, self.spec = conn, spec.in_zone(ZONE.name)
+        self.marks, self.loads = Watermarks(schema), Loads(conn, schema)
         self.now = conn.execute("SELECT clock_timestamp()").fetchone()[0]  # type: ignore[index]
-        self.today = lima_day(self.now)
+        self.today = TODAY
         self.days = DayRange(self.today - timedelta(days=39), self.today)
         with conn.transaction():
             self.marks.create(conn)
@@ -43,7 +44,7 @@ class Deployment:
             self.loads(found, self.spec, window)
             self.marks.start(self.conn, extraction)
             loaded = Loaded(
-                self.clock(), dict.fromkeys(window, 2), len(found), 1.0, True, Horizon(self.spec.schedule.lookback_days)
+                self.clock(), dict.fromkeys(window, 2), len(found), 1.0, True, Horizon(self.spec.schedule.lookback_days, zone=ZONE)
             )
             self.marks.succeed(self.conn, extraction, loaded)
             self.marks.keep_files(self.conn, self.spec)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, date, datetime
+from datetime import date
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import ContractError
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl.sync.partitions import first_day, partition_days
-from pulso_etl_tests.lima import lima_day
+from pulso_etl_tests.clock import TODAY, ZONE
 from pulso_etl_tests.sync.test_io_manager import failure, stored, wanted
 from pulso_etl_tests.sync.visits import ALL, Rows, materialize, table, visits
 
@@ -175,11 +175,11 @@ def test_dynamic_partitions_are_refused_before_anything_is_written(
 @pytest.mark.parametrize(
     "definition",
     [
-        WEEKLY("2026-02-01", timezone="America/Lima"),
-        MONTHLY("2026-02-01", timezone="America/Lima"),
-        DAILY("2026-02-01", timezone="America/Lima"),
-        DAILY("2026-02-01", timezone="America/Lima", end_offset=1),
-        WEEKLY("2026-02-01", timezone="America/Lima", end_offset=1),
+        WEEKLY("2026-02-01", timezone=ZONE.name),
+        MONTHLY("2026-02-01", timezone=ZONE.name),
+        DAILY("2026-02-01", timezone=ZONE.name),
+        DAILY("2026-02-01", timezone=ZONE.name, end_offset=1),
+        WEEKLY("2026-02-01", timezone=ZONE.name, end_offset=1),
     ],
 )
 def test_the_watermark_moves_with_the_newest_partition_that_there_is(
@@ -193,8 +193,8 @@ def test_the_watermark_moves_with_the_newest_partition_that_there_is(
     first = conn.execute(query).fetchone()
     assert run(asset, start=newest, end=None).success
     window = partition_days("t", definition, [newest])[newest]
-    assert conn.execute(query).fetchone() == (min(window.end, lima_day(datetime.now(UTC))), True)
+    assert conn.execute(query).fetchone() == (min(window.end, TODAY), True)
     assert first == (None, None)
     # A load of an older one says nothing new about the newest.
     assert run(asset, start=before, end=None).success
-    assert conn.execute(query).fetchone() == (min(window.end, lima_day(datetime.now(UTC))), True)
+    assert conn.execute(query).fetchone() == (min(window.end, TODAY), True)

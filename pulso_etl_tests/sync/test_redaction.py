@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -29,9 +29,8 @@ from pulso_etl.sync import redaction
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import SourceError, first_line
 from pulso_etl.sync.redaction import BLANK, clean, clean_errors, scrub, scrub_logs, scrubbed
-from pulso_etl.tables import TABLES
 from pulso_etl_tests.api.server import ApiServer
-from pulso_etl_tests.lima import lima_day
+from pulso_etl_tests.clock import TABLES, TODAY
 
 PASSWORD, OTHER = "pl4nted-DB-p@ss", "pl4nted-dagster-pass"
 KEY = "-----BEGIN PRIVATE KEY-----\\nMIIEpl4ntedKeyMaterialThatNobodyMaySeeAnywhere0123456789\\n-----END PRIVATE KEY-----\\n"
@@ -174,8 +173,7 @@ def test_a_run_that_fails_records_no_secret(
     planted: Settings, settings: Settings, conn: psycopg.Connection, telling_source: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     here = settings.model_copy(update={"bigquery_emulator_host": telling_source})
-    today = lima_day(datetime.now(UTC))
-    plan = RefreshPlan("operation_data", DayRange(today - timedelta(days=1), today), "explicit range")
+    plan = RefreshPlan("operation_data", DayRange(TODAY - timedelta(days=1), TODAY), "explicit range")
     with dg.DagsterInstance.get() as instance:
         outcome = run_plan(build_defs(here), instance, TABLES["operation_data"], plan)
         assert outcome.run_id is not None

@@ -19,7 +19,7 @@ from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl.sync.ledger.ledger import Loaded
 from pulso_etl.sync.ledger.watermarks import RunningAttempt, TableState, Watermarks
 from pulso_etl.sync.owed import Horizon, Settlement
-from pulso_etl_tests.lima import lima_day
+from pulso_etl_tests.clock import TODAY
 from pulso_etl_tests.sync.visits import ALL, D1, D3, Deferred, materialize, table, visits
 
 WINDOW = DayRange(D1, D3)
@@ -329,11 +329,10 @@ def test_only_a_load_that_reaches_today_moves_the_watermark(
     state = state_of(conn, schema)
     assert (state.status, state.last_partition, state.last_extracted_at) == ("success", None, None)
 
-    today = lima_day(datetime.now(UTC))
     before = datetime.now(UTC)
-    assert materialize(manager, instance, asset, start=today.isoformat(), end=None).success
+    assert materialize(manager, instance, asset, start=TODAY.isoformat(), end=None).success
     state = state_of(conn, schema)
-    assert state.last_partition == today
+    assert state.last_partition == TODAY
     assert state.last_extracted_at is not None
     assert before <= state.last_extracted_at <= datetime.now(UTC)
 

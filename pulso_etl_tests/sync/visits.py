@@ -12,10 +12,11 @@ import pyarrow as pa
 
 from pulso_etl.sync.spec import Column, ColumnType
 from pulso_etl.sync.tags import SPEC_KEY
+from pulso_etl_tests.clock import ZONE
 from pulso_etl_tests.declarations import declare
 
 D1, D2, D3 = date(2026, 2, 27), date(2026, 2, 28), date(2026, 3, 1)
-DAYS = dg.DailyPartitionsDefinition("2026-02-01", timezone="America/Lima", end_offset=1)
+DAYS = dg.DailyPartitionsDefinition("2026-02-01", timezone=ZONE.name, end_offset=1)
 NOON = datetime(2026, 3, 1, 17, tzinfo=UTC)
 
 SPEC = declare(
@@ -32,6 +33,7 @@ SPEC = declare(
         Column(name="seen", type=ColumnType.TIMESTAMP),
     ),
     stamp_columns=("seen",),
+    timezone=ZONE.name,
 )
 SCHEMA = pa.schema(
     [

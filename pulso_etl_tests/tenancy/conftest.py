@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
@@ -20,9 +19,8 @@ from pulso_etl.local.sample_data import SampleData
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.tenancy.tenants import Deployed, deployed, grants
-from pulso_etl_tests.lima import lima_day
+from pulso_etl_tests.clock import TODAY
 
-TODAY = lima_day(datetime.now(UTC))
 COLUMNS = "fecha_foto, archivo, cartera, servicio, cuentas, deuda_asig, recupero, pct_cober, inten, fecha_procesamiento"
 
 

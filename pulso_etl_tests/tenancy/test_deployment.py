@@ -23,10 +23,11 @@ from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.tags import TENANT_BACKFILL_TAG, TENANT_TAG
 from pulso_etl_tests.api.browser import chromium, find_chromium
 from pulso_etl_tests.api.server import ApiServer
+from pulso_etl_tests.clock import TODAY
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.dagster_stack import CHECKOUT, LAUNCH, DagsterStack
 from pulso_etl_tests.holding_proxy import HoldingProxy
-from pulso_etl_tests.tenancy.conftest import TODAY, Tenancy
+from pulso_etl_tests.tenancy.conftest import Tenancy
 
 WINDOW = DayRange(TODAY - timedelta(days=4), TODAY)
 PATIENCE = 90.0

@@ -26,9 +26,9 @@ from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger import locks
 from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
-from pulso_etl.tables import TABLES
+from pulso_etl_tests.clock import TABLES, TODAY
 from pulso_etl_tests.declarations import altered
-from pulso_etl_tests.tenancy.conftest import TODAY, Tenancy
+from pulso_etl_tests.tenancy.conftest import Tenancy
 
 WINDOW = DayRange(TODAY - timedelta(days=4), TODAY)
 
