@@ -1,8 +1,8 @@
-"""A source table that keeps its change history, which the emulator lacks: neither CHANGES nor APPENDS is known to it.
+"""A source table with a change history. The emulator has none: it knows neither CHANGES nor APPENDS.
 
-The test keeps a log of changes beside the table, in the emulator too, and the proxy turns a call of a function in a query's text
-into a query of that log, with the columns that the function gives. What BigQuery itself would refuse (a history that is gone, or
-was never kept) a test injects as an error of the service.
+The test keeps a log of changes beside the table, in the emulator too. The proxy turns a call of such a function in a query's text
+into a query of that log, with the columns that the function gives. BigQuery refuses some calls (the history is gone, or was never
+kept). A test injects these refusals as errors of the service.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ CALLS = declare(
 
 
 class ChangeHistoryProxy(FaultyProxy):
-    """Passes requests on to the emulator, with each call of a function of the change history as a query of the log."""
+    """Passes requests on to the emulator. It replaces each call of a function of the change history by a query of the log."""
 
     def __enter__(self) -> ChangeHistoryProxy:
         super().__enter__()
         return self
 
     def fault_for(self, request: Request) -> Fault | None:
-        """The fault whose turn it is, or the translation of a call."""
+        """The next injected fault for the request, or the translation of a call."""
         return super().fault_for(request) or (_translated if CALL.search(request.body) else None)
 
     @property
     def captures(self) -> list[bytes]:
-        """The calls that were asked for, refused ones included."""
+        """The calls that clients made, refused calls included."""
         return [found[0] for request in self.requests if (found := CALL.search(request.body))]
 
     def set_created(self, table: str, at: datetime) -> None:
-        """The emulator says when it created a table; let that have been at another time."""
+        """Changes the time at which the emulator says that it created the table."""
         told = {"creationTime": str(int(at.timestamp() * 1000))}
         self.inject(rf"^GET \S+/tables/{table}\?", edited(lambda body: body | told), times=None)
 
@@ -74,9 +74,9 @@ def _translated(handler: Any, request: Request) -> None:
 
 @dataclass
 class Source:
-    """The table `calls` and its log. Rows are amounts by day and agent; an agent is upper case in the query alone.
+    """The table `calls` and its log. Rows are amounts by day and agent. Only the query turns agents into upper case.
 
-    What is committed stands in BigQuery after `write`.
+    `write` brings committed changes to BigQuery.
     """
 
     client: bigquery.Client
@@ -85,24 +85,24 @@ class Source:
     log: list[tuple[datetime, str, Key, int]] = field(default_factory=list)
 
     def commit(self, at: datetime, put: Mapping[Key, int] | None = None, delete: Iterable[Key] = ()) -> None:
-        """One transaction: rows that are inserted or, where their key is there, updated; and rows that are deleted."""
+        """One transaction. It inserts rows, updates rows whose key exists, and deletes rows."""
         put, gone = put or {}, [key for key in delete if key in self.rows]
         old = [("DELETE", key, self.rows[key]) for key in (*gone, *(key for key in put if key in self.rows))]
         new = [("UPDATE" if key in self.rows else "INSERT", key, amount) for key, amount in put.items()]
-        # The deletion of an updated row stands anywhere among the rows of its transaction.
+        # The deletion of an updated row can be anywhere among the rows of its transaction.
         changes = (*new, *old) if len(self.log) % 2 else (*old, *new)
         self.log += [(at, kind, key, amount) for kind, key, amount in changes]
         self.rows = {key: amount for key, amount in self.rows.items() if key not in gone} | dict(put)
 
     def write(self) -> None:
-        """Makes the table and its log in the emulator as they are here."""
+        """Makes the table and its log in the emulator equal to this object."""
         self.client.create_dataset(self.name.rpartition(".")[0], exists_ok=True)
         rows = [_values(key, amount) for key, amount in self.rows.items()]
         self._replace(self.name, "", rows)
         self.write_log()
 
     def write_log(self) -> None:
-        """Makes the log in the emulator as it is here."""
+        """Makes the log in the emulator equal to this object."""
         rows = [f"{_values(key, amount)}, '{kind}', TIMESTAMP '{at:%Y-%m-%d %H:%M:%S.%f}+00'" for at, kind, key, amount in self.log]
         self._replace(f"{self.name}_log", ", change_type STRING, change_at TIMESTAMP", rows)
 
@@ -112,9 +112,9 @@ class Source:
             self.client.query_and_wait(f"INSERT INTO `{table}` VALUES {', '.join(f'({row})' for row in rows)}")
 
     def as_of(self, instant: datetime) -> dict[Key, int]:
-        """The rows that were there just before the instant."""
+        """The rows that existed just before the instant."""
         rows: dict[Key, int] = {}
-        # Of one transaction the deletions count first.
+        # Within one transaction, the deletions count first.
         for _, kind, key, amount in sorted((entry for entry in self.log if entry[0] < instant), key=_order):
             if kind == "DELETE":
                 rows.pop(key, None)
@@ -132,5 +132,5 @@ def _values(key: Key, amount: int) -> str:
 
 
 def loaded(rows: Mapping[Key, int], days: Sequence[date] = ()) -> list[tuple[date, str, int]]:
-    """The rows as PostgreSQL holds them in order, those of some days where they are given."""
+    """The rows as PostgreSQL holds them, in order; only those of the given days, if days are given."""
     return sorted((day, agent.upper(), amount) for (day, agent), amount in rows.items() if not days or day in days)

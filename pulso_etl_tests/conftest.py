@@ -1,4 +1,4 @@
-"""Real servers for the tests: one PostgreSQL and one BigQuery emulator a session, one schema a test."""
+"""Real servers for the tests: one PostgreSQL and one BigQuery emulator for a session, one schema for each test."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ LONGEST = (
     "sync/test_oldest_postgres.py",
     "tenancy/test_command.py",
 )
-"""The files that take longest. They begin first, so that no worker is left alone with one of them at the end."""
+"""The slowest files. They begin first, so that at the end no worker waits for one of them."""
 
 
 STARTERS = {"processes", "server_url", "emulator"}
 """Fixtures that start processes. A test that asks for one of them, or for a fixture that does, has the marker `processes`."""
 STARTS = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn")
-"""Audit events of Python that tell of a new process."""
+"""Python's audit events for a new process."""
 started: list[str] = []
-"""The processes that this one has started."""
+"""The processes that this process has started."""
 
 
 def hear_of_processes(event: str, args: tuple[Any, ...]) -> None:
@@ -77,7 +77,7 @@ def starts_processes(item: pytest.Item) -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests that start processes, and puts the longest files first; otherwise the order stays."""
+    """Marks the tests that start processes, and puts the slowest files first. The order of the others stays."""
     here = Path(__file__).parent
     order = {here / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path, len(order)))
@@ -88,12 +88,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def processes() -> None:
-    """A test, or a fixture, that starts processes of its own asks for this: `make check` leaves its tests out."""
+    """A test or fixture that starts processes by itself asks for this. `make check` leaves such tests out."""
 
 
 @pytest.fixture(autouse=True)
 def only_told_processes(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fails a test that starts a process and does not say so."""
+    """Fails a test that starts a process and asks for no fixture that says so."""
     before = len(started)
     yield
     assert starts_processes(request.node) or len(started) == before, f"ask for the fixture `processes`: {started[before]}"
@@ -101,7 +101,7 @@ def only_told_processes(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of the session's PostgreSQL: DATABASE_URL where it is set, an embedded server otherwise."""
+    """URL of the session's PostgreSQL: DATABASE_URL if it is set, or else an embedded server."""
     given = os.environ.get("DATABASE_URL")
     if given:
         yield given
@@ -143,7 +143,7 @@ def conn(server_url: str, schema: str) -> Iterator[psycopg.Connection]:
 
 @pytest.fixture(scope="session")
 def dagster_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which Dagster keeps its storage in SQLite; one for all tests, for it takes a second to set up."""
+    """A folder in which Dagster keeps its storage in SQLite. All tests share it, because it takes a second to set up."""
     home = tmp_path_factory.mktemp("dagster_home")
     (home / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
     return home
@@ -192,7 +192,7 @@ def running_stack(
         "DATABASE_SCHEMA": schema,
         "DAGSTER_POSTGRES_URL": f"{server_url}{separator}options=-csearch_path%3D{storage}",
         "BIGQUERY_DATASET": dataset,
-        # Tests turn a sensor on by themselves.
+        # A test that needs a sensor turns it on.
         "AUTOMATION": "false",
         "SENSOR_INTERVAL_SECONDS": "1",
         "RETRY_WAIT_SECONDS": "2",

@@ -55,9 +55,9 @@ FINAL = {"SUCCESS", "FAILURE", "CANCELED"}
 
 
 class DagsterStack:
-    """Webserver, daemon and code server as the project's services start them; their logs stand in `home`.
+    """Webserver, daemon and code server as the project's services start them. Their logs are in `home`.
 
-    `env` is the deployment's environment. BigQuery holds `data` and stands behind `proxy`. The target tables are in the schema
+    `env` is the deployment's environment. BigQuery holds `data` and is behind `proxy`. The target tables are in the schema
     `schema`. `module` has the definitions. `instance_file` is the `dagster.yaml`.
     """
 
@@ -84,7 +84,7 @@ class DagsterStack:
         (self.home / "dagster.yaml").write_text(self.instance_file.read_text(encoding="utf-8"), encoding="utf-8")
         self._code_port = str(_free_port())
         served = {"grpc_server": {"host": "127.0.0.1", "port": int(self._code_port), "location_name": self.module}}
-        # YAML, too.
+        # JSON is also YAML.
         (self.home / "workspace.yaml").write_text(json.dumps({"load_from": [served]}), encoding="utf-8")
         self.start_code_server()
         self._start("webserver", "dagster_webserver", "-h", "127.0.0.1", "-p", self.url.rpartition(":")[2], "-w", "workspace.yaml")
@@ -99,11 +99,11 @@ class DagsterStack:
         return self
 
     def start_code_server(self) -> None:
-        """Starts the code server that daemon and webserver share; where there was one, it has ended."""
+        """Starts the code server that daemon and webserver share. An earlier code server has ended before."""
         self.code_server = self._start("code-server", "pulso_etl", "code-server", "-p", self._code_port, "-m", self.module)
 
     def start_daemon(self) -> None:
-        """Starts a daemon; where there was one, it has ended."""
+        """Starts a daemon. An earlier daemon has ended before."""
         self.daemon = self._start("daemon", "dagster._daemon", "run", "-w", "workspace.yaml")
 
     def start_door(self, **env: str) -> str:
@@ -131,15 +131,15 @@ class DagsterStack:
             data = self.graphql(READY)
         except OSError:
             return False
-        # A location counts as loaded, too, where loading it ended in an error.
+        # A location also counts as loaded if its loading ended with an error.
         loaded = [(entry["locationOrLoadError"] or {}).get("__typename") for entry in data["workspaceOrError"]["locationEntries"]]
         daemons = [daemon["healthy"] for daemon in data["instance"]["daemonHealth"]["allDaemonStatuses"]]
         return loaded == ["RepositoryLocation"] and bool(daemons) and all(daemons)
 
     def stop(self) -> None:
-        """Kills the children and whatever they started; nothing of them is needed any more."""
+        """Kills the children and all processes that they started, because nothing needs them any more."""
         for child in self._children:
-            # A code server stands in the group of the process that started it, and may outlive it.
+            # A code server is in the process group of its parent, and may live longer than its parent.
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
@@ -148,7 +148,7 @@ class DagsterStack:
         self.stop()
 
     def graphql(self, query: str, **variables: Any) -> Any:
-        """The data of a GraphQL answer. Raises RuntimeError where it holds errors."""
+        """The data of a GraphQL answer. Raises RuntimeError if it has errors."""
         body = json.dumps({"query": query, "variables": variables}).encode()
         request = urllib.request.Request(f"{self.url}/graphql", data=body, headers={"content-type": "application/json"})
         with urllib.request.urlopen(request, timeout=30) as answer:
@@ -158,7 +158,7 @@ class DagsterStack:
         return found["data"]
 
     def launch(self, table: str, window: DayRange | None, tags: dict[str, str] | None = None) -> str:
-        """Launches one run over the window of the table, or one that names no days; returns its id."""
+        """Launches one run of the table over the window, or without days if there is no window. Returns its id."""
         given = (range_tags(window) if window else {}) | (tags or {})
         params = {
             "selector": self.repository | {"jobName": "__ASSET_JOB", "assetSelection": [{"path": [table]}]},
@@ -171,7 +171,7 @@ class DagsterStack:
         return str(answer["run"]["runId"])
 
     def backfill(self, table: str, partitions: Sequence[str]) -> str:
-        """Launches a back-fill as the UI asks for it; returns its id. Dagster takes it up within 30 seconds."""
+        """Launches a back-fill as the UI does. Returns its id. Dagster begins it within 30 seconds."""
         params = {"assetSelection": [{"path": [table]}], "partitionNames": partitions}
         answer = self.graphql(BACKFILL, params=params)["launchPartitionBackfill"]
         if answer["__typename"] != "LaunchBackfillSuccess":
@@ -187,18 +187,18 @@ class DagsterStack:
         return str(self.graphql(STATUS, run=run_id)["runOrError"]["status"])
 
     def worker(self, run_id: str) -> int | None:
-        """The process that works on the run, once it has begun."""
+        """The process of the run, if it has begun."""
         events = self.graphql(LOGS, run=run_id)["logsForRun"]["events"]
         found = {int(pid[1]) for event in events if (pid := re.search(r"\(pid: (\d+)\)", event.get("message", "")))}
         assert len(found) < 2
         return found.pop() if found else None
 
     def terminate(self, run_id: str) -> str:
-        """Asks for the end of the run; the type of the answer."""
+        """Asks Dagster to terminate the run. Returns the type of the answer."""
         return str(self.graphql(TERMINATE, run=run_id)["terminateRun"]["__typename"])
 
     def end_all_runs(self) -> None:
-        """Ends every run that waits or goes on, and waits for that. Raises TimeoutError."""
+        """Ends every waiting or running run, and waits until all have ended. Raises TimeoutError."""
         runs = self.graphql(RUNS)["runsOrError"]["results"]
         unfinished = [run["runId"] for run in runs if run["status"] not in FINAL]
         for run_id in unfinished:

@@ -1,4 +1,4 @@
-"""Databases of a test's own on the session's server: in any encoding, with settings of their own."""
+"""Separate databases for tests on the session's server, in any encoding and with other settings."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ OTHERWISE = {
     "transaction_timeout": "50ms",
     "transform_null_equals": "on",
 }
-"""Settings as no statement of ours expects them; the time-outs end what merely takes a while."""
+"""Settings that no statement of ours expects. The time-outs end everything that takes a moment."""
 ENVIRONMENT = {"PGCLIENTENCODING": "LATIN1", "PGDATESTYLE": "SQL, DMY", "PGTZ": "Asia/Tokyo", "PGAPPNAME": "psql"}
-"""What a shell may say to every client of PostgreSQL."""
+"""Environment variables that change every client of PostgreSQL."""
 
 
 @contextmanager
@@ -45,8 +45,8 @@ def database(server_url: str, encoding: str = "UTF8") -> Iterator[str]:
         try:
             yield url.render_as_string(hide_password=False)
         finally:
-            # Not WITH (FORCE): PostgreSQL 15 refuses it to a role that is no superuser while autovacuum visits the database. DROP
-            # DATABASE stops autovacuum by itself, and waits some seconds for the sessions that are told to end here.
+            # WITH (FORCE) is not used: while autovacuum works in the database, PostgreSQL 15 allows it only to superusers. DROP
+            # DATABASE stops autovacuum by itself, and waits some seconds for the sessions that this code terminates.
             admin.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND backend_type = 'client backend'",
                 (url.database,),
@@ -55,14 +55,14 @@ def database(server_url: str, encoding: str = "UTF8") -> Iterator[str]:
 
 
 def known(conn: psycopg.Connection) -> list[tuple[str, str]]:
-    """Those of OTHERWISE that the server's version has."""
+    """The settings of OTHERWISE that the server's version has."""
     (names,) = zip(*conn.execute("SELECT lower(name) FROM pg_settings").fetchall(), strict=True)
     return [(name, value) for name, value in OTHERWISE.items() if name.lower() in names]
 
 
 @contextmanager
 def otherwise(url: str, kind: str, name: str = "") -> Iterator[None]:
-    """Meanwhile new sessions of the database (that of the URL), or of the role, begin with the settings OTHERWISE."""
+    """In this block, new sessions of the URL's database, or of the role, begin with the settings OTHERWISE."""
     with psycopg.connect(url, autocommit=True) as admin:
         whose = sql.SQL(f"ALTER {kind} {{}} ").format(sql.Identifier(name or admin.info.dbname))
         for setting, value in known(admin):

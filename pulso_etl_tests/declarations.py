@@ -1,4 +1,4 @@
-"""Declarations for tests, whose fields are named without their parts."""
+"""Declarations for tests. They name fields without their parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An HTTP proxy in front of the BigQuery emulator, which answers as BigQuery does on a bad day.
+"""An HTTP proxy in front of the BigQuery emulator. It answers with the faults that BigQuery can have.
 
     with FaultyProxy(emulator.rest_url) as proxy:
         proxy.inject(r"POST .*/jobs", error(503, "backendError"), times=2)
@@ -30,7 +30,7 @@ HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length",
 
 @dataclass(frozen=True)
 class Request:
-    """A request as it came in; `line` is method, path and query."""
+    """A request that came in. `line` is method, path and query."""
 
     line: str
     headers: Message
@@ -58,7 +58,7 @@ def error(status: int, reason: str, message: str = "injected") -> Fault:
 
 
 def answer(status: int, body: Any) -> Fault:
-    """That JSON, whatever was asked."""
+    """Always answers with that JSON."""
     content = Answer(status, {"Content-Type": "application/json"}, json.dumps(body).encode())
     return lambda handler, request: handler.send(content)
 
@@ -82,7 +82,7 @@ def edited(change: Callable[[Any], Any]) -> Fault:
 
 
 def job_failed(reason: str, message: str = "injected") -> Fault:
-    """The job that the emulator ran, as one that ended with that error."""
+    """Reports the job that the emulator ran as a job that ended with that error."""
 
     def change(job: Any) -> None:
         fault = {"reason": reason, "message": message}
@@ -92,7 +92,7 @@ def job_failed(reason: str, message: str = "injected") -> Fault:
 
 
 def job_running(job: Any) -> None:
-    """For `edited`: a job, or its result, that is not there yet."""
+    """For `edited`: makes a job, or its result, look unfinished."""
     if "status" in job:
         job["status"] = {"state": "RUNNING"}
     else:
@@ -107,14 +107,14 @@ def reset(handler: _Handler, request: Request) -> None:
 
 
 def truncated(handler: _Handler, request: Request) -> None:
-    """The emulator's answer, of which only the first half of the body comes."""
+    """Sends the emulator's answer with only the first half of the body."""
     given = handler.ask_upstream(request)
     handler.close_connection = True
     handler.send(given, length=len(given.body) // 2)
 
 
 def delayed(seconds: float) -> Fault:
-    """The emulator's answer, that much later."""
+    """Sends the emulator's answer after that delay."""
 
     def fault(handler: _Handler, request: Request) -> None:
         time.sleep(seconds)
@@ -161,7 +161,7 @@ class FaultyProxy:
             self._injected.append(_Injected(re.compile(pattern), fault, times, skip))
 
     def call_off(self) -> bool:
-        """Injects nothing any more; whether any fault has answered a request."""
+        """Stops injecting faults. Returns whether any fault has answered a request."""
         with self._lock:
             fired = any(injected.fired for injected in self._injected)
             self._injected.clear()
@@ -172,7 +172,7 @@ class FaultyProxy:
         return [request for request in self.requests if re.search(pattern, request.line)]
 
     def fault_for(self, request: Request) -> Fault | None:
-        """The fault whose turn it is; the request is counted."""
+        """The next injected fault for the request. Counts the request."""
         with self._lock:
             self.requests.append(request)
             return next((injected.fault for injected in self._injected if injected.takes(request.line)), None)
@@ -192,7 +192,7 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is no news."""
+        """Ignores clients that close the connection."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -223,7 +223,7 @@ class _Handler(BaseHTTPRequestHandler):
             connection.close()
 
     def send(self, given: Answer, length: int | None = None) -> None:
-        """Sends the answer; `length` bytes of its body, where that is less than it announces."""
+        """Sends the answer. With `length`, it sends only that many bytes of the body, and announces all."""
         self.send_response_only(given.status)
         for name, value in given.headers.items():
             self.send_header(name, value)
@@ -236,7 +236,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def set_partition_times(proxy: FaultyProxy, times: Mapping[str, datetime]) -> None:
-    """The emulator keeps no time of its own for a partition: it gives the table's."""
+    """Sets the times of partitions. The emulator keeps none for a partition, and gives the table's time."""
 
     def change(result: Any) -> None:
         result["rows"] = [{"f": [{"v": partition}, {"v": str(int(at.timestamp() * 1_000_000))}]} for partition, at in times.items()]

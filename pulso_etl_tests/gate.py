@@ -1,4 +1,4 @@
-"""A TCP gate in front of a server, which can be shut: the server then refuses, keeps silent, or takes its time."""
+"""A TCP gate in front of a server. A test can shut it: then the server refuses connections, never answers, or is slow."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Address = tuple[str, int] | str
 
 
 class Way(StrEnum):
-    """How the server behind the gate is reached."""
+    """What happens to clients of the server behind the gate."""
 
     OPEN = "open"
     REFUSED = "refused"
-    """Nobody listens, and connections that were there are gone."""
+    """Nobody listens, and existing connections are cut."""
     SILENT = "silent"
-    """Connections are taken, and those that were there stay; nothing is ever answered."""
+    """New connections are accepted, and existing connections stay, but nobody answers."""
     SLOW = "slow"
-    """Everything takes `Gate.delay` seconds more, each way."""
+    """Data take `Gate.delay` seconds more, in each direction."""
 
 
 class Gate:
@@ -68,10 +68,10 @@ class Gate:
         return f"http://127.0.0.1:{self.port}"
 
     def turn(self, way: Way) -> None:
-        """Lets the server be reached that way from now on."""
+        """From now on, this happens to clients."""
         self.way, before = way, self.way
         if way is Way.REFUSED:
-            # Who waits in `accept` would take one more.
+            # A thread that waits in `accept` would accept one more client.
             with suppress(OSError):
                 self._listener.shutdown(socket.SHUT_RDWR)
             self._listener.close()
@@ -82,7 +82,7 @@ class Gate:
             self._listener = self._listen(self.port)
             threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
         if way is Way.OPEN:
-            # A client that was kept waiting may never ask again.
+            # A client that has waited may never send again, so its connection is cut.
             for pair in [pair for pair in self._pairs if before is Way.SILENT]:
                 self._end(pair)
 

@@ -52,7 +52,7 @@ def minimum_rows(tables: Mapping[str, TableSpec]) -> str:
 
 
 def limits(column: Column) -> str:
-    """What the values of a column may be, where they are limited."""
+    """The limits of a column's values, if it has any."""
     if column.minimum is not None and column.maximum is not None:
         return f"{column.minimum:g} to {column.maximum:g}"
     if column.minimum is not None:
@@ -102,7 +102,7 @@ def generated(tables: Mapping[str, TableSpec] = TABLES) -> dict[Path, str]:
 
 
 def main() -> None:
-    """Writes what is not current, and says so."""
+    """Writes the files that are not current, and prints their names."""
     for path, text in generated().items():
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The faulty proxy, which also cuts the pages of a query's rows short, and can hold one back."""
+"""A faulty proxy that also makes the pages of a query's rows short, and can hold a page back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class HoldingProxy(FaultyProxy):
         super().__init__(upstream)
         self.page_rows = page_rows
         self.held = threading.Event()
-        """Set once a page is held back."""
+        """Set when a page is held back."""
         self._hold_at = -1
         self._pages = 0
         self._released = threading.Event()
@@ -29,7 +29,7 @@ class HoldingProxy(FaultyProxy):
 
     @property
     def queries(self) -> int:
-        """How many queries were asked for, refused ones included."""
+        """How many queries clients sent, refused queries included."""
         return len(self.seen(QUERY))
 
     def refuse_queries(self, count: int) -> None:
@@ -37,7 +37,7 @@ class HoldingProxy(FaultyProxy):
         self.inject(QUERY, error(503, "outOfOrder", "out of order"), times=count)
 
     def hold_page(self, number: int) -> None:
-        """Holds the page of that number (from 0, counted from now) back until `release`, and every later one."""
+        """Holds back the page of that number (from 0, counted from now) and every later page, until `release`."""
         self.held.clear()
         self._released.clear()
         self._hold_at, self._pages = number, 0
@@ -47,7 +47,7 @@ class HoldingProxy(FaultyProxy):
         self._released.set()
 
     def fault_for(self, request: Request) -> Fault | None:
-        """The fault whose turn it is, or that of a page of rows."""
+        """The next injected fault for the request, or the answer for a page of rows."""
         return super().fault_for(request) or (self._page if PAGE.search(request.line) else None)
 
     def _page(self, handler: Any, request: Request) -> None:

@@ -30,7 +30,7 @@ def hashes(lock: str) -> dict[str, set[str]]:
 
 
 def faults(lock: str, index: str, said: str) -> Iterator[str]:
-    """What is wrong with a lock file: `index` is the same as the index gives it now, `said` what uv said meanwhile."""
+    """What is wrong with a lock file. `index` is the same file as the index gives it now, `said` is the output of uv."""
     for name, reason in YANKED.findall(said):
         yield f"{name}: withdrawn{reason}"
     now = hashes(index)
@@ -42,7 +42,7 @@ def faults(lock: str, index: str, said: str) -> Iterator[str]:
 
 
 def main(uv: str, *locks: str) -> int:
-    """Prints the faults of the files; 1 where there are any."""
+    """Prints the faults of the files. Returns 1 if there are any."""
     found = False
     for path in locks:
         lock = Path(path).read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ from pulso_etl_tests.lock_audit import pins
 
 
 def moved(before: str, after: str) -> Iterator[str]:
-    """One line for each package whose version changed, that came, or that is gone, by name."""
+    """One line for each package, by name, that is new, is gone, or has another version."""
     old, new = versions(before), versions(after)
     for name in sorted(old.keys() | new.keys()):
         if name not in old:
@@ -26,7 +26,7 @@ def moved(before: str, after: str) -> Iterator[str]:
 
 
 def versions(lock: str) -> dict[str, str]:
-    """The version of each package; several where it depends on the platform."""
+    """The version of each package; several versions if they depend on the platform."""
     found: dict[str, list[str]] = {}
     for pin in pins(lock):
         name, _, version = pin.partition(" ;")[0].partition("==")

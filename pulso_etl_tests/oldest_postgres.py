@@ -30,9 +30,9 @@ needs_oldest_postgres = pytest.mark.skipif(
 
 @contextmanager
 def oldest_postgres() -> Iterator[str]:
-    """The URL of a new database `pulso` on a server of its own, for a login that may create databases and roles, no more."""
+    """The URL of a new database `pulso` on a new server. Its login may create databases and roles, and is no superuser."""
     home = Path(tempfile.mkdtemp())
-    # PostgreSQL refuses to be root; Debian's package brings a user for it.
+    # PostgreSQL refuses to run as root. Debian's package has a user for it.
     user = "postgres" if os.geteuid() == 0 else None
     if user:
         os.chown(home, pwd.getpwnam(user).pw_uid, -1)
@@ -52,7 +52,7 @@ def oldest_postgres() -> Iterator[str]:
     how = ("--locale=C.UTF-8", "--auth=scram-sha-256", "--username=postgres", f"--pwfile={home / 'password'}", "--no-sync")
     run(str(BIN / "initdb"), "-D", data, *how)
     options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={home} -c fsync=off"
-    # Its output goes to a file: a pipe would be held open by the server.
+    # Its output goes to a file, because the server would keep a pipe open.
     run(ctl, "-D", data, "-w", "-l", str(home / "log"), "-o", options, "start")
     try:
         address = f"127.0.0.1:{port}"

@@ -41,7 +41,7 @@ def pooler(server_url: str, mode: str, **settings: object) -> Iterator[str]:
         *("listen_addr = 127.0.0.1", f"listen_port = {port}", "unix_socket_dir =", "auth_type = any", f"pool_mode = {mode}"),
         *(f"{key} = {value}" for key, value in settings.items()),
     ]
-    # It refuses to be root, and whom it is instead has to reach its files and the socket of the server.
+    # It refuses to run as root. The other user must have access to its files and to the socket of the server.
     home = Path(tempfile.mkdtemp())
     home.chmod(0o755)
     (home / "pgbouncer.ini").write_text("\n".join(lines) + "\n")

@@ -4,7 +4,7 @@ import { defineConfig } from "vite";
 
 const here = (path: string) => fileURLToPath(new URL(path, import.meta.url));
 
-/** The status page, built into the Python package, which serves it at any path. `npm run dev` asks the API at 127.0.0.1:8000. */
+/** The status page. It is built into the Python package, which can serve it at any path. `npm run dev` uses the API at 127.0.0.1:8000. */
 export default defineConfig({
   root: here("."),
   base: "./",

@@ -6,15 +6,15 @@ import type { RefreshRequest, Transport } from "./transport.js";
 import type { Cleanup, Contact, ExtractionMode, Health, Refresh, Status, TableConfig, TableDetail } from "./types.js";
 
 export interface ClientOptions {
-  /** Where the API is, such as `https://pulso.example.com`; the page's own origin where it is left out. */
+  /** Where the API is, such as `https://pulso.example.com`. The default is the page's own origin. */
   baseUrl?: string | undefined;
   /** Sent as `Authorization: Bearer`. */
   token?: string | null | undefined;
-  /** In place of the global `fetch`. */
+  /** Used instead of the global `fetch`. */
   fetch?: typeof globalThis.fetch | undefined;
 }
 
-/** What a token may do: look; refresh; everything. */
+/** What a token may do: `read` looks, `refresh` also launches refreshes, `admin` does everything. */
 export type Role = "read" | "refresh" | "admin";
 
 /** The state of all tables, and what the caller may do. */
@@ -26,15 +26,15 @@ export interface Session {
 type TableQuery = NonNullable<paths["/api/v1/etl/refresh/table/{table_name}"]["post"]["parameters"]["query"]>;
 type DashboardRequest = { force?: boolean; tables?: string[] | null; max_concurrent?: number };
 
-/** The HTTP API. Every method rejects with an ETLError, or with the reason of its signal where that was aborted. */
+/** The HTTP API. Every method rejects with an ETLError, or with the reason of its signal if the signal was aborted. */
 export interface ETLClient extends Transport {
-  /** Refreshes the tables that are named, or those of the dashboard. Fresh ones are skipped unless `force`. */
+  /** Refreshes the named tables, or the tables of the dashboard. It skips fresh tables unless `force` is true. */
   refreshDashboard(request?: DashboardRequest, signal?: AbortSignal): Promise<Refresh>;
   refreshTable(table: string, options?: TableQuery, signal?: AbortSignal): Promise<Refresh>;
   refreshProgress(pipelineId: string, signal?: AbortSignal): Promise<Refresh>;
   session(signal?: AbortSignal): Promise<Session>;
   tableStatus(table: string, signal?: AbortSignal): Promise<TableDetail>;
-  /** Also resolves where a part fails; `ready` tells. */
+  /** It resolves even if a part of the deployment fails; then `ready` is false. */
   health(signal?: AbortSignal): Promise<Health>;
   tables(signal?: AbortSignal): Promise<TableConfig[]>;
   extractionModes(signal?: AbortSignal): Promise<ExtractionMode[]>;
@@ -42,7 +42,7 @@ export interface ETLClient extends Transport {
   contact(signal?: AbortSignal): Promise<Contact>;
   /** Ends extractions that died or hang. For administrators. */
   cleanup(signal?: AbortSignal): Promise<Cleanup>;
-  /** Tells of each change until the returned function is called. */
+  /** Reports each change, until you call the returned function. */
   events(listening: Listening): () => void;
 }
 
@@ -84,7 +84,7 @@ export function createClient(options: ClientOptions = {}): ETLClient {
       data(http.GET("/api/v1/etl/status/table/{table_name}", { params: { path: { table_name } }, ...given(signal) })),
     async health(signal) {
       const found = await answered(http.GET("/api/v1/etl/health", given(signal)));
-      // A deployment of which a part fails tells so with 503 and the same shape.
+      // If a part of the deployment fails, the answer is a 503 with the same shape.
       const failing = found.error as Partial<Health> | undefined;
       return failing?.parts ? (failing as Health) : ok(found);
     },
@@ -124,7 +124,7 @@ async function answered<T>(call: Promise<Answered<T>>): Promise<Answered<T>> {
   }
 }
 
-/** Whether a request was given up by its own caller. */
+/** Whether the caller itself aborted the request. */
 export function isAbort(error: unknown): boolean {
   return error instanceof Error && error.name === "AbortError";
 }

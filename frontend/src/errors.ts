@@ -1,16 +1,16 @@
 import type { Failure, Fault, Refresh, ValidationFaults } from "./types.js";
 
-/** Statuses after which the same request may go well later. */
+/** Statuses after which the same request may succeed later. */
 const PASSING = new Set([429, 502, 503, 504]);
 
 /**
- * The one error of this package. `status` is the HTTP status of the answer; 0 where no answer came, or where the answers were
- * fine and the refresh itself failed, which then is `refresh`. `retryAfter` is in seconds, where the server named a time.
+ * The only error of this package. `status` is the HTTP status of the answer. It is 0 if no answer came, or if the refresh itself
+ * failed; then `refresh` is that refresh. `retryAfter` is in seconds, if the server named a time.
  */
 export class ETLError extends Error {
   override readonly name = "ETLError";
   readonly refresh: Refresh | null;
-  /** Why the server refused, with the cause; null where no answer of Pulso's API came. */
+  /** Why the server refused, with the cause. Null if no answer of Pulso's API came. */
   readonly failure: Failure | null;
 
   constructor(
@@ -24,19 +24,19 @@ export class ETLError extends Error {
     this.failure = failure;
   }
 
-  /** Whether the same request may go well later. */
+  /** Whether the same request may succeed later. */
   get passes(): boolean {
     return this.status === 0 || PASSING.has(this.status);
   }
 }
 
-/** Whatever was thrown, as an ETLError. */
+/** Turns anything that was thrown into an ETLError. */
 export function asETLError(error: unknown): ETLError {
   if (error instanceof ETLError) return error;
   return new ETLError(error instanceof Error ? error.message : String(error), 0, null, { cause: error });
 }
 
-/** The error of an answer that is none of the good ones; `body` is what it holds, parsed where it was JSON. */
+/** The error for an answer with a status of failure. `body` is the answer's content, parsed if it is JSON. */
 export function refusal(response: Response, body: unknown): ETLError {
   const seconds = Number.parseInt(response.headers.get("Retry-After") ?? "", 10);
   return new ETLError(

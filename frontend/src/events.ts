@@ -3,13 +3,13 @@ import { asETLError, ETLError, refusal } from "./errors.js";
 import type { Failure, Fault, Status, TableStatus } from "./types.js";
 import { backOff, wait } from "./wait.js";
 
-/** What the API tells while one listens: the whole state, one table that changed alone, or that PostgreSQL is away. */
+/** The API's events: the whole state, one table that changed alone, or the fact that PostgreSQL is away. */
 export type StatusEvent =
   | { type: "status"; status: Status }
   | { type: "table"; table: TableStatus }
   | { type: "unavailable"; message: string; failure?: Failure | null };
 
-/** `live`: events come as things happen. `polling`: they don't come through, and the state is asked for from time to time. */
+/** `live`: events arrive as things happen. `polling`: no events arrive, and the client asks for the state from time to time. */
 export type Connection = "connecting" | "live" | "reconnecting" | "polling" | "closed";
 
 export interface Listening {
@@ -19,11 +19,11 @@ export interface Listening {
   onSignal?(): void;
   /** What went wrong. After an error that does not pass, such as a refused token, listening has ended (`closed`). */
   onError?(error: ETLError): void;
-  /** Milliseconds before the first try to connect again; doubled at each further one, up to 30 s. */
+  /** Milliseconds before the first try to connect again. Each further wait is twice as long, up to 30 s. */
   reconnectMs?: number;
-  /** Milliseconds of silence after which a connection is taken for dead. The API says something every 15 s. */
+  /** After this many milliseconds of silence the connection counts as dead. The API sends something every 15 s. */
   silenceMs?: number;
-  /** Failed tries in a row after which the state is asked for at each try. */
+  /** After this many failed tries in a row, each try also asks for the state. */
   pollAfter?: number;
 }
 
@@ -35,8 +35,8 @@ export function applyEvent(status: Status | null, event: StatusEvent): Status | 
 }
 
 /**
- * Reads server-sent events with `fetch`, since EventSource can't send a token. Connects again when the connection ends, and polls
- * while that does not help. Returns a function that ends it.
+ * Reads server-sent events with `fetch`, because EventSource can't send a token. When the connection ends, it connects again. While
+ * no connection succeeds, it polls. Returns a function that ends it.
  */
 export function listen(
   open: (signal: AbortSignal) => Promise<Response>,
@@ -101,7 +101,7 @@ export function listen(
   return () => life.abort();
 }
 
-/** Reads one connection to its end. Rejects where it is refused, broken or silent for too long. */
+/** Reads one connection to its end. Rejects if it is refused, broken, or silent for too long. */
 async function read(
   open: (signal: AbortSignal) => Promise<Response>,
   silenceMs: number,

@@ -8,13 +8,13 @@ export interface Following {
   /** Milliseconds between two looks. */
   intervalMs: number;
   onProgress(refresh: Refresh): void;
-  /** A look failed in a way that passes; the next one follows. */
+  /** A look failed for a passing reason. The next look follows. */
   onTrouble(error: ETLError): void;
 }
 
 /**
- * Asks how far the refresh is until it is over, and resolves with its end. Rejects with an ETLError where that can't be learnt
- * (a refused token, a refresh that is not known), and resolves with what was known last where the signal is aborted.
+ * Asks how far the refresh is until it is over, and resolves with its final state. Rejects with an ETLError if the API does not
+ * tell (a refused token, an unknown refresh). If the signal is aborted, it resolves with the last known state.
  */
 export async function follow(transport: Transport, refresh: Refresh, following: Following): Promise<Refresh> {
   const { signal, intervalMs, onProgress, onTrouble } = following;
@@ -25,7 +25,7 @@ export async function follow(transport: Transport, refresh: Refresh, following: 
     await wait(pause, signal);
     if (signal.aborted) return told;
     try {
-      // What the launch said stays said.
+      // Only the answer to the launch knows this, so it is kept.
       told = { ...(await transport.progress(told, signal)), already_running: refresh.already_running };
       if (signal.aborted) return told;
       failures = 0;
@@ -43,7 +43,7 @@ export async function follow(transport: Transport, refresh: Refresh, following: 
   return told;
 }
 
-/** Why a refresh that is over failed; null where it did not. */
+/** Why a finished refresh failed. Null if it did not fail. */
 export function failure(refresh: Refresh): ETLError | null {
   if (refresh.status !== "failed") return null;
   const reasons = Object.values(refresh.runs)

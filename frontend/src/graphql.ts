@@ -1,9 +1,9 @@
 /**
- * The hooks' transport over Dagster's GraphQL, as Pulso ETL serves it at `/graphql`, or Dagster's webserver itself.
+ * The hooks' transport over Dagster's GraphQL. Pulso ETL serves it at `/graphql`; Dagster's webserver serves it too.
  *
- * It asks for refreshes and names no days: each run finds its own, and loads nothing where its table is fresh. It knows what
- * Dagster knows: no rows of a run under way, and of an extraction only its end. Where the HTTP API can be reached, `createClient`
- * tells more.
+ * It asks for refreshes and names no days: each run finds its days, and loads nothing if its table is fresh. It knows only what
+ * Dagster knows: it does not know the rows of a running load, and of an extraction it knows only the end. If you can reach the HTTP
+ * API, `createClient` tells more.
  */
 import assetLocation from "../../pulso_etl/api/operations/asset_location.graphql?raw";
 import freshnessQuery from "../../pulso_etl/api/operations/freshness.graphql?raw";
@@ -16,18 +16,18 @@ import tablesOfPulso from "./tables.json";
 import type { Transport } from "./transport.js";
 import type { Refresh, Status, TableConfig, TableRun, TableStatus } from "./types.js";
 
-/** What this transport must know of a table; `client.tables()` answers this and more. */
+/** What this transport must know of a table. `client.tables()` returns this and more. */
 export type TablePlan = Pick<TableConfig, "table" | "group" | "refresh_every_seconds"> & Partial<TableConfig>;
 
 export interface GraphQLOptions {
-  /** Address of the end point; `/graphql` of the page's own origin where it is left out. */
+  /** Address of the end point. The default is `/graphql` of the page's own origin. */
   url?: string | undefined;
   token?: string | null | undefined;
-  /** In place of the global `fetch`. */
+  /** Used instead of the global `fetch`. */
   fetch?: typeof globalThis.fetch | undefined;
-  /** The tables; Pulso's own five where it is left out. */
+  /** The tables. The default is Pulso's five. */
   tables?: readonly TablePlan[] | undefined;
-  /** The deployment's TIMEZONE; America/Lima where it is left out. */
+  /** The deployment's TIMEZONE. The default is America/Lima. */
   timezone?: string | undefined;
 }
 
@@ -63,9 +63,9 @@ const WHOLE_GRAPH = "__ASSET_JOB";
 const WAITING = ["QUEUED", "NOT_STARTED", "MANAGED", "STARTING"];
 const UNDER_WAY = [...WAITING, "STARTED", "CANCELING"];
 const ENDS: Record<string, TableRun["state"]> = { SUCCESS: "success", FAILURE: "failed", CANCELED: "canceled" };
-/** How old the rows of a table are, by Dagster's judgement of its freshness policy. */
+/** How fresh the rows of a table are, as Dagster's freshness policy sees them. */
 const FRESHNESS: Record<string, TableStatus["freshness"]> = { HEALTHY: "fresh", WARNING: "due", DEGRADED: "stale" };
-/** Runs that are looked through for the last one of each table. */
+/** In how many runs the transport looks for the last run of each table. */
 const RECENT = 100;
 
 export function createGraphQLTransport(options: GraphQLOptions = {}): Transport {
@@ -102,7 +102,7 @@ export function createGraphQLTransport(options: GraphQLOptions = {}): Transport 
     return runsOrError.results;
   }
 
-  /** What launches each table: its own job or, of very many tables, a selection of Dagster's job of all assets. */
+  /** What launches each table: its own job or, if there are very many tables, a selection of Dagster's job of all assets. */
   async function selectors(tables: string[], signal: AbortSignal | undefined) {
     type Repository = { name: string; location: { name: string } };
     type Node = { assetKey: { path: string[] }; repository: Repository; jobNames: string[] };
@@ -144,7 +144,7 @@ export function createGraphQLTransport(options: GraphQLOptions = {}): Transport 
     return plans.filter(({ table, group }) => [table, group, "all"].includes(subject)).map(({ table }) => table);
   }
 
-  /** One run for each table, with these tags. Which days it loads is up to the run. */
+  /** One run for each table, with these tags. The run itself finds its days. */
   async function launchTables(
     tables: string[],
     tags: Record<string, string>,
@@ -222,7 +222,7 @@ export function createGraphQLTransport(options: GraphQLOptions = {}): Transport 
     async progress(refresh, signal) {
       const runIds = Object.values(refresh.runs).flatMap(({ run_id }) => run_id ?? []);
       if (runIds.length === 0) return refresh;
-      // By tag, too: a run that crashed is launched again under another id.
+      // It looks by tag too, because a run that crashed is launched again with another id.
       const tags = [{ key: PIPELINE, value: refresh.pipeline_id }];
       const [own, named] = await Promise.all([runs({ tags }, null, signal), runs({ runIds }, null, signal)]);
       const parts = Object.values(refresh.runs).map(async (part): Promise<TableRun> => {
@@ -231,7 +231,7 @@ export function createGraphQLTransport(options: GraphQLOptions = {}): Transport 
           named.find(({ runId }) => runId === part.run_id);
         if (!run) return part;
         const partitions = windowOf(run);
-        // A run that is launched again keeps the tags of the first.
+        // A run that is launched again keeps the tags of the first run.
         const skipped = partitions ? undefined : tagOf(run, SKIPPED);
         const state = skipped ? "skipped" : stateOf(run);
         return {

@@ -33,20 +33,20 @@ function useTransport(): Transport {
 
 export interface ETLRefresh {
   /**
-   * Asks for a refresh of the tables, or of the dashboard's, and watches it; also fresh ones where `force`. Resolves with its end,
-   * or with null where that is not known. Never rejects: `error` tells.
+   * Asks for a refresh of the named tables, or of the dashboard's tables, and watches it. `force` also refreshes fresh tables.
+   * Resolves with the final state, or with null if it is not known. Never rejects: `error` has the error.
    */
   triggerRefresh: (force?: boolean, tables?: string[]) => Promise<Refresh | null>;
   isRefreshing: boolean;
-  /** How far the refresh is, and its end; null before the first one. */
+  /** How far the refresh is, and its final state. Null before the first refresh. */
   progress: Refresh | null;
-  /** Why it was not launched, or can't be watched now, or failed. */
+  /** Why the refresh was not launched, can't be watched now, or failed. */
   error: ETLError | null;
 }
 
 type RefreshState = Omit<ETLRefresh, "triggerRefresh">;
 
-/** Asks for refreshes and watches the one that was asked for last, every `intervalMs`. */
+/** Asks for refreshes, and looks at the last one every `intervalMs` milliseconds. */
 export function useETLRefresh(intervalMs = 1000): ETLRefresh {
   const transport = useTransport();
   const [state, setState] = useState<RefreshState>({ isRefreshing: false, progress: null, error: null });
@@ -72,7 +72,7 @@ export function useETLRefresh(intervalMs = 1000): ETLRefresh {
       change({ isRefreshing: true, error: null });
       let launched: Refresh;
       try {
-        // Not merely `force`: as an onClick handler it would be given an event.
+        // As an onClick handler this function receives an event, and an event is truthy.
         launched = await transport.launch({ force: force === true, tables }, alive);
       } catch (error) {
         if (!alive.aborted) change({ isRefreshing: watching.current !== null, error: asETLError(error) });
@@ -106,10 +106,10 @@ export function useETLRefresh(intervalMs = 1000): ETLRefresh {
 }
 
 export interface ETLStatus {
-  /** The last state that was told; null before the first. It stays while errors follow. */
+  /** The last known state. Null before the first answer. Errors do not clear it. */
   status: Status | null;
   error: ETLError | null;
-  /** Whether the first answer, or the one of a `refetch`, is still to come. */
+  /** Whether the first answer, or the answer to a `refetch`, has not come yet. */
   isLoading: boolean;
   /** Asks at once. */
   refetch: () => void;
@@ -159,7 +159,7 @@ export interface ETLEvents {
   missed: number;
 }
 
-/** The state of all tables as it changes, over the HTTP client's events; `initial` is shown until the first of them. */
+/** The state of all tables as it changes, by the events of the HTTP client. Until the first event, it is `initial`. */
 export function useETLEvents(client: ETLClient, initial: Status | null = null): ETLEvents {
   const [state, setState] = useState<ETLEvents>(() => ({
     status: initial,

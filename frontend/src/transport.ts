@@ -1,14 +1,14 @@
 import type { Refresh, Status } from "./types.js";
 
-/** What to refresh: the named tables, or those of the dashboard; also fresh ones where `force`. */
+/** What to refresh: the named tables, or the tables of the dashboard. `force` also refreshes fresh tables. */
 export interface RefreshRequest {
   force: boolean;
   tables?: string[] | undefined;
 }
 
-/** What the hooks need: the HTTP client is one, `createGraphQLTransport` makes another. Everything rejects with an ETLError. */
+/** What the hooks need. The HTTP client has it, and `createGraphQLTransport` makes it. Every method rejects with an ETLError. */
 export interface Transport {
-  /** Asks for a refresh and answers at once. */
+  /** Asks for a refresh, and resolves at once. */
   launch(request: RefreshRequest, signal?: AbortSignal): Promise<Refresh>;
   /** How far it is now. */
   progress(refresh: Refresh, signal?: AbortSignal): Promise<Refresh>;

@@ -12,7 +12,7 @@ export function wait(milliseconds: number, signal: AbortSignal): Promise<void> {
   });
 }
 
-/** Milliseconds before try number `failures` + 1: doubling from `first` up to 30 s, or what the server asked for. */
+/** Milliseconds before the next try. It begins with `first` and doubles with each failure, up to 30 s. If the server named a time, it is that time. */
 export function backOff(failures: number, first: number, retryAfter: number | null): number {
   return retryAfter === null ? Math.min(first * 2 ** Math.max(0, failures - 1), 30_000) : retryAfter * 1000;
 }

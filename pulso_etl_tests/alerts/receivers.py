@@ -23,7 +23,7 @@ from pulso_etl.settings import Settings
 
 @dataclass
 class Inbox:
-    """What an SMTP server took in; it refuses all recipients while `refuse` is set."""
+    """The messages that an SMTP server received. It refuses all recipients while `refuse` is true."""
 
     port: int
     mails: list[EmailMessage] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Inbox:
 
 @dataclass
 class Receiver:
-    """What an HTTP server took in, as (path, JSON body); `status` and `delay` (seconds) say how it answers."""
+    """The requests that an HTTP server received, as (path, JSON body). `status` and `delay` (seconds) say how it answers."""
 
     port: int = 0
     posts: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -77,7 +77,7 @@ def receiver() -> Iterator[Receiver]:
             receiver.posts.append((self.path, json.loads(body)))
             receiver.before_answer()
             time.sleep(receiver.delay)
-            # A sender whose patience has ended is gone.
+            # The sender may have given up and closed the connection.
             with suppress(ConnectionError):
                 self.send_response(receiver.status)
                 self.end_headers()
@@ -100,7 +100,7 @@ MakeSettings = Callable[..., Settings]
 
 @pytest.fixture
 def make_settings(server_url: str, schema: str) -> MakeSettings:
-    """Settings on the session's PostgreSQL, with the given ALERT_URLS and whatever else is given."""
+    """Settings on the session's PostgreSQL, with the given ALERT_URLS and other given fields."""
 
     def make(urls: str = "", **others: Any) -> Settings:
         given: dict[str, Any] = {"database_url": SecretStr(server_url), "database_schema": schema, "alert_urls": SecretStr(urls)}

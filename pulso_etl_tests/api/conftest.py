@@ -1,4 +1,4 @@
-"""A whole deployment with the API before it: PostgreSQL, the emulator, Dagster's webserver and daemon."""
+"""A whole deployment with the API in front: PostgreSQL, the emulator, Dagster's webserver and daemon."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from pulso_etl_tests.dagster_stack import DagsterStack
 
 SECRETS = {role.name.lower(): make_token(role.name.lower(), role) for role in Role}
 TOKENS = SecretStr(" ".join(str(entry) for _, entry in SECRETS.values()))
-"""The setting that knows them."""
+"""The setting API_TOKENS with an entry for each of them."""
 
 
 @pytest.fixture(scope="package")
 def stack(server_url: str, emulator: BigQueryEmulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagsterStack]:
-    """A deployment for the tests of the API alone."""
+    """A deployment that only the tests of the API use."""
     with running_stack(server_url, emulator, tmp_path_factory.mktemp("api")) as stack:
         yield stack
 
@@ -44,7 +44,7 @@ def settings_of(stack: DagsterStack, **more: object) -> Settings:
 
 @pytest.fixture(scope="package")
 def api(stack: DagsterStack) -> Iterator[ApiServer]:
-    """The API without tokens: this machine is served, with every right."""
+    """The API without tokens: every client on this machine has all rights."""
     with ApiServer(settings_of(stack)) as server:
         yield server
 

@@ -16,7 +16,7 @@ from pulso_etl.settings import Settings
 
 
 class ApiServer:
-    """Listens on a port of 127.0.0.1, a free one for 0; `client` asks it with a token, or without one."""
+    """Listens on a port of 127.0.0.1; 0 takes a free port. `call` sends a request, with a token or without one."""
 
     def __init__(self, settings: Settings, port: int = 0) -> None:
         self.settings = settings

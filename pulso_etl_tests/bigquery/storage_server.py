@@ -1,4 +1,4 @@
-"""BigQueryRead over real gRPC, as BigQuery serves it: the rows of the emulator's query results, which its own end point lacks."""
+"""BigQueryRead over real gRPC, as BigQuery serves it. It serves the rows of query results, which the emulator's end point lacks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SERVICE = "google.cloud.bigquery.storage.v1.BigQueryRead"
 
 @dataclass
 class Break:
-    """Ends a stream once it has sent `after` of its rows: with a status, or (None) by sending nothing more.
+    """Ends a stream when it has sent `after` of its rows: with a status, or, if that is None, by sending nothing more.
 
     `stream` is the stream's number, `times` how often that happens.
     """
@@ -37,7 +37,7 @@ class StorageServer:
         self.streams = streams
         self.batch_rows = batch_rows
         self.refusal: grpc.StatusCode | None = None
-        """Status with which sessions are refused."""
+        """The status with which the server refuses sessions."""
         self.lost = 0
         """Rows that sessions leave out."""
         self.breaks: list[Break] = []
@@ -116,7 +116,7 @@ class StorageServer:
             ended.set()
 
         if not context.add_callback(end):
-            # The call has ended before this thread got to it: nobody would call back.
+            # The call has ended before this thread registered the callback, so nothing would call it.
             end()
         part = self._parts[request.read_stream]
         broken = self._break(int(request.read_stream.rsplit("/", 1)[1]))
@@ -138,7 +138,7 @@ class StorageServer:
         return self._codecs[stream]
 
     def batch(self, stream: str, position: int) -> types.ReadRowsResponse:
-        """The stream's rows from that position on, as many as one message has."""
+        """The stream's rows from that position on, as many as fit in one message."""
         rows = self._parts[stream].slice(position, self.batch_rows).combine_chunks().to_batches()[0]
         message = types.ArrowRecordBatch(serialized_record_batch=_message(rows, self.codec(stream)))
         return types.ReadRowsResponse(row_count=rows.num_rows, arrow_record_batch=message)

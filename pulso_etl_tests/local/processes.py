@@ -1,4 +1,4 @@
-"""What is running: for tests that must leave nothing behind."""
+"""The running processes, for tests that must leave none behind."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import psutil
 
 
 def belonging_to(home: Path) -> list[str]:
-    """The living processes that name the folder in their command line or environment, this one aside."""
+    """The living processes that name the folder in their command line or environment, without this process."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -40,10 +40,10 @@ def nothing_left(home: Path, seconds: float = 0) -> bool:
 
 
 class Command:
-    """`pulso-etl ARGS` in a session of its own, its output read line by line. Its group is what a terminal would signal."""
+    """`pulso-etl ARGS` in a new session, whose output is read line by line. A terminal would send signals to its process group."""
 
     def __init__(self, args: Sequence[str], env: dict[str, str] | None = None, cwd: Path | None = None) -> None:
-        # A job in the background has SIGINT ignored, and its children would inherit that.
+        # A shell makes a background job ignore SIGINT, and its children would inherit that.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pulso_etl", *args],

@@ -109,8 +109,7 @@ def test_a_reconciliation_counts_in_the_budget(
     settings: Settings, emulator: BigQueryEmulator, conn: psycopg.Connection, schema: str
 ) -> None:
     seed(settings, emulator)
-    today = lima_day(datetime.now(UTC))
-    days = DayRange(today - timedelta(days=1), today)
+    days = DayRange(TODAY - timedelta(days=1), TODAY)
     spec = TABLES["dashboard_data"]
     with dg.DagsterInstance.ephemeral() as instance:
         assert run_plan(build_defs(settings), instance, spec, RefreshPlan(spec.name, days, "test")).error is None

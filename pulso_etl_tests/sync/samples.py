@@ -58,12 +58,12 @@ def things(*more: Column, **changes: Any) -> TableSpec:
 
 
 def by_month(*more: Column, **changes: Any) -> TableSpec:
-    """`things` in partitions of a month each: D2 is the last day of one, D3 the first of the next."""
+    """`things` in partitions of one month: D2 is the last day of a month, D3 the first day of the next."""
     return things(*more, **{"partition_by": "month"} | changes)
 
 
 def monthly(**changes: Any) -> TableSpec:
-    """`things` with a key that lives in several partitions, of which the newest day counts."""
+    """`things` with a key that can be in several partitions. The newest day counts."""
     return things(primary_key=("name",), version_column="day", **changes)
 
 
@@ -77,7 +77,7 @@ def table(rows: Sequence[dict[str, Any]]) -> pa.Table:
 
 
 def wider(rows: Sequence[dict[str, Any]], **columns: Any) -> pa.Table:
-    """The rows with more columns in the source: a list of values, or an Arrow array, each."""
+    """The rows with more columns in the source. Each column is a list of values or an Arrow array."""
     given = table(rows)
     for name, values in columns.items():
         given = given.append_column(name, values if isinstance(values, pa.Array) else pa.array(values))
@@ -85,7 +85,7 @@ def wider(rows: Sequence[dict[str, Any]], **columns: Any) -> pa.Table:
 
 
 def request(window: DayRange, open_stream: Open, **options: Any) -> LoadRequest:
-    """A request whose options, those of its source and its writer too, are given by name."""
+    """A request. Its options, and the options of its source and its writer, are given by name."""
 
     def of(kind: type[Source] | type[Writer]) -> dict[str, Any]:
         return {field.name: options.pop(field.name) for field in fields(kind) if field.name in options}
@@ -124,7 +124,7 @@ class Loads:
         return self.conn.execute(query.encode()).fetchall()
 
     def addresses(self) -> set[tuple[Any, ...]]:
-        """Where each row of `things` lies and who wrote it: the same before and after means not written."""
+        """The address of each row of `things`, and the transaction that wrote it. If both stay the same, nobody wrote the row."""
         return set(self.rows("SELECT xmin::text, tableoid, ctid::text FROM things"))
 
     def columns(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A table and an asset that are not ours, as somebody else would write them for the IO manager."""
+"""A table and an asset as somebody outside of this project would write them for the IO manager."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,7 +59,7 @@ def table(rows: Rows = ALL, stamp: datetime = NOON) -> pa.Table:
 
 @dataclass
 class Arrowlike:
-    """What polars, duckdb and others look like to Arrow."""
+    """An object with Arrow's interface for streams, as tables of polars and duckdb have it."""
 
     table: pa.Table
 
@@ -114,7 +114,7 @@ def materialize(
     tags: dict[str, str] | None = None,
     **options: Any,
 ) -> dg.ExecuteInProcessResult:
-    """Materializes assets over the days from `start` to `end`; without `end` the one partition `start`."""
+    """Materializes assets over the days from `start` to `end`; without `end`, only the partition `start`."""
     bounds = {"dagster/asset_partition_range_start": start, "dagster/asset_partition_range_end": end} if start and end else {}
     return dg.materialize(
         assets,

@@ -1,4 +1,4 @@
-"""Two tenants on one PostgreSQL and one emulator: datasets of their own, roles and schemas by the administrators' SQL."""
+"""Two tenants on one PostgreSQL and one emulator. Each has its own dataset. The administrators' SQL makes roles and schemas."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COLUMNS = "fecha_foto, archivo, cartera, servicio, cuentas, deuda_asig, recupero
 
 @dataclass
 class Tenancy:
-    """The tenants acme and globex: parts, source data and schemas by name. The login is no superuser, and owns nothing itself."""
+    """The tenants acme and globex: parts, source data and schemas by name. The login is no superuser, and owns nothing."""
 
     settings: Settings
     parts: Mapping[str, Deployed]
@@ -38,7 +38,7 @@ class Tenancy:
         return self.parts[tenant].settings.database_schema
 
     def url(self, tenant: str) -> str:
-        """As whom the tenant connects."""
+        """The URL with which the tenant connects."""
         return self.parts[tenant].settings.database_url.get_secret_value()
 
     def loaded(self, tenant: str) -> set[tuple[object, ...]]:

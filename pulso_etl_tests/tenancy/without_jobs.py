@@ -1,4 +1,4 @@
-"""The deployment's definitions as they are with very many tables: all that is launched is a selection of Dagster's own job."""
+"""The deployment's definitions as they are with very many tables: every launch is a selection of Dagster's own job."""
 
 from __future__ import annotations
 

@@ -6,12 +6,12 @@ import { Explained } from "./Explained";
 import { isToken, TokenForm } from "./TokenForm";
 import { explainNothing } from "./words";
 
-/** Where the page stands, and with it the API: a tenant's has a path of its own, and a token of its own. */
+/** The path of the page, which is also the path of the API. Each tenant has its own path and its own token. */
 const HERE = new URL(".", document.baseURI);
 const KEY = `pulso-token${HERE.pathname.replace(/\/$/, "")}`;
 const RETRY_MS = 5000;
 
-/** The token that a link brings along, `#token=…`. From then on this tab has it, and the address bar no longer shows it. */
+/** The token of a link, `#token=…`. This tab keeps it, and the address bar no longer shows it. */
 function takeToken(): string | null {
   const given = new URLSearchParams(location.hash.slice(1)).get("token");
   if (!given || !isToken(given)) return null;
@@ -20,7 +20,7 @@ function takeToken(): string | null {
   return given;
 }
 
-/** Finds out who asks, with a token where one is needed, and shows the tables. */
+/** Finds out who the user is, asks for a token if one is needed, and shows the tables. */
 export function App() {
   const [token, setToken] = useState(() => takeToken() ?? sessionStorage.getItem(KEY));
   const client = useMemo(() => createClient({ baseUrl: HERE.href, token }), [token]);
@@ -71,7 +71,7 @@ export function App() {
   }, []);
 
   useEffect(() => {
-    // A link that is opened in the tab of this very page loads nothing anew.
+    // If the user opens such a link in this tab, the browser does not load the page again.
     const follow = () => {
       const given = takeToken();
       if (given) signIn(given);

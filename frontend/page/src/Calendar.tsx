@@ -11,7 +11,7 @@ export function Calendar({ titles, details }: { titles: Titles; details: Record<
   const days = tables.map((table) => details[table]?.partitions ?? []).find((found) => found.length > 0) ?? [];
   const loaded = days.length > 0;
   useEffect(() => {
-    // Today stands at the right end.
+    // Today is at the right end.
     if (loaded && scrolled.current) scrolled.current.scrollLeft = scrolled.current.scrollWidth;
   }, [loaded]);
   return (

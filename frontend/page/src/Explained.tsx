@@ -6,7 +6,7 @@ import type { Explanation } from "./words";
 
 interface Props {
   explanation: Explanation;
-  /** The text as it was written, for engineers. */
+  /** The original error text, for engineers. */
   detail: string;
   /** What it is about, such as the table's title. */
   subject?: string | undefined;
@@ -15,7 +15,7 @@ interface Props {
   runUrl?: string | null | undefined;
 }
 
-/** What went wrong, what happens next, what to do and whom to ask; for the engineer the text as it was written. */
+/** What went wrong, what happens next, what to do and whom to ask, and the original error text for the engineer. */
 export function Explained({ explanation, detail, subject, at, runUrl }: Props) {
   const { title, what, next, todo } = explanation;
   const report = errorReport({

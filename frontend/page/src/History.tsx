@@ -91,10 +91,10 @@ function Bars({ name, extractions, value, write }: BarsProps) {
           </pattern>
         </defs>
         {extractions.map((one, place) => {
-          // A cross stands above the bars of attempts that failed.
+          // A cross is above the bars of failed attempts.
           const height = largest > 0 ? Math.max(2, ((value(one) ?? 0) / largest) * (HEIGHT - 14)) : 2;
           const failed = one.status === "failed";
-          // The newest stands at the right end, however few there are.
+          // The newest attempt is at the right end, even if there are few.
           const x = (SHOWN - extractions.length + place) * STEP + (STEP - BAR) / 2;
           const y = HEIGHT - height;
           return (

@@ -10,7 +10,7 @@ const PATHS = {
 
 export type IconName = keyof typeof PATHS;
 
-/** A mark beside words that say the same. */
+/** An icon. The words beside it say the same. */
 export function Icon({ name, turning = false }: { name: IconName; turning?: boolean }) {
   return (
     <svg className={turning ? "icon icon--turning" : "icon"} viewBox="0 0 24 24" aria-hidden="true" focusable="false">

@@ -1,9 +1,9 @@
 import { type FormEvent, useEffect, useId, useRef, useState } from "react";
 
-/** Whether a header can hold the text: what it can't is no token. */
+/** Whether the text can be a token: a header must be able to hold it. */
 export const isToken = (text: string): boolean => /^[\x21-\x7e]+$/.test(text);
 
-/** Asks for the token that the API wants. `refused`: the last one was none. */
+/** Asks for the token that the API needs. `refused`: the API has refused the last one. */
 export function TokenForm({ refused, onToken }: { refused: boolean; onToken: (token: string) => void }) {
   const [problem, setProblem] = useState(refused ? "Esa clave no es válida. Revise que esté completa." : "");
   const input = useRef<HTMLInputElement>(null);

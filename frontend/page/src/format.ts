@@ -1,4 +1,4 @@
-/** How numbers and instants are written: es-PE, in the time zone that the API tells. What is not known is a dash. */
+/** Writes numbers and instants: in es-PE, in the time zone that the API tells. An unknown value is a dash. */
 
 import words from "../../../pulso_etl/words/words.json";
 
@@ -26,7 +26,7 @@ function isoDay(timeZone: string | undefined): Intl.DateTimeFormat {
   return new Intl.DateTimeFormat("en-CA", { timeZone, year: "numeric", month: "2-digit", day: "2-digit" });
 }
 
-/** A count; also with its noun: `count(1, "fila")` is "1 fila". */
+/** A count, with its noun if one is given: `count(1, "fila")` is "1 fila". */
 export function count(value: number | null | undefined, noun?: string): string {
   if (value === null || value === undefined) return UNKNOWN;
   return noun ? `${whole.format(value)} ${value === 1 ? noun : `${noun}s`}` : whole.format(value);

@@ -1,4 +1,4 @@
-/** What the page keeps up to date: the time, the histories of the tables, and what is told to a screen reader. */
+/** What the page keeps up to date: the time, the histories of the tables, and the text for a screen reader. */
 import { useEffect, useMemo, useRef, useState } from "react";
 import type { ETLClient, ETLEvents, Status, TableDetail, TableRun, TableStatus } from "../../src";
 import { isDatabaseAway, isOffline, type Outlook } from "./state";
@@ -14,7 +14,7 @@ export function useOutlook(status: Status, events: ETLEvents): Outlook {
     const timer = setInterval(() => setClock(Date.now()), TICK_MS);
     return () => clearInterval(timer);
   }, []);
-  // An event is newer than the last tick.
+  // An event can be newer than the last tick of the clock.
   const here = Math.max(clock, events.heardAt);
   const databaseAway = isDatabaseAway(events);
   const knownAt = useRef(events.heardAt + skew);
@@ -22,7 +22,7 @@ export function useOutlook(status: Status, events: ETLEvents): Outlook {
   return { now: here + skew, offline: isOffline(events, here), databaseAway, knownAt: knownAt.current };
 }
 
-/** The histories by table, each asked for anew when an extraction of the table begins or ends. */
+/** The histories by table. Each is fetched again when an extraction of the table begins or ends. */
 export function useDetails(client: ETLClient, tables: readonly TableStatus[]): Record<string, TableDetail> {
   const [details, setDetails] = useState<Record<string, TableDetail>>({});
   const asked = useRef(new Map<string, string>());
@@ -33,7 +33,7 @@ export function useDetails(client: ETLClient, tables: readonly TableStatus[]): R
       asked.current.set(table, state);
       client.tableStatus(table).then(
         (detail) => setDetails((details) => ({ ...details, [table]: detail })),
-        // Asked for again at the next event.
+        // The next event fetches it again.
         () => asked.current.delete(table),
       );
     }
@@ -41,14 +41,14 @@ export function useDetails(client: ETLClient, tables: readonly TableStatus[]): R
   return details;
 }
 
-/** How far the table's refresh is: a run that is under way, else what became of the one that was asked for here. */
+/** How far the table's refresh is: its running run, or else the result of the refresh that was asked for on this page. */
 export function progressOf(table: TableStatus, asked: TableRun | null): TableRun | null {
   const run = table.run_under_way;
   if (run) return { ...run, table: table.table, message: asked?.message ?? null };
   return asked && stands(asked, table) ? asked : null;
 }
 
-/** Whether what was asked for here is still the last thing that happened to the table. */
+/** Whether the refresh that was asked for on this page is still the last one of the table. */
 function stands({ state, run_id, finished_at }: TableRun, table: TableStatus): boolean {
   switch (state) {
     case "success":
