@@ -20,6 +20,7 @@ from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl.local.sample_data import SampleData
 from pulso_etl.settings import Settings
+from pulso_etl.sync.zone import DEFAULT_ZONE
 from pulso_etl_tests.alerts.receivers import inbox, make_settings, receiver  # noqa: F401
 from pulso_etl_tests.clock import TODAY, ZONE
 from pulso_etl_tests.dagster_stack import CHECKOUT, DagsterStack
@@ -165,6 +166,12 @@ def settings(
     monkeypatch.setenv("BIGQUERY_EMULATOR_HOST", emulator.rest_url)
     monkeypatch.setenv("DAGSTER_HOME", str(dagster_home))
     return Settings(database_url=SecretStr(server_url))
+
+
+@pytest.fixture
+def lima(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deployment has the default zone. A test asks for this if it names instants or days in that zone."""
+    monkeypatch.setenv("TIMEZONE", DEFAULT_ZONE)
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,7 @@ def test_definitions_without_a_database_say_so_in_one_clear_line(tmp_path: Path)
     )
 
 
+@pytest.mark.usefixtures("lima")
 def test_definitions_hold_the_five_assets_on_the_same_partitions(settings: Settings) -> None:
     graph = build_defs(settings).resolve_asset_graph()
     assert {key.to_user_string() for key in graph.executable_asset_keys} == set(TABLES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import dagster as dg
+import pytest
 from dagster import deserialize_value, serialize_value
 from pydantic import SecretStr
 from syrupy.assertion import SnapshotAssertion
@@ -78,5 +79,6 @@ def asset(node: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.usefixtures("lima")
 def test_the_graph_is_the_reviewed_one(snapshot: SnapshotAssertion) -> None:
     assert graph() == snapshot(extension_class=JSONSnapshotExtension)

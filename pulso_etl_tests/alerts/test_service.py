@@ -250,6 +250,7 @@ def test_an_outage_of_the_database_that_was_told_is_not_told_again_from_memory(
     assert "Duró: 10 min" in receiver.posts[1][1]["message"]
 
 
+@pytest.mark.usefixtures("lima")
 def test_an_outage_is_told_once_with_its_end_and_true_length_although_the_process_is_a_new_one_each_time(
     receiver: Receiver, make_settings: MakeSettings, server: EmbeddedPostgres, tmp_path: Path
 ) -> None:

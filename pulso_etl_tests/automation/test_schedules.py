@@ -21,6 +21,7 @@ from pulso_etl.tables import TABLES
 from pulso_etl_tests.refreshing.test_budget import billed
 
 LIMA = ZoneInfo("America/Lima")
+pytestmark = pytest.mark.usefixtures("lima")
 
 
 @pytest.fixture

@@ -28,8 +28,8 @@ from pulso_etl.sync.ledger.locks import table_lock
 from pulso_etl.sync.loading import months
 from pulso_etl.sync.schema.migration import create_table
 from pulso_etl.sync.target import Target
-from pulso_etl.tables import TableSpec
-from pulso_etl_tests.clock import TABLES, TODAY
+from pulso_etl.tables import TABLES, TableSpec
+from pulso_etl_tests.clock import TODAY
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.dagster_stack import CHECKOUT
 from pulso_etl_tests.declarations import altered

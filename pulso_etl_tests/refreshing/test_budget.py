@@ -113,8 +113,8 @@ def test_a_reconciliation_counts_in_the_budget(
     spec = TABLES["dashboard_data"]
     with dg.DagsterInstance.ephemeral() as instance:
         assert run_plan(build_defs(settings), instance, spec, RefreshPlan(spec.name, days, "test")).error is None
-    for window in (days, DayRange(today + timedelta(days=400), today + timedelta(days=400))):
-        reconcile(Target(conn, spec, schema), build_source(settings), window, today, "run")
+    for window in (days, DayRange(TODAY + timedelta(days=400), TODAY + timedelta(days=400))):
+        reconcile(Target(conn, spec, schema), build_source(settings), window, TODAY, "run")
     asked = conn.execute("SELECT table_name, purpose, run_id FROM etl_queries").fetchall()
     assert asked == [(spec.name, "reconciliation", "run")] * 2
     before = Watermarks(schema).used(conn, datetime.now(UTC) - timedelta(hours=1))
