@@ -12,11 +12,14 @@ import dagster as dg
 import pyarrow as pa
 import pytest
 from dagster._utils.schedules import cron_string_iterator
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from google.cloud import bigquery
 from pydantic import SecretStr
 
 from pulso_etl.alerts.messages import last_load, trial_message
 from pulso_etl.api.status import overall
+from pulso_etl.api.tenants import application
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.definitions import build_defs
 from pulso_etl.local.emulator import BigQueryEmulator
@@ -114,6 +117,13 @@ def test_a_setting_says_the_zone_and_a_wrong_one_is_refused(monkeypatch: pytest.
     monkeypatch.setenv("TIMEZONE", "America/Limon")
     with pytest.raises(SettingsError, match="TIMEZONE: unknown time zone 'America/Limon'; give a name of the IANA list"):
         load_settings()
+
+
+def test_the_api_plans_in_the_zone() -> None:
+    app = application(Settings(database_url=SecretStr("postgresql://127.0.0.1:1/none"), timezone=ZONE))
+    assert isinstance(app, FastAPI)
+    with TestClient(app):
+        assert {spec.timezone for spec in app.state.deployment.tables.values()} == {ZONE}
 
 
 def test_each_tenant_may_have_a_zone_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,9 +65,10 @@ async def tenants(request: Request, caller: Admin) -> dict[str, str]:
 
 def application(settings: Settings, *, tables: Mapping[str, TableSpec] = TABLES) -> ASGIApp:
     """The application that the settings ask for, with tenants or without. Raises SettingsError."""
-    if settings.tenants_file is None:
-        return create_app(settings, tables=tables)
     parts = deployed(settings, tables)
+    if settings.tenants_file is None:
+        (alone,) = parts
+        return create_app(alone.settings, tables=alone.tables)
     for token in settings.keyring(tuple):
         if token.caller.tenant not in {"", *(part.tenant for part in parts)}:
             logger.warning("API_TOKENS: the tenant of %s does not exist, so the token opens nothing", token.caller.name)
