@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -26,6 +27,8 @@ from pulso_etl_tests.clock import TODAY, ZONE
 from pulso_etl_tests.dagster_stack import CHECKOUT, DagsterStack
 from pulso_etl_tests.faulty_proxy import FaultyProxy
 from pulso_etl_tests.holding_proxy import HoldingProxy
+
+gc.disable()  # until all modules are imported, whose objects stay
 
 hypothesis_settings.register_profile("pulso", deadline=None, max_examples=30, derandomize=True, print_blob=True)
 # `pytest --hypothesis-profile=random` draws other cases each time. A failure prints how to repeat its case.
@@ -85,6 +88,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if starts_processes(item):
             item.add_marker("processes")
+
+
+def pytest_collection_finish() -> None:
+    """The garbage collector need not look at what the imports made."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

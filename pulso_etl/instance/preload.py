@@ -21,13 +21,14 @@ RUNS_NEED = (
     "google.cloud.bigquery_storage",
     "psycopg",
     # A process of multiprocessing imports its parent's main program.
-    "pulso_etl.cli.main",
+    "pulso_etl.__main__",
 )
 """Modules that a run imports late, beside the definitions."""
 
 
 def preload(module: str) -> None:
     """Imports the module of the definitions and the modules that runs need. A run that meets a fault in them reports it."""
+    gc.disable()  # what is imported stays, so there is no garbage to look for
     for name in (*RUNS_NEED, module):
         try:
             build(importlib.import_module(name))
@@ -38,6 +39,7 @@ def preload(module: str) -> None:
         logging.getLogger(__name__).warning("threads before the fork: %s", ", ".join(sorted(threads)))
     # All runs share the memory of these objects. Without this, the garbage collector of a run would write to each of them.
     gc.freeze()
+    gc.enable()
 
 
 def build(module: ModuleType) -> None:

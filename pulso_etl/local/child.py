@@ -27,6 +27,14 @@ kill -KILL "-$1"
 """
 
 
+def program(imports: str) -> str:
+    """The code of a program that imports its `main` so.
+
+    The garbage collector begins after the imports: it would only look at what stays, which takes a quarter of a start.
+    """
+    return f"import gc\ngc.disable()\n{imports}\ngc.freeze()\ngc.enable()\nmain()\n"
+
+
 class Afterwards:
     """A shell script that runs when this process is gone, unless it is called off. It works because even SIGKILL closes a pipe."""
 

@@ -12,16 +12,15 @@ from types import TracebackType
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import bigquery
 
-from pulso_etl.local.child import Child
+from pulso_etl.local.child import Child, program
 
-CHILD = """
+CHILD = program("""
 import sys
 import duckdb_extensions
 duckdb_extensions.import_extension("spatial")
 from bqemulator.cli import main
 sys.argv[0] = "bqemulator"
-main()
-"""
+""")
 
 
 class BigQueryEmulator:
