@@ -59,20 +59,39 @@ def analyse(statement: str, parameters: Columns, catalogue: Catalogue) -> dict[s
 
 @lru_cache(maxsize=256)
 def _analysed(statement: str, parameters: FrozenColumns, catalogue: FrozenCatalogue) -> FrozenColumns:
-    from zetasql.wasi._pb2.zetasql.local_service import local_service_pb2 as service
+    from google.protobuf.message import DecodeError
 
-    request = service.AnalyzeRequest(
-        sql_statement=statement, options=options(dict(parameters)), registered_catalog_id=_registered(engine(), catalogue)
-    )
+    asked = {"options": options(dict(parameters)), "registered_catalog_id": _registered(engine(), catalogue)}
     try:
-        answer = engine().call("Analyze", request, service.AnalyzeResponse)
+        found = _resolved(statement, asked)
+    except DecodeError:
+        found = _prepared(statement, asked)
     except RequestRefused as error:
         raise refusal(error) from None
-    given = answer.resolved_statement.resolved_query_stmt_node.output_column_list
-    found = tuple((column.name, type_name(column.column.type)) for column in given)
     if twice := [name for name, times in Counter(name.lower() for name, _ in found).items() if times > 1]:
         raise StatementRefused(f"The result has several columns of the name {', '.join(twice)}")
     return found
+
+
+def _resolved(statement: str, asked: Mapping[str, Any]) -> FrozenColumns:
+    """The columns by the resolved statement. Raises DecodeError for one that Protocol Buffers find too deep to read."""
+    from zetasql.wasi._pb2.zetasql.local_service import local_service_pb2 as service
+
+    answer = engine().call("Analyze", service.AnalyzeRequest(sql_statement=statement, **asked), service.AnalyzeResponse)
+    given = answer.resolved_statement.resolved_query_stmt_node.output_column_list
+    return tuple((column.name, type_name(column.column.type)) for column in given)
+
+
+def _prepared(statement: str, asked: Mapping[str, Any]) -> FrozenColumns:
+    """The columns of a statement that the analyser accepts, by the evaluator, which tells nothing else of it."""
+    from google.protobuf.empty_pb2 import Empty
+    from zetasql.wasi._pb2.zetasql.local_service import local_service_pb2 as service
+
+    prepared = (
+        engine().call("PrepareQuery", service.PrepareQueryRequest(sql=statement, **asked), service.PrepareQueryResponse).prepared
+    )
+    engine().call("UnprepareQuery", service.UnprepareQueryRequest(prepared_query_id=prepared.prepared_query_id), Empty)
+    return tuple((column.name, type_name(column.type)) for column in prepared.columns)
 
 
 def refusal(error: RequestRefused) -> StatementRefused:

@@ -170,8 +170,13 @@ def test_the_columns_of_a_result_come_in_order_by_bigquery_s_names_of_types() ->
 
 def test_a_statement_that_breaks_the_engine_is_one_error_and_the_next_one_is_analysed() -> None:
     with pytest.raises(EngineFailed, match="nested very deeply"):
-        analyse(f"SELECT {'+'.join('1' * 40_000)} AS a", {}, {})
+        analyse(f"SELECT {'+'.join('1' * 4_000)} AS a", {}, {})
     assert analyse("SELECT 1 AS a", {}, {}) == {"a": "INT64"}
+
+
+@pytest.mark.parametrize(("before", "after"), [("(", ")"), ("COALESCE(NULL, ", ")"), ("(SELECT ", ")"), ("- ", "")])
+def test_a_statement_may_be_nested_a_hundred_times(before: str, after: str) -> None:
+    assert analyse(f"SELECT {before * 100}1{after * 100} AS a", {}, {}) == {"a": "INT64"}
 
 
 # What is sent

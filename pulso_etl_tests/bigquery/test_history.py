@@ -85,7 +85,7 @@ def applied(rows: Rows, changes: list[Row]) -> Rows:
 
 
 @given(spec=st.sampled_from((CALLS, FILTERED)), commits=histories, loaded=st.integers(0, 5), margin=st.integers(0, 3))
-@settings(max_examples=12, phases=[Phase.generate])
+@settings(max_examples=9, phases=[Phase.generate])
 def test_after_changes_the_table_holds_what_a_whole_read_gives(
     spec: TableSpec, commits: list[Commit], loaded: int, margin: int
 ) -> None:
