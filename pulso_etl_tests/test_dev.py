@@ -197,7 +197,23 @@ def daemons(dev: Dev) -> list[dict[str, Any]]:
     return [status for status in statuses if status["required"]]
 
 
-def test_a_killed_code_server_is_started_again_and_until_then_no_launch_is_taken(dev: Dev) -> None:
+def test_what_is_killed_is_started_again_or_ends_the_rest_and_the_next_start_ends_its_runs(home: Path) -> None:
+    first = Dev(home)
+    a_killed_code_server_is_started_again_and_until_then_no_launch_is_taken(first)
+    run_id = first.launch("dashboard_data", lima_day(datetime.now(UTC)).isoformat())
+    first.wait_for_run(run_id, "STARTED", "SUCCESS")
+    first.command.process.kill()
+    first.command.end()
+    assert nothing_left(home, seconds=20)
+
+    second = Dev(home)
+    # A link that was kept still signs in.
+    assert second.token == first.token
+    assert second.wait_for_run(run_id, "FAILURE", "SUCCESS", seconds=30) in ("FAILURE", "SUCCESS")
+    a_server_that_dies_is_reported_with_its_log_and_ends_the_rest(second)
+
+
+def a_killed_code_server_is_started_again_and_until_then_no_launch_is_taken(dev: Dev) -> None:
     refresh = "/api/v1/etl/refresh/table/operation_data?force=true"
     dev.child("code-server").kill()
     refused = dev.client.post(refresh)
@@ -212,32 +228,13 @@ def test_a_killed_code_server_is_started_again_and_until_then_no_launch_is_taken
     assert dev.client.post(refresh).status_code == 202
 
 
-def test_a_server_that_dies_is_reported_with_its_log_and_ends_the_rest(dev: Dev) -> None:
+def a_server_that_dies_is_reported_with_its_log_and_ends_the_rest(dev: Dev) -> None:
     dev.child("dagster._daemon").kill()
     assert dev.command.end() == 2, dev.command.output
     assert f"pulso-etl: the Dagster daemon has ended; the end of {dev.home / 'daemon.log'}:\n" in dev.command.output
     assert "dagster.daemon" in dev.command.output
     assert "Traceback" not in dev.command.output
     assert nothing_left(dev.home)
-
-
-def test_a_killed_parent_leaves_no_server_and_the_next_start_ends_its_runs(home: Path) -> None:
-    first = Dev(home)
-    run_id = first.launch("dashboard_data", lima_day(datetime.now(UTC)).isoformat())
-    first.wait_for_run(run_id, "STARTED", "SUCCESS")
-    first.command.process.kill()
-    first.command.end()
-    assert nothing_left(home, seconds=20)
-
-    second = Dev(home)
-    try:
-        # A link that was kept still signs in.
-        assert second.token == first.token
-        assert second.wait_for_run(run_id, "FAILURE", "SUCCESS", seconds=30) in ("FAILURE", "SUCCESS")
-    finally:
-        second.command.process.terminate()
-        assert second.command.end() == 0
-    assert nothing_left(home)
 
 
 def test_a_port_in_use_is_one_clear_line_before_anything_is_started(tmp_path: Path) -> None:
