@@ -83,7 +83,7 @@ export function Row({ table, status, run, outlook, mayRefresh, force, onProgress
   );
 }
 
-/** Why nothing can be asked for now; null where it can. */
+/** Why the user cannot ask for a refresh now. Null if the user can. */
 export function whyNot(status: Status, outlook: Outlook, underWay: boolean, asking: boolean): string | null {
   if (outlook.offline) return "Sin conexión con Pulso";
   if (outlook.databaseAway) return "PostgreSQL no responde";

@@ -1,7 +1,7 @@
 import { createContext, useContext } from "react";
 import type { Contact } from "../../src";
 
-/** Whom people can ask for help; null where the deployment names nobody. */
+/** The person whom users can ask for help. Null if the deployment names nobody. */
 export const ContactContext = createContext<Contact | null>(null);
 
 /** Name, mail and WhatsApp of the contact. Both links bring the text along. */

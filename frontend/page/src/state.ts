@@ -1,4 +1,4 @@
-/** What the page decides from what it was told, and when: pure functions. Times are milliseconds since 1970 by the server's clock. */
+/** The page's decisions, as pure functions of the last state and its time. Times are milliseconds since 1970 by the server's clock. */
 import words from "../../../pulso_etl/words/words.json";
 import type { Condition, Connection, ETLEvents, Extraction, Status, TableStatus } from "../../src";
 import { clockTime, count } from "./format";
@@ -36,7 +36,7 @@ export function isDatabaseAway({ error }: Pick<ETLEvents, "error">): boolean {
   return error?.failure != null && DESTINATION.has(error.failure.cause);
 }
 
-/** The table's state now: what was fresh or due when it was told ages by itself. */
+/** The table's state now. A table that was fresh or due in the last answer becomes older without a further answer. */
 export function stateOf({ state, due_at, stale_after }: TableStatus, now: number): Condition {
   if (state !== "fresh" && state !== "due") return state;
   if (stale_after && now > Date.parse(stale_after)) return "stale";
@@ -58,7 +58,7 @@ export interface Banner extends Omit<Label, "tone"> {
   outage: boolean;
 }
 
-/** The state of everything in one sentence, a second one that says why, and the tables that it is about. */
+/** The state of the whole in one sentence, a second sentence that says why, and the tables that it is about. */
 export function bannerOf(status: Status, { now, offline, databaseAway, knownAt }: Outlook): Banner {
   const troubled = worstFirst(status.tables, now).filter((table) => !["fresh", "due"].includes(stateOf(table, now)));
   const worst = troubled[0] && stateOf(troubled[0], now);

@@ -97,7 +97,7 @@ export function explainRefusal({ failure, status, retryAfter }: ETLError, now = 
   return { ...found, next: NOT_DONE, todo: `inténtelo de nuevo ${when}. Si sigue así, ${ENGINEER}.` };
 }
 
-/** Why the page shows nothing yet. It asks again by itself where that may help. */
+/** Why the page shows nothing yet. It asks again by itself if that may help. */
 export function explainNothing(error: ETLError, everySeconds: number): Explanation {
   const { failure, status, passes } = error;
   const found = failure ? CAUSES[failure.cause] : status === 0 ? UNREACHABLE : CAUSES.launcher_unavailable;
