@@ -15,6 +15,7 @@ from pulso_etl.automation.schedules import build_schedules
 from pulso_etl.automation.sensors import Automation
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.checks.asset_checks import build_checks, reconciliation_key, refresh_check_keys, up_to_date_key
+from pulso_etl.instance.retention import retention_sensor
 from pulso_etl.logs import run_logger
 from pulso_etl.refreshing.budget import QueryBudget
 from pulso_etl.refreshing.runs import table_job
@@ -102,7 +103,8 @@ def build_defs(
         asset_checks=[build_checks(spec) for spec in tables.values()],
         jobs=jobs,
         schedules=build_schedules(automation.planner, automation.watermarks, with_jobs=bool(jobs), running=settings.automation),
-        sensors=automation.sensors(),
+        # Dagster's past belongs to the deployment, and not to one of its tenants.
+        sensors=[*automation.sensors(), *([] if settings.owner.tenant else [build_retention(settings)])],
         resources=UNUSED | {key: fixed(one) for key, one in {**build_resources(settings), **(resource_overrides or {})}.items()},
         # One process per run, because Python's start takes most of a small refresh's time.
         executor=dg.in_process_executor,
@@ -110,11 +112,19 @@ def build_defs(
     )
 
 
+def build_retention(settings: Settings) -> dg.SensorDefinition:
+    """The sensor that deletes what Dagster need not keep any more."""
+    status = dg.DefaultSensorStatus.RUNNING if settings.automation else dg.DefaultSensorStatus.STOPPED
+    return retention_sensor(settings.retention, status)
+
+
 @dg.definitions
 def defs() -> dg.Definitions:
     """The definitions of this deployment. Raises SettingsError."""
     # The tools of Dagster in a checkout load the definitions before, or without, an instance.
     embedded.adopt()
-    parts = deployed(load_settings())
+    settings = load_settings()
+    parts = deployed(settings)
     tables = sum(len(part.tables) for part in parts)
-    return dg.Definitions.merge(*(build_defs(part.settings, tables=part.tables, tables_in_all=tables) for part in parts))
+    shared = dg.Definitions(sensors=[build_retention(settings)] if settings.tenants_file else [])
+    return dg.Definitions.merge(*(build_defs(part.settings, tables=part.tables, tables_in_all=tables) for part in parts), shared)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import date
+from dataclasses import dataclass, fields
+from datetime import date, timedelta
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -49,6 +49,23 @@ class Owner:
 
     tenant: str = ""
     database_role: str = ""
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How long Dagster's past is kept: files of logs, and runs with their events and checks."""
+
+    logs: timedelta = timedelta(days=14)
+    runs: timedelta = timedelta(days=90)
+
+    @classmethod
+    def parse(cls, text: str) -> Retention:
+        """The retention of a text such as `logs=14 runs=90`, in days. Raises ValueError."""
+        kinds = {one.name for one in fields(cls)}
+        days = dict(entry.partition("=")[::2] for entry in _entries(text))
+        if not days.keys() <= kinds or not all(re.fullmatch(r"[1-9][0-9]{0,4}", value) for value in days.values()):
+            raise ValueError(f"must read like logs=14 runs=90, in days, 1 or more; the kinds are {', '.join(sorted(kinds))}")
+        return cls(**{kind: timedelta(days=int(value)) for kind, value in days.items()})
 
 
 class AccessSettings(BaseSettings):
@@ -224,6 +241,8 @@ class Settings(AccessSettings):
     page_url: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")] | None = None
     """Where people reach the status page; the assets in Dagster's UI link to it."""
 
+    retention_days: str = "logs=14 runs=90"
+    """For how many days Dagster's past is kept: files of logs, and runs with their events and checks."""
     dagster_home: Path | None = None
     """Absolute path of the folder with `dagster.yaml` and the runs' logs. Dagster reads this setting."""
     dagster_postgres_url: SecretStr | None = None
@@ -285,6 +304,17 @@ class Settings(AccessSettings):
                 "must read postgresql://user:password@host:port/database; percent-encode special characters of the password"
             )
         return value
+
+    @field_validator("retention_days")
+    @classmethod
+    def _known_kinds(cls, value: str) -> str:
+        Retention.parse(value)
+        return value
+
+    @property
+    def retention(self) -> Retention:
+        """The times of `retention_days`; a kind that it does not name has its default."""
+        return Retention.parse(self.retention_days)
 
     def cors_origins(self) -> list[str]:
         """The origins of `api_cors_origins`."""

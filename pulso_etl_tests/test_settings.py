@@ -15,7 +15,7 @@ import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import chdir, suppress
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from pulso_etl.local.child import Child
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import SampleData
 from pulso_etl.local.stack import PULSO, configuration
-from pulso_etl.settings import Settings, load_env_file, load_settings
+from pulso_etl.settings import Retention, Settings, load_env_file, load_settings
 from pulso_etl.sync.errors import SettingsError
 from pulso_etl.tables import TABLES
 
@@ -242,3 +242,14 @@ def test_dagsters_own_processes_read_the_env_file_alike(
                 answer = json.load(response)
     loaded = {node["assetKey"]["path"][0]: len(node["assetMaterializations"]) for node in answer["data"]["assetNodes"]}
     assert {table: loaded[table] for table in TABLES} == {table: int(table == "operation_data") for table in TABLES}
+
+
+def test_the_retention_is_days_by_kind_and_a_kind_that_is_not_named_has_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://nowhere/none")
+    assert load_settings().retention == Retention(timedelta(days=14), timedelta(days=90))
+    monkeypatch.setenv("RETENTION_DAYS", "runs=30")
+    assert load_settings().retention == Retention(runs=timedelta(days=30))
+    for wrong in ("runs", "runs=0", "runs=-1", "everything=3", "30"):
+        monkeypatch.setenv("RETENTION_DAYS", wrong)
+        with pytest.raises(SettingsError, match="RETENTION_DAYS: must read like logs=14 runs=90"):
+            load_settings()

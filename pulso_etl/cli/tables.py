@@ -9,9 +9,10 @@ import typer
 from rich.table import Table
 
 from pulso_etl.checks.statements import faults, statements
-from pulso_etl.cli.terminal import TenantOption, say, served_settings, session, show
+from pulso_etl.cli.terminal import TenantOption, dagster_instance, say, served_settings, session, show
+from pulso_etl.instance.retention import clean, old
 from pulso_etl.refreshing.planner import named_tables
-from pulso_etl.settings import load_settings
+from pulso_etl.settings import Settings, load_settings
 from pulso_etl.sync.days import first_kept_day
 from pulso_etl.sync.errors import PlanError
 from pulso_etl.sync.ledger.watermarks import Watermarks
@@ -59,12 +60,15 @@ def retention(
     tables: Annotated[list[str] | None, typer.Argument(help="Tables; all of them if none is named.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Detach the months, and leave each as a table of its own.")] = False,
     drop: Annotated[bool, typer.Option("--drop", help="Delete the months with their rows.")] = False,
+    records: Annotated[bool, typer.Option("--records", help="Delete old runs and logs of Dagster: see RETENTION_DAYS.")] = False,
     tenant: TenantOption = None,
 ) -> None:
-    """Shows the months that tables no longer keep; removes them only with --detach or --drop."""
+    """Shows the months that tables no longer keep, and what Dagster no longer keeps; removes them only with an option."""
     if detach and drop:
         raise PlanError("give either --detach or --drop")
     settings, known = chosen(served_settings(), tenant)
+    if not tables and not detach and not drop:
+        _tell_records(settings, delete=records)
     schema, today = settings.database_schema, settings.zone.day(datetime.now(UTC))
     months = 0
     with session(settings).hold() as conn:
@@ -100,6 +104,13 @@ def check(tables: Annotated[list[str] | None, typer.Argument(help="Tables; all o
             say(f"ok   {spec.name}.sql: gives the {len(spec.query_columns)} declared columns; statements: {kinds}")
     if wrong:
         raise typer.Exit(1)
+
+
+def _tell_records(settings: Settings, *, delete: bool) -> None:
+    with dagster_instance() as instance:
+        given = (instance, settings.retention, datetime.now(UTC))
+        found = clean(*given) if delete else old(*given)
+    say(f"Dagster, older than {settings.retention_days} days: {found}: {'deleted' if delete else 'would be deleted (--records)'}")
 
 
 def show_sql(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
 
@@ -15,7 +16,8 @@ from dagster._config import UserConfigSchema
 from dagster._config.config_type import ScalarUnion
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from dagster._core.storage.event_log import SqlEventLogStorageTable
-from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable
+from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable, AssetEventTagsTable
+from dagster._core.storage.runs.schema import RunsTable
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage, PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
 from dagster_postgres.utils import get_token_provider_from_config, pg_url_from_config
@@ -58,9 +60,38 @@ def _state(connection: Any, _: object) -> None:
 class StatingRunStorage(Stating, PostgresRunStorage):
     """Dagster's own class, but its sessions state their settings."""
 
+    def forget(self, run_ids: Sequence[str]) -> None:
+        """Deletes the runs and their tags, as `delete_run` does with one; see `BatchingEventLogStorage.forget` for their events."""
+        with self.connect() as conn:
+            conn.execute(RunsTable.delete().where(RunsTable.c.run_id.in_(run_ids)))
+
 
 class StatingScheduleStorage(Stating, PostgresScheduleStorage):
     """Dagster's own class, but its sessions state their settings."""
+
+
+OF_THE_PAST = "(x.run_id = ANY(:runs) OR x.run_id = '' AND {at} < :before)"
+FORGET_EVENTS = f"""
+DELETE FROM event_logs x WHERE {OF_THE_PAST.format(at='x."timestamp"')} AND NOT (
+  x.dagster_event_type = 'ASSET_MATERIALIZATION' AND (
+    NOT EXISTS (
+      SELECT FROM event_logs n WHERE n.asset_key = x.asset_key AND n.dagster_event_type = x.dagster_event_type
+      AND n.partition = x.partition AND n.id > x.id
+    ) AND x.partition IS NOT NULL
+    OR NOT EXISTS (
+      SELECT FROM event_logs n WHERE n.asset_key = x.asset_key AND n.dagster_event_type = x.dagster_event_type AND n.id > x.id
+    )
+  )
+) RETURNING x.id
+"""  # noqa: S608 - made of constants
+FORGET_CHECKS = f"""
+DELETE FROM asset_check_executions x WHERE {OF_THE_PAST.format(at="x.evaluation_event_timestamp")} AND NOT (
+  x.execution_status <> 'PLANNED' AND NOT EXISTS (
+    SELECT FROM asset_check_executions n WHERE n.asset_key = x.asset_key AND n.check_name = x.check_name
+    AND n.partition IS NOT DISTINCT FROM x.partition AND n.execution_status <> 'PLANNED' AND n.id > x.id
+  )
+)
+"""  # noqa: S608 - made of constants
 
 
 class BatchingEventLogStorage(Stating, PostgresEventLogStorage):
@@ -82,6 +113,17 @@ class BatchingEventLogStorage(Stating, PostgresEventLogStorage):
         last = {event.get_dagster_event().asset_key: (event, id) for event, id in zip(events, ids, strict=True)}
         for event, id in last.values():
             self.store_asset_event(event, id)
+
+    def forget(self, run_ids: Sequence[str], before: datetime) -> None:
+        """Deletes the events and the checks of ended runs, and older ones that belong to no run.
+
+        The last materialization of each partition and of each asset, and the last evaluation of each check, stay.
+        """
+        with self._connect() as conn:
+            given = {"runs": list(run_ids), "before": before.astimezone(UTC).replace(tzinfo=None)}
+            gone = [row[0] for row in conn.execute(sa.text(FORGET_EVENTS), given)]
+            conn.execute(AssetEventTagsTable.delete().where(AssetEventTagsTable.c.event_id.in_(gone)))
+            conn.execute(sa.text(FORGET_CHECKS), given)
 
     def _store_asset_check_evaluation_planned(self, event: EventLogEntry, event_id: int | None) -> None:
         """Stores one row for a check that a run over several partitions plans, because Dagster evaluates it once.
