@@ -17,7 +17,7 @@ from pulso_etl.bigquery.capture import captured_sql
 from pulso_etl.checks.reconciliation import measures, source_query
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import ContractError
-from pulso_etl.sync.loading.contract import fit
+from pulso_etl.sync.loading.contract import Drift, fit
 from pulso_etl.sync.postgres.catalog import Table
 from pulso_etl.sync.spec import DELETED, TableSpec
 from pulso_etl.sync.streams import with_stamps
@@ -52,9 +52,8 @@ def faults(spec: TableSpec, sources: Mapping[str, Columns]) -> list[str]:
     The arguments and errors are those of `query_faults`. The other statements follow from the query. They are analysed once it is
     right.
     """
-    catalogue = {f"{{{name}}}": columns for name, columns in sources.items()}
     _, *others = statements(spec).items()
-    return query_faults(spec, sources) or [fault for one in others if (fault := _fault(spec, *one, catalogue))]
+    return query_faults(spec, sources) or [fault for one in others if (fault := _fault(spec, *one, _catalogue(sources)))]
 
 
 def query_faults(spec: TableSpec, sources: Mapping[str, Columns]) -> list[str]:
@@ -66,21 +65,39 @@ def query_faults(spec: TableSpec, sources: Mapping[str, Columns]) -> list[str]:
         named = ", ".join(f"`{{{name}}}`" for name in unknown)
         return [f"{spec.name}.sql reads {named}, whose columns are not declared; add them to pulso_etl/tables/sources.py"]
     try:
-        columns = analyse(*statements(spec)["query"], {f"{{{name}}}": columns for name, columns in sources.items()})
+        return unfit(spec, _columns(spec, sources))
     except StatementRefused as error:
         return [f"{spec.name}.sql:{error}" if error.line else f"{spec.name}.sql: {error}"]
-    return unfit(spec, columns)
+
+
+def not_loaded(spec: TableSpec, sources: Mapping[str, Columns]) -> list[str]:
+    """The columns of a query without faults that a load leaves out, because they are not declared."""
+    return _drift(spec, _columns(spec, sources)).not_loaded
 
 
 def unfit(spec: TableSpec, columns: Columns) -> list[str]:
-    """How columns of a query, by their types, differ from what the table declares."""
-    returned = pa.schema([pa.field(name, arrow_type(kind)) for name, kind in columns.items()])
+    """How columns of a query, by their types, differ from what the table declares and needs."""
     try:
-        drift = fit(spec, with_stamps(returned, spec.reading_stamps), Table({}), ANY).drift
+        _drift(spec, columns)
     except ContractError as error:
         told = str(error).partition("the source does not fit the declaration: ")[2].partition("\n")[0]
         return [f"{spec.name}.sql does not fit the declaration: {told}"]
-    return [f"{spec.name}.sql gives columns that are not declared: {', '.join(drift.not_loaded)}"] if drift.not_loaded else []
+    return []
+
+
+def _columns(spec: TableSpec, sources: Mapping[str, Columns]) -> dict[str, str]:
+    return analyse(*statements(spec)["query"], _catalogue(sources))
+
+
+def _drift(spec: TableSpec, columns: Columns) -> Drift:
+    """Raises ContractError."""
+    returned = pa.schema([pa.field(name, arrow_type(kind)) for name, kind in columns.items()])
+    return fit(spec, with_stamps(returned, spec.reading_stamps), Table({}), ANY).drift
+
+
+def _catalogue(sources: Mapping[str, Columns]) -> Catalogue:
+    """The sources under the names that stand in back-ticks in a query."""
+    return {f"{{{name}}}": columns for name, columns in sources.items()}
 
 
 def _fault(spec: TableSpec, purpose: str, statement: Statement, catalogue: Catalogue) -> str | None:

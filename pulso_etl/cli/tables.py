@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from pulso_etl.checks.statements import faults, statements
+from pulso_etl.checks.statements import faults, not_loaded, statements
 from pulso_etl.cli.terminal import TenantOption, dagster_instance, say, served_settings, session, show
 from pulso_etl.instance.retention import clean, old
 from pulso_etl.refreshing.planner import named_tables
@@ -100,8 +100,10 @@ def check(tables: Annotated[list[str] | None, typer.Argument(help="Tables; all o
         for fault in found:
             say(f"FAIL {fault}")
         if not found:
-            kinds = ", ".join(statements(spec))
-            say(f"ok   {spec.name}.sql: gives the {len(spec.query_columns)} declared columns; statements: {kinds}")
+            left_out = f"; not loaded, because not declared: {', '.join(names)}" if (names := not_loaded(spec, SOURCES)) else ""
+            say(
+                f"ok   {spec.name}.sql: the {len(spec.query_columns)} declared columns{left_out}; analysed: {', '.join(statements(spec))}"
+            )
     if wrong:
         raise typer.Exit(1)
 
