@@ -101,9 +101,8 @@ def check(tables: Annotated[list[str] | None, typer.Argument(help="Tables; all o
             say(f"FAIL {fault}")
         if not found:
             left_out = f"; not loaded, because not declared: {', '.join(names)}" if (names := not_loaded(spec, SOURCES)) else ""
-            say(
-                f"ok   {spec.name}.sql: the {len(spec.query_columns)} declared columns{left_out}; analysed: {', '.join(statements(spec))}"
-            )
+            analysed = ", ".join(statements(spec))
+            say(f"ok   {spec.name}.sql: the {len(spec.query_columns)} declared columns{left_out}; analysed: {analysed}")
     if wrong:
         raise typer.Exit(1)
 
