@@ -3,7 +3,17 @@ import { asETLError, ETLError, refusal } from "./errors.js";
 import { type Listening, listen } from "./events.js";
 import type { paths } from "./schema.js";
 import type { RefreshRequest, Transport } from "./transport.js";
-import type { Cleanup, Contact, ExtractionMode, Health, Refresh, Status, TableConfig, TableDetail } from "./types.js";
+import type {
+  Cleanup,
+  Contact,
+  ExtractionMode,
+  Health,
+  Refresh,
+  RefreshSummary,
+  Status,
+  TableConfig,
+  TableDetail,
+} from "./types.js";
 
 export interface ClientOptions {
   /** Where the API is, such as `https://pulso.example.com`. The default is the page's own origin. */
@@ -32,6 +42,10 @@ export interface ETLClient extends Transport {
   refreshDashboard(request?: DashboardRequest, signal?: AbortSignal): Promise<Refresh>;
   refreshTable(table: string, options?: TableQuery, signal?: AbortSignal): Promise<Refresh>;
   refreshProgress(pipelineId: string, signal?: AbortSignal): Promise<Refresh>;
+  /** The refreshes that somebody asked for, the newest first. */
+  refreshes(limit?: number, signal?: AbortSignal): Promise<RefreshSummary[]>;
+  /** Ends a refresh's runs that wait or go on. */
+  endRefresh(pipelineId: string, signal?: AbortSignal): Promise<Refresh>;
   session(signal?: AbortSignal): Promise<Session>;
   tableStatus(table: string, signal?: AbortSignal): Promise<TableDetail>;
   /** It resolves even if a part of the deployment fails; then `ready` is false. */
@@ -75,6 +89,10 @@ export function createClient(options: ClientOptions = {}): ETLClient {
       ),
     refreshProgress: async (pipeline_id, signal) =>
       data(http.GET("/api/v1/etl/refresh/{pipeline_id}", { params: { path: { pipeline_id } }, ...given(signal) })),
+    refreshes: async (limit = 20, signal) =>
+      data(http.GET("/api/v1/etl/refreshes", { params: { query: { limit } }, ...given(signal) })),
+    endRefresh: async (pipeline_id, signal) =>
+      data(http.DELETE("/api/v1/etl/refresh/{pipeline_id}", { params: { path: { pipeline_id } }, ...given(signal) })),
     status: async (signal) => data(http.GET("/api/v1/etl/status", given(signal))),
     async session(signal) {
       const found = await answered(http.GET("/api/v1/etl/status", given(signal)));
@@ -93,7 +111,15 @@ export function createClient(options: ClientOptions = {}): ETLClient {
     contact: async (signal) => data(http.GET("/api/v1/etl/config/contact", given(signal))),
     cleanup: async (signal) => data(http.POST("/api/v1/etl/cleanup", given(signal))),
     events: (listening) =>
-      listen((signal) => request(`${baseUrl}/api/v1/etl/events`, { headers, signal }), client.status, listening),
+      listen(
+        (signal, lastEventId) =>
+          request(`${baseUrl}/api/v1/etl/events`, {
+            headers: lastEventId ? { ...headers, "Last-Event-ID": lastEventId } : headers,
+            signal,
+          }),
+        client.status,
+        listening,
+      ),
     launch: ({ force, tables }: RefreshRequest, signal) =>
       client.refreshDashboard(tables ? { force, tables } : { force }, signal),
     progress: (refresh, signal) => client.refreshProgress(refresh.pipeline_id, signal),

@@ -7,7 +7,15 @@ import { backOff, wait } from "./wait.js";
 export type StatusEvent =
   | { type: "status"; status: Status }
   | { type: "table"; table: TableStatus }
-  | { type: "unavailable"; message: string; failure?: Failure | null };
+  | { type: "unavailable"; message: string; failure?: Failure | null }
+  | ({ type: "data" } & DataChange);
+
+/** Rows of a table have changed, on these days (`2026-11-25`, or `2026-11-19..2026-11-25`); on any day where `days` is null. */
+export interface DataChange {
+  table: string;
+  data_version: number;
+  days: string[] | null;
+}
 
 /** `live`: events arrive as things happen. `polling`: no events arrive, and the client asks for the state from time to time. */
 export type Connection = "connecting" | "live" | "reconnecting" | "polling" | "closed";
@@ -30,7 +38,7 @@ export interface Listening {
 /** The state after an event. */
 export function applyEvent(status: Status | null, event: StatusEvent): Status | null {
   if (event.type === "status") return event.status;
-  if (event.type === "unavailable" || status === null) return status;
+  if (event.type !== "table" || status === null) return status;
   return { ...status, tables: status.tables.map((table) => (table.table === event.table.table ? event.table : table)) };
 }
 
@@ -39,13 +47,15 @@ export function applyEvent(status: Status | null, event: StatusEvent): Status | 
  * no connection succeeds, it polls. Returns a function that ends it.
  */
 export function listen(
-  open: (signal: AbortSignal) => Promise<Response>,
+  open: (signal: AbortSignal, lastEventId: string) => Promise<Response>,
   poll: (signal: AbortSignal) => Promise<Status>,
   { onEvent, onConnection, onSignal, onError, reconnectMs = 1000, silenceMs = 40_000, pollAfter = 3 }: Listening,
 ): () => void {
   const life = new AbortController();
   let connection: Connection | null = null;
   let failures = 0;
+  // With it, the API tells after a break what was missed.
+  let lastEventId = "";
 
   function tell(now: Connection): void {
     if (now !== connection && !life.signal.aborted) onConnection?.(now);
@@ -65,8 +75,10 @@ export function listen(
 
   async function attempt(): Promise<ETLError> {
     try {
-      await read(open, silenceMs, life.signal, heard, (event) => {
+      const again = (signal: AbortSignal) => open(signal, lastEventId);
+      await read(again, silenceMs, life.signal, heard, (event, id) => {
         if (life.signal.aborted) return;
+        lastEventId = id ?? lastEventId;
         failures = 0;
         tell("live");
         onEvent(event);
@@ -107,16 +119,16 @@ async function read(
   silenceMs: number,
   signal: AbortSignal,
   onSignal: () => void,
-  onEvent: (event: StatusEvent) => void,
+  onEvent: (event: StatusEvent, id: string | undefined) => void,
 ): Promise<void> {
   const own = new AbortController();
   const end = () => own.abort();
   signal.addEventListener("abort", end);
   let timer = setTimeout(end, silenceMs);
   const parser = createParser({
-    onEvent: ({ event, data }) => {
+    onEvent: ({ event, data, id }) => {
       const told = parse(event, data);
-      if (told) onEvent(told);
+      if (told) onEvent(told, id);
     },
   });
   try {
@@ -150,6 +162,8 @@ function parse(name: string | undefined, data: string): StatusEvent | null {
       return { type: "status", status: JSON.parse(data) as Status };
     case "table":
       return { type: "table", table: JSON.parse(data) as TableStatus };
+    case "data":
+      return { type: "data", ...(JSON.parse(data) as DataChange) };
     case "unavailable":
       return unavailable(JSON.parse(data) as Fault);
     default:

@@ -60,6 +60,30 @@ export interface paths {
         get: operations["refresh_progress"];
         put?: never;
         post?: never;
+        /**
+         * End Refresh
+         * @description Ends the runs of a refresh that wait or go on. An open load is rolled back. Runs that it only joined go on.
+         */
+        delete: operations["end_refresh"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/etl/refreshes": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Refreshes
+         * @description The refreshes that somebody requested over this API, the newest first.
+         */
+        get: operations["refreshes"];
+        put?: never;
+        post?: never;
         delete?: never;
         options?: never;
         head?: never;
@@ -75,7 +99,8 @@ export interface paths {
         };
         /**
          * Status
-         * @description The state of all tables, a second old at most. Its ETag changes exactly when rows of a table do.
+         * @description The state of all tables, a second old at most. Its ETag changes with everything that it shows except ages; the header
+         *     `Pulso-Data-Version` changes exactly when rows of a table do.
          */
         get: operations["status"];
         put?: never;
@@ -95,7 +120,8 @@ export interface paths {
         };
         /**
          * Table Status
-         * @description The state of one table, its last 20 extractions and its last 30 days. Its ETag changes exactly when rows of the table do.
+         * @description The state of one table, its last 20 extractions and its last 30 days. The header `Pulso-Data-Version` changes exactly when
+         *     rows of the table do.
          */
         get: operations["table_status"];
         put?: never;
@@ -215,7 +241,8 @@ export interface paths {
         };
         /**
          * Events
-         * @description Server-sent events: `status` (a Status) first and when the summary changes, else `table` (a TableStatus) for each.
+         * @description Server-sent events: `status` (a Status) first and when the summary changes, else `table` (a TableStatus) for each. `data` (a
+         *     DataChange) says which days of a table have changed.
          */
         get: operations["events"];
         put?: never;
@@ -503,11 +530,50 @@ export interface components {
          */
         Fault: {
             /**
+             * Type
+             * @description Names the kind of problem: `urn:pulso-etl:` and the cause.
+             * @default about:blank
+             */
+            type: string;
+            /**
+             * Title
+             * @description The title of `failure`.
+             * @default
+             */
+            title: string;
+            /**
+             * Status
+             * @description The HTTP status.
+             * @default 0
+             */
+            status: number;
+            /**
+             * @description The cause of `failure`: decide by it.
+             * @default unknown
+             */
+            cause: components["schemas"]["Cause"];
+            /**
+             * Table
+             * @description The table that the request named.
+             */
+            table?: string | null;
+            /**
+             * Retryable
+             * @description Whether the same request may succeed later without any change.
+             * @default false
+             */
+            retryable: boolean;
+            /**
+             * Run Url
+             * @description The run in Dagster's UI.
+             */
+            run_url?: string | null;
+            failure: components["schemas"]["Failure"];
+            /**
              * Detail
              * @description The message of `failure`.
              */
             detail: string;
-            failure: components["schemas"]["Failure"];
         };
         /**
          * FreshnessState
@@ -730,6 +796,47 @@ export interface components {
          */
         RefreshState: "running" | "success" | "failed";
         /**
+         * RefreshSummary
+         * @description A refresh of the list. Its `status_url` has its progress.
+         * @example {
+         *       "pipeline_id": "3c8e6a52f0f14c1e9f0c1e3b8b5e2a77",
+         *       "requested_by": "dashboard",
+         *       "running": true,
+         *       "started_at": "2026-11-25T15:04:02Z",
+         *       "status_url": "/api/v1/etl/refresh/3c8e6a52f0f14c1e9f0c1e3b8b5e2a77",
+         *       "tables_requested": [
+         *         "dashboard_data",
+         *         "evolution_data"
+         *       ]
+         *     }
+         */
+        RefreshSummary: {
+            /** Pipeline Id */
+            pipeline_id: string;
+            /** Tables Requested */
+            tables_requested: string[];
+            /**
+             * Running
+             * @description Whether a run of it waits or goes on.
+             */
+            running: boolean;
+            /**
+             * Started At
+             * Format: date-time
+             */
+            started_at: string;
+            /**
+             * Status Url
+             * @description The address of its progress.
+             */
+            status_url: string;
+            /**
+             * Requested By
+             * @description The name of the token that requested it.
+             */
+            requested_by: string;
+        };
+        /**
          * RunUnderWay
          * @description A run that refreshes the table now.
          */
@@ -737,6 +844,11 @@ export interface components {
             /** Run Id */
             run_id: string;
             state: components["schemas"]["Progress"];
+            /**
+             * Pipeline Id
+             * @description The refresh that the run is part of, if somebody asked for it over this API.
+             */
+            pipeline_id?: string | null;
             /** Partitions */
             partitions?: string | null;
             /**
@@ -1271,9 +1383,48 @@ export interface components {
          * @description The faults of a request.
          */
         ValidationFaults: {
+            /**
+             * Type
+             * @description Names the kind of problem: `urn:pulso-etl:` and the cause.
+             * @default about:blank
+             */
+            type: string;
+            /**
+             * Title
+             * @description The title of `failure`.
+             * @default
+             */
+            title: string;
+            /**
+             * Status
+             * @description The HTTP status.
+             * @default 0
+             */
+            status: number;
+            /**
+             * @description The cause of `failure`: decide by it.
+             * @default unknown
+             */
+            cause: components["schemas"]["Cause"];
+            /**
+             * Table
+             * @description The table that the request named.
+             */
+            table?: string | null;
+            /**
+             * Retryable
+             * @description Whether the same request may succeed later without any change.
+             * @default false
+             */
+            retryable: boolean;
+            /**
+             * Run Url
+             * @description The run in Dagster's UI.
+             */
+            run_url?: string | null;
+            failure: components["schemas"]["Failure"];
             /** Detail */
             detail: components["schemas"]["ValidationFault"][];
-            failure: components["schemas"]["Failure"];
         };
     };
     responses: never;
@@ -1307,6 +1458,7 @@ export type PartitionStatus = components['schemas']['PartitionStatus'];
 export type Progress = components['schemas']['Progress'];
 export type Refresh = components['schemas']['Refresh'];
 export type RefreshState = components['schemas']['RefreshState'];
+export type RefreshSummary = components['schemas']['RefreshSummary'];
 export type RunUnderWay = components['schemas']['RunUnderWay'];
 export type Status = components['schemas']['Status'];
 export type TableConfig = components['schemas']['TableConfig'];
@@ -1346,7 +1498,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description No token, or an unknown token. */
@@ -1355,7 +1507,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description The token's role is too low, or the page's origin is not allowed. */
@@ -1364,7 +1516,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description Not known. */
@@ -1373,7 +1525,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description Request Entity Too Large */
@@ -1382,7 +1534,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description The request makes no sense. */
@@ -1391,7 +1543,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["ValidationFaults"];
+                    "application/problem+json": components["schemas"]["ValidationFaults"];
                 };
             };
             /** @description Too many launches, or the day's BigQuery budget is spent. */
@@ -1402,7 +1554,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description PostgreSQL or Dagster does not answer. */
@@ -1413,7 +1565,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
         };
@@ -1456,7 +1608,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description The token's role is too low, or the page's origin is not allowed. */
@@ -1465,7 +1617,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description Not known. */
@@ -1474,7 +1626,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description Request Entity Too Large */
@@ -1483,7 +1635,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description The request makes no sense. */
@@ -1492,7 +1644,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["ValidationFaults"];
+                    "application/problem+json": components["schemas"]["ValidationFaults"];
                 };
             };
             /** @description Too many launches, or the day's BigQuery budget is spent. */
@@ -1503,7 +1655,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description PostgreSQL or Dagster does not answer. */
@@ -1514,7 +1666,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
         };
@@ -1546,7 +1698,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description The token's role is too low, or the page's origin is not allowed. */
@@ -1555,7 +1707,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description Not known. */
@@ -1564,7 +1716,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description The request makes no sense. */
@@ -1573,7 +1725,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["ValidationFaults"];
+                    "application/problem+json": components["schemas"]["ValidationFaults"];
                 };
             };
             /** @description Too many unknown tokens came from the caller's address, or the token asks too often. */
@@ -1584,7 +1736,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description PostgreSQL or Dagster does not answer. */
@@ -1595,7 +1747,169 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+        };
+    };
+    end_refresh: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The id that the launch returned. */
+                pipeline_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Refresh"];
+                };
+            };
+            /** @description No token, or an unknown token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description The token's role is too low, or the page's origin is not allowed. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description Not known. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description The request makes no sense. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ValidationFaults"];
+                };
+            };
+            /** @description Too many launches, or the day's BigQuery budget is spent. */
+            429: {
+                headers: {
+                    /** @description Seconds to wait. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description PostgreSQL or Dagster does not answer. */
+            503: {
+                headers: {
+                    /** @description Seconds to wait. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+        };
+    };
+    refreshes: {
+        parameters: {
+            query?: {
+                /** @description How many, the newest first. */
+                limit?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RefreshSummary"][];
+                };
+            };
+            /** @description No token, or an unknown token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description The token's role is too low, or the page's origin is not allowed. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description The request makes no sense. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ValidationFaults"];
+                };
+            };
+            /** @description Too many unknown tokens came from the caller's address, or the token asks too often. */
+            429: {
+                headers: {
+                    /** @description Seconds to wait. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description PostgreSQL or Dagster does not answer. */
+            503: {
+                headers: {
+                    /** @description Seconds to wait. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
         };
@@ -1604,7 +1918,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description An ETag. The answer is 304 if no row has changed since. Leave it out to get ages and runs too. */
+                /** @description An ETag: the answer is 304 if only ages have changed since. Or the content of Pulso-Data-Version in quotes: the answer is 304 if no row has changed since. */
                 "if-none-match"?: string | null;
             };
             path?: never;
@@ -1621,7 +1935,7 @@ export interface operations {
                     "application/json": components["schemas"]["Status"];
                 };
             };
-            /** @description No row has changed since the ETag that was sent. */
+            /** @description What is shown has not changed since the ETag that was sent, or no row since the data version. */
             304: {
                 headers: {
                     [name: string]: unknown;
@@ -1634,7 +1948,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description The token's role is too low, or the page's origin is not allowed. */
@@ -1643,7 +1957,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description Validation Error */
@@ -1663,7 +1977,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description PostgreSQL or Dagster does not answer. */
@@ -1674,7 +1988,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
         };
@@ -1683,7 +1997,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description An ETag. The answer is 304 if no row has changed since. Leave it out to get ages and runs too. */
+                /** @description An ETag: the answer is 304 if only ages have changed since. Or the content of Pulso-Data-Version in quotes: the answer is 304 if no row has changed since. */
                 "if-none-match"?: string | null;
             };
             path: {
@@ -1703,7 +2017,7 @@ export interface operations {
                     "application/json": components["schemas"]["TableDetail"];
                 };
             };
-            /** @description No row has changed since the ETag that was sent. */
+            /** @description What is shown has not changed since the ETag that was sent, or no row since the data version. */
             304: {
                 headers: {
                     [name: string]: unknown;
@@ -1716,7 +2030,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description The token's role is too low, or the page's origin is not allowed. */
@@ -1725,7 +2039,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description Not known. */
@@ -1734,7 +2048,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description The request makes no sense. */
@@ -1743,7 +2057,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["ValidationFaults"];
+                    "application/problem+json": components["schemas"]["ValidationFaults"];
                 };
             };
             /** @description Too many unknown tokens came from the caller's address, or the token asks too often. */
@@ -1754,7 +2068,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description PostgreSQL or Dagster does not answer. */
@@ -1765,7 +2079,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
         };
@@ -1835,7 +2149,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description The token's role is too low, or the page's origin is not allowed. */
@@ -1844,7 +2158,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description Too many unknown tokens came from the caller's address, or the token asks too often. */
@@ -1855,7 +2169,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description PostgreSQL or Dagster does not answer. */
@@ -1866,7 +2180,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
         };
@@ -1895,7 +2209,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description The token's role is too low, or the page's origin is not allowed. */
@@ -1904,7 +2218,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description Too many unknown tokens came from the caller's address, or the token asks too often. */
@@ -1915,7 +2229,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
         };
@@ -1944,7 +2258,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description The token's role is too low, or the page's origin is not allowed. */
@@ -1953,7 +2267,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description Too many unknown tokens came from the caller's address, or the token asks too often. */
@@ -1964,7 +2278,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
         };
@@ -1993,7 +2307,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description The token's role is too low, or the page's origin is not allowed. */
@@ -2002,7 +2316,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description Too many unknown tokens came from the caller's address, or the token asks too often. */
@@ -2013,7 +2327,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
         };
@@ -2021,7 +2335,10 @@ export interface operations {
     events: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The id of the last event that the listener has heard: it is told what it has missed since. */
+                "last-event-id"?: string | null;
+            };
             path?: never;
             cookie?: never;
         };
@@ -2042,7 +2359,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description The token's role is too low, or the page's origin is not allowed. */
@@ -2051,7 +2368,16 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
                 };
             };
             /** @description Too many unknown tokens came from the caller's address, or the token asks too often. */
@@ -2062,7 +2388,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
         };
@@ -2091,7 +2417,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description The token's role is too low, or the page's origin is not allowed. */
@@ -2100,7 +2426,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description Too many unknown tokens came from the caller's address, or the token asks too often. */
@@ -2111,7 +2437,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description PostgreSQL or Dagster does not answer. */
@@ -2122,7 +2448,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
         };
@@ -2169,10 +2495,11 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"] | {
+                    "application/json": {
                         data?: unknown;
                         errors?: Record<string, never>[];
                     };
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description No token, or an unknown token. */
@@ -2181,7 +2508,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description The token's role is too low, or the page's origin is not allowed. */
@@ -2190,7 +2517,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description Request Entity Too Large */
@@ -2199,7 +2526,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description Unsupported Media Type */
@@ -2208,7 +2535,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description Too many launches, or the day's BigQuery budget is spent. */
@@ -2219,7 +2546,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
             /** @description PostgreSQL or Dagster does not answer. */
@@ -2230,7 +2557,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Fault"];
+                    "application/problem+json": components["schemas"]["Fault"];
                 };
             };
         };

@@ -11,6 +11,7 @@ export type {
   Health,
   PartitionStatus,
   Refresh,
+  RefreshSummary,
   RunUnderWay,
   Status,
   TableConfig,

@@ -107,7 +107,7 @@ describe("events", () => {
       stream([event("status", status()), event("unavailable", away)]),
     );
     const client = createClient({ baseUrl: server.current.url });
-    const quick = { ...client, events: (told: Listening) => client.events({ ...told, reconnectMs: 10 }) };
+    const quick = { ...client, events: (told: Listening) => client.events({ ...told, reconnectMs: 300 }) };
     const before = Date.now();
     const { result, unmount } = renderHook(() => useETLEvents(quick));
     await waitFor(() => expect(result.current.missed).toBe(1));
@@ -116,5 +116,22 @@ describe("events", () => {
     expect(result.current.missed).toBe(0);
     expect(result.current.heardAt).toBeGreaterThanOrEqual(before);
     unmount();
+  });
+
+  it("come back with the id of the last one, and hear which days have changed", async () => {
+    const change = { table: "dashboard_data", data_version: 8, days: ["2026-11-19..2026-11-25"] };
+    server.current.on(
+      EVENTS,
+      stream([`id: dashboard_data=7\n${event("status", status())}`], { end: true }),
+      stream([event("status", status()), event("data", change)]),
+    );
+    const { events, close } = listen();
+    await waitFor(() => expect(events).toHaveLength(3));
+    expect(events[2]).toEqual({ type: "data", ...change });
+    const sent = server.current.asked
+      .filter(({ route }) => route === EVENTS)
+      .map(({ headers }) => headers["last-event-id"]);
+    expect(sent).toEqual([undefined, "dashboard_data=7"]);
+    close();
   });
 });

@@ -19,6 +19,7 @@ from fastapi import APIRouter, Body, Depends, FastAPI, Header, HTTPException, Pa
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel
 from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
@@ -28,9 +29,9 @@ from pulso_etl.api.access import Admin, Gatekeeper, Guard, Reader, Refresher
 from pulso_etl.api.bodies import StrictRequest, StrictRoute
 from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable
 from pulso_etl.api.database import Database, DatabaseUnavailable
-from pulso_etl.api.faults import HANDLERS, fault_of, invalid
+from pulso_etl.api.faults import HANDLERS, PROBLEM, fault_of, invalid, table_of
 from pulso_etl.api.gateway import Gateway
-from pulso_etl.api.habits import Habits, unchanged, until_stop
+from pulso_etl.api.habits import Habits, tag_of, unchanged, until_stop
 from pulso_etl.api.health import HealthProbe
 from pulso_etl.api.models import (
     TABLE_EXAMPLE,
@@ -43,6 +44,7 @@ from pulso_etl.api.models import (
     Fault,
     Health,
     Refresh,
+    RefreshSummary,
     Status,
     TableConfig,
     TableDetail,
@@ -51,7 +53,7 @@ from pulso_etl.api.models import (
 )
 from pulso_etl.api.outages import OutageWatch
 from pulso_etl.api.refreshes import Refreshes
-from pulso_etl.api.status import StatusFeed, StatusReader
+from pulso_etl.api.status import StatusFeed, StatusReader, versions_of
 from pulso_etl.automation.recovery import EndedAttempt, recover
 from pulso_etl.definitions import build_source
 from pulso_etl.refreshing.request import Grants, Mode, RefreshRequest
@@ -68,6 +70,8 @@ STREAM_END_SECONDS = 1
 """How long a stream of events may take to end when the server stops."""
 ROLE_HEADER = "Pulso-Role"
 """Header that tells a page the role of its token."""
+VERSION_HEADER = "Pulso-Data-Version"
+"""Header with the versions of the tables' rows."""
 DASHBOARD = "dashboard"
 """The group of tables that the dashboard shows."""
 UNAVAILABLE: dict[str, Any] = {
@@ -86,7 +90,9 @@ REFUSED: Answers = {
 }
 BROKEN: Answers = {400: {"model": Fault, "description": "The body is not JSON, or is incomplete."}}
 INVALID: Answers = {422: {"model": ValidationFaults, "description": "The request makes no sense."}}
-UNCHANGED: Answers = {304: {"description": "No row has changed since the ETag that was sent."}}
+UNCHANGED: Answers = {
+    304: {"description": "What is shown has not changed since the ETag that was sent, or no row since the data version."}
+}
 UNKNOWN: Answers = {404: {"model": Fault, "description": "Not known."}}
 TOO_MANY: dict[str, Any] = {
     "model": Fault,
@@ -119,7 +125,10 @@ GRAPHQL_ANSWERS: Answers = {
     },
     400: {
         "description": "Not GraphQL, or GraphQL that Dagster does not accept.",
-        "content": {"application/json": {"schema": {"anyOf": [{"$ref": "#/components/schemas/Fault"}, GRAPHQL_ANSWER]}}},
+        "content": {
+            "application/json": {"schema": GRAPHQL_ANSWER},
+            PROBLEM: {"schema": {"$ref": "#/components/schemas/Fault"}},
+        },
     },
 }
 GRAPHQL_BODY = {
@@ -134,7 +143,14 @@ GRAPHQL_BODY = {
 }
 audit = logging.getLogger("pulso_etl.audit")
 IfNoneMatch = Annotated[
-    str | None, Header(description="An ETag. The answer is 304 if no row has changed since. Leave it out to get ages and runs too.")
+    str | None,
+    Header(
+        description="An ETag: the answer is 304 if only ages have changed since. Or the content of Pulso-Data-Version in quotes: "
+        "the answer is 304 if no row has changed since."
+    ),
+]
+LastEventId = Annotated[
+    str | None, Header(description="The id of the last event that the listener has heard: it is told what it has missed since.")
 ]
 TableName = Annotated[str, Path(description="The table.", examples=[TABLE_EXAMPLE], max_length=100)]
 
@@ -244,14 +260,40 @@ async def refresh_progress(
     return found
 
 
+@router.get("/refreshes", responses={**REFUSED, **INVALID, 503: UNAVAILABLE}, tags=["refresh"])
+async def refreshes(
+    request: Request,
+    caller: Reader,
+    limit: Annotated[int, Query(ge=1, le=100, description="How many, the newest first.")] = 20,
+) -> list[RefreshSummary]:
+    """The refreshes that somebody requested over this API, the newest first."""
+    return await deployment(request).refreshes.newest(limit)
+
+
+@router.delete("/refresh/{pipeline_id}", status_code=202, responses={**LAUNCHES}, tags=["refresh"])
+async def end_refresh(
+    request: Request,
+    caller: Refresher,
+    pipeline_id: Annotated[str, Path(max_length=64, description="The id that the launch returned.")],
+) -> Refresh:
+    """Ends the runs of a refresh that wait or go on. An open load is rolled back. Runs that it only joined go on."""
+    here = deployment(request)
+    found = await here.refreshes.progress(pipeline_id.replace("\0", ""))
+    if found is None:
+        raise HTTPException(404, "unknown refresh; use the pipeline_id that the launch returned")
+    await request.app.state.gatekeeper.count_launches(caller, max(1, len(found.runs)))
+    try:
+        return await here.refreshes.end(found, caller.name)
+    finally:
+        here.feed.forget()
+
+
 @router.get("/status", response_model=Status, responses={**REFUSED, **UNCHANGED, 503: UNAVAILABLE}, tags=["status"])
 async def status(request: Request, caller: Reader, if_none_match: IfNoneMatch = None) -> Response:
-    """The state of all tables, a second old at most. Its ETag changes exactly when rows of a table do."""
+    """The state of all tables, a second old at most. Its ETag changes with everything that it shows except ages; the header
+    `Pulso-Data-Version` changes exactly when rows of a table do."""
     snapshot = await deployment(request).feed.current()
-    headers = {ROLE_HEADER: caller.role.name.lower(), **_version(snapshot.status.tables)}
-    if unchanged(request, headers["ETag"]):
-        return Response(status_code=304, headers=headers)
-    return Response(snapshot.json, media_type="application/json", headers=headers)
+    return _conditional(request, snapshot.status, snapshot.status.tables, {ROLE_HEADER: caller.role.name.lower()}, snapshot.json)
 
 
 @router.get(
@@ -261,24 +303,27 @@ async def status(request: Request, caller: Reader, if_none_match: IfNoneMatch = 
     tags=["status"],
 )
 async def table_status(request: Request, caller: Reader, table_name: TableName, if_none_match: IfNoneMatch = None) -> Response:
-    """The state of one table, its last 20 extractions and its last 30 days. Its ETag changes exactly when rows of the table do."""
+    """The state of one table, its last 20 extractions and its last 30 days. The header `Pulso-Data-Version` changes exactly when
+    rows of the table do."""
     here = deployment(request)
     [table] = here.known(table_name)
     told = next(one for one in (await here.feed.current()).status.tables if one.table == table)
-    headers = _version([told])
-    if unchanged(request, headers["ETag"]):
-        return Response(status_code=304, headers=headers)
-    detail = await here.reader.detail(told)
-    return Response(detail.model_dump_json(), media_type="application/json", headers=headers)
+    return _conditional(request, await here.reader.detail(told), [told], {})
 
 
-def _version(tables: Sequence[TableStatus]) -> dict[str, str]:
-    """The version of the tables' rows as an ETag, for clients that cache results of the rows.
+def _conditional(
+    request: Request, shown: BaseModel, tables: Sequence[TableStatus], headers: Mapping[str, str], body: bytes | None = None
+) -> Response:
+    """The answer, or 304 if the client has it: by the ETag of what is shown, or by the versions of the tables' rows.
 
-    The ETag is weak, because ages and runs change without it. `no-store` keeps browsers from sending the tag unasked.
+    The ETag is weak, because ages change without it. `no-store` keeps browsers from sending the tag unasked.
     """
-    versions = ",".join(f"{table.table}={table.data_version or 0}" for table in tables)
-    return {"ETag": f'W/"{versions}"', "Cache-Control": "no-store"}
+    versions = versions_of(tables)
+    tag = tag_of(shown)
+    answer = {**headers, "ETag": tag, VERSION_HEADER: versions, "Cache-Control": "no-store"}
+    if unchanged(request, tag) or unchanged(request, f'W/"{versions}"'):
+        return Response(status_code=304, headers=answer)
+    return Response(body or shown.model_dump_json().encode(), media_type="application/json", headers=answer)
 
 
 @router.get("/health", responses={503: {"model": Health, "description": "A part does not answer."}}, tags=["status"])
@@ -399,17 +444,19 @@ class EventStream(EventSourceResponse):
     responses={**REFUSED, 200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
     tags=["status"],
 )
-async def events(request: Request, caller: Reader) -> EventSourceResponse:
-    """Server-sent events: `status` (a Status) first and when the summary changes, else `table` (a TableStatus) for each."""
+async def events(request: Request, caller: Reader, last_event_id: LastEventId = None) -> EventSourceResponse:
+    """Server-sent events: `status` (a Status) first and when the summary changes, else `table` (a TableStatus) for each. `data` (a
+    DataChange) says which days of a table have changed."""
     gatekeeper: Gatekeeper = request.app.state.gatekeeper
     gatekeeper.admit_stream(caller)
     feed, stop = deployment(request).feed, anyio.Event()
 
-    async def told() -> AsyncIterator[dict[str, str]]:
-        async for name, data in until_stop(stop, feed.events()):
-            yield {"event": name, "data": data}
+    async def heard() -> AsyncIterator[dict[str, str]]:
+        async for event in until_stop(stop, feed.events(last_id=last_event_id or "")):
+            told = {"event": event.name, "data": event.body.model_dump_json()}
+            yield told | ({"id": event.id} if event.id else {})
 
-    return EventStream(told(), stop, gatekeeper.streams, caller.name)
+    return EventStream(heard(), stop, gatekeeper.streams, caller.name)
 
 
 root = APIRouter()
@@ -490,10 +537,26 @@ def create_app(settings: Settings, *, tables: Mapping[str, TableSpec] = TABLES) 
     )
     app.include_router(router)
     app.include_router(root)
+    app.openapi = partial(_document, app)  # type: ignore[method-assign]
     app.include_router(no_gateway if tenant else gateway)
     _serve_page(app)
     guard(app, settings)
     return app
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document. Faults have the media type of problem details."""
+    if app.openapi_schema is None:
+        found = FastAPI.openapi(app)
+        faults = {f"#/components/schemas/{shape.__name__}" for shape in (Fault, ValidationFaults)}
+        for operation in (one for path in found["paths"].values() for one in path.values()):
+            for answer in operation["responses"].values():
+                content = answer.get("content", {})
+                if content.get("application/json", {}).get("schema", {}).get("$ref") in faults:
+                    answer["content"] = {PROBLEM: content["application/json"]}
+    schema = app.openapi_schema
+    assert schema is not None
+    return schema
 
 
 class Connected(Protocol):
@@ -525,9 +588,9 @@ def guard(app: FastAPI, settings: Settings) -> None:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=origins,
-            allow_methods=["GET", "HEAD", "POST"],
-            allow_headers=["Authorization", "Content-Type", "If-None-Match"],
-            expose_headers=[ROLE_HEADER, "ETag", "Retry-After"],
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "If-None-Match", "Last-Event-ID"],
+            expose_headers=[ROLE_HEADER, VERSION_HEADER, "ETag", "Retry-After"],
             max_age=600,
         )
     app.add_middleware(Guard, tokens=settings.guarded, origins=origins)
@@ -552,18 +615,18 @@ async def _file(file: FilePath) -> Response:
 
 async def _unavailable(request: Request, error: Exception) -> Response:
     assert isinstance(error, PulsoError)
-    return fault_of(503, error, {"Retry-After": str(RETRY_SECONDS)})
+    return fault_of(503, error, {"Retry-After": str(RETRY_SECONDS)}, table_of(request))
 
 
 async def _no_sense(request: Request, error: Exception) -> Response:
-    return invalid([{"loc": ["query"], "msg": str(error), "type": "plan_error"}])
+    return invalid([{"loc": ["query"], "msg": str(error), "type": "plan_error"}], table_of(request))
 
 
 async def _budget_spent(request: Request, error: Exception) -> Response:
     assert isinstance(error, BudgetExceeded)
     now, zone = datetime.now(UTC), request.app.state.deployment.settings.zone
     midnight = zone.begin(zone.day(now) + timedelta(days=1))
-    return fault_of(429, error, {"Retry-After": str(int((midnight - now).total_seconds()) + 1)})
+    return fault_of(429, error, {"Retry-After": str(int((midnight - now).total_seconds()) + 1)}, table_of(request))
 
 
 ANSWERS = {

@@ -1,4 +1,4 @@
-"""Reads a request's body: it must be complete, and JSON by RFC 8259, which every other program can read."""
+"""Reads a request: its body must be complete, and JSON by RFC 8259, which every other program can read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from fastapi import HTTPException, Request, Response
+from fastapi import HTTPException, Request, Response, params
+from fastapi.dependencies.utils import get_flat_params
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 
@@ -40,12 +42,20 @@ class StrictRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """A route whose requests are strict."""
+    """A route whose requests are strict. A parameter of the address that the route does not have is refused, like an unknown field
+    of a body."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
+        known = {field.alias for field in get_flat_params(self.dependant) if isinstance(field.field_info, params.Query)}
 
         async def strict(request: Request) -> Response:
+            """Raises RequestValidationError."""
+            if unknown := [name for name in dict.fromkeys(request.query_params) if name not in known]:
+                told = f"unknown parameter; this route has {', '.join(sorted(known)) or 'none'}"
+                raise RequestValidationError(
+                    [{"loc": ["query", name[:100]], "msg": told, "type": "extra_forbidden"} for name in unknown[:10]]
+                )
             return await handle(StrictRequest(request.scope, request.receive))
 
         return strict

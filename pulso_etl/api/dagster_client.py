@@ -280,6 +280,10 @@ class DagsterClient:
             _refuse_unreachable(found)
             raise DagsterUnavailable(f"Dagster's code server makes no plan for {spec.asset_name}: {found['__typename']}")
 
+    async def terminate(self, run_id: str) -> None:
+        """Asks the run to end. A run that has ended meanwhile stays as it is."""
+        await self.execute("terminate_run", runId=run_id)
+
     async def failure(self, run_id: str) -> str | None:
         """Why the run failed, as far as Dagster knows: the error of its step, of the queue, or of the run."""
         found = (await self.execute("run_failure", runId=run_id))["logsForRun"]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import re
 from collections.abc import AsyncIterator
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import anyio
 from fastapi import Request
+from pydantic import BaseModel
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 T = TypeVar("T")
+TIMES = frozenset({"generated_at", "age_seconds", "daemon_seen_at"})
+"""Fields that change with the time alone."""
 ENTITY_TAG = re.compile(r'(?:W/)?("[^"]*")')
 
 
@@ -49,6 +54,18 @@ def unchanged(request: Request, tag: str) -> bool:
     """Whether the client has the version `tag`: `If-None-Match` is `*` or lists the tag, weak or strong."""
     given = ",".join(request.headers.getlist("if-none-match"))
     return given.strip() == "*" or ENTITY_TAG.sub(r"\1", tag) in ENTITY_TAG.findall(given)
+
+
+def tag_of(shown: BaseModel) -> str:
+    """The ETag of what an answer shows. It leaves out what changes with the time alone."""
+    shown_json = json.dumps(_timeless(shown.model_dump(mode="json")), sort_keys=True)
+    return f'W/"{hashlib.sha256(shown_json.encode()).hexdigest()[:32]}"'
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _timeless(part) for name, part in value.items() if name not in TIMES}
+    return [_timeless(part) for part in value] if isinstance(value, list) else value
 
 
 async def until_stop(stop: anyio.Event, source: AsyncIterator[T]) -> AsyncIterator[T]:

@@ -187,6 +187,35 @@ class Refresh(Shape):
     """The name of the token that requested it."""
 
 
+class RefreshSummary(Shape):
+    """A refresh of the list. Its `status_url` has its progress."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "pipeline_id": "3c8e6a52f0f14c1e9f0c1e3b8b5e2a77",
+                    "tables_requested": ["dashboard_data", "evolution_data"],
+                    "running": True,
+                    "started_at": "2026-11-25T15:04:02Z",
+                    "status_url": "/api/v1/etl/refresh/3c8e6a52f0f14c1e9f0c1e3b8b5e2a77",
+                    "requested_by": "dashboard",
+                }
+            ]
+        }
+    )
+
+    pipeline_id: str
+    tables_requested: list[str]
+    running: bool
+    """Whether a run of it waits or goes on."""
+    started_at: datetime
+    status_url: str
+    """The address of its progress."""
+    requested_by: str
+    """The name of the token that requested it."""
+
+
 class Extraction(Shape):
     """One finished attempt to load a range of a table. A run of Dagster that died before its load began is an attempt too."""
 
@@ -219,6 +248,8 @@ class RunUnderWay(Shape):
 
     run_id: str
     state: Progress
+    pipeline_id: str | None = None
+    """The refresh that the run is part of, if somebody asked for it over this API."""
     partitions: str | None = None
     rows: int | None = None
     """Rows copied into PostgreSQL so far; null before and after the copy."""
@@ -382,6 +413,21 @@ class Status(Shape):
     tables: list[TableStatus]
     recent_activity: list[Extraction]
     """The last extractions of all tables, newest first."""
+
+
+class DataChange(Shape):
+    """Rows of a table have changed: the event `data`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"table": TABLE_EXAMPLE, "data_version": 8, "days": ["2026-11-19..2026-11-25"]}]}
+    )
+
+    table: str
+    data_version: int
+    """The version of the rows now."""
+    days: list[str] | None
+    """Where the changed rows are: ranges `first..last`, or single days. Null if that is not known any more: any day may have
+    changed."""
 
 
 class DayState(StrEnum):
@@ -568,12 +614,31 @@ class Health(Shape):
     checked_at: datetime
 
 
-class Fault(Shape):
+class Problem(Shape):
+    """Why a request failed, as problem details (RFC 9457)."""
+
+    type: str = "about:blank"
+    """Names the kind of problem: `urn:pulso-etl:` and the cause."""
+    title: str = ""
+    """The title of `failure`."""
+    status: int = 0
+    """The HTTP status."""
+    cause: Cause = Cause.UNKNOWN
+    """The cause of `failure`: decide by it."""
+    table: str | None = None
+    """The table that the request named."""
+    retryable: bool = False
+    """Whether the same request may succeed later without any change."""
+    run_url: str | None = None
+    """The run in Dagster's UI."""
+    failure: Failure
+
+
+class Fault(Problem):
     """Why a request failed."""
 
     detail: Told
     """The message of `failure`."""
-    failure: Failure
 
 
 class ValidationFault(Shape):
@@ -586,8 +651,7 @@ class ValidationFault(Shape):
     ctx: dict[str, Any] | None = None
 
 
-class ValidationFaults(Shape):
+class ValidationFaults(Problem):
     """The faults of a request."""
 
     detail: list[ValidationFault]
-    failure: Failure

@@ -23,7 +23,7 @@ from psycopg.types.json import Jsonb
 
 from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable, LaunchRefused, Run
 from pulso_etl.api.database import Database
-from pulso_etl.api.models import Failure, Progress, Refresh, RefreshState, TableRun
+from pulso_etl.api.models import Failure, Progress, Refresh, RefreshState, RefreshSummary, TableRun
 from pulso_etl.api.status import StatusReader
 from pulso_etl.refreshing.launch import Launch, in_slots, launches
 from pulso_etl.refreshing.plan import RefreshPlan
@@ -301,6 +301,42 @@ class Refreshes:
         async with self.database.connection() as conn:
             found = await self._find(conn, sql.SQL("pipeline_id = %s"), (pipeline_id,))
             return None if found is None else self._told(found, await self._watch(conn, found))
+
+    async def newest(self, limit: int) -> list[RefreshSummary]:
+        """The newest refreshes. Raises DagsterUnavailable and DatabaseUnavailable."""
+        async with self.database.connection() as conn:
+            cursor = await conn.execute(
+                sql.SQL("SELECT pipeline_id, runs, requested_by, requested_at FROM {} ORDER BY id DESC LIMIT %s").format(
+                    self._table
+                ),
+                (limit,),
+            )
+            found = [Launched.of(row) for row in await cursor.fetchall()]
+        under_way = await self.dagster.runs_under_way()
+        ids = {run.run_id for run in under_way if is_of(run.tags, self.settings.owner.tenant)}
+        again = {run.tags.get(PIPELINE_TAG) for run in under_way}
+        base = route(self.settings.owner.tenant)
+        return [
+            RefreshSummary(
+                pipeline_id=one.pipeline_id,
+                tables_requested=list(one.parts),
+                running=one.pipeline_id in again or not ids.isdisjoint(one.run_ids),
+                started_at=one.requested_at,
+                status_url=f"{base}{ROUTE}/{one.pipeline_id}",
+                requested_by=one.requested_by,
+            )
+            for one in found
+        ]
+
+    async def end(self, refresh: Refresh, by: str) -> Refresh:
+        """Ends the refresh's own runs that wait or go on. Raises DagsterUnavailable and DatabaseUnavailable."""
+        tenant = self.settings.owner.tenant
+        own = await self.dagster.runs(tags=[{"key": PIPELINE_TAG, "value": refresh.pipeline_id}])
+        for run in own:
+            if run.progress in (Progress.QUEUED, Progress.RUNNING) and is_of(run.tags, tenant):
+                audit.info("%s ends run %s of refresh %s", by, run.run_id, refresh.pipeline_id)
+                await self.dagster.terminate(run.run_id)
+        return await self.progress(refresh.pipeline_id) or refresh
 
     def _told(self, launched: Launched, watched: Watched) -> Refresh:
         return progress(launched, watched, self.settings.dagster_ui_url, route(self.settings.owner.tenant))

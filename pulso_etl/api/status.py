@@ -13,11 +13,13 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
+from pydantic import BaseModel
 
 from pulso_etl.api.dagster_client import Daemon, DagsterClient, DagsterUnavailable, Present, Run
 from pulso_etl.api.database import Database, DatabaseUnavailable
 from pulso_etl.api.holdings import Holding, Holdings
 from pulso_etl.api.models import (
+    DataChange,
     DayCheck,
     DayState,
     Extraction,
@@ -43,7 +45,7 @@ from pulso_etl.sync.ledger.locks import HELD_LOCKS, table_lock
 from pulso_etl.sync.ledger.watermarks import Attempt, TableState
 from pulso_etl.sync.redaction import scrub
 from pulso_etl.sync.spec import TableSpec
-from pulso_etl.sync.tags import SKIPPED_TAG, TENANT_TAG
+from pulso_etl.sync.tags import PIPELINE_TAG, SKIPPED_TAG, TENANT_TAG
 from pulso_etl.sync.zone import DEFAULT_ZONE
 
 SHOWN = 20
@@ -167,7 +169,12 @@ def _under_way(run: Run | None, state: TableState | None, rows: int | None, ende
     if run is not None:
         window = range_of(run.tags)
         return RunUnderWay(
-            run_id=run.run_id, state=run.progress, partitions=window and str(window), rows=rows, started_at=run.started_at
+            run_id=run.run_id,
+            state=run.progress,
+            pipeline_id=run.tags.get(PIPELINE_TAG),
+            partitions=window and str(window),
+            rows=rows,
+            started_at=run.started_at,
         )
     loads = [load for load in state.running if load.run_id not in ended] if state is not None else []
     if loads:
@@ -503,6 +510,43 @@ def change_key(table: TableStatus) -> TableStatus:
     return table.model_copy(update={"age_seconds": None})
 
 
+@dataclass(frozen=True)
+class Event:
+    """A server-sent event. `id` has the versions of the tables' rows: a listener who comes back with it hears what has changed."""
+
+    name: str
+    body: BaseModel
+    id: str = ""
+
+
+def versions_of(tables: Iterable[TableStatus]) -> str:
+    """The versions of the tables' rows as text, such as `dashboard_data=3,evolution_data=0`."""
+    return ",".join(f"{table.table}={table.data_version or 0}" for table in tables)
+
+
+def parse_versions(text: str) -> dict[str, int]:
+    """The versions by table. What is not written so does not count."""
+    parts = (part.partition("=") for part in text.split(","))
+    return {table: int(version) for table, _, version in parts if version.isascii() and version.isdecimal() and len(version) < 19}
+
+
+def data_changes(before: Mapping[str, int], status: Status) -> list[DataChange]:
+    """The tables whose rows have changed since the versions `before`, each with the days of the loads that changed them.
+
+    A table that `before` lacks has not changed: its reader has just been told of it.
+    """
+    found = []
+    for table in status.tables:
+        version = table.data_version or 0
+        if (steps := version - before.get(table.table, version)) == 0:
+            continue
+        loads = [one for one in status.recent_activity if one.table == table.table and (one.inserted or one.updated or one.deleted)]
+        # Each load that changes rows is one step. A version that is lower than before belongs to another database.
+        days = list(dict.fromkeys(one.partitions for one in loads[:steps])) if 0 < steps <= len(loads) else None
+        found.append(DataChange(table=table.table, data_version=version, days=days))
+    return found
+
+
 class StatusFeed:
     """Gives one snapshot to all callers of the same second, and the changes to all listeners."""
 
@@ -525,10 +569,11 @@ class StatusFeed:
         """Makes the next caller get a new snapshot, because something has changed."""
         self._last = None
 
-    async def events(self, interval: float = MAXIMUM_AGE) -> AsyncIterator[tuple[str, str]]:
-        """Names and JSON data of events: `status` first and when the summary changes, else `table` for each changed table, and
-        `unavailable` when PostgreSQL goes away."""
+    async def events(self, interval: float = MAXIMUM_AGE, last_id: str = "") -> AsyncIterator[Event]:
+        """`status` first and when the summary changes, else `table` for each changed table; after them `data` for each table whose
+        rows have changed since the versions of `last_id`; `unavailable` when PostgreSQL goes away."""
         known: dict[str, TableStatus] = {}
+        versions = parse_versions(last_id)
         whole: object = None
         while True:
             try:
@@ -536,15 +581,19 @@ class StatusFeed:
             except DatabaseUnavailable as error:
                 if whole != "unavailable":
                     whole = "unavailable"
-                    yield "unavailable", _fault(error).model_dump_json()
+                    yield Event("unavailable", _fault(error))
             else:
                 told = (status.status, status.dagster, status.daemon, status.states, status.running, status.last_updated)
                 changed = [table for table in status.tables if known.get(table.table) != change_key(table)]
                 known = {table.table: change_key(table) for table in status.tables}
+                event_id = versions_of(status.tables)
                 if told != whole:
                     whole = told
-                    yield "status", status.model_dump_json()
+                    yield Event("status", status, event_id)
                 else:
                     for table in changed:
-                        yield "table", table.model_dump_json()
+                        yield Event("table", table, event_id)
+                for change in data_changes(versions, status):
+                    yield Event("data", change, event_id)
+                versions = parse_versions(event_id)
             await asyncio.sleep(interval)

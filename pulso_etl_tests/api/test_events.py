@@ -7,6 +7,7 @@ import re
 import socket
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -74,6 +75,39 @@ def test_a_refresh_is_told_as_it_goes(api: ApiServer) -> None:
         wait_until(lambda: listener.states_of("dashboard_data")[-1] is None, 20)
         latest = [data for name, data in listener.events if name == "status"][-1]
         assert latest["recent_activity"][0]["run_id"] == told["runs"]["dashboard_data"]["run_id"]
+
+
+def test_a_listener_who_comes_back_hears_which_days_have_changed(api: ApiServer, target: Target) -> None:
+    def heard(last_id: str) -> list[tuple[str, str, Any]]:
+        """The events of a listener who leaves after the second one, or after a second."""
+        found, event_id, name = [], "", ""
+        timeout = httpx.Timeout(30, read=1.5)
+        with (
+            suppress(httpx.ReadTimeout),
+            api.client(**{"Last-Event-ID": last_id}) as client,
+            client.stream("GET", "/api/v1/etl/events", timeout=timeout) as answer,
+        ):
+            for line in answer.iter_lines():
+                event_id = line.removeprefix("id: ") if line.startswith("id: ") else event_id
+                name = line.removeprefix("event: ") if line.startswith("event: ") else name
+                if line.startswith("data: "):
+                    found.append((name, event_id, json.loads(line.removeprefix("data: "))))
+                if len(found) == 2:
+                    break
+        return found
+
+    assert finished(api, api.call("POST", f"{TABLE}/evolution_data?force=true").json())["status"] == "success"
+    [(name, last_id, _)] = heard("")[:1]
+    assert name == "status"
+    target.conn.execute("UPDATE evolution_data SET cuentas = cuentas + 1")
+    told = finished(api, api.call("POST", f"{TABLE}/evolution_data?force=true").json())
+    version = api.call("GET", "/api/v1/etl/status/table/evolution_data").json()["table"]["data_version"]
+    days = told["runs"]["evolution_data"]["partitions"]
+    events = heard(last_id)
+    assert [(name, body) for name, _, body in events[1:]] == [
+        ("data", {"table": "evolution_data", "data_version": version, "days": [days]})
+    ]
+    assert f"evolution_data={version}" in events[1][1]
 
 
 def test_the_metrics_say_what_postgresql_says(api: ApiServer, target: Target) -> None:

@@ -60,6 +60,10 @@ def test_every_refusal_tells_its_cause_beside_the_text(raised: Exception, status
     assert body["failure"]["cause"] == cause
     assert body["failure"]["title"] == CAUSES[cause].title
     assert body["failure"]["retryable"] is cause.retryable
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert body.keys() >= {"type", "title", "status", "detail", "cause", "table", "retryable", "run_url"}
+    assert (body["type"], body["status"], body["title"]) == (f"urn:pulso-etl:{cause}", status, CAUSES[cause].title)
+    assert (body["cause"], body["retryable"], body["table"]) == (cause, cause.retryable, None)
     malformed = TestClient(app).get("/?days=many").json()
     assert malformed["failure"]["cause"] == Cause.REQUEST
     assert malformed["failure"]["message"].startswith("query.days: ")

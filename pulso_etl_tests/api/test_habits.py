@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import anyio
@@ -22,8 +23,10 @@ from starlette.requests import Request
 
 from pulso_etl.api.access import why_refused
 from pulso_etl.api.app import create_app
-from pulso_etl.api.habits import unchanged, until_stop
+from pulso_etl.api.dagster_client import Daemon
+from pulso_etl.api.habits import tag_of, unchanged, until_stop
 from pulso_etl.api.openapi import document
+from pulso_etl.api.status import overall
 from pulso_etl.settings import Settings
 from pulso_etl_tests.api.conftest import SECRETS
 from pulso_etl_tests.api.server import ApiServer
@@ -105,6 +108,27 @@ def test_a_page_may_send_if_none_match() -> None:
 def test_if_none_match_compares_weakly_and_takes_lists(given: list[str], known: bool) -> None:
     headers = [(b"if-none-match", value.encode()) for value in given]
     assert unchanged(Request({"type": "http", "headers": headers}), TAG) is known
+
+
+def test_an_etag_follows_everything_that_is_shown_except_the_time() -> None:
+    now = datetime(2026, 11, 25, 20, tzinfo=UTC)
+    whole = overall([], [], now, dagster=True, daemon=Daemon({"SENSOR": now}))
+    later = overall([], [], now + timedelta(seconds=20), dagster=True, daemon=Daemon({"SENSOR": now + timedelta(seconds=20)}))
+    assert tag_of(whole) == tag_of(later)
+    assert tag_of(whole) != tag_of(whole.model_copy(update={"failures": 1}))
+    assert tag_of(whole) != tag_of(overall([], [], now, dagster=False))
+
+
+@pytest.mark.parametrize(
+    ("path", "refused"),
+    [
+        ("/api/v1/etl/status?tabel=dashboard_data", "query.tabel: unknown parameter; this route has none"),
+        ("/api/v1/etl/health?live=true&deep=1", "query.deep: unknown parameter; this route has live"),
+    ],
+)
+def test_an_unknown_parameter_of_the_address_is_refused(path: str, refused: str) -> None:
+    answer = ask(path)
+    assert (answer.status_code, answer.json()["failure"]["message"]) == (422, refused)
 
 
 def test_a_page_behind_the_documented_proxy_is_served_on_another_port() -> None:

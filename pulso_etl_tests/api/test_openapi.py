@@ -23,6 +23,8 @@ ROUTES = {
     "POST /api/v1/etl/refresh/dashboard",
     "POST /api/v1/etl/refresh/table/{table_name}",
     "GET /api/v1/etl/refresh/{pipeline_id}",
+    "DELETE /api/v1/etl/refresh/{pipeline_id}",
+    "GET /api/v1/etl/refreshes",
     "GET /api/v1/etl/status",
     "GET /api/v1/etl/status/table/{table_name}",
     "GET /api/v1/etl/health",

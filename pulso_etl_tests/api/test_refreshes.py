@@ -311,22 +311,49 @@ def test_connections_that_the_server_ended_are_replaced_at_once(api: ApiServer, 
     assert time.monotonic() - began < 3
 
 
-def test_the_etag_stays_while_no_row_changes_and_changes_when_one_does(api: ApiServer, target: Target) -> None:
+def test_the_data_version_stays_while_no_row_changes_and_the_etag_follows_what_is_shown(api: ApiServer, target: Target) -> None:
     path = "/api/v1/etl/status/table/evolution_data"
 
-    def refreshed() -> str:
+    def refreshed() -> tuple[str, str]:
         assert finished(api, api.call("POST", f"{TABLE}/evolution_data?force=true").json())["status"] == "success"
-        return str(api.call("GET", path).headers["etag"])
+        wait_until(lambda: api.call("GET", path).json()["table"]["run_under_way"] is None, 20)
+        headers = api.call("GET", path).headers
+        return headers["pulso-data-version"], headers["etag"]
 
-    first, whole = refreshed(), api.call("GET", "/api/v1/etl/status").headers["etag"]
-    assert refreshed() == first
-    for url, tag in ((path, first), ("/api/v1/etl/status", whole)):
-        answer = api.call("GET", url, headers={"If-None-Match": tag})
-        assert (answer.status_code, answer.content, answer.headers["cache-control"]) == (304, b"", "no-store")
+    (first, tag), whole = refreshed(), api.call("GET", "/api/v1/etl/status").headers
+    assert whole["pulso-data-version"].split(",")[1] == first
+    for url, known in ((path, (tag, f'W/"{first}"')), ("/api/v1/etl/status", (whole["etag"], f'"{whole["pulso-data-version"]}"'))):
+        for one in known:
+            answer = api.call("GET", url, headers={"If-None-Match": one})
+            assert (answer.status_code, answer.content, answer.headers["cache-control"]) == (304, b"", "no-store")
+    # A load that changes no row is shown, and is no new version of the rows.
+    again, shown = refreshed()
+    assert (again, shown == tag) == (first, False)
+    assert api.call("GET", path, headers={"If-None-Match": f'W/"{first}"'}).status_code == 304
     target.conn.execute("UPDATE evolution_data SET cuentas = cuentas + 1 WHERE fecha_foto = %s", (TODAY,))
-    assert refreshed() != first
-    for url, tag in ((path, first), ("/api/v1/etl/status", whole)):
-        assert api.call("GET", url, headers={"If-None-Match": tag}).status_code == 200
+    assert refreshed()[0] != first
+    old = (f'W/"{first}"', f'W/"{whole["pulso-data-version"]}"')
+    for url, one in ((path, old[0]), ("/api/v1/etl/status", old[1]), (path, tag), ("/api/v1/etl/status", whole["etag"])):
+        assert api.call("GET", url, headers={"If-None-Match": one}).status_code == 200
+
+
+def test_a_refresh_is_found_again_and_ended(api: ApiServer, stack: DagsterStack) -> None:
+    stack.proxy.hold_page(0)
+    try:
+        launched = api.call("POST", f"{TABLE}/evolution_data?force=true").json()
+        assert stack.proxy.held.wait(90)
+        under_way = api.call("GET", "/api/v1/etl/status/table/evolution_data").json()["table"]["run_under_way"]
+        assert under_way["pipeline_id"] == launched["pipeline_id"]
+        newest = api.call("GET", "/api/v1/etl/refreshes?limit=1").json()
+        assert [(one["pipeline_id"], one["running"]) for one in newest] == [(launched["pipeline_id"], True)]
+        assert api.call("DELETE", launched["status_url"]).status_code == 202
+        ended = finished(api, launched)
+    finally:
+        stack.proxy.release()
+    assert (ended["status"], states(ended)) == ("failed", {"evolution_data": "canceled"})
+    assert api.call("GET", "/api/v1/etl/refreshes?limit=1").json()[0]["running"] is False
+    unknown = api.call("DELETE", "/api/v1/etl/refresh/none")
+    assert (unknown.status_code, unknown.json()["cause"]) == (404, "request")
 
 
 def test_many_days_are_launched_in_chunks_and_told_as_one(api: ApiServer, target: Target) -> None:

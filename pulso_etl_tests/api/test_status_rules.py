@@ -29,11 +29,14 @@ from pulso_etl.api.status import (
     DayHeld,
     Look,
     calendar,
+    data_changes,
     extraction,
     lost_attempts,
     overall,
+    parse_versions,
     runs_by_table,
     status_of,
+    versions_of,
 )
 from pulso_etl.refreshing.due import BackOff, Rhythm
 from pulso_etl.refreshing.freshness import Condition, FreshnessState, freshness
@@ -177,6 +180,26 @@ def test_a_silent_daemon_is_told_and_degrades_the_whole() -> None:
     assert (whole.status, whole.daemon, whole.daemon_seen_at) == (Overall.DEGRADED, False, seen)
     assert overall([good], [], NOW, dagster=True, daemon=Daemon({"SENSOR": NOW})).status is Overall.OK
     assert overall([good], [], NOW, dagster=False).daemon is None
+
+
+def test_listeners_hear_the_days_of_every_load_that_changed_rows_since_they_heard_last() -> None:
+    def load(run: str, days: int, rows: int) -> tuple[object, ...]:
+        first = TODAY - timedelta(days=days)
+        return ("dashboard_data", run, 1, "success", first, TODAY, NOW, NOW, 1.0, 9, {"rows_updated": rows}, None, None)
+
+    recent = [extraction(one, UI) for one in (load("r3", 0, 2), load("r2", 1, 0), load("r1", 6, 5))]
+    whole = overall([told(state(timedelta(0), data_version=9))], recent, NOW, dagster=True)
+    assert versions_of(whole.tables) == "dashboard_data=9"
+    expected: dict[str, list[str] | None] = {
+        "dashboard_data=8": ["2026-11-25"],
+        "dashboard_data=7": ["2026-11-25", "2026-11-19..2026-11-25"],
+        "dashboard_data=6": None,
+        "dashboard_data=12": None,
+    }
+    for heard, days in expected.items():
+        assert [(one.data_version, one.days) for one in data_changes(parse_versions(heard), whole)] == [(9, days)]
+    for heard in ("dashboard_data=9", "evolution_data=1", "", "nonsense", "dashboard_data=", "dashboard_data=-1"):
+        assert data_changes(parse_versions(heard), whole) == []
 
 
 def test_of_several_runs_of_a_table_the_one_that_goes_on_is_told() -> None:
