@@ -236,14 +236,16 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def set_partition_times(proxy: FaultyProxy, times: Mapping[str, datetime]) -> None:
-    """Sets the times of partitions. The emulator keeps none for a partition, and gives the table's time."""
+    """Other partitions, with other times, in the next answer of INFORMATION_SCHEMA.PARTITIONS."""
 
     def change(result: Any) -> None:
         result["rows"] = [{"f": [{"v": partition}, {"v": str(int(at.timestamp() * 1_000_000))}]} for partition, at in times.items()]
         result["totalRows"] = str(len(times))
 
-    proxy.inject(r"^POST \S+/(queries|jobs)\b", edited(change))
+    proxy.inject(r"^POST \S+/queries\b", edited(change))
 
 
 def set_modified(proxy: FaultyProxy, table: str, at: datetime) -> None:
-    proxy.inject(rf"^GET \S+/tables/{table}\?", edited(lambda body: body | {"lastModifiedTime": str(int(at.timestamp() * 1000))}))
+    """Another time of the table's last change, from now on."""
+    change = edited(lambda body: body | {"lastModifiedTime": str(int(at.timestamp() * 1000))})
+    proxy.inject(rf"^GET \S+/tables/{table}\?", change, times=None)

@@ -13,7 +13,8 @@ from google.api_core import exceptions as api
 from pulso_etl.api.dagster_client import DagsterClient
 from pulso_etl.api.database import Database
 from pulso_etl.api.models import Health, Part, PartState
-from pulso_etl.bigquery.source import ONCE, BigQuerySource
+from pulso_etl.bigquery.look import ONCE
+from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.sync.errors import LauncherUnavailable, PulsoError, first_line
 from pulso_etl.sync.spec import TableSpec
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from time import monotonic
 from typing import Any
@@ -20,11 +20,12 @@ from pulso_etl.access.permits import WHOLE_GRAPH
 from pulso_etl.alerts.service import KEPT_OUT, Alerts, Flushed
 from pulso_etl.assets import asset_key
 from pulso_etl.automation.alerting import CheckOutcome, Situation, events
+from pulso_etl.automation.looks import Looks, Seen
 from pulso_etl.automation.recovery import EndedAttempt, recover
-from pulso_etl.bigquery import changes as source_changes
+from pulso_etl.bigquery import look
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.checks.asset_checks import currency, up_to_date_key
-from pulso_etl.refreshing.due import MEMORY, Decision, Rhythm, Standing, days_to_read, decide_due, loaded_days
+from pulso_etl.refreshing.due import MEMORY, Decision, Rhythm, Standing, decide_due
 from pulso_etl.refreshing.launch import launches
 from pulso_etl.refreshing.lost_runs import EndedRun
 from pulso_etl.refreshing.plan import RefreshPlan
@@ -33,8 +34,8 @@ from pulso_etl.refreshing.request import Grants, RefreshRequest
 from pulso_etl.refreshing.runs import in_flight, is_of, table_job, tenant_of
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange, contiguous
-from pulso_etl.sync.errors import BudgetExceeded, PulsoError, SourceUnavailable, first_line
-from pulso_etl.sync.ledger.ledger import server_clock
+from pulso_etl.sync.errors import BudgetExceeded, first_line
+from pulso_etl.sync.ledger.ledger import Unchanged, server_clock
 from pulso_etl.sync.ledger.watermarks import Attempt, TableState, Watermarks
 from pulso_etl.sync.owed import Horizon, Watermark
 from pulso_etl.sync.patience import CONNECT_SECONDS, TICK_SECONDS, cut_after, within
@@ -43,8 +44,6 @@ from pulso_etl.sync.redaction import clean_errors
 from pulso_etl.sync.spec import TableSpec, qualified
 from pulso_etl.sync.tags import TABLE_TAG, TENANT_TAG
 
-RECHECK_EVERY = timedelta(hours=24)
-"""A table whose source reports no change needs no new load if its last load is at most this old."""
 FAILED_RUNS = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 SHOWN = 20
 """An evaluation gives reasons for at most this many tables, because Dagster keeps the text of every evaluation."""
@@ -100,7 +99,10 @@ def standings(
         written = state.attempts if state else ()
         known = {attempt.run_id for attempt in written}
         attempts = (*written, *(attempt for attempt in over[table] if attempt.run_id not in known))
-        found[table] = Standing(state.watermark if state else None, attempts, under_way.get(table, {}), state.days if state else {})
+        runs = under_way.get(table, {})
+        found[table] = (
+            Standing(state.watermark, attempts, runs, state.days, state.source) if state else Standing(None, attempts, runs)
+        )
     return found
 
 
@@ -232,7 +234,8 @@ class Automation:
         requests: list[dg.RunRequest] = []
         reasons: list[str] = []
         waiting: list[str] = []
-        looks = Looks(source, monotonic() + source_changes.LOOK_SECONDS)
+        margin = timedelta(seconds=self.settings.change_margin_seconds)
+        looks = Looks(source, margin, monotonic() + look.LOOK_SECONDS)
         verified: list[str] = []
         try:
             self.planner.admit(RefreshRequest())
@@ -247,13 +250,14 @@ class Automation:
                 if looks.are_over:
                     waiting.append(f"{table}: {decision.reason}; the next tick asks whether its source has changed")
                     continue
-                days, note = self._days_to_read(looks, spec, standing, decision, now)
-                reasons.append(f"{table}: {decision.reason}; {note}")
-                if unchanged := [day for day in decision.window if day not in days]:
+                seen = self._look(looks, spec, decision.window, standing, now)
+                days = seen.days
+                reasons.append(f"{table}: {decision.reason}; {seen.note}")
+                if seen.state is not None and (unchanged := [day for day in decision.window if day not in days]):
                     horizon = Horizon.of(spec, self.settings.partitions_start, spec.zone.day(now))
-                    self.marks.unchanged(conn, table, unchanged, now, horizon)
+                    self.marks.unchanged(conn, table, unchanged, Unchanged(now, seen.state, horizon))
                 if not days:
-                    self._report_unchanged(instance, spec, decision.window)
+                    self._report_unchanged(instance, spec, decision.window, seen.bytes_avoided)
                     verified.append(table)
                 # After a failure, only the rows of the source count.
                 grants = Grants(capture=self._captures(spec) and not decision.failures)
@@ -280,39 +284,22 @@ class Automation:
         """Whether the run itself reads only the changes."""
         return self.settings.change_aware and spec.source.change_capture is not None
 
-    def _days_to_read(
-        self, looks: Looks, spec: TableSpec, standing: Standing, decision: Decision, now: datetime
-    ) -> tuple[Collection[date], str]:
-        """The days of the window to read again, and a note for people."""
-        window = decision.window
-        assert window is not None
-        every = set(window)
+    def _look(self, looks: Looks, spec: TableSpec, window: DayRange, standing: Standing, now: datetime) -> Seen:
+        """The days of the window to read again, by what the source says."""
         if not self.settings.change_aware:
-            return every, "the whole window: detection of changes is turned off"
+            return Seen(list(window), "the whole window: detection of changes is turned off")
         if self._captures(spec):
-            return every, "only the changes, if the source reports them"
-        margin = timedelta(seconds=self.settings.change_margin_seconds)
-        loaded = loaded_days(window, standing.days, now, RECHECK_EVERY)
-        if not loaded:
-            return every, "the whole window: nothing of it was loaded in the last day"
-        try:
-            modified = looks.changed_days(spec, window, min(loaded.values()) - margin)
-        except PulsoError as error:
-            # Detection of changes only saves work. The run itself will report what is wrong with the source.
-            return every, f"the whole window: the source does not report its changes ({error})"
-        if modified is None:
-            return every, "the whole window: the source gives no signal of changes"
-        days = days_to_read(window, loaded, modified, margin)
-        return days, f"{len(days)} of {window.days} partitions to read, {window.days - len(days)} verified"
+            return Seen(list(window), "only the changes, if the source reports them")
+        return looks.seen(spec, window, standing, now)
 
-    def _report_unchanged(self, instance: dg.DagsterInstance, spec: TableSpec, window: DayRange) -> None:
+    def _report_unchanged(self, instance: dg.DagsterInstance, spec: TableSpec, window: DayRange, bytes_avoided: int) -> None:
         """Tells Dagster that nothing has changed: the table is as fresh as after a load."""
         instance.report_runless_asset_event(
             dg.AssetMaterialization(
                 asset_key(spec),
                 partition=str(window.end),
                 description="The source has not changed since this range was loaded; nothing was read.",
-                metadata={"partitions_verified": window.days, "range": str(window)},
+                metadata={"partitions_verified": window.days, "range": str(window), "bytes_avoided": bytes_avoided},
             )
         )
 
@@ -401,33 +388,6 @@ class Automation:
         changed = (one for one in told if one.passed is not known.get(one.asset_key.path[-1]))
         for one in islice(changed, REPORTED):
             instance.report_runless_asset_event(one)
-
-
-@dataclass
-class Looks:
-    """The questions of one tick about changes at the source. Together they may last until `until` on the monotonic clock.
-
-    After a question without an answer it asks no more: the source is away, and every table is read as if everything had changed.
-    """
-
-    source: BigQuerySource
-    until: float
-    away: SourceUnavailable | None = None
-
-    @property
-    def are_over(self) -> bool:
-        """Whether the time is up although the source answers."""
-        return self.away is None and monotonic() > self.until
-
-    def changed_days(self, spec: TableSpec, window: DayRange, since: datetime) -> dict[date, datetime] | None:
-        """The days that changed, as `changes.changed_days` returns them."""
-        if self.away is not None:
-            raise self.away
-        try:
-            return source_changes.changed_days(self.source, spec, window, since, max(self.until - monotonic(), 0.1))
-        except SourceUnavailable as error:
-            self.away = error
-            raise
 
 
 def no_answer(error: psycopg.OperationalError | TimeoutError) -> dg.SkipReason:

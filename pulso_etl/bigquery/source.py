@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from itertools import chain, islice
 from math import ceil
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 from dagster import DagsterInvalidDefinitionError
 from dagster_gcp import BigQueryResource
 from google.api_core import exceptions as api
-from google.api_core.retry import Retry, if_exception_type
+from google.api_core.retry import Retry
 from google.auth.credentials import AnonymousCredentials
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, TransportError
 from google.cloud import bigquery
@@ -28,6 +28,7 @@ from google.cloud.bigquery.retry import DEFAULT_JOB_RETRY, DEFAULT_RETRY
 from requests import RequestException
 
 from pulso_etl.bigquery.capture import Interval, capture_refusal, captured_sql, interval
+from pulso_etl.bigquery.look import LOOK_SECONDS, Look, changed_partitions, state_of, take
 from pulso_etl.bigquery.pricing import Pricing
 from pulso_etl.bigquery.storage_read import Compression, ReadClient, plaintext_transport
 from pulso_etl.sync.days import DayRange
@@ -42,18 +43,20 @@ from pulso_etl.sync.errors import (
 )
 from pulso_etl.sync.ledger.queries import Usage
 from pulso_etl.sync.owed import Watermark
+from pulso_etl.sync.patience import within
+from pulso_etl.sync.source_state import SourceState
 from pulso_etl.sync.spec import TableSpec, fill
 
 log = logging.getLogger(__name__)
 
 Transport = Literal["storage", "rest"]
+Found = TypeVar("Found")
 
 READ_STREAMS = 2
+RUN_LOOK_SECONDS = 20.0
+"""Limit of a run's own look at the source. Without an answer the run reads all the same."""
 QUEUED_BATCHES = 4
 """The most batches to read ahead of the load. BigQuery sends batches of at most 10 MiB."""
-
-ONCE = Retry(predicate=if_exception_type())
-"""No second attempt, because the caller is waiting."""
 
 TRANSIENT_REASONS = {
     "rateLimitExceeded",
@@ -84,6 +87,7 @@ class BigQuerySource(BigQueryResource):
     a passing reason is sent again with exponential back-off from `retry_initial_seconds`, for `retry_timeout_seconds` in all. After
     `request_timeout_seconds` without an answer a connection counts as broken; the client gives requests for rows at least 120
     seconds. `change_margin_seconds` is how far BigQuery's clock and ours may differ.
+    `change_aware`: a load looks at the source first, so that a later refresh can tell whether anything has changed.
     """
 
     sources: dict[str, str] = {}
@@ -98,6 +102,7 @@ class BigQuerySource(BigQueryResource):
     retry_timeout_seconds: float = 120.0
     request_timeout_seconds: float = 120.0
     change_margin_seconds: float = 600.0
+    change_aware: bool = True
 
     @property
     def pricing(self) -> Pricing:
@@ -154,6 +159,39 @@ class BigQuerySource(BigQueryResource):
         """The stream of the table's rows of the window. It runs no query yet: see `BigQueryStream.open`."""
         return BigQueryStream(self, spec, window, run_id)
 
+    def look(self, spec: TableSpec, window: DayRange, seconds: float = LOOK_SECONDS) -> Look:
+        """What BigQuery tells of the table's statement over the window, for free and before it runs.
+
+        Raises the errors of `BigQueryStream.open`; SourceUnavailable also if there is no answer within `seconds`.
+        """
+        statement = self.stream(spec, window, "look").sql()
+
+        def ask() -> Look:
+            with raising_source_errors(spec, window), self.get_client() as client:
+                return take(client, statement, bigquery.QueryJobConfig(query_parameters=days_of(window)), seconds)
+
+        return self._within(seconds, spec, window, ask)
+
+    def changed_partitions(
+        self, spec: TableSpec, window: DayRange, tables: Collection[bigquery.Table], since: datetime, seconds: float = LOOK_SECONDS
+    ) -> tuple[dict[date, datetime], set[date]] | None:
+        """The days of base tables that changed since then, and those that they have; see `look.changed_partitions`. This bills.
+
+        Raises the errors of `look`.
+        """
+
+        def ask() -> tuple[dict[date, datetime], set[date]] | None:
+            with raising_source_errors(spec, window), self.get_client() as client:
+                return changed_partitions(client, tables, since, self.maximum_bytes_billed, seconds)
+
+        return self._within(seconds, spec, window, ask)
+
+    def _within(self, seconds: float, spec: TableSpec, window: DayRange, ask: Callable[[], Found]) -> Found:
+        try:
+            return within(seconds, ask)
+        except TimeoutError:
+            raise SourceUnavailable(f"{spec.name} {window}: BigQuery did not answer within {seconds:.1f} s") from None
+
 
 @dataclass
 class BigQueryStream:
@@ -168,11 +206,31 @@ class BigQueryStream:
     run_id: str
     metadata: dict[str, Any] = field(default_factory=dict)
     """After `open`: transport, job id, cache hit; bytes processed, bytes billed and their estimated on-demand price in US dollars,
-    if the job's statistics have them (an emulator bills nothing). After `capture`: the changes, or why the whole window."""
+    if the job's statistics have them; bytes that BigQuery's cache saved, after a look. After `look`: what the source tells of
+    changes. After `capture`: the changes, or why the whole window."""
     _changes: Interval | None = field(default=None, repr=False)
     _done: Any = field(default=None, repr=False)
+    _size: int | None = field(default=None, repr=False)
+    """How many bytes the statement reads, by the look."""
     _others: dict[str, Any] = field(default_factory=dict, repr=False)
     """Other jobs that were billed, by their id: changes that were not loaded, days before the window."""
+
+    def look(self) -> SourceState | None:
+        """The source's state before its rows are read. None if there is no signal of changes; `metadata` says why."""
+        if not self.source.change_aware:
+            return None
+        try:
+            look = self.source.look(self.spec, self.window, RUN_LOOK_SECONDS)
+        except SourceError as error:
+            # The query itself will report what is wrong with the source.
+            self.metadata["change_signal"] = f"none: the look at the source failed ({one_line(error)})"
+            return None
+        self._size, state = look.bytes_processed, state_of(look, self.spec)
+        if isinstance(state, str):
+            self.metadata["change_signal"] = f"none: {state}"
+            return None
+        self.metadata["change_signal"] = f"state of {', '.join(sorted(look.tables))}"
+        return state
 
     def sql(self) -> str:
         """The statement that runs, with the names of the source tables filled in."""
@@ -247,6 +305,8 @@ class BigQueryStream:
                 client = stack.enter_context(self.source.get_client())
                 self._done = job = self._finished(client)
                 self.metadata.update(statistics(job, self.source.pricing, self._others.values()))
+                if job.cache_hit and self._size is not None:
+                    self.metadata["bytes_avoided"] = self._size
                 batches, transport = self._batches(job, stack)
             self.metadata["transport"] = transport
             first = next(batches)
@@ -258,10 +318,7 @@ class BigQueryStream:
             return client.get_job(self._done.job_id, location=self._done.location, retry=self.source.retry)
         retry, timeout = self.source.retry, self.spec.loading.timeout.total_seconds()
         at_once = min(timeout, self.source.request_timeout_seconds)
-        parameters = [
-            bigquery.ScalarQueryParameter("start", "DATE", self.window.start),
-            bigquery.ScalarQueryParameter("end", "DATE", self.window.end),
-        ]
+        parameters = days_of(self.window)
         if self._changes:
             parameters += [
                 bigquery.ScalarQueryParameter("since", "TIMESTAMP", self._changes.start),
@@ -409,6 +466,11 @@ def statistics(job: bigquery.QueryJob, pricing: Pricing, others: Collection[bigq
     if told.keys() & {"bytes_billed", "slot_millis"}:
         told["estimated_cost_usd"] = round(pricing.cost(Usage.of(told)), 6)
     return {name: value for name, value in told.items() if value is not None}
+
+
+def days_of(window: DayRange) -> list[bigquery.ScalarQueryParameter]:
+    """The parameters of a table's statement."""
+    return [bigquery.ScalarQueryParameter(name, "DATE", day) for name, day in (("start", window.start), ("end", window.end))]
 
 
 def label(value: str) -> str:

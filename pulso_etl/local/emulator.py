@@ -18,6 +18,9 @@ CHILD = program("""
 import sys
 import duckdb_extensions
 duckdb_extensions.import_extension("spatial")
+import bqemulator.server
+from pulso_etl.local.double import doubled
+bqemulator.server.create_app = doubled(bqemulator.server.create_app)
 from bqemulator.cli import main
 sys.argv[0] = "bqemulator"
 """)

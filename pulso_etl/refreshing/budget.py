@@ -25,7 +25,8 @@ from pulso_etl.sync.ledger.queries import Usage
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.owed import Watermark
 from pulso_etl.sync.postgres.sessions import Session
-from pulso_etl.sync.streams import ChangeStream, DatedStream, PastStream
+from pulso_etl.sync.source_state import SourceState
+from pulso_etl.sync.streams import ChangeStream, ObservedStream, PastStream
 from pulso_etl.sync.tags import FORCE_TAG
 from pulso_etl.sync.zone import DEFAULT_ZONE, Zone
 
@@ -195,7 +196,7 @@ class QueryBudget(dg.ConfigurableResource[None]):
             self.today().admit()
 
 
-class SourceStream(ChangeStream, DatedStream, PastStream, Protocol):
+class SourceStream(ChangeStream, ObservedStream, PastStream, Protocol):
     """The kind of stream that a source yields."""
 
 
@@ -214,6 +215,9 @@ class AdmittedStream:
     @property
     def computed_at(self) -> datetime | None:
         return self.stream.computed_at
+
+    def look(self) -> SourceState | None:
+        return self.stream.look()
 
     def open(self) -> AbstractContextManager[pa.RecordBatchReader]:
         """Raises BudgetExceeded, or what the stream raises."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 
@@ -15,6 +15,7 @@ from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.ledger import Day
 from pulso_etl.sync.ledger.watermarks import Attempt
 from pulso_etl.sync.owed import Watermark
+from pulso_etl.sync.source_state import SourceState
 from pulso_etl.sync.spec import TableSpec
 
 MEMORY = timedelta(days=2)
@@ -24,7 +25,7 @@ MEMORY = timedelta(days=2)
 @dataclass(frozen=True)
 class Standing:
     """What is known about one table: its watermark, the attempts within MEMORY, the queued and running runs, and the `days` of
-    its ledger.
+    its ledger. `source`: what its source was like when it was last read or found unchanged.
 
     `in_flight` has these runs by id, each with its days, or None if the run does not name them.
     """
@@ -33,6 +34,7 @@ class Standing:
     attempts: Sequence[Attempt] = ()
     in_flight: Mapping[str, DayRange | None] = field(default_factory=dict)
     days: Mapping[date, Day] = field(default_factory=dict)
+    source: SourceState | None = None
 
 
 @dataclass(frozen=True)
@@ -145,23 +147,25 @@ def decide_due(spec: TableSpec, standing: Standing, now: datetime, rhythm: Rhyth
     return Decision(spec.name, trailing.window, reason, slot, failures, due)
 
 
-def loaded_days(window: DayRange, days: Mapping[date, Day], now: datetime, recheck_every: timedelta) -> dict[date, datetime]:
-    """The days of the window that were loaded within `recheck_every`, each with when its rows were read.
+def loaded_days(window: DayRange, days: Mapping[date, Day], now: datetime, recheck_every: timedelta) -> dict[date, Day]:
+    """The days of the window that were loaded within `recheck_every`.
 
     `now` and the readings are by the server's clock. A reading after `now` comes from a wrong clock and does not count.
     """
-    return {
-        day: known.loaded_at
-        for day, known in days.items()
-        if day in window and timedelta(0) <= now - known.loaded_at < recheck_every
-    }
+    return {day: known for day, known in days.items() if day in window and timedelta(0) <= now - known.loaded_at < recheck_every}
 
 
-def days_to_read(
-    window: DayRange, loaded: Mapping[date, datetime], modified: Mapping[date, datetime], margin: timedelta
+def unchanged_days(
+    loaded: Mapping[date, Day], modified: Mapping[date, datetime], there: Collection[date], margin: timedelta
 ) -> list[date]:
-    """The days of the window that must be read again: those that `loaded` lacks, and those that `modified` says have changed since.
+    """The loaded days whose partition at the source has not changed since.
 
-    `margin` allows for clocks that differ and for commits that come late. A day that `modified` does not name has not changed.
+    `modified` has the days of partitions that changed, each with its last change, `there` all days that have a partition. A day
+    that has rows here and no partition there has lost it: it has changed. `margin` allows for clocks that differ and for commits
+    that come late.
     """
-    return [day for day in window if day not in loaded or (day in modified and modified[day] >= loaded[day] - margin)]
+    return [
+        day
+        for day, known in loaded.items()
+        if not (day in modified and modified[day] >= known.loaded_at - margin) and (day in there or not known.rows)
+    ]

@@ -29,9 +29,9 @@ from pulso_etl.sync.errors import (
 )
 from pulso_etl.sync.ledger import locks
 from pulso_etl.sync.ledger.ledger import Loaded, server_clock
-from pulso_etl.sync.ledger.traces import Trace, Traces
 from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
 from pulso_etl.sync.loading.load import load, translated
+from pulso_etl.sync.loading.missed import missed_days
 from pulso_etl.sync.loading.months import create_months, refuse_expired
 from pulso_etl.sync.loading.request import LoadRequest, Past, Source, Writer
 from pulso_etl.sync.loading.result import LoadResult
@@ -47,7 +47,7 @@ from pulso_etl.sync.redaction import clean_errors, scrubbed
 from pulso_etl.sync.schema.schema import is_as_declared
 from pulso_etl.sync.spec import CAPTURE_LAG, TableSpec
 from pulso_etl.sync.streams import ChangeStream, Stream, as_stream
-from pulso_etl.sync.tags import ALLOW_SHRINK_TAG, CAPTURE_TAG, COMPARE_TAG, FORCE_TAG, SPEC_KEY
+from pulso_etl.sync.tags import ALLOW_SHRINK_TAG, CAPTURE_TAG, SPEC_KEY
 from pulso_etl.sync.target import Target
 from pulso_etl.sync.zone import DEFAULT
 
@@ -159,14 +159,10 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
             captured=as_of is not None,
             past=Past(horizon.first_day, stream.read_past),
             read_at=None if stream.deferred else read_at,
+            # Before the read starts: the next look sees a change that happens during the read.
+            state=None if as_of is not None else stream.look(),
         )
-        request = LoadRequest(
-            window,
-            source,
-            writer,
-            allow_shrink=step.run_tags.get(ALLOW_SHRINK_TAG) == "true",
-            last=_last(target, window, step.run_tags),
-        )
+        request = LoadRequest(window, source, writer, allow_shrink=step.run_tags.get(ALLOW_SHRINK_TAG) == "true")
         try:
             return _commit(target, attempt, request, horizon, as_of or read_at)
         except DestinationError as error:
@@ -174,7 +170,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
                 raise
             # The guards need all rows of the window to decide.
             stream.changes.whole(f"the load of the changed rows was refused: {error}")
-            whole = replace(request, source=replace(source, captured=False))
+            whole = replace(request, source=replace(source, captured=False, state=stream.look()))
             return _commit(target, attempt, whole, horizon, read_at)
 
     def _enter(self, target: Target, attempt: AttemptRecord) -> Writer:
@@ -312,31 +308,24 @@ def _commit(target: Target, attempt: AttemptRecord, request: LoadRequest, horizo
     """Loads and verifies the rows that the source had at `read_at`, and settles the watermark, in one transaction."""
     conn, spec, window, marks = target.conn, target.spec, request.window, Watermarks(target.schema)
     with translated(spec, window), conn.transaction(), marks.taking_over(conn, spec, window):
+        known = marks.ledger.of_days(conn, spec.name, window)
         result = load(target, request)
-        verified = verify(target, request, result)
-        Traces(target.schema).write(conn, spec.name, verified.traces)
+        held = verify(target, request, result)
+        result.missed = missed_days(spec, known, request.source.state, result, held)
         loaded = Loaded(
             read_at,
-            {day: verified.rows.get(day, 0) for day in window},
+            {day: held.get(day, 0) for day in window},
             records=result.total.read,
             seconds=attempt.seconds,
             changed=result.total.written > 0,
             horizon=horizon,
             metadata=_details(result, attempt.metadata),
+            source=request.source.state,
         )
         before = marks.last_extracted_at(conn, spec.name)
         settlement = marks.succeed(conn, attempt.extraction, loaded)
         marks.keep_files(conn, spec)
-        return Committed(
-            result, settlement, verified.rows, marks.ledger.rows(conn, spec.name), read_at - before if before else None
-        )
-
-
-def _last(target: Target, window: DayRange, tags: Mapping[str, str]) -> Mapping[date, Trace]:
-    """The traces that earlier loads of the days have left; none if the run asks to compare every day with the table."""
-    if tags.get(FORCE_TAG) == "true" or tags.get(COMPARE_TAG) == "true":
-        return {}
-    return Traces(target.schema).read(target.conn, target.spec.name, window)
+        return Committed(result, settlement, held, marks.ledger.rows(conn, spec.name), read_at - before if before else None)
 
 
 def _capture(
@@ -408,6 +397,11 @@ def _log(
         context.log.info(f"{spec.name}: the table was migrated: {statement}")
     if "capture_reason" in details:
         context.log.info(f"{spec.name} {window}: read all rows, not only the changed ones: {details['capture_reason']}")
+    if result.missed:
+        days = ", ".join(map(str, result.missed))
+        context.log.warning(
+            f"{spec.name}: rows of {days} have changed although the source reported no change, see docs/source-changes.md"
+        )
     if result.quarantine_reasons:
         context.log.warning(f"{spec.name} {window}: rows put in etl_quarantine, by column and reason: {result.quarantine_reasons}")
     context.log.info(f"{spec.name} {window}: {result.plan}, {result.total.as_dict()}, seconds {result.seconds}")
@@ -419,8 +413,8 @@ def _details(result: LoadResult, metadata: Mapping[str, Any]) -> dict[str, Any]:
         **metadata,
         "load_plan": result.plan,
         "quarantined_share": result.quarantined_share,
-        **({"days_unchanged": len(result.digested.unchanged)} if result.digested else {}),
         **({"quarantine_reasons": result.quarantine_reasons} if result.quarantine_reasons else {}),
+        **({"changes_missed": len(result.missed)} if result.missed else {}),
         **({"migration": result.migration} if result.migration else {}),
         **result.drift.as_dict(),
         **{f"seconds_{stage}": seconds for stage, seconds in result.seconds.items()},

@@ -16,6 +16,7 @@ from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import ContractError
 from pulso_etl.sync.loading.request import Open
 from pulso_etl.sync.owed import Watermark
+from pulso_etl.sync.source_state import SourceState
 from pulso_etl.sync.spec import TableSpec
 
 STAMP = pa.timestamp("us", "UTC")
@@ -54,12 +55,16 @@ class PastStream(DeferredStream, Protocol):
 
 
 @runtime_checkable
-class DatedStream(DeferredStream, Protocol):
-    """A deferred stream that knows when the source computed its rows."""
+class ObservedStream(DeferredStream, Protocol):
+    """A deferred stream that knows when the source computed its rows, and what the source was like before."""
 
     @property
     def computed_at(self) -> datetime | None:
         """The instant (with zone), once the stream is open; None where the source does not say."""
+
+    def look(self) -> SourceState | None:
+        """The source's state now, before the stream is opened; None where it does not tell all changes. Raises no error of the
+        source."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class Stream:
     """How to open what the asset yielded, the metadata that opening fills, and whether it can be opened twice.
 
     `deferred`: opening reads the source; any other stream was read while the step ran. `changes` is set if the stream may give
-    only what changed, `read_past` if it can give rows of earlier days.
+    only what changed, `read_past` if it can give rows of earlier days. `look` gives the source's state.
     """
 
     open: Open
@@ -76,6 +81,7 @@ class Stream:
     deferred: bool = False
     changes: ChangeStream | None = None
     read_past: Callable[[DayRange], AbstractContextManager[pa.RecordBatchReader]] | None = None
+    look: Callable[[], SourceState | None] = lambda: None
 
 
 def as_stream(spec: TableSpec, window: DayRange, obj: Any) -> Stream:
@@ -90,7 +96,7 @@ def as_stream(spec: TableSpec, window: DayRange, obj: Any) -> Stream:
         source: DeferredStream = obj
 
         def computed_at() -> datetime:
-            return (source.computed_at if isinstance(source, DatedStream) else None) or started
+            return (source.computed_at if isinstance(source, ObservedStream) else None) or started
 
         def read_past(days: DayRange) -> AbstractContextManager[pa.RecordBatchReader]:
             assert isinstance(source, PastStream)
@@ -102,6 +108,7 @@ def as_stream(spec: TableSpec, window: DayRange, obj: Any) -> Stream:
             deferred=True,
             changes=obj if isinstance(obj, ChangeStream) else None,
             read_past=read_past if isinstance(obj, PastStream) else None,
+            look=obj.look if isinstance(obj, ObservedStream) else lambda: None,
         )
     if isinstance(obj, pa.RecordBatchReader):
         return Stream(_whole(spec, lambda: nullcontext(obj), lambda: started), {}, repeatable=False)

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from pulso_etl.automation import schedules, sensors
 from pulso_etl.automation.jobs import build_jobs
 from pulso_etl.automation.sensors import Automation
-from pulso_etl.bigquery import changes
+from pulso_etl.bigquery import look
 from pulso_etl.definitions import build_resources
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.settings import Settings
@@ -80,7 +80,7 @@ def world(
     seed(settings, emulator)
     for module in (patience, sensors, schedules):
         monkeypatch.setattr(module, "TICK_SECONDS", 3.0)
-    monkeypatch.setattr(changes, "LOOK_SECONDS", 1.0)
+    monkeypatch.setattr(look, "LOOK_SECONDS", 1.0)
     with ExitStack() as stack:
         gates = {
             "postgresql": stack.enter_context(Gate.before_postgres(server_url)),
@@ -181,7 +181,7 @@ def test_no_tick_waits_for_dagster_s_storage(world: World, monkeypatch: pytest.M
 
 
 def test_a_tick_of_ours_ends_within_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert changes.LOOK_SECONDS + patience.CONNECT_SECONDS < patience.TICK_SECONDS < 10
+    assert look.LOOK_SECONDS + patience.CONNECT_SECONDS < patience.TICK_SECONDS < 10
 
 
 def test_work_is_waited_for_so_long_and_no_longer() -> None:

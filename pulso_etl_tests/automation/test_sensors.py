@@ -125,7 +125,10 @@ def test_only_changed_days_are_read_again(deployment: Deployment, bigquery_proxy
     changed = [today - timedelta(days=back) for back in (5, 4, 2)]
     set_modified(bigquery_proxy, r"\w+_dashboard_cobranzas", later)
     set_partition_times(
-        bigquery_proxy, {f"{today:%Y%m%d}": LONG_AGO, "20200101": later} | {f"{day:%Y%m%d}": later for day in changed}
+        bigquery_proxy,
+        {f"{today - timedelta(days=back):%Y%m%d}": LONG_AGO for back in range(7)}
+        | {"20200101": later}
+        | {f"{day:%Y%m%d}": later for day in changed},
     )
     requests, why = deployment.tick(later)
     assert ranges(requests) == [

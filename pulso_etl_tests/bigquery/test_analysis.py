@@ -18,7 +18,6 @@ from pulso_etl import doctor
 from pulso_etl.bigquery import googlesql
 from pulso_etl.bigquery.analysis import StatementRefused, analyse
 from pulso_etl.bigquery.capture import Interval
-from pulso_etl.bigquery.changes import changed_days
 from pulso_etl.bigquery.googlesql import EngineFailed, EngineMissing
 from pulso_etl.checks.reconciliation import Measure, measures, source_query
 from pulso_etl.checks.statements import Statement, faults, statements, unfit
@@ -199,7 +198,8 @@ def calls_of_the_client() -> set[str]:
 def test_no_statement_is_sent_but_by_the_functions_that_are_recorded_here() -> None:
     """A new one belongs into the recording below."""
     assert calls_of_the_client() == {
-        *("bigquery.source._finished", "bigquery.changes._partition_times", "doctor._bigquery", "doctor._source")
+        *("bigquery.source._finished", "bigquery.look.take", "bigquery.look._partition_times"),
+        *("doctor._bigquery", "doctor._source"),
     }
 
 
@@ -225,7 +225,8 @@ def recorded(bigquery_proxy: FaultyProxy, make_source: MakeSource) -> list[State
         for asked in (spec, spec.with_query(source_query(spec, measures(spec)))):
             with source.stream(asked, WINDOW, "run-1").open():
                 pass
-        changed_days(source, spec, WINDOW, datetime(2020, 1, 1, tzinfo=UTC), 30)
+        look = source.look(spec, WINDOW, 30)
+        source.changed_partitions(spec, WINDOW, list(look.tables.values()), datetime(2020, 1, 1, tzinfo=UTC), 30)
         doctor._source(source, spec)
     doctor._bigquery(source)
     for function in ("changes", "appends"):

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pulso_etl.bigquery.capture import Interval, captured_sql, interval
+from pulso_etl.bigquery.pricing import Pricing
 from pulso_etl.bigquery.source import BigQuerySource, BigQueryStream, statistics
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.sync.days import DayRange
@@ -125,10 +126,10 @@ def test_what_changes_that_were_not_loaded_were_billed_counts_too(emulator: BigQ
         }
         return bigquery.QueryJob.from_api_repr(resource, emulator.client())
 
-    both = statistics(job("whole", 3), 6.25, [job("changes", 2**40)])
+    both = statistics(job("whole", 3), Pricing(6.25), [job("changes", 2**40)])
     assert (both["bigquery_job_id"], both["bytes_billed"], both["bytes_processed"]) == ("whole", 2**40 + 3, 2**40 + 3)
     assert both["estimated_cost_usd"] == pytest.approx(6.25)
-    assert "bytes_billed" not in statistics(job("whole", None), 6.25, [job("changes", 5)])
+    assert "bytes_billed" not in statistics(job("whole", None), Pricing(6.25), [job("changes", 5)])
 
 
 @pytest.fixture(scope="module")

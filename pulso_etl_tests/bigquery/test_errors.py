@@ -280,7 +280,11 @@ def test_the_metadata_are_the_job_s_statistics(source: BigQuerySource, bigquery_
     }
 
 
-def test_where_no_bill_is_told_none_is_made_up(source: BigQuerySource) -> None:
+def test_where_no_bill_is_told_none_is_made_up(source: BigQuerySource, bigquery_proxy: FaultyProxy) -> None:
+    def without(job: Any) -> None:
+        del job["statistics"]["query"]["totalBytesBilled"]
+
+    bigquery_proxy.inject(r"/jobs\b", edited(without), times=None)
     stream = source.stream(SPEC, WINDOW, "run-1")
     with stream.open():
         pass

@@ -117,6 +117,7 @@ def test_a_reconciliation_counts_in_the_budget(
         reconcile(Target(conn, spec, schema), build_source(settings), window, TODAY, "run")
     asked = conn.execute("SELECT table_name, purpose, run_id FROM etl_queries").fetchall()
     assert asked == [(spec.name, "reconciliation", "run")] * 2
+    conn.execute("UPDATE etl_queries SET bytes_billed = 0, slot_millis = 0")
     before = Watermarks(schema).used(conn, datetime.now(UTC) - timedelta(hours=1))
     conn.execute("UPDATE etl_queries SET bytes_billed = 7, slot_millis = 5")
     assert Watermarks(schema).used(conn, datetime.now(UTC) - timedelta(hours=1)) == before + Usage(14, 10)

@@ -14,10 +14,10 @@ from pulso_etl.refreshing.due import (
     Decision,
     Rhythm,
     Standing,
-    days_to_read,
     decide_due,
     failed_runs,
     loaded_days,
+    unchanged_days,
 )
 from pulso_etl.refreshing.plan import Calendar
 from pulso_etl.sync.days import DayRange, contiguous
@@ -119,11 +119,17 @@ def ledger(loaded: dict[date, datetime]) -> dict[date, Day]:
 def test_no_change_is_missed(loaded: dict[date, datetime], modified: dict[date, datetime]) -> None:
     day_old = timedelta(hours=24)
     held = loaded_days(DAYS, ledger(loaded), NOW, day_old)
-    read_again = set(days_to_read(DAYS, held, modified, timedelta(0)))
+    left_out = unchanged_days(held, modified, set(DAYS), timedelta(0))
     for day in DAYS:
         at = loaded.get(day)
         stale = at is None or NOW - at >= day_old or modified.get(day, at - MINUTE) >= at
-        assert (day in read_again) == stale
+        assert (day not in left_out) == stale
+
+
+def test_a_day_whose_partition_is_gone_has_changed_unless_it_held_nothing() -> None:
+    held = {back(1): Day(NOW, TODAY, NOW, rows=3), TODAY: Day(NOW, TODAY, NOW, rows=0)}
+    assert unchanged_days(held, {}, set(), timedelta(0)) == [TODAY]
+    assert unchanged_days(held, {}, {back(1)}, timedelta(0)) == [back(1), TODAY]
 
 
 def test_a_reading_of_the_future_is_no_reason_to_leave_a_day_out() -> None:

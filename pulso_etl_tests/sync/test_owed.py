@@ -18,9 +18,10 @@ from pulso_etl.refreshing.plan import Calendar, plan_refresh
 from pulso_etl.refreshing.request import Grants, Mode, RefreshRequest
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import Cause
-from pulso_etl.sync.ledger.ledger import Loaded
+from pulso_etl.sync.ledger.ledger import Loaded, Unchanged
 from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
 from pulso_etl.sync.owed import Horizon, Settlement, Watermark
+from pulso_etl.sync.source_state import SourceState
 from pulso_etl.sync.spec import TableSpec
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.declarations import altered
@@ -119,7 +120,8 @@ class World:
             return
         window = self.plan()
         same = [day for day in window if day in state.days and self.changed.get(day, FIRST_CHANGE) < state.days[day].loaded_at]
-        self.marks.unchanged(self.conn, self.spec.name, same, self.clock, Horizon.of(self.spec, FIRST, self.today))
+        seen = Unchanged(self.clock, SourceState({}), Horizon.of(self.spec, FIRST, self.today))
+        self.marks.unchanged(self.conn, self.spec.name, same, seen)
         for day in window:
             if day not in same:
                 self.load(DayRange(day, day))
@@ -307,7 +309,7 @@ def test_a_look_that_finds_a_day_unchanged_counts_by_the_lookback_of_that_look(w
     world.clock = at(D0 + timedelta(days=4))
     yesterday = DayRange(D0 - timedelta(days=1), D0)
     horizon = Horizon.of(world.spec, FIRST, world.today)
-    world.marks.unchanged(world.conn, world.spec.name, list(yesterday), world.clock, horizon)
+    world.marks.unchanged(world.conn, world.spec.name, list(yesterday), Unchanged(world.clock, SourceState({}), horizon))
     world.declare(2)
     # By the lookback of seven days, which was in force at the look, both may still be corrected.
     assert world.plan().start == yesterday.start

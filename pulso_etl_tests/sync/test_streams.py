@@ -38,6 +38,9 @@ class Dated:
     def open(self) -> Iterator[pa.RecordBatchReader]:
         yield self.rows.to_reader()
 
+    def look(self) -> None:
+        return None
+
     def read_past(self, days: DayRange) -> Any:
         return self.open()
 

@@ -103,8 +103,9 @@ def test_a_source_that_has_not_changed_is_told_of_the_tenant_s_own_asset(
     environment: Tenancy, instance: dg.DagsterInstance
 ) -> None:
     settings, tables = environment.parts["acme"]
-    assert load(environment, instance, "acme", "operation_data").error is None
     aware = settings.model_copy(update={"change_aware": True, "change_margin_seconds": 0})
+    plan = RefreshPlan("operation_data", WINDOW, "asked for")
+    assert run_plan(build_defs(aware, tables=tables), instance, tables["operation_data"], plan).error is None
     due = {"operation_data": altered(tables["operation_data"], refresh_every=timedelta(seconds=1))}
     later = datetime.now(UTC) + timedelta(seconds=2)
     requests, reasons = Automation(aware, due, []).tick(instance, build_resources(aware)["acme__bigquery"], later)

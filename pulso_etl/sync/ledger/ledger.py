@@ -20,6 +20,7 @@ from pulso_etl.sync.days import DayRange, first_kept_day
 from pulso_etl.sync.errors import NewerReading
 from pulso_etl.sync.owed import Horizon, Reading
 from pulso_etl.sync.schema.statements import Statements
+from pulso_etl.sync.source_state import SourceState
 from pulso_etl.sync.spec import TableSpec
 
 PARTS = """
@@ -38,16 +39,23 @@ The query reads only the catalog. It waits for no lock."""
 class Day(Reading):
     """A day of the ledger. At the instant `at` it was equal to the source. At `loaded_at` (with zone) its last load read it.
 
-    `at` is later than `loaded_at` if the source has reported after that load that the day did not change.
+    `at` is later than `loaded_at` if the source has reported after that load that the day did not change. `rows`: how many rows
+    the day held after its last load. `is_short`: a later count found fewer. `source`: the digest of the source's state when the day
+    was last read or found unchanged.
     """
 
     loaded_at: datetime
+    rows: int = 0
+    is_short: bool = False
+    source: str | None = None
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Day:
         """The day from its row of `etl_days`, as JSON."""
         read_at, loaded_at = datetime.fromisoformat(row["read_at"]), datetime.fromisoformat(row["loaded_at"])
-        return cls(read_at, date.fromisoformat(row["open_until"]), loaded_at)
+        found, rows = row["found"], row["rows"]
+        is_short = found is not None and found < rows
+        return cls(read_at, date.fromisoformat(row["open_until"]), loaded_at, rows, is_short, row["source_state"])
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,8 @@ class Loaded:
     """The report of a successful load.
 
     `read_at`: when its rows were read, by the server's clock. `rows`: how many rows each day of its range has now. `records`: how
-    many rows were read from the source. `seconds`: its total duration. `changed`: whether it changed rows of the table.
+    many rows were read from the source. `seconds`: its total duration. `changed`: whether it changed rows of the table. `source`:
+    the source's state just before the rows were read.
     """
 
     read_at: datetime
@@ -65,6 +74,16 @@ class Loaded:
     changed: bool
     horizon: Horizon = field(default_factory=Horizon)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    source: SourceState | None = None
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """At the instant `at` (with zone, by the server's clock) the source was in a state that shows no change of the days."""
+
+    at: datetime
+    source: SourceState
+    horizon: Horizon = field(default_factory=Horizon)
 
 
 def server_clock(conn: psycopg.Connection) -> datetime:
@@ -86,11 +105,12 @@ class Ledger:
         """Writes the days of a load, each with its present number of rows."""
         conn.execute(
             sql.SQL(
-                "INSERT INTO {} (table_name, day, read_at, loaded_at, rows, extraction_id, open_until) "
-                "SELECT %(table)s, u.day, %(at)s, %(at)s, u.rows, %(run)s, u.open_until "
+                "INSERT INTO {} (table_name, day, read_at, loaded_at, rows, extraction_id, open_until, source_state) "
+                "SELECT %(table)s, u.day, %(at)s, %(at)s, u.rows, %(run)s, u.open_until, %(source)s "
                 "FROM unnest(%(days)s::date[], %(rows)s::bigint[], %(open)s::date[]) AS u (day, rows, open_until) "
                 "ON CONFLICT (table_name, day) DO UPDATE SET read_at = excluded.read_at, loaded_at = excluded.loaded_at, "
-                "rows = excluded.rows, found = NULL, extraction_id = excluded.extraction_id, open_until = excluded.open_until"
+                "rows = excluded.rows, found = NULL, extraction_id = excluded.extraction_id, open_until = excluded.open_until, "
+                "source_state = excluded.source_state"
             ).format(self.days),
             {
                 "table": table,
@@ -99,17 +119,19 @@ class Ledger:
                 "days": list(loaded.rows),
                 "rows": list(loaded.rows.values()),
                 "open": [loaded.horizon.open_until(day) for day in loaded.rows],
+                "source": loaded.source.digest if loaded.source else None,
             },
         )
 
-    def unchanged(self, conn: psycopg.Connection, table: str, days: Sequence[date], as_of: datetime, horizon: Horizon) -> None:
-        """Marks loaded days as equal to the source at the instant `as_of`, because the source reports no change."""
+    def unchanged(self, conn: psycopg.Connection, table: str, days: Sequence[date], seen: Unchanged) -> None:
+        """Marks loaded days as equal to the source, because the source reports no change."""
         conn.execute(
             sql.SQL(
-                "UPDATE {} d SET read_at = %s, open_until = u.until FROM unnest(%s::date[], %s::date[]) AS u (day, until) "
+                "UPDATE {} d SET read_at = %s, open_until = u.until, source_state = %s "
+                "FROM unnest(%s::date[], %s::date[]) AS u (day, until) "
                 "WHERE d.table_name = %s AND d.day = u.day AND d.read_at <= %s"
             ).format(self.days),
-            (as_of, list(days), [horizon.open_until(day) for day in days], table, as_of),
+            (seen.at, seen.source.digest, list(days), [seen.horizon.open_until(day) for day in days], table, seen.at),
         )
 
     def rows(self, conn: psycopg.Connection, table: str) -> int:
@@ -117,6 +139,12 @@ class Ledger:
         query = sql.SQL("SELECT coalesce(sum(coalesce(found, rows)), 0)::bigint FROM {} WHERE table_name = %s").format(self.days)
         (rows,) = conn.execute(query, (table,)).fetchone() or (0,)
         return int(rows)
+
+    def of_days(self, conn: psycopg.Connection, table: str, window: DayRange) -> dict[date, Day]:
+        """The days of the window that were loaded."""
+        query = sql.SQL("SELECT to_jsonb(d) FROM {} d WHERE table_name = %s AND day BETWEEN %s AND %s").format(self.days)
+        found = conn.execute(query, (table, window.start, window.end)).fetchall()
+        return {date.fromisoformat(row["day"]): Day.of(row) for (row,) in found}
 
     def rows_by_day(self, conn: psycopg.Connection, spec: TableSpec) -> dict[date, int]:
         """The number of current rows of each day. Reads the whole index of the key."""

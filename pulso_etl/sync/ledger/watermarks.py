@@ -24,7 +24,7 @@ from psycopg.types.json import Jsonb
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.ledger import ledger
-from pulso_etl.sync.ledger.ledger import Day, Ledger, Loaded
+from pulso_etl.sync.ledger.ledger import Day, Ledger, Loaded, Unchanged
 from pulso_etl.sync.ledger.locks import attempt_lock
 from pulso_etl.sync.ledger.migrations import LedgerState, migrate, state
 from pulso_etl.sync.ledger.queries import Queries, Usage
@@ -38,6 +38,7 @@ from pulso_etl.sync.owed import (
 from pulso_etl.sync.postgres.identifiers import quoted_name
 from pulso_etl.sync.postgres.strangers import refuse_strangers
 from pulso_etl.sync.redaction import scrub, scrubbed
+from pulso_etl.sync.source_state import SourceState
 from pulso_etl.sync.spec import TableSpec
 from pulso_etl.sync.zone import DEFAULT_ZONE
 
@@ -151,6 +152,8 @@ class TableState:
     replaced: bool = False
     cause: Cause | None = None
     """Why the last attempt failed, if it failed."""
+    source: SourceState | None = None
+    """What the source was like when days of the table were last read or found unchanged."""
 
     @classmethod
     def of(cls, row: Mapping[str, Any], attempts: tuple[Attempt, ...]) -> TableState:
@@ -175,6 +178,7 @@ class TableState:
             lost=Loss(DayRange.parse(first, last), int(missing)) if missing else None,
             replaced=row["replaced"],
             cause=_cause(row["error_cause"], failed=row["last_extraction_status"] == "failed"),
+            source=SourceState(row["source_state"]) if row["source_state"] else None,
         )
 
     @property
@@ -257,6 +261,7 @@ class Watermarks:
             "changed": int(loaded.changed),
             "lookback": loaded.horizon.lookback_days,
             "zone": loaded.horizon.zone.name,
+            "source": Jsonb(loaded.source.facts) if loaded.source else None,
             "at": settlement.watermark.last_extracted_at,
             "last": settlement.watermark.last_partition,
         }
@@ -266,7 +271,7 @@ class Watermarks:
                 "extraction_duration_seconds = %(seconds)s, error_message = NULL, error_cause = NULL, metadata = %(metadata)s, "
                 "recovery_attempts = 0, data_version = data_version + %(changed)s, updated_at = clock_timestamp(), "
                 "last_extracted_at = %(at)s, last_partition = %(last)s, lookback_days = %(lookback)s, "
-                "timezone = %(zone)s "
+                "timezone = %(zone)s, source_state = coalesce(%(source)s, source_state) "
                 "WHERE table_name = %(table)s RETURNING data_version"
             ).format(self.table, status=self._status("success")),
             values,
@@ -377,24 +382,25 @@ class Watermarks:
         )
         self._append(conn, values | {"status": "failed"})
 
-    def unchanged(self, conn: psycopg.Connection, table: str, days: Sequence[date], as_of: datetime, horizon: Horizon) -> None:
-        """Marks days as read at the instant `as_of` (the server's clock), because the source reported after it that they have not
-        changed since their load. In a transaction of its own.
+    def unchanged(self, conn: psycopg.Connection, table: str, days: Sequence[date], seen: Unchanged) -> None:
+        """Marks days as read at the instant of `seen`, because the source reported after it that they have not changed since their
+        load. In a transaction of its own.
         """
         with conn.transaction():
             self._lock(conn, table)
-            self.ledger.unchanged(conn, table, days, as_of, horizon)
-            settled = self._settle(conn, table, horizon, as_of).watermark
+            self.ledger.unchanged(conn, table, days, seen)
+            settled = self._settle(conn, table, seen.horizon, seen.at).watermark
             conn.execute(
                 sql.SQL(
                     "UPDATE {} SET last_extracted_at = %(at)s, last_partition = %(last)s, metadata = metadata || %(metadata)s, "
-                    "updated_at = clock_timestamp() WHERE table_name = %(table)s"
+                    "source_state = %(source)s, updated_at = clock_timestamp() WHERE table_name = %(table)s"
                 ).format(self.table),
                 {
                     "table": table,
                     "at": settled.last_extracted_at,
                     "last": settled.last_partition,
-                    "metadata": Jsonb({"partitions_verified": len(days), "verified_at": as_of.isoformat()}),
+                    "metadata": Jsonb({"partitions_verified": len(days), "verified_at": seen.at.isoformat()}),
+                    "source": Jsonb(seen.source.facts),
                 },
             )
 
@@ -420,7 +426,7 @@ class Watermarks:
             "{} AS days, {} AS lost, {} AS replaced, e.extraction_id AS attempt_run, e.partition_start AS attempt_first, "
             "e.partition_end AS attempt_last, e.status AS attempt_status, e.started_at AS attempt_began, "
             "e.finished_at AS attempt_ended, e.error_message AS attempt_error, e.metadata AS attempt_metadata, "
-            "e.error_cause AS attempt_cause, w.error_cause "
+            "e.error_cause AS attempt_cause, w.error_cause, w.source_state "
             "FROM {} w LEFT JOIN {} e ON e.table_name = w.table_name AND e.finished_at > %s ORDER BY w.table_name, e.id"
         ).format(
             self.running,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -11,7 +11,7 @@ from typing import Literal
 import pyarrow as pa
 
 from pulso_etl.sync.days import DayRange
-from pulso_etl.sync.ledger.traces import Trace
+from pulso_etl.sync.source_state import SourceState
 
 PlanName = Literal["direct", "merge", "changes"]
 Open = Callable[[], AbstractContextManager[pa.RecordBatchReader]]
@@ -39,6 +39,7 @@ class Source:
     reported in full, or quarantined, by a merge. `captured`: the stream holds only the rows that changed, with the column
     DELETED; rows of other keys stay as they are. `past`: the days before the window, for a table with `snapshot_of` whose newest
     snapshot may be there. `read_at`: the instant (with zone) at which the rows were read; None if the load reads them itself.
+    `state`: what the source was like just before; None if it does not tell all changes.
     """
 
     open: Open
@@ -46,6 +47,7 @@ class Source:
     captured: bool = False
     past: Past = NO_PAST
     read_at: datetime | None = None
+    state: SourceState | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Writer:
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """A load of the days of `window`. `last`: the traces of earlier loads; a day without a trace is compared with the table.
+    """A load of the days of `window`.
 
     `allow_shrink` allows the load to delete more rows than the table's guard allows. `plan` names the plan to use; None leaves
     the choice to the load.
@@ -75,7 +77,6 @@ class LoadRequest:
     writer: Writer = field(default_factory=Writer)
     allow_shrink: bool = False
     plan: PlanName | None = None
-    last: Mapping[date, Trace] = field(default_factory=dict)
 
     @property
     def bounds(self) -> dict[str, date]:

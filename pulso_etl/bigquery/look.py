@@ -1,0 +1,240 @@
+"""Looks at a statement's source before its rows are read: what would it bill, and has anything changed since they were read last?
+
+A look is free. A dry run of the very statement names the base tables that it reads through every view, and its size. `tables.get`
+of each of them, and of the views on the way, tells when it was last changed, and the views' texts. From these follows the source's
+state, which is compared for equality only: if it is the state of the last load, nothing has to be read. Where the state does not
+tell everything, the look says why, and there is no signal.
+
+Only `changed_partitions` bills: one query of INFORMATION_SCHEMA.PARTITIONS, 10 MiB, which is never cached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from hashlib import sha256
+
+from google.api_core import exceptions as api
+from google.api_core.retry import Retry, if_exception_type
+from google.cloud import bigquery
+
+from pulso_etl.bigquery.views import NotUnderstood, day_column, tables_in, unsteady
+from pulso_etl.sync.source_state import SourceState
+from pulso_etl.sync.spec import TableSpec
+
+ONCE = Retry(predicate=if_exception_type())
+"""No second attempt, because the caller is waiting."""
+LOOK_SECONDS = 4.0
+"""Limit of one look, and of all looks of one tick together, because a tick has a minute for everything."""
+MOST_TABLES = 50
+"""BigQuery lists at most this many referenced tables; of a query that reads so many, the list may lack some."""
+AT_ONCE = 8
+"""Requests of a look that go on at the same time."""
+MOST_VIEWS = 100
+"""Views under views: beyond this many a text cannot be followed."""
+
+STREAMING_BUFFER = "__UNPARTITIONED__"
+NO_DATE = "__NULL__"
+
+
+@dataclass(frozen=True)
+class Look:
+    """What BigQuery told of a statement.
+
+    `tables` has the base tables by full name, `views` the views on the way. `bytes_processed` is what the dry run says the
+    statement would read. `unseen`: why the look is not whole; empty if it is.
+    """
+
+    project: str
+    statement: str
+    bytes_processed: int = 0
+    schema: tuple[tuple[str, str, str], ...] = ()
+    tables: Mapping[str, bigquery.Table] = field(default_factory=dict)
+    views: Mapping[str, bigquery.Table] = field(default_factory=dict)
+    unseen: str = ""
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """The texts of the views by their full names."""
+        return {name: view.view_query or "" for name, view in self.views.items()}
+
+
+def state_of(look: Look, spec: TableSpec) -> SourceState | str:
+    """The source's state, or why it gives no signal. Pure."""
+    return (
+        look.unseen
+        or _fault(look, spec)
+        or SourceState(
+            {
+                "text": sha256(repr((look.statement, sorted(look.texts.items()), look.schema)).encode()).hexdigest()[:16],
+                "tables": {
+                    name: [_milliseconds(table.created), _milliseconds(table.modified), table.num_rows, table.num_bytes]
+                    for name, table in look.tables.items()
+                },
+            }
+        )
+    )
+
+
+def _milliseconds(at: datetime | None) -> int:
+    return round(at.timestamp() * 1000) if at is not None else 0
+
+
+def _fault(look: Look, spec: TableSpec) -> str:
+    """Why the base tables' times do not tell whether the result has changed; empty if they do."""
+    if not look.tables:
+        return "it reads no table"
+    if len(look.tables) >= MOST_TABLES:
+        return f"it reads {MOST_TABLES} tables or more, of which BigQuery may not name all"
+    for name, table in look.tables.items():
+        if table.table_type != "TABLE":
+            return f"{name} is a {table.table_type}, whose time says nothing about its rows"
+        if table.streaming_buffer is not None:
+            return f"{name} has rows in a streaming buffer"
+        if table.modified is None:
+            return f"{name} has no time of its last change"
+    for name, view in look.views.items():
+        if view.view_use_legacy_sql:
+            return f"{name} is in legacy SQL"
+    for name, text in {"the statement": look.statement, **look.texts}.items():
+        try:
+            if why := unsteady(text, spec.stamp_columns):
+                return f"{name}: {why}"
+        except NotUnderstood as error:
+            return f"{name}: {error}"
+    return ""
+
+
+def changed_tables(before: SourceState, now: SourceState) -> set[str] | None:
+    """The base tables that alone differ between two states; None if anything else does. A table that was made anew is not the
+    same table. Pure."""
+    old, new = before.facts.get("tables", {}), now.facts["tables"]
+    if before.facts.get("text") != now.facts["text"] or old.keys() != new.keys():
+        return None
+    if any(old[name][0] != new[name][0] for name in new):
+        return None
+    return {name for name in new if old[name] != new[name]}
+
+
+def is_daily(look: Look, spec: TableSpec, name: str) -> bool:
+    """Whether a partition of that base table makes one day of the result, and nothing else. Pure."""
+    table = look.tables[name]
+    partitioning = table.time_partitioning
+    if partitioning is None or partitioning.type_ != "DAY" or partitioning.field is None:
+        return False
+    if not any(column.name == partitioning.field and column.field_type == "DATE" for column in table.schema):
+        return False
+    try:
+        column = day_column(look.statement, look.texts, name, spec.partition_column, look.project)
+        return column is not None and column == partitioning.field
+    except NotUnderstood:
+        return False
+
+
+def take(client: bigquery.Client, statement: str, config: bigquery.QueryJobConfig, seconds: float) -> Look:
+    """Asks BigQuery. `config` has the statement's parameters. No request is sent twice, and none takes longer than `seconds`.
+
+    Raises the client's errors of the dry run; what is wrong with a single table makes the look incomplete.
+    """
+    config.dry_run, config.use_query_cache = True, False
+    job = client.query(statement, job_config=config, retry=ONCE, job_retry=None, timeout=seconds)
+    named = {f"{ref.project}.{ref.dataset_id}.{ref.table_id}" for ref in job.referenced_tables}
+    schema = tuple((one.name, one.field_type, one.mode) for one in job.schema or ())
+    size = job.total_bytes_processed or 0
+    if len(named) >= MOST_TABLES:
+        unseen = f"it reads {MOST_TABLES} tables or more, of which BigQuery may not name all"
+        return Look(client.project, statement, size, schema, unseen=unseen)
+    tables: dict[str, bigquery.Table] = {}
+    views: dict[str, bigquery.Table] = {}
+    try:
+        waiting = named | tables_in(statement, client.project)
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            while waiting:
+                found = list(pool.map(lambda name: client.get_table(name, retry=ONCE, timeout=seconds), sorted(waiting)))
+                for name, table in zip(sorted(waiting), found, strict=True):
+                    (views if table.table_type == "VIEW" else tables)[name] = table
+                if len(views) > MOST_VIEWS:
+                    raise NotUnderstood(f"it reads more than {MOST_VIEWS} views")
+                waiting = set().union(*map(_read_by, (table for table in found if table.table_type == "VIEW"))) - {*tables, *views}
+    except NotUnderstood as error:
+        return Look(client.project, statement, size, schema, unseen=str(error))
+    except (api.Forbidden, api.NotFound) as error:
+        return Look(client.project, statement, size, schema, unseen=f"a table under it can't be looked at ({_short(error)})")
+    return Look(client.project, statement, size, schema, tables, views)
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _read_by(view: bigquery.Table) -> set[str]:
+    try:
+        return tables_in(view.view_query or "", view.project)
+    except NotUnderstood as error:
+        raise NotUnderstood(f"{view.project}.{view.dataset_id}.{view.table_id}: {error}") from None
+
+
+def changed_partitions(
+    client: bigquery.Client, tables: Iterable[bigquery.Table], since: datetime, maximum_bytes: int, seconds: float
+) -> tuple[dict[date, datetime], set[date]] | None:
+    """The days whose partitions of these tables changed since then, each with its last change, and all days that have a partition.
+
+    None if the partitions do not explain the change. This bills, at most `maximum_bytes` a table.
+    """
+    changed: dict[date, datetime] = {}
+    there: set[date] = set()
+    for table in tables:
+        times = _partition_times(client, table, maximum_bytes, seconds)
+        days = modified_days(times, since)
+        if days is None:
+            return None
+        changed |= {day: max(at, changed.get(day, at)) for day, at in days.items()}
+        there |= set(_days(times))
+    return changed, there
+
+
+def modified_days(modified: Mapping[str | None, datetime], since: datetime) -> dict[date, datetime] | None:
+    """The days of a changed table that changed since `since`, each with its last change. `modified` is by partition id. Pure.
+
+    None if the partitions do not explain the change.
+    """
+    changed = {partition: at for partition, at in modified.items() if at >= since}
+    if STREAMING_BUFFER in modified or not changed:
+        return None
+    try:
+        # Rows without a date are in no window.
+        return {_day(partition or ""): at for partition, at in changed.items() if partition != NO_DATE}
+    except ValueError:
+        return None
+
+
+def _days(partitions: Iterable[str | None]) -> Iterator[date]:
+    for partition in partitions:
+        if partition not in (NO_DATE, STREAMING_BUFFER, None):
+            yield _day(partition)
+
+
+def _day(partition: str) -> date:
+    # The hyphens matter: without them a month or an hour would also be read as a day.
+    return date.fromisoformat(f"{partition[:4]}-{partition[4:6]}-{partition[6:]}")
+
+
+def _partition_times(
+    client: bigquery.Client, table: bigquery.Table, maximum_bytes: int, seconds: float
+) -> dict[str | None, datetime]:
+    rows = client.query_and_wait(
+        f"SELECT partition_id, last_modified_time FROM `{table.project}.{table.dataset_id}.INFORMATION_SCHEMA.PARTITIONS` "  # noqa: S608 - the client's own name of the table
+        "WHERE table_name = @table",
+        job_config=bigquery.QueryJobConfig(
+            query_parameters=[bigquery.ScalarQueryParameter("table", "STRING", table.table_id)],
+            labels={"app": "pulso-etl", "purpose": "changes"},
+            maximum_bytes_billed=maximum_bytes,
+        ),
+        retry=ONCE,
+        job_retry=ONCE,
+        api_timeout=seconds,
+        wait_timeout=seconds,
+    )
+    return {row.partition_id: row.last_modified_time for row in rows}

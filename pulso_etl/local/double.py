@@ -1,0 +1,499 @@
+"""BigQuery's bookkeeping, which the emulator lacks: change times, sizes, referenced tables, the result cache, what is billed.
+
+It stands at the emulator's boundary, in its process, and edits the answers of its REST API. The emulator gives the rows. Every rule
+here is a sentence of BigQuery's documentation; docs/source-changes.md lists them, and says which were seen on a real account.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+
+import sqlglot
+from sqlglot import exp
+from sqlglot.errors import SqlglotError
+from sqlglot.optimizer.pushdown_predicates import pushdown_predicates
+from sqlglot.optimizer.pushdown_projections import pushdown_projections
+from sqlglot.optimizer.qualify import qualify
+from sqlglot.optimizer.scope import traverse_scope
+from starlette.middleware import Middleware
+
+MEBIBYTE = 1024**2
+LEAST_BILLED = 10 * MEBIBYTE
+"""What each referenced table bills at least, and what each query does."""
+CACHED_SECONDS = 24 * 3600
+STREAMING_SECONDS = 90 * 60
+"""How long rows that were streamed may stay in the buffer."""
+FIXED = {"BOOL": 1, "BOOLEAN": 1, "NUMERIC": 16, "DECIMAL": 16, "BIGNUMERIC": 32, "BIGDECIMAL": 32, "INTERVAL": 16}
+"""Bytes of a value; of other types 8. Texts and bytes take their length and 2."""
+UNCACHED = re.compile(
+    r"\b(CURRENT_(TIMESTAMP|DATE|DATETIME|TIME)|RAND|GENERATE_UUID|SESSION_USER|INFORMATION_SCHEMA)\b", re.IGNORECASE
+)
+"""What keeps a result out of the cache."""
+FORMATS = {"HOUR": "%Y%m%d%H", "DAY": "%Y%m%d", "MONTH": "%Y%m", "YEAR": "%Y"}
+NO_DATE = "__NULL__"
+JOBS = re.compile(r"^/bigquery/v2/projects/([^/]+)/(?:jobs|queries)(?:/([^/]+))?$")
+UPLOADS = re.compile(r"^/upload/bigquery/v2/projects/([^/]+)/jobs$")
+TABLES = re.compile(r"^/bigquery/v2/projects/([^/]+)/datasets/([^/]+)/tables(?:/([^/]+))?(/insertAll)?$")
+
+
+@dataclass
+class Partition:
+    """Rows of one partition: their digest, their number, when they last changed (milliseconds), and the bytes of each column."""
+
+    digest: int
+    rows: int
+    modified: int
+    sizes: dict[str, int]
+
+
+@dataclass
+class Kept:
+    """What BigQuery keeps of a base table. Times are milliseconds; `buffered` is when rows were last streamed, in seconds."""
+
+    created: int
+    modified: int
+    partitions: dict[str, Partition] = field(default_factory=dict)
+    buffered: float = 0.0
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.partitions.values())
+
+    def bytes_of(self, columns: set[str] | None = None, first: str = "", last: str = "~") -> int:
+        """Bytes of columns (None: of all) in the partitions from `first` to `last`."""
+        return sum(
+            size
+            for name, part in self.partitions.items()
+            if first <= name <= last
+            for column, size in part.sizes.items()
+            if columns is None or column in columns
+        )
+
+    @property
+    def is_buffered(self) -> bool:
+        return time.time() - self.buffered < STREAMING_SECONDS
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One base table that a statement reads: which columns (None: all), and which partitions by their ids."""
+
+    table: str
+    columns: frozenset[str] | None = None
+    first: str = ""
+    last: str = "~"
+
+
+class Books:
+    """What the double keeps, over the emulator's own catalog and engine."""
+
+    def __init__(self, catalog: Any, engine: Any) -> None:
+        self.catalog, self.engine = catalog, engine
+        self.tables: dict[str, Kept] = {}
+        self.cache: dict[tuple[Any, ...], float] = {}
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self._last = 0
+
+    def now(self) -> int:
+        """Milliseconds; each call gives a greater number, so that no two changes share one."""
+        self._last = max(int(time.time() * 1000), self._last + 1)
+        return self._last
+
+    def meta(self, name: str) -> Any:
+        """The emulator's own record of a table or view; None if there is none."""
+        parts = name.split(".")
+        return self.catalog.get_table(*parts) if len(parts) == 3 else None
+
+    def kept(self, name: str) -> Kept:
+        """What is kept of a base table. A table that was made without the double's notice counts as made when it was made."""
+        if name not in self.tables:
+            meta = self.meta(name)
+            at = int(meta.creation_time.timestamp() * 1000)
+            self.tables[name] = Kept(at, at)
+            self._count(name, at)
+        return self.tables[name]
+
+    def written(self, name: str, *, whole: bool = False) -> None:
+        """A statement or a load has changed the table; `whole`: it has replaced all rows."""
+        meta = self.meta(name)
+        if meta is None:
+            self.tables.pop(name, None)
+            return
+        if meta.table_type != "TABLE":
+            return
+        created = int(meta.creation_time.timestamp() * 1000)
+        known, at = self.tables.get(name), self.now()
+        if known is None or known.created != created:
+            known = self.tables[name] = Kept(created, at)
+        known.modified = at
+        if whole:
+            known.partitions, known.buffered = {}, 0.0
+        self._count(name, at)
+
+    def streamed(self, name: str) -> None:
+        """Rows were streamed into the table. Until they leave the buffer, its time of change does not tell of them."""
+        self.kept(name).buffered = time.time()
+
+    def _count(self, name: str, at: int) -> None:
+        """Counts the partitions anew; `at` is the time of those whose rows are others than before."""
+        from bqemulator.storage.sql_identifiers import quoted_table_ref
+
+        meta, kept = self.meta(name), self.tables[name]
+        columns = [(one.name, _size(one)) for one in meta.schema_.fields]
+        by = meta.time_partitioning
+        part = "''"
+        if by is not None and by.field:
+            part = f"coalesce(strftime(\"{by.field}\", '{FORMATS[by.type]}'), '{NO_DATE}')"
+        sizes = "".join(f", {size}" for _, size in columns)
+        table = quoted_table_ref(*name.split("."))
+        rows = self.engine.execute(f"SELECT {part}, count(*), bit_xor(hash(t)){sizes} FROM {table} t GROUP BY 1").fetchall()  # noqa: S608 - names of the catalog
+        before = kept.partitions
+        kept.partitions = {}
+        for found, count, digest, *bytes_of in rows:
+            known = before.get(found)
+            same = known is not None and (known.digest, known.rows) == (digest, count)
+            modified = known.modified if same and known is not None else at
+            sized = {column: int(size) for (column, _), size in zip(columns, bytes_of, strict=True)}
+            kept.partitions[found] = Partition(digest, count, modified, sized)
+
+    def described(self, body: dict[str, Any]) -> None:
+        """Completes the answer of tables.get."""
+        ref = body["tableReference"]
+        name = f"{ref['projectId']}.{ref['datasetId']}.{ref['tableId']}"
+        meta = self.meta(name)
+        if meta is None:
+            return
+        if meta.view_query is not None:
+            body["view"] = {"query": meta.view_query, "useLegacySql": False}
+            for number in ("numRows", "numBytes"):
+                body.pop(number, None)
+        elif meta.table_type == "TABLE":
+            kept = self.kept(name)
+            body |= {"creationTime": str(kept.created), "lastModifiedTime": str(kept.modified)}
+            body |= {"numRows": str(kept.rows), "numBytes": str(kept.bytes_of())}
+            if kept.is_buffered:
+                since = str(int(kept.buffered * 1000))
+                body["streamingBuffer"] = {"estimatedRows": "1", "estimatedBytes": "1", "oldestEntryTime": since}
+
+    def partitions(self, name: str, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The emulator's partitions of a table, with their times."""
+        kept = self.kept(name) if self.meta(name) is not None else None
+        if kept is None:
+            return given
+        by_id = {one.partition_id: one for one in given}
+        return tuple(
+            by_id[found].model_copy(update={"last_modified_time": datetime.fromtimestamp(part.modified / 1000, UTC)})
+            for found, part in kept.partitions.items()
+            if found in by_id
+        )
+
+    def scans(self, statement: str, parameters: Mapping[str, str], project: str) -> list[Scan]:
+        """The base tables that the statement reads through every view."""
+        views: dict[str, str] = {}
+        bases: dict[str, Any] = {}
+        waiting = _named(statement, project)
+        while waiting:
+            name = waiting.pop()
+            meta = self.meta(name)
+            if meta is None or name in views or name in bases:
+                continue
+            if meta.view_query is not None:
+                views[name] = meta.view_query
+                waiting |= _named(meta.view_query, meta.project_id)
+            else:
+                bases[name] = meta
+        try:
+            return list(_planned(statement, parameters, project, views, bases))
+        except (SqlglotError, ValueError, KeyError):
+            return [Scan(name) for name in bases]
+
+    def query(self, statement: str, config: Mapping[str, Any], project: str) -> dict[str, Any]:
+        """The statistics of a query job over the tables as they are now: referenced tables, bytes, cache. Counts as its run."""
+        given = config.get("queryParameters") or ()
+        parameters = {one["name"]: str((one.get("parameterValue") or {}).get("value") or "") for one in given}
+        scans = self.scans(statement, parameters, project)
+        names = sorted({scan.table for scan in scans})
+        refs = [dict(zip(("projectId", "datasetId", "tableId"), name.split("."), strict=True)) for name in names]
+        size = sum(
+            self.kept(one.table).bytes_of(set(one.columns) if one.columns is not None else None, one.first, one.last)
+            for one in scans
+        )
+        if config.get("dryRun"):
+            return {"totalBytesProcessed": str(size), "totalBytesBilled": "0", "cacheHit": False, "referencedTables": refs}
+        texts = [statement, *(meta.view_query for name in self._views(statement, project) if (meta := self.meta(name)))]
+        may_cache = config.get("useQueryCache", True) and names and not any(map(UNCACHED.search, texts))
+        key = (*texts, json.dumps(config.get("queryParameters")), *((name, self.kept(name).modified) for name in names))
+        buffered = any(self.kept(name).is_buffered for name in names)
+        hit = bool(may_cache and not buffered and time.time() - self.cache.get(key, 0.0) < CACHED_SECONDS)
+        if names and not any(map(UNCACHED.search, texts)) and not buffered and not hit:
+            self.cache[key] = time.time()
+        billed = 0 if hit or not (names or "INFORMATION_SCHEMA" in statement.upper()) else _billed(size, len(names))
+        shown = 0 if hit else size
+        return {
+            "totalBytesProcessed": str(shown),
+            "totalBytesBilled": str(billed),
+            "cacheHit": hit,
+            "referencedTables": refs,
+        }
+
+    def _views(self, statement: str, project: str) -> Iterator[str]:
+        seen: set[str] = set()
+        waiting = _named(statement, project)
+        while waiting:
+            name = waiting.pop()
+            meta = self.meta(name)
+            if name not in seen and meta is not None and meta.view_query is not None:
+                seen.add(name)
+                waiting |= _named(meta.view_query, meta.project_id)
+        yield from sorted(seen)
+
+
+def _billed(size: int, tables: int) -> int:
+    """What a query bills: rounded up to whole MiB, and at least 10 MiB a table."""
+    return max(-(-size // MEBIBYTE) * MEBIBYTE, LEAST_BILLED * max(tables, 1))
+
+
+def _size(column: Any) -> str:
+    """The bytes of a column's values, as DuckDB adds them up. A null takes none."""
+    name = f'"{column.name}"'
+    if column.mode != "REPEATED" and column.type == "STRING":
+        return f"coalesce(sum(2 + strlen({name})), 0)"
+    if column.mode != "REPEATED" and column.type == "BYTES":
+        return f"coalesce(sum(2 + octet_length({name})), 0)"
+    return f"count({name}) * {FIXED.get(column.type, 8)}"
+
+
+@lru_cache(maxsize=512)
+def _parsed(text: str) -> tuple[exp.Expr | None, ...]:
+    try:
+        return tuple(sqlglot.parse(text, read="bigquery"))
+    except SqlglotError:
+        return ()
+
+
+def _full(table: exp.Table, project: str) -> str:
+    return ".".join((table.catalog or project, table.db, table.name))
+
+
+def _named(text: str, project: str) -> set[str]:
+    return {_full(table, project) for query in _parsed(text) if query for table in query.find_all(exp.Table) if table.db}
+
+
+def _planned(
+    statement: str, parameters: Mapping[str, str], project: str, views: Mapping[str, str], bases: Mapping[str, Any]
+) -> Iterator[Scan]:
+    """The scans of a single query, with its columns and partitions pushed down to the tables. Raises SqlglotError."""
+    (parsed,) = _parsed(statement)
+    if not isinstance(parsed, exp.Query):
+        raise ValueError("no query")
+    query: exp.Expr = parsed.copy()
+    for parameter in list(query.find_all(exp.Parameter)):
+        parameter.replace(exp.Literal.string(parameters.get(parameter.name) or ""))
+    while viewed := [table for table in query.find_all(exp.Table) if table.db and _full(table, project) in views]:
+        for table in viewed:
+            (inner,) = _parsed(views[_full(table, project)])
+            assert isinstance(inner, exp.Query)
+            table.replace(inner.copy().subquery(table.alias_or_name))
+    schema: dict[str, Any] = {}
+    for name, meta in bases.items():
+        first, second, third = name.split(".")
+        schema.setdefault(first, {}).setdefault(second, {})[third] = {one.name: one.type for one in meta.schema_.fields}
+    query = qualify(query, catalog=project, dialect="bigquery", schema=schema, validate_qualify_columns=False)
+    query = pushdown_projections(pushdown_predicates(query, dialect="bigquery"), schema=schema)
+    for scope in traverse_scope(query):
+        for alias, source in scope.sources.items():
+            if isinstance(source, exp.Table) and source.db and (name := _full(source, project)) in bases:
+                used = frozenset(column.name for column in scope.columns if column.table == alias)
+                by = bases[name].time_partitioning
+                first, last = _range(scope.expression, alias, by.field, FORMATS[by.type]) if by and by.field else ("", "~")
+                yield Scan(name, used, first, last)
+
+
+def _range(select: exp.Expr, alias: str, column: str, form: str) -> tuple[str, str]:
+    """The first and the last partition that a filter on the partition column leaves."""
+    first, last = "", "~"
+    where = select.args.get("where")
+    for part in where.this.flatten() if where and isinstance(where.this, exp.And) else [where.this] if where else []:
+        test = part.unnest()
+        given = test.this
+        if not (isinstance(given, exp.Column) and given.table == alias and given.name == column):
+            continue
+        low = (
+            test.args.get("low")
+            if isinstance(test, exp.Between)
+            else test.expression
+            if isinstance(test, (exp.GTE, exp.EQ))
+            else None
+        )
+        high = (
+            test.args.get("high")
+            if isinstance(test, exp.Between)
+            else test.expression
+            if isinstance(test, (exp.LTE, exp.EQ))
+            else None
+        )
+        if low is not None and (at := _partition(low, form)):
+            first = max(first, at)
+        if high is not None and (at := _partition(high, form)):
+            last = min(last, at)
+    return first, last
+
+
+def _partition(value: exp.Expr, form: str) -> str | None:
+    literal = value if isinstance(value, exp.Literal) else value.find(exp.Literal)
+    try:
+        return datetime.fromisoformat(literal.name).strftime(form) if literal is not None else None
+    except ValueError:
+        return None
+
+
+class Double:
+    """ASGI middleware around the emulator's REST API."""
+
+    def __init__(self, app: Any, books: Books) -> None:
+        self.app, self.books = app, books
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        method, path = scope["method"], scope["path"]
+        edit = self._edit_of(method, path)
+        if edit is None:
+            await self.app(scope, receive, send)
+            return
+        asked = await _body(receive)
+        status, headers, answer = await self._answer(scope, asked)
+        if status < 300:
+            try:
+                given = json.loads(answer) if answer else {}
+            except ValueError:
+                given = None
+            if isinstance(given, dict):
+                edit(asked, given)
+                answer = json.dumps(given).encode() if answer else answer
+        headers = [(name, value) for name, value in headers if name.lower() != b"content-length"]
+        if status != 204:
+            headers.append((b"content-length", str(len(answer)).encode()))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+
+    async def _answer(self, scope: Any, asked: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        """The emulator's own answer."""
+        sent: list[Any] = []
+        once = iter([{"type": "http.request", "body": asked, "more_body": False}])
+
+        async def receive() -> Any:
+            return next(once, {"type": "http.disconnect"})
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await self.app(scope, receive, send)
+        start = next(message for message in sent if message["type"] == "http.response.start")
+        body = b"".join(message.get("body", b"") for message in sent if message["type"] == "http.response.body")
+        return start["status"], list(start.get("headers", ())), body
+
+    def _edit_of(self, method: str, path: str) -> Callable[[bytes, dict[str, Any]], None] | None:
+        """What to do with the answer of such a request; None: nothing."""
+        if found := TABLES.match(path):
+            project, dataset, table, streamed = found.groups()
+            name = f"{project}.{dataset}.{table}"
+            if streamed:
+                return lambda asked, given: self.books.streamed(name)
+            if method == "GET":
+                return (lambda asked, given: self.books.described(given)) if table else None
+            return lambda asked, given: self._table_written(name if table else None, given)
+        if found := JOBS.match(path):
+            project, job = found.groups()
+            if method == "POST" and not job:
+                return lambda asked, given: self._queried(json.loads(asked), given, project)
+            return (lambda asked, given: self._told_again(job, given)) if method == "GET" and job else None
+        if UPLOADS.match(path):
+            return lambda asked, given: self._loaded(given)
+        return None
+
+    def _table_written(self, name: str | None, given: dict[str, Any]) -> None:
+        ref = given.get("tableReference")
+        name = name or (f"{ref['projectId']}.{ref['datasetId']}.{ref['tableId']}" if ref else None)
+        if name is not None:
+            self.books.written(name)
+        if ref:
+            self.books.described(given)
+
+    def _loaded(self, given: dict[str, Any]) -> None:
+        load = (given.get("configuration") or {}).get("load") or {}
+        ref = load.get("destinationTable")
+        if ref and (given.get("status") or {}).get("state") == "DONE":
+            name = f"{ref['projectId']}.{ref['datasetId']}.{ref['tableId'].split('$')[0]}"
+            self.books.written(name, whole=load.get("writeDisposition") == "WRITE_TRUNCATE" and "$" not in ref["tableId"])
+
+    def _queried(self, asked: dict[str, Any], given: dict[str, Any], project: str) -> None:
+        """After jobs.insert or jobs.query."""
+        configuration = asked.get("configuration")
+        if configuration is not None and "query" not in configuration:
+            self._loaded(given)
+            return
+        config = {**configuration["query"], "dryRun": configuration.get("dryRun")} if configuration is not None else asked
+        statement = config.get("query") or ""
+        if not config.get("dryRun") and not (given.get("status") or {}).get("errorResult"):
+            for name, whole in _targets(statement, project):
+                self.books.written(name, whole=whole)
+        told = self.books.query(statement, config, project)
+        job = (given.get("jobReference") or {}).get("jobId")
+        if job:
+            self.books.jobs[job] = told
+        _tell(told, given)
+
+    def _told_again(self, job: str, given: dict[str, Any]) -> None:
+        if (told := self.books.jobs.get(job)) is not None:
+            _tell(told, given)
+
+
+def _tell(told: Mapping[str, Any], given: dict[str, Any]) -> None:
+    """Writes a query's statistics into a job, or into the answer of a query."""
+    if given.get("kind") == "bigquery#job":
+        statistics = given.setdefault("statistics", {})
+        statistics["totalBytesProcessed"] = told["totalBytesProcessed"]
+        statistics.setdefault("query", {}).update(told)
+    else:
+        given.update({name: told[name] for name in ("totalBytesProcessed", "cacheHit")})
+
+
+def _targets(statement: str, project: str) -> Iterator[tuple[str, bool]]:
+    """The tables that a statement or a script changes, and whether it replaces all of their rows."""
+    for one in _parsed(statement):
+        if isinstance(one, (exp.Insert, exp.Update, exp.Delete, exp.Merge, exp.Create, exp.Drop, exp.Alter, exp.TruncateTable)):
+            table = one.find(exp.Table)
+            if table is not None and table.db:
+                yield _full(table, project), isinstance(one, (exp.Create, exp.TruncateTable))
+
+
+async def _body(receive: Any) -> bytes:
+    parts = []
+    while True:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+def doubled(create_app: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The emulator's own function that makes its application, with the double in it."""
+
+    def create(context: Any) -> Any:
+        app, books = create_app(context), Books(context.catalog, context.engine)
+        list_partitions = context.catalog.list_partitions
+        context.catalog.list_partitions = lambda *table: books.partitions(".".join(table), list_partitions(*table))
+        # Innermost, so that requests are unpacked before.
+        app.user_middleware.append(Middleware(Double, books=books))
+        return app
+
+    return create

@@ -1,0 +1,416 @@
+"""The look at a source: what it tells through views, when it tells nothing, and what it asks of BigQuery."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import pytest
+from google.cloud import bigquery
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pulso_etl.automation.looks import Looks
+from pulso_etl.bigquery.look import MOST_TABLES, Look, changed_tables, is_daily, modified_days, state_of
+from pulso_etl.bigquery.source import BigQuerySource
+from pulso_etl.local.emulator import BigQueryEmulator
+from pulso_etl.local.sample_data import SCHEMAS, SampleData
+from pulso_etl.refreshing.due import Standing
+from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.errors import SourceError, SourceUnavailable
+from pulso_etl.sync.ledger.ledger import Day
+from pulso_etl.sync.source_state import SourceState
+from pulso_etl.sync.spec import Column, ColumnType
+from pulso_etl.tables import TABLES
+from pulso_etl_tests.bigquery.conftest import MakeSource
+from pulso_etl_tests.declarations import declare
+from pulso_etl_tests.faulty_proxy import FaultyProxy, Request, edited, error
+
+WINDOW = DayRange(date(2026, 7, 10), date(2026, 7, 15))
+BASES = {name: f"mibot-222814.LOOK_TESTS.{name}" for name in SCHEMAS}
+NAMES = {name: full if name == "agentes" else f"{full}_vw" for name, full in BASES.items()}
+SENT = r"^POST \S+/(queries|jobs)\b"
+
+
+@pytest.fixture(scope="module")
+def sample(emulator: BigQueryEmulator) -> SampleData:
+    """The sample data under views."""
+    data = SampleData(BASES, date(2026, 7, 15), days=6, dashboard_rows_per_day=4)
+    client = emulator.client()
+    data.seed_into(client)
+    for name in SCHEMAS.keys() - {"agentes"}:
+        client.query_and_wait(f"CREATE OR REPLACE VIEW `{NAMES[name]}` AS SELECT * FROM `{BASES[name]}`")
+    return data
+
+
+@pytest.fixture
+def source(make_source: MakeSource, bigquery_proxy: FaultyProxy, sample: SampleData) -> BigQuerySource:
+    return make_source(emulator_host=bigquery_proxy.url, sources=NAMES)
+
+
+def is_dry(request: Request) -> bool:
+    return bool(request.json["configuration"].get("dryRun"))
+
+
+def state(source: BigQuerySource, name: str) -> SourceState:
+    found = state_of(source.look(TABLES[name], WINDOW), TABLES[name])
+    assert isinstance(found, SourceState)
+    return found
+
+
+def days(*numbers: int) -> set[date]:
+    return {date(2026, 7, number) for number in numbers}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_nothing_changed_is_told_through_views_and_for_free(source: BigQuerySource, bigquery_proxy: FaultyProxy, name: str) -> None:
+    look = source.look(TABLES[name], WINDOW)
+    assert set(look.tables) == {BASES[one] for one in TABLES[name].sources}
+    assert set(look.views) == {NAMES[one] for one in TABLES[name].sources} - set(look.tables)
+    assert look.bytes_processed > 0
+    assert state_of(look, TABLES[name]) == state(source, name)
+    asked = bigquery_proxy.seen(SENT)
+    assert [(is_dry(one), one.json["configuration"]["query"]["useQueryCache"]) for one in asked] == [(True, False)] * 2
+    assert len(bigquery_proxy.seen(r"^GET \S+/tables/")) == 2 * (len(look.tables) + len(look.views))
+
+
+def test_a_change_under_a_view_is_told_with_its_table_and_its_days(
+    source: BigQuerySource, bigquery_proxy: FaultyProxy, emulator: BigQueryEmulator
+) -> None:
+    spec = TABLES["operation_data"]
+    before, others, since = state(source, spec.name), state(source, "dashboard_data"), datetime.now(UTC)
+    time.sleep(0.01)
+    update = (
+        f"UPDATE `{BASES['gestiones_unificadas']}` SET es_compromiso = TRUE WHERE fecha_gestion IN ('2026-07-12', '2026-07-14')"
+    )
+    emulator.client().query_and_wait(update)
+    look = source.look(spec, WINDOW)
+    after = state_of(look, spec)
+    assert isinstance(after, SourceState)
+    assert after.digest != before.digest
+    assert changed_tables(before, after) == {BASES["gestiones_unificadas"]}
+    assert is_daily(look, spec, BASES["gestiones_unificadas"])
+    assert not [one for one in bigquery_proxy.seen(SENT) if not is_dry(one)]
+    found = source.changed_partitions(spec, WINDOW, list(look.tables.values()), since)
+    assert found is not None
+    assert (set(found[0]), found[1]) == (days(12, 14), set(WINDOW))
+    (query,) = [one for one in bigquery_proxy.seen(SENT) if "configuration" not in one.json]
+    assert query.json["labels"] == {"app": "pulso-etl", "purpose": "changes"}
+    assert int(query.json["maximumBytesBilled"]) == source.maximum_bytes_billed
+    assert state(source, "dashboard_data") == others
+
+
+def test_another_text_of_a_view_is_another_state(source: BigQuerySource, emulator: BigQueryEmulator) -> None:
+    spec, client, view = TABLES["evolution_data"], emulator.client(), NAMES["dashboard_cobranzas"]
+    before = state(source, spec.name)
+    client.query_and_wait(f"CREATE OR REPLACE VIEW `{view}` AS SELECT * FROM `{BASES['dashboard_cobranzas']}` WHERE cuentas > 0")
+    try:
+        after = state(source, spec.name)
+        assert changed_tables(before, after) is None
+    finally:
+        client.query_and_wait(f"CREATE OR REPLACE VIEW `{view}` AS SELECT * FROM `{BASES['dashboard_cobranzas']}`")
+    assert state(source, spec.name) == before
+
+
+def test_the_cache_answers_the_same_statement_and_says_what_it_saved(source: BigQuerySource, emulator: BigQueryEmulator) -> None:
+    def read(run: str) -> dict[str, Any]:
+        stream = source.stream(TABLES["assignment_data"], WINDOW, run)
+        assert stream.look() is not None
+        with stream.open() as reader:
+            assert reader.read_all().num_rows
+        return stream.metadata
+
+    first, second = read("one"), read("two")
+    assert (first["cache_hit"], first["bytes_billed"]) == (False, 10 * 2**20)
+    assert "bytes_avoided" not in first
+    assert (second["cache_hit"], second["bytes_billed"]) == (True, 0)
+    assert second["bytes_avoided"] == first["bytes_processed"] > 0
+    emulator.client().query_and_wait(f"DELETE FROM `{BASES['asignaciones_clean']}` WHERE fecha_foto = '2026-07-10'")
+    assert read("three")["cache_hit"] is False
+
+
+def test_what_can_not_be_looked_at_is_no_signal_and_the_run_reads_all_the_same(
+    source: BigQuerySource, bigquery_proxy: FaultyProxy
+) -> None:
+    bigquery_proxy.inject(r"^GET \S+/tables/dashboard_cobranzas\?", error(403, "accessDenied"))
+    stream = source.stream(TABLES["dashboard_data"], WINDOW, "run")
+    assert stream.look() is None
+    assert stream.metadata["change_signal"].startswith("none: a table under it can't be looked at")
+    bigquery_proxy.inject(SENT, error(400, "invalidQuery"))
+    assert stream.look() is None
+    assert stream.metadata["change_signal"].startswith("none: the look at the source failed")
+    with stream.open() as reader:
+        assert reader.read_all().num_rows == 24
+
+
+def test_rows_in_a_streaming_buffer_are_no_signal(source: BigQuerySource, bigquery_proxy: FaultyProxy) -> None:
+    buffer = {"estimatedRows": "1", "estimatedBytes": "1", "oldestEntryTime": "1"}
+    bigquery_proxy.inject(r"^GET \S+/tables/dashboard_cobranzas\?", edited(lambda table: table | {"streamingBuffer": buffer}))
+    look = source.look(TABLES["dashboard_data"], WINDOW)
+    assert state_of(look, TABLES["dashboard_data"]) == f"{BASES['dashboard_cobranzas']} has rows in a streaming buffer"
+
+
+def test_a_missing_table_is_named_and_an_answer_that_does_not_come_is_not_waited_for(make_source: MakeSource) -> None:
+    missing = make_source(sources={"dashboard_cobranzas": "mibot-222814.NOPE.nope"})
+    with pytest.raises(SourceError, match=r"^dashboard_data 2026-07-10\.\.2026-07-15: BigQuery does not know the table"):
+        missing.look(TABLES["dashboard_data"], WINDOW)
+    silent = make_source(emulator_host="http://192.0.2.1:9")
+    with pytest.raises(SourceUnavailable):
+        silent.look(TABLES["dashboard_data"], WINDOW, 0.2)
+
+
+# Pure decisions
+
+
+def table(name: str = "p.d.t", **properties: Any) -> bigquery.Table:
+    """A table as tables.get gives it."""
+    project, dataset, short = name.split(".")
+    resource = {
+        "tableReference": {"projectId": project, "datasetId": dataset, "tableId": short},
+        "schema": {"fields": [{"name": "fecha_gestion", "type": "DATE"}, {"name": "timestamp_gestion", "type": "TIMESTAMP"}]},
+        **{"type": "TABLE", "creationTime": "1000", "lastModifiedTime": "2000", "numRows": "5", "numBytes": "50"},
+    }
+    return bigquery.Table.from_api_repr(resource | properties)
+
+
+GESTIONES = TABLES["operation_data"].with_query("SELECT fecha_gestion AS fecha_foto FROM `p.d.t`")
+
+
+def look_at(*tables: bigquery.Table, text: str = "SELECT fecha_gestion AS fecha_foto FROM `p.d.t`", **more: Any) -> Look:
+    found = {f"{one.project}.{one.dataset_id}.{one.table_id}": one for one in tables}
+    return Look("p", text, tables=found, **more)
+
+
+@pytest.mark.parametrize(
+    ("look", "why"),
+    [
+        (look_at(unseen="no right to look"), "no right to look"),
+        (look_at(), "reads no table"),
+        (look_at(*(table(f"p.d.t{n}") for n in range(MOST_TABLES))), "50 tables or more"),
+        *((look_at(table(type=kind)), f"is a {kind}") for kind in ("MATERIALIZED_VIEW", "EXTERNAL", "SNAPSHOT", "CLONE")),
+        (look_at(table(streamingBuffer={"estimatedRows": "1"})), "streaming buffer"),
+        (look_at(table(lastModifiedTime=None)), "no time of its last change"),
+        (look_at(table(), views={"p.d.v": table("p.d.v", type="VIEW", view={"query": "x", "useLegacySql": True})}), "legacy SQL"),
+        (
+            look_at(
+                table(),
+                views={"p.d.v": table("p.d.v", type="VIEW", view={"query": "SELECT RAND() x FROM d.t", "useLegacySql": False})},
+            ),
+            "p.d.v: it uses RAND",
+        ),
+        (look_at(table(), text="SELECT x FROM d.t WHERE d = CURRENT_DATE()"), "the statement: it uses CURRENT_DATE"),
+    ],
+)
+def test_whatever_is_doubtful_is_no_signal_and_says_why(look: Look, why: str) -> None:
+    found = state_of(look, GESTIONES)
+    assert isinstance(found, str)
+    assert why in found
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        look_at(table(lastModifiedTime="2001")),
+        # Equality counts, not age: a table that was restored is older.
+        look_at(table(lastModifiedTime="1999")),
+        look_at(table(creationTime="1001")),
+        look_at(table(numRows="6")),
+        look_at(table(), table("p.d.u")),
+        look_at(table(), text="SELECT fecha_gestion AS fecha_foto FROM `p.d.t` WHERE TRUE"),
+        look_at(table(), schema=(("fecha_foto", "STRING", "NULLABLE"),)),
+    ],
+)
+def test_any_difference_is_another_state(other: Look) -> None:
+    one, another = state_of(look_at(table()), GESTIONES), state_of(other, GESTIONES)
+    assert isinstance(one, SourceState)
+    assert isinstance(another, SourceState)
+    assert one.digest != another.digest
+    changed = changed_tables(one, another)
+    same_table = set(other.tables) == {"p.d.t"} and other.statement == look_at().statement and not other.schema
+    assert changed == ({"p.d.t"} if same_table and other.tables["p.d.t"].created == table().created else None)
+
+
+@pytest.mark.parametrize(
+    ("partitioning", "daily"),
+    [
+        ({"type": "DAY", "field": "fecha_gestion"}, True),
+        ({"type": "MONTH", "field": "fecha_gestion"}, False),
+        ({"type": "DAY", "field": "timestamp_gestion"}, False),
+        ({"type": "DAY"}, False),
+        (None, False),
+    ],
+)
+def test_only_a_partition_by_the_day_that_becomes_the_table_s_day_is_a_day_of_the_table(
+    partitioning: dict[str, str] | None, daily: bool
+) -> None:
+    found = table(**({"timePartitioning": partitioning} if partitioning else {}))
+    assert is_daily(look_at(found), GESTIONES, "p.d.t") is daily
+    assert not is_daily(look_at(found, text="SELECT x AS fecha_foto FROM `p.d.t`"), GESTIONES, "p.d.t")
+    assert not is_daily(look_at(found, text="SELECT FROM"), GESTIONES, "p.d.t")
+
+
+NOW = datetime(2026, 7, 15, 12, tzinfo=UTC)
+OLD, NEW = NOW - timedelta(seconds=1), NOW
+
+
+@pytest.mark.parametrize(
+    ("modified", "expected"),
+    [
+        ({"20260714": OLD, "20260715": NEW}, days(15)),
+        ({"20260715": NEW, "__NULL__": NEW}, days(15)),
+        ({"20260715": OLD, "__NULL__": NEW}, set()),
+        ({"20260715": OLD}, None),
+        ({}, None),
+        ({"20260715": NEW, "__UNPARTITIONED__": OLD}, None),
+        ({"20260715": NEW, "2026071512": NEW}, None),
+        ({"202607": NEW}, None),
+        ({"202611": NEW}, None),
+        ({None: NEW}, None),
+    ],
+)
+def test_partition_times_become_days(modified: dict[str | None, datetime], expected: set[date] | None) -> None:
+    assert modified_days(modified, NOW) == (None if expected is None else dict.fromkeys(expected, NEW))
+
+
+# What is left out is as a full read would give it
+
+
+FIRST, LAST = date(2026, 7, 1), date(2026, 7, 4)
+SPAN = DayRange(FIRST, LAST)
+DATASET = "mibot-222814.LOOK_GRAPHS"
+THINGS = declare(
+    name="things",
+    description="For tests.",
+    primary_key=("day", "k"),
+    partition_column="day",
+    columns=(
+        Column(name="day", type=ColumnType.DATE),
+        Column(name="k", type=ColumnType.TEXT),
+        Column(name="n", type=ColumnType.INTEGER),
+    ),
+    lookback_days=4,
+    query="SELECT day, k, n FROM `{top}` WHERE day BETWEEN @start AND @end",
+)
+LAYERS = [
+    "SELECT * FROM `{below}`",
+    "SELECT day, k, n FROM `{below}` WHERE n > 1",
+    "SELECT day, k, SUM(n) AS n FROM `{below}` GROUP BY day, k",
+    "SELECT day, 'all' AS k, SUM(n) AS n FROM `{below}` GROUP BY 1",
+    "WITH own AS (SELECT * FROM `{below}`) "
+    "SELECT own.day, own.k, own.n + IFNULL(s.n, 0) AS n FROM own LEFT JOIN `{side}` s ON s.k = own.k",
+    "SELECT DATE_ADD(day, INTERVAL 1 DAY) AS day, k, n FROM `{below}`",
+    "SELECT day, k, SUM(n) OVER (PARTITION BY k ORDER BY day) AS n FROM `{below}`",
+    "SELECT day, k, n FROM `{below}` UNION ALL SELECT day, CONCAT(k, '2') AS k, n FROM `{base}`",
+    "SELECT day, k, n + (SELECT COUNT(*) FROM `{base}`) AS n FROM `{below}`",
+    "SELECT s.day, s.k, b.n FROM `{below}` b JOIN `{base}` s ON s.k = b.k AND s.day <= b.day",
+]
+DAYS = st.dates(FIRST, LAST).map(str)
+WRITES = st.one_of(
+    st.builds("INSERT INTO `{{base}}` (day, k, n) VALUES ('{}', '{}', {})".format, DAYS, st.sampled_from("abc"), st.integers(0, 4)),
+    st.builds("UPDATE `{{base}}` SET n = n + 1 WHERE day = '{}'".format, DAYS),
+    st.builds("DELETE FROM `{{base}}` WHERE day = '{}' AND k = '{}'".format, DAYS, st.sampled_from("abc")),
+    st.builds("DELETE FROM `{{base}}` WHERE day = '{}'".format, DAYS),
+    st.builds("UPDATE `{{side}}` SET n = n + 1 WHERE k = '{}'".format, st.sampled_from("ab")),
+    st.just("CREATE OR REPLACE VIEW `{top}` AS SELECT day, k, n + 1 AS n FROM `{below}`"),
+    st.just("SELECT 1"),
+)
+GRAPHS = itertools.count()
+
+
+@dataclass
+class Graph:
+    """Views over two base tables, and a table that is refreshed as the sensor does it."""
+
+    client: bigquery.Client
+    source: BigQuerySource
+    names: Mapping[str, str]
+    held: dict[date, list[Any]] = field(default_factory=dict)
+    known: dict[date, Day] = field(default_factory=dict)
+    state: SourceState | None = None
+
+    def run(self, statement: str) -> None:
+        self.client.query_and_wait(statement.format(**self.names))
+
+    def read(self) -> dict[date, list[Any]]:
+        rows: dict[date, list[Any]] = {day: [] for day in SPAN}
+        with self.source.stream(THINGS, SPAN, "full").open() as reader:
+            for row in reader.read_all().to_pylist():
+                rows[row["day"]].append((row["k"], row["n"]))
+        return {day: sorted(of_day) for day, of_day in rows.items()}
+
+    def refresh(self) -> int:
+        """Reads the days that the look does not leave out. Returns how many days it leaves out."""
+        now = datetime.now(UTC)
+        looks = Looks(self.source, timedelta(0), time.monotonic() + 60)
+        seen = looks.seen(THINGS, SPAN, Standing(days=self.known, source=self.state), now)
+        left_out = [day for day in SPAN if day not in seen.days]
+        full = self.read()
+        assert {day: self.held[day] for day in left_out} == {day: full[day] for day in left_out}, seen.note
+        # A run looks itself. Nothing has been written since, so its look would tell the same.
+        state = seen.state or self.source.stream(THINGS, SPAN, "run").look()
+        digest = state.digest if state else None
+        for day in SPAN:
+            loaded_at = self.known[day].loaded_at if day in left_out else now
+            self.known[day] = Day(now, LAST + timedelta(days=9), loaded_at, len(full[day]), source=digest)
+        self.held, self.state = full, state or self.state
+        return len(left_out)
+
+
+@pytest.fixture(scope="module")
+def graphs(emulator: BigQueryEmulator) -> Iterator[bigquery.Client]:
+    client = emulator.client()
+    client.create_dataset(DATASET, exists_ok=True)
+    yield client
+    client.delete_dataset(DATASET, delete_contents=True, not_found_ok=True)
+
+
+def graph(client: bigquery.Client, emulator: BigQueryEmulator, layers: list[str]) -> Graph:
+    number = next(GRAPHS)
+    names = {name: f"{DATASET}.{name}_{number}" for name in ("base", "side", "top")}
+    fields = [bigquery.SchemaField("day", "DATE"), bigquery.SchemaField("k", "STRING"), bigquery.SchemaField("n", "INT64")]
+    base = bigquery.Table(names["base"], fields)
+    base.time_partitioning = bigquery.TimePartitioning(field="day")
+    client.create_table(base)
+    client.create_table(bigquery.Table(names["side"], fields[1:]))
+    values = ", ".join(f"('{day}', '{k}', {n})" for n, (day, k) in enumerate(itertools.product(SPAN, "ab")))
+    client.query_and_wait(f"INSERT INTO `{names['base']}` (day, k, n) VALUES {values}")
+    client.query_and_wait(f"INSERT INTO `{names['side']}` (k, n) VALUES ('a', 1), ('b', 2)")
+    below = names["base"]
+    for place, layer in enumerate(layers):
+        view = names["top"] if place == len(layers) - 1 else f"{DATASET}.v{place}_{number}"
+        client.query_and_wait(f"CREATE OR REPLACE VIEW `{view}` AS {layer.format(**names, below=below)}")
+        below = view if view != names["top"] else below
+    source = BigQuerySource(project="mibot-222814", sources={"top": names["top"]}, emulator_host=emulator.rest_url)
+    return Graph(client, source, names | {"below": below})
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(st.lists(st.sampled_from(LAYERS), min_size=1, max_size=3), st.lists(WRITES, min_size=2, max_size=3))
+def test_what_a_look_leaves_out_is_as_a_full_read_gives_it(
+    graphs: bigquery.Client, emulator: BigQueryEmulator, layers: list[str], writes: list[str]
+) -> None:
+    found = graph(graphs, emulator, layers)
+    assert found.refresh() == 0
+    assert found.refresh() == SPAN.days
+    for write in writes:
+        found.run(write)
+        found.refresh()
+
+
+def test_only_the_day_that_changed_is_read_and_a_day_that_lost_all_rows_is_too(
+    graphs: bigquery.Client, emulator: BigQueryEmulator
+) -> None:
+    found = graph(graphs, emulator, [LAYERS[4], LAYERS[2]])
+    found.refresh()
+    found.run("UPDATE `{base}` SET n = n + 1 WHERE day = '2026-07-02'")
+    assert found.refresh() == SPAN.days - 1
+    found.run("DELETE FROM `{base}` WHERE day = '2026-07-03'")
+    found.run("UPDATE `{base}` SET n = n + 1 WHERE day = '2026-07-01'")
+    assert found.refresh() == SPAN.days - 2
+    found.run("UPDATE `{side}` SET n = 7 WHERE k = 'a'")
+    assert found.refresh() == 0
+    assert found.refresh() == SPAN.days
