@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from pulso_etl.bigquery.googlesql import Engine, RequestRefused, engine
+from pulso_etl.bigquery.googlesql import Engine, EngineRefused, engine
 from pulso_etl.sync.errors import SourceError
 
 Columns = Mapping[str, str]
@@ -59,14 +59,10 @@ def analyse(statement: str, parameters: Columns, catalogue: Catalogue) -> dict[s
 
 @lru_cache(maxsize=256)
 def _analysed(statement: str, parameters: FrozenColumns, catalogue: FrozenCatalogue) -> FrozenColumns:
-    from google.protobuf.message import DecodeError
-
     asked = {"options": options(dict(parameters)), "registered_catalog_id": _registered(engine(), catalogue)}
     try:
         found = _resolved(statement, asked)
-    except DecodeError:
-        found = _prepared(statement, asked)
-    except RequestRefused as error:
+    except EngineRefused as error:
         raise refusal(error) from None
     if twice := [name for name, times in Counter(name.lower() for name, _ in found).items() if times > 1]:
         raise StatementRefused(f"The result has several columns of the name {', '.join(twice)}")
@@ -74,16 +70,19 @@ def _analysed(statement: str, parameters: FrozenColumns, catalogue: FrozenCatalo
 
 
 def _resolved(statement: str, asked: Mapping[str, Any]) -> FrozenColumns:
-    """The columns by the resolved statement. Raises DecodeError for one that Protocol Buffers find too deep to read."""
+    from google.protobuf.message import DecodeError
     from zetasql.wasi._pb2.zetasql.local_service import local_service_pb2 as service
 
-    answer = engine().call("Analyze", service.AnalyzeRequest(sql_statement=statement, **asked), service.AnalyzeResponse)
+    try:
+        answer = engine().call("Analyze", service.AnalyzeRequest(sql_statement=statement, **asked), service.AnalyzeResponse)
+    except DecodeError:
+        # Protocol Buffers read no more than a hundred levels. The evaluator tells the columns alone.
+        return _prepared(statement, asked)
     given = answer.resolved_statement.resolved_query_stmt_node.output_column_list
     return tuple((column.name, type_name(column.column.type)) for column in given)
 
 
 def _prepared(statement: str, asked: Mapping[str, Any]) -> FrozenColumns:
-    """The columns of a statement that the analyser accepts, by the evaluator, which tells nothing else of it."""
     from google.protobuf.empty_pb2 import Empty
     from zetasql.wasi._pb2.zetasql.local_service import local_service_pb2 as service
 
@@ -94,7 +93,7 @@ def _prepared(statement: str, asked: Mapping[str, Any]) -> FrozenColumns:
     return tuple((column.name, type_name(column.type)) for column in prepared.columns)
 
 
-def refusal(error: RequestRefused) -> StatementRefused:
+def refusal(error: EngineRefused) -> StatementRefused:
     """The engine's error with its place apart."""
     text = str(error)
     place = PLACE.search(text)

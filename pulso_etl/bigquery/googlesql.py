@@ -47,7 +47,7 @@ class EngineFailed(SourceError):
     """The engine itself failed on a request, such as a statement that is nested too deeply."""
 
 
-class RequestRefused(Exception):
+class EngineRefused(SourceError):
     """The engine refuses a request. The message is the engine's own."""
 
 
@@ -95,7 +95,7 @@ class Engine:
         finalize(self, self.__dict__.clear)
 
     def call(self, method: str, request: Message, answer: type[Answer]) -> Answer:
-        """The engine's answer to a request. Raises RequestRefused, and EngineFailed."""
+        """The engine's answer to a request. Raises EngineRefused, and EngineFailed."""
         try:
             return answer.FromString(self._thread.submit(self._call, method, request.SerializeToString()).result())
         except self._faults as error:
@@ -111,7 +111,7 @@ class Engine:
             given = self._run(SERVICE + method, sent, len(request), size)
             if not given:
                 told = self._read(self._run("wasm_get_last_error"), self._run("wasm_get_last_error_size"))
-                raise RequestRefused(told.decode("utf-8", "replace").partition("Message: ")[2])
+                raise EngineRefused(told.decode("utf-8", "replace").partition("Message: ")[2])
             answer = self._read(given, int.from_bytes(self._read(size, SIZE), "little"))
             self._run("wasm_free", given)
             return answer

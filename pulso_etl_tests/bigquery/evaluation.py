@@ -12,7 +12,7 @@ from zetasql.wasi._pb2.zetasql.local_service import local_service_pb2 as service
 from zetasql.wasi._pb2.zetasql.public import value_pb2
 
 from pulso_etl.bigquery.analysis import FUNCTIONS, Catalogue, Columns, catalogue_message, options, refusal, type_name
-from pulso_etl.bigquery.googlesql import RequestRefused, engine
+from pulso_etl.bigquery.googlesql import EngineRefused, engine
 
 EPOCH, DAY_ZERO = datetime(1970, 1, 1, tzinfo=UTC), date(1970, 1, 1)
 SCALES = {"NUMERIC": 9, "BIGNUMERIC": 38}
@@ -46,7 +46,7 @@ def evaluate(
             data.row.add(cell=[message(kind, row[column]) for column, kind in catalogue[name].items()])
     try:
         answer = engine().call("EvaluateQuery", request, service.EvaluateQueryResponse)
-    except RequestRefused as error:
+    except EngineRefused as error:
         raise refusal(error) from None
     columns = [(column.name, type_name(column.type)) for column in answer.prepared.columns]
     return [
