@@ -18,12 +18,14 @@ import psycopg
 from psycopg import errors as pg
 from psycopg import sql
 
-from benchmarks.rows import SPEC, Inputs, write_inputs
+from benchmarks.rows import SPEC, Edition, Inputs, write_inputs
 from benchmarks.ways import WAYS, Job
 from pulso_etl.sync.schema.statements import Statements
 
-FIRST, UNCHANGED, CHANGED = "first load", "unchanged re-load", "re-load, 1% changed"
-SCENARIOS = (FIRST, UNCHANGED, CHANGED)
+FIRST, UNCHANGED, TWO_DAYS, CHANGED = "first load", "unchanged re-load", "re-load, 2 of 100 days changed", "re-load, 1% changed"
+SCENARIOS = (FIRST, UNCHANGED, TWO_DAYS, CHANGED)
+EDITIONS = {FIRST: Edition.BASE, UNCHANGED: Edition.BASE, TWO_DAYS: Edition.TWO_DAYS, CHANGED: Edition.SPREAD}
+"""What each load reads. Loads run in the order of SCENARIOS, so each differs from the one before it by its own changes."""
 ROOT = Path(__file__).resolve().parents[1]
 Say = Callable[[str], None]
 Checksum = tuple[int, int]
@@ -80,12 +82,9 @@ class LoadBench:
         self.say(f"making {self.rows:,} rows")
         # The server also reads the files, as another user.
         self.folder.chmod(0o755)
-        base = write_inputs(self.folder, self.rows, changed=False)
-        inputs, expected = dict.fromkeys(scenarios, base), dict.fromkeys(scenarios, _expected(conn, base))
-        if CHANGED in scenarios:
-            inputs[CHANGED] = write_inputs(self.folder, self.rows, changed=True)
-            expected[CHANGED] = _expected(conn, inputs[CHANGED])
-        return inputs, expected
+        editions = {edition: write_inputs(self.folder, self.rows, edition) for edition in {EDITIONS[name] for name in scenarios}}
+        sums = {edition: _expected(conn, inputs) for edition, inputs in editions.items()}
+        return {name: editions[EDITIONS[name]] for name in scenarios}, {name: sums[EDITIONS[name]] for name in scenarios}
 
     def _load(self, conn: psycopg.Connection, way: str, scenario: str, inputs: Inputs, expected: Checksum) -> Measurement:
         schema = schema_of(way)

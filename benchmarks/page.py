@@ -16,7 +16,7 @@ import psycopg
 from benchmarks.days import STORAGES, Run
 from benchmarks.indexes import RUNS, Read
 from benchmarks.launch import ALONE, FIVE, LAUNCHED, TABLE, Launch
-from benchmarks.loads import CHANGED, FIRST, SCENARIOS, UNCHANGED, Measurement
+from benchmarks.loads import CHANGED, FIRST, SCENARIOS, TWO_DAYS, UNCHANGED, Measurement
 from benchmarks.many import CHECKS
 from benchmarks.parallel import Throughput
 from benchmarks.scale import Many, Past
@@ -75,6 +75,12 @@ def _load_targets(seconds: dict[tuple[str, str], float], measurements: Sequence[
         targets += ratio(by_hand, "pulso", "copy_upsert", scenario, lambda value: value < 1)
         targets += ratio("times as fast as dlt over CSV, at least 8", "dlt", "pulso", scenario, lambda value: value >= 8)
         targets += ratio("times as fast as dlt over Parquet and ADBC", "dlt_adbc", "pulso", scenario, None)
+    for scenario, most in ((UNCHANGED, 1.2), (TWO_DAYS, 1.5)):
+        if ("pulso", scenario) in seconds and measurements[0].rows == 1_000_000:
+            took = seconds["pulso", scenario]
+            targets.append((f"{scenario}: at most {most} s", f"{took:.2f} s", "yes" if took <= most else "no"))
+    compared = "times the seconds with every day compared, at most 1"
+    targets += ratio(compared, "pulso", "pulso_compared", CHANGED, lambda value: value <= 1)
     peaks = [m.peak_mb for m in measurements if m.way == "pulso" and not m.error]
     if peaks:
         targets.append(("memory under 300 MB", f"{max(peaks):.0f} MB", "yes" if max(peaks) < 300 else "no"))

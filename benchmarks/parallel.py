@@ -67,7 +67,7 @@ def measure_parallel(url: str, folder: Path, rows: int, *, timeout: float, say: 
 
 def _write_chunks(folder: Path, rows: int) -> list[tuple[DayRange, Path]]:
     """Each chunk's rows as an Arrow file."""
-    whole = reader(write_inputs(folder, rows, changed=False).arrow)
+    whole = reader(write_inputs(folder, rows).arrow)
     chunks = [(window, folder / f"chunk-{window.start}.arrow") for window in WINDOW.chunks(CHUNK_DAYS)]
     streams = [pa.ipc.new_stream(pa.OSFile(str(path), "wb"), whole.schema) for _, path in chunks]
     for batch in whole:

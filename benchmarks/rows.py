@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ DAYS = 100
 WINDOW = DayRange(date(2026, 1, 1), date(2026, 1, 1) + timedelta(days=DAYS - 1))
 CARTERAS = ("TEMPRANA", "ALTAS NUEVAS", "CUOTA FRACCIONADA", "GESTIÓN ESPECIAL", "REINCIDENTE NIÑEZ")
 SERVICIOS = ("FIJA", "MOVIL")
-CHANGED_SHARE = 0.01
+CHANGED_DAYS = (40, 41)
+"""The days of which every tenth row changes, by their number from 0."""
 NOON = datetime(2026, 5, 1, 17, tzinfo=UTC)
 
 SCHEMA = pa.schema(
@@ -50,14 +52,24 @@ class Inputs:
     binary: Path
 
 
-def write_inputs(folder: Path, rows: int, *, changed: bool) -> Inputs:
-    """Writes the files. `changed`: the recovered amount and the stamp of 1% of the rows differ, every other value is the same."""
-    name = f"{rows}-{'changed' if changed else 'base'}"
+class Edition(IntEnum):
+    """A state of the source; each has the changes of the one before it. A change is another recovered amount and another stamp."""
+
+    BASE = 0
+    TWO_DAYS = 1
+    """A tenth of the rows of two days have changed."""
+    SPREAD = 2
+    """One row in a hundred has changed, over all days alike."""
+
+
+def write_inputs(folder: Path, rows: int, edition: Edition = Edition.BASE) -> Inputs:
+    """Writes the files."""
+    name = f"{rows}-{edition.name.lower()}"
     inputs = Inputs(folder / f"{name}.arrow", folder / f"{name}.copy")
     encoder = ArrowToPostgresBinaryEncoder(SCHEMA)
     with pa.OSFile(str(inputs.arrow), "wb") as file, pa.ipc.new_stream(file, SCHEMA) as stream, inputs.binary.open("wb") as binary:
         binary.write(encoder.write_header())
-        for batch in _batches(rows, changed=changed):
+        for batch in _batches(rows, edition):
             stream.write_batch(batch)
             binary.write(encoder.write_batch(batch))
         binary.write(encoder.finish())
@@ -69,7 +81,7 @@ def reader(arrow: Path) -> pa.RecordBatchReader:
     return pa.ipc.open_stream(pa.OSFile(str(arrow)))
 
 
-def _batches(rows: int, *, changed: bool) -> Iterator[pa.RecordBatch]:
+def _batches(rows: int, edition: Edition) -> Iterator[pa.RecordBatch]:
     rng = np.random.default_rng(7)
     order = rng.permutation(rows)
     carteras, servicios = pa.array(CARTERAS), pa.array(SERVICIOS)
@@ -79,6 +91,11 @@ def _batches(rows: int, *, changed: bool) -> Iterator[pa.RecordBatch]:
     for start in range(0, rows, SPEC.source.batch_rows):
         key = order[start : start + SPEC.source.batch_rows]
         rest, day = np.divmod(key, DAYS)
+        changes = (
+            (edition >= Edition.TWO_DAYS) & np.isin(day, CHANGED_DAYS) & (rest % 10 == 0),
+            (edition >= Edition.SPREAD) & ((rest + day) % 100 == 0),
+        )
+        bump = np.sum(changes, axis=0)
         rest, servicio = np.divmod(rest, len(SERVICIOS))
         archivo, cartera = np.divmod(rest, len(CARTERAS))
         given = {
@@ -87,7 +104,6 @@ def _batches(rows: int, *, changed: bool) -> Iterator[pa.RecordBatch]:
             "cartera": carteras.take(cartera),
             "servicio": servicios.take(servicio),
         }
-        bump = (key % round(1 / CHANGED_SHARE) == 0) & changed
         for column in SPEC.columns:
             if column.type is ColumnType.INTEGER:
                 given[column.name] = pa.array(rng.integers(0, 5_000, len(key)))

@@ -19,7 +19,7 @@ import pyarrow as pa
 from psycopg import sql
 
 from benchmarks.rows import SPEC, WINDOW, reader
-from pulso_etl.sync.tags import SPEC_KEY
+from pulso_etl.sync.tags import COMPARE_TAG, SPEC_KEY
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,15 @@ class Stopwatch:
 
 def pulso(job: Job) -> float:
     """This project: a run of the asset through Dagster. Only the IO manager's part counts, watermark included."""
+    return _pulso(job, {})
+
+
+def pulso_compared(job: Job) -> float:
+    """The same, with every day compared, as the nightly re-check and `--force` do."""
+    return _pulso(job, {COMPARE_TAG: "true"})
+
+
+def _pulso(job: Job, tags: dict[str, str]) -> float:
     import dagster as dg
 
     import pulso_etl.definitions  # noqa: F401  so that all of production's modules are in memory
@@ -96,6 +105,7 @@ def pulso(job: Job) -> float:
             tags={
                 "dagster/asset_partition_range_start": job.start,
                 "dagster/asset_partition_range_end": job.end,
+                **tags,
             },
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         )
@@ -211,6 +221,7 @@ class Way:
 
 WAYS = {
     "pulso": Way("Pulso ETL", pulso),
+    "pulso_compared": Way("Pulso ETL, every day compared", pulso_compared),
     "copy_direct": Way("COPY of a server-side file into the keyed table", copy_direct, upserts=False),
     "copy_upsert": Way("server-side COPY into a stage, INSERT … ON CONFLICT … WHERE IS DISTINCT FROM", copy_upsert),
     "psycopg": Way("psycopg executemany, INSERT … ON CONFLICT, batches of 10,000", psycopg_executemany),

@@ -64,7 +64,7 @@ class RowsServer(StorageServer):
 
 def measure_wire(folder: Path, rows: int, repeats: int, *, timeout: float, say: Say) -> list[Download]:
     """Reads the rows with each compression in turn. Raises RuntimeError if some do not arrive."""
-    table = reader(write_inputs(folder, rows, changed=False).arrow).read_all()
+    table = reader(write_inputs(folder, rows).arrow).read_all()
     expected = (rows, pc.sum(table[CHECKED]).as_py())
     measured = []
     with BigQueryEmulator(folder / "log") as emulator, RowsServer(emulator.client(), table) as server:

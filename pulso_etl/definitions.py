@@ -8,7 +8,7 @@ from typing import Any
 
 import dagster as dg
 
-from pulso_etl import embedded
+from pulso_etl import embedded, logs
 from pulso_etl.assets import RETRIES, build_asset, build_sources, daily_partitions
 from pulso_etl.automation.jobs import MOST_TABLES_WITH_JOBS, build_jobs
 from pulso_etl.automation.schedules import build_schedules
@@ -122,6 +122,8 @@ def build_retention(settings: Settings) -> dg.SensorDefinition:
 @dg.definitions
 def defs() -> dg.Definitions:
     """The definitions of this deployment. Raises SettingsError."""
+    # Every process that runs a step loads the definitions.
+    logs.take_over()
     # The tools of Dagster in a checkout load the definitions before, or without, an instance.
     embedded.adopt()
     settings = load_settings()

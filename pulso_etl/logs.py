@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import sys
 from datetime import UTC, datetime
 
 import dagster as dg
+import dagster._utils.log
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG, PARTITION_NAME_TAG
 
 from pulso_etl.sync.redaction import scrub, scrub_logs, scrubbed
@@ -19,10 +22,13 @@ FORMAT_VARIABLE = "PULSO_LOG_FORMAT"
 
 
 def run_fields(record: logging.LogRecord) -> dict[str, str]:
-    """Run id, tenant, table and partitions of a Dagster run's line; nothing for other lines."""
+    """Run id, tenant, table and partitions of a run's line; sensor or schedule of its line (`automation`); nothing for others."""
     meta = getattr(record, "dagster_meta", None)
     if not meta:
         return {}
+    if "job_tags" not in meta:
+        # A line of a sensor or a schedule.
+        return {"automation": meta["name"]}
     tags = meta["job_tags"]
     start, end = tags.get(ASSET_PARTITION_RANGE_START_TAG), tags.get(ASSET_PARTITION_RANGE_END_TAG)
     tenant = tags.get(TENANT_TAG)
@@ -72,7 +78,7 @@ def as_json() -> bool:
     return os.environ.get(FORMAT_VARIABLE) == "json"
 
 
-def _handler(level: str) -> logging.Handler:
+def _handler(level: str | int) -> logging.Handler:
     handler = logging.StreamHandler()
     handler.setLevel(level)
     handler.setFormatter(JsonFormatter() if as_json() else TextFormatter())
@@ -84,7 +90,61 @@ def configure(level: str = "WARNING") -> None:
     scrub_logs()
     lines = _handler(level)
     lines.addFilter(lambda record: not hasattr(record, "dagster_meta"))
+    lines.addFilter(OnlyChanges())
     logging.basicConfig(level=level, handlers=[lines], force=True)
+
+
+def take_over() -> None:
+    """Lets Dagster's own code of this process write its lines as ours, if they are JSON or nobody reads them at a terminal.
+
+    Dagster's processes otherwise write coloured text, whatever reads it. Lines of runs carry the run's fields, too.
+    """
+    if not as_json() and sys.stderr.isatty():
+        return
+    scrub_logs()
+    for name, ours in (("configure_loggers", _configure), ("create_console_logger", _console_logger)):
+        theirs = getattr(dagster._utils.log, name)
+        # Modules that are imported later find ours in Dagster's module.
+        for module in list(sys.modules.values()):
+            if getattr(module, "__name__", "").startswith("dagster") and vars(module).get(name) is theirs:
+                setattr(module, name, ours)
+    logging.captureWarnings(True)
+
+
+def _configure(handler: str = "default", formatter: str = "", log_level: str | int = "INFO") -> None:
+    """In place of Dagster's `configure_loggers`: its lines go to the root logger's handlers."""
+    for name in ("dagster", "dagster-webserver"):
+        logging.getLogger(name).setLevel(log_level)
+
+
+def _console_logger(name: str, level: str | int) -> logging.Logger:
+    """In place of Dagster's `create_console_logger`."""
+    logger = logging.Logger(name, level if isinstance(level, int) else level.upper())
+    logger.addHandler(_handler(logger.level))
+    return logger
+
+
+class OnlyChanges(logging.Filter):
+    """Lets a line of Dagster's daemon through only if it says something new. Numbers, which are mostly ages, do not count as new.
+
+    The daemon says several times a minute that each sensor has nothing to do. The first three words of a line are its subject.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[tuple[str, str], str] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno > logging.INFO or not record.name.startswith("dagster.daemon"):
+            return True
+        text = re.sub(r"\d+", "#", record.getMessage())
+        if text.startswith("Checking for new runs for "):
+            return False
+        subject = (record.name, " ".join(text.split()[:3]))
+        if self._said.get(subject) == text:
+            return False
+        self._said[subject] = text
+        return True
 
 
 @dg.logger(

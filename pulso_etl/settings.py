@@ -248,7 +248,7 @@ class Settings(AccessSettings):
     dagster_postgres_url: SecretStr | None = None
     """`postgresql://…` of Dagster's own storage: a database or a schema of its own. `dagster.yaml` reads this setting."""
     pulso_log_format: Literal["text", "json"] = "text"
-    """Format of the command line's log lines."""
+    """Format of the log lines of every process."""
 
     _owner: Owner = PrivateAttr(default_factory=Owner)
 

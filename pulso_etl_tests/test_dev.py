@@ -53,7 +53,9 @@ class Dev:
         self.home = home
         self.api = f"http://127.0.0.1:{api_port}"
         ports = ["--port", str(self.port), "--api-port", str(api_port)]
-        self.command = Command(["dev", "--home", str(home), *ports, "--rows-per-day", str(rows)], cwd=home.parent)
+        self.command = Command(
+            ["dev", "--home", str(home), *ports, "--rows-per-day", str(rows)], cwd=home.parent, env={"PULSO_LOG_FORMAT": "json"}
+        )
         self.command.wait_for(f"Page and API: {self.api}")
         self.command.wait_for(f"Dagster: http://127.0.0.1:{self.port}")
         self.token = (home / "token").read_text(encoding="utf-8")
@@ -180,6 +182,9 @@ def test_up_used_beside_and_down_with_ctrl_c(dev: Dev) -> None:
 
     for name in ("webserver.log", "daemon.log", "emulator.log"):
         assert (dev.home / name).stat().st_size > 0
+    for name in ("api", "code-server", "daemon", "webserver"):
+        lines = (dev.home / f"{name}.log").read_text().splitlines()
+        assert [line for line in lines if not line.startswith('{"time": ')] == []
     assert "Loaded environment variables from .env" not in (dev.home / "daemon.log").read_text()
 
     dev.command.signal_group(signal.SIGINT)
@@ -229,7 +234,7 @@ def a_killed_code_server_is_started_again_and_until_then_no_launch_is_taken(dev:
 
 
 def a_server_that_dies_is_reported_with_its_log_and_ends_the_rest(dev: Dev) -> None:
-    dev.child("dagster._daemon").kill()
+    dev.child(" daemon ").kill()
     assert dev.command.end() == 2, dev.command.output
     assert f"pulso-etl: the Dagster daemon has ended; the end of {dev.home / 'daemon.log'}:\n" in dev.command.output
     assert "dagster.daemon" in dev.command.output

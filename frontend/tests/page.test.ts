@@ -13,6 +13,7 @@ import {
   placeOf,
   writeTimesIn,
 } from "../page/src/format";
+import { KEPT_DAYS, keeping } from "../page/src/keeping";
 import { progressOf } from "../page/src/live";
 import {
   bannerOf,
@@ -196,6 +197,30 @@ describe("numbers and instants", () => {
   ])("%d seconds from now are %s", (seconds, text) => {
     const now = Date.parse("2026-11-25T15:00:00Z");
     expect(distance(new Date(now + seconds * 1000).toISOString(), now)).toBe(text);
+  });
+});
+
+describe("the token", () => {
+  it("stays with the tab, and on the device only where the person says so, for a time", () => {
+    let now = 0;
+    const [tab, device] = [sessionStorage, localStorage];
+    tab.clear();
+    const acme = keeping("/tenants/acme/", tab, device, () => now);
+    acme.keep("t0ken", false);
+    expect([acme.find(), device.length]).toEqual(["t0ken", 0]);
+    tab.clear();
+    expect(acme.find()).toBeNull();
+    acme.keep("t0ken", true);
+    tab.clear();
+    expect(acme.find()).toBe("t0ken");
+    expect(keeping("/tenants/globex/", tab, device, () => now).find()).toBeNull();
+    now = KEPT_DAYS * 86_400_000;
+    expect([acme.find(), device.length]).toEqual([null, 0]);
+    acme.keep("t0ken", true);
+    acme.forget();
+    expect([acme.find(), tab.length, device.length]).toEqual([null, 0, 0]);
+    device.setItem("pulso-token/tenants/acme", "nonsense");
+    expect(acme.find()).toBeNull();
   });
 });
 

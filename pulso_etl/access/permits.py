@@ -22,7 +22,7 @@ from dagster._core.storage.tags import (
 
 from pulso_etl.access.tokens import Role
 from pulso_etl.sync.errors import LaunchForbidden
-from pulso_etl.sync.tags import ALLOW_SHRINK_TAG, CAPTURE_TAG, FORCE_TAG, PIPELINE_TAG
+from pulso_etl.sync.tags import ALLOW_SHRINK_TAG, CAPTURE_TAG, COMPARE_TAG, FORCE_TAG, PIPELINE_TAG
 
 UI_TAGS = {"dagster/from_ui", PARTITION_SET_TAG}
 """Dagster's UI adds these tags to every launch. They have no effect on a load."""
@@ -32,6 +32,7 @@ TAGS = {
         ASSET_PARTITION_RANGE_END_TAG,
         PARTITION_NAME_TAG,
         FORCE_TAG,
+        COMPARE_TAG,
         PIPELINE_TAG,
         *UI_TAGS,
     },

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import logging
+import mimetypes
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -18,7 +20,6 @@ import psycopg
 from fastapi import APIRouter, Body, Depends, FastAPI, Header, HTTPException, Path, Query, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, Response
-from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
@@ -600,17 +601,33 @@ def guard(app: FastAPI, settings: Settings) -> None:
 def _serve_page(app: FastAPI) -> None:
     """Serves the status page, one route per file, so that every other path still gets its own 404 or 405."""
     page = FilePath(__file__).parent / "page"
-    for file in sorted(page.iterdir()):
-        if file.is_dir():
-            app.mount(f"/{file.name}", StaticFiles(directory=file), name=file.name)
-        else:
-            path = "/" if file.name == "index.html" else f"/{file.name}"
-            app.add_api_route(path, partial(_file, file), methods=["GET", "HEAD"], include_in_schema=False, name=file.name)
+    for file in sorted(path for path in page.rglob("*") if path.is_file()):
+        inside = file.relative_to(page).as_posix()
+        # The name of an asset follows from its content, so only the page itself must be checked for a newer version.
+        cache = "public, max-age=31536000, immutable" if inside.startswith("assets/") else "no-cache"
+        path = "/" if inside == "index.html" else f"/{inside}"
+        app.add_api_route(
+            path, PageFile(file, cache).answer, methods=["GET", "HEAD"], include_in_schema=False, name=inside, response_model=None
+        )
 
 
-async def _file(file: FilePath) -> Response:
-    # A script's name follows from its content, so only the page itself must be checked for a newer version.
-    return FileResponse(file, headers={"Cache-Control": "no-cache"})
+class PageFile:
+    """A file of the page, which browsers get compressed if they can read that."""
+
+    def __init__(self, file: FilePath, cache: str) -> None:
+        self._file = file
+        self._headers = {"Cache-Control": cache, "Vary": "Accept-Encoding"}
+        self._packed: bytes | None = None
+
+    async def answer(self, request: Request) -> Response:
+        """The answer. It is compressed once, by the first request that asks for it."""
+        kinds = [part.partition(";")[0].strip() for part in request.headers.get("accept-encoding", "").split(",")]
+        if "gzip" not in kinds:
+            return FileResponse(self._file, headers=self._headers)
+        if self._packed is None:
+            self._packed = gzip.compress(self._file.read_bytes(), mtime=0)
+        media = mimetypes.guess_type(self._file.name)[0] or "application/octet-stream"
+        return Response(self._packed, media_type=media, headers={**self._headers, "Content-Encoding": "gzip"})
 
 
 async def _unavailable(request: Request, error: Exception) -> Response:

@@ -13,7 +13,7 @@ import psycopg
 from pulso_etl.access.permits import WHOLE_GRAPH
 from pulso_etl.refreshing.launch import Launch, launches
 from pulso_etl.refreshing.planner import Planner
-from pulso_etl.refreshing.request import Mode, RefreshRequest
+from pulso_etl.refreshing.request import Grants, Mode, RefreshRequest
 from pulso_etl.refreshing.runs import ALL_JOB, RECONCILIATION_JOB, tenant_of, zone_of
 from pulso_etl.sync.errors import BudgetExceeded
 from pulso_etl.sync.owed import Watermark
@@ -38,7 +38,7 @@ class Schedules:
 
     def nightly(self, now: datetime) -> Requests:
         """Refreshes of each table over its lookback window and its older owed days. Many days are split into several runs."""
-        request = RefreshRequest(mode=Mode.SLIDING_WINDOW)
+        request = RefreshRequest(mode=Mode.SLIDING_WINDOW, grants=Grants(compare=True))
 
         def asked(found: Mapping[str, Watermark]) -> Iterator[dg.RunRequest]:
             for plan in self.planner.plans(request, found, now):

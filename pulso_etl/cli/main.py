@@ -14,7 +14,7 @@ from pulso_etl.cli.access import tenants, token
 from pulso_etl.cli.embedded import dev, run, servers
 from pulso_etl.cli.operation import alert_test, cleanup, doctor, ledger
 from pulso_etl.cli.refresh import reconcile, refresh
-from pulso_etl.cli.servers import api, code_server, webserver
+from pulso_etl.cli.servers import api, code_server, daemon, webserver
 from pulso_etl.cli.tables import check, retention, show_sql, status
 from pulso_etl.settings import load_env_file
 from pulso_etl.sync.errors import PulsoError
@@ -61,6 +61,7 @@ app.command()(doctor)
 app.command()(ledger)
 app.command()(api)
 app.command(context_settings=HOST_OPTION)(webserver)
+app.command()(daemon)
 app.command("code-server", context_settings=HOST_OPTION)(code_server)
 app.command()(token)
 app.command()(tenants)

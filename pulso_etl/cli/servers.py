@@ -38,6 +38,17 @@ def webserver(
     serve(settings, host, port, workspace)
 
 
+def daemon(
+    workspace: Annotated[Path, typer.Option("--workspace", "-w", help="File of code locations.")] = Path("workspace.yaml"),
+) -> None:
+    """Runs Dagster's daemon until Ctrl-C: sensors, schedules, the queue and the watch over runs. Run only one."""
+    from dagster._daemon.cli import run_command
+
+    logs.configure("INFO")
+    logs.take_over()
+    run_command.main(["--workspace", str(workspace)], standalone_mode=False)
+
+
 def code_server(
     host: Annotated[str, typer.Option("--host", "-h", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", "-p", min=1, max=65535, help="Port.")] = 4000,
@@ -47,4 +58,5 @@ def code_server(
     # Imported here because the import takes a second, and no other command needs it.
     from pulso_etl.instance.code_server import serve
 
+    logs.configure("INFO")
     serve(host, port, module)

@@ -27,6 +27,7 @@ from dagster._core.instance.ref import InstanceRef
 from dagster._grpc.server import DagsterApiServer
 from dagster._utils import get_run_crash_explanation
 
+from pulso_etl import logs
 from pulso_etl.instance.preload import MODULE_VARIABLE
 
 NO_THREADS = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "OPENBLAS_NUM_THREADS": "1"}
@@ -42,6 +43,7 @@ def serve(host: str, port: int, module: str) -> None:
     os.environ[MODULE_VARIABLE] = module
     # `kill -USR1` writes to standard error what each thread is doing.
     faulthandler.register(signal.SIGUSR1)
+    logs.take_over()
     dagster_server.DagsterApiServer = WarmApiServer  # type: ignore[misc]
     grpc_command.main(["--host", host, "--port", str(port), "--module-name", module, "--location-name", module])
 

@@ -37,7 +37,6 @@ DEVELOPER = Caller("dev", Role.ADMIN)
 """The user of the embedded default."""
 DAGSTER_SCHEMA = "pulso_dagster"
 """The schema of Dagster's own tables in a database that DATABASE_URL names."""
-DAEMON = program("from dagster._daemon.cli import main")
 PULSO = program("from pulso_etl.cli.main import main")
 LOCATION = "pulso_etl.definitions"
 WORKSPACE = """
@@ -195,7 +194,7 @@ def serve(stack: LocalStack, port: int, api_port: int, say: Callable[[str], None
     # Their folder has no `.env`. Dagster would load it over the stack's environment.
     for name, log, code, args in (
         ("Dagster webserver", "webserver.log", PULSO, ["webserver", "-h", "127.0.0.1", "-p", str(port), "-w", str(workspace)]),
-        ("Dagster daemon", "daemon.log", DAEMON, ["run", "-w", str(workspace)]),
+        ("Dagster daemon", "daemon.log", PULSO, ["daemon", "-w", str(workspace)]),
         ("HTTP API", "api.log", PULSO, ["api", "--host", "127.0.0.1", "--port", str(api_port)]),
     ):
         stack.children.append(stack.start(Child(name, code, args, stack.home / log, cwd=home)))

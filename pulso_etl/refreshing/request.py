@@ -10,7 +10,7 @@ from datetime import date
 from enum import StrEnum
 from typing import Any
 
-from pulso_etl.sync.tags import ALLOW_SHRINK_TAG, CAPTURE_TAG, FORCE_TAG
+from pulso_etl.sync.tags import ALLOW_SHRINK_TAG, CAPTURE_TAG, COMPARE_TAG, FORCE_TAG
 
 
 class Mode(StrEnum):
@@ -25,23 +25,30 @@ class Mode(StrEnum):
 class Grants:
     """Permissions that a request gives to its refresh.
 
-    `force`: it refreshes fresh tables too, and goes on when the day's budget is spent. `allow_shrink`: it may delete more rows than
-    the table's guard allows. `capture`: it may read only the changes instead of the whole window.
+    `force`: it refreshes fresh tables too, goes on when the day's budget is spent, and compares every day with the table.
+    `allow_shrink`: it may delete more rows than the table's guard allows. `capture`: it may read only the changes instead of the
+    whole window. `compare`: it compares every day with the table, also a day that is as it was at its last load.
     """
 
     force: bool = False
     allow_shrink: bool = False
     capture: bool = False
+    compare: bool = False
 
     @classmethod
     def of(cls, tags: Mapping[str, str]) -> Grants:
         """What the tags of a run grant it."""
-        return cls(*(tags.get(tag) == "true" for tag in (FORCE_TAG, ALLOW_SHRINK_TAG, CAPTURE_TAG)))
+        return cls(*(tags.get(tag) == "true" for tag in (FORCE_TAG, ALLOW_SHRINK_TAG, CAPTURE_TAG, COMPARE_TAG)))
 
     @property
     def tags(self) -> dict[str, str]:
         """The tags that grant it to a run."""
-        granted = {FORCE_TAG: self.force, ALLOW_SHRINK_TAG: self.allow_shrink, CAPTURE_TAG: self.capture}
+        granted = {
+            FORCE_TAG: self.force,
+            ALLOW_SHRINK_TAG: self.allow_shrink,
+            CAPTURE_TAG: self.capture,
+            COMPARE_TAG: self.compare,
+        }
         return {tag: "true" for tag, given in granted.items() if given}
 
 

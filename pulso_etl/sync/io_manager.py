@@ -29,6 +29,7 @@ from pulso_etl.sync.errors import (
 )
 from pulso_etl.sync.ledger import locks
 from pulso_etl.sync.ledger.ledger import Loaded, server_clock
+from pulso_etl.sync.ledger.traces import Trace, Traces
 from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
 from pulso_etl.sync.loading.load import load, translated
 from pulso_etl.sync.loading.missed import missed_days
@@ -47,7 +48,7 @@ from pulso_etl.sync.redaction import clean_errors, scrubbed
 from pulso_etl.sync.schema.schema import is_as_declared
 from pulso_etl.sync.spec import CAPTURE_LAG, TableSpec
 from pulso_etl.sync.streams import ChangeStream, Stream, as_stream
-from pulso_etl.sync.tags import ALLOW_SHRINK_TAG, CAPTURE_TAG, SPEC_KEY
+from pulso_etl.sync.tags import ALLOW_SHRINK_TAG, CAPTURE_TAG, COMPARE_TAG, FORCE_TAG, SPEC_KEY
 from pulso_etl.sync.target import Target
 from pulso_etl.sync.zone import DEFAULT
 
@@ -162,7 +163,13 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
             # Before the read starts: the next look sees a change that happens during the read.
             state=None if as_of is not None else stream.look(),
         )
-        request = LoadRequest(window, source, writer, allow_shrink=step.run_tags.get(ALLOW_SHRINK_TAG) == "true")
+        request = LoadRequest(
+            window,
+            source,
+            writer,
+            allow_shrink=step.run_tags.get(ALLOW_SHRINK_TAG) == "true",
+            last=_last(target, window, step.run_tags),
+        )
         try:
             return _commit(target, attempt, request, horizon, as_of or read_at)
         except DestinationError as error:
@@ -310,11 +317,12 @@ def _commit(target: Target, attempt: AttemptRecord, request: LoadRequest, horizo
     with translated(spec, window), conn.transaction(), marks.taking_over(conn, spec, window):
         known = marks.ledger.of_days(conn, spec.name, window)
         result = load(target, request)
-        held = verify(target, request, result)
-        result.missed = missed_days(spec, known, request.source.state, result, held)
+        verified = verify(target, request, result)
+        Traces(target.schema).write(conn, spec.name, verified.traces)
+        result.missed = missed_days(spec, known, request.source.state, result, verified.rows)
         loaded = Loaded(
             read_at,
-            {day: held.get(day, 0) for day in window},
+            {day: verified.rows.get(day, 0) for day in window},
             records=result.total.read,
             seconds=attempt.seconds,
             changed=result.total.written > 0,
@@ -325,7 +333,16 @@ def _commit(target: Target, attempt: AttemptRecord, request: LoadRequest, horizo
         before = marks.last_extracted_at(conn, spec.name)
         settlement = marks.succeed(conn, attempt.extraction, loaded)
         marks.keep_files(conn, spec)
-        return Committed(result, settlement, held, marks.ledger.rows(conn, spec.name), read_at - before if before else None)
+        return Committed(
+            result, settlement, verified.rows, marks.ledger.rows(conn, spec.name), read_at - before if before else None
+        )
+
+
+def _last(target: Target, window: DayRange, tags: Mapping[str, str]) -> Mapping[date, Trace]:
+    """The traces that earlier loads of the days have left; none if the run asks to compare every day with the table."""
+    if tags.get(FORCE_TAG) == "true" or tags.get(COMPARE_TAG) == "true":
+        return {}
+    return Traces(target.schema).read(target.conn, target.spec.name, window)
 
 
 def _capture(
@@ -413,6 +430,7 @@ def _details(result: LoadResult, metadata: Mapping[str, Any]) -> dict[str, Any]:
         **metadata,
         "load_plan": result.plan,
         "quarantined_share": result.quarantined_share,
+        **({"days_unchanged": len(result.digested.unchanged)} if result.digested else {}),
         **({"quarantine_reasons": result.quarantine_reasons} if result.quarantine_reasons else {}),
         **({"changes_missed": len(result.missed)} if result.missed else {}),
         **({"migration": result.migration} if result.migration else {}),

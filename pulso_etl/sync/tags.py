@@ -1,7 +1,9 @@
 """The tags of Pulso ETL on runs and assets: the only place where they are named. `permits` says who may give them."""
 
 FORCE_TAG = "pulso_etl/force"
-"""With "true", a run goes on when the budget is spent."""
+"""With "true", a run goes on when the budget is spent, and compares every day with the table, as with COMPARE_TAG."""
+COMPARE_TAG = "pulso_etl/compare"
+"""With "true", a load compares every day with the table, also a day that is as it was at its last load."""
 ALLOW_SHRINK_TAG = "pulso_etl/allow_shrink"
 """With "true", a load may delete more rows than the table's guard allows."""
 CAPTURE_TAG = "pulso_etl/capture"

@@ -218,6 +218,7 @@ def test_a_launch_that_is_code_is_found_however_it_is_written(query: str) -> Non
         (tagged("dagster/asset_partition_range_start"), Role.REFRESH),
         (tagged("dagster/partition"), Role.REFRESH),
         (tagged("pulso_etl/force"), Role.REFRESH),
+        (tagged("pulso_etl/compare"), Role.REFRESH),
         ({"runConfigData": "{}\n", "mode": "default"} | tagged("dagster/from_ui"), Role.REFRESH),
         ({"runConfigData": "loggers: {console: {config: {log_level: DEBUG}}}"}, Role.ADMIN),
     ],

@@ -119,6 +119,17 @@ def test_an_etag_follows_everything_that_is_shown_except_the_time() -> None:
     assert tag_of(whole) != tag_of(overall([], [], now, dagster=False))
 
 
+def test_the_page_s_assets_are_compressed_and_kept_and_the_page_itself_is_asked_for_again() -> None:
+    assets = sorted(file.name for file in (CHECKOUT / "pulso_etl" / "api" / "page" / "assets").iterdir())
+    for path, cached in (("/", "no-cache"), *((f"/assets/{name}", "public, max-age=31536000, immutable") for name in assets)):
+        packed, plain = ask(path), ask(path, **{"Accept-Encoding": "identity"})
+        assert (packed.headers["content-encoding"], packed.content) == ("gzip", plain.content)
+        assert "content-encoding" not in plain.headers
+        assert packed.headers["content-type"] == plain.headers["content-type"]
+        assert (packed.headers["cache-control"], "Accept-Encoding" in plain.headers["vary"]) == (cached, True)
+    assert ask("/assets/none.js").status_code == 404
+
+
 @pytest.mark.parametrize(
     ("path", "refused"),
     [

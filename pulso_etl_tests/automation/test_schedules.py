@@ -16,7 +16,7 @@ from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.ledger import Loaded
 from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
 from pulso_etl.sync.owed import Horizon
-from pulso_etl.sync.tags import TABLE_TAG
+from pulso_etl.sync.tags import COMPARE_TAG, TABLE_TAG
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.refreshing.test_budget import billed
 
@@ -75,6 +75,7 @@ def test_at_night_what_is_owed_is_asked_for_however_old_and_in_chunks(
             one for one in tick(deployment, "nightly_recheck", at).run_requests or [] if one.tags[TABLE_TAG] == "operation_data"
         ]
         assert len({one.run_key for one in found}) == len(found)
+        assert {one.tags[COMPARE_TAG] for one in found} == {"true"}
         return [(one.tags[ASSET_PARTITION_RANGE_START_TAG], one.tags[ASSET_PARTITION_RANGE_END_TAG]) for one in found]
 
     # The day before was read while it could still change, and so was the day itself.

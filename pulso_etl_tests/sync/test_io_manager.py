@@ -21,7 +21,7 @@ from pulso_etl.sync.io_manager import Committed, PostgresUpsertIOManager
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.loading.result import LoadResult
 from pulso_etl.sync.owed import Settlement, Watermark
-from pulso_etl.sync.tags import ALLOW_SHRINK_TAG, SPEC_KEY
+from pulso_etl.sync.tags import ALLOW_SHRINK_TAG, COMPARE_TAG, FORCE_TAG, SPEC_KEY
 from pulso_etl_tests.sync.visits import (
     ALL,
     D1,
@@ -338,3 +338,22 @@ def test_the_data_version_rises_with_each_load_that_changes_rows_and_who_listens
     told = [json.loads(notice.payload) for notice in conn.notifies(timeout=0.5)]
     ours = [(entry["table"], entry["data_version"], entry["first"], entry["last"]) for entry in told if entry["schema"] == schema]
     assert ours == [("visits", version, str(D1), str(D3)) for version in (1, 2)]
+
+
+@pytest.mark.parametrize("repeatable", [True, False])
+def test_days_that_are_as_they_were_are_not_compared_unless_the_run_asks_for_it(
+    run: Run, instance: dg.DagsterInstance, conn: psycopg.Connection, repeatable: bool
+) -> None:
+    def unchanged(tags: dict[str, str] | None = None, rows: Rows = ALL) -> int:
+        days = {row[0] for row in rows}
+        stamped = table(rows, NOON + timedelta(hours=len(days)))
+        assert run(visits(lambda _: Deferred(stamped) if repeatable else stamped.to_reader()), tags=tags).success
+        return int(metadata(instance, D1)["days_unchanged"])
+
+    assert [unchanged(), unchanged()] == [0, 3]
+    before = addresses(conn)
+    assert counts(instance, D1) == (2, 0, 0, 2, 0)
+    assert [unchanged({FORCE_TAG: "true"}), unchanged({COMPARE_TAG: "true"}), unchanged()] == [0, 0, 3]
+    assert addresses(conn) == before
+    assert unchanged(rows=[*ALL[:2], (D2, "a", "2"), ALL[3]]) == 2
+    assert stored(conn) == wanted([*ALL[:2], (D2, "a", "2"), ALL[3]])

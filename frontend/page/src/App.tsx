@@ -3,12 +3,13 @@ import { type Contact, createClient, ETLError, type Session } from "../../src";
 import { ContactContext } from "./contact";
 import { Dashboard } from "./Dashboard";
 import { Explained } from "./Explained";
+import { keeping } from "./keeping";
 import { isToken, TokenForm } from "./TokenForm";
 import { explainNothing } from "./words";
 
 /** The path of the page, which is also the path of the API. Each tenant has its own path and its own token. */
 const HERE = new URL(".", document.baseURI);
-const KEY = `pulso-token${HERE.pathname.replace(/\/$/, "")}`;
+const KEEPING = keeping(HERE.pathname, sessionStorage, localStorage);
 const RETRY_MS = 5000;
 
 /** The token of a link, `#token=…`. This tab keeps it, and the address bar no longer shows it. */
@@ -16,13 +17,13 @@ function takeToken(): string | null {
   const given = new URLSearchParams(location.hash.slice(1)).get("token");
   if (!given || !isToken(given)) return null;
   history.replaceState(history.state, "", location.pathname + location.search);
-  sessionStorage.setItem(KEY, given);
+  KEEPING.keep(given, false);
   return given;
 }
 
 /** Finds out who the user is, asks for a token if one is needed, and shows the tables. */
 export function App() {
-  const [token, setToken] = useState(() => takeToken() ?? sessionStorage.getItem(KEY));
+  const [token, setToken] = useState(() => takeToken() ?? KEEPING.find());
   const client = useMemo(() => createClient({ baseUrl: HERE.href, token }), [token]);
   const [session, setSession] = useState<Session | null>(null);
   const [error, setError] = useState<ETLError | null>(null);
@@ -57,9 +58,9 @@ export function App() {
     };
   }, [client, round]);
 
-  const signIn = useCallback((given: string | null) => {
-    if (given) sessionStorage.setItem(KEY, given);
-    else sessionStorage.removeItem(KEY);
+  const signIn = useCallback((given: string | null, onDevice = false) => {
+    if (given) KEEPING.keep(given, onDevice);
+    else KEEPING.forget();
     setSession(null);
     setError(null);
     setToken(given);

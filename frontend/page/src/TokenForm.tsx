@@ -1,19 +1,27 @@
 import { type FormEvent, useEffect, useId, useRef, useState } from "react";
+import { KEPT_DAYS } from "./keeping";
 
 /** Whether the text can be a token: a header must be able to hold it. */
 export const isToken = (text: string): boolean => /^[\x21-\x7e]+$/.test(text);
 
 /** Asks for the token that the API needs. `refused`: the API has refused the last one. */
-export function TokenForm({ refused, onToken }: { refused: boolean; onToken: (token: string) => void }) {
+export function TokenForm({
+  refused,
+  onToken,
+}: {
+  refused: boolean;
+  onToken: (token: string, onDevice: boolean) => void;
+}) {
   const [problem, setProblem] = useState(refused ? "Esa clave no es válida. Revise que esté completa." : "");
   const input = useRef<HTMLInputElement>(null);
+  const [remember, setRemember] = useState(false);
   const id = useId();
   useEffect(() => input.current?.focus(), []);
 
   function submit(event: FormEvent): void {
     event.preventDefault();
     const token = input.current?.value.trim() ?? "";
-    if (isToken(token)) onToken(token);
+    if (isToken(token)) onToken(token, remember);
     else setProblem(token ? "Esa clave no es válida. Revise que esté completa." : "Escriba su clave.");
   }
 
@@ -35,10 +43,18 @@ export function TokenForm({ refused, onToken }: { refused: boolean; onToken: (to
         <p id={`${id}-problem`} className="problem" role="alert">
           {problem}
         </p>
+        <label className="check">
+          <input type="checkbox" checked={remember} onChange={(event) => setRemember(event.target.checked)} />
+          Recordar en este dispositivo
+        </label>
         <button type="submit" className="button button--main">
           Entrar
         </button>
-        <p className="muted">La clave se guarda solo en esta pestaña y se olvida al cerrarla.</p>
+        <p className="muted">
+          {remember
+            ? `La clave queda en este navegador ${KEPT_DAYS} días, o hasta que pulse “Olvidar la clave”. Úselo solo en un dispositivo suyo.`
+            : "La clave se guarda solo en esta pestaña y se olvida al cerrarla."}
+        </p>
       </form>
     </main>
   );

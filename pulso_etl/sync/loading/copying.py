@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
@@ -29,6 +29,8 @@ from pulso_etl.sync.spec import ColumnType, TableSpec
 from pulso_etl.sync.target import Target
 
 Item = TypeVar("Item", bytes, pa.RecordBatch)
+Through = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
+"""Takes the conformed batches of a stream and gives those that are sent."""
 
 CHUNK_ROWS = 600
 """How many rows are encoded at once, so that memory does not grow with the source's batches."""
@@ -40,38 +42,47 @@ CHUNKS_AHEAD = 12
 class Copy:
     """Copies batches into the relation `into`, the table itself or the stage.
 
-    The columns are those of the target's declaration; `wire` is the schema in which they travel.
+    The columns are those of the target's declaration; `wire` is the schema in which they travel. `through` may keep rows back.
+    `begin` is called before the first row goes to the server.
     """
 
     target: Target
     wire: pa.Schema
     into: sql.Identifier
+    through: Through = iter
+    begin: Callable[[], None] = lambda: None
 
     def send(self, reader: pa.RecordBatchReader, days: DayRange) -> dict[date, int]:
-        """Sends every batch in one COPY; returns the rows of each day. Raises RejectedRows, see `conform`."""
+        """Sends the rows in one COPY; returns how many of each day were sent. Raises RejectedRows, see `conform`."""
         spec, encoder, encoding = self.target.spec, self._encoder(), Encoding.of(self.target.conn)
         rows: Counter[date] = Counter()
+        header = encoder.write_header()
 
         def encoded() -> Iterator[bytes]:
-            yield encoder.write_header()
-            for batch in reader:
-                if not batch.num_rows:
-                    continue
-                batch = conform(spec, batch, self.wire, days, encoding=encoding)
+            # No loop or generator keeps a batch that the next step has replaced: memory holds one of each.
+            given = (one for one in reader if one.num_rows)
+            for batch in self.through(map(lambda one: conform(spec, one, self.wire, days, encoding=encoding), given)):
                 if self.into != STAGE:
                     # In the order of the primary key, the server needs a fifth less work to fill the key's index.
                     batch = batch.sort_by([(key, "ascending") for key in spec.primary_key])
                 yield from _chunks(encoder, batch)
                 rows.update(rows_by_day(spec, batch))
-            yield encoder.finish()
 
-        with self.target.conn.cursor() as cursor, cursor.copy(self._statement) as copy, read_ahead(encoded()) as chunks:
-            for chunk in chunks:
-                copy.write(chunk)
+        with read_ahead(encoded()) as chunks:
+            first = next(chunks, None)
+            if first is None:
+                return {}
+            self.begin()
+            with self.target.conn.cursor() as cursor, cursor.copy(self._statement) as copy:
+                copy.write(header)
+                copy.write(first)
+                for chunk in chunks:
+                    copy.write(chunk)
+                copy.write(encoder.finish())
         return dict(rows)
 
     def send_what_fits(self, reader: pa.RecordBatchReader, days: DayRange, quarantine: Quarantine) -> dict[date, int]:
-        """Sends every batch in a COPY of its own, without the rows that can't be loaded: these go to the quarantine.
+        """Sends each batch in a COPY of its own, without the rows that can't be loaded: these go to the quarantine.
 
         Some faults only the server sees. The function halves the batch until it finds the faulty rows. Returns how many rows of
         each day were sent.
@@ -96,9 +107,10 @@ class Copy:
 
         spec, reject, encoding = self.target.spec, quarantine.take, quarantine.encoding
         batches = (conform(spec, batch, self.wire, days, reject, encoding) for batch in reader if batch.num_rows)
-        with read_ahead(batches) as conformed:
+        with read_ahead(self.through(batches)) as conformed:
             for batch in conformed:
                 if batch.num_rows:
+                    self.begin()
                     copy(batch)
         for batch, error in refused:
             quarantine.take_refused(batch, error)

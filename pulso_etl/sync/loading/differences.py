@@ -60,7 +60,16 @@ class Differences:
     def result(self, plan: PlanName, expected: dict[date, int] | None) -> LoadResult:
         quarantine = self.staged.quarantine
         reasons = dict(quarantine.by_reason) if quarantine else {}
-        return LoadResult(plan, self.by_day, self.load.clock.seconds, self.staged.drift, self.migration, reasons, expected)
+        return LoadResult(
+            plan,
+            self.by_day,
+            self.load.clock.seconds,
+            self.staged.drift,
+            self.migration,
+            reasons,
+            expected,
+            self.staged.digested,
+        )
 
 
 def compare(load: Load, staged: Staged, read: Mapping[date, Counts]) -> Differences:
@@ -75,6 +84,12 @@ def compare(load: Load, staged: Staged, read: Mapping[date, Counts]) -> Differen
             counts = by_day.setdefault(day, Counts())
             counts.inserted, counts.updated, counts.deleted = inserted, updated, deleted
     return Differences(load, staged, by_day, migration)
+
+
+def unchanged(load: Load, staged: Staged, read: Mapping[date, Counts]) -> Differences:
+    """No differences, for rows that did not come to the stage. The table's columns and indexes are still made as declared."""
+    migration = migrate_table(load.target.declared_as(staged.spec), load.table)
+    return Differences(load, staged, every_day(load.window, read), migration)
 
 
 def write(differences: Differences) -> None:

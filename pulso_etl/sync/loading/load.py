@@ -10,7 +10,9 @@ import psycopg
 
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.locks import table_lock
+from pulso_etl.sync.ledger.traces import Trace
 from pulso_etl.sync.loading import guards
+from pulso_etl.sync.loading.imprints import NO_ROWS, imprints, oldest_transaction
 from pulso_etl.sync.loading.months import create_months
 from pulso_etl.sync.loading.plans.plan import plans_for
 from pulso_etl.sync.loading.request import LoadRequest
@@ -52,9 +54,19 @@ def _begin(target: Target, request: LoadRequest) -> Load:
         conn.execute("SELECT set_config('work_mem', %s, true)", (f"{request.writer.work_mem_mb}MB",))
         # The joins need the size of the stage. A small sample is enough to estimate it.
         conn.execute("SELECT set_config('default_statistics_target', '10', true)")
-        held: dict[date, int] = dict(conn.execute(statements.rows_by_day(), request.bounds).fetchall())
+        since = oldest_transaction(target)
+        held, intact = _held(target, request, statements, since)
         is_empty = not held and conn.execute(statements.holds_rows(), request.bounds).fetchone() is None
-    return Load(target, request, table, held, is_empty, clock)
+    return Load(target, request, table, held, is_empty, clock, intact, since)
+
+
+def _held(target: Target, request: LoadRequest, statements: Statements, since: str) -> tuple[dict[date, int], dict[date, Trace]]:
+    """How many rows the table holds of each day, and the traces of the days whose rows are as their last load left them."""
+    if not request.last:
+        return dict(target.conn.execute(statements.rows_by_day(), request.bounds).fetchall()), {}
+    found = imprints(target, request.window, since)
+    intact = {day: trace for day, trace in request.last.items() if trace.imprint == str(found.get(day, NO_ROWS))}
+    return {day: imprint.rows for day, imprint in found.items()}, intact
 
 
 def _lock(target: Target, request: LoadRequest, statements: Statements) -> Table:

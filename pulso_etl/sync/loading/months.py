@@ -14,6 +14,7 @@ from pulso_etl.sync.days import DayRange, first_kept_day
 from pulso_etl.sync.errors import ContractError, DestinationError, SchemaRefused, TableBusy, first_line
 from pulso_etl.sync.ledger import locks
 from pulso_etl.sync.ledger.ledger import Ledger
+from pulso_etl.sync.ledger.traces import Traces
 from pulso_etl.sync.postgres.bookkeeping import exists
 from pulso_etl.sync.postgres.identifiers import quoted_name
 from pulso_etl.sync.spec import TableSpec
@@ -126,8 +127,9 @@ def remove_expired(target: Target, today: date, *, drop: bool, lock_timeout_seco
                     conn.execute(sql.SQL("ALTER TABLE {} DETACH PARTITION {}").format(target.identifier, name))
                     if drop:
                         conn.execute(sql.SQL("DROP TABLE {}").format(name))
-                    if exists(conn, schema, "etl_days"):
-                        Ledger(schema).forget(conn, spec.name, partition.start, partition.end)
+                    for kept, records in (("etl_digests", Traces(schema)), ("etl_days", Ledger(schema))):
+                        if exists(conn, schema, kept):
+                            records.forget(conn, spec.name, partition.start, partition.end)
             except pg.LockNotAvailable as error:
                 raise TableBusy(
                     f"{spec.name}: a reader held the table longer than {DETACH_SECONDS} s; {partition.name} and later months "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -11,6 +11,7 @@ from typing import Literal
 import pyarrow as pa
 
 from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.ledger.traces import Trace
 from pulso_etl.sync.source_state import SourceState
 
 PlanName = Literal["direct", "merge", "changes"]
@@ -66,7 +67,7 @@ class Writer:
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """A load of the days of `window`.
+    """A load of the days of `window`. `last`: the traces of earlier loads; a day without a trace is compared with the table.
 
     `allow_shrink` allows the load to delete more rows than the table's guard allows. `plan` names the plan to use; None leaves
     the choice to the load.
@@ -77,6 +78,7 @@ class LoadRequest:
     writer: Writer = field(default_factory=Writer)
     allow_shrink: bool = False
     plan: PlanName | None = None
+    last: Mapping[date, Trace] = field(default_factory=dict)
 
     @property
     def bounds(self) -> dict[str, date]:

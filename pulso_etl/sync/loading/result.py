@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from datetime import date
 
 from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.ledger.traces import Digest
 from pulso_etl.sync.loading.contract import Drift
 from pulso_etl.sync.loading.request import PlanName
 
@@ -51,14 +52,42 @@ class Counts:
         }
 
 
+@dataclass(frozen=True)
+class Digested:
+    """What a load learns about the days whose rows it digests.
+
+    `digests`: of each day of the window; `made_by`: see `Trace`. `unchanged`: the days that it left as they are. `held`: how many
+    rows the table had of each day before the load. `since`: the oldest transaction that went on when the load began.
+    """
+
+    made_by: str
+    digests: Mapping[date, Digest]
+    unchanged: frozenset[date]
+    held: Mapping[date, int]
+    since: str
+
+    def unchanged_rows(self) -> dict[date, int]:
+        """How many rows were read of each day that the load left as it is; days without rows left out."""
+        return {day: rows for day in self.unchanged if (rows := self.digests[day].rows)}
+
+    def compared(self) -> list[date] | None:
+        """The days that the load compared with the table; None if these are all."""
+        return [day for day in self.digests if day not in self.unchanged] if self.unchanged else None
+
+    @property
+    def nothing_differs(self) -> bool:
+        """Whether the load left every day as it is."""
+        return self.compared() == []
+
+
 @dataclass
 class LoadResult:
     """The result of a load: the counts of each day, the plan, and the seconds of each stage.
 
     `quarantine_reasons` counts rows by `column: reason`. `migration` lists the statements that changed the table's columns.
     `expected` says how many rows each day should hold now; None means as many as were read. In a table with `snapshot_of` it
-    counts the rows of the values that the load settled, on all days. `missed`: days in which the load changed rows although the
-    source had reported no change.
+    counts the rows of the values that the load settled, on all days. `digested` is set if the load digested its rows. `missed`:
+    days in which the load changed rows although the source had reported no change.
     """
 
     plan: PlanName
@@ -68,6 +97,7 @@ class LoadResult:
     migration: list[str] = field(default_factory=list)
     quarantine_reasons: dict[str, int] = field(default_factory=dict)
     expected: dict[date, int] | None = None
+    digested: Digested | None = None
     missed: list[date] = field(default_factory=list)
 
     @property

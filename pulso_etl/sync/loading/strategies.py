@@ -71,7 +71,7 @@ def missing(s: Statements) -> sql.Composed:
     return sql.SQL(
         "CREATE TEMP TABLE {diff} ON COMMIT DROP AS "
         "WITH pulso_rows AS NOT MATERIALIZED (SELECT ctid AS pulso_sid, {columns} FROM {stage} "
-        "UNION ALL SELECT NULL, {columns} FROM {target} WHERE {day} BETWEEN %(start)s AND %(end)s), "
+        "UNION ALL SELECT NULL, {columns} FROM {target} WHERE {staged_days}), "
         "pulso_keys AS (SELECT {keys} FROM pulso_rows GROUP BY {keys} HAVING count(pulso_sid) > count(*) - count(pulso_sid)), "
         "pulso_copies AS (SELECT *, row_number() OVER (PARTITION BY {values}, pulso_sid IS NULL) AS pulso_copy "
         "FROM pulso_rows WHERE ({keys}) IN (SELECT {keys} FROM pulso_keys)), "
@@ -86,6 +86,7 @@ def missing(s: Statements) -> sql.Composed:
         columns=s.columns,
         stage=STAGE,
         target=s.target,
+        staged_days=s.staged_days,
         day=s.partition,
         keys=s.keys,
         values=listed((*s.spec.primary_key, *s.spec.compared_columns)),

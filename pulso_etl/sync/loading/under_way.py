@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 
 import psycopg
 
 from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.ledger.traces import Trace
+from pulso_etl.sync.loading.day_digests import can_be_skipped
 from pulso_etl.sync.loading.request import LoadRequest, Source
 from pulso_etl.sync.loading.result import Clock
+from pulso_etl.sync.loading.sieve import Known
 from pulso_etl.sync.postgres.catalog import Table
 from pulso_etl.sync.spec import TableSpec
 from pulso_etl.sync.target import Target
@@ -21,7 +24,8 @@ class Load:
     """What every plan knows about a load.
 
     `table`: the table as PostgreSQL has it. `held`: how many rows it holds of each day of the window, days without rows left out.
-    `is_empty`: it holds no row that rows of the window can clash with.
+    `is_empty`: it holds no row that rows of the window can clash with. `intact`: the traces of days whose rows are as the load of
+    the trace left them. `since`: the oldest transaction that went on when the load began.
     """
 
     target: Target
@@ -30,6 +34,8 @@ class Load:
     held: Mapping[date, int]
     is_empty: bool
     clock: Clock
+    intact: Mapping[date, Trace] = field(default_factory=dict)
+    since: str = ""
 
     @property
     def conn(self) -> psycopg.Connection:
@@ -50,6 +56,13 @@ class Load:
     @property
     def bounds(self) -> dict[str, date]:
         return self.request.bounds
+
+    @property
+    def known(self) -> Known | None:
+        """What digests need; None if the load has to compare every day with the table."""
+        if not can_be_skipped(self.spec) or self.source.captured:
+            return None
+        return Known(self.table, self.window, self.held, self.since, self.intact)
 
     def __str__(self) -> str:
         """How errors name the load: by table and days."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import date
+from typing import NamedTuple
 
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import VerificationFailed
+from pulso_etl.sync.ledger.traces import Trace
+from pulso_etl.sync.loading.imprints import imprints, traces
 from pulso_etl.sync.loading.request import LoadRequest
 from pulso_etl.sync.loading.result import LoadResult
 from pulso_etl.sync.schema.statements import Statements
@@ -14,7 +17,15 @@ from pulso_etl.sync.spec import Strategy
 from pulso_etl.sync.target import Target
 
 
-def verify(target: Target, request: LoadRequest, result: LoadResult) -> dict[date, int]:
+class Verified(NamedTuple):
+    """How many rows each day of the window holds after a load, days without rows left out, and the traces of days that the load
+    leaves for the next one."""
+
+    rows: Mapping[date, int]
+    traces: Mapping[date, Trace]
+
+
+def verify(target: Target, request: LoadRequest, result: LoadResult) -> Verified:
     """Compares PostgreSQL with what the load read, inside its transaction, after the write.
 
     Where a partition owns its rows, each day holds exactly as many rows as were read, and a window as long as the table's
@@ -26,18 +37,30 @@ def verify(target: Target, request: LoadRequest, result: LoadResult) -> dict[dat
     Too few rows stop the load only if the same days held enough rows before it, because the load would take away rows that the
     dashboard shows. Days that never held so many (a new deployment, a holiday, sample data) are loaded, and the check
     `minimum_records` warns.
-    Returns how many rows each day of the window holds now, days without rows left out.
+    Returns how many rows each day of the window holds now, and the traces that the load leaves.
     Raises VerificationFailed; the caller rolls back. The request's `allow_shrink` is for rows that are really gone.
     """
     spec, statements = target.spec, Statements(target.spec, target.schema)
-    held: dict[date, int] = dict(target.conn.execute(statements.rows_by_day(), request.bounds).fetchall())
+    verified = _look(target, request, result)
     if not (spec.partition_in_key or spec.snapshot_of) or spec.loading.strategy in (Strategy.APPEND, Strategy.SCD2):
-        return held
+        return verified
+    held = verified.rows
     found = dict(target.conn.execute(statements.settled_by_day()).fetchall()) if spec.snapshot_of else held
     _refuse_differing(target, request.window, result, found)
     if not (spec.snapshot_of or request.window.days < spec.schedule.lookback_days or request.allow_shrink):
         _refuse_too_few(target, result, held)
-    return held
+    return verified
+
+
+def _look(target: Target, request: LoadRequest, result: LoadResult) -> Verified:
+    """Counts the rows. Nobody has looked at the days that the load left as they are since it counted them."""
+    digested = result.digested
+    if digested is None:
+        query = Statements(target.spec, target.schema).rows_by_day()
+        return Verified(dict(target.conn.execute(query, request.bounds).fetchall()), {})
+    now = imprints(target, request.window, digested.since, digested.compared())
+    left = {day: rows for day, rows in digested.held.items() if day in digested.unchanged}
+    return Verified(left | {day: imprint.rows for day, imprint in now.items()}, traces(digested, result.by_day, now))
 
 
 def _refuse_differing(target: Target, window: DayRange, result: LoadResult, found: Mapping[date, int]) -> None:

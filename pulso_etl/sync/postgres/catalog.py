@@ -13,7 +13,7 @@ from pulso_etl.sync.errors import SchemaRefused
 CATALOG = """
 SELECT c.relkind, pg_get_partkeydef(c.oid),
     (SELECT coalesce(jsonb_agg(jsonb_build_object('name', attname, 'type', format_type(atttypid, atttypmod),
-            'not_null', attnotnull, 'filled', atthasdef OR attidentity <> '') ORDER BY attnum), '[]')
+            'not_null', attnotnull, 'filled', atthasdef OR attidentity <> '', 'number', attnum) ORDER BY attnum), '[]')
         FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped),
     (SELECT coalesce(jsonb_agg(jsonb_build_object('name', conname, 'kind', contype, 'text', pg_get_constraintdef(k.oid),
             'columns', (SELECT jsonb_agg(attname ORDER BY place) FROM unnest(conkey) WITH ORDINALITY AS u (number, place)
@@ -35,12 +35,16 @@ CURRENT = "valid_to IS NULL"
 
 @dataclass(frozen=True)
 class TableColumn:
-    """A column in PostgreSQL. `filled`: it has a default, an identity or an expression."""
+    """A column in PostgreSQL. `filled`: it has a default, an identity or an expression.
+
+    `number`: the server never gives a table's column the number of another one, even if that one is dropped.
+    """
 
     name: str
     type: str
     not_null: bool = False
     filled: bool = False
+    number: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import date
 
 from psycopg import sql
 
@@ -21,9 +22,18 @@ class Statements:
 
     `captured`: the stage holds only changed rows, with a mark on those that the source has deleted. The differences then look at
     the table's rows of these keys only. `carried` names the columns whose values a new version takes from the version before.
+    `days`: the only days that the stage has; None if it has all days of the window.
     """
 
-    def __init__(self, spec: TableSpec, schema: str, *, captured: bool = False, carried: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        spec: TableSpec,
+        schema: str,
+        *,
+        captured: bool = False,
+        carried: tuple[str, ...] = (),
+        days: Sequence[date] | None = None,
+    ) -> None:
         self.spec = spec
         self.schema = schema
         self.carried = carried
@@ -41,6 +51,11 @@ class Statements:
         self.in_window = sql.SQL(" AND t.{} BETWEEN %(start)s AND %(end)s" if partitioned else "").format(self.partition)
         self.same_row = sql.SQL("t.ctid = d.pulso_tid{}{}").format(
             sql.SQL(" AND t.tableoid = d.pulso_part" if partitioned else ""), self.in_window
+        )
+        self.staged_days = (
+            sql.SQL("{} BETWEEN %(start)s AND %(end)s").format(self.partition)
+            if days is None
+            else sql.SQL("{} = ANY ({}::date[])").format(self.partition, sql.Literal(list(days)))
         )
         # Closed versions are history: a load never compares, counts or closes them again.
         self.current = sql.SQL("valid_to IS NULL" if spec.loading.strategy is Strategy.SCD2 else "true")
@@ -61,6 +76,19 @@ class Statements:
         return sql.SQL("SELECT {0}, count(*) FROM {1} WHERE {0} BETWEEN %(start)s AND %(end)s AND {2} GROUP BY 1").format(
             self.partition, self.target, self.current
         )
+
+    def imprint_by_day(self) -> sql.Composed:
+        """Of each day: the number of rows, a sum that tells where each row lies and which transaction wrote it, and how many rows
+        were written by the transaction %(since)s and later ones.
+
+        Numbers of transactions begin anew after 2^32: of two numbers, the one is younger that is less than half of that ahead. The
+        function `age` says the same, but keeps parallel workers out.
+        """
+        return sql.SQL(
+            "SELECT {0}, count(*), sum(hashtidextended(ctid, xmin::text::bigint)), "
+            "count(*) FILTER (WHERE (xmin::text::bigint - %(since)s::bigint) & 4294967295 < 2147483648) "
+            "FROM {1} WHERE {2} AND {3} GROUP BY 1"
+        ).format(self.partition, self.target, self.staged_days, self.current)
 
     def holds_rows(self) -> sql.Composed:
         """Whether the table has rows, history included, that can conflict with rows of the range."""
@@ -139,8 +167,8 @@ class Statements:
             )
             join, day = sql.SQL("FULL JOIN"), sql.SQL("coalesce(s.pulso_day, t.pulso_day)").format()
         if self.spec.partition_in_key:
-            target = sql.SQL("(SELECT ctid AS pulso_tid{}, * FROM {} WHERE {} BETWEEN %(start)s AND %(end)s AND {} {})").format(
-                self.part, self.target, self.partition, self.current, self.told
+            target = sql.SQL("(SELECT ctid AS pulso_tid{}, * FROM {} WHERE {} AND {} {})").format(
+                self.part, self.target, self.staged_days, self.current, self.told
             )
             join, day = sql.SQL("FULL JOIN"), sql.SQL("coalesce(s.{0}, t.{0})").format(self.partition)
         return sql.SQL(

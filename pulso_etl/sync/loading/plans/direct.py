@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import psycopg
 import pyarrow as pa
 from psycopg import errors as pg
@@ -11,6 +13,7 @@ from pulso_etl.sync.loading.contract import fit
 from pulso_etl.sync.loading.copying import Copy
 from pulso_etl.sync.loading.request import PlanName
 from pulso_etl.sync.loading.result import Counts, LoadResult, every_day
+from pulso_etl.sync.loading.sieve import Sieve
 from pulso_etl.sync.loading.staging import Staged
 from pulso_etl.sync.loading.under_way import Load
 from pulso_etl.sync.postgres.server_errors import meaning
@@ -53,7 +56,7 @@ class Direct:
     def write(self, load: Load, staged: Staged) -> LoadResult:
         """Counts the rows; they are in the table already."""
         by_day = every_day(load.window, {day: Counts(read=n, inserted=n) for day, n in staged.read.items()})
-        return LoadResult(self.name, by_day, load.clock.seconds, staged.drift, staged.migration)
+        return LoadResult(self.name, by_day, load.clock.seconds, staged.drift, staged.migration, digested=staged.digested)
 
 
 def _copied(load: Load, reader: pa.RecordBatchReader) -> Staged | None:
@@ -62,6 +65,15 @@ def _copied(load: Load, reader: pa.RecordBatchReader) -> Staged | None:
         return None
     target = load.target.declared_as(fitted.spec)
     migration = migrate_table(target, load.table)
+    # No row is in the table, so none can be as it was: the sieve only digests the rows.
+    sieve = Sieve(fitted, replace(load.known, intact={})) if load.known else None
     with load.clock("copy"):
-        rows = Copy(target, fitted.wire, target.identifier).send(reader, load.window)
-    return Staged(fitted.spec, Statements(fitted.spec, target.schema), rows, fitted.drift, migration=migration)
+        rows = Copy(target, fitted.wire, target.identifier, sieve.rest if sieve else iter).send(reader, load.window)
+    return Staged(
+        fitted.spec,
+        Statements(fitted.spec, target.schema),
+        rows,
+        fitted.drift,
+        migration=migration,
+        digested=sieve.digested() if sieve else None,
+    )

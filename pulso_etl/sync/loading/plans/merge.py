@@ -21,7 +21,7 @@ class Merge:
         return True
 
     def stage(self, load: Load) -> Staged:
-        return stage_rows(load.target, load.table, load.window, load.source, load.clock)
+        return stage_rows(load.target, load.table, load.window, load.source, load.clock, load.known)
 
     def write(self, load: Load, staged: Staged) -> LoadResult:
         set_aside: Counter[date] = Counter()
@@ -37,5 +37,8 @@ def _expected(load: Load, staged: Staged) -> dict[date, int] | None:
     if staged.spec.snapshot_of:
         return dict(load.conn.execute(staged.statements.staged_by_day()).fetchall())
     if staged.spec.version_column is not None and staged.spec.partition_in_key:
-        return dict(load.conn.execute(staged.statements.keys_by_day()).fetchall())
+        if staged.nothing_differs:
+            return dict(load.held)
+        left = {day: load.held.get(day, 0) for day in staged.digested.unchanged} if staged.digested else {}
+        return left | dict(load.conn.execute(staged.statements.keys_by_day()).fetchall())
     return None

@@ -1,0 +1,141 @@
+"""The digests of the days of a load, built while its rows stream, in any order of the rows.
+
+The digest of a day is the number of its rows and the sum of their hashes (`row_hashes`), each half modulo 2 to the 64th. Equal
+rows add up, and do not cancel each other. Keys and compared columns are hashed. Stamps are not: a moving stamp is no change. A
+version is hashed even if it is a stamp, because it chooses among rows.
+
+A digest may differ where the table would not: between 0.0 and -0.0, or between two spellings of one JSON value. Then the day is
+compared with the table, as without digests.
+
+The sample of a day has its smallest hashes. It shows early in the stream that a day has changed: a row whose hash should be in the
+sample of the last load, and is not there, is new.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import date
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.ledger.traces import Digest
+from pulso_etl.sync.loading.contract import Fitted
+from pulso_etl.sync.loading.row_hashes import SCHEME, row_hashes
+from pulso_etl.sync.postgres.catalog import Table
+from pulso_etl.sync.spec import Strategy, TableSpec
+
+SAMPLED_ROWS = 768
+"""The size of a day's sample. One changed row in a hundred shows in it, on average, after an eighth of the day's rows."""
+_TOP = 2**32 - 1
+_CANDIDATES = 20_000
+"""So many new rows may belong to a sample before those that do not are dropped."""
+
+_HALF = np.uint64(32)
+_LOWER = np.uint64(_TOP)
+
+Codes = npt.NDArray[np.int32]
+"""The place in the window of each row's day: 0 is the first day."""
+Marks = npt.NDArray[np.uint64]
+"""A row in a sample: the place of its day in the upper half, and in the lower half the upper half of its hash's first number."""
+
+
+def can_be_skipped(spec: TableSpec) -> bool:
+    """Whether a load of a day that is as it was leaves the day's rows alone, and no other day's rows depend on it."""
+    return spec.partition_in_key and spec.loading.strategy is not Strategy.REPLACE_PARTITION
+
+
+def maker(fitted: Fitted, table: Table) -> str:
+    """What a digest depends on besides the rows, as a short text: see `Trace.made_by`.
+
+    A column that was dropped and made again has another number in the table. Its values are gone, and no row shows it.
+    """
+    numbers = {name: column.number for name, column in table.columns.items()}
+    told = [SCHEME, SAMPLED_ROWS, fitted.spec.as_metadata(), str(fitted.wire), numbers]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
+
+
+class DayDigests:
+    """Takes the rows of a load, batch by batch, and gives the digest of each day of its window."""
+
+    def __init__(self, spec: TableSpec, window: DayRange) -> None:
+        stamp = spec.version_column if spec.version_column in spec.stamp_columns else None
+        self._columns = (*spec.primary_key, *spec.compared_columns, *filter(None, [stamp]))
+        self._partition, self._window = spec.partition_column, window
+        self._first_day = int(np.datetime64(window.start, "D").astype(np.int64))
+        self.rows = np.zeros(window.days, np.int64)
+        """How many rows of each day have come so far."""
+        self._totals = np.zeros((2, window.days), np.uint64)
+        self._limits = np.full(window.days, _TOP, np.uint64)
+        self._sampled = np.zeros(0, np.uint64)
+        self._candidates: list[Marks] = []
+
+    def add(self, batch: pa.RecordBatch) -> tuple[Codes, Marks]:
+        """Takes the rows of a batch of the wire schema, all of days of the window. Returns the day and the mark of each row."""
+        hashes = row_hashes(batch, self._columns)
+        codes = self.codes(batch)
+        order = np.argsort(codes.astype(np.uint16), kind="stable")
+        starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
+        found = codes[order[starts]]
+        self.rows[found] += np.diff(starts, append=len(codes))
+        for total, numbers in zip(self._totals, hashes, strict=True):
+            total[found] += np.add.reduceat(numbers[order], starts)
+        marks = (hashes[0] >> _HALF) | (codes.astype(np.uint64) << _HALF)
+        self._candidates.append(marks[(marks & _LOWER) <= self._limits[codes]])
+        if sum(map(len, self._candidates)) > _CANDIDATES:
+            self._drop_large()
+        return codes, marks
+
+    def codes(self, batch: pa.RecordBatch) -> Codes:
+        """The place in the window of the day of each row."""
+        days = batch.column(self._partition)
+        return np.frombuffer(days.buffers()[1], "<i4")[days.offset : days.offset + len(days)] - np.int32(self._first_day)
+
+    def by_day(self) -> dict[date, Digest]:
+        """The digest of each day of the window, days without rows included."""
+        self._drop_large()
+        ends = np.searchsorted(self._sampled, np.arange(self._window.days + 1, dtype=np.uint64) << _HALF)
+        return {
+            day: Digest(
+                int(self.rows[place]),
+                self._totals[:, place].astype("<u8").tobytes(),
+                self._sampled[ends[place] : ends[place + 1]].astype("<u4").tobytes(),
+            )
+            for place, day in enumerate(self._window)
+        }
+
+    def _drop_large(self) -> None:
+        """Keeps the smallest hashes of each day."""
+        marks = np.sort(np.concatenate([self._sampled, *self._candidates]))
+        days = marks >> _HALF
+        ranks = np.arange(len(marks)) - np.searchsorted(days, days)
+        last = marks[ranks == SAMPLED_ROWS - 1]
+        self._limits[(last >> _HALF).astype(np.int32)] = last & _LOWER
+        self._sampled, self._candidates = marks[ranks < SAMPLED_ROWS], []
+
+
+class Samples:
+    """The samples of days of an earlier load: they tell of a row whether it is surely new."""
+
+    def __init__(self, window: DayRange, digests: Mapping[date, Digest]) -> None:
+        known: list[Marks] = []
+        # Of a day that is not known, every row may be old.
+        self._limits = np.full(window.days, -1, np.int64)
+        for place, day in enumerate(window):
+            if (digest := digests.get(day)) is not None:
+                tops = np.frombuffer(digest.sample, "<u4")
+                self._limits[place] = tops[-1] if len(tops) == SAMPLED_ROWS else _TOP
+                known.append(tops | np.uint64(place) << _HALF)
+        self._known = np.concatenate([*known, [np.uint64(2**64 - 1)]])
+
+    def new(self, codes: Codes, marks: Marks) -> Codes:
+        """The days of rows that are surely new; a day may be named more than once."""
+        asked = np.flatnonzero((marks & _LOWER).astype(np.int64) <= self._limits[codes])
+        # The marks of the samples are in order, and the greatest number stands behind them.
+        found = self._known[np.searchsorted(self._known, marks[asked])] == marks[asked]
+        new: Codes = codes[asked[~found]]
+        return new

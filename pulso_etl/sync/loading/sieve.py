@@ -1,0 +1,98 @@
+"""Which days of a load are as the last load left them: their rows do not go to the server.
+
+Only the end of the stream shows that a day has not changed. Until then the rows of a day wait in a temporary file. If the day's
+sample shows a new row, the day has changed, and its later rows go on at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.ledger.traces import Trace
+from pulso_etl.sync.loading.contract import Fitted
+from pulso_etl.sync.loading.day_digests import DayDigests, Samples, maker
+from pulso_etl.sync.loading.result import Digested
+from pulso_etl.sync.loading.spool import Spool
+from pulso_etl.sync.postgres.catalog import Table
+
+Batches = Iterator[pa.RecordBatch]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a load knows of its days before it reads the rows: the `table` as PostgreSQL has it, and how many rows it holds of each
+    day. `since`: the oldest transaction that goes on. `intact`: the traces of days whose rows are as their last load left them."""
+
+    table: Table
+    window: DayRange
+    held: Mapping[date, int]
+    since: str
+    intact: Mapping[date, Trace]
+
+
+class Sieve:
+    """Lets the rows through whose days differ from the last load of them.
+
+    `spoilt` names, at the end of the stream, days with rows that did not come here (they are quarantined): such a day never counts
+    as unchanged.
+    """
+
+    def __init__(self, fitted: Fitted, known: Known, spoilt: Callable[[], Collection[date]] = tuple) -> None:
+        self._fitted, self._known, self._window, self._spoilt = fitted, known, known.window, spoilt
+        self._made_by = maker(fitted, known.table)
+        self._last = {day: trace.digest for day, trace in known.intact.items() if trace.made_by == self._made_by}
+        self._digests = DayDigests(fitted.spec, known.window)
+        self._unchanged: frozenset[date] = frozenset()
+
+    def digested(self) -> Digested:
+        """What the stream has shown; call it at its end."""
+        return Digested(self._made_by, self._digests.by_day(), self._unchanged, self._known.held, self._known.since)
+
+    def rest(self, batches: Batches) -> Batches:
+        """The rows of days that differ. The batches have the wire schema."""
+        return self._sifted(batches) if self._last else map(self._counted, batches)
+
+    def _counted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        if batch.num_rows:
+            self._digests.add(batch)
+        return batch
+
+    def _sifted(self, batches: Batches) -> Batches:
+        samples = Samples(self._window, self._last)
+        most = np.array([one.rows if (one := self._last.get(day)) else -1 for day in self._window])
+        changed, waiting = most < 0, np.zeros(len(most), bool)
+        with Spool(self._fitted.wire, f"{self._fitted.spec.name} {self._window}") as spool:
+            for batch in batches:
+                if not batch.num_rows:
+                    continue
+                codes, marks = self._digests.add(batch)
+                changed[samples.new(codes, marks)] = True
+                changed |= (self._digests.rows > most) | spool.is_full
+                goes = changed[codes]
+                if not goes.all():
+                    spool.put(_only(batch, ~goes))
+                    waiting[codes[~goes]] = True
+                if goes.any():
+                    batch = _only(batch, goes)
+                    yield batch
+            digests, spoilt = self._digests.by_day(), self._spoilt()
+            differs = (day in spoilt or digests[day] != self._last.get(day) for day in self._window)
+            changed |= np.fromiter(differs, bool, len(most))
+            self._unchanged = frozenset(day for day, differs in zip(self._window, changed, strict=True) if not differs)
+            if (changed & waiting).any():
+                for batch in spool.batches():
+                    goes = changed[self._digests.codes(batch)]
+                    if goes.any():
+                        yield _only(batch, goes)
+
+
+def _only(batch: pa.RecordBatch, rows: npt.NDArray[np.bool_]) -> pa.RecordBatch:
+    return batch if rows.all() else pc.filter(batch, pa.array(rows), memory_pool=pa.system_memory_pool())
