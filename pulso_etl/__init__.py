@@ -1,6 +1,24 @@
 """Pulso ETL: five PostgreSQL tables kept equal to what BigQuery says, as a Dagster asset graph."""
 
+from __future__ import annotations
+
 import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pulso_etl.calls import TableStatus, plan, query, read, refresh, status
+    from pulso_etl.refreshing.execution import Outcome
+
+__all__ = ["Outcome", "TableStatus", "plan", "query", "read", "refresh", "status"]
 
 # A run makes an event a day, and Dagster stores them one by one unless this says how many together. It reads nothing else.
 os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "500")
+
+
+def __getattr__(name: str) -> Any:
+    # Every process imports this package, and only callers of these functions need what they import.
+    if name in __all__:
+        from pulso_etl import calls
+
+        return getattr(calls, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -132,6 +132,16 @@ def _console(full: str) -> str:
     return f"https://console.cloud.google.com/bigquery?p={project}&d={dataset}&t={table}&page=table"
 
 
+def _metadata(spec: TableSpec, page_url: str | None) -> dict[str, Any]:
+    return {
+        SPEC_KEY: spec.as_metadata(),
+        "dagster/column_schema": column_schema(spec),
+        "dagster/table_name": spec.name,
+        "query": dg.MetadataValue.md(f"```sql\n{spec.source.query}\n```"),
+        **({"page": dg.MetadataValue.url(page_url)} if page_url else {}),
+    }
+
+
 def build_asset(
     spec: TableSpec,
     partitions: dg.DailyPartitionsDefinition,
@@ -168,13 +178,7 @@ def build_asset(
         kinds={"bigquery", "postgres"},
         owners=list(spec.owners),
         tags=spec.tags | ({TENANT_TAG: spec.tenant} if spec.tenant else {}),
-        metadata={
-            SPEC_KEY: spec.as_metadata(),
-            "dagster/column_schema": column_schema(spec),
-            "dagster/table_name": spec.name,
-            "query": dg.MetadataValue.md(f"```sql\n{spec.source.query}\n```"),
-            **({"page": dg.MetadataValue.url(page_url)} if page_url else {}),
-        },
+        metadata=_metadata(spec, page_url),
         code_version=_code_version(spec),
     )
     def table(context: dg.AssetExecutionContext) -> Iterator[dg.Output[Any]]:

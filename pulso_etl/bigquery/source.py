@@ -151,6 +151,15 @@ class BigQuerySource(BigQueryResource):
             transport=plaintext_transport(address) if address else None,
         )
 
+    def query(self, sql: str) -> pa.Table:
+        """The result of any query, under the limit of bytes of one query. Raises SourceError."""
+        config = bigquery.QueryJobConfig(maximum_bytes_billed=self.maximum_bytes_billed, labels={"pulso_etl": "query"})
+        try:
+            with self.get_client() as client:
+                return client.query(sql, job_config=config, retry=self.retry).to_arrow(create_bqstorage_client=False)
+        except (api.GoogleAPIError, GoogleAuthError) as error:
+            raise SourceError(f"the query failed: {one_line(error)}") from error
+
     def tables(self, spec: TableSpec) -> dict[str, str]:
         """Full names of the source tables that the spec's query reads, by placeholder. Raises SourceError for an unknown one."""
         return spec.source_tables(self.sources)

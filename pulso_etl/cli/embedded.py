@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from pulso_etl import embedded
-from pulso_etl.cli.refresh import refresh_tables, report
+from pulso_etl.calls import refresh_tables
+from pulso_etl.cli.refresh import report
 from pulso_etl.cli.terminal import say
 from pulso_etl.embedded import HOME
 from pulso_etl.refreshing.request import Grants, RefreshRequest
@@ -39,9 +40,8 @@ def run(
     try:
         with stack.local_stack(home, stack.Sample(revision, rows_per_day), say=say) as started:
             started.leave_settings()
-            outcomes = refresh_tables(
-                Deployed(load_settings(), TABLES), RefreshRequest(grants=Grants(force=True), max_concurrent=1)
-            )
+            request = RefreshRequest(grants=Grants(force=True), max_concurrent=1)
+            outcomes = refresh_tables(Deployed(load_settings(), TABLES), request, say)
     except KeyboardInterrupt:
         say("interrupted; everything is stopped")
         raise typer.Exit(130) from None

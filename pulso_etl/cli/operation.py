@@ -9,7 +9,8 @@ import typer
 from pulso_etl import embedded
 from pulso_etl.alerts.service import try_channels
 from pulso_etl.automation.recovery import recover
-from pulso_etl.cli.terminal import TenantOption, dagster_instance, say, served_settings, session
+from pulso_etl.calls import dagster_instance
+from pulso_etl.cli.terminal import TenantOption, say, served_settings, session
 from pulso_etl.doctor import diagnose
 from pulso_etl.sync.ledger import migrations
 from pulso_etl.tenancy.tenants import chosen, select

@@ -2,83 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from time import monotonic
-from typing import Annotated, Any
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from pulso_etl import logs
-from pulso_etl.cli.backfill import Common, chains, run_chunks, whole
-from pulso_etl.cli.terminal import TenantOption, console, dagster_instance, say, served_settings, session, show
+from pulso_etl.calls import QUIET, dagster_instance, refresh_tables
+from pulso_etl.cli.terminal import TenantOption, console, say, served_settings, show
 from pulso_etl.definitions import build_defs
 from pulso_etl.refreshing.execution import Outcome, run_reconciliation
-from pulso_etl.refreshing.planner import Planner, named_tables, watermarks_of
+from pulso_etl.refreshing.planner import named_tables
 from pulso_etl.refreshing.request import Grants, Mode, RefreshRequest
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import PlanError
-from pulso_etl.sync.ledger.watermarks import Watermarks
-from pulso_etl.tenancy.tenants import Deployed, chosen
+from pulso_etl.tenancy.tenants import chosen
 
-QUIET: dict[str, Any] = {"log_level": "WARNING", "events": False}
-"""The terminal shows the warnings of the runs, and no messages of Dagster."""
 COMMAND_LINE = "command line"
 """The name of the caller in the tags of the runs."""
 COUNTS = ("read", "inserted", "updated", "unchanged", "deleted", "quarantined")
-
-
-def refresh_tables(part: Deployed, request: RefreshRequest) -> list[Outcome]:
-    """Plans and runs each table of the request. Many days are split into chunks. A failed table does not stop the others.
-
-    `max_concurrent` runs go on at a time; several runs have a process each. Before the first run, raises PlanError, or
-    BudgetExceeded unless the request has the grant `force`.
-    """
-    settings, tables = part
-    planner = Planner.of(settings, tables)
-    now = datetime.now(UTC)
-    # Refuses an invalid request before anything is written, because opening the ledger may create its tables.
-    planner.plans(request, {}, now)
-    with session(settings).open() as conn:
-        kept = Watermarks(settings.database_schema)
-        kept.create(conn)
-        marks = watermarks_of(kept.read(conn))
-    planner.admit(request)
-    plans = planner.plans(request, marks, now)
-    for plan in plans:
-        say(f"{plan.table}: {plan.window or 'skipped'} ({plan.reason})")
-    # People get the outcome of each run in the final report. A machine that reads the log needs every line.
-    logger = {"log_level": "INFO", "events": True} if logs.as_json() else QUIET
-    todo = chains(tables, plans)
-    progress = Progress(Counter(plan.table for chain in todo for plan in chain.plans))
-    # Reports a fault of Dagster's instance before anything runs.
-    with dagster_instance(), console.status("loading ..."):
-        run_chunks(Common(settings, tables, logger), todo, min(request.max_concurrent, len(todo)), progress.tell)
-    return [whole(tables[plan.table], plan, progress.parts[plan.table], progress.seconds[plan.table]) for plan in plans]
-
-
-@dataclass
-class Progress:
-    """The outcomes of the chunks so far, by table. Prints each chunk when it ends. `expected`: the number of chunks per table."""
-
-    expected: Mapping[str, int]
-    parts: dict[str, list[Outcome]] = field(default_factory=lambda: defaultdict(list))
-    seconds: dict[str, float] = field(default_factory=dict)
-    began: float = field(default_factory=monotonic)
-
-    def tell(self, outcome: Outcome) -> None:
-        """Adds the outcome of a chunk."""
-        table, done = outcome.table, self.parts[outcome.table]
-        done.append(outcome)
-        if self.expected[table] == 1:
-            self.seconds[table] = outcome.seconds
-            return
-        self.seconds[table] = monotonic() - self.began
-        found = "failed" if outcome.error else f"{outcome.counts.get('read', 0)} rows"
-        say(f"{table}: {outcome.window}: {found}, {outcome.seconds:.1f} s ({len(done)} of {self.expected[table]})")
 
 
 def report(outcomes: Sequence[Outcome]) -> None:
@@ -124,7 +67,9 @@ def refresh(
         workers,
         asked_by=COMMAND_LINE,
     )
-    report(refresh_tables(chosen(served_settings(), tenant), request))
+    with console.status("loading ..."):
+        outcomes = refresh_tables(chosen(served_settings(), tenant), request, say)
+    report(outcomes)
 
 
 def reconcile(

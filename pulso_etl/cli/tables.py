@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from pulso_etl.calls import dagster_instance
 from pulso_etl.checks.statements import faults, not_loaded, statements
-from pulso_etl.cli.terminal import TenantOption, dagster_instance, say, served_settings, session, show
+from pulso_etl.cli.terminal import TenantOption, say, served_settings, session, show
 from pulso_etl.instance.retention import clean, old
 from pulso_etl.refreshing.planner import named_tables
 from pulso_etl.settings import Settings, load_settings

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import dagster as dg
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from pulso_etl import embedded
 from pulso_etl.settings import Settings, load_settings
-from pulso_etl.sync.errors import SettingsError
 from pulso_etl.sync.postgres.sessions import Session
 
 console = Console()
@@ -37,15 +35,6 @@ def show(table: Table) -> None:
     """Prints a table."""
     # A pipe has no width, so the table is printed in full.
     Console(width=max(console.width, 150)).print(table)
-
-
-def dagster_instance() -> dg.DagsterInstance:
-    """The Dagster instance of DAGSTER_HOME. Raises SettingsError."""
-    try:
-        return dg.DagsterInstance.get()
-    except Exception as error:
-        reason = str(error).partition("\n")[0].strip()
-        raise SettingsError(f"Dagster: {reason}; check DAGSTER_HOME, the dagster.yaml in it and DAGSTER_POSTGRES_URL") from error
 
 
 def session(settings: Settings) -> Session:

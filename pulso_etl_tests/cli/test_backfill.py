@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from pulso_etl.cli.backfill import chains
+from pulso_etl.backfill import chains
 from pulso_etl.definitions import build_defs
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import SampleData
