@@ -6,8 +6,10 @@ import type { RefreshRequest, Transport } from "./transport.js";
 import type {
   Cleanup,
   Contact,
+  Extraction,
   ExtractionMode,
   Health,
+  PartitionStatus,
   Refresh,
   RefreshSummary,
   Status,
@@ -48,6 +50,10 @@ export interface ETLClient extends Transport {
   endRefresh(pipelineId: string, signal?: AbortSignal): Promise<Refresh>;
   session(signal?: AbortSignal): Promise<Session>;
   tableStatus(table: string, signal?: AbortSignal): Promise<TableDetail>;
+  /** Days of a table up to the day before `before`, oldest first. */
+  tableDays(table: string, before?: string, days?: number, signal?: AbortSignal): Promise<PartitionStatus[]>;
+  /** Attempts of a table before the one with the id `before`, newest first. */
+  tableExtractions(table: string, before?: number, limit?: number, signal?: AbortSignal): Promise<Extraction[]>;
   /** It resolves even if a part of the deployment fails; then `ready` is false. */
   health(signal?: AbortSignal): Promise<Health>;
   tables(signal?: AbortSignal): Promise<TableConfig[]>;
@@ -100,6 +106,20 @@ export function createClient(options: ClientOptions = {}): ETLClient {
     },
     tableStatus: async (table_name, signal) =>
       data(http.GET("/api/v1/etl/status/table/{table_name}", { params: { path: { table_name } }, ...given(signal) })),
+    tableDays: async (table_name, before, days, signal) =>
+      data(
+        http.GET("/api/v1/etl/status/table/{table_name}/days", {
+          params: { path: { table_name }, query: { ...(before && { before }), ...(days && { days }) } },
+          ...given(signal),
+        }),
+      ),
+    tableExtractions: async (table_name, before, limit, signal) =>
+      data(
+        http.GET("/api/v1/etl/status/table/{table_name}/extractions", {
+          params: { path: { table_name }, query: { ...(before && { before }), ...(limit && { limit }) } },
+          ...given(signal),
+        }),
+      ),
     async health(signal) {
       const found = await answered(http.GET("/api/v1/etl/health", given(signal)));
       // If a part of the deployment fails, the answer is a 503 with the same shape.

@@ -132,6 +132,46 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/etl/status/table/{table_name}/days": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Table Days
+         * @description Days of one table, oldest first. For older ones, ask again with `before` as the first day of the answer.
+         */
+        get: operations["table_days"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/etl/status/table/{table_name}/extractions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Table Extractions
+         * @description Attempts of one table, the newest first. For older ones, ask again with `before` as the last id of the answer.
+         */
+        get: operations["table_extractions"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/etl/health": {
         parameters: {
             query?: never;
@@ -426,6 +466,11 @@ export interface components {
         Extraction: {
             /** Table */
             table: string;
+            /**
+             * Id
+             * @description The place in the history: later attempts have greater ones. Null for a run that died before its load began.
+             */
+            id?: number | null;
             /** Run Id */
             run_id: string;
             /**
@@ -712,6 +757,23 @@ export interface components {
              * @description The run of a check that failed.
              */
             check_run_id?: string | null;
+            /**
+             * Usual Rows
+             * @description How many rows the same weekday had in the middle of the 8 weeks before; null if fewer than 3 of these days are loaded.
+             */
+            usual_rows?: number | null;
+            /**
+             * Unusual
+             * @description Whether the rows are fewer or more than usual by the table's `volume_factor`. Today does not count as too few: it goes on.
+             * @default false
+             */
+            unusual: boolean;
+            /**
+             * Gap
+             * @description Whether it is missing between loaded days.
+             * @default false
+             */
+            gap: boolean;
         };
         /**
          * Progress
@@ -2023,6 +2085,178 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content?: never;
+            };
+            /** @description No token, or an unknown token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description The token's role is too low, or the page's origin is not allowed. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description Not known. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description The request makes no sense. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ValidationFaults"];
+                };
+            };
+            /** @description Too many unknown tokens came from the caller's address, or the token asks too often. */
+            429: {
+                headers: {
+                    /** @description Seconds to wait. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description PostgreSQL or Dagster does not answer. */
+            503: {
+                headers: {
+                    /** @description Seconds to wait. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+        };
+    };
+    table_days: {
+        parameters: {
+            query?: {
+                /** @description Up to the day before this one; without it, up to today. */
+                before?: string | null;
+                /** @description How many days. */
+                days?: number;
+            };
+            header?: never;
+            path: {
+                /** @description The table. */
+                table_name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PartitionStatus"][];
+                };
+            };
+            /** @description No token, or an unknown token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description The token's role is too low, or the page's origin is not allowed. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description Not known. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description The request makes no sense. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ValidationFaults"];
+                };
+            };
+            /** @description Too many unknown tokens came from the caller's address, or the token asks too often. */
+            429: {
+                headers: {
+                    /** @description Seconds to wait. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description PostgreSQL or Dagster does not answer. */
+            503: {
+                headers: {
+                    /** @description Seconds to wait. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+        };
+    };
+    table_extractions: {
+        parameters: {
+            query?: {
+                /** @description The id of the attempt before which to begin. */
+                before?: number | null;
+                /** @description How many, the newest first. */
+                limit?: number;
+            };
+            header?: never;
+            path: {
+                /** @description The table. */
+                table_name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Extraction"][];
+                };
             };
             /** @description No token, or an unknown token. */
             401: {

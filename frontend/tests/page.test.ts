@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
 import openapi from "../openapi.json";
+import { describeDay } from "../page/src/Calendar";
 import {
   bytes,
   clockTime,
@@ -197,6 +198,26 @@ describe("numbers and instants", () => {
   ])("%d seconds from now are %s", (seconds, text) => {
     const now = Date.parse("2026-11-25T15:00:00Z");
     expect(distance(new Date(now + seconds * 1000).toISOString(), now)).toBe(text);
+  });
+});
+
+describe("a day", () => {
+  it("is told with its rows, what is usual, and its last check", () => {
+    writeTimesIn("America/Lima");
+    const loaded = {
+      day: "2026-11-25",
+      state: "loaded",
+      rows: 49,
+      usual_rows: 100,
+      loaded_at: "2026-11-25T15:04:00Z",
+    } as const;
+    expect(
+      describeDay({ ...loaded, check: "failed", checked_at: "2026-11-25T17:04:00Z", unusual: true, gap: false }),
+    ).toMatch(
+      /^25 nov.*: cargado, 49 filas \(lo usual: 100\), 25 nov.*10:04; la última revisión falló, 25 nov.*12:04$/,
+    );
+    const missing = { day: "2026-11-24", state: "missing", unusual: false, gap: true } as const;
+    expect(describeDay(missing)).toMatch(/^24 nov.*: falta entre días cargados$/);
   });
 });
 

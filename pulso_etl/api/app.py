@@ -41,9 +41,11 @@ from pulso_etl.api.models import (
     Contact,
     DashboardRequest,
     Ended,
+    Extraction,
     ExtractionMode,
     Fault,
     Health,
+    PartitionStatus,
     Refresh,
     RefreshSummary,
     Status,
@@ -54,7 +56,7 @@ from pulso_etl.api.models import (
 )
 from pulso_etl.api.outages import OutageWatch
 from pulso_etl.api.refreshes import Refreshes
-from pulso_etl.api.status import StatusFeed, StatusReader, versions_of
+from pulso_etl.api.status import CALENDAR_DAYS, SHOWN, StatusFeed, StatusReader, versions_of
 from pulso_etl.automation.recovery import EndedAttempt, recover
 from pulso_etl.definitions import build_source
 from pulso_etl.refreshing.request import Grants, Mode, RefreshRequest
@@ -142,6 +144,8 @@ GRAPHQL_BODY = {
         },
     }
 }
+EARLIEST = date(1900, 1, 1)
+"""Before this day there are no partitions."""
 audit = logging.getLogger("pulso_etl.audit")
 IfNoneMatch = Annotated[
     str | None,
@@ -310,6 +314,38 @@ async def table_status(request: Request, caller: Reader, table_name: TableName, 
     [table] = here.known(table_name)
     told = next(one for one in (await here.feed.current()).status.tables if one.table == table)
     return _conditional(request, await here.reader.detail(told), [told], {})
+
+
+@router.get("/status/table/{table_name}/days", responses={**REFUSED, **INVALID, **UNKNOWN, 503: UNAVAILABLE}, tags=["status"])
+async def table_days(
+    request: Request,
+    caller: Reader,
+    table_name: TableName,
+    before: Annotated[
+        date | None, Query(ge=EARLIEST, description="Up to the day before this one; without it, up to today.")
+    ] = None,
+    days: Annotated[int, Query(ge=1, le=366, description="How many days.")] = CALENDAR_DAYS,
+) -> list[PartitionStatus]:
+    """Days of one table, oldest first. For older ones, ask again with `before` as the first day of the answer."""
+    here = deployment(request)
+    [table] = here.known(table_name)
+    return await here.reader.days(table, days, before)
+
+
+@router.get(
+    "/status/table/{table_name}/extractions", responses={**REFUSED, **INVALID, **UNKNOWN, 503: UNAVAILABLE}, tags=["status"]
+)
+async def table_extractions(
+    request: Request,
+    caller: Reader,
+    table_name: TableName,
+    before: Annotated[int | None, Query(ge=1, le=2**63 - 1, description="The id of the attempt before which to begin.")] = None,
+    limit: Annotated[int, Query(ge=1, le=200, description="How many, the newest first.")] = SHOWN,
+) -> list[Extraction]:
+    """Attempts of one table, the newest first. For older ones, ask again with `before` as the last id of the answer."""
+    here = deployment(request)
+    [table] = here.known(table_name)
+    return await here.reader.extractions(table, limit, before)
 
 
 def _conditional(

@@ -220,6 +220,8 @@ class Extraction(Shape):
     """One finished attempt to load a range of a table. A run of Dagster that died before its load began is an attempt too."""
 
     table: str
+    id: int | None = None
+    """The place in the history: later attempts have greater ones. Null for a run that died before its load began."""
     run_id: str
     attempt: int
     """Which try of the run it was, from 1; 0 if the run died before its load began."""
@@ -464,6 +466,12 @@ class PartitionStatus(Shape):
     """When the last check ended."""
     check_run_id: str | None = None
     """The run of a check that failed."""
+    usual_rows: int | None = None
+    """How many rows the same weekday had in the middle of the 8 weeks before; null if fewer than 3 of these days are loaded."""
+    unusual: bool = False
+    """Whether the rows are fewer or more than usual by the table's `volume_factor`. Today does not count as too few: it goes on."""
+    gap: bool = False
+    """Whether it is missing between loaded days."""
 
 
 class TableDetail(Shape):

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Container, Coroutine, Itera
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from itertools import chain
+from statistics import median
 from time import monotonic
 from typing import Any
 
@@ -56,7 +57,7 @@ MAXIMUM_AGE = 1.0
 """Seconds for which all callers get the same snapshot."""
 EXTRACTION_COLUMNS = sql.SQL(
     "table_name, extraction_id, attempt, status, partition_start, partition_end, started_at, finished_at, "
-    "extraction_duration_seconds, records_extracted, metadata, error_message, error_cause"
+    "extraction_duration_seconds, records_extracted, metadata, error_message, error_cause, id"
 )
 FINISHED = 7
 """The place of `finished_at` in these columns."""
@@ -208,8 +209,8 @@ def _run_ids(lost: Mapping[str, Sequence[Attempt]]) -> set[str]:
     return {attempt.run_id for attempts in lost.values() for attempt in attempts}
 
 
-def _newest(extractions: Iterable[Extraction]) -> list[Extraction]:
-    return sorted(extractions, key=lambda one: one.finished_at, reverse=True)[:SHOWN]
+def _newest(extractions: Iterable[Extraction], limit: int = SHOWN) -> list[Extraction]:
+    return sorted(extractions, key=lambda one: one.finished_at, reverse=True)[:limit]
 
 
 def _window(one: Extraction) -> tuple[date, date]:
@@ -268,9 +269,10 @@ def run_url(ui_url: str, run_id: str | None) -> str | None:
 
 def extraction(row: Sequence[Any], ui_url: str) -> Extraction:
     """An attempt from its row of `etl_extractions`, whose columns are EXTRACTION_COLUMNS."""
-    table, run_id, attempt, status, start, end, started, finished, seconds, records, metadata, error, cause = row
+    table, run_id, attempt, status, start, end, started, finished, seconds, records, metadata, error, cause, *place = row
     failed = LastStatus(status) is LastStatus.FAILED
     return Extraction(
+        id=place[0] if place else None,
         table=table,
         run_id=run_id,
         run_url=run_url(ui_url, run_id),
@@ -323,10 +325,17 @@ Tried = tuple[date, date, str, datetime, str]
 """An attempt: first day, last day, status, end, run."""
 
 
+WEEKS = 8
+"""The usual number of rows of a weekday follows from so many weeks before it."""
+FEWEST = 3
+"""So many of these days must be loaded."""
+
+
 def calendar(
     spec: TableSpec, shown: DayRange, held: Mapping[date, DayHeld], attempts: Iterable[Tried], now: datetime
 ) -> list[PartitionStatus]:
-    """The days of `shown`. `attempts` come oldest first; the last one of a day counts."""
+    """The days of `shown`. `attempts` come oldest first; the last one of a day counts. `held` also has days before `shown`, from
+    which the usual rows follow, and the table's first and last loaded day."""
     failed: dict[date, Tried] = {}
     for attempt in attempts:
         for day in shown:
@@ -336,7 +345,24 @@ def calendar(
                 failed.pop(day, None)
             else:
                 failed[day] = attempt
-    return [_day(spec, day, held.get(day), failed.get(day), now) for day in shown]
+    first, last = min(held, default=date.max), max(held, default=date.min)
+    found = [_day(spec, day, held.get(day), failed.get(day), now) for day in shown]
+    return [
+        day.model_copy(update=_usual(spec, day, held, now) | {"gap": day.day not in held and first < day.day < last})
+        for day in found
+    ]
+
+
+def _usual(spec: TableSpec, told: PartitionStatus, held: Mapping[date, DayHeld], now: datetime) -> dict[str, Any]:
+    """The usual rows of the day, and whether its own are unusual."""
+    before = [held.get(told.day - timedelta(weeks=weeks)) for weeks in range(1, WEEKS + 1)]
+    rows = [day.rows for day in before if day is not None]
+    if len(rows) < FEWEST:
+        return {}
+    usual, factor = round(median(rows)), spec.quality.volume_factor
+    over = told.day < spec.zone.day(now)
+    unusual = usual > 0 and told.rows is not None and ((over and told.rows * factor < usual) or told.rows > usual * factor)
+    return {"usual_rows": usual, "unusual": unusual}
 
 
 def _day(spec: TableSpec, day: date, held: DayHeld | None, failed: Tried | None, now: datetime) -> PartitionStatus:
@@ -437,30 +463,41 @@ class StatusReader:
 
     async def detail(self, status: TableStatus) -> TableDetail:
         """The table's status and history. Raises DatabaseUnavailable."""
-        now = datetime.now(UTC)
-        today = self.settings.zone.day(now)
-        shown = DayRange(today - timedelta(days=CALENDAR_DAYS - 1), today)
-        async with self.database.connection() as conn:
-            held, attempts = await self._days(conn, status.table, shown)
-            extractions = await self._extractions(conn, status.table)
-        lost = self._lost.get(status.table, ())
-        tried = [(*_window(one), "failed", one.finished_at, one.run_id) for one in lost]
-        attempts = sorted([*attempts, *tried], key=lambda attempt: attempt[3])
         return TableDetail(
             table=status,
-            extractions=_newest([*extractions, *lost]),
+            extractions=await self.extractions(status.table, SHOWN),
             recovery_attempts=status.recovery_attempts,
-            partitions=calendar(self.tables[status.table], shown, held, attempts, now),
+            partitions=await self.days(status.table, CALENDAR_DAYS),
         )
 
+    async def extractions(self, table: str, limit: int, before: int | None = None) -> list[Extraction]:
+        """The table's attempts, newest first: the last ones, or those before the one with the id `before`. Raises
+        DatabaseUnavailable."""
+        async with self.database.connection() as conn:
+            found = await self._extractions(conn, table, limit, before)
+        return found if before is not None else _newest([*found, *self._lost.get(table, ())], limit)
+
+    async def days(self, table: str, days: int, before: date | None = None) -> list[PartitionStatus]:
+        """The last days up to today, or up to the day before `before`; oldest first. Raises DatabaseUnavailable."""
+        now = datetime.now(UTC)
+        last = self.settings.zone.day(now) if before is None else before - timedelta(days=1)
+        shown = DayRange(last - timedelta(days=days - 1), last)
+        async with self.database.connection() as conn:
+            held, attempts = await self._days(conn, table, shown)
+        tried = [(*_window(one), "failed", one.finished_at, one.run_id) for one in self._lost.get(table, ())]
+        attempts = sorted([*attempts, *tried], key=lambda attempt: attempt[3])
+        return calendar(self.tables[table], shown, held, attempts, now)
+
     async def _days(self, conn: psycopg.AsyncConnection, table: str, shown: DayRange) -> tuple[dict[date, DayHeld], list[Tried]]:
-        """The days of the ledger, and the attempts over days of `shown`, oldest first."""
+        """The days of the ledger, from the weeks before `shown` on and with the first and the last of all; and the attempts over
+        days of `shown`, oldest first."""
         days = await conn.execute(
             sql.SQL(
                 "SELECT day, coalesce(found, rows), loaded_at, read_at, open_until, extraction_id FROM {} "
-                "WHERE table_name = %s AND day BETWEEN %s AND %s"
-            ).format(self.database.marks.ledger.days),
-            (table, shown.start, shown.end),
+                "WHERE table_name = %s AND (day BETWEEN %s AND %s "
+                "OR day IN (SELECT unnest(ARRAY[min(day), max(day)]) FROM {} WHERE table_name = %s))"
+            ).format(*[self.database.marks.ledger.days] * 2),
+            (table, shown.start - timedelta(weeks=WEEKS), shown.end, table),
         )
         held = {day: DayHeld(*more) for day, *more in await days.fetchall()}
         # No attempt can load a day before the day begins.
@@ -473,14 +510,14 @@ class StatusReader:
         )
         return held, await cursor.fetchall()
 
-    async def _extractions(self, conn: psycopg.AsyncConnection, table: str | None = None) -> list[Extraction]:
-        query = sql.SQL("SELECT {} FROM {} {} ORDER BY id DESC LIMIT {}").format(
-            EXTRACTION_COLUMNS,
-            self.database.marks.history,
-            sql.SQL("WHERE table_name = {}").format(table) if table else sql.SQL(""),
-            SHOWN,
-        )
-        return [extraction(row, self.settings.dagster_ui_url) for row in await (await conn.execute(query)).fetchall()]
+    async def _extractions(
+        self, conn: psycopg.AsyncConnection, table: str | None = None, limit: int = SHOWN, before: int | None = None
+    ) -> list[Extraction]:
+        query = sql.SQL(
+            "SELECT {} FROM {} WHERE table_name = coalesce(%s, table_name) AND id < coalesce(%s, id + 1) ORDER BY id DESC LIMIT %s"
+        ).format(EXTRACTION_COLUMNS, self.database.marks.history)
+        cursor = await conn.execute(query, (table, before, limit))
+        return [extraction(row, self.settings.dagster_ui_url) for row in await cursor.fetchall()]
 
     async def rows_copied(self, conn: psycopg.AsyncConnection) -> dict[str, int]:
         """Rows that the running loads have copied so far, by table."""

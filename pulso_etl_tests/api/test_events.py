@@ -60,7 +60,7 @@ class Listener:
         """What was told of the table's run, in turn, from the first look on."""
         told = []
         for name, data in self.events:
-            tables = data["tables"] if name == "status" else [data]
+            tables = {"status": data.get("tables"), "table": [data]}.get(name) or []
             told += [entry["run_under_way"] and entry["run_under_way"]["state"] for entry in tables if entry["table"] == table]
         return told
 
@@ -131,6 +131,12 @@ def test_the_metrics_say_what_postgresql_says(api: ApiServer, target: Target) ->
     [[rows]] = target.rows("SELECT count(*) FROM dashboard_data")
     assert (detail["table"]["rows"], detail["table"]["last_load"]["run_id"]) == (rows, successes[0]["run_id"])
     assert sum(day["rows"] or 0 for day in detail["partitions"]) == rows
+    path = "/api/v1/etl/status/table/dashboard_data"
+    [newest] = api.call("GET", f"{path}/extractions?limit=1").json()
+    older = api.call("GET", f"{path}/extractions?before={newest['id']}").json()
+    assert [newest, *older] == api.call("GET", f"{path}/extractions").json()
+    [*_, first, last] = api.call("GET", f"{path}/days?days=366").json()
+    assert api.call("GET", f"{path}/days?days=1&before={last['day']}").json() == [first]
     assert api.call("GET", "/api/v1/etl/status").json()["daemon"] is True
     assert found["pulso_refresh_every_seconds", "dashboard_data"] == 6 * 3600
     assert found["pulso_run_running", "dashboard_data"] == 0

@@ -27,6 +27,8 @@ ROUTES = {
     "GET /api/v1/etl/refreshes",
     "GET /api/v1/etl/status",
     "GET /api/v1/etl/status/table/{table_name}",
+    "GET /api/v1/etl/status/table/{table_name}/days",
+    "GET /api/v1/etl/status/table/{table_name}/extractions",
     "GET /api/v1/etl/health",
     "POST /api/v1/etl/cleanup",
     "GET /api/v1/etl/config/tables",

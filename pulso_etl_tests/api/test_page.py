@@ -66,6 +66,11 @@ def card(page: Page, title: str = TITLE) -> Locator:
     return page.get_by_role("article", name=title)
 
 
+def days(page: Page, title: str = TITLE) -> Locator:
+    """The days of a table in the calendar."""
+    return page.get_by_role("row", name=title).get_by_role("button")
+
+
 def for_engineers(page: Page) -> Locator:
     """What opens the part for engineers."""
     return page.get_by_text("Para ingenieros")
@@ -102,7 +107,7 @@ def test_a_refresh_is_asked_for_watched_and_seen_to_its_end(api: ApiServer, stac
     for watched in (page, beside):
         expect(card(watched)).to_contain_text(re.compile(r"Datos hasta hoy \d\d:\d\d.*Próxima .*(nueva|cambiada|sin cambios)"))
         expect(card(watched)).to_contain_text("Fresco")
-        expect(watched.get_by_role("row", name=TITLE).get_by_role("cell").last).to_contain_text("cargado")
+        expect(days(watched).last).to_have_accessible_name(re.compile(r"cargado, \d+ filas"))
         for_engineers(watched).click()
         facts = engineers(watched).get_by_role("definition")
         expect(facts.nth(0)).to_have_text(f"{told['rows']}")
@@ -151,7 +156,7 @@ def test_an_error_is_told_in_plain_words_and_goes_away(
     copied = page.evaluate("navigator.clipboard.readText()")
     assert "BigQuery does not know the table" in copied
     assert f"Tabla: {title}" in copied
-    expect(page.get_by_role("row", name=title).get_by_role("cell").last).to_contain_text("falló")
+    expect(days(page, title).last).to_have_accessible_name(re.compile("falló"))
     refresh_button(page, title).click()
     expect(card(page, title)).to_contain_text("Actualizado", timeout=RUN_MS)
     expect(card(page, title)).not_to_contain_text("BigQuery no encuentra")
@@ -238,6 +243,25 @@ def test_everything_works_by_keyboard(api: ApiServer, open_page: Open) -> None:
     # Who pressed it stays where they are.
     expect(button).to_be_focused()
     expect(card(page)).to_contain_text(re.compile("Ya estaba fresca|Actualizado"), timeout=RUN_MS)
+
+
+def test_the_days_are_read_by_keyboard_and_by_touch_and_older_ones_are_paged(api: ApiServer, open_page: Open) -> None:
+    page = open_page(api, has_touch=True)
+    told = page.locator(".pager p[role=status]").first
+    expect(days(page)).to_have_count(30)
+    days(page).last.focus()
+    today = told.text_content() or ""
+    page.keyboard.press("ArrowLeft")
+    expect(days(page).nth(28)).to_be_focused()
+    expect(told).not_to_have_text(today)
+    days(page, "Evolución diaria").nth(3).tap()
+    expect(told).to_contain_text("Evolución diaria, ")
+    first = days(page).first.get_attribute("aria-label") or ""
+    page.get_by_role("button", name="Días anteriores").click()
+    expect(page.get_by_role("heading", name="30 días hasta el")).to_be_visible()
+    assert days(page).last.get_attribute("aria-label") != first
+    page.get_by_role("button", name="Días siguientes").click()
+    expect(page.get_by_role("heading", name="Últimos 30 días")).to_be_visible()
 
 
 def test_without_dagster_the_page_says_so_and_offers_no_refresh(stack: DagsterStack, open_page: Open) -> None:

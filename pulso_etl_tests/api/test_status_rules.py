@@ -246,6 +246,24 @@ def test_a_failed_read_of_loaded_days_leaves_them_loaded_and_is_told_beside() ->
         assert (day.check, day.checked_at, day.check_run_id) == (DayCheck.OK, at, None)
 
 
+def test_a_day_is_told_with_what_is_usual_on_its_weekday_and_gaps_are_marked() -> None:
+    at = NOW - timedelta(minutes=5)
+    days = DayRange(TODAY - timedelta(days=100), TODAY)
+    held = {day: DayHeld(100 if day.weekday() < 5 else 10, at, at, day, "r0") for day in days}
+    yesterday, saturday = TODAY - timedelta(days=1), date(2026, 11, 21)
+    held[yesterday] = replace(held[yesterday], rows=49)
+    held[TODAY] = replace(held[TODAY], rows=30)
+    held[saturday] = replace(held[saturday], rows=21)
+    gone = date(2026, 11, 18)
+    del held[gone]
+    found = {day.day: day for day in calendar(DASHBOARD, SHOWN_DAYS, held, [], NOW)}
+    assert (found[yesterday].usual_rows, found[yesterday].unusual, found[saturday].usual_rows) == (100, True, 10)
+    assert {day for day, told in found.items() if told.unusual} == {yesterday, saturday}
+    assert {day for day, told in found.items() if told.gap} == {gone}
+    assert calendar(DASHBOARD, SHOWN_DAYS, {TODAY: held[TODAY]}, [], NOW)[-1].usual_rows is None
+    assert not any(day.gap for day in calendar(DASHBOARD, SHOWN_DAYS, {TODAY: held[TODAY]}, [], NOW))
+
+
 def test_an_open_day_that_nothing_has_compared_for_long_is_told_as_unverified() -> None:
     at = NOW - timedelta(hours=13)
     held = {day: DayHeld(170, at, at, day + timedelta(days=7), "r0") for day in SHOWN_DAYS}

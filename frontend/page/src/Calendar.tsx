@@ -1,45 +1,42 @@
-import { useEffect, useRef } from "react";
-import type { TableDetail } from "../../src";
+import { type KeyboardEvent, useEffect, useRef, useState } from "react";
+import type { ETLClient, TableDetail } from "../../src";
 import type { PartitionStatus } from "../../src/types";
 import { count, day, instant, month } from "./format";
 import { CHECKS, DAYS, type Titles } from "./words";
 
-/** The last 30 partitions of each table, a row for each. */
-export function Calendar({ titles, details }: { titles: Titles; details: Record<string, TableDetail> }) {
+type Pages = Record<string, PartitionStatus[]>;
+
+interface Props {
+  client: ETLClient;
+  titles: Titles;
+  details: Record<string, TableDetail>;
+}
+
+/** The partitions of each table, a row for each: the last 30 days, and older ones by paging. */
+export function Calendar({ client, titles, details }: Props) {
   const tables = Object.keys(titles);
+  const newest: Pages = Object.fromEntries(tables.map((table) => [table, details[table]?.partitions ?? []]));
+  const { pages, older, newer, trouble } = usePages(client, tables, newest);
+  const [chosen, setChosen] = useState<{ table: string; day: string } | null>(null);
   const scrolled = useRef<HTMLElement>(null);
-  const days = tables.map((table) => details[table]?.partitions ?? []).find((found) => found.length > 0) ?? [];
+  const days = tables.map((table) => pages[table] ?? []).find((found) => found.length > 0) ?? [];
   const loaded = days.length > 0;
   useEffect(() => {
-    // Today is at the right end.
+    // Today stands at the right end.
     if (loaded && scrolled.current) scrolled.current.scrollLeft = scrolled.current.scrollWidth;
   }, [loaded]);
+  const told = chosen && pages[chosen.table]?.find((partition) => partition.day === chosen.day);
   return (
     <section aria-labelledby="calendario">
-      <h2 id="calendario">Últimos 30 días</h2>
-      <ul className="legend" aria-label="Leyenda">
-        {Object.entries(DAYS).map(([state, { text, mark }]) => (
-          <li key={state}>
-            <span className={`day day--${state}`} aria-hidden="true">
-              {mark}
-            </span>
-            {text}
-          </li>
-        ))}
-        {(["failed", "unverified"] as const).map((check) => (
-          <li key={check}>
-            <span className={`day day--loaded day--check-${check}`} aria-hidden="true">
-              {DAYS.loaded.mark}
-            </span>
-            cargado; {CHECKS[check]}
-          </li>
-        ))}
-      </ul>
+      <h2 id="calendario">{newer ? `30 días hasta el ${day(days.at(-1)?.day ?? "")}` : "Últimos 30 días"}</h2>
+      <Legend />
       {/* biome-ignore lint/a11y/noNoninteractiveTabindex: it scrolls, and must do so by keyboard */}
       <section className="panel scroll" aria-label="Estado de cada día" tabIndex={0} ref={scrolled}>
         {loaded ? (
           <table className="calendar">
-            <caption className="hidden">Estado de cada día de cada tabla; el último es hoy</caption>
+            <caption className="hidden">
+              Estado de cada día de cada tabla. Las flechas pasan de un día a otro; debajo se lee el día elegido.
+            </caption>
             <thead>
               <tr>
                 <td />
@@ -60,10 +57,15 @@ export function Calendar({ titles, details }: { titles: Titles; details: Record<
             </thead>
             <tbody>
               {tables.map((table) => (
-                <tr key={table}>
+                <tr key={table} onKeyDown={walk}>
                   <th scope="row">{titles[table]}</th>
-                  {(details[table]?.partitions ?? []).map((partition) => (
-                    <Day key={partition.day} partition={partition} />
+                  {(pages[table] ?? []).map((partition, place, all) => (
+                    <Day
+                      key={partition.day}
+                      partition={partition}
+                      reachable={chosen?.table === table ? chosen.day === partition.day : place === all.length - 1}
+                      onChoose={() => setChosen({ table, day: partition.day })}
+                    />
                   ))}
                 </tr>
               ))}
@@ -73,27 +75,118 @@ export function Calendar({ titles, details }: { titles: Titles; details: Record<
           <p>Cargando…</p>
         )}
       </section>
+      <div className="pager">
+        <button type="button" className="button button--small" onClick={older}>
+          ‹ Días anteriores
+        </button>
+        {newer && (
+          <button type="button" className="button button--small" onClick={newer}>
+            Días siguientes ›
+          </button>
+        )}
+        <p role="status">
+          {trouble ??
+            (told && chosen ? `${titles[chosen.table]}, ${describeDay(told)}` : "Elija un día para ver sus filas.")}
+        </p>
+      </div>
     </section>
   );
 }
 
-function Day({ partition }: { partition: PartitionStatus }) {
-  const { text, mark } = DAYS[partition.state];
+/** The pages of days: the newest follows the events, older ones are asked for. */
+function usePages(client: ETLClient, tables: string[], newest: Pages) {
+  const [earlier, setEarlier] = useState<Pages[]>([]);
+  const [trouble, setTrouble] = useState<string | null>(null);
+  const pages = earlier.at(-1) ?? newest;
+  const first = Object.values(pages).find((found) => found.length > 0)?.[0]?.day;
+  const older = () => {
+    if (!first) return;
+    Promise.all(tables.map(async (table) => [table, await client.tableDays(table, first)] as const)).then(
+      (found) => {
+        setTrouble(null);
+        setEarlier([...earlier, Object.fromEntries(found)]);
+      },
+      () => setTrouble("No se pudieron leer esos días; pulse otra vez."),
+    );
+  };
+  return { pages, older, newer: earlier.length > 0 ? () => setEarlier(earlier.slice(0, -1)) : null, trouble };
+}
+
+/** The arrows, Home and End pass from one day of the row to another. */
+function walk(event: KeyboardEvent<HTMLTableRowElement>): void {
+  const cells = [...event.currentTarget.querySelectorAll("button")];
+  const place = cells.indexOf(event.target as HTMLButtonElement);
+  const to = { ArrowLeft: place - 1, ArrowRight: place + 1, Home: 0, End: cells.length - 1 }[event.key];
+  if (to === undefined || place < 0) return;
+  event.preventDefault();
+  cells[to]?.focus();
+}
+
+interface DayProps {
+  partition: PartitionStatus;
+  /** Whether the tabulator key stops here: at one day of each row. */
+  reachable: boolean;
+  onChoose: () => void;
+}
+
+function Day({ partition, reachable, onChoose }: DayProps) {
+  const { mark } = DAYS[partition.state];
   const troubled = partition.state === "loaded" && partition.check !== "ok" && partition.check;
+  const marks = [
+    `day--${partition.state}`,
+    troubled && `day--check-${troubled}`,
+    partition.unusual && "day--unusual",
+    partition.gap && "day--gap",
+  ];
+  const told = describeDay(partition);
   return (
-    <td title={describeDay(partition)}>
-      <span className={`day day--${partition.state}${troubled ? ` day--check-${troubled}` : ""}`} aria-hidden="true">
-        {mark}
-      </span>
-      <span className="hidden">{troubled ? `${text}; ${CHECKS[troubled]}` : text}</span>
+    <td title={told}>
+      <button
+        type="button"
+        className={`day ${marks.filter(Boolean).join(" ")}`}
+        aria-label={told}
+        tabIndex={reachable ? 0 : -1}
+        onFocus={onChoose}
+        onClick={onChoose}
+      >
+        {partition.unusual ? "≠" : partition.gap ? "!" : mark}
+      </button>
     </td>
   );
 }
 
-/** A day in a sentence: "25 nov.: cargado, 170 filas, 25 nov., 10:04; la última revisión falló, 25 nov., 12:04". */
-export function describeDay({ day: iso, state, rows, loaded_at, check, checked_at }: PartitionStatus): string {
-  const loaded = [DAYS[state].text, rows == null ? null : count(rows, "fila"), loaded_at && instant(loaded_at)];
-  const checked = state === "loaded" && check ? [CHECKS[check], checked_at && instant(checked_at)] : [];
+function Legend() {
+  const marks: [string, string, string][] = [
+    ...Object.entries(DAYS).map(([state, { text, mark }]): [string, string, string] => [`day--${state}`, mark, text]),
+    ["day--loaded day--check-failed", DAYS.loaded.mark, `cargado; ${CHECKS.failed}`],
+    ["day--loaded day--check-unverified", DAYS.loaded.mark, `cargado; ${CHECKS.unverified}`],
+    ["day--loaded day--unusual", "≠", "filas fuera de lo usual"],
+    ["day--missing day--gap", "!", "falta entre días cargados"],
+  ];
+  return (
+    <ul className="legend" aria-label="Leyenda">
+      {marks.map(([className, mark, text]) => (
+        <li key={className}>
+          <span className={`day ${className}`} aria-hidden="true">
+            {mark}
+          </span>
+          {text}
+        </li>
+      ))}
+    </ul>
+  );
+}
+
+/** A day in a sentence: "25 nov.: cargado, 49 filas (lo usual: 100), 25 nov., 10:04; la última revisión falló, 25 nov., 12:04". */
+export function describeDay({ day: iso, state, rows, usual_rows, loaded_at, ...more }: PartitionStatus): string {
+  const usual = usual_rows ? ` (lo usual: ${count(usual_rows)})` : "";
+  const loaded = [
+    more.gap ? "falta entre días cargados" : DAYS[state].text,
+    rows == null ? null : `${count(rows, "fila")}${usual}`,
+    loaded_at && instant(loaded_at),
+  ];
+  const checked =
+    state === "loaded" && more.check ? [CHECKS[more.check], more.checked_at && instant(more.checked_at)] : [];
   const told = [loaded, checked].map((parts) => parts.filter(Boolean).join(", ")).filter(Boolean);
   return `${day(iso)}: ${told.join("; ")}`;
 }

@@ -82,9 +82,9 @@ function Watched({ client, session, onForget, onSignedOut }: Props) {
         <Tables {...{ status, titles, outlook, mayRefresh, force, together }} />
         <Actions {...{ status, outlook, mayRefresh, force, ...together }} onForce={setForce} />
         <Problems tables={banner.troubled} />
-        <Calendar titles={titles} details={details} />
+        <Calendar client={client} titles={titles} details={details} />
         <Activity extractions={status.recent_activity} titles={titles} now={outlook.now} />
-        <Engineers status={status} details={details} now={outlook.now} />
+        <Engineers client={client} status={status} details={details} now={outlook.now} />
       </main>
       <footer>
         <p>Horas {placeOf(status.timezone)}. Costos estimados por Pulso a partir de los bytes que BigQuery cobra.</p>

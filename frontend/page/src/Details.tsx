@@ -1,17 +1,18 @@
 import { useId } from "react";
-import type { Status, TableDetail, TableStatus } from "../../src";
+import type { ETLClient, Status, TableDetail, TableStatus } from "../../src";
 import { bytes, cost, count, days, distance, duration, instant } from "./format";
 import { History } from "./History";
 import { changeOf } from "./state";
 
 interface Props {
+  client: ETLClient;
   status: Status;
   details: Record<string, TableDetail>;
   now: number;
 }
 
 /** Costs, versions, durations and histories: what engineers ask. */
-export function Engineers({ status, details, now }: Props) {
+export function Engineers({ client, status, details, now }: Props) {
   return (
     <details className="engineers">
       <summary>Para ingenieros: filas, costos, versiones, duraciones e historial</summary>
@@ -23,14 +24,21 @@ export function Engineers({ status, details, now }: Props) {
       </p>
       <div className="cards">
         {status.tables.map((table) => (
-          <Details key={table.table} table={table} detail={details[table.table]} now={now} />
+          <Details key={table.table} client={client} table={table} detail={details[table.table]} now={now} />
         ))}
       </div>
     </details>
   );
 }
 
-function Details({ table, detail, now }: { table: TableStatus; detail: TableDetail | undefined; now: number }) {
+interface DetailsProps {
+  client: ETLClient;
+  table: TableStatus;
+  detail: TableDetail | undefined;
+  now: number;
+}
+
+function Details({ client, table, detail, now }: DetailsProps) {
   const id = useId();
   const { title, subtitle } = table;
   const load = table.last_load;
@@ -65,7 +73,11 @@ function Details({ table, detail, now }: { table: TableStatus; detail: TableDeta
         <summary>
           Historial<span className="hidden"> de {title}</span>
         </summary>
-        {detail ? <History extractions={detail.extractions} title={title} /> : <p>Cargando…</p>}
+        {detail ? (
+          <History client={client} table={table.table} extractions={detail.extractions} title={title} />
+        ) : (
+          <p>Cargando…</p>
+        )}
       </details>
     </section>
   );

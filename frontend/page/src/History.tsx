@@ -1,13 +1,33 @@
-import { useId } from "react";
-import type { Extraction } from "../../src";
+import { useId, useState } from "react";
+import type { ETLClient, Extraction } from "../../src";
 import { cost, count, days, duration, instant } from "./format";
 import { changeOf } from "./state";
 import { EXTRACTION } from "./words";
 
 const [SHOWN, HEIGHT, STEP, BAR] = [20, 64, 16, 11];
 
-/** Rows and durations of the last extractions, as bars and as a table. `extractions` are newest first. */
-export function History({ extractions, title }: { extractions: Extraction[]; title: string }) {
+interface Props {
+  client: ETLClient;
+  table: string;
+  extractions: Extraction[];
+  title: string;
+}
+
+/** Rows and durations of the last extractions, as bars and as a table, with older ones by paging. `extractions` are newest first. */
+export function History({ client, table, extractions, title }: Props) {
+  const [older, setOlder] = useState<Extraction[]>([]);
+  const [said, setSaid] = useState("");
+  const known = new Set(extractions.map(({ id }) => id));
+  const all = [...extractions, ...older.filter(({ id }) => !known.has(id))];
+  const last = all.map(({ id }) => id).findLast((id) => id != null);
+  const more = () =>
+    void client.tableExtractions(table, last ?? undefined).then(
+      (found) => {
+        setOlder([...older, ...found]);
+        setSaid(found.length > 0 ? "" : "No hay cargas más antiguas.");
+      },
+      () => setSaid("No se pudieron leer; pulse otra vez."),
+    );
   if (extractions.length === 0) return <p className="muted">Todavía no hay cargas.</p>;
   const oldestFirst = [...extractions].reverse();
   return (
@@ -37,7 +57,7 @@ export function History({ extractions, title }: { extractions: Extraction[]; tit
             </tr>
           </thead>
           <tbody>
-            {extractions.map((one) => (
+            {all.map((one) => (
               <tr key={`${one.run_id} ${one.attempt}`}>
                 <th scope="row">
                   {one.run_url ? (
@@ -59,6 +79,12 @@ export function History({ extractions, title }: { extractions: Extraction[]; tit
           </tbody>
         </table>
       </section>
+      <p className="pager">
+        <button type="button" className="button button--small" onClick={more}>
+          Más antiguas
+        </button>
+        <span role="status">{said}</span>
+      </p>
     </>
   );
 }
