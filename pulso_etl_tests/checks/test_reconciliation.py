@@ -8,10 +8,11 @@ from typing import Any
 import psycopg
 import pytest
 from google.cloud import bigquery
+from psycopg import sql
 
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.checks.asset_checks import reconciled
-from pulso_etl.checks.reconciliation import Reconciliation, reconcile
+from pulso_etl.checks.reconciliation import Reconciliation, differences, measures, reconcile, source_query
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.ledger import Loaded
@@ -21,6 +22,7 @@ from pulso_etl.sync.loading.request import LoadRequest, Past, Source
 from pulso_etl.sync.owed import Horizon
 from pulso_etl.sync.spec import Column, ColumnType, TableSpec
 from pulso_etl.sync.target import Target
+from pulso_etl_tests.bigquery.evaluation import evaluate
 from pulso_etl_tests.declarations import altered, declare
 
 D1, D2 = date(2026, 5, 4), date(2026, 5, 5)
@@ -200,7 +202,7 @@ ROWS_OF_KINDS = (
     "TRUE AS good "
     "UNION ALL SELECT DATE '2026-05-04', 'ñ\U0001f600', 2, NUMERIC '-100', -0.0, NULL, TIMESTAMP '1969-12-31 23:59:59.5+00', "
     "DATETIME '0001-01-01 00:00:00', TIME '00:00:00', FROM_HEX(''), JSON '[1]', [''], [2, 1], FALSE "
-    "UNION ALL SELECT DATE '2026-05-31', 'a', 3, NUMERIC '0.0001', 1e300, 'z', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL"
+    "UNION ALL SELECT DATE '2026-05-31', 'a', 3, NUMERIC '0.001', 1e300, 'z', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL"
 )
 
 
@@ -268,3 +270,15 @@ def test_no_difference_is_told_of_equal_rows_and_every_one_that_differs_is_found
             tried.conn.execute(statement.encode())
             assert found_in(tried, spec), statement
     assert found_in(tried, spec) == set()
+
+
+def test_googlesql_gives_the_figures_of_every_type_that_postgresql_gives(kinds: tuple[Tried, TableSpec]) -> None:
+    tried, spec = kinds
+    by = measures(spec)
+    statement = source_query(spec, by).replace("`{kinds}`", f"({ROWS_OF_KINDS})")
+    days = {"start": ("DATE", MONTH.start), "end": ("DATE", MONTH.end)}
+    told = {row["pulso_day"]: list(row.values())[1:] for row in evaluate(statement, days, {}, {})}
+    figures = sql.SQL(", ").join(one.in_postgres() for one in by)
+    kept = {day: values for day, *values in tried.conn.execute(sql.SQL("SELECT day, {} FROM kinds GROUP BY 1").format(figures))}
+    assert sorted(told) == sorted(kept) == [D1, MONTH.end]
+    assert [one for day in kept for one in differences(by, day, told[day], kept[day])] == []
