@@ -31,6 +31,7 @@ class State(StrEnum):
     BUDGET_100 = "budget_100"
     DRIFT = "drift"
     QUARANTINE = "quarantine"
+    MISSED_CHANGE = "missed_change"
 
 
 Topic = Cause | State

@@ -19,7 +19,7 @@ from pulso_etl.sync.errors import Cause
 
 KINDS = ("read", "inserted", "updated", "unchanged", "deleted", "quarantined")
 ENDS = (LastStatus.SUCCESS, LastStatus.FAILED)
-SUMMED = ("bytes_billed", "estimated_cost_usd", *(f"rows_{kind}" for kind in KINDS))
+SUMMED = ("bytes_billed", "estimated_cost_usd", "changes_missed", *(f"rows_{kind}" for kind in KINDS))
 """Numbers in an extraction's metadata that can be added up."""
 TOTALS = f"""
 SELECT table_name, status, count(*), coalesce(sum(extraction_duration_seconds), 0),
@@ -122,20 +122,22 @@ def _counters(totals: Sequence[Sequence[Any]], tables: Iterable[str]) -> Iterato
     seconds = counter("extraction_seconds", "Time that extractions took.", "status")
     billed = counter("bigquery_billed_bytes", "Bytes that BigQuery billed.", "status")
     cost = counter("bigquery_cost_usd", "Estimated cost of BigQuery in US dollars.", "status")
+    missed = counter("missed_changes", "Days that loads found changed although the source had reported no change.")
     rows = counter("rows", "Rows of successful extractions, by what the load did with them.", "kind")
     nothing = (0,) * (2 + len(SUMMED))
     found = {(table, status): nothing for table in tables for status in ENDS} | {
         (table, status): tuple(more) for table, status, *more in totals
     }
-    for (table, status), (count, duration, size, dollars, *by_kind) in found.items():
+    for (table, status), (count, duration, size, dollars, changes, *by_kind) in found.items():
         extractions.add_metric([table, status], count)
         seconds.add_metric([table, status], duration)
         billed.add_metric([table, status], float(size))
         cost.add_metric([table, status], float(dollars))
         if status == LastStatus.SUCCESS:
+            missed.add_metric([table], float(changes))
             for kind, number in zip(KINDS, by_kind, strict=True):
                 rows.add_metric([table, kind], float(number))
-    yield from (extractions, seconds, billed, cost, rows)
+    yield from (extractions, seconds, billed, cost, missed, rows)
 
 
 def _failures(counted: Sequence[Sequence[Any]], tables: Iterable[str] = ()) -> Metric:

@@ -83,9 +83,11 @@ def _ended(spec: TableSpec, attempt: Attempt) -> Iterator[Event]:
     yield succeeded(spec.name, attempt.finished_at, attempt.started_at)
     found = attempt.metadata
     left_out, share = found.get("columns_not_loaded") or [], found.get("quarantined_share") or 0
+    missed = found.get("changes_missed") or 0
     for wrong, cause, detail in (
         (bool(left_out), State.DRIFT, f"columnas nuevas: {', '.join(map(str, left_out))}"),
         (share > spec.quality.alert_quarantined_share, State.QUARANTINE, f"{share:.1%} de las filas, en etl_quarantine"),
+        (missed > 0, State.MISSED_CHANGE, f"{missed} días cambiaron sin aviso del origen"),
     ):
         yield _state(wrong, cause, spec.name, attempt.finished_at, detail, attempt)
 

@@ -143,6 +143,7 @@ def test_the_metrics_say_what_postgresql_says(api: ApiServer, target: Target) ->
     assert found["pulso_data_version", "dashboard_data"] == detail["table"]["data_version"] > 0
     assert found[("pulso_dagster_up",)] == 1
     assert ("pulso_bigquery_billed_bytes_total", "dashboard_data", "success") in found
+    assert found["pulso_missed_changes_total", "dashboard_data"] == 0
 
 
 def test_listeners_who_leave_do_not_end_the_others(api: ApiServer) -> None:

@@ -94,6 +94,10 @@ def test_many_quarantined_rows_are_told_and_few_are_not() -> None:
     assert shares == {0.01: set(), 0.02: {State.QUARANTINE}}
 
 
+def test_a_change_that_the_source_did_not_report_is_told() -> None:
+    assert causes(told(Standing(FRESH, [attempt(None, changes_missed=2)]))) == {State.MISSED_CHANGE}
+
+
 def test_repeated_failures_reach_the_limit() -> None:
     failures = [attempt(Cause.SOURCE_UNAVAILABLE), attempt(Cause.SOURCE_UNAVAILABLE)]
     assert State.RECOVERY_LIMIT in causes(told(Standing(FRESH, failures), failures=failures))

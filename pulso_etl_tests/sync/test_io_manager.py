@@ -3,7 +3,8 @@
 import json
 import re
 from collections.abc import Callable, Iterator
-from datetime import date, timedelta
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from pulso_etl.sync.io_manager import Committed, PostgresUpsertIOManager
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.loading.result import LoadResult
 from pulso_etl.sync.owed import Settlement, Watermark
+from pulso_etl.sync.source_state import SourceState
 from pulso_etl.sync.tags import ALLOW_SHRINK_TAG, COMPARE_TAG, FORCE_TAG, SPEC_KEY
 from pulso_etl_tests.sync.visits import (
     ALL,
@@ -156,6 +158,43 @@ def test_unchanged_rows_stay_where_they_are_and_only_changed_rows_get_a_new_upda
     assert {key for key in before if before[key] != after[key]} == {(D1, "b")}
     assert after[D1, "b"][2] > before[D1, "b"][2]
     assert conn.execute("SELECT count(*) FROM visits WHERE created_at < updated_at").fetchone() == (1,)
+
+
+SEEN = SourceState({"tables": {"p.d.t": 1}})
+
+
+@dataclass
+class Observed(Deferred):
+    """A stream whose source tells its state."""
+
+    state: SourceState | None = SEEN
+    computed_at: datetime | None = None
+
+    def look(self) -> SourceState | None:
+        return self.state
+
+
+def test_the_state_of_the_source_is_kept_with_the_rows_and_a_change_that_it_did_not_tell_is_counted(
+    run: Run, instance: dg.DagsterInstance, conn: psycopg.Connection, manager: PostgresUpsertIOManager
+) -> None:
+    def kept() -> tuple[Any, set[str | None]]:
+        state = Watermarks(manager.database_schema).read(conn)["visits"]
+        return state.source, {row[0] for row in conn.execute("SELECT source_state FROM etl_days")}
+
+    changed = table([(D1, "a", "1.5"), (D1, "b", "7"), *ALL[2:]])
+    assert run(visits(Observed)).success
+    assert kept() == (SEEN, {SEEN.digest})
+    assert "changes_missed" not in metadata(instance, D1)
+    assert run(visits(lambda _: Observed(changed))).success
+    assert metadata(instance, D1)["changes_missed"] == 1
+    # Once the source tells a change, or tells nothing, none was missed.
+    other = SourceState({"tables": {"p.d.t": 2}})
+    assert run(visits(lambda rows: Observed(rows, state=other))).success
+    assert "changes_missed" not in metadata(instance, D1)
+    assert kept() == (other, {other.digest})
+    assert run(visits(lambda _: Observed(changed, state=None))).success
+    assert "changes_missed" not in metadata(instance, D1)
+    assert kept() == (other, {None})
 
 
 def test_rows_of_other_partitions_are_never_touched(run: Run, conn: psycopg.Connection) -> None:
