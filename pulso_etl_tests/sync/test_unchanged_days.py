@@ -192,6 +192,17 @@ def test_another_declaration_or_other_types_of_the_source_are_compared(place: Pl
     }
 
 
+@pytest.mark.parametrize(("changed", "compared"), [(10, 10), (11, 40)])
+def test_if_many_days_have_changed_all_are_compared(place: Place, changed: int, compared: int) -> None:
+    window = DayRange(D1, D1 + timedelta(days=39))
+    rows = [row(day, name) for name in "ab" for day in window]
+    place.load(rows, things(), window)
+    rows = [one | {"money": Decimal(7)} if number < changed else one for number, one in enumerate(rows)]
+    assert len(place.staged(rows, things(), window)) == compared
+    assert place.run("SELECT count(*) FROM things WHERE money = 7") == [(changed,)]
+    assert place.staged(rows, things(), window) == set()
+
+
 def test_a_day_with_quarantined_rows_is_always_compared(place: Place) -> None:
     spec = things(on_reject="quarantine", maximum_quarantined_share=1)
     rows = [row(D1, "a"), row(D1, "b", rate=NAN), row(D2, "a"), row(D3, "a"), row(D3, "a")]

@@ -1,7 +1,7 @@
 """Which days of a load are as the last load left them: their rows do not go to the server.
 
 Only the end of the stream shows that a day has not changed. Until then the rows of a day wait in a temporary file. If the day's
-sample shows a new row, the day has changed, and its later rows go on at once.
+sample shows a new row, the day has changed, and its later rows go on at once. If many days show new rows, all rows go on.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ from pulso_etl.sync.loading.result import Digested
 from pulso_etl.sync.loading.spool import Spool
 from pulso_etl.sync.postgres.catalog import Table
 
+PART_ROWS = 2_500
+"""How many rows of a batch are looked through at once."""
+FEW_DAYS = 10
+"""If more days than these, and more than a quarter of the known days, have changed, no row waits any longer: most days may have
+changed, and the server would wait too."""
 Batches = Iterator[pa.RecordBatch]
 
 
@@ -68,7 +73,8 @@ class Sieve:
     def _sifted(self, batches: Batches) -> Batches:
         samples = Samples(self._window, self._last)
         most = np.array([one.rows if (one := self._last.get(day)) else -1 for day in self._window])
-        changed, waiting = most < 0, np.zeros(len(most), bool)
+        known = most >= 0
+        changed, waiting = ~known, np.zeros(len(most), bool)
         with Spool(self._fitted.wire, f"{self._fitted.spec.name} {self._window}") as spool:
             for batch in batches:
                 if not batch.num_rows:
@@ -76,23 +82,27 @@ class Sieve:
                 codes, marks = self._digests.add(batch)
                 changed[samples.new(codes, marks)] = True
                 changed |= (self._digests.rows > most) | spool.is_full
+                changed |= int((changed & known).sum()) > max(FEW_DAYS, int(known.sum()) // 4)
                 goes = changed[codes]
-                if not goes.all():
-                    spool.put(_only(batch, ~goes))
-                    waiting[codes[~goes]] = True
-                if goes.any():
-                    batch = _only(batch, goes)
-                    yield batch
+                waiting[codes[~goes]] = True
+                for part in _parts(batch, ~goes):
+                    spool.put(part)
+                yield from _parts(batch, goes)
             digests, spoilt = self._digests.by_day(), self._spoilt()
             differs = (day in spoilt or digests[day] != self._last.get(day) for day in self._window)
             changed |= np.fromiter(differs, bool, len(most))
             self._unchanged = frozenset(day for day, differs in zip(self._window, changed, strict=True) if not differs)
             if (changed & waiting).any():
                 for batch in spool.batches():
-                    goes = changed[self._digests.codes(batch)]
-                    if goes.any():
-                        yield _only(batch, goes)
+                    yield from _parts(batch, changed[self._digests.codes(batch)])
 
 
-def _only(batch: pa.RecordBatch, rows: npt.NDArray[np.bool_]) -> pa.RecordBatch:
-    return batch if rows.all() else pc.filter(batch, pa.array(rows), memory_pool=pa.system_memory_pool())
+def _parts(batch: pa.RecordBatch, rows: npt.NDArray[np.bool_]) -> Batches:
+    """The rows of the batch that are true: the batch itself if all are, else a part at a time, so that memory holds few copies."""
+    if rows.all():
+        yield batch
+        return
+    for start in range(0, len(rows), PART_ROWS):
+        chosen = rows[start : start + PART_ROWS]
+        if chosen.any():
+            yield pc.filter(batch.slice(start, PART_ROWS), pa.array(chosen), memory_pool=pa.system_memory_pool())
