@@ -12,7 +12,7 @@ import typer
 from pulso_etl import embedded, logs
 from pulso_etl.cli.access import tenants, token
 from pulso_etl.cli.embedded import dev, run, servers
-from pulso_etl.cli.operation import alert_test, cleanup, doctor, ledger
+from pulso_etl.cli.operation import alert_test, cleanup, doctor, ledger, schema
 from pulso_etl.cli.refresh import reconcile, refresh
 from pulso_etl.cli.servers import api, code_server, daemon, webserver
 from pulso_etl.cli.tables import check, retention, show_sql, status
@@ -59,6 +59,7 @@ app.command("sql")(show_sql)
 app.command()(check)
 app.command()(doctor)
 app.command()(ledger)
+app.command()(schema)
 app.command()(api)
 app.command(context_settings=HOST_OPTION)(webserver)
 app.command()(daemon)

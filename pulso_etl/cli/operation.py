@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Annotated
 
 import typer
 
@@ -12,7 +13,9 @@ from pulso_etl.automation.recovery import recover
 from pulso_etl.calls import dagster_instance
 from pulso_etl.cli.terminal import TenantOption, say, served_settings, session
 from pulso_etl.doctor import diagnose
+from pulso_etl.refreshing.planner import named_tables
 from pulso_etl.sync.ledger import migrations
+from pulso_etl.sync.ledger.preparing import grants, needed
 from pulso_etl.tenancy.tenants import chosen, select
 
 
@@ -63,3 +66,23 @@ def ledger(tenant: TenantOption = None) -> None:
             return
         lines = [statement.as_string(conn).strip() for statement in migrations.statements(settings.database_schema, found.pending)]
         say("\n".join(["BEGIN;", *lines, "COMMIT;"]))
+
+
+def schema(
+    tables: Annotated[list[str] | None, typer.Argument(help="Tables; all of them if none is named.")] = None,
+    role: Annotated[str | None, typer.Option(help="The role that loads; the role of DATABASE_URL if not given.")] = None,
+    apply: Annotated[bool, typer.Option("--apply", help="Run the statements, in one transaction.")] = False,
+    tenant: TenantOption = None,
+) -> None:
+    """Prints the SQL that a first load or a migration needs, and the grants of the role that loads; runs it only with --apply."""
+    settings, known = chosen(served_settings(), tenant)
+    specs = named_tables(tables or [], known)
+    with session(settings).open() as conn, conn.transaction():
+        (own,) = conn.execute("SELECT current_user").fetchone() or ("",)
+        where = settings.database_schema
+        statements = [*needed(conn, where, specs), *grants(conn, where, specs, role or own)]
+        if apply:
+            for statement in statements:
+                conn.execute(statement.encode())
+    say("\n".join(["BEGIN;", *(f"{statement};" for statement in statements), "COMMIT;"]))
+    say(f"-- {'done' if apply else 'nothing was changed'}; in PostgreSQL schema {where}, for the role {role or own}")

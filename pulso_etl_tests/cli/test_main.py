@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -516,3 +517,17 @@ def test_the_embedded_default_without_its_packages_says_what_to_install(pulso: P
         ended = pulso(command)
         assert ended.code == 2
         assert "needs the package psutil, which is not installed: pip install 'pulso-etl[local]'" in ended.err
+
+
+def test_the_schema_is_printed_and_made_only_on_request(pulso: Pulso, conn: psycopg.Connection) -> None:
+    printed = pulso("schema", "operation_data")
+    assert printed.code == 0
+    assert printed.out.startswith("BEGIN;\n")
+    assert '"operation_data" (' in printed.out
+    assert re.search(r'GRANT SELECT, INSERT, UPDATE, DELETE ON "\w+"."operation_data" TO', printed.out)
+    assert "nothing was changed" in printed.out
+    exists = "SELECT to_regclass('operation_data') IS NOT NULL, to_regclass('etl_watermarks') IS NOT NULL"
+    assert conn.execute(exists).fetchone() == (False, False)
+    assert pulso("schema", "operation_data", "--apply").code == 0
+    assert conn.execute(exists).fetchone() == (True, True)
+    assert "CREATE TABLE" not in pulso("schema", "operation_data").out

@@ -38,6 +38,17 @@ def ensure_table(target: Target) -> Table:
     return table
 
 
+def needed_statements(target: Target) -> list[str]:
+    """The statements that create or migrate the table. Reads only. Raises SchemaRefused if a person has to act first."""
+    spec, schema = target.spec, target.schema
+    table = read_table(target.conn, schema, spec.name)
+    if table is None:
+        return [statement.as_string(target.conn) for statement in create_table(spec, schema)]
+    if any(change.refusal for change in needed_changes(spec, schema, table)):
+        raise schema_refusal(target, table)
+    return [change.statement.as_string(target.conn) for change in needed_changes(spec, schema, table)]
+
+
 def migrate_table(target: Target, table: Table) -> list[str]:
     """Runs the statements that `needed_changes` finds, in the caller's transaction, and returns them.
 
