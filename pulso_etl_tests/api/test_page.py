@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -62,6 +64,14 @@ def open_page(browser: Browser) -> Iterator[Open]:
     assert [told for told in complaints if not EXPECTED.search(told)] == []
 
 
+def picture(page: Page, state: str) -> None:
+    """With PULSO_PICTURES, a folder: keeps a picture of the page in that state, such as those of docs/page.md."""
+    if folder := os.environ.get("PULSO_PICTURES"):
+        page.set_viewport_size({"width": 1280, "height": 620})
+        page.evaluate("scrollTo(0, 0)")
+        page.screenshot(path=Path(folder) / f"page-{state}.png", scale="css")
+
+
 def card(page: Page, title: str = TITLE) -> Locator:
     return page.get_by_role("article", name=title)
 
@@ -100,6 +110,7 @@ def test_a_refresh_is_asked_for_watched_and_seen_to_its_end(api: ApiServer, stac
         late = open_page(api)
         expect(card(late)).to_contain_text("En curso")
         expect(late.get_by_role("row", name=TITLE).get_by_role("cell")).to_have_count(30)
+        picture(late, "loading")
     finally:
         stack.proxy.release()
     expect(card(page)).to_contain_text("Actualizado", timeout=RUN_MS)
@@ -143,6 +154,7 @@ def test_an_error_is_told_in_plain_words_and_goes_away(
     assert page.title() == "✕ Hay datos que requieren atención · Pulso"
     expect(page.get_by_role("article").first).to_contain_text(title)
     expect(card(page, title)).to_contain_text("Falló")
+    picture(page, "failed")
     page.get_by_role("link", name=title).click()
     problem = page.locator("#problema-productivity_data")
     expect(problem).to_be_in_viewport()
@@ -275,6 +287,7 @@ def test_without_dagster_the_page_says_so_and_offers_no_refresh(stack: DagsterSt
         page.get_by_role("button", name="Actualizar todo").press("Enter")
         expect(card(page)).to_contain_text("Dagster no responde")
         expect(card(page)).to_contain_text("Próxima en pausa")
+        picture(page, "dagster-away")
         assert asked == []
         page.close()
 
@@ -286,6 +299,7 @@ def test_the_page_finds_its_way_back_when_the_server_was_away(stack: DagsterStac
     expect(page.get_by_role("heading", level=1)).to_have_text(re.compile(r"^Sin conexión; datos de las \d\d:\d\d$"))
     expect(page.locator(".overall--good")).to_have_count(0)
     expect(card(page)).to_be_visible()
+    picture(page, "api-away")
     expect(refresh_button(page)).to_have_attribute("aria-disabled", "true")
     with ApiServer(settings_of(stack), server.port):
         expect(page.get_by_text("En vivo")).to_be_visible()
@@ -303,6 +317,7 @@ def test_without_postgresql_the_page_says_until_when_its_data_are_known(stack: D
             heading = page.get_by_role("heading", level=1)
             expect(heading).to_have_text(re.compile(r"^PostgreSQL no responde; datos de las \d\d:\d\d$"))
             expect(refresh_button(page)).to_have_attribute("aria-disabled", "true")
+            picture(page, "postgresql-away")
             late = open_page(server)
             expect(late.get_by_text("la página vuelve a preguntar sola cada 5 segundos")).to_be_visible()
             expect(late.get_by_role("link", name="WhatsApp")).to_have_attribute(
@@ -323,4 +338,5 @@ def test_tables_that_were_never_loaded_are_told_as_such(stack: DagsterStack, sch
             5
         )
         expect(page.locator(".badge--good")).to_have_count(0)
+        picture(page, "never-loaded")
         page.close()
