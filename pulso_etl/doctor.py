@@ -33,6 +33,7 @@ from pulso_etl.settings import Settings, load_settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import PulsoError
 from pulso_etl.sync.ledger import migrations
+from pulso_etl.sync.ledger.preparing import needed
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.loading.contract import fit
 from pulso_etl.sync.postgres.catalog import Table
@@ -83,6 +84,15 @@ RIGHTS = """
     FROM (SELECT current_database() AS db, current_user AS me, to_regnamespace(quote_ident(%(schema)s))::oid AS schema) AS here
 """
 """The statements that give the role every right that a load needs."""
+TO_CREATE = ("GRANT USAGE, CREATE ON SCHEMA", "ALTER TABLE")
+"""How the statements of RIGHTS begin that only a role needs that creates or changes tables."""
+MAY_WRITE = """
+    SELECT has_schema_privilege(to_regnamespace(quote_ident(%(schema)s)), 'USAGE') AND bool_and(
+        has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT')
+        AND has_table_privilege(oid, 'UPDATE') AND has_table_privilege(oid, 'DELETE')
+    )
+    FROM pg_class WHERE relnamespace = to_regnamespace(quote_ident(%(schema)s)) AND relname = ANY(%(tables)s)
+"""
 
 
 @dataclass(frozen=True)
@@ -216,12 +226,27 @@ def _postgres(settings: Settings, others: Sequence[str]) -> str:
         values = {"schema": settings.database_schema, "tables": tables, "tenant": bool(settings.owner.tenant)}
         (lacking,) = conn.execute(RIGHTS, values).fetchone() or ([],)
         role = settings.owner.database_role or conn.info.user
+        creates = not any(one.startswith(TO_CREATE) for one in lacking)
+        if not creates and _is_prepared(conn, settings.database_schema):
+            lacking = [one for one in lacking if not one.startswith(TO_CREATE)]
         if lacking:
             raise RuntimeError(f"role {role} lacks rights; run as an administrator: {'; '.join(lacking)}")
         if found := strangers(conn, settings.database_schema, [*TABLES]):
             raise RuntimeError(f"tables carry objects that Pulso ETL has not made, and no load will run: {'; '.join(found)}")
         risky = f"; {risk(others)}" if others else ""
-        return f"version {version}, role {role} may load into schema {settings.database_schema}{risky}"
+        only = "" if creates else ", but create no table: run `pulso-etl schema` before each upgrade"
+        return f"version {version}, role {role} may load into schema {settings.database_schema}{only}{risky}"
+
+
+def _is_prepared(conn: psycopg.Connection, schema: str) -> bool:
+    """Whether all tables are there as declared, and the role may write to them. Then a load has to create nothing."""
+    try:
+        with conn.transaction():
+            if needed(conn, schema, TABLES.values()):
+                return False
+            return conn.execute(MAY_WRITE, {"schema": schema, "tables": [*TABLES, *migrations.TABLES]}).fetchone() == (True,)
+    except (psycopg.Error, PulsoError):
+        return False
 
 
 def _ledger(settings: Settings) -> str:

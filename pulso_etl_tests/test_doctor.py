@@ -29,6 +29,7 @@ from pulso_etl.settings import Settings, load_settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import LedgerMismatch
 from pulso_etl.sync.ledger.ledger import Loaded
+from pulso_etl.sync.ledger.preparing import grants, needed
 from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
 from pulso_etl.sync.schema.statements import Statements
 from pulso_etl.tables import TABLES
@@ -295,6 +296,26 @@ def test_a_role_without_rights_is_told_what_to_grant_and_that_is_enough(
             assert [finding for finding in diagnose() if not finding.ok] == []
         finally:
             conn.execute(f"GRANT TEMPORARY ON DATABASE {url.database} TO PUBLIC")
+
+
+def test_a_role_that_may_create_nothing_is_in_order_once_an_administrator_has_made_the_tables(
+    deployment: Settings, server_url: str, schema: str, role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_SCHEMA", schema)
+    url = make_url(server_url).set(username=role, password=PASSWORD)
+    monkeypatch.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
+    with psycopg.connect(server_url, autocommit=True) as conn:
+        made = needed(conn, schema, TABLES.values())
+        for statement in made:
+            conn.execute(statement.encode())
+        assert "lacks rights" in failed("PostgreSQL")
+        for statement in grants(conn, schema, TABLES.values(), role):
+            conn.execute(statement.encode())
+        (told,) = [finding for finding in diagnose() if finding.part == "PostgreSQL"]
+        assert told.ok
+        assert f"role {role} may load into schema {schema}, but create no table: run `pulso-etl schema`" in told.text
+        conn.execute(f"REVOKE DELETE ON {schema}.evolution_data FROM {role}")
+        assert "lacks rights" in failed("PostgreSQL")
 
 
 def test_a_missing_schema_that_the_role_may_not_create(

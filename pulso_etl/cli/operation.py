@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -43,14 +45,20 @@ def cleanup(tenant: TenantOption = None) -> None:
     say(f"{ended} attempt(s) ended")
 
 
-def doctor(tenant: TenantOption = None) -> None:
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document: part, ok and text of each check.")] = False,
+    tenant: TenantOption = None,
+) -> None:
     """Checks settings, BigQuery, PostgreSQL and Dagster, one line each. Without --tenant, for all tenants."""
     embedded.join(lambda text: typer.echo(text, err=True))
-    healthy = True
+    findings = []
     for finding in diagnose(tenant):
-        healthy = healthy and finding.ok
-        say(f"{'ok  ' if finding.ok else 'FAIL'} {finding.part}: {finding.text}")
-    if not healthy:
+        findings.append(finding)
+        if not as_json:
+            say(f"{'ok  ' if finding.ok else 'FAIL'} {finding.part}: {finding.text}")
+    if as_json:
+        say(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False))
+    if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 
 
