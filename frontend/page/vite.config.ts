@@ -9,6 +9,11 @@ export default defineConfig({
   root: here("."),
   base: "./",
   plugins: [react()],
-  build: { outDir: here("../../pulso_etl/api/page"), emptyOutDir: true, modulePreload: { polyfill: false } },
+  build: {
+    outDir: here("../../pulso_etl/api/page"),
+    emptyOutDir: true,
+    modulePreload: { polyfill: false },
+    rollupOptions: { input: { index: here("index.html"), docs: here("docs.html") } },
+  },
   server: { proxy: { "/api": "http://127.0.0.1:8000" } },
 });

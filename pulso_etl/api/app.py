@@ -641,7 +641,7 @@ def _serve_page(app: FastAPI) -> None:
         inside = file.relative_to(page).as_posix()
         # The name of an asset follows from its content, so only the page itself must be checked for a newer version.
         cache = "public, max-age=31536000, immutable" if inside.startswith("assets/") else "no-cache"
-        path = "/" if inside == "index.html" else f"/{inside}"
+        path = {"index.html": "/", "docs.html": "/docs"}.get(inside, f"/{inside}")
         app.add_api_route(
             path, PageFile(file, cache).answer, methods=["GET", "HEAD"], include_in_schema=False, name=inside, response_model=None
         )

@@ -229,6 +229,19 @@ def test_the_page_is_accessible_and_fits_the_screen(api: ApiServer, open_page: O
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_the_routes_are_documented_without_another_host(guarded: ApiServer, open_page: Open) -> None:
+    page = open_page(guarded)
+    page.goto(f"{guarded.url}/docs")
+    page.get_by_label("Clave de acceso").fill(SECRETS["read"][0])
+    page.keyboard.press("Enter")
+    launch = page.get_by_text("POST /api/v1/etl/refresh/dashboard")
+    expect(launch).to_be_visible()
+    launch.click()
+    expect(page.get_by_text('"max_concurrent": 2')).to_be_visible()
+    report = Axe().run(page)
+    assert report.violations_count == 0, report.generate_report()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_form_for_the_token_is_accessible(guarded: ApiServer, open_page: Open, scheme: str) -> None:
     page = open_page(guarded, color_scheme=scheme, viewport={"width": 360, "height": 640})
