@@ -15,6 +15,8 @@ from sqlglot import exp
 from sqlglot.errors import SqlglotError
 from sqlglot.optimizer.scope import Scope, build_scope
 
+from pulso_etl.sync.errors import SourceError
+
 CLOCKS = (exp.CurrentTimestamp, exp.CurrentDate, exp.CurrentDatetime, exp.CurrentTime)
 UNSTEADY = (exp.Rand, exp.Uuid, exp.SessionUser, exp.TableSample, exp.Predict, exp.Version)
 """What gives another result over the same rows: chance, the reader, a sample, a model, an instant of the past."""
@@ -24,7 +26,7 @@ OUTSIDE = re.compile(r"@@|\bINFORMATION_SCHEMA\b|\bEXTERNAL_QUERY\b", re.IGNOREC
 """What no base table holds: system variables, metadata, other databases."""
 
 
-class NotUnderstood(Exception):
+class NotUnderstood(SourceError):
     """A text that the parser does not understand, or that names what cannot be followed. The message says which, for people."""
 
 
