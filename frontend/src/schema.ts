@@ -90,6 +90,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/etl/plan": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Plan
+         * @description What a refresh would do now: the days, why each would be read, bytes by BigQuery's dry run, and their cost. Launches nothing.
+         */
+        get: operations["plan"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/etl/status": {
         parameters: {
             query?: never;
@@ -444,6 +464,25 @@ export interface components {
          */
         DayState: "loaded" | "failed" | "missing";
         /**
+         * DaysToRead
+         * @description Days in a row that would be read for the same reason; both ends are included.
+         */
+        DaysToRead: {
+            /**
+             * Start
+             * Format: date
+             */
+            start: string;
+            /**
+             * End
+             * Format: date
+             */
+            end: string;
+            ground: components["schemas"]["Ground"];
+            /** Why */
+            why: string;
+        };
+        /**
          * Ended
          * @description An attempt that the cleanup has ended.
          */
@@ -626,6 +665,12 @@ export interface components {
          * @enum {string}
          */
         FreshnessState: "fresh" | "due" | "stale" | "never";
+        /**
+         * Ground
+         * @description Why a day would be read. The first that applies is told.
+         * @enum {string}
+         */
+        Ground: "never_loaded" | "rows_lost" | "changed" | "owed" | "lookback" | "asked";
         /** HTTPValidationError */
         HTTPValidationError: {
             /** Detail */
@@ -686,6 +731,17 @@ export interface components {
          * @enum {string}
          */
         LastStatus: "never" | "running" | "success" | "failed";
+        /**
+         * Limited
+         * @description A limit of the budget and what is used of it.
+         */
+        Limited: {
+            period: components["schemas"]["Period"];
+            /** Text */
+            text: string;
+            /** Share */
+            share: number;
+        };
         /**
          * Mode
          * @description How the range of a refresh is found.
@@ -774,6 +830,34 @@ export interface components {
              * @default false
              */
             gap: boolean;
+        };
+        /**
+         * Period
+         * @description What a limit is for.
+         * @enum {string}
+         */
+        Period: "day" | "month";
+        /**
+         * Preview
+         * @description What an incremental refresh of the tables would do at the instant `at`.
+         */
+        Preview: {
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Tables */
+            tables: components["schemas"]["TablePreview"][];
+            /** Bytes Billed */
+            bytes_billed: number;
+            /** Cost Usd */
+            cost_usd: number | null;
+            /**
+             * Budget
+             * @default []
+             */
+            budget: components["schemas"]["Limited"][];
         };
         /**
          * Progress
@@ -1209,6 +1293,39 @@ export interface components {
             partitions: components["schemas"]["PartitionStatus"][];
         };
         /**
+         * TablePreview
+         * @description What would happen to one table. Nothing would be read if `days` is empty; `reason` tells why.
+         */
+        TablePreview: {
+            /** Table */
+            table: string;
+            /** Reason */
+            reason: string;
+            /**
+             * Days
+             * @default []
+             */
+            days: components["schemas"]["DaysToRead"][];
+            /**
+             * Days To Read
+             * @default 0
+             */
+            days_to_read: number;
+            /**
+             * Days Verified
+             * @default 0
+             */
+            days_verified: number;
+            /** Bytes Read */
+            bytes_read?: number | null;
+            /** Bytes Billed */
+            bytes_billed?: number | null;
+            /** Cost Usd */
+            cost_usd?: number | null;
+            /** Fault */
+            fault?: string | null;
+        };
+        /**
          * TableRun
          * @description One table's part of a refresh.
          */
@@ -1503,20 +1620,25 @@ export type Contact = components['schemas']['Contact'];
 export type DashboardRequest = components['schemas']['DashboardRequest'];
 export type DayCheck = components['schemas']['DayCheck'];
 export type DayState = components['schemas']['DayState'];
+export type DaysToRead = components['schemas']['DaysToRead'];
 export type Ended = components['schemas']['Ended'];
 export type Extraction = components['schemas']['Extraction'];
 export type ExtractionMode = components['schemas']['ExtractionMode'];
 export type Failure = components['schemas']['Failure'];
 export type Fault = components['schemas']['Fault'];
 export type FreshnessState = components['schemas']['FreshnessState'];
+export type Ground = components['schemas']['Ground'];
 export type HttpValidationError = components['schemas']['HTTPValidationError'];
 export type Health = components['schemas']['Health'];
 export type LastStatus = components['schemas']['LastStatus'];
+export type Limited = components['schemas']['Limited'];
 export type Mode = components['schemas']['Mode'];
 export type Overall = components['schemas']['Overall'];
 export type Part = components['schemas']['Part'];
 export type PartState = components['schemas']['PartState'];
 export type PartitionStatus = components['schemas']['PartitionStatus'];
+export type Period = components['schemas']['Period'];
+export type Preview = components['schemas']['Preview'];
 export type Progress = components['schemas']['Progress'];
 export type Refresh = components['schemas']['Refresh'];
 export type RefreshState = components['schemas']['RefreshState'];
@@ -1525,6 +1647,7 @@ export type RunUnderWay = components['schemas']['RunUnderWay'];
 export type Status = components['schemas']['Status'];
 export type TableConfig = components['schemas']['TableConfig'];
 export type TableDetail = components['schemas']['TableDetail'];
+export type TablePreview = components['schemas']['TablePreview'];
 export type TableRun = components['schemas']['TableRun'];
 export type TableStatus = components['schemas']['TableStatus'];
 export type ValidationError = components['schemas']['ValidationError'];
@@ -1936,6 +2059,89 @@ export interface operations {
             };
             /** @description The token's role is too low, or the page's origin is not allowed. */
             403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description The request makes no sense. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ValidationFaults"];
+                };
+            };
+            /** @description Too many unknown tokens came from the caller's address, or the token asks too often. */
+            429: {
+                headers: {
+                    /** @description Seconds to wait. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description PostgreSQL or Dagster does not answer. */
+            503: {
+                headers: {
+                    /** @description Seconds to wait. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+        };
+    };
+    plan: {
+        parameters: {
+            query?: {
+                /** @description Tables; all of them if none is named. */
+                table?: string[] | null;
+                /** @description As if fresh tables were refreshed too, whole. */
+                force?: boolean;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Preview"];
+                };
+            };
+            /** @description No token, or an unknown token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description The token's role is too low, or the page's origin is not allowed. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description Not known. */
+            404: {
                 headers: {
                     [name: string]: unknown;
                 };

@@ -7,8 +7,8 @@ import gzip
 import logging
 import mimetypes
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from pathlib import Path as FilePath
@@ -57,11 +57,13 @@ from pulso_etl.api.models import (
 from pulso_etl.api.outages import OutageWatch
 from pulso_etl.api.refreshes import Refreshes
 from pulso_etl.api.status import CALENDAR_DAYS, SHOWN, StatusFeed, StatusReader, versions_of
+from pulso_etl.automation.preview import Preview, Previews
 from pulso_etl.automation.recovery import EndedAttempt, recover
 from pulso_etl.definitions import build_source
 from pulso_etl.refreshing.request import Grants, Mode, RefreshRequest
 from pulso_etl.settings import Settings
 from pulso_etl.sync.errors import BudgetExceeded, DestinationError, PlanError, PulsoError, first_line
+from pulso_etl.sync.ledger.ledger import server_clock
 from pulso_etl.sync.postgres.server_errors import keeps_out, meaning
 from pulso_etl.sync.postgres.sessions import Session
 from pulso_etl.sync.spec import TableSpec
@@ -189,6 +191,8 @@ class Deployment:
         self.reader = StatusReader(settings, self.database, self.dagster, tables)
         self.feed = StatusFeed(self.reader.snapshot)
         self.refreshes = Refreshes(settings, self.database, self.dagster, self.reader, tables)
+        self.previewing = asyncio.Lock()
+        """One preview at a time: each asks BigQuery and holds a thread."""
         self.health = HealthProbe(
             self.database,
             self.dagster,
@@ -293,6 +297,27 @@ async def end_refresh(
         here.feed.forget()
 
 
+@router.get("/plan", responses={**REFUSED, **INVALID, **UNKNOWN, 503: UNAVAILABLE}, tags=["refresh"])
+async def plan(
+    request: Request,
+    caller: Reader,
+    table: Annotated[list[str] | None, Query(max_length=100, description="Tables; all of them if none is named.")] = None,
+    force: Annotated[bool, Query(description="As if fresh tables were refreshed too, whole.")] = False,
+) -> Preview:
+    """What a refresh would do now: the days, why each would be read, bytes by a dry run, and their cost. Launches nothing."""
+    here = deployment(request)
+    asked = RefreshRequest(here.known(*(table or ())), grants=Grants(force=force))
+    async with here.previewing:
+        with _naming_database():
+            return await asyncio.to_thread(_preview, here, asked)
+
+
+def _preview(here: Deployment, asked: RefreshRequest) -> Preview:
+    previews = Previews(here.settings, here.refreshes.planner, build_source(here.settings))
+    with Session(here.settings.database_url.get_secret_value(), "api", connect_seconds=5).hold() as conn:
+        return previews.of(conn, asked, server_clock(conn))
+
+
 @router.get("/status", response_model=Status, responses={**REFUSED, **UNCHANGED, 503: UNAVAILABLE}, tags=["status"])
 async def status(request: Request, caller: Reader, if_none_match: IfNoneMatch = None) -> Response:
     """The state of all tables, a second old at most. Its ETag changes with everything that it shows except ages; the header
@@ -382,13 +407,8 @@ async def cleanup(request: Request, caller: Admin) -> Cleanup:
     """Ends extractions that died or hang, so that their tables are refreshed again. Returns what it ended."""
     here = deployment(request)
     try:
-        ended = await asyncio.to_thread(_recover, here)
-    except psycopg.Error as error:
-        if not keeps_out(error):
-            raise
-        raise DatabaseUnavailable(f"{meaning(error).tell(error)}") from error
-    except DestinationError as error:
-        raise DatabaseUnavailable(str(error)) from error
+        with _naming_database():
+            ended = await asyncio.to_thread(_recover, here)
     except dg.DagsterError as error:
         raise DagsterUnavailable(f"Dagster's instance can't be used here: {first_line(error)}") from error
     audit.info("%s asked for a cleanup: %d attempt(s) ended", caller.name, len(ended))
@@ -403,6 +423,19 @@ async def cleanup(request: Request, caller: Admin) -> Cleanup:
         for one in ended
     ]
     return Cleanup(ended=told, message=f"{len(told)} attempt(s) ended" if told else "no attempt is stale")
+
+
+@contextmanager
+def _naming_database() -> Iterator[None]:
+    """Raises DatabaseUnavailable for errors of a session that the route opened itself."""
+    try:
+        yield
+    except psycopg.Error as error:
+        if not keeps_out(error):
+            raise
+        raise DatabaseUnavailable(f"{meaning(error).tell(error)}") from error
+    except DestinationError as error:
+        raise DatabaseUnavailable(str(error)) from error
 
 
 def _recover(here: Deployment) -> list[EndedAttempt]:

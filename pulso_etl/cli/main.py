@@ -13,6 +13,7 @@ from pulso_etl import embedded, logs
 from pulso_etl.cli.access import tenants, token
 from pulso_etl.cli.embedded import dev, run, servers
 from pulso_etl.cli.operation import alert_test, cleanup, doctor, ledger, schema
+from pulso_etl.cli.plan import plan
 from pulso_etl.cli.refresh import reconcile, refresh
 from pulso_etl.cli.servers import api, code_server, daemon, webserver
 from pulso_etl.cli.tables import check, retention, show_sql, status
@@ -50,6 +51,7 @@ def options(
 # `-h` means the host in these commands, as in Dagster's own servers.
 HOST_OPTION = {"help_option_names": ["--help"]}
 app.command()(refresh)
+app.command()(plan)
 app.command()(status)
 app.command()(reconcile)
 app.command()(alert_test)

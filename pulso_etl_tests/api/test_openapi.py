@@ -33,6 +33,7 @@ ROUTES = {
     "POST /api/v1/etl/cleanup",
     "GET /api/v1/etl/config/tables",
     "GET /api/v1/etl/config/extraction-modes",
+    "GET /api/v1/etl/plan",
     "GET /api/v1/etl/config/contact",
     "GET /api/v1/etl/events",
     "GET /metrics",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -291,6 +291,17 @@ def test_the_configuration_is_told(api: ApiServer) -> None:
     assert (tables["operation_data"]["lookback_days"], tables["operation_data"]["refresh_every_seconds"]) == (2, 7200)
     modes = {entry["mode"]: entry["default"] for entry in api.call("GET", "/api/v1/etl/config/extraction-modes").json()}
     assert modes == {"incremental": True, "sliding_window": False, "full_refresh": False}
+
+
+def test_the_plan_tells_what_a_refresh_would_do_and_launches_nothing(api: ApiServer, target: Target) -> None:
+    before = target.rows("SELECT count(*) FROM etl_extractions")
+    told = api.call("GET", "/api/v1/etl/plan?table=dashboard_data&force=true").json()
+    assert [table["table"] for table in told["tables"]] == ["dashboard_data"]
+    assert told["tables"][0]["days_to_read"] == sum(
+        (date.fromisoformat(days["end"]) - date.fromisoformat(days["start"])).days + 1 for days in told["tables"][0]["days"]
+    )
+    assert len(api.call("GET", "/api/v1/etl/plan").json()["tables"]) == 5
+    assert target.rows("SELECT count(*) FROM etl_extractions") == before
 
 
 def test_every_part_of_a_healthy_deployment_is_well(api: ApiServer) -> None:

@@ -1,0 +1,228 @@
+"""What a refresh would do now: the days that it would read, why it would read each of them, and what that costs.
+
+It launches nothing and bills nothing, except what the look at changed partitions bills (see `bigquery.look`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from enum import StrEnum
+from itertools import groupby
+from time import monotonic
+
+import psycopg
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from pulso_etl.automation.looks import Looks, Seen
+from pulso_etl.bigquery.look import LOOK_SECONDS, Look
+from pulso_etl.bigquery.source import BigQuerySource
+from pulso_etl.refreshing.budget import Budget, Period
+from pulso_etl.refreshing.due import Standing
+from pulso_etl.refreshing.plan import NOTHING_LOADED, Calendar, RefreshPlan
+from pulso_etl.refreshing.planner import Planner, watermarks_of
+from pulso_etl.refreshing.request import RefreshRequest
+from pulso_etl.settings import Settings
+from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.errors import SourceError
+from pulso_etl.sync.ledger.queries import Usage
+from pulso_etl.sync.ledger.watermarks import TableState, Watermarks
+from pulso_etl.sync.owed import Horizon, owed_days
+from pulso_etl.sync.spec import TableSpec
+
+CLOCK = "%Y-%m-%d %H:%M"
+
+
+class Ground(StrEnum):
+    """Why a day would be read. The first that applies is told."""
+
+    NEVER_LOADED = "never_loaded"
+    ROWS_LOST = "rows_lost"
+    CHANGED = "changed"
+    OWED = "owed"
+    LOOKBACK = "lookback"
+    ASKED = "asked"
+
+
+class DaysToRead(BaseModel):
+    """Days in a row that would be read for the same reason; both ends are included."""
+
+    model_config = ConfigDict(frozen=True)
+
+    start: date
+    end: date
+    ground: Ground
+    why: str
+    """The reason for people."""
+
+
+class TablePreview(BaseModel):
+    """What would happen to one table. Nothing would be read if `days` is empty; `reason` tells why."""
+
+    model_config = ConfigDict(frozen=True)
+
+    table: str
+    reason: str
+    days: list[DaysToRead] = []
+    days_to_read: int = 0
+    days_verified: int = 0
+    """Days of the range that need not be read, because the source reports that they have not changed."""
+    bytes_read: int | None = None
+    """By BigQuery's dry run of the statement; null if nothing would be read or BigQuery did not answer."""
+    bytes_billed: int | None = None
+    """At least 10 MiB for each table that the statement reads."""
+    cost_usd: float | None = None
+    """By the price on demand; null for an account that pays for slots, whose cost is known afterwards only."""
+    fault: str | None = None
+    """Why the load would fail, or why BigQuery told no size."""
+
+
+class Limited(BaseModel):
+    """A limit of the budget and what is used of it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    period: Period
+    text: str
+    share: float
+
+
+class Preview(BaseModel):
+    """What an incremental refresh of the tables would do at the instant `at`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    at: AwareDatetime
+    tables: list[TablePreview]
+    bytes_billed: int
+    """The sum over the tables."""
+    cost_usd: float | None
+    budget: list[Limited] = []
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the reasons of a table's days follow from.
+
+    `standing`: the watermark and the ledger's days. `owed`: the days that are owed. `trailing`: the first day of the lookback.
+    `changed`: the base tables, each with its last change. Instants have a zone.
+    """
+
+    spec: TableSpec
+    standing: Standing
+    owed: Collection[date]
+    trailing: date
+    changed: Mapping[str, datetime]
+
+    @classmethod
+    def of(cls, spec: TableSpec, standing: Standing, calendar: Calendar, today: date, look: Look | None) -> Known:
+        """What follows from the ledger and from the look at the source, if there was one."""
+        horizon = Horizon.of(spec, calendar.first_day, today)
+        owed = owed_days(horizon, standing.watermark or NOTHING_LOADED, today)
+        changed = {name: table.modified for name, table in look.tables.items() if table.modified} if look else {}
+        return cls(spec, standing, set(owed), horizon.trailing(today), changed)
+
+    def ground(self, day: date) -> tuple[Ground, str]:
+        """Why the day would be read, for machines and for people. Pure."""
+        zone, known = self.spec.zone, self.standing.days.get(day)
+        first_load = (self.standing.watermark or NOTHING_LOADED).last_partition is None
+        if known is None and (first_load or day >= self.trailing):
+            return Ground.NEVER_LOADED, "never loaded"
+        if known is not None and known.is_short:
+            return Ground.ROWS_LOST, "rows have disappeared since its last load"
+        later = {name: at for name, at in self.changed.items() if known is not None and at >= known.loaded_at}
+        if later:
+            name, at = max(later.items(), key=lambda one: one[1])
+            return Ground.CHANGED, f"{name.rpartition('.')[2]} changed at {zone.local(at):{CLOCK}}"
+        if day in self.owed and day < self.trailing:
+            read = f", last read at {zone.local(known.at):{CLOCK}}" if known is not None else ""
+            return Ground.OWED, f"owed: it could still change after its last reading{read}"
+        if day >= self.trailing:
+            return Ground.LOOKBACK, f"within the lookback of {self.spec.schedule.lookback_days} days"
+        return Ground.ASKED, "asked for"
+
+
+def days_to_read(known: Known, days: Iterable[date]) -> list[DaysToRead]:
+    """The days, oldest first, each range with its reason. Pure."""
+
+    def ranges() -> Iterator[DaysToRead]:
+        told = [(day, *known.ground(day)) for day in sorted(days)]
+        numbered = enumerate(told)
+        for (ground, why, _), group in groupby(numbered, key=lambda one: (one[1][1], one[1][2], one[1][0].toordinal() - one[0])):
+            inside = [day for _, (day, _, _) in group]
+            yield DaysToRead(start=inside[0], end=inside[-1], ground=ground, why=why)
+
+    return list(ranges())
+
+
+@dataclass(frozen=True)
+class Previews:
+    """Tells what a refresh of a deployment would do."""
+
+    settings: Settings
+    planner: Planner
+    source: BigQuerySource
+
+    def of(self, conn: psycopg.Connection, request: RefreshRequest, now: datetime) -> Preview:
+        """What the request would do at the instant `now` (the server's clock). Changes nothing.
+
+        A plain request reads only what changed, as the refresh sensor does; any other one reads its whole range. Raises PlanError
+        for an invalid request, LedgerMismatch, and psycopg's errors. A fault of the source is told in the table's `fault`.
+        """
+        states = Watermarks(self.settings.database_schema).read(conn)
+        plans = self.planner.plans(request, watermarks_of(states), now)
+        margin = timedelta(seconds=self.settings.change_margin_seconds)
+        looks = Looks(self.source, margin, monotonic() + LOOK_SECONDS * max(1, len(plans)))
+        tables = [self._of_table(request, plan, states.get(plan.table), looks, now) for plan in plans]
+        costs = [table.cost_usd for table in tables]
+        return Preview(
+            at=now,
+            tables=tables,
+            bytes_billed=sum(table.bytes_billed or 0 for table in tables),
+            cost_usd=None if self.planner.budget.price_per_slot_hour is not None else sum(cost or 0 for cost in costs),
+            budget=_limits(self.planner.budget.read(conn, now)) if states else [],
+        )
+
+    def _of_table(
+        self, request: RefreshRequest, plan: RefreshPlan, state: TableState | None, looks: Looks, now: datetime
+    ) -> TablePreview:
+        if plan.window is None:
+            return TablePreview(table=plan.table, reason=plan.reason)
+        spec = self.planner.tables[plan.table]
+        standing = Standing(state.watermark, days=state.days, source=state.source) if state else Standing()
+        looking = request.is_plain and self.settings.change_aware and spec.source.change_capture is None
+        seen = looks.seen(spec, plan.window, standing, now) if looking else Seen(list(plan.window), "the whole range")
+        told = TablePreview(
+            table=plan.table,
+            reason=f"{plan.reason}; {seen.note}",
+            days_to_read=len(seen.days),
+            days_verified=plan.window.days - len(seen.days),
+        )
+        if not seen.days:
+            return told
+        look, fault = self._size(spec, DayRange(min(seen.days), max(seen.days)))
+        known = Known.of(spec, standing, self.planner.calendar, spec.zone.day(now), look)
+        found = told.model_copy(update={"days": days_to_read(known, seen.days), "fault": fault})
+        return found if look is None else found.model_copy(update=self._costs(look))
+
+    def _size(self, spec: TableSpec, days: DayRange) -> tuple[Look | None, str | None]:
+        try:
+            return self.source.look(spec, days), None
+        except SourceError as error:
+            return None, str(error)
+
+    def _costs(self, look: Look) -> dict[str, object]:
+        pricing = self.planner.budget.pricing
+        billed = pricing.billed(look.bytes_processed, len(look.tables))
+        most = self.settings.bigquery_maximum_bytes_billed
+        told: dict[str, object] = {"bytes_read": look.bytes_processed, "bytes_billed": billed}
+        if pricing.per_slot_hour is None:
+            told["cost_usd"] = round(pricing.cost(Usage(billed)), 6)
+        if billed > most:
+            told["fault"] = f"BigQuery would refuse it: {billed:,} bytes are more than BIGQUERY_MAXIMUM_BYTES_BILLED, {most:,}"
+        return told
+
+
+def _limits(budget: Budget) -> list[Limited]:
+    return [Limited(period=one.limit.period, text=str(one), share=one.share) for one in budget.spent]

@@ -1,0 +1,119 @@
+"""What a refresh would do now, and why: the pure decisions, and the preview of a real table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, timedelta
+
+import dagster as dg
+import psycopg
+import pytest
+
+from pulso_etl.automation.preview import Ground, Known, Previews, TablePreview, days_to_read
+from pulso_etl.bigquery.source import BigQuerySource
+from pulso_etl.definitions import build_defs, build_source
+from pulso_etl.local.emulator import BigQueryEmulator
+from pulso_etl.refreshing.due import Standing
+from pulso_etl.refreshing.execution import run_plan
+from pulso_etl.refreshing.planner import Planner, watermarks_of
+from pulso_etl.refreshing.request import Grants, RefreshRequest
+from pulso_etl.settings import Settings
+from pulso_etl.sync.errors import PlanError, SourceUnavailable
+from pulso_etl.sync.ledger.ledger import Day
+from pulso_etl.sync.ledger.watermarks import Watermarks
+from pulso_etl.sync.owed import Watermark
+from pulso_etl_tests.clock import TABLES
+from pulso_etl_tests.conftest import seed
+
+DASHBOARD = TABLES["dashboard_data"]
+TODAY = date(2026, 3, 20)
+READ = datetime(2026, 3, 20, 15, 0, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+MIB = 2**20
+
+
+def back(days: int) -> date:
+    return TODAY - timedelta(days=days)
+
+
+def day(ago: int, *, short: bool = False) -> tuple[date, Day]:
+    return back(ago), Day(READ, back(ago) + timedelta(days=7), READ, 10, short)
+
+
+def local(at: datetime) -> str:
+    return f"{DASHBOARD.zone.local(at):%Y-%m-%d %H:%M}"
+
+
+def known(days: Mapping[date, Day], owed: set[date], changed: Mapping[str, datetime]) -> Known:
+    return Known(DASHBOARD, Standing(Watermark(READ, TODAY), days=days), owed, back(6), changed)
+
+
+def test_each_day_has_the_first_reason_that_applies() -> None:
+    days = dict([day(0), day(1), day(2, short=True), day(8), day(9)])
+    changed = {"p.d.gestiones_unificadas": READ - HOUR}
+    one = known(days, {back(8), back(2)}, changed)
+    told = {ago: one.ground(back(ago)) for ago in (1, 2, 3, 8, 9)}
+    assert {ago: ground for ago, (ground, _) in told.items()} == {
+        1: Ground.LOOKBACK,
+        2: Ground.ROWS_LOST,
+        3: Ground.NEVER_LOADED,
+        8: Ground.OWED,
+        9: Ground.ASKED,
+    }
+    assert told[8][1] == "owed: it could still change after its last reading, last read at " + local(READ)
+    after = known(days, set(), {"p.d.old": READ - HOUR, "p.d.gestiones_unificadas": READ + HOUR})
+    assert after.ground(back(1)) == (Ground.CHANGED, "gestiones_unificadas changed at " + local(READ + HOUR))
+    assert after.ground(back(2))[0] is Ground.ROWS_LOST
+
+
+def test_days_in_a_row_with_one_reason_are_one_range() -> None:
+    days = dict([day(0), day(1), day(2), day(4)])
+    found = days_to_read(known(days, set(), {}), [back(ago) for ago in (0, 1, 2, 3, 4, 6)])
+    assert [(one.start, one.end, one.ground) for one in found] == [
+        (back(6), back(6), Ground.NEVER_LOADED),
+        (back(4), back(4), Ground.LOOKBACK),
+        (back(3), back(3), Ground.NEVER_LOADED),
+        (back(2), back(0), Ground.LOOKBACK),
+    ]
+
+
+class Silent(BigQuerySource):
+    """A BigQuery that does not answer a look."""
+
+    def look(self, *arguments: object, **options: object) -> None:  # type: ignore[override]
+        raise SourceUnavailable("BigQuery did not answer")
+
+
+def test_the_preview_is_what_a_refresh_then_does_and_changes_nothing(
+    settings: Settings, emulator: BigQueryEmulator, conn: psycopg.Connection
+) -> None:
+    seed(settings, emulator)
+    planner, request = Planner.of(settings, TABLES), RefreshRequest((DASHBOARD.name,))
+    previews = Previews(settings, planner, build_source(settings))
+
+    def preview(force: bool = False) -> TablePreview:
+        return previews.of(conn, RefreshRequest((DASHBOARD.name,), grants=Grants(force=force)), datetime.now(UTC)).tables[0]
+
+    first = preview()
+    assert first.days[0].ground is Ground.NEVER_LOADED
+    assert conn.execute("SELECT to_regclass('etl_watermarks')").fetchone() == (None,)
+    (plan,) = planner.plans(request, {}, datetime.now(UTC))
+    assert plan.window is not None
+    assert (first.days[0].start, first.days[-1].end, first.days_to_read) == (plan.window.start, plan.window.end, plan.window.days)
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert run_plan(build_defs(settings), instance, DASHBOARD, plan).error is None
+
+    before = conn.execute("SELECT * FROM etl_watermarks").fetchall()
+    fresh = preview()
+    assert (fresh.days, fresh.days_to_read, fresh.bytes_read) == ([], 0, None)
+    assert fresh.reason.startswith("fresh: loaded")
+    forced = preview(force=True)
+    assert {one.ground for one in forced.days} == {Ground.LOOKBACK}
+    assert forced.days_to_read == DASHBOARD.schedule.lookback_days
+    silent = Previews(settings, planner, Silent(project="p"))
+    told = silent.of(conn, RefreshRequest((DASHBOARD.name,), grants=Grants(force=True)), datetime.now(UTC)).tables[0]
+    assert (told.days_to_read, told.bytes_read, told.fault) == (forced.days_to_read, None, "BigQuery did not answer")
+    assert conn.execute("SELECT * FROM etl_watermarks").fetchall() == before
+    assert watermarks_of(Watermarks(settings.database_schema).read(conn)).keys() == {DASHBOARD.name}
+    with pytest.raises(PlanError, match="unknown table nothing"):
+        previews.of(conn, RefreshRequest(("nothing",)), datetime.now(UTC))
