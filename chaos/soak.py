@@ -41,7 +41,7 @@ from chaos.share import end_on_sigterm, say
 from pulso_etl.access.tokens import Role, make_token
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.postgres import EmbeddedPostgres
-from pulso_etl.local.sample_data import SampleData, load_table
+from pulso_etl.local.sample_data import SampleData, base_of, load_table
 from pulso_etl.settings import Settings
 from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.spec import fill
@@ -250,7 +250,7 @@ class Deployment:
         self.revision += 1
         found = SampleData(self.names, self.today, DAYS, ROWS, revision=self.revision).tables()
         for name in self.names:
-            load_table(self.source, self.names[name], found[name])
+            load_table(self.source, base_of(self.names, name), found[name])
         self.changed_at = datetime.now(UTC)
 
     def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:

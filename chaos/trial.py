@@ -25,7 +25,7 @@ from chaos.wire import WireProxy
 from pulso_etl.automation.recovery import recover
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.postgres import EmbeddedPostgres
-from pulso_etl.local.sample_data import PARTITIONED, SampleData, load_table
+from pulso_etl.local.sample_data import PARTITIONED, SampleData, base_of, load_table
 from pulso_etl.refreshing.execution import Outcome
 from pulso_etl.refreshing.planner import Planner, watermarks_of
 from pulso_etl.refreshing.request import Grants, Mode, RefreshRequest
@@ -89,7 +89,7 @@ class World:
     def fill_source(self, table: str) -> None:
         """Loads the current rows of the table's sources into BigQuery."""
         for name in TABLES[table].sources:
-            load_table(self.source, self.names[name], self.data.table(name, self.today))
+            load_table(self.source, base_of(self.names, name), self.data.table(name, self.today))
 
     def rows(self, table: str) -> Rows:
         """The rows in PostgreSQL."""

@@ -137,6 +137,14 @@ class Books:
             known.partitions, known.buffered = {}, 0.0
         self._count(name, at)
 
+    def drop_view(self, name: str) -> None:
+        """Drops a view, if the name is one. The emulator drops only tables."""
+        from bqemulator.storage.sql_identifiers import quoted_table_ref
+
+        meta = self.meta(name)
+        if meta is not None and meta.view_query is not None:
+            self.engine.execute(f"DROP VIEW IF EXISTS {quoted_table_ref(*name.split('.'))}")
+
     def streamed(self, name: str) -> None:
         """Rows were streamed into the table. Until they leave the buffer, its time of change does not tell of them."""
         self.kept(name).buffered = time.time()
@@ -370,6 +378,8 @@ class Double:
             await self.app(scope, receive, send)
             return
         asked = await _body(receive)
+        if method == "DELETE" and (found := TABLES.match(path)) and found[3]:
+            self.books.drop_view(".".join(found.groups()[:3]))
         status, headers, answer = await self._answer(scope, asked)
         if status < 300:
             try:

@@ -9,7 +9,8 @@ random numbers come from a stream of their own, so all other rows stay the same.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from google.api_core.exceptions import NotFound
 from google.cloud import bigquery
 
 from pulso_etl.bigquery.arrow import arrow_type
@@ -87,17 +89,21 @@ class SampleData:
         return {name: pa.Table.from_pylist(rows[name], schema=schema) for name, schema in SCHEMAS.items()}
 
     def seed_into(self, client: bigquery.Client) -> None:
-        """Creates the dataset and the tables and replaces their rows."""
+        """Creates the dataset, the tables, and the views over them as in production, and replaces the tables' rows."""
         client.create_dataset(self.names["agentes"].rsplit(".", 1)[0], exists_ok=True)
         for name, table in self.tables().items():
+            base = base_of(self.names, name)
             target = bigquery.Table(
-                self.names[name],
+                base,
                 schema=[bigquery.SchemaField(f.name, BIGQUERY_TYPES[f.type]) for f in table.schema],
             )
             if name in PARTITIONED:
                 target.time_partitioning = bigquery.TimePartitioning(field=PARTITIONED[name])
             client.create_table(target, exists_ok=True)
-            load_table(client, self.names[name], table)
+            load_table(client, base, table)
+            if base != self.names[name]:
+                _drop_table(client, self.names[name])
+                client.query_and_wait(f"CREATE OR REPLACE VIEW `{self.names[name]}` AS SELECT * FROM `{base}`")  # noqa: S608 - our own names
 
     def _rng(self, day: date, stream: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, day.toordinal(), stream])
@@ -222,6 +228,18 @@ class SampleData:
             "peso": float(rng.integers(0, 9)) / 4,
             "fecha_procesamiento": self._stamp(day),
         }
+
+
+def base_of(names: Mapping[str, str], name: str) -> str:
+    """The full name of the table that holds the rows of a source: the base table under its view, or the table of the agents."""
+    return f"{names[name]}_base" if name in PARTITIONED else names[name]
+
+
+def _drop_table(client: bigquery.Client, name: str) -> None:
+    """Drops a table that stands where a view has to be."""
+    with suppress(NotFound):
+        if client.get_table(name).table_type == "TABLE":
+            client.delete_table(name)
 
 
 def load_table(client: bigquery.Client, name: str, table: pa.Table) -> None:

@@ -123,7 +123,7 @@ def test_only_changed_days_are_read_again(deployment: Deployment, bigquery_proxy
         assert deployment.run(request)
     later, today = now + 2 * DUE, TODAY
     changed = [today - timedelta(days=back) for back in (5, 4, 2)]
-    set_modified(bigquery_proxy, r"\w+_dashboard_cobranzas", later)
+    set_modified(bigquery_proxy, r"\w+_dashboard_cobranzas_base", later)
     set_partition_times(
         bigquery_proxy,
         {f"{today - timedelta(days=back):%Y%m%d}": LONG_AGO for back in range(7)}
@@ -150,7 +150,7 @@ def test_a_source_that_gives_no_signal_has_its_whole_window_read(
 ) -> None:
     for request in deployment.tick(now)[0]:
         assert deployment.run(request)
-    bigquery_proxy.inject(r"^GET \S+/tables/\w+_dashboard_cobranzas\?", edited(lambda table: table | {"type": "VIEW"}))
+    bigquery_proxy.inject(r"^GET \S+/tables/\w+_dashboard_cobranzas_base\?", edited(lambda table: table | {"type": "EXTERNAL"}))
     requests, why = deployment.tick(now + 2 * DUE)
     today = TODAY
     assert ranges(requests) == [("dashboard_data", str(today - timedelta(days=6)), str(today))]

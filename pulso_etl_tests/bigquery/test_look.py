@@ -18,7 +18,7 @@ from pulso_etl.automation.looks import Looks
 from pulso_etl.bigquery.look import MOST_TABLES, Look, changed_tables, is_daily, modified_days, state_of
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.local.emulator import BigQueryEmulator
-from pulso_etl.local.sample_data import SCHEMAS, SampleData
+from pulso_etl.local.sample_data import SCHEMAS, SampleData, base_of
 from pulso_etl.refreshing.due import Standing
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import SourceError, SourceUnavailable
@@ -31,19 +31,16 @@ from pulso_etl_tests.declarations import declare
 from pulso_etl_tests.faulty_proxy import FaultyProxy, Request, edited, error
 
 WINDOW = DayRange(date(2026, 7, 10), date(2026, 7, 15))
-BASES = {name: f"mibot-222814.LOOK_TESTS.{name}" for name in SCHEMAS}
-NAMES = {name: full if name == "agentes" else f"{full}_vw" for name, full in BASES.items()}
+NAMES = {name: f"mibot-222814.LOOK_TESTS.{name}" for name in SCHEMAS}
+BASES = {name: base_of(NAMES, name) for name in SCHEMAS}
 SENT = r"^POST \S+/(queries|jobs)\b"
 
 
 @pytest.fixture(scope="module")
 def sample(emulator: BigQueryEmulator) -> SampleData:
     """The sample data under views."""
-    data = SampleData(BASES, date(2026, 7, 15), days=6, dashboard_rows_per_day=4)
-    client = emulator.client()
-    data.seed_into(client)
-    for name in SCHEMAS.keys() - {"agentes"}:
-        client.query_and_wait(f"CREATE OR REPLACE VIEW `{NAMES[name]}` AS SELECT * FROM `{BASES[name]}`")
+    data = SampleData(NAMES, date(2026, 7, 15), days=6, dashboard_rows_per_day=4)
+    data.seed_into(emulator.client())
     return data
 
 
@@ -136,7 +133,7 @@ def test_the_cache_answers_the_same_statement_and_says_what_it_saved(source: Big
 def test_what_can_not_be_looked_at_is_no_signal_and_the_run_reads_all_the_same(
     source: BigQuerySource, bigquery_proxy: FaultyProxy
 ) -> None:
-    bigquery_proxy.inject(r"^GET \S+/tables/dashboard_cobranzas\?", error(403, "accessDenied"))
+    bigquery_proxy.inject(r"^GET \S+/tables/dashboard_cobranzas_base\?", error(403, "accessDenied"))
     stream = source.stream(TABLES["dashboard_data"], WINDOW, "run")
     assert stream.look() is None
     assert stream.metadata["change_signal"].startswith("none: a table under it can't be looked at")
@@ -149,7 +146,7 @@ def test_what_can_not_be_looked_at_is_no_signal_and_the_run_reads_all_the_same(
 
 def test_rows_in_a_streaming_buffer_are_no_signal(source: BigQuerySource, bigquery_proxy: FaultyProxy) -> None:
     buffer = {"estimatedRows": "1", "estimatedBytes": "1", "oldestEntryTime": "1"}
-    bigquery_proxy.inject(r"^GET \S+/tables/dashboard_cobranzas\?", edited(lambda table: table | {"streamingBuffer": buffer}))
+    bigquery_proxy.inject(r"^GET \S+/tables/dashboard_cobranzas_base\?", edited(lambda table: table | {"streamingBuffer": buffer}))
     look = source.look(TABLES["dashboard_data"], WINDOW)
     assert state_of(look, TABLES["dashboard_data"]) == f"{BASES['dashboard_cobranzas']} has rows in a streaming buffer"
 

@@ -36,7 +36,7 @@ from pulso_etl.checks.asset_checks import (
 from pulso_etl.checks.reconciliation import Difference, Measure, Reconciliation, agree, default_window, differences
 from pulso_etl.definitions import build_defs
 from pulso_etl.local.emulator import BigQueryEmulator
-from pulso_etl.local.sample_data import SampleData, load_table
+from pulso_etl.local.sample_data import SampleData, base_of, load_table
 from pulso_etl.refreshing.execution import Comparison, run_plan, run_reconciliation
 from pulso_etl.refreshing.launch import run_tags
 from pulso_etl.refreshing.plan import RefreshPlan
@@ -491,7 +491,7 @@ def test_a_withdrawn_snapshot_is_found_and_a_refresh_of_its_day_alone_brings_bac
     ((newest, month),) = conn.execute(
         "SELECT fecha_foto, periodo FROM assignment_data GROUP BY 1, 2 ORDER BY 1 DESC, 2 DESC LIMIT 1"
     ).fetchall()
-    name, given = sample.names["asignaciones_clean"], sample.tables()["asignaciones_clean"]
+    name, given = base_of(sample.names, "asignaciones_clean"), sample.tables()["asignaciones_clean"]
     days, months = given["fecha_foto"], given["periodo_mes"]
     earlier = pc.max(days.filter(pc.and_(pc.equal(months, month), pc.less(days, pa.scalar(newest))))).as_py()
     try:
@@ -530,7 +530,7 @@ def test_a_source_that_changed_after_the_load_is_found_and_a_refresh_mends_it(
     sample: SampleData,
 ) -> None:
     refresh("productivity_data")
-    name, attempts = sample.names["gestiones_unificadas"], sample.tables()["gestiones_unificadas"]
+    name, attempts = base_of(sample.names, "gestiones_unificadas"), sample.tables()["gestiones_unificadas"]
     old = pc.equal(attempts["fecha_gestion"], pa.scalar(OLD))
     corrected = attempts.set_column(
         attempts.schema.get_field_index("peso"), "peso", pc.if_else(old, pc.add(attempts["peso"], 1.0), attempts["peso"])

@@ -22,7 +22,7 @@ from pydantic import SecretStr
 
 from pulso_etl.cli.main import main
 from pulso_etl.local.emulator import BigQueryEmulator
-from pulso_etl.local.sample_data import SampleData, load_table
+from pulso_etl.local.sample_data import SampleData, base_of, load_table
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange, first_kept_day
 from pulso_etl.sync.ledger.locks import table_lock
@@ -229,7 +229,7 @@ def test_a_shrinking_source_is_refused_until_it_is_allowed(
     assert pulso("refresh", "dashboard_data").code == 0
     whole = data.tables()["dashboard_cobranzas"]
     with emulator.client() as client:
-        load_table(client, data.names["dashboard_cobranzas"], whole.slice(0, 10))
+        load_table(client, base_of(data.names, "dashboard_cobranzas"), whole.slice(0, 10))
         try:
             refused = pulso("refresh", "dashboard_data", "--force")
             assert refused.code == 1
@@ -240,7 +240,7 @@ def test_a_shrinking_source_is_refused_until_it_is_allowed(
             assert allowed.code == 0
             assert count(conn, "dashboard_data") == 10
         finally:
-            load_table(client, data.names["dashboard_cobranzas"], whole)
+            load_table(client, base_of(data.names, "dashboard_cobranzas"), whole)
 
 
 def test_status_tells_every_table_before_and_after(pulso: Pulso) -> None:

@@ -15,7 +15,7 @@ import pytest
 from google.cloud import bigquery
 
 from pulso_etl.local.emulator import BigQueryEmulator
-from pulso_etl.local.sample_data import PARTITIONED, SCHEMAS, SampleData
+from pulso_etl.local.sample_data import PARTITIONED, SCHEMAS, SampleData, base_of
 from pulso_etl_tests.lima import LIMA
 
 pytestmark = pytest.mark.usefixtures("processes")
@@ -41,7 +41,9 @@ def test_row_counts_read_back_even_when_seeded_twice(client: bigquery.Client) ->
 
 def test_tables_are_partitioned_by_day(client: bigquery.Client) -> None:
     for name, column in PARTITIONED.items():
-        partitioning = client.get_table(NAMES[name]).time_partitioning
+        view, base = client.get_table(NAMES[name]), base_of(NAMES, name)
+        assert (view.table_type, view.view_query) == ("VIEW", f"SELECT * FROM `{base}`")
+        partitioning = client.get_table(base).time_partitioning
         assert (partitioning.type_, partitioning.field) == ("DAY", column)
 
 
