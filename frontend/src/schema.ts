@@ -99,7 +99,7 @@ export interface paths {
         };
         /**
          * Plan
-         * @description What a refresh would do now: the days, why each would be read, bytes by BigQuery's dry run, and their cost. Launches nothing.
+         * @description What a refresh would do now: the days, why each would be read, bytes by a dry run, and their cost. Launches nothing.
          */
         get: operations["plan"];
         put?: never;
