@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
 
 import psycopg
@@ -16,9 +16,7 @@ from pulso_etl.local.sample_data import SampleData
 from pulso_etl.settings import Settings
 from pulso_etl.sync.errors import ContractError, LoadFailed, PlanError, SettingsError, SourceError
 from pulso_etl.tables import TABLES
-from pulso_etl_tests.lima import lima_day
-
-TODAY = lima_day(datetime.now(UTC))
+from pulso_etl_tests.clock import TODAY
 
 
 @pytest.fixture(scope="module")
