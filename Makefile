@@ -6,7 +6,7 @@ API_PORT ?= 8000
 # Each server and each run is a Python of its own. Without bytecode on disk each of them would compile every module anew.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: run dev servers check lint quick test docs hooks audit test-postgres15 test-frontend page alerts bench chaos runtime lock clean
+.PHONY: run dev servers check lint quick test docs hooks audit test-postgres15 test-frontend page pictures alerts bench chaos runtime lock clean
 
 ifneq ($(words $(CURDIR)),1)
 $(error PostgreSQL cannot run in a folder with a space in its path; move "$(CURDIR)")
@@ -34,7 +34,7 @@ quick: $(VENV)/.installed
 	$(BIN)/pytest -n 2 -m "not processes"
 
 test: lint ## lint, types, storeys and all tests; about 15 min on two cores
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 docs: $(VENV)/.installed ## write the parts of README, docs and the TypeScript client that follow from the declarations
 	$(BIN)/python -m pulso_etl_tests.generated
@@ -61,6 +61,9 @@ test-frontend: page ## check types, lint and tests of the TypeScript client, and
 alerts: ## test the alert rules of Prometheus; needs promtool (Debian's prometheus)
 	promtool check rules deploy/prometheus/pulso-etl.rules.yml
 	promtool test rules deploy/prometheus/pulso-etl.test.yml
+
+pictures: $(VENV)/.installed ## take the pictures of the page in docs/images anew; needs Chromium
+	PULSO_PICTURES=docs/images $(BIN)/pytest pulso_etl_tests/api/test_page.py
 
 bench: $(VENV)/.bench ## measure the load path beside other ways; BENCH="--help" shows the options
 	$(BIN)/python -m benchmarks $(BENCH)
