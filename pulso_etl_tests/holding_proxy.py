@@ -14,6 +14,11 @@ QUERY = r"^POST \S+/(jobs|queries)\b"
 PAGE = re.compile(r"^(GET \S+[?&]maxResults=)[1-9]\d*")
 
 
+def is_dry_run(request: Request) -> bool:
+    """Whether the request asks only what a query would read."""
+    return re.search(QUERY, request.line) is not None and bool(request.json.get("configuration", {}).get("dryRun"))
+
+
 class HoldingProxy(FaultyProxy):
     """Passes requests on to `upstream`. A page of a query's rows holds `page_rows` rows, whatever the client asks for."""
 
@@ -29,8 +34,8 @@ class HoldingProxy(FaultyProxy):
 
     @property
     def queries(self) -> int:
-        """How many queries clients sent, refused queries included."""
-        return len(self.seen(QUERY))
+        """How many queries clients sent, refused queries included. A dry run is none."""
+        return sum(not is_dry_run(request) for request in self.seen(QUERY))
 
     def refuse_queries(self, count: int) -> None:
         """Answers the next `count` queries with a 503 that the client library does not retry by itself."""
@@ -47,7 +52,10 @@ class HoldingProxy(FaultyProxy):
         self._released.set()
 
     def fault_for(self, request: Request) -> Fault | None:
-        """The next injected fault for the request, or the answer for a page of rows."""
+        """The next injected fault for the request, or the answer for a page of rows. Dry runs are passed on."""
+        if is_dry_run(request):
+            self.requests.append(request)
+            return None
         return super().fault_for(request) or (self._page if PAGE.search(request.line) else None)
 
     def _page(self, handler: Any, request: Request) -> None:

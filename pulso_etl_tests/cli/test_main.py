@@ -20,6 +20,7 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
+from pulso_etl import local
 from pulso_etl.cli.main import main
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import SampleData, base_of, load_table
@@ -512,8 +513,10 @@ def test_statements_are_shown_with_the_settings_that_embedded_servers_left_thoug
 
 
 def test_the_embedded_default_without_its_packages_says_what_to_install(pulso: Pulso, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith("pulso_etl.local")]:
+    for name in [name for name in sys.modules if name.startswith("pulso_etl.local.")]:
         monkeypatch.delitem(sys.modules, name)
+        # The package's attribute comes back, too.
+        monkeypatch.delattr(local, name.rpartition(".")[2], raising=False)
     monkeypatch.setitem(sys.modules, "psutil", None)
     for command in ("run", "dev", "servers"):
         ended = pulso(command)
