@@ -16,6 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from unittest.mock import patch
+
+import dagster as dg
 
 from pulso_etl.local.sample_data import SampleData
 from pulso_etl.refreshing.ranges import range_tags
@@ -86,6 +89,9 @@ class DagsterStack:
         served = {"grpc_server": {"host": "127.0.0.1", "port": int(self._code_port), "location_name": self.module}}
         # JSON is also YAML.
         (self.home / "workspace.yaml").write_text(json.dumps({"load_from": [served]}), encoding="utf-8")
+        # Two processes of Dagster that make its tables at the same time can get in each other's way.
+        with patch.dict(os.environ, self.env), dg.DagsterInstance.from_config(str(self.home)):
+            pass
         self.start_code_server()
         self._start("webserver", "dagster_webserver", "-h", "127.0.0.1", "-p", self.url.rpartition(":")[2], "-w", "workspace.yaml")
         self.start_daemon()

@@ -17,9 +17,13 @@ from pulso_etl.sync.loading.request import PlanName
 from pulso_etl.sync.postgres.session_settings import Limits
 from pulso_etl.sync.postgres.sessions import Session
 from pulso_etl.sync.target import Target
+from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.sync.samples import D1, WINDOW, Loads, request, row, table, things
 
 SHORT = timedelta(milliseconds=60)
+LONGER = timedelta(milliseconds=500)
+"""Long enough for a busy machine to reach the copy. If the server ends a session before it has read what the client wrote, the
+client learns no reason."""
 ROWS = table([row(D1, "a"), row(D1, "b")])
 Pause = Callable[[psycopg.Connection], None]
 
@@ -28,8 +32,14 @@ def sleep(conn: psycopg.Connection) -> None:
     time.sleep(0.15)
 
 
+def sleep_longer(conn: psycopg.Connection) -> None:
+    time.sleep(0.8)
+
+
 def end(conn: psycopg.Connection) -> None:
     with psycopg.connect(conn.info.dsn, password=conn.info.password, autocommit=True) as admin:
+        reading = "SELECT FROM pg_stat_activity WHERE pid = %s AND wait_event = 'ClientRead'"
+        wait_until(lambda: admin.execute(reading, (conn.info.backend_pid,)).fetchone() is not None)
         admin.execute("SELECT pg_terminate_backend(%s, 5000)", (conn.info.backend_pid,))
 
 
@@ -54,8 +64,8 @@ def slow_to_read(conn: psycopg.Connection, pause: Pause) -> Iterator[pa.RecordBa
     ("limits", "source", "pause", "told"),
     [
         (Limits(idle_in_transaction=SHORT), slow_to_open, sleep, "ended the session, which had waited too long"),
-        (Limits(transaction=SHORT), slow_to_open, sleep, "ended the load, which took too long"),
-        (Limits(transaction=SHORT), slow_to_read, sleep, "ended the load, which took too long"),
+        (Limits(transaction=LONGER), slow_to_open, sleep_longer, "ended the load, which took too long"),
+        (Limits(transaction=LONGER), slow_to_read, sleep_longer, "ended the load, which took too long"),
         (Limits(statement=SHORT), slow_to_read, sleep, "the statement was ended: .*statement timeout"),
         (Limits(), slow_to_open, end, "ended the session: .*administrator"),
         (Limits(), slow_to_read, end, "ended the session: .*administrator"),
