@@ -119,14 +119,14 @@ def test_a_table_whose_keys_live_in_several_partitions_is_loaded_chunk_after_chu
     assert [(chain.spec.name, len(chain.plans)) for chain in todo] == [(PARALLEL, 1)] * 8 + [(SERIAL, 8)]
 
 
-def test_many_months_in_two_processes_are_the_rows_of_one_run(
+def test_many_months_in_three_processes_are_the_rows_of_one_run(
     here: Settings, proxy: HoldingProxy, window: DayRange, schema: str, conn: psycopg.Connection
 ) -> None:
     proxy.page_rows = 10_000
     # Behind the first load of each table, which makes it: those that follow stand still until there are several, however long their
     # processes take to start.
     proxy.hold_page(2)
-    process = refresh(window, PARALLEL, SERIAL, "--workers", "2")
+    process = refresh(window, PARALLEL, SERIAL, "--workers", "3")
     wait_until(lambda: running(conn, PARALLEL) > 1, 60)
     proxy.release()
     out, _ = process.communicate(timeout=240)
