@@ -24,18 +24,26 @@ RECHECK_EVERY = timedelta(hours=24)
 
 @dataclass(frozen=True)
 class Seen:
-    """The result of a look: the days to read, a note for people, the source's state (None: no signal), and the bytes that need not
-    be read because nothing has changed."""
+    """The result of a look: the days to read, a note for people, and the source's state (None: no signal).
+
+    `look`: what BigQuery told of the statement over the whole window; None if it was not asked, or did not answer.
+    """
 
     days: Collection[date]
     note: str
     state: SourceState | None = None
-    bytes_avoided: int = 0
+    look: Look | None = None
+
+    @property
+    def bytes_avoided(self) -> int:
+        """The bytes that need not be read because nothing has changed."""
+        return self.look.bytes_processed if self.look and not self.days else 0
 
 
 @dataclass
 class Looks:
     """The looks of one tick. Together they may last until `until` on the monotonic clock. `margin`: how far clocks may differ.
+    `change_aware`: whether the deployment asks for changes at all.
 
     After a question without an answer it asks no more: the source is away, and every table is read as if everything had changed.
     """
@@ -43,6 +51,7 @@ class Looks:
     source: BigQuerySource
     margin: timedelta
     until: float
+    change_aware: bool = True
     away: SourceUnavailable | None = None
 
     @property
@@ -50,10 +59,18 @@ class Looks:
         """Whether the time is up although the source answers."""
         return self.away is None and monotonic() > self.until
 
+    def captures(self, spec: TableSpec) -> bool:
+        """Whether the run itself reads only the changes."""
+        return self.change_aware and spec.source.change_capture is not None
+
     def seen(self, spec: TableSpec, window: DayRange, standing: Standing, now: datetime) -> Seen:
         """The days of the window to read again at the instant `now` (the server's clock). A day is left out if the source is in the
         state of the day's last reading, or if only other partitions of the source have changed since."""
         every = list(window)
+        if not self.change_aware:
+            return Seen(every, "the whole window: detection of changes is turned off")
+        if self.captures(spec):
+            return Seen(every, "only the changes, if the source reports them")
         loaded = loaded_days(window, standing.days, now, RECHECK_EVERY)
         known = {day: one for day, one in loaded.items() if not one.is_short}
         if not known:
@@ -62,7 +79,7 @@ class Looks:
             look = self._asked(lambda seconds: self.source.look(spec, window, seconds))
             state = state_of(look, spec)
             if isinstance(state, str):
-                return Seen(every, f"the whole window: the source gives no signal of changes: {state}")
+                return Seen(every, f"the whole window: the source gives no signal of changes: {state}", look=look)
             unchanged = {day for day, one in known.items() if one.source == state.digest}
             if standing.source is not None:
                 # Only the last state is kept as a whole. A day of another state may have missed more changes.
@@ -73,7 +90,7 @@ class Looks:
             return Seen(every, f"the whole window: the source does not report its changes ({error})")
         days = [day for day in every if day not in unchanged]
         note = f"{len(days)} of {window.days} partitions to read, {window.days - len(days)} verified"
-        return Seen(days, note, state, 0 if days else look.bytes_processed)
+        return Seen(days, note, state, look)
 
     def _in_unchanged_partitions(
         self, spec: TableSpec, look: Look, names: Collection[str] | None, loaded: Mapping[date, Day]

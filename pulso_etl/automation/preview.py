@@ -173,7 +173,8 @@ class Previews:
         states = Watermarks(self.settings.database_schema).read(conn)
         plans = self.planner.plans(request, watermarks_of(states), now)
         margin = timedelta(seconds=self.settings.change_margin_seconds)
-        looks = Looks(self.source, margin, monotonic() + LOOK_SECONDS * max(1, len(plans)))
+        until = monotonic() + LOOK_SECONDS * max(1, len(plans))
+        looks = Looks(self.source, margin, until, self.settings.change_aware)
         tables = [self._of_table(request, plan, states.get(plan.table), looks, now) for plan in plans]
         costs = [table.cost_usd for table in tables]
         return Preview(
@@ -191,8 +192,8 @@ class Previews:
             return TablePreview(table=plan.table, reason=plan.reason)
         spec = self.planner.tables[plan.table]
         standing = Standing(state.watermark, days=state.days, source=state.source) if state else Standing()
-        looking = request.is_plain and self.settings.change_aware and spec.source.change_capture is None
-        seen = looks.seen(spec, plan.window, standing, now) if looking else Seen(list(plan.window), "the whole range")
+        whole = Seen(list(plan.window), "the whole range")
+        seen = looks.seen(spec, plan.window, standing, now) if request.is_plain else whole
         told = TablePreview(
             table=plan.table,
             reason=f"{plan.reason}; {seen.note}",
@@ -201,7 +202,8 @@ class Previews:
         )
         if not seen.days:
             return told
-        look, fault = self._size(spec, DayRange(min(seen.days), max(seen.days)))
+        days = DayRange(min(seen.days), max(seen.days))
+        look, fault = (seen.look, None) if seen.look and days == plan.window else self._size(spec, days)
         known = Known.of(spec, standing, self.planner.calendar, spec.zone.day(now), look)
         found = told.model_copy(update={"days": days_to_read(known, seen.days), "fault": fault})
         return found if look is None else found.model_copy(update=self._costs(look))

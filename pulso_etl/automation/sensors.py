@@ -20,7 +20,7 @@ from pulso_etl.access.permits import WHOLE_GRAPH
 from pulso_etl.alerts.service import KEPT_OUT, Alerts, Flushed
 from pulso_etl.assets import asset_key
 from pulso_etl.automation.alerting import CheckOutcome, Situation, events
-from pulso_etl.automation.looks import Looks, Seen
+from pulso_etl.automation.looks import Looks
 from pulso_etl.automation.recovery import EndedAttempt, recover
 from pulso_etl.bigquery import look
 from pulso_etl.bigquery.source import BigQuerySource
@@ -235,7 +235,7 @@ class Automation:
         reasons: list[str] = []
         waiting: list[str] = []
         margin = timedelta(seconds=self.settings.change_margin_seconds)
-        looks = Looks(source, margin, monotonic() + look.LOOK_SECONDS)
+        looks = Looks(source, margin, monotonic() + look.LOOK_SECONDS, self.settings.change_aware)
         verified: list[str] = []
         try:
             self.planner.admit(RefreshRequest())
@@ -250,7 +250,7 @@ class Automation:
                 if looks.are_over:
                     waiting.append(f"{table}: {decision.reason}; the next tick asks whether its source has changed")
                     continue
-                seen = self._look(looks, spec, decision.window, standing, now)
+                seen = looks.seen(spec, decision.window, standing, now)
                 days = seen.days
                 reasons.append(f"{table}: {decision.reason}; {seen.note}")
                 if seen.state is not None and (unchanged := [day for day in decision.window if day not in days]):
@@ -260,7 +260,7 @@ class Automation:
                     self._report_unchanged(instance, spec, decision.window, seen.bytes_avoided)
                     verified.append(table)
                 # After a failure, only the rows of the source count.
-                grants = Grants(capture=self._captures(spec) and not decision.failures)
+                grants = Grants(capture=looks.captures(spec) and not decision.failures)
                 for unread in contiguous(days):
                     requests += self._requests(RefreshPlan(table, unread, decision.reason, grants), decision.slot)
             # Dagster's UI shows a check that is older than the last materialization as not evaluated.
@@ -279,18 +279,6 @@ class Automation:
     def decide(self, table: str, standing: Standing, now: datetime) -> Decision:
         """Whether the table is due under this deployment's settings."""
         return decide_due(self.tables[table], standing, now, self.rhythm)
-
-    def _captures(self, spec: TableSpec) -> bool:
-        """Whether the run itself reads only the changes."""
-        return self.settings.change_aware and spec.source.change_capture is not None
-
-    def _look(self, looks: Looks, spec: TableSpec, window: DayRange, standing: Standing, now: datetime) -> Seen:
-        """The days of the window to read again, by what the source says."""
-        if not self.settings.change_aware:
-            return Seen(list(window), "the whole window: detection of changes is turned off")
-        if self._captures(spec):
-            return Seen(list(window), "only the changes, if the source reports them")
-        return looks.seen(spec, window, standing, now)
 
     def _report_unchanged(self, instance: dg.DagsterInstance, spec: TableSpec, window: DayRange, bytes_avoided: int) -> None:
         """Tells Dagster that nothing has changed: the table is as fresh as after a load."""
