@@ -97,6 +97,22 @@ def test_a_token_is_needed_and_the_answer_does_not_quote_the_one_that_was_sent(g
     assert guarded.call("GET", "/api/v1/etl/health", None).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/api/v1/etl/status?tabel=dashboard_data", None),
+        ("GET", "/api/v1/etl/refreshes?limit=nothing", None),
+        ("POST", "/api/v1/etl/refresh/dashboard", b"{"),
+        ("POST", "/graphql?x=1", b"{"),
+    ],
+)
+def test_a_stranger_is_told_nothing_else_of_a_request_that_makes_no_sense(
+    guarded: ApiServer, method: str, path: str, body: bytes | None
+) -> None:
+    assert guarded.call(method, path, None, content=body).status_code == 401
+    assert guarded.call(method, path, REFRESH, content=body).status_code in (400, 415, 422)
+
+
 def test_refused_tokens_are_logged_and_slowed_and_known_ones_are_not(stack: DagsterStack, caplog: pytest.LogCaptureFixture) -> None:
     with ApiServer(settings_of(stack, api_tokens=SecretStr(str(SECRETS["read"][1])))) as api:
         answers = [api.call("GET", "/api/v1/etl/config/tables", f"wrong-secret-{n}") for n in range(REFUSALS + 3)]

@@ -137,8 +137,8 @@ def test_the_page_s_assets_are_compressed_and_kept_and_the_page_itself_is_asked_
         ("/api/v1/etl/health?live=true&deep=1", "query.deep: unknown parameter; this route has live"),
     ],
 )
-def test_an_unknown_parameter_of_the_address_is_refused(path: str, refused: str) -> None:
-    answer = ask(path)
+def test_an_unknown_parameter_of_the_address_is_refused(api: ApiServer, path: str, refused: str) -> None:
+    answer = api.call("GET", path)
     assert (answer.status_code, answer.json()["failure"]["message"]) == (422, refused)
 
 
