@@ -60,10 +60,26 @@ def limits(column: Column) -> str:
     return "" if column.maximum is None else f"up to {column.maximum:g}"
 
 
+def figures(spec: TableSpec) -> str:
+    """The figures of the table, if it has any."""
+    rows = [
+        (
+            f"`{one.name}`",
+            one.title,
+            one.unit.value,
+            one.adds.value,
+            ", ".join(f"`{name}`" for name in one.of),
+            "yes" if one.over_days else "no",
+        )
+        for one in spec.figures
+    ]
+    return "\n" + table(("figure", "title", "unit", "made by", "of", "days add up"), rows) if rows else ""
+
+
 def columns(tables: Mapping[str, TableSpec]) -> str:
     """The page docs/columns.md."""
     parts = [
-        "# Columns\n\nEvery column of every table, as its declaration says. The names are the source's. "
+        "# Columns\n\nEvery column and every figure of every table, as its declaration says. The names are the source's. "
         "`make docs` writes this page.\n"
     ]
     for spec in tables.values():
@@ -77,7 +93,8 @@ def columns(tables: Mapping[str, TableSpec]) -> str:
             )
             for column in spec.columns
         ]
-        parts.append(f"## {spec.name}\n\n{spec.description}\n\n" + table(("column", "type", "unit", "limits", "what it is"), rows))
+        described = table(("column", "type", "unit", "limits", "what it is"), rows)
+        parts.append(f"## {spec.name}\n\n{spec.description}\n\n{described}{figures(spec)}")
     return "\n".join(parts)
 
 

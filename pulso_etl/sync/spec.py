@@ -77,6 +77,23 @@ class ChangeCapture(StrEnum):
     APPENDS = "appends"
 
 
+class Adds(StrEnum):
+    """How the values of a day's rows make a figure."""
+
+    SUM = "sum"
+    COUNT = "count"
+    DISTINCT = "distinct"
+    RATIO = "ratio"
+
+
+class Unit(StrEnum):
+    """What a figure is a number of."""
+
+    MONEY = "PEN"
+    COUNT = "count"
+    PERCENT = "percent"
+
+
 class Declared(BaseModel):
     """Something that is declared. A field that it does not have is refused, and the error says where the field stands."""
 
@@ -154,6 +171,37 @@ class Column(Declared):
         for least, most in (limits[:2], limits[2:]):
             if least in given and most in given and given[least] > given[most]:
                 raise ValueError(f"column {self.name}: {least} {given[least]} is above {most} {given[most]}: no value fits")
+        return self
+
+
+class Figure(Declared):
+    """A number that a table's readers look at first, and how it follows from the rows of a day.
+
+    `adds` says what it makes of the columns `of`:
+    - `sum`: the sum of the one column.
+    - `count`: the number of rows; `of` is empty.
+    - `distinct`: how many different values the one column has. It does not add up: a value of two hours or of two days counts once.
+    - `ratio`: the sum of the first column divided by the sum of the second; in percent if that is the unit. It does not add up
+      either, but its two sums do. There is no ratio where the second sum is 0.
+
+    A null counts as nothing. `over_days`: whether the figures of several days make one by addition. A number of events does; what a
+    snapshot of each day says (a debt, an amount so far) does not. `title`: what the table's readers call it, in their language.
+    """
+
+    name: str = Field(pattern=IDENTIFIER)
+    title: str = Field(min_length=1)
+    unit: Unit
+    adds: Adds = Adds.SUM
+    of: tuple[str, ...] = ()
+    over_days: bool = True
+
+    @model_validator(mode="after")
+    def _columns_fit(self) -> Figure:
+        needs = {Adds.SUM: 1, Adds.COUNT: 0, Adds.DISTINCT: 1, Adds.RATIO: 2}[self.adds]
+        if len(self.of) != needs:
+            raise ValueError(f"figure {self.name}: {self.adds} is made of {needs} columns, and `of` names {len(self.of)}")
+        if (self.unit is Unit.PERCENT) and self.adds is not Adds.RATIO:
+            raise ValueError(f"figure {self.name}: only a ratio is in percent, since percentages of rows do not add up")
         return self
 
 
@@ -332,6 +380,7 @@ class TableSpec(Declared):
     newest snapshot as a whole (see docs/tables.md): a row that the newest snapshot lacks is gone, even if older snapshots have it.
     `hour_column`: if the table has a row for each hour, the column with the hour of the day, 0 to 23. The table's readers are told
     the greatest hour that its rows reach.
+    `figures` are the numbers that the table's readers see first (see `Figure`).
     `stamp_columns` say when the source computed a row. A change in them alone is no change of the row.
     `reading_stamps` are those stamp columns that the query does not return. The load fills them with the instant at which the
     source computed the rows. So the query needs no clock of its own, and its text is the same all day.
@@ -357,6 +406,7 @@ class TableSpec(Declared):
     stamp_columns: tuple[str, ...] = ()
     reading_stamps: tuple[str, ...] = ()
     hour_column: str | None = None
+    figures: tuple[Figure, ...] = ()
     source: Source = Source()
     loading: Loading = Loading()
     schedule: Schedule = Schedule()
@@ -412,6 +462,25 @@ class TableSpec(Declared):
             (beyond, f"reading_stamps {beyond} are no stamp_columns"),
             (others, f"reading_stamps {others} hold no {ColumnType.TIMESTAMP}"),
             (self.version_column in self.reading_stamps, "a version_column comes from the source, so it is no reading stamp"),
+        )
+
+    @model_validator(mode="after")
+    def _figures_follow_from_columns(self) -> TableSpec:
+        names = [figure.name for figure in self.figures]
+        unknown = sorted({name for figure in self.figures for name in figure.of} - set(self.column_names))
+        exact = (ColumnType.INTEGER, ColumnType.NUMERIC)
+        columns = [
+            self.column(name) for figure in self.figures if figure.adds is not Adds.DISTINCT for name in figure.of if not unknown
+        ]
+        inexact = sorted({column.name for column in columns if column.repeated or column.type not in exact})
+        return self._without(
+            (len(names) != len(set(names)), "two figures have one name"),
+            (unknown, f"{unknown} are named by figures but not declared as columns"),
+            (inexact, f"figures add up {inexact}; only {' and '.join(exact)} add up exactly"),
+            (
+                names and not self.partition_in_key,
+                f"figures need the partition column {self.partition_column} in the primary key, so that each day keeps its rows",
+            ),
         )
 
     @model_validator(mode="after")

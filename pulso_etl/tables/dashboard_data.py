@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from pulso_etl.sync.spec import Column, ColumnType, Loading, Quality, Schedule, Source, TableSpec
+from pulso_etl.sync.spec import Adds, Column, ColumnType, Figure, Loading, Quality, Schedule, Source, TableSpec, Unit
 from pulso_etl.tables.columns import (
     ARCHIVO,
     CARTERA,
@@ -58,6 +58,17 @@ DASHBOARD_DATA = TableSpec(
     group="dashboard",
     tags={"domain": "collections", "cadence": "6h"},
     stamp_columns=("fecha_procesamiento",),
+    figures=(
+        Figure(name="recupero", title="Recupero", unit=Unit.MONEY, of=("recupero",), over_days=False),
+        Figure(
+            name="cobertura",
+            title="Cobertura",
+            unit=Unit.PERCENT,
+            adds=Adds.RATIO,
+            of=("cuentas_gestionadas", "cuentas"),
+            over_days=False,
+        ),
+    ),
     source=Source(query=query("dashboard_data")),
     loading=Loading(timeout=timedelta(minutes=30)),
     schedule=Schedule(priority=10, lookback_days=7, refresh_every=timedelta(hours=6)),

@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from pulso_etl.sync.spec import Column, ColumnType, Loading, Quality, Schedule, Source, TableSpec
+from pulso_etl.sync.spec import Column, ColumnType, Figure, Loading, Quality, Schedule, Source, TableSpec, Unit
 from pulso_etl.tables.columns import ARCHIVO, FECHA_FOTO, FECHA_PROCESAMIENTO, count, query, ratio, share, text
 
 OPERATION_DATA = TableSpec(
@@ -36,6 +36,11 @@ OPERATION_DATA = TableSpec(
     stamp_columns=("fecha_procesamiento",),
     reading_stamps=("fecha_procesamiento",),
     hour_column="hora",
+    figures=(
+        Figure(name="gestiones", title="Gestiones", unit=Unit.COUNT, of=("total_gestiones",)),
+        Figure(name="contactos", title="Contactos efectivos", unit=Unit.COUNT, of=("contactos_efectivos",)),
+        Figure(name="pdp", title="Promesas de pago", unit=Unit.COUNT, of=("total_pdp",)),
+    ),
     source=Source(query=query("operation_data"), batch_rows=5_000),
     loading=Loading(timeout=timedelta(minutes=15)),
     schedule=Schedule(lookback_days=2, refresh_every=timedelta(hours=2)),

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from pulso_etl.sync.spec import MOST_COLUMNS, MOST_KEY_COLUMNS, Column, ColumnType, Quality, Schedule, TableSpec
+from pulso_etl.sync.spec import MOST_COLUMNS, MOST_KEY_COLUMNS, Adds, Column, ColumnType, Figure, Quality, Schedule, TableSpec, Unit
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.declarations import altered
-from pulso_etl_tests.sync.samples import things
+from pulso_etl_tests.sync.samples import monthly, things
 
 LIMITS = ("minimum", "maximum", "expected_minimum", "expected_maximum")
 NUMBERS = {ColumnType.INTEGER, ColumnType.NUMERIC, ColumnType.DOUBLE}
@@ -98,3 +98,40 @@ def test_a_field_that_is_misspelled_or_stands_elsewhere_is_refused(kind: type[Ba
     given = {TableSpec: things().model_dump(), Column: {"name": "x", "type": ColumnType.TEXT}}.get(kind, {})
     with pytest.raises(ValidationError, match=re.escape(told)):
         kind(**given | {field: 1})
+
+
+def figure(**fields: Any) -> Figure:
+    return Figure(**{"name": "f", "title": "F", "unit": Unit.COUNT, "of": ("money",)} | fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"of": ()}, "figure f: sum is made of 1 columns, and `of` names 0"),
+        ({"adds": Adds.COUNT}, "figure f: count is made of 0 columns, and `of` names 1"),
+        ({"adds": Adds.RATIO}, "figure f: ratio is made of 2 columns, and `of` names 1"),
+        ({"unit": Unit.PERCENT}, "figure f: only a ratio is in percent"),
+    ],
+)
+def test_a_figure_has_the_columns_that_it_is_made_of(fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(told)):
+        figure(**fields)
+
+
+@pytest.mark.parametrize(
+    ("figures", "told"),
+    [
+        ((figure(), figure()), "things: two figures have one name"),
+        ((figure(of=("monye",)),), "things: ['monye'] are named by figures but not declared as columns"),
+        ((figure(of=("rate",)),), "things: figures add up ['rate']; only bigint and numeric add up exactly"),
+    ],
+)
+def test_figures_follow_exactly_from_declared_columns(figures: tuple[Figure, ...], told: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(told)):
+        things(figures=figures)
+    assert things(figures=(figure(), figure(name="names", adds=Adds.DISTINCT, of=("rate",)))).figures
+
+
+def test_figures_need_days_that_keep_their_rows() -> None:
+    with pytest.raises(ValidationError, match="things: figures need the partition column day in the primary key"):
+        monthly(figures=(figure(),))
