@@ -12,6 +12,7 @@ from pulso_etl_tests.faulty_proxy import Fault, FaultyProxy, Request, error
 
 QUERY = r"^POST \S+/(jobs|queries)\b"
 PAGE = re.compile(r"^(GET \S+[?&]maxResults=)[1-9]\d*")
+JOB_OF_PAGE = re.compile(r"^GET \S+/queries/([^/?]+)")
 
 
 def is_dry_run(request: Request) -> bool:
@@ -28,6 +29,7 @@ class HoldingProxy(FaultyProxy):
         self.held = threading.Event()
         """Set when a page is held back."""
         self._hold_at = -1
+        self._hold_of = ""
         self._pages = 0
         self._released = threading.Event()
         self._released.set()
@@ -41,11 +43,12 @@ class HoldingProxy(FaultyProxy):
         """Answers the next `count` queries with a 503 that the client library does not retry by itself."""
         self.inject(QUERY, error(503, "outOfOrder", "out of order"), times=count)
 
-    def hold_page(self, number: int) -> None:
-        """Holds back the page of that number (from 0, counted from now) and every later page, until `release`."""
+    def hold_page(self, number: int, of: str = "") -> None:
+        """Holds back the page of that number (from 0, counted from now) and every later page, until `release`. Counts and holds only
+        the pages of queries that name `of`."""
         self.held.clear()
         self._released.clear()
-        self._hold_at, self._pages = number, 0
+        self._hold_at, self._hold_of, self._pages = number, of, 0
 
     def release(self) -> None:
         self._hold_at = -1
@@ -59,11 +62,18 @@ class HoldingProxy(FaultyProxy):
         return super().fault_for(request) or (self._page if PAGE.search(request.line) else None)
 
     def _page(self, handler: Any, request: Request) -> None:
-        number, self._pages = self._pages, self._pages + 1
-        if 0 <= self._hold_at <= number:
-            self.held.set()
-            self._released.wait(60)
+        if self._hold_of in self._query(request):
+            number, self._pages = self._pages, self._pages + 1
+            if 0 <= self._hold_at <= number:
+                self.held.set()
+                self._released.wait(150)
         handler.send(handler.ask_upstream(replace(request, line=PAGE.sub(rf"\g<1>{self.page_rows}", request.line))))
+
+    def _query(self, request: Request) -> str:
+        """The request that sent the query of the page."""
+        job = JOB_OF_PAGE.search(request.line)
+        sent = [body for asked in self.seen(QUERY) if job and job[1] in (body := asked.body.decode())]
+        return sent[-1] if sent else ""
 
     def __enter__(self) -> HoldingProxy:
         super().__enter__()

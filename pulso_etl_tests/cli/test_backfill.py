@@ -123,11 +123,10 @@ def test_many_months_in_three_processes_are_the_rows_of_one_run(
     here: Settings, proxy: HoldingProxy, window: DayRange, schema: str, conn: psycopg.Connection
 ) -> None:
     proxy.page_rows = 10_000
-    # Behind the first load of each table, which makes it: those that follow stand still until there are several, however long their
-    # processes take to start.
-    proxy.hold_page(2)
+    # The first chunk makes the table. The two others stand still until both are there, however long their processes take to start.
+    proxy.hold_page(1, of=here.sources()["dashboard_cobranzas"])
     process = refresh(window, PARALLEL, SERIAL, "--workers", "3")
-    wait_until(lambda: running(conn, PARALLEL) > 1, 60)
+    wait_until(lambda: running(conn, PARALLEL) > 1 or process.poll() is not None, 150)
     proxy.release()
     out, _ = process.communicate(timeout=240)
     assert process.returncode == 0, out
