@@ -44,8 +44,10 @@ class HoldingProxy(FaultyProxy):
         self.inject(QUERY, error(503, "outOfOrder", "out of order"), times=count)
 
     def hold_page(self, number: int, of: str = "") -> None:
-        """Holds back the page of that number (from 0, counted from now) and every later page, until `release`. Counts and holds only
-        the pages of queries that name `of`."""
+        """Holds back the page of that number (from 0, counted from now) and every later page, until `release`.
+
+        Counts and holds only the pages of queries that name `of`.
+        """
         self.held.clear()
         self._released.clear()
         self._hold_at, self._hold_of, self._pages = number, of, 0
