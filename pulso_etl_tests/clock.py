@@ -19,7 +19,7 @@ MARGIN = timedelta(hours=3)
 
 
 def zone_at(instant: datetime) -> Zone:
-    """The first of the zones in which midnight is further away than the margin, both the last midnight and the next."""
+    """The first zone whose last midnight and next midnight are both further away than the margin."""
     return next(zone for zone in map(Zone, ZONES) if zone.day(instant - MARGIN) == zone.day(instant + MARGIN))
 
 

@@ -91,7 +91,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """The garbage collector need not look at what the imports made."""
+    """The garbage collector does not look at the objects of the imports any more."""
     gc.freeze()
     gc.enable()
 

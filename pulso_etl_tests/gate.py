@@ -68,7 +68,7 @@ class Gate:
         return f"http://127.0.0.1:{self.port}"
 
     def turn(self, way: Way) -> None:
-        """From now on, this happens to clients."""
+        """Sets what happens to clients from now on."""
         self.way, before = way, self.way
         if way is Way.REFUSED:
             # A thread that waits in `accept` would accept one more client.

@@ -30,7 +30,7 @@ def hashes(lock: str) -> dict[str, set[str]]:
 
 
 def faults(lock: str, index: str, said: str) -> Iterator[str]:
-    """What is wrong with a lock file. `index` is the same file as the index gives it now, `said` is the output of uv."""
+    """The faults of a lock file. `index` is the same file as resolved now. `said` is the output of uv."""
     for name, reason in YANKED.findall(said):
         yield f"{name}: withdrawn{reason}"
     now = hashes(index)

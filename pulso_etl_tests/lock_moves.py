@@ -14,7 +14,7 @@ from pulso_etl_tests.lock_audit import pins
 
 
 def moved(before: str, after: str) -> Iterator[str]:
-    """One line for each package, by name, that is new, is gone, or has another version."""
+    """One line for each package that is new, is gone, or has another version. The lines are in order of the names."""
     old, new = versions(before), versions(after)
     for name in sorted(old.keys() | new.keys()):
         if name not in old:

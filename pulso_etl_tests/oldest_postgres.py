@@ -67,7 +67,7 @@ def oldest_postgres() -> Iterator[str]:
 
 
 def main(command: Sequence[str]) -> int:
-    """Runs the command on such a server; its exit code."""
+    """Runs the command on such a server. Returns its exit code."""
     if not INSTALLED:
         print("PostgreSQL 15 is not installed (Debian: apt install postgresql-15)", file=sys.stderr)
         return 1

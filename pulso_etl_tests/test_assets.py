@@ -26,7 +26,7 @@ from pulso_etl_tests.lima import LIMA, lima_day
 
 @dataclass(frozen=True)
 class Wanted:
-    """A table as the project's users know it."""
+    """What users know of a table."""
 
     key: str
     lookback: int
@@ -105,7 +105,7 @@ def asset(name: str) -> tuple[dg.AssetsDefinition, dg.AssetSpec]:
 
 
 def test_the_agreed_tables_are_there_by_their_names() -> None:
-    """The graph's snapshot says which others there are."""
+    """The graph's snapshot lists the other tables."""
     assert set(WANTED) <= set(TABLES)
     assert {name: spec.name for name, spec in TABLES.items()} == {name: name for name in TABLES}
 

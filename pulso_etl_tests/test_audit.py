@@ -56,7 +56,7 @@ def test_every_package_that_is_locked_has_a_hash(path: str) -> None:
 
 
 def test_asserts_in_the_package_only_tell_types() -> None:
-    """Python leaves them out with -O: none may be what keeps something from happening."""
+    """Python removes assertions with -O. So no safety may depend on one."""
     for path in (CHECKOUT / "pulso_etl").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Assert):
@@ -65,7 +65,7 @@ def test_asserts_in_the_package_only_tell_types() -> None:
 
 
 def test_no_function_of_the_package_is_longer_than_a_screen() -> None:
-    """Ruff holds complexity and parameters; it counts no lines."""
+    """Ruff checks complexity and parameters. It does not count lines."""
     long = [
         f"{path.name}:{node.lineno} {node.name}"
         for path in (CHECKOUT / "pulso_etl").rglob("*.py")

@@ -26,7 +26,7 @@ needs_files = pytest.mark.skipif("DATABASE_URL" in os.environ, reason="the serve
 
 @pytest.fixture(autouse=True)
 def beside_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These look at no seconds: their loads need not wait until the tests beside them leave the processor alone."""
+    """These tests check no seconds. So their loads do not wait until the processor is free."""
     monkeypatch.setattr(loads, "IDLE_PERCENT", 100)
 
 

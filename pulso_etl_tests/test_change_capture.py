@@ -63,7 +63,7 @@ class Deployment:
         )
 
     def run(self, *, capture: bool = True, success: bool = True, **options: Any) -> dict[str, Any]:
-        """Materializes the trailing window; returns the metadata and the cause that PostgreSQL holds of the attempt."""
+        """Materializes the trailing window. Returns the metadata, and the cause of the attempt in PostgreSQL."""
         self.source.write()
         tags = run_tags(HERE, DayRange(self.days[0], self.days[-1]), Grants(capture=capture, **options))
         result = dg.materialize(
@@ -81,7 +81,7 @@ class Deployment:
         return Watermarks(self.manager.database_schema).read(self.conn)["calls"]
 
     def age(self, by: timedelta) -> None:
-        """Lets everything that was committed and loaded so far have been so that much earlier."""
+        """Moves every commit and every load so far into the past by that much."""
         self.source.log = [(at - by, kind, key, amount) for at, kind, key, amount in self.source.log]
         self.conn.execute("UPDATE etl_watermarks SET last_extracted_at = last_extracted_at - %s", (by,))
         self.conn.execute("UPDATE etl_days SET read_at = read_at - %s, loaded_at = loaded_at - %s", (by, by))
@@ -113,7 +113,7 @@ def deployment(
 
 @pytest.fixture
 def loaded_before(deployment: Deployment, now: datetime) -> Deployment:
-    """A table that was loaded two hours ago: ten rows two days ago, two today."""
+    """A table that was loaded two hours ago. It holds ten rows of the day before yesterday and two rows of today."""
     rows = {deployment.key(2, f"n{number}"): number for number in range(10)} | {
         deployment.key(0, "a"): 1,
         deployment.key(0, "b"): 2,
@@ -180,7 +180,7 @@ def test_what_nobody_lets_be_captured_is_read_as_a_whole(loaded_before: Deployme
 
 def test_a_load_of_days_of_the_window_minutes_ago_makes_the_next_one_whole(loaded_before: Deployment, now: datetime) -> None:
     deployment = loaded_before
-    # It moved no watermark: a load of one day, say.
+    # It moved no watermark. A load of one day is an example.
     deployment.conn.execute(
         "INSERT INTO etl_extractions (table_name, extraction_id, attempt, partition_start, partition_end, status, started_at) "
         "VALUES ('calls', 'other', 1, %s, %s, 'success', now())",
@@ -228,7 +228,7 @@ def test_a_row_that_can_not_be_loaded_is_left_to_the_whole_window(loaded_before:
     deployment, bad = loaded_before, loaded_before.key(0, "bad")
     deployment.source.commit(now - HOUR, {bad: 1001})
     deployment.source.commit(now - HOUR / 2, {}, [bad])
-    # Its deletion is told with what it was; the source no longer has it, and the load is fine.
+    # The deletion comes with the old values. The source no longer has the row, and the load succeeds.
     assert "beyond the limit 1000" in deployment.run()["capture_reason"]
     assert deployment.rows() == loaded(deployment.source.rows)
     deployment.age(HOUR)

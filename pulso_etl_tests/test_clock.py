@@ -17,7 +17,7 @@ CLOCKS = {"now", "today", "utcnow", "time"}
 
 
 def read_at_import(code: ast.AST) -> Iterator[ast.Call]:
-    """The reads of the clock that happen when the module is imported: all outside of functions' bodies."""
+    """The reads of the clock at the import of the module. They are all outside of functions."""
     if isinstance(code, ast.Lambda):
         return
     inside = [*code.decorator_list, code.args] if isinstance(code, ast.FunctionDef) else ast.iter_child_nodes(code)
@@ -43,7 +43,7 @@ def test_a_read_of_the_clock_at_import_is_found(code: str, reads: int) -> None:
 
 
 def test_only_the_clock_of_the_session_is_read_at_import() -> None:
-    """A session may last past midnight, and then a day that a module took at import is yesterday."""
+    """A session may last past midnight. After that, a day from the time of import is yesterday."""
     found = [
         f"{file.relative_to(TESTS)}:{call.lineno}"
         for file in sorted(TESTS.rglob("*.py"))

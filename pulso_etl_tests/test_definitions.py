@@ -39,7 +39,7 @@ def settings() -> Settings:
 
 
 def load(folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Loads the definitions in a process of its own, in an empty folder, that may neither connect nor write."""
+    """Loads the definitions in a process of its own in an empty folder. That process may not connect and may not write."""
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME") if name in os.environ}
     given = kept | {"PYTHONDONTWRITEBYTECODE": "1"} | env
     command = [sys.executable, "-c", LOAD]

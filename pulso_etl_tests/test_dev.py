@@ -105,7 +105,7 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A `.pulso` beside a `.env` that must not be read: it is a deployment's."""
+    """A `.pulso` beside a `.env` of a deployment. No command may read that `.env`."""
     folder = tmp_path_factory.mktemp("dev")
     (folder / ".env").write_text("DATABASE_URL=postgresql://nobody@127.0.0.1:9/production\n", encoding="utf-8")
     return folder / ".pulso"
@@ -175,7 +175,7 @@ def test_up_used_beside_and_down_with_ctrl_c(dev: Dev) -> None:
     assert dev.client.get(launched["status_url"]).json()["status"] == "success"
     assert httpx.get(f"{dev.api}/api/v1/etl/health").status_code == 200
     assert dev.client.post("/api/v1/etl/cleanup").status_code == 200
-    # Who asked for what is in the log, and what stands there names no secret.
+    # The log says who asked for what. It shows no secret.
     logged = (dev.home / "api.log").read_text()
     assert f"dev asked for incremental of dashboard_data: {run_id}" in logged
     assert "Traceback" not in logged
@@ -212,7 +212,7 @@ def test_what_is_killed_is_started_again_or_ends_the_rest_and_the_next_start_end
     assert nothing_left(home, seconds=20)
 
     second = Dev(home)
-    # A link that was kept still signs in.
+    # The old link still signs in.
     assert second.token == first.token
     assert second.wait_for_run(run_id, "FAILURE", "SUCCESS", seconds=30) in ("FAILURE", "SUCCESS")
     a_server_that_dies_is_reported_with_its_log_and_ends_the_rest(second)

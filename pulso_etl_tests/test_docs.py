@@ -51,7 +51,7 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def snippets(page: str) -> list[str]:
-    """What stands as code on a page: each line of a block, each span."""
+    """The code on a page: each line of a block, and each span."""
     lines = [line for _, _, text in FENCE.findall(page) for line in text.splitlines()]
     rest = FENCE.sub("", page)
     return lines + re.findall(r"^ {4,}(\S.*)$", rest, re.MULTILINE) + re.findall(r"`([^`\n]+)`", rest)
@@ -192,7 +192,7 @@ def test_an_asset_that_is_written_as_the_readme_says_is_loaded(
     (tmp_path / "visits.py").write_text(blocks(README, "python")[1], encoding="utf-8")
     module = runpy.run_path("visits.py")
     dg.Definitions.validate_loadable(module["defs"])
-    # Who launches can't point it elsewhere.
+    # A user who may launch can't send it to another server.
     job = module["defs"].resolve_implicit_global_asset_job_def()
     for elsewhere in ("postgresql://elsewhere/db", {"env": "HOME"}):
         with pytest.raises(dg.DagsterInvalidConfigError):

@@ -78,7 +78,7 @@ def role(server_url: str) -> Iterator[str]:
 
 
 def failed(part: str) -> str:
-    """The text of the one part that fails. No secret shows."""
+    """The text of the one part that fails. Checks that the text shows no secret."""
     findings = list(diagnose())
     assert PASSWORD not in str(findings)
     assert [finding.part for finding in findings if not finding.ok] == [part], findings

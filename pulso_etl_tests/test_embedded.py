@@ -18,7 +18,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of an embedded default whose settings are left, in the working directory."""
     monkeypatch.chdir(tmp_path)
     for name in ("DATABASE_URL", "DAGSTER_POSTGRES_URL", "TIMEZONE", embedded.VARIABLE):
-        # Set first, so that what a test adopts goes with the test.
+        # Set first, so that monkeypatch removes what a test adopts.
         monkeypatch.setenv(name, "")
         del os.environ[name]
     folder = tmp_path / ".pulso"

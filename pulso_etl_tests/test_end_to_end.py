@@ -44,7 +44,7 @@ Keyed = dict[tuple[Any, ...], Row]
 
 
 def keyed(name: str, rows: Iterable[Row]) -> Keyed:
-    """Rows by their primary key; where the table holds snapshots, those of the newest."""
+    """Rows by primary key. Of a table with snapshots, only the rows of the newest snapshot."""
     spec, found = TABLES[name], list(rows)
     newest: dict[tuple[Any, ...], date] = {}
     if spec.snapshot_of:
@@ -56,7 +56,7 @@ def keyed(name: str, rows: Iterable[Row]) -> Keyed:
 
 
 def source_rows(settings: Settings, emulator: BigQueryEmulator, name: str, window: DayRange) -> Keyed:
-    """What BigQuery says, read with nothing but Google's client, row by row."""
+    """The rows of BigQuery. Only Google's client reads them."""
     config = bigquery.QueryJobConfig(
         query_parameters=[
             bigquery.ScalarQueryParameter("start", "DATE", window.start),
@@ -86,7 +86,7 @@ def stamps(rows: Keyed) -> set[datetime]:
 
 
 def addresses(conn: psycopg.Connection) -> dict[str, set[tuple[Any, ...]]]:
-    """Where each row stands, by table: a row that was rewritten, even with the same values, stands elsewhere."""
+    """The address of each row, by table. A row that was written again has another address, even if its values are the same."""
     return {name: set(conn.execute(f"SELECT xmin::text, ctid::text FROM {name}").fetchall()) for name in TABLES}
 
 

@@ -85,7 +85,7 @@ def state(conn: psycopg.Connection) -> tuple[Any, ...] | None:
 
 
 def rows(conn: psycopg.Connection) -> int:
-    """Rows of the table that others see; 0 where there is none yet."""
+    """The number of committed rows of the table. It is 0 if the table does not exist yet."""
     if conn.execute("SELECT to_regclass('dashboard_data')").fetchone() == (None,):
         return 0
     return conn.execute("SELECT count(*) FROM dashboard_data").fetchone()[0]  # type: ignore[index,no-any-return]
@@ -221,7 +221,7 @@ def test_an_error_that_no_retry_mends_is_tried_once(behind_proxy: Settings, prox
 
 @pytest.fixture(scope="module")
 def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
-    """A PostgreSQL that a test may stop."""
+    """A PostgreSQL server that a test may stop."""
     with EmbeddedPostgres(tmp_path_factory.mktemp("own") / "data") as server:
         yield server
 

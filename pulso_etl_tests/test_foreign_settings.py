@@ -29,7 +29,7 @@ def server(request: pytest.FixtureRequest, server_url: str) -> Iterator[str]:
 
 @pytest.fixture
 def foreign(server: str, settings: Settings, emulator: BigQueryEmulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The URL of a database in LATIN1 whose sessions begin with other settings, as does this shell."""
+    """The URL of a database in LATIN1. Its sessions and this process's environment have other settings."""
     monkeypatch.setenv("BIGQUERY_DATASET", "FOREIGN")
     seed(load_settings(), emulator)
     with database(server, "LATIN1") as url, otherwise(url, "DATABASE"):
@@ -62,6 +62,6 @@ def test_a_table_is_refreshed_looked_at_and_compared_as_anywhere(foreign: str) -
 
 
 def _counts(report: str) -> dict[str, int]:
-    """The counts of the table in what `refresh` says at its end."""
+    """The counts of the table in the last lines of `refresh`."""
     (line,) = [words for words in map(str.split, report.splitlines()) if words[:1] == ["productivity_data"]]
     return dict(zip(("read", "inserted", "updated", "unchanged", "deleted"), map(int, line[2:7]), strict=True))

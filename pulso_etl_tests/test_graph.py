@@ -16,7 +16,7 @@ from pulso_etl.settings import Settings
 
 
 def graph() -> dict[str, Any]:
-    """What people and programs meet of the definitions, without the texts that are for reading only."""
+    """The definitions as people and programs see them, without the texts that are only for reading."""
     settings = Settings(_env_file=None, database_url=SecretStr("postgresql://nowhere/none"))  # type: ignore[call-arg]
     repository = build_defs(settings).get_repository_def()
     assets = repository.asset_graph

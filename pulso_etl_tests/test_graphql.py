@@ -47,7 +47,7 @@ query ($run: ID!) {
 
 @pytest.fixture(scope="module")
 def backfill(dagster_stack: DagsterStack) -> str:
-    """A back-fill of three partitions as the UI asks for it, launched before all else: Dagster looks every 30 seconds."""
+    """A back-fill of three partitions as the UI requests it. It is launched first, because Dagster looks every 30 seconds."""
     return dagster_stack.backfill("operation_data", PARTITIONS)
 
 
@@ -99,7 +99,7 @@ def test_a_launch_over_a_trailing_range_is_one_run_with_a_materialization_per_pa
 def test_a_launch_without_days_takes_those_that_are_owed_and_a_further_one_takes_none(
     dagster_stack: DagsterStack, target: psycopg.Connection
 ) -> None:
-    """The client computes no days: the run plans them from the watermark, and its tags tell which."""
+    """The client computes no days. The run plans them from the watermark, and its tags name them."""
 
     def launched() -> tuple[str, dict[str, str]]:
         run_id = dagster_stack.launch("productivity_data", None, {"pulso_etl/pipeline": (name := uuid.uuid4().hex)})

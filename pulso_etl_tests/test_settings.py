@@ -40,7 +40,7 @@ URL = f"postgresql://pulso:{PASSWORD}@db.example:5432/dashboard"
 
 @pytest.fixture(autouse=True)
 def bare_environment(tmp_path: Path) -> Iterator[None]:
-    """An environment with DATABASE_URL alone, in an empty folder; what a test loads into it is gone afterwards."""
+    """An environment with only DATABASE_URL, in an empty folder. It is restored after the test."""
     before = dict(os.environ)
     for name in Settings.model_fields:
         os.environ.pop(name.upper(), None)
@@ -195,7 +195,7 @@ def test_no_env_file_is_fine_but_a_named_one_must_be_there(tmp_path: Path) -> No
 def test_dagsters_own_processes_read_the_env_file_alike(
     server_url: str, schema: str, emulator: BigQueryEmulator, tmp_path: Path
 ) -> None:
-    """The webserver with its code server, the daemon and a run, with every setting in the file and a wrong one outside."""
+    """Webserver with code server, daemon and a run. The file holds every setting, and the environment a wrong one."""
     storage = make_url(server_url).set(database=f"dagster_{uuid.uuid4().hex[:8]}")
     with psycopg.connect(server_url, autocommit=True) as conn:
         conn.execute(f"CREATE DATABASE {storage.database}")

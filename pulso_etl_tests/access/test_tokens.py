@@ -101,7 +101,7 @@ def test_a_file_of_tokens_is_read_anew_when_it_changes(tmp_path: Path, caplog: p
     assert known() == [True, True, True]
     file.write_text("", encoding="utf-8")
     assert known() == [True, False, False]
-    # As Kubernetes and careful people put a file in place of another.
+    # Kubernetes replaces a file so, and careful people do.
     other = tmp_path / "new"
     other.write_text(f"{three}\n", encoding="utf-8")
     os.replace(other, file)

@@ -126,7 +126,7 @@ def test_a_channel_that_fails_harms_no_other_and_its_secrets_stay_secret(
     assert [delivery.ok for delivery in deliveries] == [False] * 4
     assert "403" in deliveries[1].text
     assert "s3cret" not in repr(deliveries)
-    # The receiving server's own log is no concern of ours.
+    # The log of the receiving server does not matter here.
     assert "s3cret" not in "".join(record.getMessage() for record in caplog.records if not record.name.startswith("mail"))
     inbox.refuse, receiver.status = False, 200
     assert [delivery.ok for delivery in send(parse_channels(urls), MESSAGE, timeout=5)] == [True, True, False, False]

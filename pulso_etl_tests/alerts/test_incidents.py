@@ -48,7 +48,7 @@ class Book:
         self.sent: list[tuple[datetime, Notice]] = []
 
     def flush(self, now: datetime, *events: Event) -> list[str]:
-        """Decides, and gives what is told as "stage cause tables"."""
+        """Decides, and returns the messages as "stage cause tables"."""
         after, notices = review(self.incidents, events, now, POLICY)
         self.incidents = [replace(incident, id=position) for position, incident in enumerate(after)]
         self.sent += [(now, notice) for notice in notices]
@@ -122,7 +122,7 @@ def test_a_table_that_fails_alone_again_and_again_is_no_outage() -> None:
     end = START + 5 * HOUR
     book.flush(end, succeeded("a", end))
     assert book.flush(end + MINUTE) == ["recovered internal a"]
-    # Well again in between, the table has an outage like any other.
+    # The table was well in between, so its outage is like any other.
     book.flush(end + HOUR, outage(end + HOUR, "a"))
     assert book.flush(end + HOUR + MINUTE) == ["opened source_unavailable a"]
 
@@ -257,7 +257,7 @@ History = list[tuple[datetime, list[Event]]]
 
 
 def history(given: list[tuple[int, list[tuple[str, Cause, str]]]]) -> History:
-    """Flush times and their events; each event has an instant of its own."""
+    """The flush times and their events. No two events have the same instant."""
     now, result = START, []
     for minutes_tenths, happened in given:
         now += minutes_tenths * timedelta(seconds=6 * 7)
@@ -328,7 +328,7 @@ def test_nothing_that_still_fails_is_untold(given_steps: list[tuple[int, list[tu
             else:
                 over = PROVES_WELL.get(event.cause, frozenset())
                 failing.add((event.cause, event.table))
-            # What one table shows of an outside system holds for all, and for what its outage held of theirs.
+            # What one table shows about an outside system holds for every table of that outage.
             held = {table for cause, table in failing if cause in over}
             failing -= {(cause, table) for cause in over | UNCLEAR for table in held}
     told = {(i.cause, s.table) for i in book.incidents if i.open and i.notified_at for s in i.failing}
@@ -336,7 +336,7 @@ def test_nothing_that_still_fails_is_untold(given_steps: list[tuple[int, list[tu
         stand_ins = {cause} | (OUTAGES if cause in UNCLEAR else set()) | FOLLOWS_FROM.get(cause, frozenset())
         # An outage of which an unclear failure was part may since be known to be over.
         stand_ins |= set(PROVES_WELL) if cause in UNCLEAR else set()
-        # A table that failed before, alone, while others were loaded fails by itself, or with the outage that it is in.
+        # A table that failed alone while others were loaded has a fault of its own, or belongs to the outage that it is in.
         stand_ins |= OUTAGES | {Cause.INTERNAL} if cause in OUTAGES else set()
         assert told & {(other, table) for other in stand_ins}
 
@@ -377,7 +377,7 @@ def test_a_run_that_an_outage_of_the_database_ended_is_told_with_it() -> None:
     assert book.flush(START + MINUTE) == ["opened destination_unavailable "]
     back = START + 10 * MINUTE
     over = Recovered({Cause.DESTINATION_UNAVAILABLE}, "", back, "base de datos")
-    # Dagster finds out while the outage goes on, and after it.
+    # Dagster notices it during the outage and after it.
     assert book.flush(back, over, killed(START - HOUR, START + MINUTE)) == []
     (line,) = book.flush(back + MINUTE, succeeded("a", back + MINUTE))
     assert line.startswith("recovered destination_unavailable")

@@ -32,7 +32,7 @@ DAYS = DayRange(date(2026, 3, 1), date(2026, 3, 2))
 
 @pytest.fixture
 def server() -> Iterator[EmbeddedPostgres]:
-    """A server of the test's own, to be stopped. Not in pytest's folder: that is closed to the user whom the server runs as."""
+    """A server of the test's own. It is not in pytest's folder, because the server's user may not enter that."""
     with TemporaryDirectory() as folder, EmbeddedPostgres(Path(folder) / "data") as server:
         yield server
 
@@ -118,7 +118,7 @@ def test_a_channel_that_stays_away_is_tried_ever_less_often_and_given_up_after_a
     ticks = [*range(1, 12), *range(30, 26 * 60, 15)]
     tries = [tick for tick in ticks if alerts.flush(START + tick * MINUTE).deliveries]
     assert tries[:5] == [1, 2, 3, 5, 9]
-    # From then on one every half hour, of the ticks that come twice as often.
+    # From then on one every half hour. The ticks come twice as often.
     assert 45 <= len(tries) <= 55
     assert 24 * 60 < tries[-1] < 25 * 60
     assert "given up for json://127.0.0.1" in caplog.text
@@ -203,7 +203,7 @@ def test_the_database_being_away_is_told_from_memory_and_nothing_is_lost(
     back = away + 20 * MINUTE
     for tick in range(10):
         assert alerts.flush(back + tick * MINUTE).stored
-    # The source's failure was taken in; PostgreSQL's outage is over, whenever the table that it hit is loaded.
+    # The source's failure joined the outage. PostgreSQL's outage is over when its table is loaded.
     assert sorted(receiver.titles()[1:]) == [
         "[Pulso] BigQuery no responde (Gestiones por hora)",
         "[Pulso] Recuperado: PostgreSQL volvió a estar disponible (Tablero de cobranzas)",
@@ -212,7 +212,7 @@ def test_the_database_being_away_is_told_from_memory_and_nothing_is_lost(
     with psycopg.connect(settings.database_url.get_secret_value()) as conn:
         rows = conn.execute(f"SELECT cause, state FROM {settings.database_schema}.etl_alerts ORDER BY cause").fetchall()
     assert rows == [("destination_unavailable", "closed"), ("source_unavailable", "open")]
-    # Its second outage is one of its own.
+    # The second outage is a new one.
     server.stop()
     for tick in range(3):
         alerts.flush(back + 3 * HOUR + tick * MINUTE)
@@ -271,7 +271,7 @@ def test_an_outage_is_told_once_with_its_end_and_true_length_although_the_proces
         look(START + tick * MINUTE)
     assert receiver.titles()[1:] == ["[Pulso] Recuperado: PostgreSQL volvió a estar disponible"]
     assert "Duró: 1 h 30 min" in receiver.posts[1][1]["message"]
-    # The next outage is one of its own.
+    # The next outage is a new one.
     server.stop()
     for tick in range(200, 203):
         look(START + tick * MINUTE)
@@ -297,13 +297,13 @@ while True:
 
 
 class Looker:
-    """The process that looks; a line of its output is a look that is over."""
+    """The process that looks. It writes a line of output at the end of each look."""
 
     def __init__(self, env: dict[str, str]) -> None:
         self.env = {**os.environ, **env}
 
     def reload(self, looks: int = 3) -> None:
-        """Ends the process at once, and starts a new one, with nothing of its memory; waits for so many looks of it."""
+        """Kills the process, starts a new one that knows nothing of the first, and waits for its first `looks` looks."""
         self.end()
         self.process = subprocess.Popen(
             [sys.executable, "-c", LOOKS], env=self.env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -337,7 +337,7 @@ def test_real_outages_are_told_one_by_one_by_processes_that_are_replaced_all_the
     )
     try:
         looker.reload()
-        # While the first goes on, and as it ends, the process is replaced; the second it sees itself.
+        # The process is replaced during the first outage and at its end. The new process sees the second outage itself.
         for look in (looker.reload, looker.wait):
             server.stop()
             gone = datetime.now(UTC)

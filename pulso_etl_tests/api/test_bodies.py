@@ -39,7 +39,7 @@ BODIES = {
 
 @pytest.fixture(scope="module")
 def api() -> Iterator[ApiServer]:
-    """An API whose PostgreSQL and Dagster are away: what is refused here is refused before they are asked."""
+    """An API without PostgreSQL and without Dagster. It can only refuse what it refuses before it asks them."""
     settings = Settings(
         database_url=SecretStr("postgresql://127.0.0.1:1/none"),
         dagster_graphql_url=f"{NOWHERE}/graphql",
@@ -73,7 +73,7 @@ def test_a_body_that_breaks_off_leaves_no_trace(api: ApiServer, route: str, capl
 
 
 class Answer:
-    """Asks the door for GraphQL without a server between, and keeps what it says."""
+    """Sends a GraphQL request to the door without a server, and keeps the answer."""
 
     def __init__(self, messages: list[Message]) -> None:
         self.messages = messages

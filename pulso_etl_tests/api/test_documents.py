@@ -84,7 +84,7 @@ def test_what_turns_a_launch_into_another_is_found_in_variables(variables: dict[
 
 
 def doubled(times: int) -> str:
-    """A document that is short, and long with its fragments written out."""
+    """A document that is short, and that becomes long when its fragments are expanded."""
     fragments = [f"fragment F{n} on Query {{ ...F{n + 1} ...F{n + 1} }}" for n in range(times)]
     return f"{{ ...F0 }} {' '.join(fragments)} fragment F{times} on Query {{ version }}"
 

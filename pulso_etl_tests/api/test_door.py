@@ -55,7 +55,7 @@ def door(stack: DagsterStack) -> str:
 
 @pytest.fixture
 def page(door: str) -> Iterator[httpx.Client]:
-    """A browser in which an administrator is signed in, as far as HTTP goes."""
+    """An HTTP client with the cookies of an administrator who has signed in."""
     with httpx.Client(base_url=door, trust_env=False) as client:
         signed = client.post("/sign-in", data={"token": SECRETS["admin"][0]}, headers={"Origin": door})
         assert signed.status_code == 204, signed.text
@@ -84,7 +84,7 @@ def test_a_link_launches_nothing(page: httpx.Client, stack: DagsterStack) -> Non
     wipe = "/graphql?" + urlencode({"query": "mutation { wipeAssets(assetPartitionRanges: []) { __typename } }"})
     for address in (link, wipe, link.replace("/graphql", "/graphql/"), link.replace("/graphql", "/%67raphql")):
         assert page.get(address).status_code == 405
-        # As a form of another page sends it: the query in the address, and no JSON.
+        # A form of another page sends it so: the query is in the address, and there is no JSON.
         assert page.post(address, headers={"Origin": str(page.base_url)}).status_code in (405, 415)
     assert stack.graphql(RUNS) == before
 

@@ -57,7 +57,7 @@ class Listener:
                 assert self._stop.is_set()
 
     def states_of(self, table: str) -> list[str | None]:
-        """What was told of the table's run, in turn, from the first look on."""
+        """The states of the table's run, in the order in which the events told them."""
         told = []
         for name, data in self.events:
             tables = {"status": data.get("tables"), "table": [data]}.get(name) or []
@@ -79,7 +79,7 @@ def test_a_refresh_is_told_as_it_goes(api: ApiServer) -> None:
 
 def test_a_listener_who_comes_back_hears_which_days_have_changed(api: ApiServer, target: Target) -> None:
     def heard(last_id: str) -> list[tuple[str, str, Any]]:
-        """The events of a listener who leaves after the second one, or after a second."""
+        """The events that a listener hears. The listener leaves after two events, or after one second."""
         found, event_id, name = [], "", ""
         timeout = httpx.Timeout(30, read=1.5)
         with (
@@ -173,7 +173,7 @@ def test_the_dashboard_and_the_alerts_ask_for_metrics_that_there_are(api: ApiSer
         assert alert["annotations"].keys() == {"summary", "description"}
     tested = (CHECKOUT / "deploy" / "prometheus" / "pulso-etl.test.yml").read_text(encoding="utf-8")
     assert [alert["alert"] for alert in alerts if alert["alert"] not in tested] == []
-    # Each rule that chooses by a label finds the label's value, also before the first failure.
+    # Each rule that selects by a label finds the label's value, even before the first failure.
     for table in TABLES:
         for name, label, value in (
             ("pulso_extractions_total", "status", "failed"),

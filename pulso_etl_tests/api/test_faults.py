@@ -21,7 +21,7 @@ from pulso_etl.words import CAUSES
 
 
 def raising(raised: Exception, timezone: str = "America/Lima") -> FastAPI:
-    """An application, of a deployment in that time zone, whose one route raises the error."""
+    """An application with one route, which raises the error. Its deployment is in that time zone."""
     app = FastAPI()
     app.state.deployment = SimpleNamespace(
         settings=Settings(database_url=SecretStr("postgresql://nowhere/none"), timezone=timezone)

@@ -50,7 +50,7 @@ def test_head_answers_as_get_does_without_a_body(api: ApiServer) -> None:
 
 
 def ask(path: str, **headers: str) -> httpx.Response:
-    """Asks an application that was never started, under the name that its proxy passes on."""
+    """Sends a request to an application that was not started, with the host name that the proxy passes on."""
     settings = Settings(
         database_url=SecretStr("postgresql://nowhere/none"),
         api_tokens=SecretStr(str(SECRETS["read"][1])),
@@ -169,7 +169,7 @@ def test_a_stream_ends_while_it_waits_for_what_comes_next() -> None:
 
 @pytest.mark.usefixtures("processes")
 def test_a_server_that_is_stopped_ends_its_streams_and_logs_no_error(tmp_path: Path) -> None:
-    """PostgreSQL, Dagster and BigQuery are away: there is a stream all the same."""
+    """PostgreSQL, Dagster and BigQuery are away. The stream exists all the same."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -194,7 +194,7 @@ def test_a_server_that_is_stopped_ends_its_streams_and_logs_no_error(tmp_path: P
                 assert next(lines) == "event: unavailable"
                 began = time.monotonic()
                 server.send_signal(signal.SIGTERM)
-                # To the end, which the server has to send: a broken answer would raise.
+                # Reads to the end that the server sends. A broken answer would raise.
                 assert [line for line in lines if line.startswith("event")] == []
             server.wait(20)
             assert time.monotonic() - began < 10

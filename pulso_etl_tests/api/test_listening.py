@@ -35,7 +35,7 @@ async def chat(socket: WebSocket) -> None:
 
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """A server that listens as ours do, with less patience."""
+    """A server that listens as ours do, with shorter time-outs."""
     monkeypatch.setattr(listening, "REQUEST_SECONDS", LIMIT)
     app = Starlette(routes=[Route("/", echo, methods=["GET", "POST"]), WebSocketRoute("/chat", chat)])
     server = uvicorn.Server(listening.configuration(app, "127.0.0.1", 0))

@@ -27,13 +27,13 @@ NOWHERE = "http://127.0.0.1:1/graphql"
 
 @pytest.fixture
 def settings(server_url: str, schema: str) -> Settings:
-    """Of an API whose Dagster is away: a launch that comes past the lock says so."""
+    """The settings of an API without Dagster. A launch that gets past the lock says that Dagster is away."""
     return Settings(database_url=SecretStr(server_url), database_schema=schema, dagster_graphql_url=NOWHERE)
 
 
 @pytest.fixture
 def reader(conn: psycopg.Connection, server_url: str, schema: str) -> Iterator[psycopg.Connection]:
-    """A login of the database that may read every table of ours, and no more."""
+    """A login of the database that may only read our tables."""
     name = sql.Identifier(f"reader_{uuid.uuid4().hex[:12]}")
     conn.execute(sql.SQL("CREATE ROLE {0}; GRANT {0} TO CURRENT_USER").format(name))
     conn.execute(sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(sql.Identifier(schema), name))

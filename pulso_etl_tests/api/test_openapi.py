@@ -39,7 +39,7 @@ ROUTES = {
     "GET /metrics",
     "POST /graphql",
 }
-# The stream of events has no end that could be waited for.
+# The stream of events never ends, so nobody can wait for its end.
 OPERATIONS = [
     found.ok() for found in schemathesis.openapi.from_dict(DOCUMENT).exclude(path="/api/v1/etl/events").get_all_operations()
 ]
@@ -47,18 +47,18 @@ OPERATIONS = [
 
 @pytest.fixture(scope="module")
 def strict(stack: DagsterStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    """The API with one token, which may launch next to nothing: what is sent here must not keep Dagster busy."""
+    """The API with one token that may launch very little, because these requests must not keep Dagster busy."""
     _, token = SECRETS["admin"]
     with (
         pytest.MonkeyPatch.context() as patch,
         ApiServer(settings_of(stack, api_tokens=SecretStr(str(token)), api_launch_limit="2/day")) as server,
     ):
-        # Whether a wrong token is refused is asked on each route, more often than an address may ask.
+        # Each route is asked with a wrong token. One address may not do that so often.
         patch.setattr("pulso_etl.api.access.REFUSALS", 10**6)
         patch.setenv("DAGSTER_HOME", stack.env["DAGSTER_HOME"])
         patch.setenv("DAGSTER_POSTGRES_URL", stack.env["DAGSTER_POSTGRES_URL"])
         yield server
-    # A launch may be of years, in many runs: they would hold the buttons of the page that is tested next.
+    # A launch over years makes many runs. These would disable the buttons of the page that is tested next.
     stack.end_all_runs()
 
 

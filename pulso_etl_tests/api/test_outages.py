@@ -19,7 +19,7 @@ MINUTE = timedelta(minutes=1)
 
 
 class Dagster(DagsterClient):
-    """A webserver whose answers about its daemons are `healthy`; none, and it does not answer."""
+    """A webserver that reports its daemons as `healthy`. If that is None, it does not answer."""
 
     healthy: dict[str, bool] | None = None
 
@@ -42,12 +42,12 @@ def test_an_outage_that_takes_dagster_with_it_is_told_once_and_so_is_its_end(
         look(0)
         gate.turn(Way.REFUSED)
         for minute in range(1, 5):
-            # The sensors are asked: telling is up to them.
+            # The sensors send the messages, so the test runs them.
             look(minute, {"SENSOR": True})
         assert receiver.titles() == []
         for minute in range(5, 20):
             look(minute)
-            # A sensor that shares the file tells nothing twice.
+            # A sensor that shares the file sends no message twice.
             Alerts(settings).flush(START + minute * MINUTE)
         assert receiver.titles() == ["[Pulso] PostgreSQL no está disponible"]
         gate.turn(Way.OPEN)

@@ -42,7 +42,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Open]:
-    """Opens a page of an API. At the end no page may have written an error on its console, or have asked another host."""
+    """Opens a page of an API. Fails at the end if a page wrote an error to its console or asked another host."""
     contexts = []
     complaints: list[str] = []
 
@@ -65,7 +65,7 @@ def open_page(browser: Browser) -> Iterator[Open]:
 
 
 def picture(page: Page, state: str) -> None:
-    """With PULSO_PICTURES, a folder: keeps a picture of the page in that state, such as those of docs/page.md."""
+    """Takes a picture of the page in that state, if PULSO_PICTURES names a folder. The pictures of docs/page.md come from here."""
     if folder := os.environ.get("PULSO_PICTURES"):
         page.set_viewport_size({"width": 1280, "height": 620})
         page.evaluate("scrollTo(0, 0)")
@@ -82,12 +82,12 @@ def days(page: Page, title: str = TITLE) -> Locator:
 
 
 def for_engineers(page: Page) -> Locator:
-    """What opens the part for engineers."""
+    """The control that opens the part for engineers."""
     return page.get_by_text("Para ingenieros")
 
 
 def engineers(page: Page, title: str = TITLE) -> Locator:
-    """What engineers are told of a table."""
+    """The text about a table in the part for engineers."""
     return page.get_by_role("region", name=title)
 
 
@@ -265,7 +265,7 @@ def test_everything_works_by_keyboard(api: ApiServer, open_page: Open) -> None:
     assert button.evaluate("element => getComputedStyle(element).outlineStyle") == "solid"
     page.keyboard.press("Enter")
     expect(card(page)).to_contain_text(re.compile("Ya estaba fresca|En cola|En curso"))
-    # Who pressed it stays where they are.
+    # The focus stays on the button.
     expect(button).to_be_focused()
     expect(card(page)).to_contain_text(re.compile("Ya estaba fresca|Actualizado"), timeout=RUN_MS)
 
@@ -343,7 +343,7 @@ def test_without_postgresql_the_page_says_until_when_its_data_are_known(stack: D
 
 
 def test_tables_that_were_never_loaded_are_told_as_such(stack: DagsterStack, schema: str, open_page: Open) -> None:
-    # Without Dagster, whose failed runs would be those of these tables.
+    # Without Dagster, because its failed runs would count as failures of these tables.
     given = {"database_schema": schema, "dagster_graphql_url": "http://127.0.0.1:9/graphql"}
     with ApiServer(settings_of(stack, **given)) as server:
         page = open_page(server)

@@ -46,7 +46,7 @@ def certify(home: Path) -> None:
 
 
 def configuration(home: Path, port: int, api: int) -> str:
-    """The documented server, with paths and ports of the test in place of those that every deployment has its own of."""
+    """The documented server. The test's paths and ports replace those that each deployment chooses."""
     [server] = re.findall(r"```nginx\n(.*?)```", (CHECKOUT / "docs" / "api.md").read_text(encoding="utf-8"), re.DOTALL)
     for theirs, ours in {
         "listen 443 ssl;": f"listen 127.0.0.1:{port} ssl;",
@@ -112,7 +112,7 @@ def test_the_documented_proxy_serves_the_api_on_another_port(browser: httpx.Clie
     for given in (tag, tag.removeprefix("W/")):
         known = browser.get(STATUS, headers={"If-None-Match": given})
         assert (known.status_code, known.content, known.headers["etag"]) == (304, b"", tag)
-    # A page of the same name and port is served, and one of another is not.
+    # The proxy serves a page of the same name and port. It serves no other page.
     own = f"https://{browser.headers['host']}"
     assert browser.get(STATUS, headers={"Origin": own}).status_code == 200
     moved = browser.get(f"{STATUS}/?a=b")
@@ -137,7 +137,7 @@ def test_another_origin_is_let_in_through_the_proxy_as_the_settings_say(browser:
 def test_events_pass_the_proxy_as_they_happen(browser: httpx.Client) -> None:
     with browser.stream("GET", "/api/v1/etl/events", timeout=20) as stream:
         assert stream.headers["content-type"].startswith("text/event-stream")
-        # The stream goes on: what is read here has passed before its end.
+        # The stream goes on. So the proxy has passed these events on before the end of the stream.
         assert next(line for line in stream.iter_lines() if not line.startswith("id: ")) == "event: status"
     head = browser.head("/api/v1/etl/events")
     assert (head.status_code, head.content) == (200, b"")

@@ -39,7 +39,7 @@ def finished(api: ApiServer, refresh: dict[str, Any], seconds: float = 90) -> di
 
 
 def make_due(target: Target) -> None:
-    """As if the last refresh of every table had been long ago."""
+    """Moves the last refresh of every table into the past."""
     with target.conn.transaction():
         Watermarks(target.schema).create(target.conn)
         target.conn.execute("UPDATE etl_watermarks SET last_extracted_at = last_extracted_at - interval '30 hours'")
@@ -69,12 +69,12 @@ def test_the_dashboard_is_refreshed_watched_and_asked_for_once(
         assert len(set(run_ids.values()) - {None}) == 2
         assert stack.proxy.held.wait(60)
 
-        # One slot: one of the runs waits in Dagster's queue until the other has ended, whichever came first.
+        # There is one slot. So one of the runs waits in Dagster's queue until the other has ended.
         now = states(api.call("GET", told[0]["status_url"]).json())
         assert sorted(now.values()) == ["queued", "running"]
         summary = api.call("GET", "/api/v1/etl/status").json()
         assert summary["running"] == 2
-        # Another caller's wish for one of these tables is the same run.
+        # Another caller who asks for one of these tables gets the same run.
         joined = api.call("POST", f"{TABLE}/dashboard_data").json()
         assert joined["runs"]["dashboard_data"]["run_id"] == run_ids["dashboard_data"]
         assert "already going on" in joined["runs"]["dashboard_data"]["message"]
@@ -164,7 +164,7 @@ def test_a_run_that_is_ended_after_its_load_reads_as_loaded(api: ApiServer, stac
         try:
             told = api.call("POST", f"{TABLE}/{table}", params=WINDOW).json()
             assert stack.proxy.held.wait(90)
-            # Waits for the load's commit, and then keeps the run's checks from the table.
+            # Waits for the load's commit, and then locks the table so that the run's checks wait.
             locked = pool.submit(blocker.execute, f"LOCK TABLE {target.schema}.{table}".encode())
             waiting = "SELECT count(*) FROM pg_locks WHERE relation = %s::regclass AND NOT granted"
             wait_until(lambda: target.rows(waiting, table) == [(1,)])
@@ -261,7 +261,7 @@ def test_without_postgresql_every_question_is_answered_with_503_and_no_password(
         assert lost.call("GET", "/api/v1/etl/health?live=true").status_code == 200
     tokens = SecretStr(str(SECRETS["read"][1]))
     with ApiServer(settings_of(stack, database_url=url, api_tokens=tokens)) as lost:
-        # Whoever may ask without a token is not told of the insides.
+        # A caller without a token learns nothing about the servers.
         told = lost.call("GET", "/api/v1/etl/health").json()["parts"]["postgresql"]
         assert (told["state"], told["message"]) == ("failing", "fails; the reason is in the log of the API")
 
@@ -337,7 +337,7 @@ def test_the_data_version_stays_while_no_row_changes_and_the_etag_follows_what_i
         for one in known:
             answer = api.call("GET", url, headers={"If-None-Match": one})
             assert (answer.status_code, answer.content, answer.headers["cache-control"]) == (304, b"", "no-store")
-    # A load that changes no row is shown, and is no new version of the rows.
+    # The page shows a load that changes no row. The version of the rows stays.
     again, shown = refreshed()
     assert (again, shown == tag) == (first, False)
     assert api.call("GET", path, headers={"If-None-Match": f'W/"{first}"'}).status_code == 304

@@ -426,7 +426,7 @@ def test_a_run_that_took_the_place_of_a_crashed_one_is_the_one_that_counts() -> 
 
 
 def test_a_run_of_another_tenant_s_is_not_told_of_whatever_the_table_of_refreshes_names() -> None:
-    """The tenant's own role writes to the table, and the ids of others' runs stand in the names of their sessions."""
+    """A tenant's role may write to the table. It can learn the ids of others' runs: sessions carry them as names."""
     theirs = replace(RUN, tags={**RUN.tags, TENANT_TAG: "globex"})
     assert [*LAUNCHED.parts["dashboard_data"].run_ids] == [theirs.run_id]
     assert newest_runs(LAUNCHED, [theirs], "acme") == {}

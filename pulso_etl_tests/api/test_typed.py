@@ -20,7 +20,7 @@ TYPED = [
     re.sub(r"\s*\\\n\s*", " ", call).strip()
     for page in ("README.md", "docs/api.md")
     for call in re.findall(r"^    (curl (?:.*\\\n)*.*)$", (CHECKOUT / page).read_text(encoding="utf-8"), re.MULTILINE)
-    # One refresh's own id, and those to another host, can't be typed as they stand.
+    # Commands with the id of a refresh or with another host can't run as they are printed.
     if ADDRESS in call and "/refresh/3c8e" not in call
 ]
 ENDLESS = 28
@@ -33,7 +33,7 @@ def test_there_is_something_to_type() -> None:
 
 @pytest.fixture(scope="module")
 def developed(stack: DagsterStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ApiServer, Path]]:
-    """The API as `make dev` starts it, and the folder in which that was typed."""
+    """The API as `make dev` starts it, and the folder in which the user typed the command."""
     secret, token = SECRETS["admin"]
     folder = tmp_path_factory.mktemp("typed")
     (folder / ".pulso").mkdir()

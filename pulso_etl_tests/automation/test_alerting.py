@@ -136,7 +136,7 @@ def test_a_dropped_run_that_names_no_days_is_told_too() -> None:
 
 
 def test_why_a_run_of_another_tenant_s_failed_is_told_to_nobody_who_names_it() -> None:
-    """The history is in the tenant's own schema, where its role may write the id of any run."""
+    """The tenant's role may write the id of any run into the history, because the history is in the tenant's schema."""
     with dg.DagsterInstance.ephemeral() as instance:
         theirs = instance.create_run_for_job(dg.job(name=NAME)(lambda: None), tags={TENANT_TAG: "globex"})
         instance.report_run_failed(theirs, "globex's secret")
@@ -220,7 +220,7 @@ def test_each_outage_of_bigquery_is_told_with_its_end_whenever_its_tables_are_lo
     with dg.DagsterInstance.ephemeral() as instance:
 
         def look(minute: float) -> None:
-            # Each time a new one: Dagster's process may be another.
+            # A new object each time, because Dagster may use another process.
             automation = Automation(given, tables, build_jobs(tables))
             automation.tell(instance, start + timedelta(minutes=minute), start - HOUR)
 

@@ -38,7 +38,7 @@ WAYS = [Way.REFUSED, Way.SILENT, Way.SLOW]
 
 @dataclass
 class World:
-    """Three tables that are due, and a gate before everything that a tick asks."""
+    """Three tables that are due, and a gate before each server that a tick asks."""
 
     automation: Automation
     instance: dg.DagsterInstance
@@ -46,7 +46,7 @@ class World:
     receiver: Receiver
 
     def tick(self, name: str) -> tuple[list[dg.RunRequest], str]:
-        """One tick of a sensor or schedule, as the daemon asks for it; it must not take long."""
+        """Runs one tick of a sensor or schedule as the daemon does. The tick must not take long."""
         began = time.monotonic()
         found = self._tick(name)
         assert time.monotonic() - began < LONG
@@ -103,7 +103,7 @@ def world(
 
 
 def loaded_in_the_last_day(conn: psycopg.Connection, schema: str) -> None:
-    """Each table was loaded, and is due again; whether its source has changed is what the sensor wants to know."""
+    """Each table was loaded and is due again. The sensor asks whether the source has changed."""
     marks, at = Watermarks(schema), datetime.now(UTC) - timedelta(hours=20)
     today = ZONE.day(at)
     marks.create(conn)

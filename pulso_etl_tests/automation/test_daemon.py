@@ -69,7 +69,7 @@ class Deployment:
         return found
 
     def hold_a_load(self) -> tuple[int, str]:
-        """Waits for a load of the dashboard's table that stands still in the middle; the number of successes before, its run."""
+        """Waits until a load of the dashboard's table is held. Returns the number of earlier successes, and the run."""
         wait_until(lambda: self.query("SELECT 1 FROM etl_watermarks WHERE last_extraction_status = 'running'") == [], PATIENCE)
         before = self.successes(DASHBOARD)
         self.stack.proxy.hold_page(1)
@@ -86,7 +86,7 @@ class Deployment:
         return pid
 
     def goes_on(self, before: int) -> None:
-        """Lets the held load go: the dashboard's table is loaded, and once more when it is due again, and its rows are right."""
+        """Releases the held load. Checks that the table is loaded now and when it is due again, with right rows."""
         self.stack.proxy.release()
         self.await_success(DASHBOARD, before)
         self.make_due(DASHBOARD)
@@ -174,12 +174,12 @@ def test_a_long_backfill_is_loaded_in_chunks_at_the_same_time_and_does_not_keep_
     def loading() -> int:
         return len(deployment.query("SELECT 1 FROM etl_running WHERE table_name = %s", PRODUCTIVITY))
 
-    # Just loaded, the table is not due again before the back-fill has begun.
+    # The table was just loaded. So it is not due again before the back-fill begins.
     loads = deployment.successes(PRODUCTIVITY)
     deployment.make_due(PRODUCTIVITY)
     deployment.await_success(PRODUCTIVITY, loads)
     with psycopg.connect(deployment.url) as blocker:
-        # The back-fill stands still in its loads for as long as this lock is held.
+        # The loads of the back-fill wait as long as this lock is held.
         blocker.execute("LOCK TABLE target.productivity_data IN SHARE MODE")
         deployment.stack.backfill(PRODUCTIVITY, days)
         wait_until(lambda: backfill() == {"STARTED": 2, "QUEUED": 3} and loading() == 2, PATIENCE)
@@ -225,7 +225,7 @@ def test_a_killed_code_server_is_started_again(deployment: Deployment) -> None:
     before, _ = deployment.hold_a_load()
     deployment.stack.code_server.kill()
     deployment.stack.code_server.wait()
-    # As the service manager does.
+    # The service manager does the same.
     deployment.stack.start_code_server()
     deployment.goes_on(before)
 
@@ -244,7 +244,7 @@ def test_a_run_that_hangs_past_its_time_out_is_terminated_and_its_table_loaded(d
 def test_a_table_that_can_not_be_refreshed_nears_its_limit_and_turns_stale(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Its source is broken since the back-fill.
+    # Its source has been broken since the back-fill.
     wait_until(lambda: freshness(deployment)[PRODUCTIVITY] == "DEGRADED", PATIENCE)
     assert freshness(deployment)[DASHBOARD] in ("HEALTHY", "WARNING")
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", deployment.stack.env["DAGSTER_POSTGRES_URL"])

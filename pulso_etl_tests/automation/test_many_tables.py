@@ -33,7 +33,7 @@ DUE = 5
 
 
 class Statements:
-    """Counts what is sent to our PostgreSQL and to Dagster's storage."""
+    """Counts the statements that are sent to our PostgreSQL and to Dagster's storage."""
 
     def __init__(self) -> None:
         self.sent = 0
@@ -49,7 +49,7 @@ class Statements:
         return Counting(*args, **options)
 
     def dagsters(self, connection: object, cursor: object, statement: str, *_: object) -> None:
-        # SQLite's settings of a new connection are no question; how often one is opened follows the machine's pace.
+        # SQLite's PRAGMAs of a new connection do not count: how often one is opened depends on the machine's speed.
         self.sent += not statement.startswith("PRAGMA")
 
     def during(self, act: Callable[[], object]) -> int:
@@ -73,7 +73,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 
 class Looks:
-    """The sensors over so many tables, DUE of them due; each look gives the number of statements that it took."""
+    """The sensors over that many tables. DUE of the tables are due. Each look returns the number of its statements."""
 
     def __init__(
         self, specs: dict[str, TableSpec], server_url: str, schema: str, instance: dg.DagsterInstance, statements: Statements
@@ -112,7 +112,7 @@ class Looks:
         return self.statements.during(lambda: self.automation.tell(self.instance, now, now))
 
     def told(self) -> dict[str, bool]:
-        """What Dagster knows of the tables: whether each is up to date."""
+        """Whether each table is up to date, as Dagster's storage says."""
         found = check_outcomes(self.instance, [up_to_date_key(spec) for spec in self.specs.values()])
         return {outcome.table: outcome.passed for outcome in found}
 

@@ -50,7 +50,7 @@ def begin(conn: psycopg.Connection, schema: str, age: timedelta, run_id: str = "
 
 
 def live(writer: psycopg.Connection, schema: str, run_id: str = "run-1") -> int:
-    """Makes the session that of a living attempt."""
+    """Marks the session as the session of a living attempt."""
     key = locks.attempt_lock(schema, TABLE, run_id, 1)
     locks.take(writer, [key])
     return key
@@ -158,7 +158,7 @@ def test_a_run_of_another_tenant_s_is_left_alone_whatever_the_tables_name(
     writer: psycopg.Connection,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A tenant's role writes to its tables, and the ids of others' runs stand in the names of their sessions."""
+    """A tenant's role may write to its tables. It can learn the ids of others' runs: sessions carry them as names."""
     ended: list[str] = []
     monkeypatch.setattr(recovery, "_terminate", lambda instance, run_id: ended.append(run_id))
     job = dg.GraphDefinition(name="empty").to_job()
@@ -176,7 +176,7 @@ def test_a_run_of_another_tenant_s_is_left_alone_whatever_the_tables_name(
 
 
 def command_line_run(instance: dg.DagsterInstance, process: str, **more: str) -> str:
-    """A run of the command line that goes on in Dagster's eyes; it has not come to its load."""
+    """A run of the command line that Dagster knows as started. It has not begun its load."""
     tags = run_tags(TABLES[TABLE], WINDOW) | {PROCESS_TAG: process} | more
     run = instance.create_run_for_job(dg.job(name=TABLE)(lambda: None), tags=tags)
     instance.report_dagster_event(DagsterEvent(DagsterEventType.RUN_START.value, TABLE), run.run_id)
@@ -214,7 +214,7 @@ def test_a_run_of_the_command_line_whose_process_is_gone_gives_its_slot_back_at_
         retried = command_line_run(instance, "gone", **{QUEUED_TAG: "1"})
         run(conn, schema, instance)
         assert status(instance, run_id) is dg.DagsterRunStatus.STARTED
-        # A server that restarts takes the lock; the process takes it anew.
+        # The lock ends when the server restarts. The process takes it again.
         conn.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pulso-etl presence'")
         run(conn, schema, instance)
         assert status(instance, run_id) is dg.DagsterRunStatus.STARTED

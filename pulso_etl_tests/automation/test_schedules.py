@@ -60,7 +60,7 @@ def test_every_night_each_table_s_whole_window_is_asked_for(deployment: Settings
 def test_at_night_what_is_owed_is_asked_for_however_old_and_in_chunks(
     deployment: Settings, conn: psycopg.Connection, schema: str
 ) -> None:
-    """A table was loaded at 10:00, and nothing ran for long."""
+    """A table was loaded at 10:00. After that nothing ran for a long time."""
     last, marks = datetime(2026, 3, 1, 10, tzinfo=LIMA), Watermarks(schema)
     days = DayRange(date(2026, 2, 28), date(2026, 3, 1))
     extraction = RunningAttempt("operation_data", days, "run", 1, last)
@@ -78,7 +78,7 @@ def test_at_night_what_is_owed_is_asked_for_however_old_and_in_chunks(
         assert {one.tags[COMPARE_TAG] for one in found} == {"true"}
         return [(one.tags[ASSET_PARTITION_RANGE_START_TAG], one.tags[ASSET_PARTITION_RANGE_END_TAG]) for one in found]
 
-    # The day before was read while it could still change, and so was the day itself.
+    # Both days were read while they could still change.
     assert asked_for(datetime(2026, 3, 3, 2, 30, tzinfo=LIMA)) == [("2026-02-28", "2026-03-03")]
     assert asked_for(datetime(2026, 7, 3, 2, 30, tzinfo=LIMA)) == [("2026-04-03", "2026-07-03"), ("2026-02-28", "2026-04-02")]
 
@@ -88,7 +88,7 @@ def test_every_week_the_tables_are_compared_with_bigquery(deployment: Settings) 
     assert [request.run_key for request in requests] == [f"weekly/2026-03-01/{name}" for name in TABLES]
     job = build_defs(deployment).resolve_job_def("reconcile_all")
     for request, name in zip(requests, TABLES, strict=True):
-        # Or the run would be taken for a refresh that is under way.
+        # Otherwise the run would count as a refresh that is under way.
         assert "pulso_etl/table" not in request.tags
         chosen = job.get_subset(
             asset_selection=set(request.asset_selection or []), asset_check_selection=set(request.asset_check_keys or [])

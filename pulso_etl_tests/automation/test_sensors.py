@@ -34,7 +34,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 
 class Deployment:
-    """Two tables, their automation, and a Dagster instance; `tick` at an instant, `run` what a tick asked for."""
+    """Two tables, their automation, and a Dagster instance. `tick` runs a tick at an instant, `run` runs what a tick requested."""
 
     def __init__(self, settings: Settings, instance: dg.DagsterInstance) -> None:
         self.settings, self.instance = settings, instance
@@ -140,7 +140,7 @@ def test_only_changed_days_are_read_again(deployment: Deployment, bigquery_proxy
     assert "operation_data: lookback of 2 days" in why
     for request in requests:
         assert deployment.run(request)
-    # The older days are loaded; the range up to today is verified now, and only that moves the watermark.
+    # The older days are loaded. The range up to today is verified now. Only that moves the watermark.
     assert deployment.tick(later)[0] == []
     assert "dashboard_data: fresh" in deployment.tick(later + timedelta(minutes=1))[1]
 

@@ -28,7 +28,7 @@ def data(emulator: BigQueryEmulator) -> SampleData:
 
 @pytest.fixture
 def make_source(emulator: BigQueryEmulator, data: SampleData) -> MakeSource:
-    """Sources of the emulator with the sample data; keywords are fields of BigQuerySource. Retries begin at once."""
+    """Sources of the emulator with the sample data. The keywords are fields of BigQuerySource. Retries do not wait."""
 
     def make(**fields: object) -> BigQuerySource:
         given = {

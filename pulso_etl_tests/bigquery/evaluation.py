@@ -29,7 +29,7 @@ def evaluate(
     catalogue: Catalogue,
     functions: Columns = FUNCTIONS,
 ) -> list[Row]:
-    """The rows of the statement's result, in any order. `parameters` are types and values; `tables` and `catalogue` go together.
+    """The rows of the statement's result, in any order. `parameters` are types and values. `tables` belongs to `catalogue`.
 
     `functions`: the queries that CHANGES and APPENDS stand for. Raises StatementRefused, also for a value that has no result.
     """

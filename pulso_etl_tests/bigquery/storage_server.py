@@ -74,7 +74,7 @@ class StorageServer:
 
     @property
     def bytes_held(self) -> int:
-        """Arrow memory that the results take here, in the server."""
+        """The Arrow memory of the results in this process, in bytes."""
         return sum(part.nbytes for part in self._parts.values())
 
     def _create_session(self, request: types.CreateReadSessionRequest, context: grpc.ServicerContext) -> types.ReadSession:
@@ -134,11 +134,11 @@ class StorageServer:
             position += response.row_count
 
     def codec(self, stream: str) -> int:
-        """How the stream's session asks for its rows."""
+        """The compression that the stream's session asks for."""
         return self._codecs[stream]
 
     def batch(self, stream: str, position: int) -> types.ReadRowsResponse:
-        """The stream's rows from that position on, as many as fit in one message."""
+        """The stream's rows from that position on. The batch holds as many rows as fit into one message."""
         rows = self._parts[stream].slice(position, self.batch_rows).combine_chunks().to_batches()[0]
         message = types.ArrowRecordBatch(serialized_record_batch=_message(rows, self.codec(stream)))
         return types.ReadRowsResponse(row_count=rows.num_rows, arrow_record_batch=message)

@@ -89,7 +89,7 @@ SHAPES = {
 
 
 def sums(spec: TableSpec) -> list[str]:
-    """The types of a reconciliation's columns: a day, then numbers."""
+    """The types of a reconciliation's columns. The first column is the day, and the others are numbers."""
 
     def kind(measure: Measure) -> str:
         if measure.function == "weighted sum" or measure.type is ColumnType.DOUBLE:
@@ -181,7 +181,7 @@ def test_a_statement_may_be_nested_a_hundred_times(before: str, after: str) -> N
 
 
 def calls_of_the_client() -> set[str]:
-    """The functions of the package that send a statement to BigQuery; `local` is for made-up data."""
+    """The functions of the package that send a statement to BigQuery. `local` is left out, because it writes sample data."""
     root = Path(pulso_etl.__file__).parent
     texts = {path.relative_to(root): path.read_text(encoding="utf-8") for path in root.rglob("*.py")}
     return {
@@ -196,7 +196,7 @@ def calls_of_the_client() -> set[str]:
 
 
 def test_no_statement_is_sent_but_by_the_functions_that_are_recorded_here() -> None:
-    """A new one belongs into the recording below. `source.query` sends what its caller writes."""
+    """Whoever adds such a function adds it to the recording below. `source.query` sends the statement of its caller."""
     assert calls_of_the_client() == {
         *("bigquery.source._finished", "bigquery.look.take", "bigquery.look._partition_times"),
         *("bigquery.source.query", "doctor._bigquery", "doctor._source"),
@@ -231,7 +231,7 @@ def recorded(bigquery_proxy: FaultyProxy, make_source: MakeSource) -> list[State
     doctor._bigquery(source)
     for function in ("changes", "appends"):
         stream = source.stream(altered(CALLS, change_capture=function), WINDOW, "run-1")
-        # The emulator does not know the functions, and refuses the statement that it was sent.
+        # The emulator does not know the functions, so it refuses the statement.
         stream._changes = Interval(datetime(2026, 7, 15, 1, tzinfo=UTC), datetime(2026, 7, 15, 2, tzinfo=UTC))
         with pytest.raises(Exception, match="rejects the query"), stream.open():
             pass

@@ -45,7 +45,7 @@ def changed(**fields: Any) -> TableSpec:
 
 
 def mark(at: datetime, last: date, first: date = DAYS[0]) -> Watermark:
-    """That of a table whose days since `first` were read at that instant, the last of them being `last`."""
+    """The watermark of a table whose days from `first` to `last` were read at that instant."""
     return Watermark(at, last, {day: Reading(at, day + timedelta(days=3)) for day in DayRange(min(first, last), last)})
 
 
@@ -216,7 +216,7 @@ def test_after_any_changes_the_table_is_as_the_source_was_and_as_a_whole_load_ma
     for changes in rounds:
         for put, delete in changes:
             at += timedelta(minutes=7)
-            # A row that is put and deleted in one transaction is put: who asks sees it there.
+            # A row that one transaction puts and deletes counts as put.
             calls.commit(at, put, delete - put.keys())
         end = at + timedelta(minutes=1)
         calls.commit(end + timedelta(minutes=1), unseen[0], unseen[1] - unseen[0].keys())

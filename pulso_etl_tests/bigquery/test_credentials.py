@@ -25,7 +25,7 @@ SECRET = "c2VjcmV0LWtleS1tYXRlcmlhbA"
 
 @pytest.fixture
 def key(bigquery_proxy: FaultyProxy) -> dict[str, str]:
-    """A service account's key, made up, whose tokens the proxy gives."""
+    """The key of a service account that does not exist. The proxy issues its tokens."""
     private = rsa.generate_private_key(65537, 2048).private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
@@ -40,7 +40,7 @@ def key(bigquery_proxy: FaultyProxy) -> dict[str, str]:
 
 @pytest.fixture
 def source(make_source: MakeSource, bigquery_proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> BigQuerySource:
-    """A source as in production, without an emulator's address of its own; the client's own variable leads it to the proxy."""
+    """A source as in production, without the address of an emulator. The client's own variable leads it to the proxy."""
     monkeypatch.setenv("BIGQUERY_EMULATOR_HOST", bigquery_proxy.url)
     monkeypatch.setenv("NO_GCE_CHECK", "true")
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))

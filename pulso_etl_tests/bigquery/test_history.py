@@ -44,7 +44,7 @@ histories = st.lists(commits, min_size=1, max_size=6)
 
 
 def happened(commits: Iterable[Commit]) -> Source:
-    """A table with these commits, one a minute."""
+    """A table with these commits. There is one commit a minute."""
     source = Source(None, "p.d.calls")  # type: ignore[arg-type]
     for n, (put, delete) in enumerate(commits):
         source.commit(START + n * MINUTE, put, [key for key in delete if key not in put])
@@ -74,7 +74,7 @@ def run(spec: TableSpec, statement: str, rows: list[Row], history: list[Row], in
 
 
 def applied(rows: Rows, changes: list[Row]) -> Rows:
-    """What a load makes of rows and the changes of them: the table holds each key once."""
+    """The rows after a load of the changes. The table holds each key once."""
     held = {row[:2]: row for row in rows}
     for change in changes:
         key = (change["day"], change["agent"])
@@ -108,7 +108,7 @@ def test_after_appends_alone_the_table_holds_what_a_whole_read_gives(commits: li
     at, until = START + min(loaded, len(commits)) * MINUTE, START + len(commits) * MINUTE
     changes = captured(APPENDED, source, at, until)
     assert applied(whole(APPENDED, source, at), changes) == whole(APPENDED, source, until)
-    # A table of log lines gains each row that was added, as often as it was.
+    # A table of log lines gets each added row, as often as it was added.
     lines = Counter((row["day"], row["agent"], row["amount"]) for row in captured(LOG, source, at, until))
     assert lines == whole(LOG, source, until) - whole(LOG, source, at)
 

@@ -164,7 +164,7 @@ def test_a_missing_table_is_named_and_an_answer_that_does_not_come_is_not_waited
 
 
 def table(name: str = "p.d.t", **properties: Any) -> bigquery.Table:
-    """A table as tables.get gives it."""
+    """A table as `tables.get` returns it."""
     project, dataset, short = name.split(".")
     resource = {
         "tableReference": {"projectId": project, "datasetId": dataset, "tableId": short},
@@ -212,7 +212,7 @@ def test_whatever_is_doubtful_is_no_signal_and_says_why(look: Look, why: str) ->
     "other",
     [
         look_at(table(lastModifiedTime="2001")),
-        # Equality counts, not age: a table that was restored is older.
+        # Equality counts, not age: a restored table is older.
         look_at(table(lastModifiedTime="1999")),
         look_at(table(creationTime="1001")),
         look_at(table(numRows="6")),
@@ -320,7 +320,7 @@ GRAPHS = itertools.count()
 
 @dataclass
 class Graph:
-    """Views over two base tables, and a table that is refreshed as the sensor does it."""
+    """Views over two base tables, and a table that is refreshed as by the sensor."""
 
     client: bigquery.Client
     source: BigQuerySource
@@ -340,14 +340,14 @@ class Graph:
         return {day: sorted(of_day) for day, of_day in rows.items()}
 
     def refresh(self) -> int:
-        """Reads the days that the look does not leave out. Returns how many days it leaves out."""
+        """Reads the days that the look does not skip. Returns the number of skipped days."""
         now = datetime.now(UTC)
         looks = Looks(self.source, timedelta(0), time.monotonic() + 60)
         seen = looks.seen(THINGS, SPAN, Standing(days=self.known, source=self.state), now)
         left_out = [day for day in SPAN if day not in seen.days]
         full = self.read()
         assert {day: self.held[day] for day in left_out} == {day: full[day] for day in left_out}, seen.note
-        # A run looks itself. Nothing has been written since, so its look would tell the same.
+        # A run looks for itself. Nothing was written since, so its look would give the same result.
         state = seen.state or self.source.stream(THINGS, SPAN, "run").look()
         digest = state.digest if state else None
         for day in SPAN:

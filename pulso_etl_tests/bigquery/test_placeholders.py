@@ -26,7 +26,7 @@ OWN_BRACES = [
 
 
 def reading(condition: str) -> TableSpec:
-    """A count of contact attempts, whose query has one more condition."""
+    """A count of contact attempts. Its query has one more condition."""
     return altered(
         TABLES["operation_data"],
         query="SELECT COUNT(*) AS n FROM `{gestiones_unificadas}` AS g\n"

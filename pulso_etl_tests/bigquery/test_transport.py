@@ -65,7 +65,7 @@ def threads_before() -> None:
 
 
 def nothing_is_left(storage: StorageServer) -> bool:
-    """No call at the server, no connection to it, and no thread of the client that downloads."""
+    """Whether the server has no call and no connection, and the client has no thread that downloads."""
     return (
         storage.active == 0
         and not any(c.raddr and c.raddr.port == storage.port for c in psutil.Process().net_connections("tcp"))

@@ -55,7 +55,7 @@ def test_a_text_that_can_not_be_followed_says_why(text: str, why: str) -> None:
         ("SELECT * FROM d.t FOR SYSTEM_TIME AS OF TIMESTAMP '2026-01-01'", "TIMESTAMP"),
         ("SELECT @@project_id AS p FROM d.t", "@@"),
         ("SELECT * FROM d.INFORMATION_SCHEMA.TABLES", "INFORMATION_SCHEMA"),
-        # A clock may fill the stamp, and nothing may look at the stamp.
+        # A clock may fill the stamp. Nothing else may use the stamp.
         (
             "SELECT * FROM (SELECT *, CURRENT_TIMESTAMP() AS stamp FROM d.t) WHERE stamp > '2026-01-01'",
             "stamp, which a clock may fill",

@@ -106,7 +106,7 @@ def evaluations(result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetCheckEva
 
 @pytest.fixture
 def checked(asset_job: dg.JobDefinition, instance: dg.DagsterInstance) -> Callable[..., dict[str, dg.AssetCheckEvaluation]]:
-    """Runs the table's checks alone, over the window, and gives what they say."""
+    """Runs only the table's checks over the window. Returns their results."""
 
     def run(table: str, window: DayRange = WINDOW) -> dict[str, dg.AssetCheckEvaluation]:
         job = asset_job.get_subset(asset_selection=set(), asset_check_selection=set(refresh_check_keys(TABLES[table])))
@@ -127,7 +127,7 @@ def steps(result: dg.ExecuteInProcessResult) -> set[str]:
 
 
 def failed(said: Mapping[str, dg.AssetCheckEvaluation]) -> list[str]:
-    """The checks of rows that did not pass. Whether the table is up to date follows from its watermark."""
+    """The checks of rows that did not pass. The check `up_to_date` is left out, because it follows from the watermark."""
     return [name for name, evaluation in said.items() if not evaluation.passed and name != Check.UP_TO_DATE]
 
 
@@ -438,7 +438,7 @@ def test_text_that_was_garbled_after_the_load_differs_and_nothing_else_does(
 ) -> None:
     refresh("productivity_data")
     assert reconcile("productivity_data", None).agrees
-    # As UTF-8 reads that was taken for Latin-1.
+    # UTF-8 text that was decoded as Latin-1.
     garbled = "convert_from(convert_to(nombre_agente, 'UTF8'), 'LATIN1')"
     changed = conn.execute(f"UPDATE productivity_data SET nombre_agente = {garbled} WHERE nombre_agente <> {garbled}").rowcount
     assert changed > 0
@@ -470,7 +470,7 @@ def test_where_the_newest_version_is_kept_both_sides_count_it_and_what_is_not_lo
     loaded = reconcile("assignment_data", None)
     assert loaded.agrees
     assert not loaded.text.startswith("0 ")
-    # Older days of the source hold other rows of the same keys: they count for nothing, here as there.
+    # Older days of the source hold other rows of the same keys. Neither side counts them.
     assert reconcile("assignment_data", DayRange(WINDOW.start, WINDOW.start)).agrees
     [(day, periodo)] = conn.execute(
         "UPDATE assignment_data SET deuda_actual = deuda_actual - 1 WHERE ctid = (SELECT max(ctid) FROM assignment_data) "
@@ -570,7 +570,7 @@ def test_a_reconciliation_is_one_labelled_and_capped_query_and_a_refusal_of_bigq
     configured: Settings, refresh: Callable[..., None], instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refresh("operation_data")
-    # The emulator forgets what a job was asked to keep to: look at what is sent to it.
+    # The emulator drops a job's limits, so the test looks at the request.
     sent: list[dict[str, Any]] = []
     send = requests.Session.request
 
@@ -617,7 +617,7 @@ def test_a_launch_that_names_no_checks_refreshes_without_reconciling(
     asset_job: dg.JobDefinition, instance: dg.DagsterInstance, emulator: BigQueryEmulator
 ) -> None:
     def billed() -> set[str]:
-        """The queries so far that were no dry run."""
+        """The number of queries so far, without dry runs."""
         return {job.job_id for job in emulator.client().list_jobs() if not getattr(job, "dry_run", None)}
 
     before = billed()

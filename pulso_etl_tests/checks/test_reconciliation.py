@@ -74,7 +74,7 @@ class Tried:
         return Target(self.conn, spec, self.schema)
 
     def compare(self, spec: TableSpec) -> tuple[Reconciliation, str]:
-        """What a reconciliation finds, and its text. Nothing is written by it."""
+        """The findings of a reconciliation, and its text. The reconciliation writes nothing."""
         before = self.conn.execute("SELECT count(*) FROM etl_quarantine").fetchone()
         found = reconcile(self.target(spec), self.source, WINDOW, TODAY, "run")
         self.conn.execute("SELECT pg_advisory_unlock_all()")
@@ -105,7 +105,7 @@ def test_quarantined_rows_are_named_and_the_rest_is_compared(tried: Tried) -> No
     spec, good = visits(), [(D1, "a", 1, 0.5), (D2, "b", 2, 0.25)]
     tried.write([*good, (D1, "nan", 7, 0.5), (D2, "below", 8, 0.5)])
     tried.load(spec)
-    # Two keys keep their last good rows, the others have never had one.
+    # Two keys keep their last good rows. The other keys have never had a good row.
     tried.write([*good, *BAD])
     tried.load(spec)
     assert tried.conn.execute("SELECT agent FROM visits ORDER BY 1").fetchall() == [("a",), ("b",), ("below",), ("nan",)]
@@ -146,7 +146,7 @@ def test_a_table_of_snapshots_is_compared_by_its_newest_ones_without_the_quarant
     assert (found.differences, dict(found.quarantined), found.target_rows) == ((), {D2: 1}, 2)
     tried.conn.execute("UPDATE visits SET rate = 9 WHERE agent = 'b'")
     assert {one.day for one in tried.compare(spec)[0].differences} == {D1}
-    # A withdrawn snapshot differs, and is no error of the comparison.
+    # A withdrawn snapshot is a difference. It is not an error of the comparison.
     tried.write([(D1, "a", 1, 0.5)])
     assert {one.day for one in tried.compare(spec)[0].differences} == {D1, D2}
 
@@ -164,7 +164,7 @@ def test_of_several_versions_the_newest_is_compared(tried: Tried) -> None:
 
 
 def test_a_day_that_is_still_owed_by_an_earlier_lookback_is_no_error_yet(tried: Tried) -> None:
-    """It was read under a lookback of sixty days, which has been lowered since: the next refresh reads it once more."""
+    """The lookback of sixty days was lowered after the reading. The next refresh reads the day once more."""
     tried.write([(D1, "a", 1, 0.5), (D1, "nan", 1, "NaN")])
     tried.load(visits())
     tried.write([(D1, "a", 2, 0.5)])

@@ -89,14 +89,14 @@ def history(conn: psycopg.Connection, table: str) -> list[tuple[date, date, str]
 
 
 def running(conn: psycopg.Connection, table: str) -> int:
-    """How many attempts of the table go on."""
+    """The number of attempts of the table that run now."""
     if conn.execute("SELECT to_regclass('etl_running')").fetchone() == (None,):
         return 0
     return conn.execute("SELECT count(*) FROM etl_running WHERE table_name = %s", (table,)).fetchone()[0]  # type: ignore[index,no-any-return]
 
 
 def at_once(conn: psycopg.Connection, table: str) -> int:
-    """How many attempts of the table went on at the same time, at most."""
+    """The greatest number of attempts of the table that ran at the same time."""
     query = (
         "SELECT max((SELECT count(*) FROM etl_extractions b WHERE b.table_name = a.table_name "
         "AND b.started_at <= a.started_at AND a.started_at < b.finished_at)) FROM etl_extractions a WHERE table_name = %s"
@@ -157,7 +157,7 @@ def test_many_months_in_three_processes_are_the_rows_of_one_run(
 def test_a_chunk_that_fails_stops_no_other_and_is_loaded_again_alone(
     here: Settings, window: DayRange, conn: psycopg.Connection
 ) -> None:
-    # Most rows of a day of the second chunk would be deleted: the guard refuses.
+    # The load would delete most rows of a day of the second chunk. The guard refuses that.
     spec = TABLES[PARALLEL]
     short = DayRange(window.end - timedelta(days=2 * CHUNK - 1), window.end)
     bad = short.chunks(CHUNK)[1]

@@ -41,7 +41,7 @@ SECRET = "un-secreto-9f3c"
 
 @dataclass(frozen=True)
 class Ended:
-    """What became of a command; `words` are those of its standard output."""
+    """The result of a command. `words` are the words of its standard output."""
 
     code: int
     out: str
@@ -70,7 +70,7 @@ def deployment(settings: Settings, data: SampleData, monkeypatch: pytest.MonkeyP
     url = settings.database_url.get_secret_value()
     monkeypatch.setenv("DATABASE_URL", f"{url}{'&' if '?' in url else '?'}password={SECRET}")
     monkeypatch.setenv("BIGQUERY_DATASET", "CLI")
-    # The command sets the process's log up; that must not outlive the test.
+    # The command configures the process's log. The fixture restores it after the test.
     monkeypatch.setattr(logging.root, "handlers", list(logging.root.handlers))
     monkeypatch.setattr(logging.root, "level", logging.root.level)
 
@@ -352,7 +352,7 @@ def test_a_process_takes_settings_from_an_env_file_and_logs_json(conn: psycopg.C
 
 @pytest.fixture
 def by_month(monkeypatch: pytest.MonkeyPatch) -> TableSpec:
-    """dashboard_data in partitions of a month, two of which it keeps besides the current one."""
+    """dashboard_data in monthly partitions. It keeps the current month and two months before it."""
     spec = altered(TABLES["dashboard_data"], partition_by="month", retention_months=2)
     monkeypatch.setitem(TABLES, spec.name, spec)
     return spec
@@ -363,7 +363,7 @@ OLD = ("dashboard_data_y2024m01", "dashboard_data_y2024m02")
 
 @pytest.fixture
 def long_ago(by_month: TableSpec, conn: psycopg.Connection, schema: str) -> TableSpec:
-    """The table with three rows in each of two months of 2024 and today; the server has statistics of the first."""
+    """Three rows in each of two months of 2024, and three of today. The server has statistics of the first month."""
     for statement in create_table(by_month, schema):
         conn.execute(statement)
     for day in (date(2024, 1, 31), date(2024, 2, 1), TODAY):

@@ -36,7 +36,7 @@ def load(path: str) -> Any:
 
 
 def faults(words: Sequence[str]) -> Iterator[str]:
-    """What of a command line its program does not know: the program, a subcommand, an option."""
+    """The words of a command line that are unknown: the program, a subcommand, or an option."""
     name, *rest = words
     if name not in PROGRAMS:
         yield f"unknown program {name}"
@@ -65,5 +65,5 @@ def variables(text: str) -> set[str]:
 
 
 def environment_file(path: str) -> dict[str, str]:
-    """The lines NAME=value of a file, those that are commented out included."""
+    """The lines NAME=value of a file. Lines that are commented out count, too."""
     return dict(re.findall(r"^#?([A-Z][A-Z0-9_]+)=(.*)$", (DEPLOY / path).read_text(encoding="utf-8"), re.MULTILINE))

@@ -44,7 +44,7 @@ def stack(
 
 @pytest.fixture(scope="module")
 def workers(stack: DagsterStack) -> Iterator[list[int]]:
-    """The processes of two workers, each of which takes one run at a time."""
+    """The processes of two workers. Each worker takes one run at a time."""
     names = ("one", "two")
     with ExitStack() as started:
         children = [started.enter_context(worker(stack, name)) for name in names]

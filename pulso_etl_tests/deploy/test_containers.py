@@ -117,7 +117,7 @@ def test_every_setting_reaches_the_processes_that_load_the_definitions() -> None
         assert environment <= SETTINGS
         assert SETTINGS - environment - IMAGES <= GIVEN
     assert set(services["daemon"]["environment"]) == {"DAGSTER_POSTGRES_URL"}
-    # The process that people reach knows nothing of the data's places.
+    # The process that people reach has no setting that names the data's servers.
     doors = set(AccessSettings.model_fields)
     assert {name.lower() for name in services["webserver"]["environment"]} == doors | {"dagster_postgres_url"}
     for name in ("API_TOKENS", "DAGSTER_GRAPHQL_TOKEN", "DAGSTER_GRAPHQL_URL"):
@@ -127,7 +127,7 @@ def test_every_setting_reaches_the_processes_that_load_the_definitions() -> None
 def test_nothing_starts_dagster_s_own_webserver() -> None:
     commands = [service.get("command", []) for name in COMPOSE for service in load(name)["services"].values()]
     assert all(command[:1] != ["dagster-webserver"] for command in commands)
-    # Dagster's Helm chart does, by a name that is ours in the image.
+    # Dagster's Helm chart does it under a name that is ours in the image.
     assert 'exec pulso-etl webserver "$@"\\n\' > /opt/pulso-etl/bin/dagster-webserver' in DOCKERFILE
     assert list(faults(["pulso-etl", "webserver", "-h", "0.0.0.0", "-p", "3000", "-w", "workspace.yaml"])) == []
     for file in [*(DEPLOY / "systemd").rglob("*.*"), ROOT / "Makefile", ROOT / "pulso_etl" / "local" / "stack.py"]:
@@ -171,7 +171,7 @@ def test_the_first_start_of_postgresql_makes_role_and_databases(tmp_path: Path) 
         with psycopg.connect(server.url()) as conn:
             found = conn.execute("SELECT datname, pg_get_userbyid(datdba) FROM pg_database WHERE datname LIKE 'da%' ORDER BY 1")
             assert found.fetchall() == [("dagster", "pulso"), ("dashboard", "pulso")]
-            # Logins of tenants, and readers, have no business in Dagster's.
+            # Logins of tenants and readers may not enter Dagster's database.
             may = "SELECT has_database_privilege(%s, 'dagster', 'CONNECT')"
             assert [conn.execute(may, (who,)).fetchone() for who in ("public", "pulso")] == [(False,), (True,)]
             assert conn.execute("SELECT rolsuper FROM pg_roles WHERE rolname = 'pulso'").fetchone() == (False,)

@@ -143,7 +143,7 @@ def test_the_celery_variant_takes_broker_and_results_from_the_environment(tmp_pa
 
 @contextmanager
 def kubernetes_api(home: Path) -> Iterator[tuple[Path, list[Config]]]:
-    """A server that takes any object and keeps it; the kubeconfig that names it, and what it was given."""
+    """A server that accepts any object and keeps it. Gives its kubeconfig and the objects."""
     given: list[Config] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -175,7 +175,7 @@ def kubernetes_api(home: Path) -> Iterator[tuple[Path, list[Config]]]:
 
 
 def launch(name: str, home: Path, tags: dict[str, str]) -> list[Config]:
-    """Launches a run with the tags; what Kubernetes was given. Raises what the launcher does."""
+    """Launches a run with the tags. Returns the objects that Kubernetes got. Raises the errors of the launcher."""
     with kubernetes_api(home) as (kubeconfig, given):
         config = json.loads(json.dumps(VARIANTS[name]))
         config["storage"] = {"sqlite": {"base_dir": str(home)}}

@@ -119,7 +119,7 @@ def test_only_the_api_may_reach_the_webserver() -> None:
 def test_the_api_has_an_account_of_its_own_without_a_token() -> None:
     assert ACCOUNT["metadata"]["name"] == POD["serviceAccountName"] == "pulso-api"
     assert ACCOUNT["automountServiceAccountToken"] is POD["automountServiceAccountToken"] is False
-    # No role is given to it, and the chart's own is another.
+    # It has no role. The chart's own account is another one.
     assert not [one for one in MANIFESTS if "Role" in one["kind"]]
 
 

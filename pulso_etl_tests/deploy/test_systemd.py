@@ -26,7 +26,7 @@ def command(unit: Path) -> list[str]:
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
-    """The units with the programs of this environment, which systemd looks for."""
+    """The units. Their programs are those of this environment, because systemd checks that the programs exist."""
     folder = tmp_path / "units"
     shutil.copytree(UNITS, folder)
     for unit in folder.glob("*.service"):

@@ -39,7 +39,7 @@ NOW = 1_800_000_000
 
 
 def order(*runs: tuple[str, int, int]) -> list[str]:
-    """The order in which Dagster's daemon takes runs of a name and a priority that came at a second."""
+    """The order in which Dagster's daemon takes runs. Each run has a name, a priority and the second of its request."""
     queued = [dg.DagsterRun(job_name=name, tags=queue_tags({PRIORITY_TAG: str(priority)}, NOW + at)) for name, priority, at in runs]
     with QueuedRunCoordinatorDaemon(interval_seconds=1) as daemon:
         return [run.job_name for run in daemon._priority_sort(queued)]
@@ -77,7 +77,7 @@ def location(module: str) -> InProcessWorkspaceLoadTarget:
 
 
 def look(instance: dg.DagsterInstance, module: str) -> BulkActionStatus:
-    """Lets the daemon look at the back-fill once, with that module as the code location; returns the back-fill's state."""
+    """Lets the daemon look at the back-fill once, with that module as code location. Returns the back-fill's state."""
     with WorkspaceProcessContext(instance, location(module)) as context:
         list(execute_backfill_iteration(context, logging.getLogger("test")))
     found = instance.get_backfill("outage")
@@ -135,7 +135,7 @@ def test_a_run_that_waits_for_its_table_takes_no_place_of_another_table_s(tmp_pa
 
 
 class FlakyLauncher(RunLauncher, ConfigurableClass):
-    """Meets the errors one after the other, as launchers raise them, and then launches."""
+    """Raises the errors one after the other, as launchers do. Then it launches."""
 
     errors: ClassVar[list[Exception]] = []
     launched: ClassVar[list[str]] = []

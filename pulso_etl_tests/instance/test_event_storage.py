@@ -60,7 +60,7 @@ Load = Callable[[int], dg.ExecuteInProcessResult]
 
 @pytest.fixture
 def load(manager: PostgresUpsertIOManager, instance: dg.DagsterInstance) -> Load:
-    """Loads so many days, one run, each with no row."""
+    """Loads that many days in one run. No day has a row."""
     asset = visits(lambda _: pa.Table.from_pylist([], schema=SCHEMA))
 
     def run(days: int) -> dg.ExecuteInProcessResult:
@@ -80,7 +80,7 @@ def manager(server_url: str, schema: str) -> PostgresUpsertIOManager:
 
 @contextmanager
 def statements() -> Iterator[list[str]]:
-    """The statements that SQLAlchemy sends meanwhile: those of Dagster's storage."""
+    """The statements that SQLAlchemy sends in this block. Dagster's storage sends them."""
     sent: list[str] = []
 
     def keep(conn: Any, cursor: Any, statement: str, *_: Any) -> None:
@@ -167,11 +167,11 @@ def test_nothing_depends_on_the_settings_of_the_server_or_the_shell(
     with database(server_url) as url, otherwise(url, "DATABASE"):
         for name, value in ENVIRONMENT.items():
             monkeypatch.setenv(name, value)
-        # In which schema its tables are is the deployment's choice.
+        # The deployment chooses the schema of its tables.
         url = make_url(url).update_query_dict({"options": "-csearch_path=public"}).render_as_string(hide_password=False)
         with opened(url, tmp_path, monkeypatch) as instance:
             _keeps_what_it_is_given(instance)
-            # As the webserver does, whose connections are others.
+            # The webserver does the same with other connections.
             for part in (instance.run_storage, instance.event_log_storage, instance.schedule_storage):
                 part.optimize_for_webserver(statement_timeout=5000, pool_recycle=60, max_overflow=2)
             _keeps_what_it_is_given(instance)

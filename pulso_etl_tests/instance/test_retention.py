@@ -67,7 +67,7 @@ UNION ALL SELECT '', '{}', 'ASSET_CHECK_EVALUATION', at, %(asset)s, NULL FROM da
 
 
 def live(conn: psycopg.Connection, instance: dg.DagsterInstance, start: date, days: int) -> None:
-    """Lives so many days: each has runs that read the lookback, with their events, a check, and a materialization without a run."""
+    """Simulates days. Each has runs over the lookback with their events, a check, and a materialization without a run."""
     given = {
         "body": serialize_value(DagsterRun("job", run_id="RUN_ID", status=dg.DagsterRunStatus.SUCCESS)),
         "start": start,

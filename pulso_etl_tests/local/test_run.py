@@ -168,7 +168,7 @@ def test_the_stack_tells_which_of_its_servers_has_died(tmp_path: Path) -> None:
 
 
 def refused(args: list[str], env: dict[str, str] | None = None) -> str:
-    """The one line with which the command refuses."""
+    """The one line in which the command says why it refuses."""
     command = Command(args, env)
     assert command.end() == 2, command.output
     (line,) = [line for line in command.output.splitlines() if line.startswith("pulso-etl: ")]

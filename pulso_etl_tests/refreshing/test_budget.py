@@ -96,7 +96,7 @@ def test_a_query_is_billed_ten_mebibytes_for_each_table_at_least() -> None:
 def test_a_month_has_a_limit_of_its_own_and_the_nearest_limit_counts(conn: psycopg.Connection, schema: str) -> None:
     now = datetime.now(UTC)
     billed(conn, schema, 3 * GIB)
-    # The load was this month, and a day of the next month counts none of it.
+    # The load was in this month. It does not count in the next month.
     budget = budget_of(schema, monthly_bytes=3 * GIB)
     assert budget.read(conn, now).is_spent
     assert str(budget.read(conn, now)).endswith("billed this month")

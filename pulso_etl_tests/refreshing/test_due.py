@@ -111,7 +111,7 @@ readings = st.dictionaries(st.sampled_from(list(DAYS)), instants)
 
 
 def ledger(loaded: dict[date, datetime]) -> dict[date, Day]:
-    """Days that the source has since said to be unchanged: that spares no load its next day."""
+    """A ledger whose days the source has reported as unchanged since their load. The next day is loaded all the same."""
     return {day: Day(NOW, TODAY, at) for day, at in loaded.items()}
 
 

@@ -33,7 +33,7 @@ LOST = Loss(DayRange(TODAY, TODAY), 3)
         (Watermark(NOW - HOUR, TODAY - timedelta(days=1)), FreshnessState.STALE),
         (Watermark(NOW - HOUR, TODAY, lost=LOST), FreshnessState.STALE),
         (Watermark(NOW - HOUR, TODAY, replaced=True), FreshnessState.DUE),
-        # By a clock that was wrong.
+        # The clock was wrong.
         (Watermark(NOW + HOUR, TODAY), FreshnessState.DUE),
     ],
 )
@@ -58,7 +58,7 @@ def test_rows_are_fresh_only_while_the_next_load_waits(minutes: int, days: int) 
 
 @given(st.integers(-6000, 6000), st.integers(-3, 2), st.integers(0, 8000))
 def test_a_reader_with_the_two_instants_ages_a_state_as_the_server_does(minutes: int, days: int, later: int) -> None:
-    """The page gets the instants once and computes the state from then on."""
+    """The page gets the instants once. From then on it computes the state."""
     watermark = Watermark(NOW - timedelta(minutes=minutes), TODAY + timedelta(days=days))
     told, then = freshness(DASHBOARD, watermark, NOW), NOW + timedelta(minutes=later)
     aged = told.state

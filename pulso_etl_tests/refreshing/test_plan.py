@@ -135,7 +135,7 @@ def test_nonsense_is_refused(options: dict[str, object]) -> None:
 
 
 def around(day: date) -> st.SearchStrategy[datetime]:
-    """Instants within a day and a half of the midnight in Lima with which the day begins."""
+    """Instants at most 36 hours before or after the midnight in Lima at which the day begins."""
     midnight = datetime(day.year, day.month, day.day, 5, tzinfo=UTC)
     return st.timedeltas(timedelta(hours=-36), timedelta(hours=36)).map(lambda away: midnight + away)
 

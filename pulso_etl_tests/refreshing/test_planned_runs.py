@@ -79,7 +79,7 @@ def test_a_run_without_days_loads_those_that_a_refresh_takes_and_then_none(deplo
     checked = first.get_asset_check_evaluations()
     assert checked
     assert all(told.passed for told in checked)
-    # The checks look at what the run has loaded, as those of a run with days do.
+    # The checks look at the days that the run has loaded, as in a run with days.
     of_rows = [told for told in checked if told.check_name != Check.UP_TO_DATE]
     assert {told.metadata["partitions"].value for told in of_rows} == {str(deployment.trailing(6))}
 
@@ -108,12 +108,12 @@ def test_each_table_of_a_run_without_days_takes_its_own(deployment: Deployment) 
     result = deployment.run("refresh_dashboard", **{FORCE_TAG: "true"})
     wanted = {name: days(deployment.trailing(TABLES[name].schedule.lookback_days)) for name in ("dashboard_data", "evolution_data")}
     assert loaded(result) == wanted
-    # They have no range in common that would tell.
+    # They have no common range.
     assert range_of(deployment.tags(result)) is None
 
 
 def test_a_run_that_can_not_plan_says_why_and_is_tried_again(deployment: Deployment) -> None:
-    """PostgreSQL is away: the step fails in words, and its retries follow."""
+    """PostgreSQL is away. The step fails with a clear text, and its retries follow."""
     away = deployment.settings.model_copy(update={"database_url": SecretStr("postgresql://127.0.0.1:1/none")})
     job = build_defs(away, retries=dg.RetryPolicy(max_retries=1, delay=0)).resolve_job_def("refresh_operation_data")
     result = job.execute_in_process(instance=deployment.instance, run_config=QUIET, raise_on_error=False)

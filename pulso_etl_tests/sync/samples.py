@@ -117,7 +117,7 @@ class Loads:
         return Target(self.conn, spec, self.schema)
 
     def declared(self, spec: TableSpec) -> TableSpec:
-        """The declaration that is loaded instead."""
+        """The declaration that the next loads use."""
         return altered(spec, partition_by=self.partition_by) if self.partition_by and spec.partition_in_key else spec
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:

@@ -131,7 +131,7 @@ def test_columns_that_no_table_can_hold_are_left_out_with_a_warning(loads: Loads
     assert result.drift.added == ["ok"]
     assert result.drift.not_loaded == ["parts", "nested", "gap", "nothing", "Total", "created_at", "pulso_sid", "ctid"]
     assert loads.rows("SELECT ok FROM things") == [(1,)]
-    # What to write in the SQL is told as it is of a declared column.
+    # The error says what to write in the SQL, as for a declared column.
     assert result.drift.warnings()[2:] == [
         "parts, not loaded: STRUCT: write TO_JSON(`parts`) and declare JSON, or select its fields",
         "nested, not loaded: STRUCT: write TO_JSON(`nested`) and declare JSON, or select its fields",

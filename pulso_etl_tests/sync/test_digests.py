@@ -50,7 +50,7 @@ def test_different_values_have_different_hashes_in_both_halves_and_equal_values_
     found = hashes(batch(x=pa.array(values, kind)))
     for half in zip(*found, strict=True):
         assert len(set(half)) == len(values)
-    # A row's hash is its own: alone, in another order, or in a part of a longer batch.
+    # The hash depends on the row alone, not on its neighbours, its place or the batch.
     assert [hashes(batch(x=pa.array([value], kind)))[0] for value in values] == found
     padded = batch(x=pa.array([*values[::-1], *values, values[0]], kind)).slice(len(values), len(values))
     assert hashes(padded) == found
@@ -62,7 +62,7 @@ def test_a_value_counts_where_it_stands() -> None:
 
 
 def test_the_hashes_of_known_rows_stay_the_same() -> None:
-    """If this fails, stored digests no longer match: give SCHEME another number, and put the new hashes here."""
+    """If this test fails, stored digests no longer match. Give SCHEME another number, and put the new hashes here."""
     known = table([row(D1, "a"), row(D3, "ñ" * 300, None, hour=-1)]).to_batches()[0]
     listed = pa.array([["x", None], None], pa.list_(pa.string()))
     given = known.append_column("list", listed).append_column("flag", pa.array([True, None]))
@@ -105,7 +105,7 @@ def test_a_sample_shows_a_new_row_and_never_takes_an_old_row_for_new() -> None:
     assert not len(samples.new(*asked.add(table(many).to_batches()[0])))
     changed = [one | {"money": Decimal(7777)} if n % 20 == 0 else one for n, one in enumerate(many)]
     assert set(samples.new(*asked.add(table(changed).to_batches()[0])).tolist()) == {0, 1}
-    # Nothing is known of the other days, so none of their rows is surely new.
+    # The ledger knows nothing about the other days. So none of their rows is surely new.
     assert not len(samples.new(*asked.add(table([row(D3, "a")]).to_batches()[0])))
     sample = known[D1].sample
     assert len(sample) == 4 * SAMPLED_ROWS

@@ -33,7 +33,7 @@ def rows_of(*names: str) -> pa.Table:
 
 @dataclass
 class Foreign:
-    """Loads into the schema `loaded` of a database in another encoding, and what another client reads there."""
+    """Loads into the schema `loaded` of a database in another encoding, and reads there with another client."""
 
     loads: Loads
     reader: psycopg.Connection

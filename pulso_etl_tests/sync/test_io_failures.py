@@ -64,7 +64,7 @@ class Bare(Deferred):
 
 
 class Series:
-    """Speaks Arrow, and is no table."""
+    """An object that has Arrow's interface and is not a table."""
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         return pa.chunked_array([[1, 2]]).__arrow_c_stream__(requested_schema)

@@ -78,7 +78,7 @@ def addresses(conn: psycopg.Connection) -> dict[tuple[Any, ...], tuple[Any, ...]
 
 
 def failure(result: dg.ExecuteInProcessResult) -> str:
-    """The reason of a step that failed and was not tried again."""
+    """The reason of a step that failed without a retry."""
     assert not result.success
     assert not [event for event in result.all_events if event.is_step_up_for_retry]
     (failed,) = [event.step_failure_data for event in result.all_events if event.is_step_failure]
@@ -165,7 +165,7 @@ SEEN = SourceState({"tables": {"p.d.t": 1}})
 
 @dataclass
 class Observed(Deferred):
-    """A stream whose source tells its state."""
+    """A stream whose source reports its state."""
 
     state: SourceState | None = SEEN
     computed_at: datetime | None = None
@@ -187,7 +187,7 @@ def test_the_state_of_the_source_is_kept_with_the_rows_and_a_change_that_it_did_
     assert "changes_missed" not in metadata(instance, D1)
     assert run(visits(lambda _: Observed(changed))).success
     assert metadata(instance, D1)["changes_missed"] == 1
-    # Once the source tells a change, or tells nothing, none was missed.
+    # No change was missed if the source reports a change or gives no signal.
     other = SourceState({"tables": {"p.d.t": 2}})
     assert run(visits(lambda rows: Observed(rows, state=other))).success
     assert "changes_missed" not in metadata(instance, D1)
@@ -333,7 +333,7 @@ def role(server_url: str, schema: str, conn: psycopg.Connection) -> Iterator[str
     name = sql.Identifier(f"{schema}_role")
     conn.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'secreto'").format(name))
     conn.execute(sql.SQL("GRANT USAGE, CREATE ON SCHEMA {} TO {}").format(sql.Identifier(schema), name))
-    # What the role makes, the test looks at and drops: of a role of its own, where it is no superuser.
+    # The test reads and drops the tables of the role. It needs a membership for that if it is no superuser.
     conn.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(name))
     yield make_conninfo(server_url, user=f"{schema}_role", password="secreto")
     conn.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(name))

@@ -57,7 +57,7 @@ def test_days_of_a_load_that_failed_do_not_enter_the_ledger(
 
 
 class Source:
-    """What a day holds at the source: each reading of it finds a greater amount. After the first one, `meanwhile` happens."""
+    """The value of a day at the source. Each reading finds a greater value. `meanwhile` runs after the first reading."""
 
     def __init__(self, yielded: Yielded) -> None:
         self.amount = 0
@@ -81,14 +81,14 @@ def test_an_older_reading_does_not_overwrite_a_newer_one(
     source = Source(EAGER[kind])
 
     def another_reads_later_and_commits() -> None:
-        # On a machine whose clock differs.
+        # The machine's clock differs.
         with time_machine.travel(datetime.now(UTC) + skew, tick=True):
             assert materialize(manager, instance, visits(source.read)).success
         assert amounts(conn) == [2]
 
     source.meanwhile = another_reads_later_and_commits
     result = materialize(manager, instance, visits(source.read, retry_policy=dg.RetryPolicy(max_retries=1)))
-    # The first attempt gives way, the second one reads anew.
+    # The first attempt ends, and the second attempt reads again.
     assert result.success
     assert amounts(conn) == [3]
     assert outcomes(conn) == [("success", None), ("failed", "newer_reading"), ("success", None)]

@@ -40,7 +40,7 @@ def loads(conn: psycopg.Connection, schema: str, request: pytest.FixtureRequest)
 @pytest.fixture
 def loader(loads: Loads) -> Loader:
     def run(rows: list[dict[str, Any]] | pa.Table, window: DayRange = WINDOW, spec: TableSpec = SPEC, **options: Any) -> LoadResult:
-        # Made beforehand, so that it can be read after a load that was refused.
+        # Created before the load, so that the test can read it after a refused load.
         for statement in Statements(loads.declared(spec), loads.schema).create_table():
             loads.conn.execute(statement)
         return loads(rows, spec, window, **options)

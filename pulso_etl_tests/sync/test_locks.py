@@ -29,7 +29,7 @@ Session = Callable[[], psycopg.Connection]
 
 @pytest.fixture
 def session(server_url: str) -> Iterator[Session]:
-    """Opens sessions of loads, which wait no longer than a second."""
+    """Opens sessions of loads that wait for a lock at most one second."""
     with ExitStack() as stack:
 
         def connect() -> psycopg.Connection:
@@ -82,7 +82,7 @@ def test_a_missing_table_is_for_one_writer_and_who_waited_for_it_shares(
         create(conn, schema, SPEC)
         first.close()
         done = [future for future in waiting if future.exception(10) is None]
-        # They have a day in common; the other one waits for it in vain.
+        # Both loads have one day in common. The second load waits for that day until its time-out.
         assert [future.result() for future in done] == [False]
         assert all(isinstance(future.exception(), pg.LockNotAvailable) for future in waiting if future not in done)
 

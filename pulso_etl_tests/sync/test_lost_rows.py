@@ -53,7 +53,7 @@ class Deployment:
         return self.conn.execute("SELECT clock_timestamp()").fetchone()[0]  # type: ignore[index,no-any-return]
 
     def look(self) -> None:
-        """What a run's checks do, a day after the last look."""
+        """Runs the checks of a run, one day after the last look."""
         self.conn.execute("UPDATE etl_watermarks SET looked_at = looked_at - interval '25 hours'")
         self.marks.look(self.conn, self.spec, LOOK_EVERY)
 
@@ -72,7 +72,7 @@ def deployment(request: pytest.FixtureRequest, conn: psycopg.Connection, schema:
 
 
 def missing(deployment: Deployment, window: DayRange, rows: int) -> None:
-    """The rows are told of everywhere, and the table is called neither fresh nor up to date."""
+    """Checks that every way out reports the rows, and that none says that the table is fresh or up to date."""
     state, spec, now = deployment.state, deployment.spec, deployment.clock()
     assert state.lost is not None
     assert (state.lost.window, state.lost.rows) == (window, rows)

@@ -47,14 +47,14 @@ def shape(conn: psycopg.Connection, schema: str) -> list[tuple[Any, ...]]:
 
 
 def contents(conn: psycopg.Connection) -> dict[str, list[tuple[Any, ...]]]:
-    """Every row of every table of the ledger, with the place where it is stored: a row that is written again has another."""
+    """Every row of every table of the ledger, with its address. A row that is written again gets another address."""
     query = sql.SQL("SELECT to_jsonb(t), ctid::text FROM {} t ORDER BY ctid")
     return {name: conn.execute(query.format(sql.Identifier(name))).fetchall() for name in TABLES}
 
 
 @pytest.fixture
 def fresh(conn: psycopg.Connection, schema: str) -> list[tuple[Any, ...]]:
-    """The shape of a ledger that this release has made from nothing."""
+    """The shape of a ledger that this release has created."""
     with conn.transaction(force_rollback=True):
         migrate(conn, schema)
         return shape(conn, schema)
@@ -219,7 +219,7 @@ def test_many_writers_migrate_at_once(dump: Path | None, conn: psycopg.Connectio
 
 
 def test_a_load_that_takes_the_tables_in_another_order_goes_on(conn: psycopg.Connection, schema: str, server_url: str) -> None:
-    """A load that begins notes itself in etl_running, and then in etl_watermarks."""
+    """A load first writes to etl_running and then to etl_watermarks."""
     restore(conn, STATES[9])
     waits = "SELECT FROM pg_locks WHERE relation = 'etl_running'::regclass AND NOT granted"
     with psycopg.connect(server_url, options=f"-c search_path={schema}") as loading, ThreadPoolExecutor() as pool:

@@ -31,7 +31,7 @@ def missed(counts: Counts, before: dict[date, Day], held: int, state: SourceStat
 )
 def test_a_change_in_the_state_of_the_last_reading_was_missed(counts: Counts, held: int) -> None:
     assert missed(counts, {D1: known(3), D2: known(4)}, held) == [D1]
-    # The source had reported a change, had given no signal, or the day is new.
+    # The source reported a change, or it gave no signal, or the day is new.
     assert missed(counts, {D1: known(3, OTHER)}, held) == []
     assert missed(counts, {D1: known(3, None)}, held) == []
     assert missed(counts, {D1: known(3)}, held, state=None) == []

@@ -34,14 +34,14 @@ def run(manager: PostgresUpsertIOManager, instance: dg.DagsterInstance) -> Run:
 
 
 def on(monkeypatch: pytest.MonkeyPatch, today: date) -> None:
-    """From now on loads refuse the months that are no longer kept on that day."""
+    """Loads from now on refuse the months that are no longer kept on that day."""
     for module in ("io_manager", "loading.guards"):
         monkeypatch.setattr(f"pulso_etl.sync.{module}.refuse_expired", lambda spec, window, _: refuse_expired(spec, window, today))
 
 
 @pytest.fixture(autouse=True)
 def in_march(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The days of `visits` are kept, whenever this runs."""
+    """Keeps the days of `visits`, whatever the current date is."""
     on(monkeypatch, D3)
 
 

@@ -24,7 +24,7 @@ EARLIER = {"copy", "staged", "copies", "day", "sid", "tid", "at", "n", "key", "d
 
 
 def words() -> list[str]:
-    """Every word of every statement of a load and of a look at the table, of which columns can be named."""
+    """Every word of the statements of a load and of a look at the table. A column can have such a word as its name."""
     texts = [(files(migrations) / "009_quarantine.sql").read_text(encoding="utf-8")]
     for strategy in Strategy:
         for changes in ({}, {"partition_by": "month"}):
@@ -37,7 +37,7 @@ def words() -> list[str]:
 
 
 def spec_of(names: tuple[str, ...], **changes: Any) -> TableSpec:
-    """A table whose key has all of the names, and whose other columns are those of `others`."""
+    """A table whose key columns have all of the names. Its other columns are `others`."""
     return declare(
         name="n",
         description="For tests.",
@@ -98,7 +98,7 @@ def test_a_table_of_as_many_columns_as_can_be_declared_is_loaded_and_loaded_agai
 def test_names_that_differ_in_their_last_character_alone_share_no_index_and_no_copy(
     loads: Loads, server_url: str, strategy: Strategy, months: bool
 ) -> None:
-    """PostgreSQL cuts names at 63 characters, those of indexes, partitions and copies included."""
+    """PostgreSQL cuts the names of tables, indexes and partitions at 63 characters."""
     width = LONGEST_PARTITIONED if months else 63
     long = {name: f"{'k' * 62}{end}" for name, end in (("name", "a"), ("hour", "b"))}
     renamed = tuple(c.model_copy(update={"name": long.get(c.name, c.name)}) for c in things().columns)

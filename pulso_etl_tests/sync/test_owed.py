@@ -35,16 +35,16 @@ names = count()
 
 
 def spec_of(lookback_days: int) -> TableSpec:
-    """A declaration under a name of its own, so that many tables share the ledger's schema."""
+    """A declaration with a new name, so that many tables can share the ledger's schema."""
     changes = {"name": f"calls_{next(names)}", "lookback_days": lookback_days, "chunk_days": CHUNK_DAYS}
     return altered(TABLES["operation_data"], **changes)
 
 
 @dataclass
 class World:
-    """A source that changes, and the loads of one table: each day is a number, greater by one with each change.
+    """A source that changes, and the loads of one table. Each day is a number, and each change adds one to it.
 
-    `clock` is the server's. What the table holds of a day is the number that was read last; the ledger is the real one.
+    `clock` is the server's clock. The table holds for each day the number that was read last. The ledger is the real one.
     """
 
     conn: psycopg.Connection
@@ -68,17 +68,17 @@ class World:
         return state.watermark if state else None
 
     def first_of(self, mark: Watermark) -> date:
-        """The first day of which the watermark speaks."""
+        """The first day that the watermark covers."""
         assert mark.last_partition is not None
         return mark.last_partition - timedelta(days=self.spec.schedule.lookback_days - 1)
 
     def declare(self, lookback_days: int) -> None:
-        """From now on the declaration has this lookback, and the source keeps to it."""
+        """Gives the declaration this lookback. From now on the source keeps to it."""
         self.spec = altered(self.spec, lookback_days=lookback_days)
         self.settled = False
 
     def change(self, back: int) -> None:
-        """The source gains or corrects rows of a day, as long as these may still change."""
+        """Adds or corrects rows of a day at the source, if the day may still change."""
         day = self.today - timedelta(days=min(back, self.spec.schedule.lookback_days - 1))
         self.source[day] = self.source.get(day, 0) + 1
         self.changed[day] = self.clock
@@ -94,7 +94,7 @@ class World:
         return {day: self.source.get(day, 0) for day in window}
 
     def commit(self, window: DayRange, found: dict[date, int], read_at: datetime) -> Settlement:
-        """The load of what was read; its rows and what is told of them are one transaction."""
+        """Commits a load of what was read: the rows and the ledger in one transaction."""
         extraction = RunningAttempt(self.spec.name, window, f"run-{next(self.runs)}", 1, read_at)
         with self.conn.transaction():
             self.marks.start(self.conn, extraction)
@@ -114,7 +114,7 @@ class World:
             self.marks.fail(self.conn, extraction, error="no luck", cause=Cause.INTERNAL, seconds=1.0, metadata={})
 
     def verify(self) -> None:
-        """The sensor: days that have not changed since they were loaded are told as such, the others are loaded."""
+        """Does what the sensor does: it marks unchanged days as verified, and loads the others."""
         state = self.marks.read(self.conn).get(self.spec.name)
         if state is None or state.last_partition is None:
             return
@@ -127,7 +127,7 @@ class World:
                 self.load(DayRange(day, day))
 
     def wrong(self) -> list[date]:
-        """Days that some load has read, and that are not as the source has them."""
+        """The days that a load has read and that differ from the source."""
         return [day for day, held in sorted(self.table.items()) if held != self.source.get(day, 0)]
 
 
@@ -156,7 +156,7 @@ def at(day: date, hour: int = 10, minute: int = 0) -> datetime:
 
 
 def test_a_day_that_was_loaded_while_it_ran_is_read_again_after_an_outage(world: World) -> None:
-    """Loaded at 10:00; nothing ran until two days later, when the nightly re-check did."""
+    """The day was loaded at 10:00. The next run is the nightly re-check two days later."""
     d1, d2 = D0 + timedelta(days=1), D0 + timedelta(days=2)
     world.clock = at(D0)
     world.change(0)
@@ -225,7 +225,7 @@ def test_chunks_of_a_long_outage_move_the_watermark_in_whatever_order_they_end(
             newest = world.clock
         moved.append(world.load(chunks[place]).moved)
         world.clock += timedelta(minutes=6)
-    # Not where today's own chunk was read on the day after.
+    # But not if today's chunk was read on the next day.
     reached = lima_day(newest) == chunks[0].end
     assert moved == [False, False, reached]
     assert world.watermark is not None
@@ -265,7 +265,7 @@ def test_a_lowered_lookback_loses_no_correction_that_was_still_due(owed_marks: t
     settlement = world.load(world.plan())
     assert settlement.moved
     assert world.wrong() == []
-    # They were read once more, and by what is declared now that was the last time.
+    # They were read once more. By the present declaration that was the last time.
     world.clock = at(D0 + timedelta(days=3), 20)
     assert world.plan() == DayRange(D0 + timedelta(days=2), D0 + timedelta(days=3))
 
@@ -285,7 +285,7 @@ def test_a_raised_lookback_owes_its_own_days_and_none_that_were_final(world: Wor
 
 
 def test_a_raised_lookback_counts_from_the_watermark_over_an_outage(world: World) -> None:
-    """Days that came into the raised lookback, were corrected, and left it again before anything was read."""
+    """The days entered the raised lookback, were corrected, and left it again before a load read them."""
     for day in DayRange(D0 - timedelta(days=10), D0):
         world.clock = at(day)
         world.load(world.plan())
@@ -311,12 +311,12 @@ def test_a_look_that_finds_a_day_unchanged_counts_by_the_lookback_of_that_look(w
     horizon = Horizon.of(world.spec, FIRST, world.today)
     world.marks.unchanged(world.conn, world.spec.name, list(yesterday), Unchanged(world.clock, SourceState({}), horizon))
     world.declare(2)
-    # By the lookback of seven days, which was in force at the look, both may still be corrected.
+    # The lookback was seven days at the time of the look, so both days may still be corrected.
     assert world.plan().start == yesterday.start
 
 
 def test_what_is_final_was_decided_when_it_was_read(owed_marks: tuple[psycopg.Connection, Watermarks]) -> None:
-    """A ledger says until when each day is open, by the lookback of its last reading."""
+    """The ledger says for each day when it becomes final. That follows from the lookback of its last reading."""
     world = World(owed_marks[0], spec_of(3), owed_marks[1])
     world.load(DayRange(D0, D0))
     world.declare(5)
@@ -340,7 +340,7 @@ steps = st.lists(
 
 
 def happen(world: World, kind: str, random: Random) -> None:
-    """One step: the source changes, time passes, or someone loads."""
+    """Does one step: changes the source, lets time pass, or loads."""
     skew = timedelta(hours=random.choice([0, 0, 0, -30, -3, 3, 30]))
     if kind == "change":
         world.change(random.randrange(world.spec.schedule.lookback_days))
@@ -367,11 +367,11 @@ def happen(world: World, kind: str, random: Random) -> None:
             world.load(chunk)
             world.clock += timedelta(minutes=random.randrange(60))
     elif kind == "lookback":
-        # A raised lookback that is lowered again before a refresh has gone by it has never asked for anything.
+        # The lookback was raised and lowered again before a refresh used it. So it has no effect.
         if world.settled:
             world.declare(random.randrange(1, 8))
     elif kind == "eager":
-        # Read first, committed later; no other load comes in between.
+        # The load reads first and commits later. No other load comes in between.
         window = world.plan()
         found, read_at = world.read(window), world.clock
         world.change(random.randrange(world.spec.schedule.lookback_days))
@@ -393,7 +393,7 @@ def test_after_one_incremental_refresh_every_day_that_was_read_is_as_the_source_
         if mark is not None and mark.last_extracted_at is not None:
             assert mark.last_extracted_at <= world.clock
             since = since or world.first_of(mark)
-            # What the watermark says: then, the source had every day so, as far as it has not changed since.
+            # The watermark says that the source had each day so at that instant, unless the day has changed since.
             missed = [day for day in world.wrong() if world.changed[day] < mark.last_extracted_at and day <= world.today]
             assert missed == []
     world.clock += timedelta(minutes=1)
@@ -401,5 +401,5 @@ def test_after_one_incremental_refresh_every_day_that_was_read_is_as_the_source_
     assert settlement.moved
     assert settlement.watermark.last_extracted_at == world.clock
     assert world.wrong() == []
-    # Holes are only before the days that the first watermark spoke of: nobody has asked for those.
+    # Gaps exist only before the days of the first watermark, because nobody has asked for those days.
     assert [day for day in world.source if day not in world.table and day >= (since or world.first_of(settlement.watermark))] == []

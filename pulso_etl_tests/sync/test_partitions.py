@@ -185,7 +185,7 @@ def test_dynamic_partitions_are_refused_before_anything_is_written(
 def test_the_watermark_moves_with_the_newest_partition_that_there_is(
     run: Run, conn: psycopg.Connection, definition: dg.TimeWindowPartitionsDefinition
 ) -> None:
-    """Partitions without `end_offset` are there when they are over: the newest has ended before it is read."""
+    """A partition without `end_offset` exists only after its end. So the newest partition has ended before a load reads it."""
     asset = visits(lambda _: table([]), partitions_def=definition)
     *_, before, newest = definition.get_partition_keys()
     assert run(asset, start=before, end=None).success

@@ -55,7 +55,7 @@ def test_loads_one_after_the_other_on_a_used_session_with_other_sizes(
     asset = visits(lambda rows: rows)
     for megabytes in (4, 64, 64, 8):
         manager = PostgresUpsertIOManager(database_url=session_mode, database_schema=schema, work_mem_mb=megabytes)
-        # As much as is loaded twice, so that the stage is used.
+        # This many rows are loaded twice, so that the load uses the stage.
         for _ in range(2):
             result = materialize(manager, instance, asset)
             assert result.success

@@ -330,7 +330,7 @@ def test_loaded_and_quarantined_rows_are_the_rows_of_the_source(
                 f"SELECT concat_ws('|', partition, column_name, reason, source_row) FROM etl_quarantine WHERE {latest}"
             )
             assert not counted or len(written) == counted
-            # All rows of one load, and never more of a kind than a load had.
+            # All rows come from one load. No kind has more rows than that load had.
             seen |= Counter(text for (text,) in written) if counted else Counter()
             assert loads.rows("SELECT count(*) FROM etl_quarantine") == [(seen.total(),)]
         known = {key(r) for r in source} - {None}

@@ -40,7 +40,7 @@ def reader(got: list[Any], kind: Any = pa.Table, asset_in: dg.AssetIn | None = N
 
 
 def cumulative(got: list[pa.Table], first: date = D1) -> dg.AssetsDefinition:
-    """An asset whose day is the day before, with one more hour; it is launched day after day from `first` on."""
+    """An asset whose rows of a day are the rows of the day before, with one more hour. It is launched day by day from `first`."""
     before = dg.TimeWindowPartitionMapping(start_offset=-1, end_offset=-1)
 
     @dg.asset(

@@ -51,7 +51,7 @@ PLANTED = [
 
 @pytest.fixture
 def planted(tmp_path: Path) -> Iterator[Settings]:
-    """Settings with a secret in each that may hold one."""
+    """Settings. Each setting that may hold a secret holds one."""
     file = tmp_path / "key.json"
     file.write_text(json.dumps({"private_key": KEY.replace("\\n", "\n"), "private_key_id": "pl4nted-key-id"}), encoding="utf-8")
     before = set(redaction._known)
@@ -69,7 +69,7 @@ def planted(tmp_path: Path) -> Iterator[Settings]:
 
 
 def told(text: str) -> list[str]:
-    """The planted secrets that the text tells."""
+    """The planted secrets that the text shows."""
     return [secret for secret in PLANTED if secret in text]
 
 
@@ -146,7 +146,7 @@ def test_lines_of_logs_alerts_and_findings_hold_none(planted: Settings, caplog: 
 
 @pytest.fixture
 def telling_source() -> Iterator[str]:
-    """A BigQuery that refuses everything, and tells every secret in doing so."""
+    """A BigQuery that refuses every request with an error that shows every secret."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -195,7 +195,7 @@ def test_answers_of_the_api_and_the_command_line_tell_no_secret(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """BigQuery, Dagster's webserver and a channel of alerts tell every secret that they were given, and more."""
+    """BigQuery, Dagster's webserver and an alert channel answer with every secret that they were given, and with others."""
     hook = telling_source.replace("http://", "json://pulso:pl4nted-mail-pass@") + f"/{HOOK}"
     telling = {"BIGQUERY_EMULATOR_HOST": telling_source, "DAGSTER_GRAPHQL_URL": f"{telling_source}/graphql", "ALERT_URLS": hook}
     for name, value in telling.items():
@@ -210,7 +210,7 @@ def test_answers_of_the_api_and_the_command_line_tell_no_secret(
     said = {words: typed(*words.split()) for words in ("refresh operation_data --force", "reconcile operation_data", "alert-test")}
     assert "refused" in said["refresh operation_data --force"]
     assert "FAIL" in said["alert-test"]
-    # What an older version has left in the tables.
+    # Rows of an older version.
     for table in ("etl_watermarks", "etl_extractions"):
         conn.execute(f"UPDATE {table} SET error_message = %s", (f"left: {' '.join(PLANTED)}",))
     said |= {words: typed(*words.split()) for words in ("status", "doctor", "cleanup")}

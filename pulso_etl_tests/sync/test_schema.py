@@ -36,7 +36,7 @@ AS_DECLARED = Table(
 
 
 def changed(**columns: TableColumn | None) -> Table:
-    """The table with other columns, or without one."""
+    """The declaration with other columns, or without one column."""
     return replace(AS_DECLARED, columns={name: c for name, c in {**AS_DECLARED.columns, **columns}.items() if c is not None})
 
 

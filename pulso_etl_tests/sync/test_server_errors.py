@@ -32,7 +32,7 @@ WIDE = tuple(Column(name=f"c{number}", type=ColumnType.INTEGER) for number in ra
 
 
 def wide(rows: list[dict[str, Any]], filled: str) -> pa.Table:
-    """The rows with so many integers, null but for the row of that name, that a page holds no row of which all are filled."""
+    """The rows with many more integer columns. They are null except in one row, which is too large for one page."""
     given = table(rows)
     values = pa.array([1 if one["name"] == filled else None for one in rows], pa.int64())
     for column in WIDE:
@@ -124,9 +124,9 @@ def test_a_trigger_that_refuses_a_row_is_no_outage(loads: Loads, schema: str) ->
 
 @pytest.fixture
 def roles(server_url: str) -> Iterator[str]:
-    """The prefix of three roles: one that may not log in, one that has no connection left, one whose password is asked for.
+    """The prefix of three roles. One may not log in, one has no connection left, and one needs its password.
 
-    Each has the password `secreto`, which some servers ask of everybody.
+    Each role has the password `secreto`, because some servers ask every role for its password.
     """
     prefix = f"r_{random.getrandbits(40):x}"
     with psycopg.connect(server_url, autocommit=True) as conn:
@@ -169,7 +169,7 @@ def test_who_is_not_let_in_is_told_what_to_do_and_tries_again_only_where_that_he
 
 @contextmanager
 def asking_for_passwords(server_url: str, role: str) -> Iterator[None]:
-    """Meanwhile the server asks the role for its password."""
+    """In this block the server asks the role for its password."""
     with psycopg.connect(server_url, autocommit=True) as conn:
         if conn.pgconn.used_password:
             yield

@@ -33,7 +33,7 @@ MINUTE = timedelta(minutes=1)
 
 @pytest.fixture
 def bare(server_url: str) -> Iterator[str]:
-    """A database whose settings the test makes otherwise."""
+    """A database whose settings the test changes."""
     with database(server_url) as url, psycopg.connect(url, autocommit=True) as conn:
         conn.execute("CREATE SCHEMA elsewhere")
         conn.execute("CREATE FUNCTION elsewhere.now() RETURNS timestamptz LANGUAGE sql AS $$ SELECT 'epoch'::timestamptz $$")
@@ -42,7 +42,7 @@ def bare(server_url: str) -> Iterator[str]:
 
 
 def load_and_look(url: str) -> None:
-    """A first load, one more, what the bookkeeping says of them, and every row as it was sent."""
+    """Loads twice. Checks the ledger and every row."""
     manager = PostgresUpsertIOManager(database_url=url, database_schema="loaded")
     marks, spec = Watermarks("loaded"), by_month()
     given = [row(D1, "José Núñez € \\ 'q'", "0.10", rate=PRECISE), row(D2, "ñ", None)]
@@ -55,7 +55,7 @@ def load_and_look(url: str) -> None:
         for inserted in (2, 0):
             with conn.transaction():
                 marks.start(conn, extraction)
-                # Longer than the limits that the server has of its own.
+                # Longer than the server's own limits.
                 conn.execute("SELECT pg_sleep(0.11)")
                 time.sleep(0.05)
             time.sleep(0.11)

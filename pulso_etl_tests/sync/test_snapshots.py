@@ -50,7 +50,7 @@ def days(first: int, last: int | None = None) -> DayRange:
 
 @dataclass
 class Source:
-    """What the source has of each day. `reads` are the ranges that were read."""
+    """The rows of the source by day. `reads` are the ranges that loads have read."""
 
     conn: psycopg.Connection
     schema: str
@@ -82,7 +82,7 @@ class Source:
         return result
 
     def held(self, current: str = "true") -> Held:
-        """What PostgreSQL holds, with days as numbers."""
+        """The rows in PostgreSQL, with days as numbers."""
         rows = self.conn.execute(f"SELECT day, name, hour, money::int FROM things WHERE {current}".encode()).fetchall()
         found = {((d - FIRST).days, name, hour, money) for d, name, hour, money in rows}
         assert len(found) == len(rows)
@@ -157,7 +157,7 @@ def test_the_snapshot_before_a_withdrawn_one_is_looked_for_as_far_back_as_it_lie
     source.reads.clear()
     result = source.load(days(8, 9), spec)
     assert source.reads == [days(8, 9), days(6, 7), days(2, 5), days(0, 1)]
-    # Months that the range says nothing of are none of its business.
+    # The range does not cover these months.
     assert source.held() == at(0, month(FEB, 1))
     assert (result.by_day[day(8)].read, result.by_day[day(8)].updated, result.by_day[day(8)].deleted) == (1, 1, 1)
 
@@ -269,7 +269,7 @@ def test_a_key_that_is_quarantined_in_the_newest_snapshot_keeps_its_last_good_ro
     result = faulty.load(days(0, 1), QUARANTINING)
     assert faulty.held() == at(1, month(FEB, 1, value=2)) | at(0, month(FEB, 2))
     assert (result.by_day[day(1)].quarantined, result.by_day[day(1)].deleted) == (1, 1)
-    # It protects nothing once a newer snapshot has no such row.
+    # It protects nothing when a newer snapshot has no such row.
     faulty.snapshots[2] = month(FEB, 1, value=3)
     faulty.load(days(0, 2), QUARANTINING)
     assert faulty.held() == at(2, month(FEB, 1, value=3))
@@ -288,7 +288,7 @@ def test_an_older_day_alone_is_not_the_month_while_a_newer_one_is_in_quarantine(
     faulty.load(days(1), QUARANTINING, allow_shrink=True)
     faulty.load(days(0), QUARANTINING)
     assert faulty.held() == at(0, month(FEB, 1))
-    # A month of which nothing else was ever loaded: its newest day is in quarantine as a whole.
+    # No other day of the month was ever loaded. All rows of its newest day are in quarantine.
     faulty.snapshots = {0: month(JAN, 1, 2), 1: [*month(FEB, 1, value=BAD), *month(JAN, 1, value=BAD)]}
     faulty.load(days(1), QUARANTINING)
     result = faulty.load(days(0), QUARANTINING, allow_shrink=True)

@@ -61,7 +61,7 @@ class Shared:
         return text.replace("acme", self.acme).replace("globex", self.globex)
 
     def as_acme(self, *statements: str) -> None:
-        """What the tenant does with its own role, by whatever login it has of its own."""
+        """Runs a statement with the tenant's own role, as with a login of the tenant."""
         with psycopg.connect(self.admin.info.dsn, password=self.admin.info.password, autocommit=True) as conn:
             conn.execute(self.named("SET SESSION AUTHORIZATION acme").encode())
             for statement in statements:
@@ -69,7 +69,7 @@ class Shared:
 
     @property
     def secrets(self) -> list[tuple[Any, ...]]:
-        """The other tenant's rows, which nobody may touch."""
+        """The other tenant's rows. Nobody else may touch them."""
         return self.admin.execute(self.named("SELECT name FROM globex.secrets").encode()).fetchall()
 
     def session(self) -> Session:
@@ -192,7 +192,7 @@ def steals(become: str = BECOMES[0]) -> str:
     + [(way, BECOMES[1]) for way in ("deferred trigger", "default", "query in a default", "check", "domain", "index", "rule")],
 )
 def test_without_a_refusal_the_escape_would_succeed(shared: Shared, way: str, become: str) -> None:
-    """What is refused is no fancy: a session of the login that inserts does run the tenant's code, which takes the other's rows."""
+    """An INSERT by the login would run the tenant's code, and that code would read the other tenant's rows."""
     shared.as_acme("CREATE TABLE acme.things (name text)", steals(become), *WAYS[way][0].format("things").split("; "))
     with shared.session().open() as conn:
         conn.execute(shared.named("INSERT INTO acme.things (name) VALUES ('a')").encode())
@@ -213,7 +213,7 @@ def test_each_way_into_the_session_of_a_load_is_found_and_told_with_its_end(shar
     assert f"{shared.acme}.{target}: " in text
     assert drops in text
     assert shared.login in text
-    # What is told can be run, and then nothing is left.
+    # The statements of the error can be run. After them nothing is left to do.
     with shared.session().open() as conn:
         for found in strangers(conn, shared.acme, ["things"]):
             conn.execute(found.rpartition(": ")[2].encode())
@@ -258,7 +258,7 @@ def test_a_load_refuses_and_the_other_tenant_s_rows_are_untouched(
     assert shared.secrets == [("hers",)]
     with shared.session().open() as conn:
         history = Loads(conn, shared.acme).rows(shared.named("SELECT status FROM acme.etl_extractions ORDER BY id"))
-    # A failure can't be recorded where what records it would run the tenant's code.
+    # A failure can't be recorded if the record would run the tenant's code.
     assert [status for (status,) in history] == ["success", "failed"][: 2 if target == "things" else 1]
 
 
@@ -297,7 +297,7 @@ def test_a_write_of_the_sensors_is_refused_too(shared: Shared, materialize: Mate
 
 
 def test_nothing_else_of_the_tenant_s_is_called_by_a_name_that_statements_use(shared: Shared) -> None:
-    """A function of the same name, with arguments that fit better, would be preferred to the server's own, were it looked for."""
+    """PostgreSQL would prefer a function of the same name whose arguments fit better, if it looked into the tenant's schema."""
     shared.admin.execute(shared.named("ALTER SCHEMA acme RENAME TO acme_s; CREATE SCHEMA acme AUTHORIZATION acme").encode())
     shared.as_acme("CREATE FUNCTION acme.hashtextextended(text, integer) RETURNS bigint LANGUAGE sql AS 'SELECT 1::bigint'")
     with shared.session().open() as conn:

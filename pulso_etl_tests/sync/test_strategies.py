@@ -38,7 +38,7 @@ def current(loads: Loads) -> list[tuple[Any, ...]]:
 
 
 def history(loads: Loads, name: str) -> list[tuple[Any, ...]]:
-    """Versions of a key in order: value, whether it begins where the one before it ended, whether it is closed."""
+    """The versions of a key in order: value, whether it begins at the end of the one before it, whether it is closed."""
     return loads.rows(
         "SELECT money::int, valid_from = lag(valid_to) OVER (ORDER BY valid_from), valid_to IS NOT NULL "
         f"FROM things WHERE name = '{name}' ORDER BY valid_from"
@@ -143,7 +143,7 @@ def test_appended_rows_may_repeat_and_each_copy_is_added_once(loads: Loads, plan
 
 
 def test_of_the_copies_of_a_key_those_with_equal_values_are_matched_first_whatever_their_order(loads: Loads) -> None:
-    """Two copies are new to the table: one of a key that it holds, one of a key that it doesn't."""
+    """Two copies are new to the table. The table holds the key of one of them, and does not hold the key of the other."""
     for number, copies in enumerate(permutations([row(D1, "ana", "100"), row(D1, "ana", "250"), row(D1, "bob", None)])):
         spec = things(strategy="append", name=f"things_{number}")
         loads([row(D1, "ana", "100", stamp=LATER)], spec)
@@ -154,7 +154,7 @@ def test_of_the_copies_of_a_key_those_with_equal_values_are_matched_first_whatev
 
 
 def test_of_several_copies_that_may_be_the_new_one_the_greatest_is_added(loads: Loads) -> None:
-    """The table holds 100; the source has changed that to 150, or to 250, and has added the other: nobody can tell."""
+    """The table holds 100. The source has 150 and 250: one is the changed row, and the other is new. Nobody can know which."""
     for number, copies in enumerate(permutations([row(D1, "ana", "150"), row(D1, "ana", "250"), row(D1, "ana", None)])):
         spec = things(strategy="append", name=f"things_{number}")
         loads([row(D1, "ana", "100"), row(D1, "ana", "250")], spec)

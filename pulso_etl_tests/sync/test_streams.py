@@ -22,7 +22,7 @@ CLOCKS = ("CURRENT_", "NOW(", "RAND(", "UUID(", "SESSION_USER")
 
 
 def bare(*rows: dict[str, Any]) -> pa.Table:
-    """Rows as a query without a clock gives them."""
+    """Rows as a query without a clock returns them."""
     return table(rows).drop_columns(["stamp"])
 
 

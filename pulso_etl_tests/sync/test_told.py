@@ -41,7 +41,7 @@ ROWS = [
 
 
 def declared(*, partition_by: str | None = None, **changes: Any) -> TableSpec:
-    """A declaration that differs from the plainest one in these fields; columns by name, with a type or with fields."""
+    """A declaration that differs from the plainest one in these fields. Columns are given by name, with a type or with fields."""
     given = {column.name: column for column in COLUMNS}
     for name in [name for name in changes if name in given]:
         other = changes.pop(name)
@@ -91,7 +91,7 @@ DECLARED: dict[str, dict[str, Any]] = {
 
 
 def neighbours() -> list[tuple[str, str]]:
-    """Pairs of declarations that differ in the strategy, in the key, or in some other one thing; and some that differ in two."""
+    """Pairs of declarations. Most differ in one thing: the strategy, the key, or another field. Some differ in two things."""
     pairs = [
         (f"{one} {key}".strip(), f"{other} {other_key}".strip())
         for (one, key), (other, other_key) in itertools.permutations(itertools.product(STRATEGIES, KEYS), 2)
@@ -126,7 +126,7 @@ def neighbours() -> list[tuple[str, str]]:
 
 
 def source(spec: TableSpec, rows: list[dict[str, Any]]) -> pa.Table:
-    """The rows as the source gives them for that declaration: one of a key, all with what is required."""
+    """The rows of the source for that declaration. Each key occurs once, and each required column has a value."""
     required = [column.name for column in spec.columns if spec.required(column)]
     identity = {*spec.primary_key, *filter(None, [spec.version_column]), *(["day"] if spec.snapshot_of else [])}
     kept = {tuple(row[name] for name in identity): row for row in rows if all(row[name] is not None for name in required)}
@@ -147,18 +147,18 @@ def held(loads: Loads, table: str = "things") -> list[dict[str, Any]]:
 
 
 def bag(rows: list[dict[str, Any]], *names: str) -> Counter[Any]:
-    """The rows, in these columns, by how often each is there."""
+    """The number of times that each row occurs, in these columns."""
     return Counter(tuple(plain(row[name]) for name in sorted(names or rows[0])) for row in rows)
 
 
 def plain(value: Any) -> Any:
-    """Something that can be counted."""
+    """A value that can be counted."""
     return tuple(value) if isinstance(value, list) else repr(value) if isinstance(value, dict) else value
 
 
 @pytest.fixture(autouse=True)
 def quick(conn: psycopg.Connection) -> None:
-    """Nothing here needs to outlive a crash of the server."""
+    """Turns durability off, because no test here needs rows after a crash of the server."""
     conn.execute("SET synchronous_commit = off")
 
 
@@ -171,7 +171,7 @@ def refusal(loads: Loads, given: pa.Table, spec: TableSpec) -> str | None:
 
 
 def run_as_told(server_url: str, message: str) -> None:
-    """As somebody does in a session of their own, whose settings are not ours."""
+    """Runs the statements as a person does: in a session of their own, with settings that are not ours."""
     with psycopg.connect(server_url, autocommit=True) as conn:
         conn.execute("SET TimeZone = 'Asia/Tokyo'; SET DateStyle = 'SQL, DMY'; SET synchronous_commit = off")
         conn.execute(message.partition("in this order:")[2].encode())
@@ -201,7 +201,7 @@ def test_every_neighbour_of_a_declaration_is_reached_by_what_is_told(
 
 
 def check_told(loads: Loads, server_url: str, message: str, first: TableSpec, second: TableSpec) -> None:
-    """Runs what is told; afterwards every row and every version is still somewhere, as it was."""
+    """Runs the statements of the error. Checks that every row and every version still exists as it was."""
     was = held(loads)
     run_as_told(server_url, message)
     if loads.rows("SELECT to_regclass('things_before')::text") != [(None,)]:
@@ -215,7 +215,7 @@ def check_told(loads: Loads, server_url: str, message: str, first: TableSpec, se
 
 
 def expected(spec: TableSpec, given: pa.Table) -> list[dict[str, Any]]:
-    """The rows that the table holds of these: where there is a version, the newest of a key."""
+    """The rows that the table holds after a load of these. With a version column, it holds the newest row of each key."""
     rows = given.to_pylist()
     if newest := "day" if spec.snapshot_of else spec.version_column:
         rows.sort(key=lambda row: row[newest])
@@ -252,7 +252,7 @@ def test_a_column_comes_to_every_other_type_by_what_is_told(before: str, loads: 
         loads(source(first, [row | {"money": value} for row in ROWS]), first)
         given = source(second, [row | {"money": other} for row in ROWS])
         message = refusal(loads, given, second)
-        # A length or a precision is dropped without being asked.
+        # The load widens a length or a precision by itself.
         assert (message is None) == ((before, after) in FREE), (before, after)
         if message is not None:
             check_told(loads, server_url, message, first, second)
@@ -279,7 +279,7 @@ def test_a_column_that_the_source_brought_and_now_gives_in_another_type_has_a_wa
     given = plain.append_column("colour", pa.array(after * plain.num_rows))
     message = refusal(loads, given, spec)
     if isinstance(after[0], dict):
-        # No column can hold it: it is left out, as a new one would be.
+        # No column can hold it. The load leaves it out, as it does with a new column.
         assert message is None
         assert bag(held(loads), "colour") == bag(was, "colour")
         return
@@ -291,7 +291,7 @@ def test_a_column_that_the_source_brought_and_now_gives_in_another_type_has_a_wa
 
 
 def test_statements_start_from_nothing_that_the_table_has_been_told_before(loads: Loads, server_url: str) -> None:
-    """A copy of an earlier change is in nobody's way, and neither is an index with a name of ours."""
+    """A copy from an earlier change does not disturb the statements. An index with a name of ours does not disturb them either."""
     loads(source(declared(strategy="scd2"), ROWS), declared(strategy="scd2"))
     loads.conn.execute("CREATE TABLE things_before (); CREATE INDEX things_key_idx ON things (money)")
     message = refusal(loads, source(declared(strategy="append"), ROWS), declared(strategy="append"))
@@ -302,7 +302,7 @@ def test_statements_start_from_nothing_that_the_table_has_been_told_before(loads
 
 
 def test_an_index_that_was_made_for_a_narrower_key_is_replaced(loads: Loads) -> None:
-    """Its unique index would refuse the wider key for ever."""
+    """The old unique index would refuse the wider key for ever."""
     wide = declared(strategy="scd2", primary_key=("day", "name", "hour"))
     loads(source(wide, ROWS), wide)
     loads.conn.execute("DROP INDEX things_day_name_hour_idx")

@@ -91,12 +91,12 @@ def encoded(values: list[Any], kind: pa.DataType) -> pa.Array:
 def test_each_type_of_the_source_is_loaded_exactly_or_refused(
     loads: Loads, arrow: pa.DataType, value: Any, kinds: set[ColumnType]
 ) -> None:
-    # One table after the other has the same name, and columns of other types.
+    # The tables have the same name one after the other. Their columns have different types.
     loads.conn.prepare_threshold = None
     array = pa.nulls(2, arrow) if value is None else encoded([value, None], arrow)
     for kind in ColumnType:
         column = Column(name="x", type=kind)
-        # Text is taken for JSON where that is declared, as BigQuery gives it so.
+        # Text counts as JSON if the declaration says so, because BigQuery returns JSON as text.
         if kind in kinds:
             loads(with_x(column, array), things(column))
             assert loads.rows("SELECT x FROM things ORDER BY name") == [(expected(kind, value),), (None,)]

@@ -31,7 +31,7 @@ NAN = float("nan")
 
 @dataclass
 class Place:
-    """A schema with the ledger and the table `things`. `skips`: its loads know the traces of earlier loads."""
+    """A schema with the ledger and the table `things`. If `skips` is set, loads use the digests of earlier loads."""
 
     conn: psycopg.Connection
     schema: str
@@ -67,7 +67,7 @@ class Place:
         self.run("DROP TABLE IF EXISTS things; DELETE FROM etl_digests; DELETE FROM etl_quarantine")
 
     def contents(self) -> list[tuple[Any, ...]]:
-        """What the table and the quarantine hold, without the times at which it was written."""
+        """The rows of the table and of the quarantine, without the times of writing."""
         if self.run(f"SELECT to_regclass('{self.schema}.things')") == [(None,)]:
             return []
         rows = (
@@ -85,7 +85,7 @@ def place(conn: psycopg.Connection, schema: str) -> Place:
 
 @pytest.fixture
 def plain(place: Place) -> Iterator[Place]:
-    """A second schema, whose loads compare every day with the table."""
+    """A second schema. Its loads compare every day with the table."""
     schema = f"{place.schema}_plain"
     migrate(place.conn, schema)
     yield Place(place.conn, schema, skips=False)

@@ -45,7 +45,7 @@ def load_and_verify(
 
 
 def swallow(conn: psycopg.Connection, table: str) -> None:
-    """A trigger that lets no row of the name `lost` in."""
+    """A trigger that drops each row with the name `lost`."""
     conn.execute(
         "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS "
         "'BEGIN IF NEW.name = ''lost'' THEN RETURN NULL; END IF; RETURN NEW; END'"

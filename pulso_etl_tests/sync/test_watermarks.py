@@ -46,7 +46,7 @@ def succeed(
     lookback_days: int = 3,
     read_at: datetime | None = None,
 ) -> Settlement:
-    """The load read its rows when the attempt began, unless said otherwise."""
+    """Records a success. The load read its rows at the begin of the attempt, unless the caller gives another instant."""
     rows, horizon = dict.fromkeys(extraction.window, 2), Horizon(lookback_days)
     loaded = Loaded(read_at or extraction.started_at, rows, 4, 1.5, True, horizon, {"load_plan": "direct"})
     return marks.succeed(conn, extraction, loaded)
@@ -362,7 +362,7 @@ def test_a_failure_whose_cause_is_not_known_here_is_of_an_unknown_one(
 ) -> None:
     marks.start(conn, attempt())
     fail(marks, conn, attempt())
-    # Without one: as an earlier release left the rows.
+    # Without an instant, as an earlier release left the rows.
     conn.execute("UPDATE etl_watermarks SET error_cause = %s", (written,))
     conn.execute("UPDATE etl_extractions SET error_cause = %s", (written,))
     state = marks.read(conn, THEN)["visits"]

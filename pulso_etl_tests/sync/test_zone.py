@@ -124,7 +124,7 @@ def test_yesterday_s_partition_will_do_for_as_long_as_the_new_day_is_young(day: 
 
 
 def test_a_day_is_final_by_the_zone_of_its_table(day: date) -> None:
-    """A reading in the last hour of a day that the source still changes is not final; one in the first hour after it is."""
+    """A day that was read in its last hour is not final. A day that was read in the first hour after its end is final."""
     horizon, next_day = Horizon(1, date(2026, 1, 1), zone=SANTIAGO), day + timedelta(days=1)
     end = SANTIAGO.begin(next_day)
     for at, owed in ((end - SECOND, True), (end, False)):
@@ -133,7 +133,7 @@ def test_a_day_is_final_by_the_zone_of_its_table(day: date) -> None:
 
 
 def load(marks: Watermarks, conn: psycopg.Connection, window: DayRange, at: datetime, zone: Zone) -> bool:
-    """A load that read these days at that instant; whether it moved the watermark."""
+    """Records a load that read these days at that instant. Returns whether the watermark moved."""
     extraction = RunningAttempt("visits", window, f"run-{at}", 1, at)
     with conn.transaction():
         marks.start(conn, extraction)
@@ -168,13 +168,13 @@ def test_a_table_whose_zone_changes_goes_on_and_owes_what_the_new_days_ask(conn:
     assert load(marks, conn, DayRange(day + timedelta(days=1), day + timedelta(days=1)), at + HOUR, SANTIAGO)
     state = marks.read(conn)["visits"]
     assert (state.last_partition, state.last_extracted_at) == (day + timedelta(days=1), at + HOUR)
-    # And back: the day of Lima is one before the newest that is loaded.
+    # And back: the day in Lima is one day before the newest day that is loaded.
     assert load(marks, conn, DayRange(day, day + timedelta(days=1)), at + 3 * HOUR, Zone())
     assert marks.read(conn)["visits"].last_partition == day + timedelta(days=1)
 
 
 @pytest.mark.parametrize("name", ["localtime", "posix/America/Lima", "right/America/Lima", "", "../etc"])
 def test_a_name_that_only_this_machine_knows_is_no_zone(name: str) -> None:
-    """PostgreSQL and BigQuery must know it too."""
+    """PostgreSQL and BigQuery must know the name, too."""
     with pytest.raises(ValueError, match="unknown time zone"):
         known_zone(name)

@@ -59,7 +59,7 @@ def table(rows: Rows = ALL, stamp: datetime = NOON) -> pa.Table:
 
 @dataclass
 class Arrowlike:
-    """An object with Arrow's interface for streams, as tables of polars and duckdb have it."""
+    """An object with Arrow's interface for streams. Tables of polars and DuckDB have the same interface."""
 
     table: pa.Table
 
@@ -88,7 +88,7 @@ class Deferred:
 
 
 def visits(yielded: Callable[[pa.Table], Any], **options: Any) -> dg.AssetsDefinition:
-    """An asset that yields what `yielded` makes of the rows of its partitions."""
+    """An asset that yields the result of `yielded` for the rows of its partitions."""
     given: dict[str, Any] = {
         "partitions_def": DAYS,
         "backfill_policy": dg.BackfillPolicy.single_run(),

@@ -78,7 +78,7 @@ def agents() -> Iterator[Row]:
 
 def assignments(random: Random) -> Iterator[Row]:
     rows = [(file, Decimal(random.choice(AMOUNTS)), f"c{random.randrange(7)}") for file in FILES for _ in range(9)]
-    # A cent of two accounts is half a cent each, a cent of three has no end, and a sum without accounts has no quotient.
+    # One cent over two accounts is half a cent, over three a periodic fraction. Over no account there is no quotient.
     rows += [("half", Decimal("0.01"), "c1"), ("half", Decimal("0"), "c2"), ("none", Decimal("5"), None)]
     rows += [("third", Decimal("0.01"), "c1"), ("third", Decimal("0.01"), "c2"), ("third", Decimal("0"), "c3")]
     # Beyond a million the emulator divides inexactly (see docs/emulator-differences.md).
@@ -131,7 +131,7 @@ def sources(emulator: BigQueryEmulator) -> dict[str, list[Row]]:
 
 
 def asked(spec: TableSpec, statement: str, sources: dict[str, list[Row]]) -> list[Row]:
-    """What GoogleSQL answers to a statement of the table over the window."""
+    """The answer of GoogleSQL to a statement of the table over the window."""
     return evaluate(
         fill(statement, spec.source_tables(NAMES), spec.timezone),
         {"start": ("DATE", WINDOW.start), "end": ("DATE", WINDOW.end)},
@@ -194,7 +194,7 @@ def test_googlesql_and_the_pipeline_give_the_same_rows(
     ]
     assert differing == []
 
-    # The reconciliation, too, adds up the same figures on both sides.
+    # The reconciliation adds up the same figures on both sides.
     by = measures(spec)
     figures = {row["pulso_day"]: tuple(row.values())[1:] for row in asked(spec, source_query(spec, by), sources)}
     kept = sql.SQL("SELECT {}, {} FROM {} GROUP BY 1").format(

@@ -26,7 +26,7 @@ COLUMNS = "fecha_foto, archivo, cartera, servicio, cuentas, deuda_asig, recupero
 
 @dataclass
 class Tenancy:
-    """The tenants acme and globex: parts, source data and schemas by name. The login is no superuser, and owns nothing."""
+    """The tenants acme and globex: parts, source data and schemas by name. The login is not a superuser and owns nothing."""
 
     settings: Settings
     parts: Mapping[str, Deployed]

@@ -39,7 +39,7 @@ Pulso = Callable[..., Ended]
 def pulso(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pulso:
     """Runs `pulso-etl` with the arguments in this process."""
     monkeypatch.chdir(tmp_path)
-    # The command sets the process's log up; that must not outlive the test.
+    # The command configures the process's log. The fixture restores it after the test.
     monkeypatch.setattr(logging.root, "handlers", list(logging.root.handlers))
     monkeypatch.setattr(logging.root, "level", logging.root.level)
 
@@ -81,7 +81,7 @@ def test_the_doctor_looks_at_every_tenant_and_at_the_queue(environment: Tenancy,
     role = environment.parts["globex"].settings.owner.database_role
     assert f"role {role} may load into schema {environment.schema('globex')}; its login works for acme too" in told.out
     assert "ok   acme: source of dashboard_data: columns fit" in told.out
-    # This Dagster home has no limits at all.
+    # This Dagster home sets no limits.
     assert told.code == 1
     assert "FAIL Dagster queue: does not know tenants; use deploy/dagster.tenants.yaml" in told.out
 

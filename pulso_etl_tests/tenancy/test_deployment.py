@@ -100,7 +100,7 @@ def finished(api: ApiServer, token: str, asked: Mapping[str, Any]) -> dict[str, 
 
 
 def launch_assets(stack: DagsterStack, *paths: list[str], tags: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """A launch of chosen assets, as Dagster's UI makes it, without any tag of ours."""
+    """Launches the assets as Dagster's UI does, without a tag of ours."""
     given = range_tags(WINDOW) | (tags or {})
     params = {
         "selector": stack.repository | {"jobName": "__ASSET_JOB", "assetSelection": [{"path": path} for path in paths]},
@@ -118,7 +118,7 @@ def test_a_tenant_that_takes_its_whole_share_leaves_the_other_s_refresh_alone(
     acme = tenancy.schema("acme")
     with psycopg.connect(tenancy.url("acme")) as blocker:
         for table in ("dashboard_data", "operation_data", "evolution_data"):
-            # A load, which makes its table, stands still until this transaction is over.
+            # The load creates its table, so it waits for the end of this transaction.
             blocker.execute(f"CREATE TABLE {acme}.{table} ()".encode())
         asked = {table: refresh(api, "acme", ACME, table) for table in ("dashboard_data", "operation_data")}
         by_hand = launch_assets(stack, ["acme", "evolution_data"])
@@ -133,7 +133,7 @@ def test_a_tenant_that_takes_its_whole_share_leaves_the_other_s_refresh_alone(
         assert tenancy.loaded("globex") == tenancy.source("globex", WINDOW)
         assert standing() == ["QUEUED", "STARTED", "STARTED"]
 
-        # The run without our tags has got its tenant's from the queue, and is known as acme's alone.
+        # The run had no tag of ours. The queue gave it its tenant's tag, so only acme sees it.
         found = stack.graphql(RUNS, ids=run_ids[2:])["runsOrError"]["results"]
         assert {TENANT_TAG: "acme"}.items() <= {tag["key"]: tag["value"] for tag in found[0]["tags"]}.items()
         under_way = {one["table"] for one in told(api, "acme", ACME)["tables"] if one["run_under_way"]}
@@ -159,7 +159,7 @@ def test_a_token_opens_its_own_tenant_and_an_operator_s_opens_all(api: ApiServer
     for method, path in (("POST", f"{TABLE}/dashboard_data"), ("POST", "api/v1/etl/cleanup"), ("GET", "api/v1/etl/events")):
         assert api.call(method, f"/tenants/globex/{path}", ACME).status_code == 401
     assert api.call("GET", "/api/v1/tenants", OPERATOR).json() == {"acme": "/tenants/acme/", "globex": "/tenants/globex/"}
-    # Strangers are told no tenant's name; the deployment as a whole has a health, and no tables.
+    # A stranger learns no tenant's name. The deployment has a health as a whole, and shows no tables.
     for path in ("/", f"/{STATUS}", "/tenants/", "/tenants/nobody/", "/metrics"):
         answer = api.call("GET", path)
         assert answer.status_code == 404

@@ -21,7 +21,7 @@ ACME = "tenants:\n  - name: acme\n    database_schema: acme\n"
 
 @pytest.fixture(autouse=True)
 def logins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each tenant's own login, by the variable that is looked for where the file names none."""
+    """The login of each tenant, under the variable that is read if the file names none."""
     monkeypatch.setenv("ACME_DATABASE_URL", URL.replace("pulso:", "acme:"))
     monkeypatch.setenv("GLOBEX_DATABASE_URL", URL.replace("pulso:", "globex:"))
 
@@ -67,7 +67,7 @@ def test_a_tenant_has_its_own_settings_and_tables_and_the_deployment_s_for_the_r
     operation = acme.tables["operation_data"]
     assert (operation.schedule.refresh_every, operation.schedule.lookback_days) == (timedelta(minutes=30), 4)
     assert operation.columns == TABLES["operation_data"].columns
-    # A worker's process has them as well.
+    # A worker's process has them, too.
     assert pickle.loads(pickle.dumps(acme.settings)).owner == acme.settings.owner
 
 

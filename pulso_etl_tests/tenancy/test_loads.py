@@ -86,7 +86,7 @@ def test_a_source_that_is_broken_is_its_tenant_s_trouble_alone(environment: Tena
     assert well.error is None
     assert environment.history("acme")[-1] == ("operation_data", "success")
     assert environment.history("globex")[-1] == ("operation_data", "failed")
-    # One is fresh, the other waits to be tried again; the others were never loaded.
+    # One table is fresh, one waits for its next try, and the others were never loaded.
     assert all(f"{tenant}__refresh_operation_data" not in jobs for tenant, jobs in told.items())
     assert {f"{tenant}__refresh_assignment_data" for tenant in told} == {
         job for jobs in told.values() for job in jobs if "assig" in job
