@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import lru_cache
 
 import sqlglot
-from sqlglot import exp
+from sqlglot import TokenType, exp
 from sqlglot.errors import SqlglotError
 from sqlglot.optimizer.scope import Scope, build_scope
 
@@ -22,8 +22,9 @@ UNSTEADY = (exp.Rand, exp.Uuid, exp.SessionUser, exp.TableSample, exp.Predict, e
 """What gives another result over the same rows: chance, the reader, a sample, a model, an instant of the past."""
 UNKNOWN_BUILT_IN = {"IEEE_DIVIDE", "ST_GEOGPOINT", "ST_ASTEXT", "SEARCH", "ERROR", "RANGE", "RANGE_START", "RANGE_END"}
 """Functions of BigQuery that the parser does not know, and that depend on their arguments alone."""
-OUTSIDE = re.compile(r"@@|\bINFORMATION_SCHEMA\b|\bEXTERNAL_QUERY\b", re.IGNORECASE)
+OUTSIDE = re.compile(r"@ ?@|\bINFORMATION_SCHEMA\b|\bEXTERNAL_QUERY\b", re.IGNORECASE)
 """What no base table holds: system variables, metadata, other databases."""
+TEXTS = {TokenType.STRING, TokenType.RAW_STRING, TokenType.BYTE_STRING}
 
 
 class NotUnderstood(SourceError):
@@ -70,8 +71,9 @@ def unsteady(text: str, stamps: Collection[str]) -> str | None:
     A clock may fill a column of `stamps`, which marks no row as changed. Then nothing but the column itself may use it.
     """
     query, stamped = parsed(text), {name.lower() for name in stamps}
-    if found := OUTSIDE.search(re.sub(r"'[^']*'|\"[^\"]*\"", "''", text)):
-        return f"it uses {found[0]}"
+    words = " ".join(token.text for token in sqlglot.tokenize(text, read="bigquery") if token.token_type not in TEXTS)
+    if found := OUTSIDE.search(words):
+        return f"it uses {found[0].replace(' ', '')}"
     for node in query.walk():
         if isinstance(node, UNSTEADY):
             return f"it uses {node.sql('bigquery')}"
@@ -81,10 +83,23 @@ def unsteady(text: str, stamps: Collection[str]) -> str | None:
                 return f"it calls {name.split('(')[0]}, which may be a user's function"
         if isinstance(node, CLOCKS) and _filled_by(node) not in stamped:
             return f"it uses {node.sql('bigquery')}"
+    return _use_of_a_stamp(query, stamped) if stamped else None
+
+
+def _use_of_a_stamp(query: exp.Query, stamped: Collection[str]) -> str | None:
+    """Why a column that a clock may fill may change another column; None if it is only passed on."""
+    rows = {source.alias_or_name.lower() for source in query.find_all(exp.Table, exp.Subquery, exp.CTE)}
     for column in query.find_all(exp.Column):
-        if column.name.lower() in stamped and not _only_passed(column):
+        name = column.name.lower()
+        if name in stamped and not _only_passed(column):
             return f"it uses {column.name}, which a clock may fill"
-    return None
+        if name in rows and not column.table:
+            return f"it uses the whole row {column.name}, whose {min(stamped)} a clock may fill"
+    for select in query.find_all(exp.Select):
+        if select.args.get("kind") == "STRUCT" and any(item.is_star for item in select.selects):
+            return f"it uses the whole row of SELECT AS STRUCT, whose {min(stamped)} a clock may fill"
+    joined = {name.name.lower() for join in query.find_all(exp.Join) for name in join.args.get("using") or ()}
+    return next((f"it uses {name}, which a clock may fill" for name in sorted(joined & set(stamped))), None)
 
 
 def _filled_by(node: exp.Expr) -> str | None:

@@ -61,6 +61,15 @@ def test_a_text_that_can_not_be_followed_says_why(text: str, why: str) -> None:
             "stamp, which a clock may fill",
         ),
         ("SELECT DATE(STAMP) AS day FROM d.v", "STAMP, which a clock may fill"),
+        ("SELECT d.t.x FROM d.t JOIN d.u USING (stamp)", "stamp, which a clock may fill"),
+        # A whole row holds the stamp, too.
+        ("SELECT TO_JSON_STRING(v) AS text FROM d.v", "the whole row v, whose stamp a clock may fill"),
+        ("SELECT ARRAY_AGG(r LIMIT 1) AS rows FROM (SELECT * FROM d.v) AS R", "the whole row r"),
+        ("WITH r AS (SELECT * FROM d.v) SELECT r AS whole FROM r", "the whole row r"),
+        ("SELECT TO_JSON_STRING((SELECT AS STRUCT v.*)) AS text FROM d.v", "the whole row"),
+        # Apostrophes in comments hide no text.
+        ("-- it doesn't\nSELECT @@project_id AS p FROM d.t -- can't", "@@"),
+        ('SELECT """it\'s""" AS a, @@project_id AS p, \'it\' AS b FROM d.t', "@@"),
     ],
 )
 def test_what_else_may_change_a_result_is_found(text: str, why: str) -> None:
@@ -73,6 +82,7 @@ def test_what_else_may_change_a_result_is_found(text: str, why: str) -> None:
         "SELECT *, CURRENT_TIMESTAMP() AS stamp FROM d.t",
         "SELECT DATETIME(CURRENT_TIMESTAMP(), 'UTC') AS Stamp, x FROM d.t GROUP BY x",
         "SELECT stamp, x AS y FROM d.v",
+        "SELECT v.*, item FROM d.v, UNNEST(items) AS item -- INFORMATION_SCHEMA",
         "SELECT 'RAND() @@x' AS text, SAFE.SUBSTR(a, 1), SAFE_DIVIDE(a, b), FARM_FINGERPRINT(a), COUNTIF(a) FROM d.t",
         *(fill(spec.source.query, NAMES, "America/Lima") for spec in TABLES.values()),
     ],
