@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import dagster as dg
@@ -111,6 +112,31 @@ def build_defs(
         executor=dg.in_process_executor,
         loggers={"console": run_logger},
     )
+
+
+def build_table(spec: TableSpec) -> dg.Definitions:
+    """The asset and the checks of one table for each tenant, with what they need, to be merged into definitions of others.
+
+    Jobs, automation and the status page know only the tables of `pulso_etl/tables`. Raises SettingsError.
+    """
+    parts = deployed(load_settings(), TABLES | {spec.name: spec})
+    return dg.Definitions.merge(*(_only(part.settings, own) for part in parts if (own := part.tables.get(spec.name))))
+
+
+def _only(settings: Settings, spec: TableSpec) -> dg.Definitions:
+    partitions = daily_partitions(settings.partitions_start, settings.zone)
+    return dg.Definitions(
+        assets=[build_asset(spec, partitions, settings.initial_window_days, page_url=settings.page_url)],
+        asset_checks=[build_checks(spec)],
+        resources=_shared_resources(settings.owner.tenant),
+    )
+
+
+@cache
+def _shared_resources(tenant: str) -> dict[str, Any]:
+    """The resources of the tenant in this process. Definitions with different resources of one name can't be merged."""
+    [settings] = [part.settings for part in deployed(load_settings()) if part.tenant == tenant]
+    return {key: fixed(resource) for key, resource in build_resources(settings).items()}
 
 
 def build_retention(settings: Settings) -> dg.SensorDefinition:

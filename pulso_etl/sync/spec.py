@@ -94,6 +94,14 @@ class Unit(StrEnum):
     PERCENT = "percent"
 
 
+class UnknownFieldsError(ValueError):
+    """Something is declared with fields that it does not have: `names`."""
+
+    def __init__(self, text: str, names: list[str]) -> None:
+        super().__init__(text)
+        self.names = names
+
+
 class Declared(BaseModel):
     """Something that is declared. A field that it does not have is refused, and the error says where the field stands."""
 
@@ -102,8 +110,11 @@ class Declared(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fields_are_known(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and (unknown := [misplaced(cls, name) for name in given if name not in cls.model_fields]):
-            raise ValueError("; ".join(unknown) if "name" not in given else f"{given['name']}: {'; '.join(unknown)}")
+        if isinstance(given, Mapping) and (
+            unknown := {name: misplaced(cls, name) for name in given if name not in cls.model_fields}
+        ):
+            text = "; ".join(unknown.values())
+            raise UnknownFieldsError(text if "name" not in given else f"{given['name']}: {text}", list(unknown))
         return given
 
 

@@ -23,6 +23,7 @@ from pulso_etl.settings import AccessSettings, Owner, Settings
 from pulso_etl.sync.errors import PlanError, SettingsError
 from pulso_etl.sync.postgres.roles import as_role
 from pulso_etl.sync.spec import IDENTIFIER, PARTS, TENANT, TableSpec, in_parts
+from pulso_etl.table_files import StrictLoader
 from pulso_etl.tables import TABLES
 
 OVERRIDABLE = (
@@ -210,19 +211,6 @@ class _File(BaseModel):
         return self
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML that refuses a key that is given twice, because the second would silently replace the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
-            seen.add(key.value)
-        found: dict[Any, Any] = super().construct_mapping(node, deep)
-        return found
-
-
 def read_tenants(path: Path) -> list[Tenant]:
     """The tenants that the file declares. The suffix `.toml` means TOML; otherwise the file is YAML.
 
@@ -233,7 +221,7 @@ def read_tenants(path: Path) -> list[Tenant]:
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"TENANTS_FILE: {path} can't be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
     try:
-        given = tomllib.loads(text) if path.suffix == ".toml" else yaml.load(text, _Loader)  # noqa: S506 - it is a SafeLoader
+        given = tomllib.loads(text) if path.suffix == ".toml" else yaml.load(text, StrictLoader)  # noqa: S506 - it is a SafeLoader
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path}: {error}") from None
     except yaml.YAMLError as error:
