@@ -8,6 +8,7 @@ import type {
   Contact,
   Extraction,
   ExtractionMode,
+  Figures,
   Health,
   PartitionStatus,
   Refresh,
@@ -54,6 +55,10 @@ export interface ETLClient extends Transport {
   tableDays(table: string, before?: string, days?: number, signal?: AbortSignal): Promise<PartitionStatus[]>;
   /** Attempts of a table before the one with the id `before`, newest first. */
   tableExtractions(table: string, before?: number, limit?: number, signal?: AbortSignal): Promise<Extraction[]>;
+  /** The key figures of today, beside those of earlier days. Values are exact, so they are texts. */
+  figures(signal?: AbortSignal): Promise<Figures>;
+  /** The rows of a table from one day to another as CSV, at most of 366 days. */
+  tableRows(table: string, from: string, to: string, signal?: AbortSignal): Promise<Blob>;
   /** It resolves even if a part of the deployment fails; then `ready` is false. */
   health(signal?: AbortSignal): Promise<Health>;
   tables(signal?: AbortSignal): Promise<TableConfig[]>;
@@ -117,6 +122,15 @@ export function createClient(options: ClientOptions = {}): ETLClient {
       data(
         http.GET("/api/v1/etl/status/table/{table_name}/extractions", {
           params: { path: { table_name }, query: { ...(before && { before }), ...(limit && { limit }) } },
+          ...given(signal),
+        }),
+      ),
+    figures: async (signal) => data(http.GET("/api/v1/etl/figures", given(signal))),
+    tableRows: async (table_name, from, to, signal) =>
+      data(
+        http.GET("/api/v1/etl/status/table/{table_name}/rows.csv", {
+          params: { path: { table_name }, query: { from, to } },
+          parseAs: "blob",
           ...given(signal),
         }),
       ),

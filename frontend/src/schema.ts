@@ -152,6 +152,47 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/etl/figures": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Figures
+         * @description The key figures that the tables declare: today, beside yesterday and the same weekday of the week before, and 30 days. They
+         *     come from PostgreSQL. Values are exact, so they are texts.
+         */
+        get: operations["figures"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/etl/status/table/{table_name}/rows.csv": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Table Rows
+         * @description The rows of these days as CSV (RFC 4180) in UTF-8 with a byte order mark, which spreadsheets need. See docs/api.md.
+         */
+        get: operations["table_rows"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/etl/status/table/{table_name}/days": {
         parameters: {
             query?: never;
@@ -394,6 +435,38 @@ export interface components {
             unit: string;
         };
         /**
+         * Comparison
+         * @description A figure beside that of an earlier day: the `value` of that day, in the same hours or of the whole day.
+         */
+        Comparison: {
+            /**
+             * Day
+             * Format: date
+             */
+            day: string;
+            /**
+             * Value
+             * @description The figure of all rows of the day, exact; null if no rows are known.
+             */
+            value?: string | null;
+            /**
+             * Marks
+             * @description Why it is not the last word; empty for a whole day.
+             * @default []
+             */
+            marks: components["schemas"]["DayMark"][];
+            /**
+             * Difference
+             * @description How much more the shown day has; null if the two can't be compared.
+             */
+            difference?: string | null;
+            /**
+             * Percent
+             * @description The difference in percent of the earlier value; null for a figure in percent, whose difference is in points.
+             */
+            percent?: string | null;
+        };
+        /**
          * Condition
          * @description The one state of a table, the worst that applies: a refresh failed and no later one has made it good, else its freshness.
          * @enum {string}
@@ -457,6 +530,15 @@ export interface components {
          * @enum {string}
          */
         DayCheck: "ok" | "failed" | "unverified";
+        /**
+         * DayMark
+         * @description Why a figure of a day is not the last word. goes_on: the day was not over when its rows were read, and is not over yet.
+         *     cut_short: the day is over, and was last read before its end. missing: nothing is loaded. failed: the last attempt to read it
+         *     failed. unverified: it can still change, and nothing has compared it for twice the table's frequency. quarantined: rows of it
+         *     are set aside. lost: loaded rows of it are gone.
+         * @enum {string}
+         */
+        DayMark: "goes_on" | "cut_short" | "missing" | "failed" | "unverified" | "quarantined" | "lost";
         /**
          * DayState
          * @description Whether a day is loaded. failed: it never was, and the last attempt failed. missing: nobody has tried.
@@ -658,6 +740,134 @@ export interface components {
              * @description The message of `failure`.
              */
             detail: string;
+        };
+        /**
+         * FigureDay
+         * @description A figure of one day.
+         */
+        FigureDay: {
+            /**
+             * Day
+             * Format: date
+             */
+            day: string;
+            /**
+             * Value
+             * @description The figure of all rows of the day, exact; null if no rows are known.
+             */
+            value?: string | null;
+            /**
+             * Marks
+             * @description Why it is not the last word; empty for a whole day.
+             * @default []
+             */
+            marks: components["schemas"]["DayMark"][];
+        };
+        /**
+         * FigureStatus
+         * @description A key figure: its value of the newest day, beside the day before and the same weekday of the week before, and 30 days.
+         * @example {
+         *       "days": [
+         *         {
+         *           "day": "2026-11-25",
+         *           "marks": [
+         *             "goes_on"
+         *           ],
+         *           "value": "812"
+         *         }
+         *       ],
+         *       "figure": "gestiones",
+         *       "hour": 10,
+         *       "over_days": true,
+         *       "table": "operation_data",
+         *       "title": "Gestiones",
+         *       "today": {
+         *         "day": "2026-11-25",
+         *         "marks": [
+         *           "goes_on"
+         *         ],
+         *         "value": "812"
+         *       },
+         *       "unit": "count",
+         *       "until": "2026-11-25T15:04:05Z",
+         *       "value_at_hour": "798",
+         *       "week_before": {
+         *         "day": "2026-11-18",
+         *         "difference": "-3",
+         *         "marks": [],
+         *         "percent": "-0.3745",
+         *         "value": "801"
+         *       },
+         *       "yesterday": {
+         *         "day": "2026-11-24",
+         *         "difference": "38",
+         *         "marks": [],
+         *         "percent": "5.0000",
+         *         "value": "760"
+         *       }
+         *     }
+         */
+        FigureStatus: {
+            /** Table */
+            table: string;
+            /** Figure */
+            figure: string;
+            /**
+             * Title
+             * @description What the table's readers call it, in Spanish.
+             */
+            title: string;
+            unit: components["schemas"]["Unit"];
+            /**
+             * Over Days
+             * @description Whether the values of several days add up.
+             */
+            over_days: boolean;
+            /** @description The newest day that is known: today, or an earlier day if today is not loaded yet. Null before the first load. */
+            today?: components["schemas"]["FigureDay"] | null;
+            /**
+             * Until
+             * @description When the rows of that day were read.
+             */
+            until?: string | null;
+            /**
+             * Hour
+             * @description The comparisons count the hours of each day before this one (1 to 23). Null: they compare whole days.
+             */
+            hour?: number | null;
+            /**
+             * Value At Hour
+             * @description The figure of the newest day in these hours.
+             */
+            value_at_hour?: string | null;
+            /** @description The day before. */
+            yesterday?: components["schemas"]["Comparison"] | null;
+            /** @description The same weekday of the week before. */
+            week_before?: components["schemas"]["Comparison"] | null;
+            /**
+             * Days
+             * @description The 30 days up to the newest one, oldest first.
+             * @default []
+             */
+            days: components["schemas"]["FigureDay"][];
+        };
+        /**
+         * Figures
+         * @description The key figures of all tables.
+         */
+        Figures: {
+            /**
+             * Timezone
+             * @description The time zone of the days and hours, by its IANA name.
+             */
+            timezone: string;
+            /**
+             * Generated At
+             * Format: date-time
+             */
+            generated_at: string;
+            /** Figures */
+            figures: components["schemas"]["FigureStatus"][];
         };
         /**
          * FreshnessState
@@ -1526,6 +1736,12 @@ export interface components {
              */
             restored_by?: string | null;
         };
+        /**
+         * Unit
+         * @description What a figure is a number of.
+         * @enum {string}
+         */
+        Unit: "PEN" | "count" | "percent";
         /** ValidationError */
         ValidationError: {
             /** Location */
@@ -1615,10 +1831,12 @@ export interface components {
 export type Cause = components['schemas']['Cause'];
 export type Cleanup = components['schemas']['Cleanup'];
 export type ColumnConfig = components['schemas']['ColumnConfig'];
+export type Comparison = components['schemas']['Comparison'];
 export type Condition = components['schemas']['Condition'];
 export type Contact = components['schemas']['Contact'];
 export type DashboardRequest = components['schemas']['DashboardRequest'];
 export type DayCheck = components['schemas']['DayCheck'];
+export type DayMark = components['schemas']['DayMark'];
 export type DayState = components['schemas']['DayState'];
 export type DaysToRead = components['schemas']['DaysToRead'];
 export type Ended = components['schemas']['Ended'];
@@ -1626,6 +1844,9 @@ export type Extraction = components['schemas']['Extraction'];
 export type ExtractionMode = components['schemas']['ExtractionMode'];
 export type Failure = components['schemas']['Failure'];
 export type Fault = components['schemas']['Fault'];
+export type FigureDay = components['schemas']['FigureDay'];
+export type FigureStatus = components['schemas']['FigureStatus'];
+export type Figures = components['schemas']['Figures'];
 export type FreshnessState = components['schemas']['FreshnessState'];
 export type Ground = components['schemas']['Ground'];
 export type HttpValidationError = components['schemas']['HTTPValidationError'];
@@ -1650,6 +1871,7 @@ export type TableDetail = components['schemas']['TableDetail'];
 export type TablePreview = components['schemas']['TablePreview'];
 export type TableRun = components['schemas']['TableRun'];
 export type TableStatus = components['schemas']['TableStatus'];
+export type Unit = components['schemas']['Unit'];
 export type ValidationError = components['schemas']['ValidationError'];
 export type ValidationFault = components['schemas']['ValidationFault'];
 export type ValidationFaults = components['schemas']['ValidationFaults'];
@@ -2291,6 +2513,171 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content?: never;
+            };
+            /** @description No token, or an unknown token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description The token's role is too low, or the page's origin is not allowed. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description Not known. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description The request makes no sense. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ValidationFaults"];
+                };
+            };
+            /** @description Too many unknown tokens came from the caller's address, or the token asks too often. */
+            429: {
+                headers: {
+                    /** @description Seconds to wait. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description PostgreSQL or Dagster does not answer. */
+            503: {
+                headers: {
+                    /** @description Seconds to wait. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+        };
+    };
+    figures: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description An ETag: the answer is 304 if only ages have changed since. Or the content of Pulso-Data-Version in quotes: the answer is 304 if no row has changed since. */
+                "if-none-match"?: string | null;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Figures"];
+                };
+            };
+            /** @description What is shown has not changed since the ETag that was sent, or no row since the data version. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description No token, or an unknown token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description The token's role is too low, or the page's origin is not allowed. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+            /** @description Too many unknown tokens came from the caller's address, or the token asks too often. */
+            429: {
+                headers: {
+                    /** @description Seconds to wait. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description PostgreSQL or Dagster does not answer. */
+            503: {
+                headers: {
+                    /** @description Seconds to wait. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+        };
+    };
+    table_rows: {
+        parameters: {
+            query: {
+                /** @description First day. */
+                from: string;
+                /** @description Last day; 366 days at most. */
+                to: string;
+            };
+            header?: never;
+            path: {
+                /** @description The table. */
+                table_name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The rows. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/csv": string;
+                };
             };
             /** @description No token, or an unknown token. */
             401: {

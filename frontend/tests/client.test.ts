@@ -77,6 +77,29 @@ describe("the client", () => {
     expect((await client().health()).parts.dagster?.message).toBe("away");
   });
 
+  it("gives the key figures as they are written, so that no digit is lost", async () => {
+    const figure = {
+      figure: "recupero",
+      today: { day: "2026-11-25", value: "12345678901234567.89", marks: ["goes_on"] },
+    };
+    server.current.on("GET /api/v1/etl/figures", json(200, { figures: [figure] }));
+    expect((await client().figures()).figures[0]?.today?.value).toBe("12345678901234567.89");
+  });
+
+  it("gives the rows of a range as a file, and an ETLError instead of a broken file", async () => {
+    const route = "/api/v1/etl/status/table/dashboard_data/rows.csv";
+    const fault = { detail: "a download has 366 at most", cause: "request" };
+    server.current.on(`GET ${route}`, (response) => void response.end("\ufefffecha_foto\r\n"), json(422, fault));
+    const rows = await client("t").tableRows("dashboard_data", "2026-11-24", "2026-11-25");
+    expect(server.current.asked[0]?.path).toBe(`${route}?from=2026-11-24&to=2026-11-25`);
+    expect([...new Uint8Array(await rows.arrayBuffer())].slice(0, 4)).toEqual([0xef, 0xbb, 0xbf, 0x66]);
+    await expect(client().tableRows("dashboard_data", "2020-01-01", "2026-11-25")).rejects.toMatchObject({
+      name: "ETLError",
+      status: 422,
+      message: "a download has 366 at most",
+    });
+  });
+
   it("says so where the address is not that of the API", async () => {
     server.current.on("GET /api/v1/etl/status", (response) => void response.end("<!doctype html>"));
     await expect(client().status()).rejects.toMatchObject({ name: "ETLError", status: 0, message: /no JSON/ });

@@ -30,7 +30,9 @@ from pulso_etl.api.access import Admin, Gatekeeper, Guard, Reader, Refresher
 from pulso_etl.api.bodies import StrictRequest, StrictRoute
 from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable
 from pulso_etl.api.database import Database, DatabaseUnavailable
+from pulso_etl.api.downloads import MOST_DAYS, Download, Downloads
 from pulso_etl.api.faults import HANDLERS, PROBLEM, fault_of, invalid, table_of
+from pulso_etl.api.figures import FiguresReader
 from pulso_etl.api.gateway import Gateway
 from pulso_etl.api.habits import Habits, tag_of, unchanged, until_stop
 from pulso_etl.api.health import HealthProbe
@@ -44,6 +46,7 @@ from pulso_etl.api.models import (
     Extraction,
     ExtractionMode,
     Fault,
+    Figures,
     Health,
     PartitionStatus,
     Refresh,
@@ -62,6 +65,7 @@ from pulso_etl.automation.recovery import EndedAttempt, recover
 from pulso_etl.definitions import build_source
 from pulso_etl.refreshing.request import Grants, Mode, RefreshRequest
 from pulso_etl.settings import Settings
+from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import BudgetExceeded, DestinationError, PlanError, PulsoError, first_line
 from pulso_etl.sync.ledger.ledger import server_clock
 from pulso_etl.sync.postgres.server_errors import keeps_out, meaning
@@ -190,6 +194,8 @@ class Deployment:
         self.dagster = DagsterClient(settings.dagster_graphql_url, settings.dagster_graphql_token)
         self.reader = StatusReader(settings, self.database, self.dagster, tables)
         self.feed = StatusFeed(self.reader.snapshot)
+        self.figures = FiguresReader(self.reader)
+        self.downloads = Downloads(self.database)
         self.refreshes = Refreshes(settings, self.database, self.dagster, self.reader, tables)
         self.previewing = asyncio.Lock()
         """One preview at a time: each asks BigQuery and holds a thread."""
@@ -339,6 +345,43 @@ async def table_status(request: Request, caller: Reader, table_name: TableName, 
     [table] = here.known(table_name)
     told = next(one for one in (await here.feed.current()).status.tables if one.table == table)
     return _conditional(request, await here.reader.detail(told), [told], {})
+
+
+@router.get("/figures", response_model=Figures, responses={**REFUSED, **UNCHANGED, 503: UNAVAILABLE}, tags=["status"])
+async def figures(request: Request, caller: Reader, if_none_match: IfNoneMatch = None) -> Response:
+    """The key figures that the tables declare: today, beside yesterday and the same weekday of the week before, and 30 days. They
+    come from PostgreSQL. Values are exact, so they are texts."""
+    here = deployment(request)
+    told = (await here.feed.current()).status.tables
+    return _conditional(request, await here.figures.read({one.table: one.data_version or 0 for one in told}), told, {})
+
+
+@router.get(
+    "/status/table/{table_name}/rows.csv",
+    response_class=Response,
+    response_model=None,
+    responses={
+        **REFUSED,
+        **INVALID,
+        **UNKNOWN,
+        503: UNAVAILABLE,
+        200: {"description": "The rows.", "content": {"text/csv": {"schema": {"type": "string"}}}},
+    },
+    tags=["status"],
+)
+async def table_rows(
+    request: Request,
+    caller: Reader,
+    table_name: TableName,
+    start: Annotated[date, Query(alias="from", ge=EARLIEST, description="First day.")],
+    end: Annotated[date, Query(alias="to", ge=EARLIEST, description=f"Last day; {MOST_DAYS} days at most.")],
+) -> Download:
+    """The rows of these days as CSV (RFC 4180) in UTF-8 with a byte order mark, which spreadsheets need. See docs/api.md."""
+    here = deployment(request)
+    [table] = here.known(table_name)
+    window = DayRange(start, end)
+    audit.info("%s downloads %s %s", caller.name, table, window)
+    return await here.downloads.begin(here.tables[table], window)
 
 
 @router.get("/status/table/{table_name}/days", responses={**REFUSED, **INVALID, **UNKNOWN, 503: UNAVAILABLE}, tags=["status"])
@@ -660,7 +703,7 @@ def guard(app: FastAPI, settings: Settings) -> None:
             allow_origins=origins,
             allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "If-None-Match", "Last-Event-ID"],
-            expose_headers=[ROLE_HEADER, VERSION_HEADER, "ETag", "Retry-After"],
+            expose_headers=[ROLE_HEADER, VERSION_HEADER, "Content-Disposition", "ETag", "Retry-After"],
             max_age=600,
         )
     app.add_middleware(Guard, tokens=settings.guarded, origins=origins)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date, datetime
+from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from pulso_etl.refreshing.freshness import Condition, FreshnessState
 from pulso_etl.refreshing.request import Mode
 from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.redaction import scrub
+from pulso_etl.sync.spec import Unit
 from pulso_etl.words import title_of
 
 TABLE_EXAMPLE = "dashboard_data"
@@ -472,6 +474,96 @@ class PartitionStatus(Shape):
     """Whether the rows are fewer or more than usual by the table's `volume_factor`. Today does not count as too few: it goes on."""
     gap: bool = False
     """Whether it is missing between loaded days."""
+
+
+class DayMark(StrEnum):
+    """Why a figure of a day is not the last word. goes_on: the day was not over when its rows were read, and is not over yet.
+    cut_short: the day is over, and was last read before its end. missing: nothing is loaded. failed: the last attempt to read it
+    failed. unverified: it can still change, and nothing has compared it for twice the table's frequency. quarantined: rows of it
+    are set aside. lost: loaded rows of it are gone."""
+
+    GOES_ON = "goes_on"
+    CUT_SHORT = "cut_short"
+    MISSING = "missing"
+    FAILED = "failed"
+    UNVERIFIED = "unverified"
+    QUARANTINED = "quarantined"
+    LOST = "lost"
+
+
+class FigureDay(Shape):
+    """A figure of one day."""
+
+    day: date
+    value: Decimal | None = None
+    """The figure of all rows of the day, exact; null if no rows are known."""
+    marks: list[DayMark] = []
+    """Why it is not the last word; empty for a whole day."""
+
+
+class Comparison(FigureDay):
+    """A figure beside that of an earlier day: the `value` of that day, in the same hours or of the whole day."""
+
+    difference: Decimal | None = None
+    """How much more the shown day has; null if the two can't be compared."""
+    percent: Decimal | None = None
+    """The difference in percent of the earlier value; null for a figure in percent, whose difference is in points."""
+
+
+class FigureStatus(Shape):
+    """A key figure: its value of the newest day, beside the day before and the same weekday of the week before, and 30 days."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "table": "operation_data",
+                    "figure": "gestiones",
+                    "title": "Gestiones",
+                    "unit": "count",
+                    "over_days": True,
+                    "today": {"day": "2026-11-25", "value": "812", "marks": ["goes_on"]},
+                    "until": "2026-11-25T15:04:05Z",
+                    "hour": 10,
+                    "value_at_hour": "798",
+                    "yesterday": {"day": "2026-11-24", "value": "760", "difference": "38", "percent": "5.0000", "marks": []},
+                    "week_before": {"day": "2026-11-18", "value": "801", "difference": "-3", "percent": "-0.3745", "marks": []},
+                    "days": [{"day": "2026-11-25", "value": "812", "marks": ["goes_on"]}],
+                }
+            ]
+        }
+    )
+
+    table: str
+    figure: str
+    title: str
+    """What the table's readers call it, in Spanish."""
+    unit: Unit
+    over_days: bool
+    """Whether the values of several days add up."""
+    today: FigureDay | None = None
+    """The newest day that is known: today, or an earlier day if today is not loaded yet. Null before the first load."""
+    until: datetime | None = None
+    """When the rows of that day were read."""
+    hour: int | None = None
+    """The comparisons count the hours of each day before this one (1 to 23). Null: they compare whole days."""
+    value_at_hour: Decimal | None = None
+    """The figure of the newest day in these hours."""
+    yesterday: Comparison | None = None
+    """The day before."""
+    week_before: Comparison | None = None
+    """The same weekday of the week before."""
+    days: list[FigureDay] = []
+    """The 30 days up to the newest one, oldest first."""
+
+
+class Figures(Shape):
+    """The key figures of all tables."""
+
+    timezone: str
+    """The time zone of the days and hours, by its IANA name."""
+    generated_at: datetime
+    figures: list[FigureStatus]
 
 
 class TableDetail(Shape):

@@ -483,7 +483,11 @@ class StatusReader:
         last = self.settings.zone.day(now) if before is None else before - timedelta(days=1)
         shown = DayRange(last - timedelta(days=days - 1), last)
         async with self.database.connection() as conn:
-            held, attempts = await self._days(conn, table, shown)
+            return await self.calendar(conn, table, shown, now)
+
+    async def calendar(self, conn: psycopg.AsyncConnection, table: str, shown: DayRange, now: datetime) -> list[PartitionStatus]:
+        """The days of `shown`, as they are known at the instant `now`."""
+        held, attempts = await self._days(conn, table, shown)
         tried = [(*_window(one), "failed", one.finished_at, one.run_id) for one in self._lost.get(table, ())]
         attempts = sorted([*attempts, *tried], key=lambda attempt: attempt[3])
         return calendar(self.tables[table], shown, held, attempts, now)

@@ -42,14 +42,18 @@ class Part:
     @property
     def aggregate(self) -> sql.Composable:
         """The part in SQL, an aggregate over the rows of the table: a bigint or a numeric, 0 where there is no row."""
+        return self.aggregate_where(sql.SQL("true"))
+
+    def aggregate_where(self, condition: sql.Composable) -> sql.Composable:
+        """The same over those rows for which the condition holds."""
         column = sql.Identifier(self.column)
         match self.adds:
             case Adds.SUM:
-                return sql.SQL("coalesce(sum({}), 0)").format(column)
+                return sql.SQL("coalesce(sum({}) FILTER (WHERE {}), 0)").format(column, condition)
             case Adds.DISTINCT:
-                return sql.SQL("count(DISTINCT {})").format(column)
+                return sql.SQL("count(DISTINCT {}) FILTER (WHERE {})").format(column, condition)
             case _:
-                return sql.SQL("count(*)")
+                return sql.SQL("count(*) FILTER (WHERE {})").format(condition)
 
 
 def parts_of(figure: Figure) -> tuple[Part, ...]:

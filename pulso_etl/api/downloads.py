@@ -1,0 +1,141 @@
+"""The rows of a table as CSV: read by a cursor of the server, so that a download of any size takes little memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import AsyncExitStack
+
+import psycopg
+from fastapi import HTTPException
+from psycopg import errors as pg
+from psycopg import sql
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from pulso_etl.api.database import Database, DatabaseUnavailable
+from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.errors import PlanError
+from pulso_etl.sync.postgres.identifiers import listed
+from pulso_etl.sync.schema.statements import Statements
+from pulso_etl.sync.spec import Column, ColumnType, TableSpec
+
+MOST_DAYS = 366
+BATCH_ROWS = 2_000
+AT_ONCE = 2
+"""So many downloads may go on at the same time: each holds a connection."""
+MARK = "\ufeff"
+"""The byte order mark. Without it, Excel takes UTF-8 for another encoding."""
+NO_HURRY = "SELECT set_config(name, '0', true) FROM pg_settings WHERE name = 'transaction_timeout'"
+"""A whole download may take longer than other answers, but none of its parts."""
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001 - spreadsheets take these for the narrow ones
+"""A text that begins so may be taken for a formula by a spreadsheet."""
+IN_JSON = (ColumnType.TIMESTAMP, ColumnType.DATETIME)
+"""Types that JSON writes as ISO 8601 does, while a text has a space before the time."""
+
+
+def field(text: str | None, *, formulas: bool) -> str:
+    """A value as a field of CSV. A null is empty, and an empty text is `""`. If `formulas` is possible, a text that a spreadsheet
+    would take for one gets an apostrophe in front."""
+    if text is None:
+        return ""
+    if formulas and text.startswith(FORMULA):
+        text = f"'{text}"
+    quoted = text == "" or any(sign in text for sign in ',"\r\n')
+    return '"' + text.replace('"', '""') + '"' if quoted else text
+
+
+def line(values: Iterable[str | None], free: Sequence[bool]) -> str:
+    """A line of CSV. `free` says which columns hold free text."""
+    return ",".join(field(value, formulas=one) for value, one in zip(values, free, strict=True)) + "\r\n"
+
+
+def rows_query(spec: TableSpec, schema: str) -> sql.Composed:
+    """The query of a range's rows, every value as text, in the order of the key. Its parameters are `start` and `end`."""
+    names = Statements(spec, schema)
+    return sql.SQL("SELECT {} FROM {} WHERE {} BETWEEN %(start)s AND %(end)s AND {} ORDER BY {}").format(
+        sql.SQL(", ").join(_as_text(column) for column in spec.columns),
+        names.target,
+        names.partition,
+        names.current,
+        listed(spec.primary_key),
+    )
+
+
+def _as_text(column: Column) -> sql.Composed:
+    form = "to_jsonb({}) #>> '{{}}'" if column.repeated or column.type in IN_JSON else "{}::text"
+    return sql.SQL(form).format(sql.Identifier(column.name))
+
+
+def _is_free(column: Column) -> bool:
+    """Whether a value of the column may begin with any character."""
+    return column.repeated or column.type in (ColumnType.TEXT, ColumnType.JSON, ColumnType.BYTES)
+
+
+class Download(StreamingResponse):
+    """A file for a browser to save. When the caller has it or goes away, the cursor is closed."""
+
+    def __init__(self, first: str, rest: AsyncGenerator[str], name: str) -> None:
+        self._first, self._rest = first, rest
+        headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
+        super().__init__(self._all(), media_type="text/csv; charset=utf-8; header=present", headers=headers)
+
+    async def _all(self) -> AsyncGenerator[str]:
+        yield self._first
+        async for part in self._rest:
+            yield part
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._rest.aclose()
+
+
+class Downloads:
+    """The downloads of a deployment."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._free = AT_ONCE
+
+    async def begin(self, spec: TableSpec, window: DayRange) -> Download:
+        """The answer, its first rows already read.
+
+        Raises PlanError for too many days, HTTPException 404 for a table that was never loaded and 429 while too many downloads go
+        on, and DatabaseUnavailable.
+        """
+        if window.days > MOST_DAYS:
+            raise PlanError(f"{window} are {window.days} days; a download has {MOST_DAYS} at most: ask for several")
+        if self._free == 0:
+            raise HTTPException(429, f"{AT_ONCE} downloads go on already; try again soon", {"Retry-After": "5"})
+        parts = self._parts(spec, window)
+        return Download(await anext(parts), parts, f"{spec.name}_{window.start}_{window.end}.csv")
+
+    async def _parts(self, spec: TableSpec, window: DayRange) -> AsyncGenerator[str]:
+        free = [_is_free(column) for column in spec.columns]
+        self._free -= 1
+        try:
+            async with AsyncExitStack() as held:
+                conn = await held.enter_async_context(self._database.connection())
+                await held.enter_async_context(conn.transaction())
+                await conn.execute(NO_HURRY)
+                await conn.execute(sql.SQL("SET LOCAL TIME ZONE {}").format(spec.timezone))
+                cursor = await held.enter_async_context(conn.cursor("pulso_download"))
+                text = MARK + line(spec.column_names, [False] * len(free))
+                await _open(cursor, spec, rows_query(spec, self._database.schema), window)
+                while rows := await cursor.fetchmany(BATCH_ROWS):
+                    yield text + "".join(line(row, free) for row in rows)
+                    text = ""
+                if text:
+                    yield text
+        finally:
+            self._free += 1
+
+
+async def _open(cursor: psycopg.AsyncServerCursor, spec: TableSpec, query: sql.Composed, window: DayRange) -> None:
+    try:
+        await cursor.execute(query, {"start": window.start, "end": window.end})
+    except (pg.UndefinedTable, pg.UndefinedColumn) as error:
+        raise HTTPException(404, f"{spec.name} is not in PostgreSQL as it is declared: refresh it first") from error
+    except pg.InsufficientPrivilege as error:
+        raise DatabaseUnavailable(f"the API may not read {spec.name}; grant its role SELECT on the table") from error
