@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack
 
 import psycopg
@@ -25,50 +25,54 @@ AT_ONCE = 2
 """So many downloads may go on at the same time: each holds a connection."""
 MARK = "\ufeff"
 """The byte order mark. Without it, Excel takes UTF-8 for another encoding."""
-NO_HURRY = "SELECT set_config(name, '0', true) FROM pg_settings WHERE name = 'transaction_timeout'"
-"""A whole download may take longer than other answers, but none of its parts."""
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001 - spreadsheets take these for the narrow ones
-"""A text that begins so may be taken for a formula by a spreadsheet."""
+STATED = """
+SELECT set_config(name, value, true)
+FROM (VALUES ('transaction_timeout', '0'), ('cursor_tuple_fraction', '0.001'), ('TimeZone', %s)) AS stated (name, value)
+WHERE current_setting(name, true) IS NOT NULL
+"""
+"""A whole download may take longer than other answers, but none of its parts. The first rows should come soon: then the
+server reads along the key, and does not sort all rows before."""
+FORMULA = "=+-@\t\r\n"
+"""A spreadsheet may take a text that begins so for a formula."""
 IN_JSON = (ColumnType.TIMESTAMP, ColumnType.DATETIME)
 """Types that JSON writes as ISO 8601 does, while a text has a space before the time."""
+FREE = (ColumnType.TEXT, ColumnType.JSON, ColumnType.BYTES)
+"""Types whose values may have any characters."""
+MOST_ARGUMENTS = 100
+"""PostgreSQL's functions take no more."""
 
 
-def field(text: str | None, *, formulas: bool) -> str:
-    """A value as a field of CSV. A null is empty, and an empty text is `""`. If `formulas` is possible, a text that a spreadsheet
-    would take for one gets an apostrophe in front."""
-    if text is None:
-        return ""
-    if formulas and text.startswith(FORMULA):
-        text = f"'{text}"
-    quoted = text == "" or any(sign in text for sign in ',"\r\n')
-    return '"' + text.replace('"', '""') + '"' if quoted else text
-
-
-def line(values: Iterable[str | None], free: Sequence[bool]) -> str:
-    """A line of CSV. `free` says which columns hold free text."""
-    return ",".join(field(value, formulas=one) for value, one in zip(values, free, strict=True)) + "\r\n"
+def header(spec: TableSpec) -> str:
+    """The first line. The names of columns need no quotes."""
+    return MARK + ",".join(spec.column_names) + "\r\n"
 
 
 def rows_query(spec: TableSpec, schema: str) -> sql.Composed:
-    """The query of a range's rows, every value as text, in the order of the key. Its parameters are `start` and `end`."""
+    """The query of a range's rows, each as a line of CSV, in the order of the key. Its parameters are `start` and `end`."""
     names = Statements(spec, schema)
-    return sql.SQL("SELECT {} FROM {} WHERE {} BETWEEN %(start)s AND %(end)s AND {} ORDER BY {}").format(
-        sql.SQL(", ").join(_as_text(column) for column in spec.columns),
-        names.target,
-        names.partition,
-        names.current,
-        listed(spec.primary_key),
+    return sql.SQL("SELECT {} || E'\\r\\n' FROM {} WHERE {} BETWEEN %(start)s AND %(end)s AND {} ORDER BY {}").format(
+        _joined([_field(column) for column in spec.columns]), names.target, names.partition, names.current, listed(spec.primary_key)
     )
 
 
-def _as_text(column: Column) -> sql.Composed:
+def _joined(fields: Sequence[sql.Composed]) -> sql.Composed:
+    """The fields with commas between them; a null is empty."""
+    most = MOST_ARGUMENTS // 2
+    parts = [fields[first : first + most] for first in range(0, len(fields), most)]
+    return sql.SQL(" || ',' || ").join(sql.SQL("concat({})").format(sql.SQL(", ',', ").join(part)) for part in parts)
+
+
+def _field(column: Column) -> sql.Composed:
+    """The value as a field of CSV. A null is null, and an empty text is `""`. A text that a spreadsheet would take for a formula
+    gets an apostrophe in front."""
     form = "to_jsonb({}) #>> '{{}}'" if column.repeated or column.type in IN_JSON else "{}::text"
-    return sql.SQL(form).format(sql.Identifier(column.name))
-
-
-def _is_free(column: Column) -> bool:
-    """Whether a value of the column may begin with any character."""
-    return column.repeated or column.type in (ColumnType.TEXT, ColumnType.JSON, ColumnType.BYTES)
+    text = sql.SQL(form).format(sql.Identifier(column.name))
+    if not column.repeated and column.type not in FREE:
+        return text
+    return sql.SQL(
+        "'\"' || CASE WHEN strpos({formula}, left({text}, 1)) > 0 AND {text} <> '' THEN '''' ELSE '' END "
+        "|| replace({text}, '\"', '\"\"') || '\"'"
+    ).format(text=sql.SQL("({})").format(text), formula=FORMULA)
 
 
 class Download(StreamingResponse):
@@ -112,19 +116,17 @@ class Downloads:
         return Download(await anext(parts), parts, f"{spec.name}_{window.start}_{window.end}.csv")
 
     async def _parts(self, spec: TableSpec, window: DayRange) -> AsyncGenerator[str]:
-        free = [_is_free(column) for column in spec.columns]
         self._free -= 1
         try:
             async with AsyncExitStack() as held:
                 conn = await held.enter_async_context(self._database.connection())
                 await held.enter_async_context(conn.transaction())
-                await conn.execute(NO_HURRY)
-                await conn.execute(sql.SQL("SET LOCAL TIME ZONE {}").format(spec.timezone))
+                await conn.execute(STATED, (spec.timezone,))
                 cursor = await held.enter_async_context(conn.cursor("pulso_download"))
-                text = MARK + line(spec.column_names, [False] * len(free))
+                text = header(spec)
                 await _open(cursor, spec, rows_query(spec, self._database.schema), window)
                 while rows := await cursor.fetchmany(BATCH_ROWS):
-                    yield text + "".join(line(row, free) for row in rows)
+                    yield text + "".join(line for (line,) in rows)
                     text = ""
                 if text:
                     yield text
