@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
-import pytest
+import psycopg
+
+from pulso_etl_tests.conftest import CHECKOUT
 
 ALONE = """
 import sys
@@ -26,15 +29,22 @@ from importlib import import_module
 names = [module.name for module in pkgutil.walk_packages(pulso_etl.sync.__path__, "pulso_etl.sync.")]
 for name in names:
     import_module(name)
-from pulso_etl.sync.io_manager import PostgresUpsertIOManager
-from pulso_etl.sync.spec import Column, ColumnType, TableSpec
 
-print(len(names))
+import dagster as dg
+from weather.definitions import defs, weather_days
+
+range_ = {"dagster/asset_partition_range_start": "2026-03-01", "dagster/asset_partition_range_end": "2026-03-03"}
+loaded = dg.materialize([weather_days], tags=range_, resources=defs.resources)
+print(len(names), loaded.success)
 """
 
 
-@pytest.mark.usefixtures("processes")
-def test_every_module_of_the_library_is_imported_where_nothing_else_can_be() -> None:
-    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", ALONE], capture_output=True, text=True, timeout=120)
+def test_the_library_loads_the_table_of_another_project_where_nothing_else_can_be_imported(
+    server_url: str, schema: str, conn: psycopg.Connection
+) -> None:
+    env = os.environ | {"DATABASE_URL": server_url, "DATABASE_SCHEMA": schema, "PYTHONPATH": str(CHECKOUT / "examples/weather")}
+    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", ALONE], env=env, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr[-2000:]
-    assert int(ended.stdout) > 30
+    modules, loaded = ended.stdout.split()[-2:]
+    assert (int(modules) > 30, loaded) == (True, "True")
+    assert conn.execute("SELECT count(*), count(DISTINCT day) FROM weather_days").fetchone() == (9, 3)
