@@ -22,7 +22,7 @@ from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.loading.load import translated
 from pulso_etl.sync.redaction import clean_errors
 from pulso_etl.sync.spec import TableSpec, qualified
-from pulso_etl.sync.tags import SKIPPED_TAG, SPEC_KEY, TENANT_TAG
+from pulso_etl.sync.tags import AVOIDED_TAG, SKIPPED_TAG, SPEC_KEY, TENANT_TAG
 from pulso_etl.sync.zone import DEFAULT, Zone
 
 
@@ -195,7 +195,7 @@ def build_asset(
             _take_days(context, plan)
         bigquery: BigQuerySource = resource(context, spec, "bigquery")
         budget: QueryBudget = resource(context, spec, "budget")
-        stream = bigquery.stream(spec, plan.window, context.run.run_id)
+        stream = bigquery.stream(spec, plan.window, context.run.run_id, int(context.run.tags.get(AVOIDED_TAG, 0)))
         yield dg.Output(AdmittedStream(stream, budget, Grants.of(context.run.tags)))
 
     return table

@@ -16,7 +16,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.message import Message
@@ -233,16 +233,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
-
-
-def set_partition_times(proxy: FaultyProxy, times: Mapping[str, datetime]) -> None:
-    """Other partitions, with other times, in the next answer of INFORMATION_SCHEMA.PARTITIONS."""
-
-    def change(result: Any) -> None:
-        result["rows"] = [{"f": [{"v": partition}, {"v": str(int(at.timestamp() * 1_000_000))}]} for partition, at in times.items()]
-        result["totalRows"] = str(len(times))
-
-    proxy.inject(r"^POST \S+/queries\b", edited(change))
 
 
 def set_modified(proxy: FaultyProxy, table: str, at: datetime) -> None:

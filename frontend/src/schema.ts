@@ -493,6 +493,17 @@ export interface components {
             whatsapp?: string | null;
         };
         /**
+         * Costs
+         * @description What queries of BigQuery used. Days and months are those of the deployment's time zone.
+         */
+        Costs: {
+            today: components["schemas"]["Spent"];
+            /** @description This calendar month so far. */
+            month: components["schemas"]["Spent"];
+            /** @description A forecast of the whole month: each day to come as the mean of the last 7 complete days. */
+            month_end: components["schemas"]["Spent"];
+        };
+        /**
          * DashboardRequest
          * @description What to refresh. All fields are optional.
          * @example {
@@ -634,6 +645,11 @@ export interface components {
             deleted?: number | null;
             /** Bytes Billed */
             bytes_billed?: number | null;
+            /**
+             * Bytes Avoided
+             * @description Bytes that BigQuery did not bill, because only some days were read, or because its cache answered.
+             */
+            bytes_avoided?: number | null;
             /** Estimated Cost Usd */
             estimated_cost_usd?: number | null;
             /**
@@ -1216,6 +1232,30 @@ export interface components {
             started_at?: string | null;
         };
         /**
+         * Spent
+         * @description What queries of BigQuery used over a span of time. Queries of loads count, those of failed loads too, reconciliations and
+         *     questions about changes.
+         */
+        Spent: {
+            /** Bytes Billed */
+            bytes_billed: number;
+            /**
+             * Bytes Avoided
+             * @description Bytes that BigQuery would have billed, and did not: nothing had changed, only some days had, or its cache answered.
+             */
+            bytes_avoided: number;
+            /**
+             * Cost Usd
+             * @description US dollars by the deployment's prices, before the free volume of the month.
+             */
+            cost_usd: number;
+            /**
+             * Avoided Usd
+             * @description What the bytes avoided would have cost; null for a deployment that pays for slots.
+             */
+            avoided_usd?: number | null;
+        };
+        /**
          * Status
          * @description All tables.
          * @example {
@@ -1366,6 +1406,8 @@ export interface components {
              * @description The last extractions of all tables, newest first.
              */
             recent_activity: components["schemas"]["Extraction"][];
+            /** @description Of all queries for all tables; null before the first one. */
+            costs?: components["schemas"]["Costs"] | null;
         };
         /**
          * TableConfig
@@ -1692,10 +1734,20 @@ export interface components {
             last_load?: components["schemas"]["Extraction"] | null;
             /** Duration Seconds */
             duration_seconds?: number | null;
-            /** Bytes Billed */
+            /**
+             * Bytes Billed
+             * @description Of the last extraction.
+             */
             bytes_billed?: number | null;
+            /**
+             * Bytes Avoided
+             * @description Of the last extraction.
+             */
+            bytes_avoided?: number | null;
             /** Estimated Cost Usd */
             estimated_cost_usd?: number | null;
+            /** @description Of all queries for the table; null before the first one. */
+            costs?: components["schemas"]["Costs"] | null;
             /**
              * Run Id
              * @description The run of the last extraction.
@@ -1834,6 +1886,7 @@ export type ColumnConfig = components['schemas']['ColumnConfig'];
 export type Comparison = components['schemas']['Comparison'];
 export type Condition = components['schemas']['Condition'];
 export type Contact = components['schemas']['Contact'];
+export type Costs = components['schemas']['Costs'];
 export type DashboardRequest = components['schemas']['DashboardRequest'];
 export type DayCheck = components['schemas']['DayCheck'];
 export type DayMark = components['schemas']['DayMark'];
@@ -1865,6 +1918,7 @@ export type Refresh = components['schemas']['Refresh'];
 export type RefreshState = components['schemas']['RefreshState'];
 export type RefreshSummary = components['schemas']['RefreshSummary'];
 export type RunUnderWay = components['schemas']['RunUnderWay'];
+export type Spent = components['schemas']['Spent'];
 export type Status = components['schemas']['Status'];
 export type TableConfig = components['schemas']['TableConfig'];
 export type TableDetail = components['schemas']['TableDetail'];

@@ -16,10 +16,12 @@ from pulso_etl.api.models import LastStatus, Progress, TableStatus
 from pulso_etl.api.status import Snapshot
 from pulso_etl.refreshing.freshness import Condition, FreshnessState
 from pulso_etl.sync.errors import Cause
+from pulso_etl.sync.ledger.queries import Purpose
 
 KINDS = ("read", "inserted", "updated", "unchanged", "deleted", "quarantined")
+ASKING = (Purpose.RECONCILIATION, Purpose.CHANGES)
 ENDS = (LastStatus.SUCCESS, LastStatus.FAILED)
-SUMMED = ("bytes_billed", "estimated_cost_usd", "changes_missed", *(f"rows_{kind}" for kind in KINDS))
+SUMMED = ("bytes_billed", "bytes_avoided", "estimated_cost_usd", "changes_missed", *(f"rows_{kind}" for kind in KINDS))
 """Numbers in an extraction's metadata that can be added up."""
 TOTALS = f"""
 SELECT table_name, status, count(*), coalesce(sum(extraction_duration_seconds), 0),
@@ -27,6 +29,9 @@ SELECT table_name, status, count(*), coalesce(sum(extraction_duration_seconds), 
 FROM {{history}} GROUP BY table_name, status ORDER BY table_name, status
 """  # noqa: S608 - made of constants
 """Totals of all time: the history keeps a row for each attempt."""
+QUERIES = """
+SELECT table_name, purpose, sum(bytes_billed), sum(bytes_avoided) FROM {queries} GROUP BY table_name, purpose
+"""
 FAILURES = """
 SELECT table_name, error_cause, count(*) FROM {history} WHERE status = 'failed' GROUP BY table_name, error_cause
 """
@@ -40,11 +45,16 @@ async def exposition(database: Database, snapshot: Snapshot) -> bytes:
         answered = monotonic() - began
         cursor = await conn.execute(sql.SQL(TOTALS).format(history=database.marks.history))
         totals = await cursor.fetchall()
+        cursor = await conn.execute(sql.SQL(QUERIES).format(queries=database.marks.queries.table))
+        queries = await cursor.fetchall()
         cursor = await conn.execute(sql.SQL(FAILURES).format(history=database.marks.history))
         failures = await cursor.fetchall()
     registry = CollectorRegistry()
     tables = [table.table for table in snapshot.status.tables]
-    metrics = [*_gauges(snapshot), *_parts(snapshot, answered), *_counters(totals, tables), _failures(failures, tables)]
+    metrics = [
+        *(*_gauges(snapshot), *_parts(snapshot, answered), *_spending(snapshot)),
+        *(*_counters(totals, tables), *_avoided(totals, queries, tables), _failures(failures, tables)),
+    ]
     registry.register(_Collected(metrics))
     return generate_latest(registry)
 
@@ -128,7 +138,7 @@ def _counters(totals: Sequence[Sequence[Any]], tables: Iterable[str]) -> Iterato
     found = {(table, status): nothing for table in tables for status in ENDS} | {
         (table, status): tuple(more) for table, status, *more in totals
     }
-    for (table, status), (count, duration, size, dollars, changes, *by_kind) in found.items():
+    for (table, status), (count, duration, size, _avoided, dollars, changes, *by_kind) in found.items():
         extractions.add_metric([table, status], count)
         seconds.add_metric([table, status], duration)
         billed.add_metric([table, status], float(size))
@@ -138,6 +148,45 @@ def _counters(totals: Sequence[Sequence[Any]], tables: Iterable[str]) -> Iterato
             for kind, number in zip(KINDS, by_kind, strict=True):
                 rows.add_metric([table, kind], float(number))
     yield from (extractions, seconds, billed, cost, missed, rows)
+
+
+def _spending(snapshot: Snapshot) -> Iterator[Metric]:
+    """What all queries of the month used, and a forecast for its end."""
+    costs = snapshot.status.costs
+    month = GaugeMetricFamily("pulso_bigquery_month_bytes", "Bytes of this calendar month so far.", labels=["kind"])
+    end = GaugeMetricFamily("pulso_bigquery_month_end_bytes", "Forecast of the bytes of the whole month.", labels=["kind"])
+    dollars = GaugeMetricFamily(
+        "pulso_bigquery_month_end_cost_usd", "Forecast of the month's cost in US dollars, before its free volume."
+    )
+    if costs is not None:
+        for family, spent in ((month, costs.month), (end, costs.month_end)):
+            family.add_metric(["billed"], spent.bytes_billed)
+            family.add_metric(["avoided"], spent.bytes_avoided)
+        dollars.add_metric([], costs.month_end.cost_usd)
+    yield from (month, end, dollars)
+
+
+def _avoided(totals: Sequence[Sequence[Any]], queries: Sequence[Sequence[Any]], tables: Iterable[str]) -> Iterator[Metric]:
+    """What was not billed, and what queries that load nothing were billed."""
+    avoided: Counter[str] = Counter(dict.fromkeys(tables, 0))
+    billed: Counter[tuple[str, str]] = Counter({(table, kind): 0 for table in avoided for kind in ASKING})
+    for table, status, _count, _seconds, _billed, size, *_ in totals:
+        if status == LastStatus.SUCCESS:
+            avoided[table] += int(size)
+    for table, purpose, size, saved in queries:
+        avoided[table] += int(saved)
+        if purpose in ASKING:
+            billed[table, purpose] += int(size)
+    told = CounterMetricFamily(
+        "pulso_bigquery_avoided_bytes", "Bytes that BigQuery did not bill, because nothing or little had changed.", labels=["table"]
+    )
+    for table, size in avoided.items():
+        told.add_metric([table], size)
+    text = "Bytes that BigQuery billed for queries that load nothing."
+    asked = CounterMetricFamily("pulso_bigquery_query_billed_bytes", text, labels=["table", "purpose"])
+    for (table, purpose), size in billed.items():
+        asked.add_metric([table, purpose], size)
+    yield from (told, asked)
 
 
 def _failures(counted: Sequence[Sequence[Any]], tables: Iterable[str] = ()) -> Metric:

@@ -241,10 +241,35 @@ class Extraction(Shape):
     unchanged: int | None = None
     deleted: int | None = None
     bytes_billed: int | None = None
+    bytes_avoided: int | None = None
+    """Bytes that BigQuery did not bill, because only some days were read, or because its cache answered."""
     estimated_cost_usd: float | None = None
     error: Told | None = None
     """The message of `failure`."""
     failure: Failure | None = None
+
+
+class Spent(Shape):
+    """What queries of BigQuery used over a span of time. Queries of loads count, those of failed loads too, reconciliations and
+    questions about changes."""
+
+    bytes_billed: int
+    bytes_avoided: int
+    """Bytes that BigQuery would have billed, and did not: nothing had changed, only some days had, or its cache answered."""
+    cost_usd: float
+    """US dollars by the deployment's prices, before the free volume of the month."""
+    avoided_usd: float | None = None
+    """What the bytes avoided would have cost; null for a deployment that pays for slots."""
+
+
+class Costs(Shape):
+    """What queries of BigQuery used. Days and months are those of the deployment's time zone."""
+
+    today: Spent
+    month: Spent
+    """This calendar month so far."""
+    month_end: Spent
+    """A forecast of the whole month: each day to come as the mean of the last 7 complete days."""
 
 
 class RunUnderWay(Shape):
@@ -260,6 +285,12 @@ class RunUnderWay(Shape):
     started_at: datetime | None = None
 
 
+SPENT_EXAMPLE: JsonDict = {"bytes_billed": 62914560, "bytes_avoided": 220200960, "cost_usd": 0.000358, "avoided_usd": 0.001252}
+COSTS_EXAMPLE: JsonDict = {
+    "today": SPENT_EXAMPLE,
+    "month": {"bytes_billed": 1572864000, "bytes_avoided": 5505024000, "cost_usd": 0.008941, "avoided_usd": 0.031292},
+    "month_end": {"bytes_billed": 1887436800, "bytes_avoided": 6606028800, "cost_usd": 0.010729, "avoided_usd": 0.03755},
+}
 EXTRACTION_EXAMPLE: JsonDict = {
     "table": TABLE_EXAMPLE,
     "run_id": RUN_EXAMPLE,
@@ -294,6 +325,7 @@ TABLE_STATUS_EXAMPLE: JsonDict = {
     "duration_seconds": 1.9,
     "bytes_billed": 10485760,
     "estimated_cost_usd": 0.00006,
+    "costs": COSTS_EXAMPLE,
     "run_id": RUN_EXAMPLE,
     "next_due": "2026-11-25T21:04:05Z",
     "state": "fresh",
@@ -345,7 +377,12 @@ class TableStatus(Shape):
     """The last extraction that succeeded: how many rows it inserted, updated and deleted."""
     duration_seconds: float | None = None
     bytes_billed: int | None = None
+    """Of the last extraction."""
+    bytes_avoided: int | None = None
+    """Of the last extraction."""
     estimated_cost_usd: float | None = None
+    costs: Costs | None = None
+    """Of all queries for the table; null before the first one."""
     run_id: str | None = None
     """The run of the last extraction."""
     run_under_way: RunUnderWay | None = None
@@ -387,6 +424,7 @@ class Status(Shape):
                     "running": 0,
                     "tables": [TABLE_STATUS_EXAMPLE],
                     "recent_activity": [EXTRACTION_EXAMPLE],
+                    "costs": COSTS_EXAMPLE,
                 }
             ]
         }
@@ -417,6 +455,8 @@ class Status(Shape):
     tables: list[TableStatus]
     recent_activity: list[Extraction]
     """The last extractions of all tables, newest first."""
+    costs: Costs | None = None
+    """Of all queries for all tables; null before the first one."""
 
 
 class DataChange(Shape):

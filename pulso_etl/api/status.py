@@ -20,6 +20,7 @@ from pulso_etl.api.dagster_client import Daemon, DagsterClient, DagsterUnavailab
 from pulso_etl.api.database import Database, DatabaseUnavailable
 from pulso_etl.api.holdings import Holding, Holdings
 from pulso_etl.api.models import (
+    Costs,
     DataChange,
     DayCheck,
     DayState,
@@ -35,6 +36,8 @@ from pulso_etl.api.models import (
     TableDetail,
     TableStatus,
 )
+from pulso_etl.api.spending import Spendings
+from pulso_etl.refreshing.budget import QueryBudget
 from pulso_etl.refreshing.due import MEMORY, Rhythm, Standing, decide_due
 from pulso_etl.refreshing.freshness import Condition, freshness
 from pulso_etl.refreshing.ranges import range_of
@@ -78,10 +81,12 @@ class Look:
 
 @dataclass(frozen=True)
 class Beside:
-    """What is known of a table beside its row of watermarks: runs of Dagster that failed without an attempt, and what it holds."""
+    """What is known of a table beside its row of watermarks: runs of Dagster that failed without an attempt, what it holds, and
+    what its queries used."""
 
     lost: Sequence[Attempt] = ()
     holding: Holding = field(default_factory=Holding)
+    costs: Costs | None = None
 
 
 NOTHING = Beside()
@@ -123,6 +128,7 @@ def status_of(
         next_due=decision.due,
         error=failure and failure.message,
         failure=failure,
+        costs=beside.costs,
     )
     if state is None:
         return common
@@ -133,6 +139,7 @@ def status_of(
             "records": state.records,
             "duration_seconds": state.seconds,
             "bytes_billed": _integer(state.metadata.get("bytes_billed")),
+            "bytes_avoided": _integer(state.metadata.get("bytes_avoided")),
             "estimated_cost_usd": state.metadata.get("estimated_cost_usd"),
             "run_id": ended.run_id if ended else state.extraction_id,
             "rows_lost": state.lost.rows if state.lost else None,
@@ -285,6 +292,7 @@ def extraction(row: Sequence[Any], ui_url: str) -> Extraction:
         records=records,
         **{name: _integer(metadata.get(f"rows_{name}")) for name in ("inserted", "updated", "unchanged", "deleted")},
         bytes_billed=_integer(metadata.get("bytes_billed")),
+        bytes_avoided=_integer(metadata.get("bytes_avoided")),
         estimated_cost_usd=metadata.get("estimated_cost_usd"),
         error=error,
         failure=Failure.of(Cause.of(cause), error or "", run_url(ui_url, run_id)) if failed else None,
@@ -402,6 +410,7 @@ class StatusReader:
         self.tables = tables
         self.rhythm = Rhythm.of(settings)
         self.holdings = Holdings(database.marks, tables, EXTRACTION_COLUMNS)
+        self.spendings = Spendings(database.marks.queries, QueryBudget.of(settings).pricing, settings.zone)
         self._reasons: dict[str, str] = {}
         self._lost: dict[str, list[Extraction]] = {}
         """By table, the attempts of the last snapshot that never reached PostgreSQL."""
@@ -418,6 +427,7 @@ class StatusReader:
                 recent = await self._extractions(conn)
                 copied = await self.rows_copied(conn)
                 holdings = await self.holdings.read(conn, states)
+                costs = await self.spendings.read(conn, self.tables, now) if states else {}
         except BaseException:
             asked.cancel()
             raise
@@ -435,7 +445,7 @@ class StatusReader:
                 runs.get(name),
                 copied.get(name),
                 look,
-                Beside(lost.get(name, ()), holdings.get(name, Holding())),
+                Beside(lost.get(name, ()), holdings.get(name, Holding()), costs.get(name)),
             )
             for name, spec in self.tables.items()
         ]
@@ -445,6 +455,7 @@ class StatusReader:
         }
         recent = _newest([*recent, *chain.from_iterable(self._lost.values())])
         status = overall(told, recent, now, dagster=reached, daemon=present.daemon, timezone=self.settings.timezone)
+        status = status.model_copy(update={"costs": costs.get("")})
         return Snapshot(status, status.model_dump_json().encode())
 
     async def _explained(self, lost: Mapping[str, Sequence[Attempt]]) -> dict[str, list[Attempt]]:
@@ -547,8 +558,8 @@ def _fault(error: DatabaseUnavailable) -> Fault:
 
 
 def change_key(table: TableStatus) -> TableStatus:
-    """The table without the age, which changes all the time."""
-    return table.model_copy(update={"age_seconds": None})
+    """The table without the age, which changes all the time, and without the costs: others are told with it."""
+    return table.model_copy(update={"age_seconds": None, "costs": None})
 
 
 @dataclass(frozen=True)

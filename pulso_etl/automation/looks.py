@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
+from functools import partial
 from time import monotonic
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from pulso_etl.bigquery.look import Look, changed_tables, is_daily, state_of
+import psycopg
+
+from pulso_etl.bigquery.look import Look, changed_tables, is_daily, state_of, unchanged_days
 from pulso_etl.bigquery.source import BigQuerySource
-from pulso_etl.refreshing.due import Standing, loaded_days, unchanged_days
-from pulso_etl.sync.days import DayRange
+from pulso_etl.refreshing.due import Standing, loaded_days
+from pulso_etl.sync.days import DayRange, contiguous
 from pulso_etl.sync.errors import PulsoError, SourceUnavailable
 from pulso_etl.sync.ledger.ledger import Day
-from pulso_etl.sync.source_state import SourceState
+from pulso_etl.sync.ledger.queries import Purpose, Usage
+from pulso_etl.sync.ledger.watermarks import Watermarks
+from pulso_etl.sync.source_state import KeptPartitions, PartitionStates, SourceState
 from pulso_etl.sync.spec import TableSpec
 
 Answer = TypeVar("Answer")
@@ -26,30 +31,51 @@ RECHECK_EVERY = timedelta(hours=24)
 class Seen:
     """The result of a look: the days to read, a note for people, and the source's state (None: no signal).
 
-    `look`: what BigQuery told of the statement over the whole window; None if it was not asked, or did not answer.
+    `look`: what BigQuery told of the statement over the whole window; None if it was not asked, or did not answer. `bytes_avoided`:
+    what BigQuery would have billed for the whole window, and does not for these days.
     """
 
     days: Collection[date]
     note: str
     state: SourceState | None = None
     look: Look | None = None
+    bytes_avoided: int = 0
 
-    @property
-    def bytes_avoided(self) -> int:
-        """The bytes that need not be read because nothing has changed."""
-        return self.look.bytes_processed if self.look and not self.days else 0
+
+class Notes(Protocol):
+    """What a look needs to remember from one time to the next, and to write down."""
+
+    def partitions(self, table: str) -> Mapping[str, KeptPartitions]:
+        """The states of the partitions of the table's base tables, as far as they were ever asked for."""
+
+    def asked(self, table: str, used: Usage) -> None:
+        """Writes down what a question about partitions billed."""
+
+
+@dataclass(frozen=True)
+class LedgerNotes:
+    """Notes in the ledger, over a connection in autocommit mode."""
+
+    marks: Watermarks
+    conn: psycopg.Connection
+
+    def partitions(self, table: str) -> Mapping[str, KeptPartitions]:
+        return self.marks.partitions(self.conn, table)
+
+    def asked(self, table: str, used: Usage) -> None:
+        self.marks.queries.record(self.conn, table, Purpose.CHANGES, "", used)
 
 
 @dataclass
 class Looks:
-    """The looks of one tick. Together they may last until `until` on the monotonic clock. `margin`: how far clocks may differ.
+    """The looks of one tick. Together they may last until `until` on the monotonic clock.
     `change_aware`: whether the deployment asks for changes at all.
 
     After a question without an answer it asks no more: the source is away, and every table is read as if everything had changed.
     """
 
     source: BigQuerySource
-    margin: timedelta
+    notes: Notes
     until: float
     change_aware: bool = True
     away: SourceUnavailable | None = None
@@ -84,25 +110,41 @@ class Looks:
             if standing.source is not None:
                 # Only the last state is kept as a whole. A day of another state may have missed more changes.
                 last = {day: one for day, one in known.items() if one.source == standing.source.digest}
-                unchanged |= set(self._in_unchanged_partitions(spec, look, changed_tables(standing.source, state), last))
+                state = replace(
+                    state, partitions=self._partitions(spec, window, look, changed_tables(standing.source, state), last)
+                )
+                if state.partitions:
+                    read_at = {day: one.at for day, one in last.items()}
+                    unchanged |= unchanged_days(self.notes.partitions(spec.name), state.partitions, read_at)
         except PulsoError as error:
             # Detection of changes only saves work. The run itself will report what is wrong with the source.
             return Seen(every, f"the whole window: the source does not report its changes ({error})")
         days = [day for day in every if day not in unchanged]
         note = f"{len(days)} of {window.days} partitions to read, {window.days - len(days)} verified"
-        return Seen(days, note, state, look)
+        return self._with_avoided(spec, window, Seen(days, note, state, look))
 
-    def _in_unchanged_partitions(
-        self, spec: TableSpec, look: Look, names: Collection[str] | None, loaded: Mapping[date, Day]
-    ) -> Collection[date]:
-        """The loaded days whose partitions have not changed in the changed base tables `names`; none if that is not certain."""
+    def _partitions(
+        self, spec: TableSpec, window: DayRange, look: Look, names: Collection[str] | None, loaded: Mapping[date, Day]
+    ) -> PartitionStates:
+        """The states of the partitions of the changed base tables `names`; none if a partition is no day of the result, or if there
+        is no loaded day that they could tell about."""
         if not names or not loaded or not all(is_daily(look, spec, name) for name in names):
-            return ()
-        since = min(one.loaded_at for one in loaded.values()) - self.margin
-        tables = [look.tables[name] for name in names]
-        days = DayRange(min(loaded), max(loaded))
-        found = self._asked(lambda seconds: self.source.changed_partitions(spec, days, tables, since, seconds))
-        return () if found is None else unchanged_days(loaded, *found, self.margin)
+            return {}
+        tables = [look.tables[name] for name in sorted(names)]
+        found = self._asked(lambda seconds: self.source.partitions(spec, window, tables, seconds))
+        self.notes.asked(spec.name, found.used)
+        return found.states
+
+    def _with_avoided(self, spec: TableSpec, window: DayRange, seen: Seen) -> Seen:
+        """Completes the bytes that are avoided. Without an answer nothing is said to be avoided."""
+        assert seen.look is not None
+        if len(seen.days) == window.days:
+            return seen
+        try:
+            billed = [self._asked(partial(self.source.bytes_billed, spec, part)) for part in contiguous(seen.days)]
+        except PulsoError:
+            return seen
+        return replace(seen, bytes_avoided=max(0, seen.look.bytes_billed - sum(billed)))
 
     def _asked(self, ask: Callable[[float], Answer]) -> Answer:
         if self.away is not None:

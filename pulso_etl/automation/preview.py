@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from enum import StrEnum
 from itertools import groupby
 from time import monotonic
@@ -15,7 +15,7 @@ from time import monotonic
 import psycopg
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from pulso_etl.automation.looks import Looks, Seen
+from pulso_etl.automation.looks import LedgerNotes, Looks, Seen
 from pulso_etl.bigquery.look import LOOK_SECONDS, Look
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.refreshing.budget import Budget, Period
@@ -170,11 +170,11 @@ class Previews:
         A plain request reads only what changed, as the refresh sensor does; any other one reads its whole range. Raises PlanError
         for an invalid request, LedgerMismatch, and psycopg's errors. A fault of the source is told in the table's `fault`.
         """
-        states = Watermarks(self.settings.database_schema).read(conn)
+        marks = Watermarks(self.settings.database_schema)
+        states = marks.read(conn)
         plans = self.planner.plans(request, watermarks_of(states), now)
-        margin = timedelta(seconds=self.settings.change_margin_seconds)
         until = monotonic() + LOOK_SECONDS * max(1, len(plans))
-        looks = Looks(self.source, margin, until, self.settings.change_aware)
+        looks = Looks(self.source, LedgerNotes(marks, conn), until, self.settings.change_aware)
         tables = [self._of_table(request, plan, states.get(plan.table), looks, now) for plan in plans]
         costs = [table.cost_usd for table in tables]
         return Preview(
@@ -216,7 +216,7 @@ class Previews:
 
     def _costs(self, look: Look) -> dict[str, object]:
         pricing = self.planner.budget.pricing
-        billed = pricing.billed(look.bytes_processed, len(look.tables))
+        billed = look.bytes_billed
         most = self.settings.bigquery_maximum_bytes_billed
         told: dict[str, object] = {"bytes_read": look.bytes_processed, "bytes_billed": billed}
         if pricing.per_slot_hour is None:

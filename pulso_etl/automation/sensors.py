@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import islice
 from time import monotonic
 from typing import Any
@@ -20,7 +20,7 @@ from pulso_etl.access.permits import WHOLE_GRAPH
 from pulso_etl.alerts.service import KEPT_OUT, Alerts, Flushed
 from pulso_etl.assets import asset_key
 from pulso_etl.automation.alerting import CheckOutcome, Situation, events
-from pulso_etl.automation.looks import Looks
+from pulso_etl.automation.looks import LedgerNotes, Looks, Seen
 from pulso_etl.automation.recovery import EndedAttempt, recover
 from pulso_etl.bigquery import look
 from pulso_etl.bigquery.source import BigQuerySource
@@ -36,13 +36,14 @@ from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange, contiguous
 from pulso_etl.sync.errors import BudgetExceeded, first_line
 from pulso_etl.sync.ledger.ledger import Unchanged, server_clock
+from pulso_etl.sync.ledger.queries import Purpose, Usage
 from pulso_etl.sync.ledger.watermarks import Attempt, TableState, Watermarks
 from pulso_etl.sync.owed import Horizon, Watermark
 from pulso_etl.sync.patience import CONNECT_SECONDS, TICK_SECONDS, cut_after, within
 from pulso_etl.sync.postgres.sessions import Session
 from pulso_etl.sync.redaction import clean_errors
 from pulso_etl.sync.spec import TableSpec, qualified
-from pulso_etl.sync.tags import TABLE_TAG, TENANT_TAG
+from pulso_etl.sync.tags import AVOIDED_TAG, TABLE_TAG, TENANT_TAG
 
 FAILED_RUNS = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 SHOWN = 20
@@ -234,14 +235,14 @@ class Automation:
         requests: list[dg.RunRequest] = []
         reasons: list[str] = []
         waiting: list[str] = []
-        margin = timedelta(seconds=self.settings.change_margin_seconds)
-        looks = Looks(source, margin, monotonic() + look.LOOK_SECONDS, self.settings.change_aware)
+        until = monotonic() + look.LOOK_SECONDS
         verified: list[str] = []
         try:
             self.planner.admit(RefreshRequest())
         except BudgetExceeded as error:
             return [], [str(error)]
         with self.connect() as conn:
+            looks = Looks(source, LedgerNotes(self.marks, conn), until, self.settings.change_aware)
             for table, standing in self.observe(instance, conn, now).items():
                 spec, decision = self.tables[table], self.decide(table, standing, now)
                 if decision.window is None:
@@ -253,28 +254,41 @@ class Automation:
                 seen = looks.seen(spec, decision.window, standing, now)
                 days = seen.days
                 reasons.append(f"{table}: {decision.reason}; {seen.note}")
-                if seen.state is not None and (unchanged := [day for day in decision.window if day not in days]):
-                    horizon = Horizon.of(spec, self.settings.partitions_start, spec.zone.day(now))
-                    self.marks.unchanged(conn, table, unchanged, Unchanged(now, seen.state, horizon))
+                self._keep(conn, spec, decision.window, seen, now)
                 if not days:
                     self._report_unchanged(instance, spec, decision.window, seen.bytes_avoided)
                     verified.append(table)
                 # After a failure, only the rows of the source count.
                 grants = Grants(capture=looks.captures(spec) and not decision.failures)
-                for unread in contiguous(days):
-                    requests += self._requests(RefreshPlan(table, unread, decision.reason, grants), decision.slot)
+                plans = [RefreshPlan(table, unread, decision.reason, grants) for unread in contiguous(days)]
+                requests += self._requests(spec, plans, decision.slot, seen.bytes_avoided)
             # Dagster's UI shows a check that is older than the last materialization as not evaluated.
             states = self.marks.read(conn) if verified else {}
         for table in verified:
             instance.report_runless_asset_event(currency(self.tables[table], states[table].watermark, now))
         return requests, reasons + waiting
 
-    def _requests(self, plan: RefreshPlan, slot: str) -> Iterator[dg.RunRequest]:
-        """The runs of the plan. Dagster launches each run only once per `slot`, which names the due refresh."""
-        spec = self.tables[plan.table]
+    def _keep(self, conn: psycopg.Connection, spec: TableSpec, window: DayRange, seen: Seen, now: datetime) -> None:
+        """Writes to the ledger what the look told: the days that need not be read, and the states that the next look compares."""
+        unchanged = [day for day in window if day not in seen.days]
+        if seen.state is None or not (unchanged or seen.state.partitions):
+            return
+        horizon = Horizon.of(spec, self.settings.partitions_start, spec.zone.day(now))
+        with conn.transaction():
+            self.marks.unchanged(conn, spec.name, unchanged, Unchanged(now, seen.state, horizon))
+            if not seen.days:
+                avoided = Usage(bytes_avoided=seen.bytes_avoided)
+                self.marks.queries.record(conn, spec.name, Purpose.SKIPPED, "", avoided)
+
+    def _requests(self, spec: TableSpec, plans: Sequence[RefreshPlan], slot: str, bytes_avoided: int) -> Iterator[dg.RunRequest]:
+        """The runs of the plans. Dagster launches each run only once per `slot`, which names the due refresh. The first one tells
+        what all of them together avoid."""
         job = table_job(spec) if self.jobs else WHOLE_GRAPH
-        for launch in launches(spec, plan):
-            yield launch.as_run_request(f"{plan.table}/{launch.window}/{slot}", job)
+        wanted = [launch for plan in plans for launch in launches(spec, plan)]
+        for place, launch in enumerate(wanted):
+            more = {AVOIDED_TAG: str(bytes_avoided)} if bytes_avoided and place == 0 else {}
+            told = replace(launch, tags={**launch.tags, **more})
+            yield told.as_run_request(f"{spec.name}/{launch.window}/{slot}", job)
 
     def decide(self, table: str, standing: Standing, now: datetime) -> Decision:
         """Whether the table is due under this deployment's settings."""

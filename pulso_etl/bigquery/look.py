@@ -5,12 +5,12 @@ of each of them, and of the views on the way, tells when it was last changed, an
 state, which is compared for equality only: if it is the state of the last load, nothing has to be read. Where the state does not
 tell everything, the look says why, and there is no signal.
 
-Only `changed_partitions` bills: one query of INFORMATION_SCHEMA.PARTITIONS, 10 MiB, which is never cached.
+Only `partitions_of` bills: one query of INFORMATION_SCHEMA.PARTITIONS, 10 MiB, which is never cached.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -20,8 +20,10 @@ from google.api_core import exceptions as api
 from google.api_core.retry import Retry, if_exception_type
 from google.cloud import bigquery
 
+from pulso_etl.bigquery.pricing import billed
 from pulso_etl.bigquery.views import NotUnderstood, day_column, tables_in, unsteady
-from pulso_etl.sync.source_state import SourceState
+from pulso_etl.sync.ledger.queries import Usage
+from pulso_etl.sync.source_state import KeptPartitions, PartitionStates, SourceState
 from pulso_etl.sync.spec import TableSpec
 
 ONCE = Retry(predicate=if_exception_type())
@@ -54,6 +56,11 @@ class Look:
     tables: Mapping[str, bigquery.Table] = field(default_factory=dict)
     views: Mapping[str, bigquery.Table] = field(default_factory=dict)
     unseen: str = ""
+
+    @property
+    def bytes_billed(self) -> int:
+        """What BigQuery would bill for the statement, on demand."""
+        return billed(self.bytes_processed, len(self.tables))
 
     @property
     def texts(self) -> dict[str, str]:
@@ -133,13 +140,21 @@ def is_daily(look: Look, spec: TableSpec, name: str) -> bool:
         return False
 
 
+def dry_run(client: bigquery.Client, statement: str, config: bigquery.QueryJobConfig, seconds: float) -> bigquery.QueryJob:
+    """A job that has not run: what BigQuery tells of the statement, for free. `config` has the statement's parameters.
+
+    No request is sent twice, and none takes longer than `seconds`. Raises the client's errors.
+    """
+    config.dry_run, config.use_query_cache = True, False
+    return client.query(statement, job_config=config, retry=ONCE, job_retry=None, timeout=seconds)
+
+
 def take(client: bigquery.Client, statement: str, config: bigquery.QueryJobConfig, seconds: float) -> Look:
     """Asks BigQuery. `config` has the statement's parameters. No request is sent twice, and none takes longer than `seconds`.
 
     Raises the client's errors of the dry run; what is wrong with a single table makes the look incomplete.
     """
-    config.dry_run, config.use_query_cache = True, False
-    job = client.query(statement, job_config=config, retry=ONCE, job_retry=None, timeout=seconds)
+    job = dry_run(client, statement, config, seconds)
     named = {f"{ref.project}.{ref.dataset_id}.{ref.table_id}" for ref in job.referenced_tables}
     schema = tuple((one.name, one.field_type, one.mode) for one in job.schema or ())
     size = job.total_bytes_processed or 0
@@ -176,44 +191,48 @@ def _read_by(view: bigquery.Table) -> set[str]:
         raise NotUnderstood(f"{view.project}.{view.dataset_id}.{view.table_id}: {error}") from None
 
 
-def changed_partitions(
-    client: bigquery.Client, tables: Iterable[bigquery.Table], since: datetime, maximum_bytes: int, seconds: float
-) -> tuple[dict[date, datetime], set[date]] | None:
-    """The days whose partitions of these tables changed since then, each with its last change, and all days that have a partition.
+@dataclass(frozen=True)
+class Partitions:
+    """The states of the partitions of base tables: by table and partition id, a text that differs where the state does. `jobs` are
+    the queries that asked for them, which bill."""
 
-    None if the partitions do not explain the change. This bills, at most `maximum_bytes` a table.
+    states: PartitionStates
+    jobs: Sequence[bigquery.QueryJob] = ()
+
+    @property
+    def used(self) -> Usage:
+        """What asking for them used."""
+        return sum((Usage(job.total_bytes_billed or 0, job.slot_millis or 0) for job in self.jobs), Usage())
+
+
+def partitions_of(client: bigquery.Client, tables: Iterable[bigquery.Table], maximum_bytes: int, seconds: float) -> Partitions:
+    """The states of the tables' partitions now. This bills, at most `maximum_bytes` a table."""
+    asked = {_name(table): _partitions(client, table, maximum_bytes, seconds) for table in tables}
+    return Partitions({name: states for name, (states, _) in asked.items()}, [job for _, job in asked.values()])
+
+
+def unchanged_days(before: Mapping[str, KeptPartitions], now: PartitionStates, read: Mapping[date, datetime]) -> set[date]:
+    """The days whose partitions are in the same state in both, in every table of `now`.
+
+    Each of these tables has changed, and its partitions have to tell where: if they don't, no day is known to be unchanged. `read`
+    has the days, each with the instant at which it was equal to the source. Pure.
     """
-    changed: dict[date, datetime] = {}
-    there: set[date] = set()
-    for table in tables:
-        times = _partition_times(client, table, maximum_bytes, seconds)
-        days = modified_days(times, since)
-        if days is None:
-            return None
-        changed |= {day: max(at, changed.get(day, at)) for day, at in days.items()}
-        there |= set(_days(times))
-    return changed, there
-
-
-def modified_days(modified: Mapping[str | None, datetime], since: datetime) -> dict[date, datetime] | None:
-    """The days of a changed table that changed since `since`, each with its last change. `modified` is by partition id. Pure.
-
-    None if the partitions do not explain the change.
-    """
-    changed = {partition: at for partition, at in modified.items() if at >= since}
-    if STREAMING_BUFFER in modified or not changed:
-        return None
-    try:
-        # Rows without a date are in no window.
-        return {_day(partition or ""): at for partition, at in changed.items() if partition != NO_DATE}
-    except ValueError:
-        return None
-
-
-def _days(partitions: Iterable[str | None]) -> Iterator[date]:
-    for partition in partitions:
-        if partition not in (NO_DATE, STREAMING_BUFFER, None):
-            yield _day(partition)
+    unchanged = set(read)
+    for name, states in now.items():
+        known = before.get(name)
+        if known is None or STREAMING_BUFFER in states:
+            return set()
+        partitions = known.states.keys() | states.keys()
+        changed = {partition for partition in partitions if known.states.get(partition) != states.get(partition)}
+        try:
+            # Rows without a date are in no window.
+            found = {_day(partition) for partition in changed - {NO_DATE}}
+        except ValueError:
+            return set()
+        if not changed:
+            return set()
+        unchanged -= found | {day for day, at in read.items() if at < known.at}
+    return unchanged
 
 
 def _day(partition: str) -> date:
@@ -221,20 +240,29 @@ def _day(partition: str) -> date:
     return date.fromisoformat(f"{partition[:4]}-{partition[4:6]}-{partition[6:]}")
 
 
-def _partition_times(
+def _name(table: bigquery.Table) -> str:
+    return f"{table.project}.{table.dataset_id}.{table.table_id}"
+
+
+STATES = """
+SELECT partition_id, UNIX_MILLIS(last_modified_time) AS modified, total_rows, total_logical_bytes
+FROM `{dataset}.INFORMATION_SCHEMA.PARTITIONS` WHERE table_name = @table
+"""
+
+
+def _partitions(
     client: bigquery.Client, table: bigquery.Table, maximum_bytes: int, seconds: float
-) -> dict[str | None, datetime]:
-    rows = client.query_and_wait(
-        f"SELECT partition_id, last_modified_time FROM `{table.project}.{table.dataset_id}.INFORMATION_SCHEMA.PARTITIONS` "  # noqa: S608 - the client's own name of the table
-        "WHERE table_name = @table",
+) -> tuple[dict[str, str], bigquery.QueryJob]:
+    job = client.query(
+        STATES.format(dataset=f"{table.project}.{table.dataset_id}"),
         job_config=bigquery.QueryJobConfig(
             query_parameters=[bigquery.ScalarQueryParameter("table", "STRING", table.table_id)],
             labels={"app": "pulso-etl", "purpose": "changes"},
             maximum_bytes_billed=maximum_bytes,
         ),
         retry=ONCE,
-        job_retry=ONCE,
-        api_timeout=seconds,
-        wait_timeout=seconds,
+        job_retry=None,
+        timeout=seconds,
     )
-    return {row.partition_id: row.last_modified_time for row in rows}
+    rows = list(job.result(retry=ONCE, job_retry=None, timeout=seconds))
+    return {f"{row.partition_id}": f"{row.modified}/{row.total_rows}/{row.total_logical_bytes}" for row in rows}, job

@@ -8,7 +8,8 @@ from pulso_etl.sync.ledger.queries import Usage
 
 TIB = 2**40
 MILLISECONDS_AN_HOUR = 3_600_000
-LEAST_BYTES = 10 * 2**20
+MEBIBYTE = 2**20
+LEAST_BYTES = 10 * MEBIBYTE
 """On demand, BigQuery bills at least this for each table that a query reads."""
 
 
@@ -35,6 +36,7 @@ class Pricing:
             return self.cost(used)
         return max(0.0, used.bytes_billed / TIB - self.free_tib) * self.per_tib
 
-    def billed(self, bytes_read: int, tables: int) -> int:
-        """The bytes that BigQuery would bill on demand for a query that reads so many bytes of so many tables."""
-        return max(bytes_read, LEAST_BYTES * max(1, tables)) if bytes_read else 0
+
+def billed(bytes_read: int, tables: int) -> int:
+    """The bytes that BigQuery would bill on demand for a query that reads so many bytes of so many tables: whole MiB."""
+    return max(-(-bytes_read // MEBIBYTE) * MEBIBYTE, LEAST_BYTES * max(1, tables)) if bytes_read else 0

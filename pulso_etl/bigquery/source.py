@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import chain, islice
 from math import ceil
 from typing import Any, Literal, TypeVar
@@ -28,8 +28,8 @@ from google.cloud.bigquery.retry import DEFAULT_JOB_RETRY, DEFAULT_RETRY
 from requests import RequestException
 
 from pulso_etl.bigquery.capture import Interval, capture_refusal, captured_sql, interval
-from pulso_etl.bigquery.look import LOOK_SECONDS, Look, changed_partitions, state_of, take
-from pulso_etl.bigquery.pricing import Pricing
+from pulso_etl.bigquery.look import LOOK_SECONDS, Look, Partitions, dry_run, is_daily, partitions_of, state_of, take
+from pulso_etl.bigquery.pricing import Pricing, billed
 from pulso_etl.bigquery.storage_read import Compression, ReadClient, plaintext_transport
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import (
@@ -44,7 +44,7 @@ from pulso_etl.sync.errors import (
 from pulso_etl.sync.ledger.queries import Usage
 from pulso_etl.sync.owed import Watermark
 from pulso_etl.sync.patience import within
-from pulso_etl.sync.source_state import SourceState
+from pulso_etl.sync.source_state import PartitionStates, SourceState
 from pulso_etl.sync.spec import TableSpec, fill
 
 log = logging.getLogger(__name__)
@@ -164,9 +164,12 @@ class BigQuerySource(BigQueryResource):
         """Full names of the source tables that the spec's query reads, by placeholder. Raises SourceError for an unknown one."""
         return spec.source_tables(self.sources)
 
-    def stream(self, spec: TableSpec, window: DayRange, run_id: str) -> BigQueryStream:
-        """The stream of the table's rows of the window. It runs no query yet: see `BigQueryStream.open`."""
-        return BigQueryStream(self, spec, window, run_id)
+    def stream(self, spec: TableSpec, window: DayRange, run_id: str, bytes_avoided: int = 0) -> BigQueryStream:
+        """The stream of the table's rows of the window. It runs no query yet: see `BigQueryStream.open`.
+
+        `bytes_avoided`: what is not billed because the window has only the days that have changed.
+        """
+        return BigQueryStream(self, spec, window, run_id, bytes_avoided)
 
     def look(self, spec: TableSpec, window: DayRange, seconds: float = LOOK_SECONDS) -> Look:
         """What BigQuery tells of the table's statement over the window, for free and before it runs.
@@ -181,17 +184,31 @@ class BigQuerySource(BigQueryResource):
 
         return self._within(seconds, spec, window, ask)
 
-    def changed_partitions(
-        self, spec: TableSpec, window: DayRange, tables: Collection[bigquery.Table], since: datetime, seconds: float = LOOK_SECONDS
-    ) -> tuple[dict[date, datetime], set[date]] | None:
-        """The days of base tables that changed since then, and those that they have; see `look.changed_partitions`. This bills.
+    def bytes_billed(self, spec: TableSpec, window: DayRange, seconds: float = LOOK_SECONDS) -> int:
+        """What BigQuery would bill on demand for the table's statement over the window, by a dry run, which is free.
+
+        Raises the errors of `look`.
+        """
+        statement = self.stream(spec, window, "look").sql()
+
+        def ask() -> int:
+            with raising_source_errors(spec, window), self.get_client() as client:
+                job = dry_run(client, statement, bigquery.QueryJobConfig(query_parameters=days_of(window)), seconds)
+                return billed(job.total_bytes_processed or 0, len(job.referenced_tables))
+
+        return self._within(seconds, spec, window, ask)
+
+    def partitions(
+        self, spec: TableSpec, window: DayRange, tables: Collection[bigquery.Table], seconds: float = LOOK_SECONDS
+    ) -> Partitions:
+        """The states of the partitions of base tables of the table's statement; see `look.partitions_of`. This bills.
 
         Raises the errors of `look`.
         """
 
-        def ask() -> tuple[dict[date, datetime], set[date]] | None:
+        def ask() -> Partitions:
             with raising_source_errors(spec, window), self.get_client() as client:
-                return changed_partitions(client, tables, since, self.maximum_bytes_billed, seconds)
+                return partitions_of(client, tables, self.maximum_bytes_billed, seconds)
 
         return self._within(seconds, spec, window, ask)
 
@@ -213,19 +230,24 @@ class BigQueryStream:
     spec: TableSpec
     window: DayRange
     run_id: str
+    bytes_avoided: int = 0
+    """What is not billed because the window has only the days that have changed."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """After `open`: transport, job id, cache hit; bytes processed, bytes billed and their estimated on-demand price in US dollars,
-    if the job's statistics have them; bytes that BigQuery's cache saved, after a look. After `look`: what the source tells of
-    changes. After `capture`: the changes, or why the whole window."""
+    if the job's statistics have them; bytes avoided: those of a narrower window, and after a look those that BigQuery's cache
+    saved. After `look`: what the source tells of changes. After `capture`: the changes, or why the whole window."""
     _changes: Interval | None = field(default=None, repr=False)
     _done: Any = field(default=None, repr=False)
-    _size: int | None = field(default=None, repr=False)
-    """How many bytes the statement reads, by the look."""
+    _size: int = field(default=0, repr=False)
+    """How many bytes BigQuery would bill for the statement, by the look."""
     _others: dict[str, Any] = field(default_factory=dict, repr=False)
     """Other jobs that were billed, by their id: changes that were not loaded, days before the window."""
 
-    def look(self) -> SourceState | None:
-        """The source's state before its rows are read. None if there is no signal of changes; `metadata` says why."""
+    def look(self, kept: Collection[str] = ()) -> SourceState | None:
+        """The source's state before its rows are read. None if there is no signal of changes; `metadata` says why.
+
+        The states of the partitions of base tables are asked for once, because that bills: not again for those of `kept`.
+        """
         if not self.source.change_aware:
             return None
         try:
@@ -234,12 +256,25 @@ class BigQueryStream:
             # The query itself will report what is wrong with the source.
             self.metadata["change_signal"] = f"none: the look at the source failed ({one_line(error)})"
             return None
-        self._size, state = look.bytes_processed, state_of(look, self.spec)
+        self._size, state = look.bytes_billed, state_of(look, self.spec)
         if isinstance(state, str):
             self.metadata["change_signal"] = f"none: {state}"
             return None
         self.metadata["change_signal"] = f"state of {', '.join(sorted(look.tables))}"
-        return state
+        return replace(state, partitions=self._partitions(look, kept))
+
+    def _partitions(self, look: Look, kept: Collection[str]) -> PartitionStates:
+        """The states of the partitions of base tables of which each makes one day, without those of `kept`."""
+        tables = [table for name, table in look.tables.items() if name not in kept and is_daily(look, self.spec, name)]
+        if not tables:
+            return {}
+        try:
+            found = self.source.partitions(self.spec, self.window, tables, RUN_LOOK_SECONDS)
+        except SourceError as error:
+            log.warning("%s %s: the states of partitions are not known: %s", self.spec.name, self.window, error)
+            return {}
+        self._others |= {job.job_id: job for job in found.jobs}
+        return found.states
 
     def sql(self) -> str:
         """The statement that runs, with the names of the source tables filled in."""
@@ -314,8 +349,8 @@ class BigQueryStream:
                 client = stack.enter_context(self.source.get_client())
                 self._done = job = self._finished(client)
                 self.metadata.update(statistics(job, self.source.pricing, self._others.values()))
-                if job.cache_hit and self._size is not None:
-                    self.metadata["bytes_avoided"] = self._size
+                if avoided := self.bytes_avoided + (self._size if job.cache_hit else 0):
+                    self.metadata["bytes_avoided"] = avoided
                 batches, transport = self._batches(job, stack)
             self.metadata["transport"] = transport
             first = next(batches)

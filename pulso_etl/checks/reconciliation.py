@@ -28,7 +28,7 @@ from pulso_etl.bigquery.source import BigQuerySource, BigQueryStream
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger import locks
 from pulso_etl.sync.ledger.ledger import Ledger
-from pulso_etl.sync.ledger.queries import Usage
+from pulso_etl.sync.ledger.queries import Purpose, Usage
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.loading.months import refuse_expired
 from pulso_etl.sync.loading.request import Past, Source
@@ -42,8 +42,6 @@ from pulso_etl.sync.spec import Column, ColumnType, OnReject, TableSpec
 from pulso_etl.sync.streams import as_stream
 from pulso_etl.sync.target import Target
 
-RECONCILIATION = "reconciliation"
-"""The purpose of these queries in `etl_queries`."""
 RELATIVE_TOLERANCE = 1e-9
 ABSOLUTE_TOLERANCE = 1e-6
 NUMBERS = {ColumnType.INTEGER, ColumnType.NUMERIC, ColumnType.DOUBLE}
@@ -292,7 +290,7 @@ class _Look:
             yield
         finally:
             Watermarks(self.target.schema).queries.record(
-                self.target.conn, self.spec.name, RECONCILIATION, self.run_id, Usage.of(stream.metadata)
+                self.target.conn, self.spec.name, Purpose.RECONCILIATION, self.run_id, Usage.of(stream.metadata)
             )
 
     def _in_postgres(self, rows: sql.Composable, which: sql.Composable) -> dict[date, Figures]:

@@ -6,6 +6,7 @@ time zone: loads, also failed ones, and reconciliations. Without a limit nothing
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -216,8 +217,8 @@ class AdmittedStream:
     def computed_at(self) -> datetime | None:
         return self.stream.computed_at
 
-    def look(self) -> SourceState | None:
-        return self.stream.look()
+    def look(self, kept: Collection[str] = ()) -> SourceState | None:
+        return self.stream.look(kept)
 
     def open(self) -> AbstractContextManager[pa.RecordBatchReader]:
         """Raises BudgetExceeded, or what the stream raises."""

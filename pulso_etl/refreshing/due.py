@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 
@@ -153,19 +153,3 @@ def loaded_days(window: DayRange, days: Mapping[date, Day], now: datetime, reche
     `now` and the readings are by the server's clock. A reading after `now` comes from a wrong clock and does not count.
     """
     return {day: known for day, known in days.items() if day in window and timedelta(0) <= now - known.loaded_at < recheck_every}
-
-
-def unchanged_days(
-    loaded: Mapping[date, Day], modified: Mapping[date, datetime], there: Collection[date], margin: timedelta
-) -> list[date]:
-    """The loaded days whose partition at the source has not changed since.
-
-    `modified` has the days of partitions that changed, each with its last change, `there` all days that have a partition. A day
-    that has rows here and no partition there has lost it: it has changed. `margin` allows for clocks that differ and for commits
-    that come late.
-    """
-    return [
-        day
-        for day, known in loaded.items()
-        if not (day in modified and modified[day] >= known.loaded_at - margin) and (day in there or not known.rows)
-    ]

@@ -46,6 +46,7 @@ from pulso_etl.sync.postgres.strangers import refuse_strangers
 from pulso_etl.sync.reading import chosen_columns, form_of, read
 from pulso_etl.sync.redaction import clean_errors, scrubbed
 from pulso_etl.sync.schema.schema import is_as_declared
+from pulso_etl.sync.source_state import SourceState
 from pulso_etl.sync.spec import CAPTURE_LAG, TableSpec
 from pulso_etl.sync.streams import ChangeStream, Stream, as_stream
 from pulso_etl.sync.tags import ALLOW_SHRINK_TAG, CAPTURE_TAG, COMPARE_TAG, FORCE_TAG, SPEC_KEY
@@ -161,7 +162,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
             past=Past(horizon.first_day, stream.read_past),
             read_at=None if stream.deferred else read_at,
             # Before the read starts: the next look sees a change that happens during the read.
-            state=None if as_of is not None else stream.look(),
+            state=None if as_of is not None else _look(target, stream),
         )
         request = LoadRequest(
             window,
@@ -177,7 +178,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
                 raise
             # The guards need all rows of the window to decide.
             stream.changes.whole(f"the load of the changed rows was refused: {error}")
-            whole = replace(request, source=replace(source, captured=False, state=stream.look()))
+            whole = replace(request, source=replace(source, captured=False, state=_look(target, stream)))
             return _commit(target, attempt, whole, horizon, read_at)
 
     def _enter(self, target: Target, attempt: AttemptRecord) -> Writer:
@@ -343,6 +344,11 @@ def _last(target: Target, window: DayRange, tags: Mapping[str, str]) -> Mapping[
     if tags.get(FORCE_TAG) == "true" or tags.get(COMPARE_TAG) == "true":
         return {}
     return Traces(target.schema).read(target.conn, target.spec.name, window)
+
+
+def _look(target: Target, stream: Stream) -> SourceState | None:
+    """The source's state, with the states of the partitions that the ledger lacks."""
+    return stream.look(Watermarks(target.schema).partitions(target.conn, target.spec.name))
 
 
 def _capture(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -62,9 +62,11 @@ class ObservedStream(DeferredStream, Protocol):
     def computed_at(self) -> datetime | None:
         """The instant (with zone), once the stream is open; None where the source does not say."""
 
-    def look(self) -> SourceState | None:
+    def look(self, kept: Collection[str] = ()) -> SourceState | None:
         """The source's state now, before the stream is opened; None where it does not tell all changes. Raises no error of the
-        source."""
+        source.
+
+        `kept`: the base tables whose partitions' states the ledger has. Those of other base tables come with the state."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Stream:
     deferred: bool = False
     changes: ChangeStream | None = None
     read_past: Callable[[DayRange], AbstractContextManager[pa.RecordBatchReader]] | None = None
-    look: Callable[[], SourceState | None] = lambda: None
+    look: Callable[[Collection[str]], SourceState | None] = lambda kept: None
 
 
 def as_stream(spec: TableSpec, window: DayRange, obj: Any) -> Stream:
@@ -108,7 +110,7 @@ def as_stream(spec: TableSpec, window: DayRange, obj: Any) -> Stream:
             deferred=True,
             changes=obj if isinstance(obj, ChangeStream) else None,
             read_past=read_past if isinstance(obj, PastStream) else None,
-            look=obj.look if isinstance(obj, ObservedStream) else lambda: None,
+            look=obj.look if isinstance(obj, ObservedStream) else lambda kept: None,
         )
     if isinstance(obj, pa.RecordBatchReader):
         return Stream(_whole(spec, lambda: nullcontext(obj), lambda: started), {}, repeatable=False)

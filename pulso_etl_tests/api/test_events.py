@@ -116,7 +116,10 @@ def test_the_metrics_say_what_postgresql_says(api: ApiServer, target: Target) ->
     answer = api.call("GET", "/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     found = {
-        (sample.name, *(sample.labels[name] for name in ("table", "status", "kind") if name in sample.labels)): sample.value
+        (
+            sample.name,
+            *(sample.labels[name] for name in ("table", "status", "kind", "purpose") if name in sample.labels),
+        ): sample.value
         for family in text_string_to_metric_families(answer.text)
         for sample in family.samples
     }
@@ -144,6 +147,14 @@ def test_the_metrics_say_what_postgresql_says(api: ApiServer, target: Target) ->
     assert found[("pulso_dagster_up",)] == 1
     assert ("pulso_bigquery_billed_bytes_total", "dashboard_data", "success") in found
     assert found["pulso_missed_changes_total", "dashboard_data"] == 0
+    costs = api.call("GET", "/api/v1/etl/status").json()["costs"]
+    assert found["pulso_bigquery_month_bytes", "billed"] == costs["month"]["bytes_billed"] >= costs["today"]["bytes_billed"] > 0
+    assert found["pulso_bigquery_month_end_bytes", "billed"] == costs["month_end"]["bytes_billed"]
+    loads = [size for (name, *_), size in found.items() if name == "pulso_bigquery_billed_bytes_total"]
+    others = [size for (name, *_), size in found.items() if name == "pulso_bigquery_query_billed_bytes_total"]
+    # All of it was this month, unless a month has just begun.
+    assert (sum(loads) + sum(others), len(others)) >= (costs["month"]["bytes_billed"], 2 * len(TABLES))
+    assert found["pulso_bigquery_avoided_bytes_total", "dashboard_data"] == detail["table"]["costs"]["month"]["bytes_avoided"]
 
 
 def test_listeners_who_leave_do_not_end_the_others(api: ApiServer) -> None:
@@ -181,6 +192,7 @@ def test_the_dashboard_and_the_alerts_ask_for_metrics_that_there_are(api: ApiSer
             ("pulso_failures_total", "cause", "locked"),
             ("pulso_bigquery_billed_bytes_total", "status", "failed"),
             ("pulso_rows_total", "kind", "inserted"),
+            ("pulso_bigquery_query_billed_bytes_total", "purpose", "changes"),
         ):
             found = [one for one in samples if one.name == name and one.labels["table"] == table and one.labels[label] == value]
             assert len(found) == 1, (table, name)

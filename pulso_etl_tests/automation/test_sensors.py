@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import dagster as dg
 import psycopg
@@ -16,15 +17,16 @@ from pulso_etl.definitions import build_defs, build_resources
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.settings import Settings
 from pulso_etl.sync.ledger.watermarks import Watermarks
+from pulso_etl.sync.tags import AVOIDED_TAG
 from pulso_etl_tests.clock import TABLES, TODAY
 from pulso_etl_tests.conftest import seed
 from pulso_etl_tests.declarations import altered
-from pulso_etl_tests.faulty_proxy import FaultyProxy, edited, set_modified, set_partition_times
+from pulso_etl_tests.faulty_proxy import FaultyProxy, edited
 
 DUE = timedelta(minutes=10)
 SOME = {name: altered(TABLES[name], refresh_every=DUE) for name in ("dashboard_data", "operation_data")}
+MIB = 2**20
 RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
-LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -71,6 +73,15 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
+def of_size(size: int) -> Callable[[Any], Any]:
+    """A job's answer whose statement reads so many bytes."""
+
+    def change(job: Any) -> None:
+        job["statistics"]["totalBytesProcessed"] = job["statistics"]["query"]["totalBytesProcessed"] = str(size)
+
+    return change
+
+
 def ranges(requests: list[dg.RunRequest]) -> list[tuple[str, str, str]]:
     tags = [request.tags for request in requests]
     keys = ("pulso_etl/table", *RANGE_TAGS)
@@ -108,6 +119,11 @@ def test_nothing_changed_is_verified_without_a_run(deployment: Deployment, conn:
     assert "0 of 2 partitions to read, 2 verified" in why
     state = Watermarks(deployment.settings.database_schema).read(conn)["operation_data"]
     assert (state.last_extracted_at, state.metadata["partitions_verified"]) == (later, 2)
+    # What the whole window would have billed is avoided.
+    [skipped] = conn.execute(
+        "SELECT purpose, bytes_billed, bytes_avoided FROM etl_queries WHERE table_name = 'operation_data'"
+    ).fetchall()
+    assert skipped == ("skipped", 0, 10 * MIB)
     event = deployment.instance.get_latest_materialization_event(dg.AssetKey("operation_data"))
     assert event is not None
     assert event.asset_materialization is not None
@@ -118,28 +134,38 @@ def test_nothing_changed_is_verified_without_a_run(deployment: Deployment, conn:
     assert "fresh" in deployment.tick(later + timedelta(minutes=1))[1]
 
 
-def test_only_changed_days_are_read_again(deployment: Deployment, bigquery_proxy: FaultyProxy, now: datetime) -> None:
+def test_only_changed_days_are_read_again(
+    deployment: Deployment,
+    emulator: BigQueryEmulator,
+    bigquery_proxy: FaultyProxy,
+    conn: psycopg.Connection,
+    now: datetime,
+) -> None:
     for request in deployment.tick(now)[0]:
         assert deployment.run(request)
-    later, today = now + 2 * DUE, TODAY
+    later, today = datetime.now(UTC) + 2 * DUE, TODAY
     changed = [today - timedelta(days=back) for back in (5, 4, 2)]
-    set_modified(bigquery_proxy, r"\w+_dashboard_cobranzas_base", later)
-    set_partition_times(
-        bigquery_proxy,
-        {f"{today - timedelta(days=back):%Y%m%d}": LONG_AGO for back in range(7)}
-        | {"20200101": later}
-        | {f"{day:%Y%m%d}": later for day in changed},
-    )
+    base = f"{deployment.settings.sources()['dashboard_cobranzas']}_base"
+    among = ", ".join(f"'{day}'" for day in (*changed, today - timedelta(days=40)))
+    emulator.client().query_and_wait(f"UPDATE `{base}` SET cuentas = cuentas + 1 WHERE fecha_foto IN ({among})")
+    bigquery_proxy.inject(r"^POST \S+/jobs\b", edited(of_size(100 * MIB)))
     requests, why = deployment.tick(later)
     assert ranges(requests) == [
         ("dashboard_data", str(changed[0]), str(changed[1])),
         ("dashboard_data", str(changed[2]), str(changed[2])),
     ]
     assert len({request.run_key for request in requests}) == 2
+    # Asking for the states of the partitions counts in the budget.
+    asked = conn.execute("SELECT purpose, bytes_billed FROM etl_queries WHERE table_name = 'dashboard_data'").fetchall()
+    assert asked == [("changes", 10 * MIB)]
     assert "3 of 7 partitions to read, 4 verified" in why
     assert "operation_data: lookback of 2 days" in why
     for request in requests:
         assert deployment.run(request)
+    # Of what the whole window would bill, two small queries with 10 MiB each are not avoided.
+    assert [request.tags.get(AVOIDED_TAG) for request in requests] == [str(80 * MIB), None]
+    loads = conn.execute("SELECT metadata->>'bytes_avoided' FROM etl_extractions WHERE table_name = 'dashboard_data' ORDER BY id")
+    assert loads.fetchall() == [(None,), (str(80 * MIB),), (None,)]
     # The older days are loaded. The range up to today is verified now. Only that moves the watermark.
     assert deployment.tick(later)[0] == []
     assert "dashboard_data: fresh" in deployment.tick(later + timedelta(minutes=1))[1]

@@ -198,7 +198,7 @@ def calls_of_the_client() -> set[str]:
 def test_no_statement_is_sent_but_by_the_functions_that_are_recorded_here() -> None:
     """Whoever adds such a function adds it to the recording below. `source.query` sends the statement of its caller."""
     assert calls_of_the_client() == {
-        *("bigquery.source._finished", "bigquery.look.take", "bigquery.look._partition_times"),
+        *("bigquery.source._finished", "bigquery.look.dry_run", "bigquery.look._partitions"),
         *("bigquery.source.query", "doctor._bigquery", "doctor._source"),
     }
 
@@ -226,7 +226,7 @@ def recorded(bigquery_proxy: FaultyProxy, make_source: MakeSource) -> list[State
             with source.stream(asked, WINDOW, "run-1").open():
                 pass
         look = source.look(spec, WINDOW, 30)
-        source.changed_partitions(spec, WINDOW, list(look.tables.values()), datetime(2020, 1, 1, tzinfo=UTC), 30)
+        source.partitions(spec, WINDOW, list(look.tables.values()), 30)
         doctor._source(source, spec)
     doctor._bigquery(source)
     for function in ("changes", "appends"):
@@ -251,7 +251,8 @@ def test_every_statement_that_the_client_sends_is_accepted(recorded: list[Statem
     for spec in TABLES.values():
         (columns,) = [columns for columns in accepted.values() if list(columns) == [one.name for one in spec.query_columns]]
         assert unfit(spec, columns) == []
-    assert {"partition_id": "STRING", "last_modified_time": "TIMESTAMP"} in accepted.values()
+    states = {"partition_id": "STRING", "modified": "INT64", "total_rows": "INT64", "total_logical_bytes": "INT64"}
+    assert states in accepted.values()
     assert set(map(tuple, map(dict.items, captured.values()))) == {
         (("day", "DATE"), ("agent", "STRING"), ("amount", "INT64"), ("pulso_deleted", "BOOL"))
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pulso_etl.automation.looks import Looks
-from pulso_etl.bigquery.look import MOST_TABLES, Look, changed_tables, is_daily, modified_days, state_of
+from pulso_etl.bigquery.look import MOST_TABLES, Look, changed_tables, is_daily, state_of, unchanged_days
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import SCHEMAS, SampleData, base_of
@@ -23,7 +23,8 @@ from pulso_etl.refreshing.due import Standing
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import SourceError, SourceUnavailable
 from pulso_etl.sync.ledger.ledger import Day
-from pulso_etl.sync.source_state import SourceState
+from pulso_etl.sync.ledger.queries import Usage
+from pulso_etl.sync.source_state import KeptPartitions, PartitionStates, SourceState
 from pulso_etl.sync.spec import Column, ColumnType
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.bigquery.conftest import MakeSource
@@ -47,6 +48,13 @@ def sample(emulator: BigQueryEmulator) -> SampleData:
 @pytest.fixture
 def source(make_source: MakeSource, bigquery_proxy: FaultyProxy, sample: SampleData) -> BigQuerySource:
     return make_source(emulator_host=bigquery_proxy.url, sources=NAMES)
+
+
+AT = datetime(2026, 7, 15, 12, tzinfo=UTC)
+
+
+def kept(states: PartitionStates, at: datetime = AT) -> dict[str, KeptPartitions]:
+    return {table: KeptPartitions(at, found) for table, found in states.items()}
 
 
 def is_dry(request: Request) -> bool:
@@ -79,8 +87,10 @@ def test_a_change_under_a_view_is_told_with_its_table_and_its_days(
     source: BigQuerySource, bigquery_proxy: FaultyProxy, emulator: BigQueryEmulator
 ) -> None:
     spec = TABLES["operation_data"]
-    before, others, since = state(source, spec.name), state(source, "dashboard_data"), datetime.now(UTC)
-    time.sleep(0.01)
+    before, others = state(source, spec.name), state(source, "dashboard_data")
+    base = source.look(spec, WINDOW).tables.values()
+    known = source.partitions(spec, WINDOW, base)
+    assert known.used == Usage(10 * 2**20)
     update = (
         f"UPDATE `{BASES['gestiones_unificadas']}` SET es_compromiso = TRUE WHERE fecha_gestion IN ('2026-07-12', '2026-07-14')"
     )
@@ -91,13 +101,13 @@ def test_a_change_under_a_view_is_told_with_its_table_and_its_days(
     assert after.digest != before.digest
     assert changed_tables(before, after) == {BASES["gestiones_unificadas"]}
     assert is_daily(look, spec, BASES["gestiones_unificadas"])
-    assert not [one for one in bigquery_proxy.seen(SENT) if not is_dry(one)]
-    found = source.changed_partitions(spec, WINDOW, list(look.tables.values()), since)
-    assert found is not None
-    assert (set(found[0]), found[1]) == (days(12, 14), set(WINDOW))
-    (query,) = [one for one in bigquery_proxy.seen(SENT) if "configuration" not in one.json]
-    assert query.json["labels"] == {"app": "pulso-etl", "purpose": "changes"}
-    assert int(query.json["maximumBytesBilled"]) == source.maximum_bytes_billed
+    found = source.partitions(spec, WINDOW, list(look.tables.values()))
+    assert set(WINDOW) - unchanged_days(kept(known.states), found.states, dict.fromkeys(WINDOW, AT)) == days(12, 14)
+    asked = [one.json["configuration"] for one in bigquery_proxy.seen(SENT) if not is_dry(one)]
+    assert len(asked) == 2
+    for query in asked:
+        assert query["labels"] == {"app": "pulso-etl", "purpose": "changes"}
+        assert int(query["query"]["maximumBytesBilled"]) == source.maximum_bytes_billed
     assert state(source, "dashboard_data") == others
 
 
@@ -114,9 +124,9 @@ def test_another_text_of_a_view_is_another_state(source: BigQuerySource, emulato
 
 
 def test_the_cache_answers_the_same_statement_and_says_what_it_saved(source: BigQuerySource, emulator: BigQueryEmulator) -> None:
-    def read(run: str) -> dict[str, Any]:
+    def read(run: str, kept: Collection[str] = (BASES["asignaciones_clean"],)) -> dict[str, Any]:
         stream = source.stream(TABLES["assignment_data"], WINDOW, run)
-        assert stream.look() is not None
+        assert stream.look(kept) is not None
         with stream.open() as reader:
             assert reader.read_all().num_rows
         return stream.metadata
@@ -125,9 +135,11 @@ def test_the_cache_answers_the_same_statement_and_says_what_it_saved(source: Big
     assert (first["cache_hit"], first["bytes_billed"]) == (False, 10 * 2**20)
     assert "bytes_avoided" not in first
     assert (second["cache_hit"], second["bytes_billed"]) == (True, 0)
-    assert second["bytes_avoided"] == first["bytes_processed"] > 0
+    assert second["bytes_avoided"] == first["bytes_billed"] > 0
     emulator.client().query_and_wait(f"DELETE FROM `{BASES['asignaciones_clean']}` WHERE fecha_foto = '2026-07-10'")
     assert read("three")["cache_hit"] is False
+    # The states of partitions are asked for if nobody has kept them, and that bills.
+    assert read("four", ())["bytes_billed"] == 10 * 2**20
 
 
 def test_what_can_not_be_looked_at_is_no_signal_and_the_run_reads_all_the_same(
@@ -250,27 +262,46 @@ def test_only_a_partition_by_the_day_that_becomes_the_table_s_day_is_a_day_of_th
     assert not is_daily(look_at(found, text="SELECT FROM"), GESTIONES, "p.d.t")
 
 
-NOW = datetime(2026, 7, 15, 12, tzinfo=UTC)
-OLD, NEW = NOW - timedelta(seconds=1), NOW
+BEFORE = {"20260714": "1", "20260715": "1"}
 
 
 @pytest.mark.parametrize(
-    ("modified", "expected"),
+    ("now", "changed"),
     [
-        ({"20260714": OLD, "20260715": NEW}, days(15)),
-        ({"20260715": NEW, "__NULL__": NEW}, days(15)),
-        ({"20260715": OLD, "__NULL__": NEW}, set()),
-        ({"20260715": OLD}, None),
-        ({}, None),
-        ({"20260715": NEW, "__UNPARTITIONED__": OLD}, None),
-        ({"20260715": NEW, "2026071512": NEW}, None),
-        ({"202607": NEW}, None),
-        ({"202611": NEW}, None),
-        ({None: NEW}, None),
+        ({"20260714": "1", "20260715": "2"}, days(15)),
+        # Equality counts, not age.
+        ({"20260714": "1", "20260715": "0"}, days(15)),
+        ({"20260714": "1"}, days(15)),
+        (BEFORE | {"20260713": "1"}, days(13)),
+        (BEFORE | {"20260715": "2", "__NULL__": "1"}, days(15)),
+        (BEFORE | {"__NULL__": "1"}, set()),
+        # The table has changed, and its partitions do not tell where.
+        (BEFORE, None),
+        (BEFORE | {"20260715": "2", "__UNPARTITIONED__": "1"}, None),
+        (BEFORE | {"2026071512": "1"}, None),
+        (BEFORE | {"202607": "1"}, None),
+        (BEFORE | {"202611": "1"}, None),
+        (BEFORE | {"None": "1"}, None),
     ],
 )
-def test_partition_times_become_days(modified: dict[str | None, datetime], expected: set[date] | None) -> None:
-    assert modified_days(modified, NOW) == (None if expected is None else dict.fromkeys(expected, NEW))
+def test_days_whose_partitions_are_in_the_same_state_are_unchanged(now: dict[str, str], changed: set[date] | None) -> None:
+    window = days(13, 14, 15)
+    assert unchanged_days(kept({"t": BEFORE}), {"t": now}, dict.fromkeys(window, AT)) == (
+        set() if changed is None else window - changed
+    )
+
+
+def test_a_table_whose_partitions_were_never_asked_for_and_a_second_one_that_changed_are_not_overlooked() -> None:
+    read, later = dict.fromkeys(days(13, 14, 15), AT), BEFORE | {"20260715": "2"}
+    assert unchanged_days({}, {"t": later}, read) == set()
+    assert unchanged_days(kept({"t": BEFORE}), {"t": later, "u": later}, read) == set()
+    both = {"t": later, "u": BEFORE | {"20260714": "2"}}
+    assert unchanged_days(kept({"t": BEFORE, "u": BEFORE}), both, read) == days(13)
+
+
+def test_partitions_tell_nothing_about_a_day_that_was_read_before_they_were_asked_for() -> None:
+    read = {date(2026, 7, 13): AT - timedelta(seconds=1), date(2026, 7, 14): AT}
+    assert unchanged_days(kept({"t": BEFORE}), {"t": BEFORE | {"20260715": "2"}}, read) == days(14)
 
 
 # What is left out is as a full read would give it
@@ -342,19 +373,30 @@ class Graph:
     def refresh(self) -> int:
         """Reads the days that the look does not skip. Returns the number of skipped days."""
         now = datetime.now(UTC)
-        looks = Looks(self.source, timedelta(0), time.monotonic() + 60)
+        looks = Looks(self.source, self, time.monotonic() + 60)
         seen = looks.seen(THINGS, SPAN, Standing(days=self.known, source=self.state), now)
         left_out = [day for day in SPAN if day not in seen.days]
         full = self.read()
         assert {day: self.held[day] for day in left_out} == {day: full[day] for day in left_out}, seen.note
         # A run looks for itself. Nothing was written since, so its look would give the same result.
-        state = seen.state or self.source.stream(THINGS, SPAN, "run").look()
+        state = seen.state or self.source.stream(THINGS, SPAN, "run").look(self.kept)
         digest = state.digest if state else None
         for day in SPAN:
             loaded_at = self.known[day].loaded_at if day in left_out else now
             self.known[day] = Day(now, LAST + timedelta(days=9), loaded_at, len(full[day]), source=digest)
         self.held, self.state = full, state or self.state
+        self.kept |= kept(state.partitions, now) if state else {}
         return len(left_out)
+
+    # The notes of the look
+
+    kept: dict[str, KeptPartitions] = field(default_factory=dict)
+
+    def partitions(self, table: str) -> Mapping[str, KeptPartitions]:
+        return self.kept
+
+    def asked(self, table: str, used: Usage) -> None:
+        assert used.bytes_billed > 0
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from pulso_etl.bigquery.pricing import Pricing
+from pulso_etl.bigquery.pricing import billed as billed_for
 from pulso_etl.checks.reconciliation import reconcile
 from pulso_etl.definitions import build_defs, build_source
 from pulso_etl.local.emulator import BigQueryEmulator
@@ -83,13 +84,12 @@ def test_a_month_costs_nothing_up_to_the_free_volume_and_slots_have_a_price_of_t
     assert slots.cost_of_month(Usage(tib)) == 0.0
 
 
-def test_a_query_is_billed_ten_mebibytes_for_each_table_at_least() -> None:
-    price = Pricing()
-    assert [price.billed(size, tables) for size, tables in ((0, 3), (1, 1), (1, 3), (10**9, 3))] == [
+def test_a_query_is_billed_whole_mebibytes_and_ten_for_each_table_at_least() -> None:
+    assert [billed_for(size, tables) for size, tables in ((0, 3), (1, 1), (1, 3), (10**9, 3))] == [
         0,
         10 * 2**20,
         30 * 2**20,
-        10**9,
+        954 * 2**20,
     ]
 
 

@@ -17,7 +17,6 @@ from pulso_etl.refreshing.due import (
     decide_due,
     failed_runs,
     loaded_days,
-    unchanged_days,
 )
 from pulso_etl.refreshing.plan import Calendar
 from pulso_etl.sync.days import DayRange, contiguous
@@ -115,21 +114,11 @@ def ledger(loaded: dict[date, datetime]) -> dict[date, Day]:
     return {day: Day(NOW, TODAY, at) for day, at in loaded.items()}
 
 
-@given(readings, readings)
-def test_no_change_is_missed(loaded: dict[date, datetime], modified: dict[date, datetime]) -> None:
+@given(readings)
+def test_only_a_day_that_was_loaded_a_short_time_ago_may_be_left_out(loaded: dict[date, datetime]) -> None:
     day_old = timedelta(hours=24)
     held = loaded_days(DAYS, ledger(loaded), NOW, day_old)
-    left_out = unchanged_days(held, modified, set(DAYS), timedelta(0))
-    for day in DAYS:
-        at = loaded.get(day)
-        stale = at is None or NOW - at >= day_old or modified.get(day, at - MINUTE) >= at
-        assert (day not in left_out) == stale
-
-
-def test_a_day_whose_partition_is_gone_has_changed_unless_it_held_nothing() -> None:
-    held = {back(1): Day(NOW, TODAY, NOW, rows=3), TODAY: Day(NOW, TODAY, NOW, rows=0)}
-    assert unchanged_days(held, {}, set(), timedelta(0)) == [TODAY]
-    assert unchanged_days(held, {}, {back(1)}, timedelta(0)) == [back(1), TODAY]
+    assert set(held) == {day for day, at in loaded.items() if NOW - at < day_old}
 
 
 def test_a_reading_of_the_future_is_no_reason_to_leave_a_day_out() -> None:

@@ -2,8 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from functools import partial
@@ -170,8 +170,10 @@ class Observed(Deferred):
     state: SourceState | None = SEEN
     computed_at: datetime | None = None
 
-    def look(self) -> SourceState | None:
-        return self.state
+    def look(self, kept: Collection[str] = ()) -> SourceState | None:
+        if self.state is None or "p.d.t" in kept:
+            return self.state
+        return replace(self.state, partitions={"p.d.t": {"20260301": self.state.digest}})
 
 
 def test_the_state_of_the_source_is_kept_with_the_rows_and_a_change_that_it_did_not_tell_is_counted(
@@ -195,6 +197,12 @@ def test_the_state_of_the_source_is_kept_with_the_rows_and_a_change_that_it_did_
     assert run(visits(lambda _: Observed(changed, state=None))).success
     assert "changes_missed" not in metadata(instance, D1)
     assert kept() == (other, {None})
+    # The states of partitions are asked for once. They tell about days that were read since then.
+    marks = Watermarks(manager.database_schema)
+    asked = marks.partitions(conn, "visits")["p.d.t"]
+    assert asked.states == {"20260301": SEEN.digest}
+    [(began, read)] = conn.execute("SELECT (SELECT min(started_at) FROM etl_extractions), (SELECT min(read_at) FROM etl_days)")
+    assert began <= asked.at < read
 
 
 def test_rows_of_other_partitions_are_never_touched(run: Run, conn: psycopg.Connection) -> None:

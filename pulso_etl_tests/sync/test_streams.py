@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -38,7 +38,7 @@ class Dated:
     def open(self) -> Iterator[pa.RecordBatchReader]:
         yield self.rows.to_reader()
 
-    def look(self) -> None:
+    def look(self, kept: Collection[str] = ()) -> None:
         return None
 
     def read_past(self, days: DayRange) -> Any:

@@ -1,5 +1,6 @@
 import { useId } from "react";
 import type { ETLClient, Status, TableDetail, TableStatus } from "../../src";
+import { amount, Costs } from "./Costs";
 import { bytes, cost, count, days, distance, duration, instant } from "./format";
 import { History } from "./History";
 import { changeOf } from "./state";
@@ -22,6 +23,7 @@ export function Engineers({ client, status, details, now }: Props) {
           `; última señal de su servicio: ${instant(status.daemon_seen_at)} (${distance(status.daemon_seen_at, now)})`}
         .
       </p>
+      {status.costs && <Costs costs={status.costs} />}
       <div className="cards">
         {status.tables.map((table) => (
           <Details key={table.table} client={client} table={table} detail={details[table.table]} now={now} />
@@ -65,6 +67,10 @@ function Details({ client, table, detail, now }: DetailsProps) {
         <Fact name="Costo">
           {`${cost(load?.estimated_cost_usd)}${load?.bytes_billed == null ? "" : ` (${bytes(load.bytes_billed)})`}`}
         </Fact>
+        <Fact name="Facturado hoy">{amount(table.costs?.today.bytes_billed, table.costs?.today.cost_usd)}</Fact>
+        <Fact name="Evitado hoy">{amount(table.costs?.today.bytes_avoided, table.costs?.today.avoided_usd)}</Fact>
+        <Fact name="Facturado este mes">{amount(table.costs?.month.bytes_billed, table.costs?.month.cost_usd)}</Fact>
+        <Fact name="Evitado este mes">{amount(table.costs?.month.bytes_avoided, table.costs?.month.avoided_usd)}</Fact>
         {table.rows_lost != null && (
           <Fact name="Filas perdidas">{`${count(table.rows_lost)} de ${table.partitions_lost}: ${table.restored_by}`}</Fact>
         )}

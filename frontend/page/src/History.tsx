@@ -1,6 +1,6 @@
 import { useId, useState } from "react";
 import type { ETLClient, Extraction } from "../../src";
-import { cost, count, days, duration, instant } from "./format";
+import { bytes, cost, count, days, duration, instant } from "./format";
 import { changeOf } from "./state";
 import { EXTRACTION } from "./words";
 
@@ -53,6 +53,7 @@ export function History({ client, table, extractions, title }: Props) {
               <th scope="col">Cambió</th>
               <th scope="col">Duración</th>
               <th scope="col">Costo</th>
+              <th scope="col">Evitado</th>
               <th scope="col">Días</th>
             </tr>
           </thead>
@@ -73,6 +74,7 @@ export function History({ client, table, extractions, title }: Props) {
                 <td>{changeOf(one) || "—"}</td>
                 <td>{duration(one.duration_seconds)}</td>
                 <td>{cost(one.estimated_cost_usd)}</td>
+                <td>{bytes(one.bytes_avoided)}</td>
                 <td>{days(one.partitions)}</td>
               </tr>
             ))}

@@ -38,7 +38,7 @@ from pulso_etl.sync.owed import (
 from pulso_etl.sync.postgres.identifiers import quoted_name
 from pulso_etl.sync.postgres.strangers import refuse_strangers
 from pulso_etl.sync.redaction import scrub, scrubbed
-from pulso_etl.sync.source_state import SourceState
+from pulso_etl.sync.source_state import KeptPartitions, SourceState, partitions_as_json
 from pulso_etl.sync.spec import TableSpec
 from pulso_etl.sync.zone import DEFAULT_ZONE
 
@@ -262,6 +262,7 @@ class Watermarks:
             "lookback": loaded.horizon.lookback_days,
             "zone": loaded.horizon.zone.name,
             "source": Jsonb(loaded.source.facts) if loaded.source else None,
+            "partitions": Jsonb(partitions_as_json(loaded.source.partitions, loaded.read_at) if loaded.source else {}),
             "at": settlement.watermark.last_extracted_at,
             "last": settlement.watermark.last_partition,
         }
@@ -271,7 +272,8 @@ class Watermarks:
                 "extraction_duration_seconds = %(seconds)s, error_message = NULL, error_cause = NULL, metadata = %(metadata)s, "
                 "recovery_attempts = 0, data_version = data_version + %(changed)s, updated_at = clock_timestamp(), "
                 "last_extracted_at = %(at)s, last_partition = %(last)s, lookback_days = %(lookback)s, "
-                "timezone = %(zone)s, source_state = coalesce(%(source)s, source_state) "
+                "timezone = %(zone)s, source_state = coalesce(%(source)s, source_state), "
+                "source_partitions = coalesce(source_partitions, '{{}}') || %(partitions)s "
                 "WHERE table_name = %(table)s RETURNING data_version"
             ).format(self.table, status=self._status("success")),
             values,
@@ -384,7 +386,7 @@ class Watermarks:
 
     def unchanged(self, conn: psycopg.Connection, table: str, days: Sequence[date], seen: Unchanged) -> None:
         """Marks days as read at the instant of `seen`, because the source reported after it that they have not changed since their
-        load. In a transaction of its own.
+        load; keeps what the source was like. In a transaction of its own, or in the caller's.
         """
         with conn.transaction():
             self._lock(conn, table)
@@ -393,7 +395,8 @@ class Watermarks:
             conn.execute(
                 sql.SQL(
                     "UPDATE {} SET last_extracted_at = %(at)s, last_partition = %(last)s, metadata = metadata || %(metadata)s, "
-                    "source_state = %(source)s, updated_at = clock_timestamp() WHERE table_name = %(table)s"
+                    "source_state = %(source)s, source_partitions = coalesce(source_partitions, '{{}}') || %(partitions)s, "
+                    "updated_at = clock_timestamp() WHERE table_name = %(table)s"
                 ).format(self.table),
                 {
                     "table": table,
@@ -401,8 +404,15 @@ class Watermarks:
                     "last": settled.last_partition,
                     "metadata": Jsonb({"partitions_verified": len(days), "verified_at": seen.at.isoformat()}),
                     "source": Jsonb(seen.source.facts),
+                    "partitions": Jsonb(partitions_as_json(seen.source.partitions, seen.at)),
                 },
             )
+
+    def partitions(self, conn: psycopg.Connection, table: str) -> dict[str, KeptPartitions]:
+        """The states of the partitions of the table's base tables, as far as they were ever asked for."""
+        query = sql.SQL("SELECT source_partitions FROM {} WHERE table_name = %s").format(self.table)
+        row = conn.execute(query, (table,)).fetchone()
+        return {name: KeptPartitions.of(kept) for name, kept in ((row and row[0]) or {}).items()}
 
     def read(self, conn: psycopg.Connection, since: datetime | None = None) -> dict[str, TableState]:
         """The state of every table that has a refresh, by name, with its attempts that ended after `since`.
