@@ -110,6 +110,9 @@ def test_a_listener_who_comes_back_hears_which_days_have_changed(api: ApiServer,
     assert f"evolution_data={version}" in events[1][1]
 
 
+LABELS = ("table", "status", "kind", "purpose")
+
+
 def test_the_metrics_say_what_postgresql_says(api: ApiServer, target: Target) -> None:
     assert finished(api, api.call("POST", f"{TABLE}/dashboard_data?force=true").json())["status"] == "success"
     wait_until(lambda: api.call("GET", "/api/v1/etl/status").json()["running"] == 0, 20)
