@@ -1259,6 +1259,26 @@ export interface components {
          * Status
          * @description All tables.
          * @example {
+         *       "costs": {
+         *         "month": {
+         *           "avoided_usd": 0.031292,
+         *           "bytes_avoided": 5505024000,
+         *           "bytes_billed": 1572864000,
+         *           "cost_usd": 0.008941
+         *         },
+         *         "month_end": {
+         *           "avoided_usd": 0.03755,
+         *           "bytes_avoided": 6606028800,
+         *           "bytes_billed": 1887436800,
+         *           "cost_usd": 0.010729
+         *         },
+         *         "today": {
+         *           "avoided_usd": 0.001252,
+         *           "bytes_avoided": 220200960,
+         *           "bytes_billed": 62914560,
+         *           "cost_usd": 0.000358
+         *         }
+         *       },
          *       "daemon": true,
          *       "daemon_seen_at": "2026-11-25T15:46:01Z",
          *       "dagster": true,
@@ -1299,6 +1319,26 @@ export interface components {
          *         {
          *           "age_seconds": 2530,
          *           "bytes_billed": 10485760,
+         *           "costs": {
+         *             "month": {
+         *               "avoided_usd": 0.031292,
+         *               "bytes_avoided": 5505024000,
+         *               "bytes_billed": 1572864000,
+         *               "cost_usd": 0.008941
+         *             },
+         *             "month_end": {
+         *               "avoided_usd": 0.03755,
+         *               "bytes_avoided": 6606028800,
+         *               "bytes_billed": 1887436800,
+         *               "cost_usd": 0.010729
+         *             },
+         *             "today": {
+         *               "avoided_usd": 0.001252,
+         *               "bytes_avoided": 220200960,
+         *               "bytes_billed": 62914560,
+         *               "cost_usd": 0.000358
+         *             }
+         *           },
          *           "data_until": "2026-11-25T15:04:05Z",
          *           "data_version": 7,
          *           "description": "Indicators by day, campaign file, portfolio and service.",
@@ -1488,6 +1528,26 @@ export interface components {
          *       "table": {
          *         "age_seconds": 2530,
          *         "bytes_billed": 10485760,
+         *         "costs": {
+         *           "month": {
+         *             "avoided_usd": 0.031292,
+         *             "bytes_avoided": 5505024000,
+         *             "bytes_billed": 1572864000,
+         *             "cost_usd": 0.008941
+         *           },
+         *           "month_end": {
+         *             "avoided_usd": 0.03755,
+         *             "bytes_avoided": 6606028800,
+         *             "bytes_billed": 1887436800,
+         *             "cost_usd": 0.010729
+         *           },
+         *           "today": {
+         *             "avoided_usd": 0.001252,
+         *             "bytes_avoided": 220200960,
+         *             "bytes_billed": 62914560,
+         *             "cost_usd": 0.000358
+         *           }
+         *         },
          *         "data_until": "2026-11-25T15:04:05Z",
          *         "data_version": 7,
          *         "description": "Indicators by day, campaign file, portfolio and service.",
@@ -1623,6 +1683,26 @@ export interface components {
          * @example {
          *       "age_seconds": 2530,
          *       "bytes_billed": 10485760,
+         *       "costs": {
+         *         "month": {
+         *           "avoided_usd": 0.031292,
+         *           "bytes_avoided": 5505024000,
+         *           "bytes_billed": 1572864000,
+         *           "cost_usd": 0.008941
+         *         },
+         *         "month_end": {
+         *           "avoided_usd": 0.03755,
+         *           "bytes_avoided": 6606028800,
+         *           "bytes_billed": 1887436800,
+         *           "cost_usd": 0.010729
+         *         },
+         *         "today": {
+         *           "avoided_usd": 0.001252,
+         *           "bytes_avoided": 220200960,
+         *           "bytes_billed": 62914560,
+         *           "cost_usd": 0.000358
+         *         }
+         *       },
          *       "data_until": "2026-11-25T15:04:05Z",
          *       "data_version": 7,
          *       "description": "Indicators by day, campaign file, portfolio and service.",
