@@ -358,12 +358,24 @@ class Retention(Part):
     retention_months: int | None = Field(default=None, ge=1)
 
 
+class ChangeLog(Part):
+    """What is kept of the changes that loads make (see docs/changes.md). Counts and figures of each day are always kept.
+
+    `changed_rows_kept`: of a load that changes at most so many rows, the old and new values of each are kept too. With 0 no values
+    are kept. `changes_kept_days`: how many days the values stay.
+    """
+
+    changed_rows_kept: int = Field(default=100_000, ge=0)
+    changes_kept_days: int = Field(default=30, ge=1)
+
+
 PARTS: dict[str, type[Part]] = {
     "source": Source,
     "loading": Loading,
     "schedule": Schedule,
     "quality": Quality,
     "retention": Retention,
+    "change_log": ChangeLog,
 }
 PART_OF = {field: name for name, part in PARTS.items() for field in part.model_fields}
 """The part of each field that has one. No two parts share a name."""
@@ -381,7 +393,7 @@ def in_parts(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class TableSpec(Declared):
-    """One table: what it holds, and, in five parts, where its rows come from and how they are kept.
+    """One table: what it holds, and, in six parts, where its rows come from and how they are kept.
 
     `columns` are all columns that the query returns, keys included, and `reading_stamps`. The destination adds `kept_columns`.
     `version_column`: if the source has several rows of a key, the load keeps the row with the greatest version. A version is
@@ -423,6 +435,7 @@ class TableSpec(Declared):
     schedule: Schedule = Schedule()
     quality: Quality = Quality()
     retention: Retention = Retention()
+    change_log: ChangeLog = ChangeLog()
     tenant: str = Field(default="", pattern=rf"^$|{TENANT}", max_length=31)
     timezone: Annotated[str, AfterValidator(known_zone)] = DEFAULT_ZONE
 

@@ -35,7 +35,10 @@ LOCKABLE = OURS + (  # noqa: S608 - made of constants
     "WHERE root = c.oid AND relkind IN ('r', 'p') AND relname = ANY(%(locked)s) "
     "ORDER BY array_position(%(locked)s::text[], relname::text)"
 )
-RECORDS = ("etl_quarantine", "etl_digests", "etl_watermarks", "etl_running", "etl_days", "etl_extractions")
+RECORDS = (
+    *("etl_quarantine", "etl_changes", "etl_changed_rows", "etl_changed_days"),
+    *("etl_digests", "etl_watermarks", "etl_running", "etl_days", "etl_extractions"),
+)
 """Loads, and the recovery that ends them, also write to these tables. A load locks them in this order. Launches and alerts wait for
 each other on our other tables, and must not wait for a load."""
 EXPRESSIONS = """
