@@ -17,6 +17,7 @@ import psycopg
 import typer
 
 from benchmarks import page
+from benchmarks.changes import measure_changes, postmaster
 from benchmarks.days import measure_days
 from benchmarks.indexes import measure_indexes
 from benchmarks.launch import measure_launches
@@ -41,6 +42,7 @@ class Section(StrEnum):
     LOADS = "loads"
     MEMORY = "memory"
     PARALLEL = "parallel"
+    CHANGES = "changes"
     DAYS = "days"
     INDEXES = "indexes"
     WIRE = "wire"
@@ -74,7 +76,7 @@ def bench(
     with TemporaryDirectory(prefix="pulso-bench-") as folder:
         home = Path(folder)
         home.chmod(0o755)
-        if {Section.LOADS, Section.MEMORY, Section.PARALLEL, Section.DAYS, Section.INDEXES} & set(sections):
+        if {Section.LOADS, Section.MEMORY, Section.PARALLEL, Section.CHANGES, Section.DAYS, Section.INDEXES} & set(sections):
             with _server(home) as url:
                 with psycopg.connect(url) as conn:
                     where = page.machine(conn)
@@ -90,6 +92,10 @@ def bench(
                     with TemporaryDirectory(dir=home) as files:
                         throughput = measure_parallel(url, Path(files), rows, timeout=timeout, say=_say)
                     _publish(Section.PARALLEL, f"{where}\n\n{page.parallel(throughput)}", write)
+                if Section.CHANGES in sections:
+                    with TemporaryDirectory(dir=home) as files, psycopg.connect(url) as conn:
+                        reloads = measure_changes(url, postmaster(conn), Path(files), rows, repeats, _say)
+                    _publish(Section.CHANGES, f"{where}\n\n{page.changes(reloads)}", write)
                 if Section.DAYS in sections:
                     runs = measure_days(url, home, repeats, timeout=timeout, say=_say)
                     _publish(Section.DAYS, f"{where}\n\n{page.days(runs)}", write)

@@ -405,7 +405,7 @@ export interface components {
          * @description Why something failed: a closed list. For each value, people have to do something different.
          * @enum {string}
          */
-        Cause: "source_unavailable" | "source_quota" | "source_access" | "source_missing" | "source_refused" | "cost_cap" | "budget" | "destination_unavailable" | "destination_refused" | "locked" | "newer_reading" | "contract" | "rejected_rows" | "duplicate_key" | "quarantine_exceeded" | "schema" | "shrink" | "snapshot_withdrawn" | "verification" | "settings" | "request" | "unauthorized" | "forbidden" | "rate_limited" | "launcher_unavailable" | "timeout" | "cancelled" | "abandoned" | "internal" | "unknown";
+        Cause: "source_unavailable" | "source_quota" | "source_access" | "source_missing" | "source_refused" | "cost_cap" | "budget" | "destination_unavailable" | "destination_refused" | "locked" | "newer_reading" | "contract" | "rejected_rows" | "duplicate_key" | "quarantine_exceeded" | "schema" | "shrink" | "snapshot_withdrawn" | "verification" | "settings" | "request" | "undo_refused" | "unauthorized" | "forbidden" | "rate_limited" | "launcher_unavailable" | "timeout" | "cancelled" | "abandoned" | "internal" | "unknown";
         /**
          * Cleanup
          * @description The result of the cleanup.

@@ -58,6 +58,8 @@ class Cause(StrEnum):
     """A setting is missing or malformed."""
     REQUEST = "request"
     """The request is invalid."""
+    UNDO_REFUSED = "undo_refused"
+    """The load cannot be undone."""
     UNAUTHORIZED = "unauthorized"
     """The caller has no valid token."""
     FORBIDDEN = "forbidden"
@@ -137,6 +139,12 @@ class PlanError(PulsoError):
     """The request for a refresh is invalid (unknown table, empty range, a range outside of the partitions)."""
 
     cause = Cause.REQUEST
+
+
+class UndoRefused(PlanError):
+    """A load cannot be undone: there is no such load, its rows are not kept, or they have changed since."""
+
+    cause = Cause.UNDO_REFUSED
 
 
 class SourceError(PulsoError):

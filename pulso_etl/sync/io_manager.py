@@ -28,6 +28,7 @@ from pulso_etl.sync.errors import (
     interrupted,
 )
 from pulso_etl.sync.ledger import locks
+from pulso_etl.sync.ledger.changes import Changes
 from pulso_etl.sync.ledger.ledger import Loaded, server_clock
 from pulso_etl.sync.ledger.traces import Trace, Traces
 from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
@@ -200,7 +201,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
             refuse_expired(spec, extraction.window, spec.zone.day(extraction.started_at))
             if not sole:
                 create_months(target, extraction.window)
-        return Writer(extraction.run_id, self.work_mem_mb, sole)
+        return Writer(extraction.run_id, self.work_mem_mb, sole, Changes(target.schema))
 
     @contextmanager
     def _recorded(self, context: OutputContext, attempt: AttemptRecord, conn: psycopg.Connection | None = None) -> Iterator[None]:
@@ -318,6 +319,7 @@ def _commit(target: Target, attempt: AttemptRecord, request: LoadRequest, horizo
     with translated(spec, window), conn.transaction(), marks.taking_over(conn, spec, window):
         known = marks.ledger.of_days(conn, spec.name, window)
         result = load(target, request)
+        Changes(target.schema).prune(conn, spec.name, timedelta(days=spec.change_log.changes_kept_days))
         verified = verify(target, request, result)
         Traces(target.schema).write(conn, spec.name, verified.traces)
         result.missed = missed_days(spec, known, request.source.state, result, verified.rows)
@@ -439,6 +441,7 @@ def _details(result: LoadResult, metadata: Mapping[str, Any]) -> dict[str, Any]:
         **({"days_unchanged": len(result.digested.unchanged)} if result.digested else {}),
         **({"quarantine_reasons": result.quarantine_reasons} if result.quarantine_reasons else {}),
         **({"changes_missed": len(result.missed)} if result.missed else {}),
+        **({"load_id": result.load_id} if result.load_id is not None else {}),
         **({"migration": result.migration} if result.migration else {}),
         **result.drift.as_dict(),
         **{f"seconds_{stage}": seconds for stage, seconds in result.seconds.items()},

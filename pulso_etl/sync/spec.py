@@ -692,6 +692,11 @@ class TableSpec(Declared):
         """Whether a partition owns its rows, so a load can make it equal to the source."""
         return self.partition_column in self.primary_key
 
+    @property
+    def keeps_versions(self) -> bool:
+        """Whether the table's rows are versions, and those with a `valid_to` are history."""
+        return self.loading.strategy is Strategy.SCD2
+
     @cached_property
     def value_columns(self) -> tuple[str, ...]:
         return tuple(name for name in self.column_names if name not in self.primary_key)

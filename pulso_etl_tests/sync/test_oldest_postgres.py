@@ -14,7 +14,7 @@ from pulso_etl_tests.oldest_postgres import needs_oldest_postgres, oldest_postgr
 pytestmark = pytest.mark.usefixtures("processes")
 
 HERE = Path(__file__).parent
-FILES = ("test_load.py", "test_schema.py", "test_sessions.py", "test_watermarks.py")
+FILES = ("test_change_log.py", "test_load.py", "test_schema.py", "test_sessions.py", "test_watermarks.py")
 
 
 @needs_oldest_postgres

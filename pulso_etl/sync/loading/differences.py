@@ -11,6 +11,7 @@ from functools import cached_property
 from psycopg import errors as pg
 
 from pulso_etl.sync.errors import TableBusy
+from pulso_etl.sync.loading.change_log import Log, log_of
 from pulso_etl.sync.loading.duplicates import are_counted, refuse_duplicates
 from pulso_etl.sync.loading.request import PlanName
 from pulso_etl.sync.loading.result import Counts, LoadResult, every_day
@@ -23,12 +24,16 @@ from pulso_etl.sync.schema.schema import migrate_table
 
 @dataclass(frozen=True)
 class Differences:
-    """What a load is about to do to the table: the counts of each day, and the differences themselves in PostgreSQL."""
+    """What a load is about to do to the table: the counts of each day, and the differences themselves in PostgreSQL.
+
+    `load_id`: the number of the load in the change log, once the differences are written.
+    """
 
     load: Load
     staged: Staged
     by_day: dict[date, Counts]
     migration: list[str]
+    load_id: int | None = None
 
     @property
     def strategy(self) -> WriteStrategy:
@@ -69,6 +74,7 @@ class Differences:
             reasons,
             expected,
             self.staged.digested,
+            load_id=self.load_id,
         )
 
 
@@ -92,23 +98,26 @@ def unchanged(load: Load, staged: Staged, read: Mapping[date, Counts]) -> Differ
     return Differences(load, staged, every_day(load.window, read), migration)
 
 
-def write(differences: Differences) -> None:
+def write(differences: Differences) -> int | None:
     """Makes the table equal to the stage, by the statements of its strategy that have rows to write.
 
-    Raises DuplicateKeyError, and TableBusy if another program changed these rows during the load.
+    Returns the number of its entry in the change log, if it has one. Raises DuplicateKeyError, and TableBusy if another program
+    changed these rows during the load.
     """
     with differences.load.clock("write"):
+        log = log_of(differences.load, differences.staged.statements, differences.total)
         for statement in differences.strategy.writes:
             if differences.rows_of(statement):
-                _run(differences, statement)
+                _run(differences, statement, log)
+        return log.end(differences.by_day)
 
 
-def _run(differences: Differences, statement: Write) -> None:
+def _run(differences: Differences, statement: Write, log: Log) -> None:
     load, staged = differences.load, differences.staged
     may_repeat = "inserted" in statement.counts and are_counted(load, staged)
     try:
         with load.conn.transaction() if may_repeat else nullcontext():
-            written = load.conn.execute(statement.statement(staged.statements), load.bounds).rowcount
+            written = log.run(statement)
     except pg.UniqueViolation:
         if may_repeat:
             refuse_duplicates(load, staged)

@@ -11,6 +11,7 @@ from typing import Literal
 import pyarrow as pa
 
 from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.ledger.changes import Changes
 from pulso_etl.sync.ledger.traces import Trace
 from pulso_etl.sync.source_state import SourceState
 
@@ -57,12 +58,13 @@ class Writer:
 
     `run_id` is stored with the rows that the load quarantines. `work_mem_mb` is the server's work memory in MiB. `sole`: this
     writer keeps every other writer out of the table. If it is false, this writer has locked the window's days, and other writers
-    may load other days.
+    may load other days. `changes`: the log that records what the load changes; None records nothing.
     """
 
     run_id: str = ""
     work_mem_mb: int = 256
     sole: bool = True
+    changes: Changes | None = None
 
 
 @dataclass(frozen=True)

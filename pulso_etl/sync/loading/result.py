@@ -87,7 +87,8 @@ class LoadResult:
     `quarantine_reasons` counts rows by `column: reason`. `migration` lists the statements that changed the table's columns.
     `expected` says how many rows each day should hold now; None means as many as were read. In a table with `snapshot_of` it
     counts the rows of the values that the load settled, on all days. `digested` is set if the load digested its rows. `missed`:
-    days in which the load changed rows although the source had reported no change.
+    days in which the load changed rows although the source had reported no change. `load_id`: the number of the load in the change
+    log; None if it is not there, because it changed nothing.
     """
 
     plan: PlanName
@@ -99,6 +100,7 @@ class LoadResult:
     expected: dict[date, int] | None = None
     digested: Digested | None = None
     missed: list[date] = field(default_factory=list)
+    load_id: int | None = None
 
     @property
     def quarantined_share(self) -> float:

@@ -24,12 +24,15 @@ INSTANT = sql.Identifier("pulso_instant")
 class Write:
     """A statement that is run if one of these counts (`inserted`, `updated`, `deleted`) is above zero.
 
-    `by_address`: it finds the rows by their addresses, and writes exactly as many as the counts add up to.
+    `by_address`: it finds the rows by their addresses, and writes exactly as many as the counts add up to. `old` and `new`: how
+    the statement calls the row as it was and the row as it is; empty if there is none. With `o`, it needs `beside_old`.
     """
 
     counts: tuple[str, ...]
     statement: Build
     by_address: bool = False
+    old: str = ""
+    new: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,8 +109,8 @@ def instant(s: Statements) -> sql.Composed:
 
 
 def close_versions(s: Statements) -> sql.Composed:
-    return sql.SQL("UPDATE {} t SET valid_to = i.at, updated_at = now() FROM {} d, {} i WHERE {}").format(
-        s.target, DIFF, INSTANT, s.same_row
+    return sql.SQL("UPDATE {} t SET valid_to = i.at, updated_at = now() FROM {} i, {} d{} WHERE {}").format(
+        s.target, INSTANT, DIFF, s.with_old, s.same_row
     )
 
 
@@ -115,7 +118,7 @@ def open_versions(s: Statements) -> sql.Composed:
     # The previous version, closed at the same instant, has the values that the source no longer gives.
     carried = sql.SQL("LEFT JOIN {} t ON {} AND t.valid_to = i.at").format(s.target, s.same_key) if s.carried else sql.SQL("")
     return sql.SQL(
-        "INSERT INTO {} ({}, valid_from) SELECT {}, i.at FROM {} s JOIN {} d ON s.ctid = d.pulso_sid CROSS JOIN {} i {}"
+        "INSERT INTO {} AS n ({}, valid_from) SELECT {}, i.at FROM {} s JOIN {} d ON s.ctid = d.pulso_sid CROSS JOIN {} i {}"
     ).format(
         s.target,
         listed((*s.spec.column_names, *s.carried)),
@@ -124,27 +127,30 @@ def open_versions(s: Statements) -> sql.Composed:
     )
 
 
+DELETE = Write(("deleted",), Statements.delete_vanished, by_address=True, old="t")
+INSERT = Write(("inserted",), Statements.insert_new, new="n")
+
 STRATEGIES: dict[Strategy, WriteStrategy] = {
     Strategy.UPSERT: WriteStrategy(
         Statements.create_diff,
         (
-            Write(("deleted",), Statements.delete_vanished, by_address=True),
-            Write(("updated",), Statements.update_changed, by_address=True),
-            Write(("inserted",), Statements.insert_new),
+            DELETE,
+            Write(("updated",), Statements.update_changed, by_address=True, old="o", new="t"),
+            INSERT,
         ),
         counts_duplicates=True,
     ),
     Strategy.REPLACE_PARTITION: WriteStrategy(
         replacement,
-        (Write(("deleted",), Statements.delete_vanished, by_address=True), Write(("inserted",), Statements.insert_new)),
+        (DELETE, INSERT),
     ),
-    Strategy.APPEND: WriteStrategy(missing, (Write(("inserted",), Statements.insert_new),), unique=False, removes=False),
+    Strategy.APPEND: WriteStrategy(missing, (INSERT,), unique=False, removes=False),
     Strategy.SCD2: WriteStrategy(
         Statements.create_diff,
         (
             Write(("inserted", "updated", "deleted"), instant),
-            Write(("updated", "deleted"), close_versions, by_address=True),
-            Write(("inserted", "updated"), open_versions),
+            Write(("updated", "deleted"), close_versions, by_address=True, old="o", new="t"),
+            Write(("inserted", "updated"), open_versions, new="n"),
         ),
     ),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from datetime import date
 
 from psycopg import sql
@@ -49,9 +50,7 @@ class Statements:
         self.part = sql.SQL(", tableoid AS pulso_part" if partitioned else "")
         self.diff_part = sql.SQL(", pulso_part" if partitioned else "")
         self.in_window = sql.SQL(" AND t.{} BETWEEN %(start)s AND %(end)s" if partitioned else "").format(self.partition)
-        self.same_row = sql.SQL("t.ctid = d.pulso_tid{}{}").format(
-            sql.SQL(" AND t.tableoid = d.pulso_part" if partitioned else ""), self.in_window
-        )
+        self.same_row = self._has_address("t")
         self.staged_days = (
             sql.SQL("{} BETWEEN %(start)s AND %(end)s").format(self.partition)
             if days is None
@@ -60,7 +59,14 @@ class Statements:
         # Closed versions are history: a load never compares, counts or closes them again.
         self.current = sql.SQL("valid_to IS NULL" if spec.loading.strategy is Strategy.SCD2 else "true")
         self.kept = sql.SQL("WHERE NOT {}").format(sql.Identifier(DELETED.name)) if captured else sql.SQL("")
+        self.with_old = sql.SQL("").format()
         self.told = sql.SQL("AND ({0}) IN (SELECT {0} FROM {1})").format(self.keys, STAGE) if captured else sql.SQL("")
+
+    def beside_old(self) -> Statements:
+        """The same statements. Those that update a row also join it as it was before, under the name `o`."""
+        joined = copy(self)
+        joined.with_old = sql.SQL(" JOIN {} o ON {}").format(self.target, self._has_address("o"))
+        return joined
 
     def create_table(self) -> list[sql.Composed]:
         """The table with its key, checks and indexes."""
@@ -270,13 +276,13 @@ class Statements:
 
     def update_changed(self) -> sql.Composed:
         pairs = [sql.SQL("{0} = s.{0}").format(sql.Identifier(name)) for name in self.spec.value_columns]
-        return sql.SQL("UPDATE {} t SET {}, updated_at = now() FROM {} d JOIN {} s ON s.ctid = d.pulso_sid WHERE {}").format(
-            self.target, sql.SQL(", ").join(pairs), DIFF, STAGE, self.same_row
+        return sql.SQL("UPDATE {} t SET {}, updated_at = now() FROM {} d JOIN {} s ON s.ctid = d.pulso_sid{} WHERE {}").format(
+            self.target, sql.SQL(", ").join(pairs), DIFF, STAGE, self.with_old, self.same_row
         )
 
     def insert_new(self) -> sql.Composed:
         return sql.SQL(
-            "INSERT INTO {target} ({columns}) SELECT {values} FROM {stage} s JOIN {diff} d ON s.ctid = d.pulso_sid "
+            "INSERT INTO {target} AS n ({columns}) SELECT {values} FROM {stage} s JOIN {diff} d ON s.ctid = d.pulso_sid "
             "WHERE d.pulso_tid IS NULL"
         ).format(
             target=self.target,
@@ -290,6 +296,15 @@ class Statements:
         """The columns of those names, for the rows of the range."""
         return sql.SQL("SELECT {} FROM {} WHERE {} BETWEEN %(start)s AND %(end)s AND {} ORDER BY {}").format(
             listed(names), self.target, self.partition, self.current, self.keys
+        )
+
+    def _has_address(self, alias: str) -> sql.Composed:
+        """The condition that a row of the table is the one of the row `d` of DIFF."""
+        same = sql.SQL("{0}.ctid = d.pulso_tid").format(sql.Identifier(alias))
+        if self.spec.retention.partition_by is None:
+            return same
+        return same + sql.SQL(" AND {0}.tableoid = d.pulso_part AND {0}.{1} BETWEEN %(start)s AND %(end)s").format(
+            sql.Identifier(alias), self.partition
         )
 
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 from psycopg import errors as pg
 
 from pulso_etl.sync.errors import DuplicateKeyError, RejectedRows
+from pulso_etl.sync.loading.change_log import log_first
 from pulso_etl.sync.loading.contract import fit
 from pulso_etl.sync.loading.copying import Copy
 from pulso_etl.sync.loading.request import PlanName
@@ -56,7 +57,15 @@ class Direct:
     def write(self, load: Load, staged: Staged) -> LoadResult:
         """Counts the rows; they are in the table already."""
         by_day = every_day(load.window, {day: Counts(read=n, inserted=n) for day, n in staged.read.items()})
-        return LoadResult(self.name, by_day, load.clock.seconds, staged.drift, staged.migration, digested=staged.digested)
+        return LoadResult(
+            self.name,
+            by_day,
+            load.clock.seconds,
+            staged.drift,
+            staged.migration,
+            digested=staged.digested,
+            load_id=log_first(load, by_day),
+        )
 
 
 def _copied(load: Load, reader: pa.RecordBatchReader) -> Staged | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import date
 
 from pulso_etl.sync.loading import guards
@@ -23,5 +24,4 @@ def make_equal(load: Load, staged: Staged, read: Mapping[date, Counts]) -> Diffe
     differences = compare(load, staged, read)
     for stops in guards.ON_DIFFERENCES:
         stops(differences)
-    write(differences)
-    return differences
+    return replace(differences, load_id=write(differences))

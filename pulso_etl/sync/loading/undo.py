@@ -1,0 +1,235 @@
+"""Undoes a load: the table's rows become what they were before it, by the change log, in the caller's transaction.
+
+Every declared column gets its old value back, and so does `created_at`. `updated_at` says when the load was undone, so that whoever
+copies changed rows sees these too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+
+from psycopg import sql
+
+from pulso_etl.sync.errors import UndoRefused
+from pulso_etl.sync.ledger.changes import Change, Changes, DayChange, Kept
+from pulso_etl.sync.loading.change_log import day_changes, summed_parts, sums_by_day
+from pulso_etl.sync.loading.months import refuse_expired
+from pulso_etl.sync.loading.result import Counts
+from pulso_etl.sync.postgres.catalog import Table, read_table
+from pulso_etl.sync.postgres.strangers import refuse_strangers
+from pulso_etl.sync.schema.statements import Statements
+from pulso_etl.sync.target import Target
+
+UNDO = sql.Identifier("pulso_undo")
+MOST_NAMED = 5
+WRITTEN_BY_SERVER = """
+SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(%s) AND (attgenerated <> '' OR attidentity = 'a')
+"""
+
+
+@dataclass(frozen=True)
+class Undone:
+    """What an undoing does to the days of the load, with the parts of figures before and after it."""
+
+    change: Change
+    days: tuple[DayChange, ...]
+
+    @property
+    def total(self) -> Counts:
+        return Counts(
+            inserted=sum(day.new for day in self.days),
+            updated=sum(day.changed for day in self.days),
+            deleted=sum(day.gone for day in self.days),
+        )
+
+
+def chosen(target: Target, load_id: int | None) -> Change:
+    """The load to undo: the one of that number, or the last load that is not undone. Raises UndoRefused."""
+    changes, name = Changes(target.schema), target.spec.name
+    change = changes.to_undo(target.conn, name) if load_id is None else changes.of(target.conn, load_id)
+    if change is None or change.table != name:
+        which = "no load that changed rows" if load_id is None else f"no load {load_id}"
+        raise UndoRefused(f"{name}: the change log has {which} of this table; nothing was undone")
+    if change.undoes is not None:
+        raise UndoRefused(
+            f"{name}: load {change.load_id} itself undid load {change.undoes}; to take that back, refresh its days: "
+            f"pulso-etl refresh {target.spec.as_argument} --from {change.window.start} --to {change.window.end}"
+        )
+    if change.undone_by is not None:
+        raise UndoRefused(f"{name}: load {change.load_id} is undone already, by load {change.undone_by}")
+    if change.kept is Kept.NONE:
+        raise UndoRefused(f"{name}: {change} cannot be undone: {change.reason}; nothing was undone")
+    return change
+
+
+def undo(target: Target, change: Change) -> Undone:
+    """Undoes the load, inside the transaction of the target's connection; the caller records it and commits.
+
+    Raises UndoRefused if rows of the load have changed since, or are not kept any more. It names the loads that changed them.
+    """
+    conn, spec = target.conn, target.spec
+    refuse_strangers(conn, target.schema, spec.name)
+    refuse_expired(spec, change.window, spec.zone.day(datetime.now(UTC)))
+    table = read_table(conn, target.schema, spec.name)
+    if table is None:
+        raise UndoRefused(f"{spec.name}: the table is gone; nothing was undone")
+    conn.execute(Statements(spec, target.schema).lock_target(sole_writer=True))
+    days, wanted = [day.day for day in change.days], summed_parts(spec)
+    before = sums_by_day(target, wanted, days)
+    if change.kept is Kept.STAMP:
+        _delete_stamped(target, change, days)
+    else:
+        _Rows(target, change, table).restore()
+    # What the load did, the other way round.
+    by_day = {day.day: Counts(inserted=day.gone, updated=day.changed, deleted=day.new) for day in change.days}
+    return Undone(change, tuple(day_changes(spec, by_day, (before, sums_by_day(target, wanted, days)))))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The kept rows of a load beside those of the table."""
+
+    target: Target
+    change: Change
+    table: Table
+
+    def restore(self) -> None:
+        conn, changes = self.target.conn, Changes(self.target.schema)
+        self._refuse_lost_columns()
+        conn.execute(self._create(changes), {"load": self.change.load_id})
+        (kept,) = conn.execute(sql.SQL("SELECT coalesce(sum(copies), 0) FROM {}").format(UNDO)).fetchone() or (0,)
+        if kept != self._due():
+            days = self.target.spec.change_log.changes_kept_days
+            raise UndoRefused(
+                f"{self._name}: the values of the rows that it changed stay for {days} days (changes_kept_days), and are gone; "
+                "nothing was undone"
+            )
+        conn.execute(sql.SQL("ANALYZE {}").format(UNDO))
+        later = changes.touching(conn, self.change)
+        (differing,) = conn.execute(self._differing()).fetchone() or (0,)
+        if later or differing:
+            raise _changed(self._name, differing, later or changes.later(conn, self.change))
+        for statement in (self._delete(), self._update(), self._insert()):
+            conn.execute(statement)
+
+    @property
+    def _name(self) -> str:
+        return f"{self.target.spec.name}: {self.change}"
+
+    @property
+    def _unique(self) -> bool:
+        """Whether the key tells one row."""
+        return bool(self.target.spec.table_key)
+
+    @property
+    def _compared(self) -> tuple[str, ...]:
+        """The columns that say whether a row is still as the load left it."""
+        return tuple(name for name in self.change.value_columns if name != "updated_at")
+
+    def _due(self) -> int:
+        """How many rows the log has of the load. A version that changed is one that was closed and one that was opened."""
+        return sum(day.rows + (day.changed if self.target.spec.keeps_versions else 0) for day in self.change.days)
+
+    def _refuse_lost_columns(self) -> None:
+        if lost := [name for name in (*self.change.key_columns, *self.change.value_columns) if name not in self.table.columns]:
+            raise UndoRefused(f"{self._name}: the table has lost the columns {', '.join(lost)} since; nothing was undone")
+
+    def _create(self, changes: Changes) -> sql.Composed:
+        """The rows to restore: a row that the load deleted and inserted again counts as one. Without a key, equal rows do."""
+        rows = (
+            "SELECT key, max(old) AS old, max(new) AS new, count(*) AS copies FROM {} WHERE load_id = %(load)s GROUP BY key"
+            if self._unique
+            else "SELECT key, old, new, count(*) AS copies FROM {} WHERE load_id = %(load)s GROUP BY key, old, new"
+        )
+        return sql.SQL("CREATE TEMP TABLE {} ON COMMIT DROP AS " + rows).format(UNDO, changes.rows)
+
+    def _differing(self) -> sql.Composed:
+        """How many rows are not as the load left them."""
+        if self._unique:
+            return sql.SQL(
+                "SELECT count(*) FROM {} u LEFT JOIN {} t ON {} WHERE CASE WHEN u.new IS NULL THEN t.tableoid IS NOT NULL "
+                "ELSE t.tableoid IS NULL OR NOT ({}) END"
+            ).format(UNDO, self.target.identifier, self._same_key(), self._as_left())
+        return sql.SQL("SELECT count(*) FROM {} u WHERE copies <> (SELECT count(*) FROM {} t WHERE {} AND {})").format(
+            UNDO, self.target.identifier, self._same_key(), self._as_left()
+        )
+
+    def _delete(self) -> sql.Composed:
+        as_left = sql.SQL("true") if self._unique else self._as_left()
+        return sql.SQL("DELETE FROM {} t USING {} u WHERE u.old IS NULL AND {} AND {}").format(
+            self.target.identifier, UNDO, self._same_key(), as_left
+        )
+
+    def _update(self) -> sql.Composed:
+        pairs = [sql.SQL("{} = {}").format(sql.Identifier(name), self._old(name)) for name in self._written()]
+        return sql.SQL("UPDATE {} t SET {} FROM {} u WHERE u.old IS NOT NULL AND u.new IS NOT NULL AND {}").format(
+            self.target.identifier, sql.SQL(", ").join(pairs), UNDO, self._same_key()
+        )
+
+    def _insert(self) -> sql.Composed:
+        keys, values = self.change.key_columns, self._written()
+        return sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} u WHERE u.new IS NULL").format(
+            self.target.identifier,
+            sql.SQL(", ").join(map(sql.Identifier, (*keys, *values))),
+            sql.SQL(", ").join([*map(self._key, keys), *map(self._old, values)]),
+            UNDO,
+        )
+
+    def _written(self) -> list[str]:
+        """The columns that a statement may set."""
+        by_server = {name for (name,) in self.target.conn.execute(WRITTEN_BY_SERVER, (self.target.quoted_name,))}
+        return [name for name in self.change.value_columns if name not in by_server]
+
+    def _same_key(self) -> sql.Composed:
+        return sql.SQL(" AND ").join(
+            sql.SQL("t.{} = {}").format(sql.Identifier(name), self._key(name)) for name in self.change.key_columns
+        )
+
+    def _as_left(self) -> sql.Composed:
+        """The condition that the row has the values that the load left."""
+        places = [self.change.value_columns.index(name) + 1 for name in self._compared]
+        return sql.SQL(" AND ").join(
+            [
+                sql.SQL("t.tableoid IS NOT NULL").format(),
+                *(
+                    sql.SQL("t.{}::text IS NOT DISTINCT FROM u.new[{}]").format(sql.Identifier(name), sql.Literal(place))
+                    for name, place in zip(self._compared, places, strict=True)
+                ),
+            ]
+        )
+
+    def _key(self, name: str) -> sql.Composed:
+        return self._typed(name, sql.SQL("key"), self.change.key_columns)
+
+    def _old(self, name: str) -> sql.Composable:
+        return sql.SQL("now()") if name == "updated_at" else self._typed(name, sql.SQL("old"), self.change.value_columns)
+
+    def _typed(self, name: str, texts: sql.SQL, names: Sequence[str]) -> sql.Composed:
+        return sql.SQL("u.{}[{}]::{}").format(
+            texts,
+            sql.Literal(names.index(name) + 1),
+            sql.SQL(self.table.columns[name].type),  # type: ignore[arg-type]
+        )
+
+
+def _delete_stamped(target: Target, change: Change, days: list[date]) -> None:
+    """Deletes the rows that the load wrote into days that were empty."""
+    conn, changes, name = target.conn, Changes(target.schema), f"{target.spec.name}: {change}"
+    due = sum(day.new for day in change.days)
+    stamps = [change.stamp, *changes.undo_stamps(conn, change)]
+    where = sql.SQL("{} = ANY (%(days)s) AND created_at = %(stamp)s").format(sql.Identifier(target.spec.partition_column))
+    values = {"days": days, "stamp": change.stamp, "stamps": stamps}
+    untouched = sql.SQL("SELECT count(*) FROM {} WHERE {} AND updated_at = ANY (%(stamps)s)").format(target.identifier, where)
+    (left,) = conn.execute(untouched, values).fetchone() or (0,)
+    if left != due:
+        raise _changed(name, due - left, changes.later(conn, change))
+    conn.execute(sql.SQL("DELETE FROM {} WHERE {}").format(target.identifier, where), values)
+
+
+def _changed(name: str, rows: int, later: Sequence[Change]) -> UndoRefused:
+    by = "; ".join(map(str, reversed(later[-MOST_NAMED:]))) if later else "another program, or a load that the log does not have"
+    how = "undo the last of them first" if later else "their old values could overwrite newer ones"
+    counted = f"{rows} of its rows have changed since" if rows else "later loads changed the same rows"
+    return UndoRefused(f"{name} cannot be undone: {counted}, by {by}; {how}. Nothing was undone")
