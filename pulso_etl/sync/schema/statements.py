@@ -87,13 +87,15 @@ class Statements:
         """Of each day: the number of rows, a sum that tells where each row lies and which transaction wrote it, and how many rows
         were written by the transaction %(since)s and later ones.
 
-        Numbers of transactions begin anew after 2^32: of two numbers, the one is younger that is less than half of that ahead. The
-        function `age` says the same, but keeps parallel workers out.
+        The number of a transaction has to become text before it becomes a number. Few transactions write the rows of a day, so this
+        happens once for each of them, and not for each row. Numbers of transactions begin anew after 2^32: of two numbers, the one is
+        younger that is less than half of that ahead. The function `age` says the same, but keeps parallel workers out.
         """
         return sql.SQL(
-            "SELECT {0}, count(*), sum(hashtidextended(ctid, xmin::text::bigint)), "
-            "count(*) FILTER (WHERE (xmin::text::bigint - %(since)s::bigint) & 4294967295 < 2147483648) "
-            "FROM {1} WHERE {2} AND {3} GROUP BY 1"
+            "SELECT {0}, sum(pulso_rows)::bigint, sum(hash_numeric_extended(pulso_places, xmin::text::bigint)), coalesce(sum(pulso_rows) "
+            "FILTER (WHERE (xmin::text::bigint - %(since)s::bigint) & 4294967295 < 2147483648), 0)::bigint "
+            "FROM (SELECT {0}, xmin, count(*) AS pulso_rows, sum(hashtidextended(ctid, 0)) AS pulso_places "
+            "FROM {1} WHERE {2} AND {3} GROUP BY 1, 2) AS pulso_written GROUP BY 1"
         ).format(self.partition, self.target, self.staged_days, self.current)
 
     def holds_rows(self) -> sql.Composed:
