@@ -88,13 +88,13 @@ class Statements:
         were written by the transaction %(since)s and later ones.
 
         The number of a transaction has to become text before it becomes a number. Few transactions write the rows of a day, so this
-        happens once for each of them, and not for each row. Numbers of transactions begin anew after 2^32: of two numbers, the one is
-        younger that is less than half of that ahead. The function `age` says the same, but keeps parallel workers out.
+        happens once for each of them, and not for each row. Numbers of transactions begin anew after 2^32: of two numbers, the one
+        is younger that is less than half of that ahead. The function `age` says the same, but keeps parallel workers out.
         """
         return sql.SQL(
-            "SELECT {0}, sum(pulso_rows)::bigint, sum(hash_numeric_extended(pulso_places, xmin::text::bigint)), coalesce(sum(pulso_rows) "
-            "FILTER (WHERE (xmin::text::bigint - %(since)s::bigint) & 4294967295 < 2147483648), 0)::bigint "
-            "FROM (SELECT {0}, xmin, count(*) AS pulso_rows, sum(hashtidextended(ctid, 0)) AS pulso_places "
+            "SELECT {0}, sum(pulso_rows)::bigint, sum(hash_numeric_extended(pulso_places, xmin::text::bigint)), "
+            "coalesce(sum(pulso_rows) FILTER (WHERE (xmin::text::bigint - %(since)s::bigint) & 4294967295 < 2147483648), 0)::bigint"
+            " FROM (SELECT {0}, xmin, count(*) AS pulso_rows, sum(hashtidextended(ctid, 0)) AS pulso_places "
             "FROM {1} WHERE {2} AND {3} GROUP BY 1, 2) AS pulso_written GROUP BY 1"
         ).format(self.partition, self.target, self.staged_days, self.current)
 
