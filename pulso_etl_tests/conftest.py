@@ -9,26 +9,38 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from alembic.script import ScriptDirectory
+from alembic.util import coerce_resource_to_filename
 from hypothesis import settings as hypothesis_settings
 from pydantic import SecretStr
 
 from pulso_etl.local.emulator import BigQueryEmulator
-from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl.local.sample_data import SampleData
 from pulso_etl.settings import Settings
 from pulso_etl.sync.zone import DEFAULT_ZONE
 from pulso_etl_tests.alerts.receivers import inbox, make_settings, receiver  # noqa: F401
 from pulso_etl_tests.clock import TODAY, ZONE
 from pulso_etl_tests.dagster_stack import CHECKOUT, DagsterStack
+from pulso_etl_tests.databases import postgres
 from pulso_etl_tests.faulty_proxy import FaultyProxy
 from pulso_etl_tests.holding_proxy import HoldingProxy
 
 gc.disable()  # until all modules are imported, whose objects stay
+
+
+@cache
+def migrations_in(folder: str) -> ScriptDirectory:
+    """Dagster's migrations. Dagster would read all of their files again for each storage that it creates."""
+    return ScriptDirectory(coerce_resource_to_filename(folder))
+
+
+ScriptDirectory.from_config = lambda config: migrations_in(config.get_main_option("script_location"))  # type: ignore[method-assign]
 
 hypothesis_settings.register_profile("pulso", deadline=None, max_examples=30, derandomize=True, print_blob=True)
 # `pytest --hypothesis-profile=random` draws other cases each time. A failure prints how to repeat its case.
@@ -116,7 +128,7 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if given:
         yield given
         return
-    with EmbeddedPostgres(tmp_path_factory.mktemp("postgres") / "data") as server:
+    with postgres(tmp_path_factory.mktemp("postgres") / "data") as server:
         yield server.create_database("pulso")
 
 

@@ -1,14 +1,17 @@
-"""Separate databases for tests on the session's server, in any encoding and with other settings."""
+"""Servers for tests, and separate databases on the session's server, in any encoding and with other settings."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psycopg
 from psycopg import sql
 from sqlalchemy import make_url
+
+from pulso_etl.local.postgres import EmbeddedPostgres
 
 OTHERWISE = {
     "bytea_output": "escape",
@@ -33,6 +36,17 @@ OTHERWISE = {
 """Settings that no statement of ours expects. The time-outs end everything that takes a moment."""
 ENVIRONMENT = {"PGCLIENTENCODING": "LATIN1", "PGDATESTYLE": "SQL, DMY", "PGTZ": "Asia/Tokyo", "PGAPPNAME": "psql"}
 """Environment variables that change every client of PostgreSQL."""
+
+
+@contextmanager
+def postgres(data_dir: Path) -> Iterator[EmbeddedPostgres]:
+    """A server that does not wait for the disk, because its rows need not outlive a crash of the machine."""
+    with EmbeddedPostgres(data_dir) as server:
+        with psycopg.connect(server.url(), autocommit=True) as admin:
+            for name in ("fsync", "full_page_writes"):
+                admin.execute(sql.SQL("ALTER SYSTEM SET {} = off").format(sql.Identifier(name)))
+            admin.execute("SELECT pg_reload_conf()")
+        yield server
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from pulso_etl.sync.ledger.locks import table_lock
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl_tests.clock import TABLES, TODAY
 from pulso_etl_tests.conftest import wait_until
+from pulso_etl_tests.databases import postgres
 from pulso_etl_tests.holding_proxy import HoldingProxy
 
 SPEC = TABLES["dashboard_data"]
@@ -222,7 +223,7 @@ def test_an_error_that_no_retry_mends_is_tried_once(behind_proxy: Settings, prox
 @pytest.fixture(scope="module")
 def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
     """A PostgreSQL server that a test may stop."""
-    with EmbeddedPostgres(tmp_path_factory.mktemp("own") / "data") as server:
+    with postgres(tmp_path_factory.mktemp("own") / "data") as server:
         yield server
 
 

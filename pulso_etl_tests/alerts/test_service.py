@@ -23,6 +23,7 @@ from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import Cause
 from pulso_etl_tests.alerts.receivers import Inbox, MakeSettings, Receiver
+from pulso_etl_tests.databases import postgres
 
 START = datetime(2026, 3, 2, 15, 0, tzinfo=UTC)
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
@@ -33,7 +34,7 @@ DAYS = DayRange(date(2026, 3, 1), date(2026, 3, 2))
 @pytest.fixture
 def server() -> Iterator[EmbeddedPostgres]:
     """A server of the test's own. It is not in pytest's folder, because the server's user may not enter that."""
-    with TemporaryDirectory() as folder, EmbeddedPostgres(Path(folder) / "data") as server:
+    with TemporaryDirectory() as folder, postgres(Path(folder) / "data") as server:
         yield server
 
 

