@@ -94,8 +94,8 @@ def tick(tables: int) -> dict[str, float]:
     from benchmarks.specs import many
     from pulso_etl.automation.recovery import recover
     from pulso_etl.automation.sensors import Automation
-    from pulso_etl.checks.asset_checks import reconciliation_key, refresh_check_keys
     from pulso_etl.definitions import build_resources
+    from pulso_etl.refreshing.keys import reconciliation_key, refresh_check_keys
     from pulso_etl.settings import load_settings
     from pulso_etl.sync.ledger.watermarks import Watermarks
 

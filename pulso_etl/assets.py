@@ -94,11 +94,6 @@ def column_schema(spec: TableSpec) -> dg.TableSchema:
     )
 
 
-def asset_key(spec: TableSpec) -> dg.AssetKey:
-    """The key of the table's asset."""
-    return dg.AssetKey(spec.asset_path)
-
-
 def source_key(name: str, tenant: str = "") -> dg.AssetKey:
     """The key of a source table or view, by the placeholder that the `.sql` files use."""
     return dg.AssetKey([*filter(None, [tenant]), "bigquery", name])

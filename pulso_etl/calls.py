@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from pulso_etl import embedded, logs
 from pulso_etl.backfill import Common, chains, run_chunks, whole
-from pulso_etl.definitions import build_source
+from pulso_etl.bigquery.source import build_source
 from pulso_etl.refreshing.execution import Outcome
 from pulso_etl.refreshing.freshness import FreshnessState, freshness
 from pulso_etl.refreshing.plan import RefreshPlan

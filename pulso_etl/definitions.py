@@ -14,11 +14,12 @@ from pulso_etl.assets import RETRIES, build_asset, build_sources, daily_partitio
 from pulso_etl.automation.jobs import MOST_TABLES_WITH_JOBS, build_jobs
 from pulso_etl.automation.schedules import build_schedules
 from pulso_etl.automation.sensors import Automation
-from pulso_etl.bigquery.source import BigQuerySource
-from pulso_etl.checks.asset_checks import build_checks, reconciliation_key, refresh_check_keys, up_to_date_key
+from pulso_etl.bigquery.source import build_source
+from pulso_etl.checks.asset_checks import build_checks
 from pulso_etl.instance.retention import retention_sensor
 from pulso_etl.logs import run_logger
 from pulso_etl.refreshing.budget import QueryBudget
+from pulso_etl.refreshing.keys import reconciliation_key, refresh_check_keys, up_to_date_key
 from pulso_etl.refreshing.runs import table_job
 from pulso_etl.settings import Settings, load_settings
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager
@@ -30,24 +31,6 @@ from pulso_etl.tenancy.tenants import deployed
 # Definitions are many objects that stay for ever. Python's default collects garbage after every 700 new objects, which took a
 # fifth of a code server's start with 1,000 tables.
 gc.set_threshold(10_000)
-
-
-def build_source(settings: Settings) -> BigQuerySource:
-    """The source that the settings describe."""
-    return BigQuerySource(
-        project=settings.bigquery_project_id,
-        location=settings.bigquery_location,
-        sources=settings.sources(),
-        maximum_bytes_billed=settings.bigquery_maximum_bytes_billed,
-        price_per_tib=settings.bigquery_price_per_tib,
-        price_per_slot_hour=settings.bigquery_price_per_slot_hour,
-        use_storage_api=settings.bigquery_use_storage_api,
-        wire_compression=settings.bigquery_wire_compression,
-        emulator_host=settings.bigquery_emulator_host,
-        emulator_storage=settings.bigquery_emulator_storage,
-        change_margin_seconds=settings.change_margin_seconds,
-        change_aware=settings.change_aware,
-    )
 
 
 def build_resources(settings: Settings) -> dict[str, Any]:

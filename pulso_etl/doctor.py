@@ -25,9 +25,8 @@ from psycopg import sql
 from pulso_etl.bigquery import googlesql
 from pulso_etl.bigquery.arrow import arrow_type
 from pulso_etl.bigquery.look import ONCE
-from pulso_etl.bigquery.source import BigQuerySource, raising_source_errors
+from pulso_etl.bigquery.source import BigQuerySource, build_source, raising_source_errors
 from pulso_etl.checks.statements import query_faults
-from pulso_etl.definitions import build_source
 from pulso_etl.instance.coordinator import TenantRunCoordinator
 from pulso_etl.settings import Settings, load_settings
 from pulso_etl.sync.days import DayRange

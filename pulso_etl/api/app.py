@@ -60,9 +60,9 @@ from pulso_etl.api.models import (
 from pulso_etl.api.outages import OutageWatch
 from pulso_etl.api.refreshes import Refreshes
 from pulso_etl.api.status import CALENDAR_DAYS, SHOWN, StatusFeed, StatusReader, versions_of
-from pulso_etl.automation.preview import Preview, Previews
+from pulso_etl.automation.preview_shapes import Preview
 from pulso_etl.automation.recovery import EndedAttempt, recover
-from pulso_etl.definitions import build_source
+from pulso_etl.bigquery.reach import Reach
 from pulso_etl.refreshing.request import Grants, Mode, RefreshRequest
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
@@ -202,8 +202,7 @@ class Deployment:
         self.health = HealthProbe(
             self.database,
             self.dagster,
-            build_source(settings),
-            f"{settings.bigquery_project_id}.{settings.bigquery_dataset}",
+            Reach.of(settings),
             table=next(iter(tables.values()), None),
             discreet=discreet,
         )
@@ -319,6 +318,10 @@ async def plan(
 
 
 def _preview(here: Deployment, asked: RefreshRequest) -> Preview:
+    # Imported here: BigQuery's client takes 70 MB, which a process that nobody asks for a plan does not need.
+    from pulso_etl.automation.preview import Previews
+    from pulso_etl.bigquery.source import build_source
+
     previews = Previews(here.settings, here.refreshes.planner, build_source(here.settings))
     with Session(here.settings.database_url.get_secret_value(), "api", connect_seconds=5).hold() as conn:
         return previews.of(conn, asked, server_clock(conn))

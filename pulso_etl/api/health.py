@@ -13,8 +13,7 @@ from google.api_core import exceptions as api
 from pulso_etl.api.dagster_client import DagsterClient
 from pulso_etl.api.database import Database
 from pulso_etl.api.models import Health, Part, PartState
-from pulso_etl.bigquery.look import ONCE
-from pulso_etl.bigquery.source import BigQuerySource
+from pulso_etl.bigquery.reach import Reach
 from pulso_etl.sync.errors import LauncherUnavailable, PulsoError, first_line
 from pulso_etl.sync.spec import TableSpec
 
@@ -38,8 +37,7 @@ class HealthProbe:
         self,
         database: Database,
         dagster: DagsterClient,
-        source: BigQuerySource | None,
-        dataset: str,
+        source: Reach | None,
         *,
         table: TableSpec | None,
         discreet: bool,
@@ -50,7 +48,6 @@ class HealthProbe:
         self.database = database
         self.dagster = dagster
         self.source = source
-        self.dataset = dataset
         self._bigquery_seen: tuple[float, Part] | None = None
 
     async def look(self) -> Health:
@@ -103,19 +100,18 @@ class HealthProbe:
     async def _bigquery_parts(self) -> dict[str, Part]:
         return {} if self.source is None else {"bigquery": await self._bigquery_part(self.source)}
 
-    async def _bigquery_part(self, source: BigQuerySource) -> Part:
+    async def _bigquery_part(self, source: Reach) -> Part:
         if self._bigquery_seen is None or monotonic() - self._bigquery_seen[0] > BIGQUERY_SECONDS:
-            part = await _part(lambda: asyncio.to_thread(self._bigquery, source))
+            part = await _part(lambda: _answer_of(source))
             if part.state is PartState.FAILING:
                 return part
             self._bigquery_seen = (monotonic(), part)
         return self._bigquery_seen[1]
 
-    def _bigquery(self, source: BigQuerySource) -> str:
-        # Reads the dataset's description, which needs no query and costs nothing.
-        with source.get_client() as client:
-            client.get_dataset(self.dataset, retry=ONCE, timeout=LOOK_SECONDS - 1)
-        return "answers"
+
+async def _answer_of(source: Reach) -> str:
+    await asyncio.to_thread(source.ask, LOOK_SECONDS - 1)
+    return "answers"
 
 
 async def _part(probe: Probe) -> Part:

@@ -41,7 +41,7 @@ class Operation:
         self.dagster = DagsterClient(settings.dagster_graphql_url, settings.dagster_graphql_token)
         # The source belongs to each tenant, so its health is not checked here.
         some = next((spec for part in parts for spec in part.tables.values()), None)
-        self.health = HealthProbe(self.database, self.dagster, None, "", table=some, discreet=discreet)
+        self.health = HealthProbe(self.database, self.dagster, None, table=some, discreet=discreet)
 
 
 router = APIRouter(prefix="/api/v1")

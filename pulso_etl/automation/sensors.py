@@ -18,14 +18,14 @@ from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES, RunRecord
 
 from pulso_etl.access.permits import WHOLE_GRAPH
 from pulso_etl.alerts.service import KEPT_OUT, Alerts, Flushed
-from pulso_etl.assets import asset_key
 from pulso_etl.automation.alerting import CheckOutcome, Situation, events
 from pulso_etl.automation.looks import LedgerNotes, Looks, Seen
 from pulso_etl.automation.recovery import EndedAttempt, recover
 from pulso_etl.bigquery import look
 from pulso_etl.bigquery.source import BigQuerySource
-from pulso_etl.checks.asset_checks import currency, up_to_date_key
+from pulso_etl.checks.asset_checks import currency
 from pulso_etl.refreshing.due import MEMORY, Decision, Rhythm, Standing, decide_due
+from pulso_etl.refreshing.keys import asset_key, up_to_date_key
 from pulso_etl.refreshing.launch import launches
 from pulso_etl.refreshing.lost_runs import EndedRun
 from pulso_etl.refreshing.plan import RefreshPlan

@@ -17,12 +17,11 @@ from math import ceil
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
-from dagster import DagsterInvalidDefinitionError
 from dagster_gcp import BigQueryResource
 from google.api_core import exceptions as api
 from google.api_core.retry import Retry
 from google.auth.credentials import AnonymousCredentials
-from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, TransportError
+from google.auth.exceptions import GoogleAuthError, TransportError
 from google.cloud import bigquery
 from google.cloud.bigquery.retry import DEFAULT_JOB_RETRY, DEFAULT_RETRY
 from requests import RequestException
@@ -30,7 +29,9 @@ from requests import RequestException
 from pulso_etl.bigquery.capture import Interval, capture_refusal, captured_sql, interval
 from pulso_etl.bigquery.look import LOOK_SECONDS, Look, Partitions, dry_run, is_daily, partitions_of, state_of, take
 from pulso_etl.bigquery.pricing import Pricing, billed
+from pulso_etl.bigquery.reach import naming_credentials, one_line
 from pulso_etl.bigquery.storage_read import Compression, ReadClient, plaintext_transport
+from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import (
     CostCapExceeded,
@@ -217,6 +218,24 @@ class BigQuerySource(BigQueryResource):
             return within(seconds, ask)
         except TimeoutError:
             raise SourceUnavailable(f"{spec.name} {window}: BigQuery did not answer within {seconds:.1f} s") from None
+
+
+def build_source(settings: Settings) -> BigQuerySource:
+    """The source that the settings describe."""
+    return BigQuerySource(
+        project=settings.bigquery_project_id,
+        location=settings.bigquery_location,
+        sources=settings.sources(),
+        maximum_bytes_billed=settings.bigquery_maximum_bytes_billed,
+        price_per_tib=settings.bigquery_price_per_tib,
+        price_per_slot_hour=settings.bigquery_price_per_slot_hour,
+        use_storage_api=settings.bigquery_use_storage_api,
+        wire_compression=settings.bigquery_wire_compression,
+        emulator_host=settings.bigquery_emulator_host,
+        emulator_storage=settings.bigquery_emulator_storage,
+        change_margin_seconds=settings.change_margin_seconds,
+        change_aware=settings.change_aware,
+    )
 
 
 @dataclass
@@ -479,22 +498,6 @@ def source_error(spec: TableSpec, window: DayRange, error: Exception) -> SourceE
     return becomes(f"{where} {advice}. {text}")
 
 
-@contextmanager
-def naming_credentials() -> Iterator[None]:
-    """Turns errors about credentials into a SourceError that says what to set. It shows nothing from a key file."""
-    fix = "set GOOGLE_APPLICATION_CREDENTIALS to the path of a service account's key file, or gcp_credentials to its base64"
-    try:
-        yield
-    except DefaultCredentialsError as error:
-        raise SourceAccessRefused(f"BigQuery: no usable credentials; {fix}. {one_line(error)}") from None
-    except (ValueError, TypeError, AttributeError, KeyError, GoogleAuthError) as error:
-        raise SourceAccessRefused(f"BigQuery: the credentials are malformed ({type(error).__name__}); {fix}") from None
-    except DagsterInvalidDefinitionError:
-        raise SourceAccessRefused(
-            "BigQuery: both gcp_credentials and GOOGLE_APPLICATION_CREDENTIALS are set; keep one of them"
-        ) from None
-
-
 def statistics(job: bigquery.QueryJob, pricing: Pricing, others: Collection[bigquery.QueryJob] = ()) -> dict[str, Any]:
     """A finished job's identity and cost, as far as its statistics have them.
 
@@ -520,8 +523,3 @@ def days_of(window: DayRange) -> list[bigquery.ScalarQueryParameter]:
 def label(value: str) -> str:
     """The value as a BigQuery label: lower case, at most 63 characters out of letters, digits, `_` and `-`."""
     return re.sub(r"[^a-z0-9_-]", "_", value.lower())[:63]
-
-
-def one_line(error: Exception) -> str:
-    """The error's own text, without line breaks, at most 600 characters."""
-    return " ".join(str(error).split())[:600]

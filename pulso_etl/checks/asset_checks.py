@@ -10,6 +10,7 @@ check cannot change this. Therefore the project's own launches name the checks o
 materializes its table, a reconciliation ends at once, without a result and without a query; Dagster shows it as skipped.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -19,17 +20,19 @@ from typing import Any
 
 import dagster as dg
 
-from pulso_etl.assets import RETRIES, asset_key, resource
+from pulso_etl.assets import RETRIES, resource
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.checks.reconciliation import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE, Reconciliation, reconcile
 from pulso_etl.refreshing.freshness import freshness
+from pulso_etl.refreshing.keys import asset_key, reconciliation_key, refresh_check_keys
 from pulso_etl.refreshing.ranges import tagged_range
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import PulsoError
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl.sync.ledger.watermarks import LOOK_EVERY, Watermarks
 from pulso_etl.sync.loading.load import translated
-from pulso_etl.sync.loading.quality import WEEKS, Check, Inspection, inspect, rules
+from pulso_etl.sync.loading.quality import WEEKS, Inspection, inspect
+from pulso_etl.sync.loading.rules import Check, refresh_checks, rules
 from pulso_etl.sync.loading.strategies import STRATEGIES
 from pulso_etl.sync.owed import Watermark
 from pulso_etl.sync.redaction import clean_errors
@@ -168,25 +171,6 @@ def currency(spec: TableSpec, watermark: Watermark | None, now: datetime) -> dg.
     )
 
 
-def refresh_check_keys(spec: TableSpec) -> list[dg.AssetCheckKey]:
-    """The checks that are part of every refresh of the table.
-
-    `up_to_date` also changes without a refresh. It is among them because Dagster's UI shows a check that is older than the last
-    materialization as not evaluated.
-    """
-    return [dg.AssetCheckKey(asset_key(spec), check.value) for check in (*descriptions(spec), Check.UP_TO_DATE)]
-
-
-def reconciliation_key(spec: TableSpec) -> dg.AssetCheckKey:
-    """The check that compares the table with its source."""
-    return dg.AssetCheckKey(asset_key(spec), Check.RECONCILIATION.value)
-
-
-def up_to_date_key(spec: TableSpec) -> dg.AssetCheckKey:
-    """The check that the table is not stale."""
-    return dg.AssetCheckKey(asset_key(spec), Check.UP_TO_DATE.value)
-
-
 def refresh_selection(specs: Iterable[TableSpec]) -> dg.AssetSelection:
     """The tables and the checks of their refreshes, for a job that refreshes them."""
     chosen = list(specs)
@@ -201,30 +185,22 @@ def reconciliation_selection(specs: Iterable[TableSpec]) -> dg.AssetSelection:
 
 def descriptions(spec: TableSpec) -> dict[Check, str]:
     """The checks of the table's refreshes, each with its description."""
-    by_check: dict[Check, list[str]] = {}
+    by_check: dict[Check, list[str]] = defaultdict(list)
     for rule in rules(spec):
-        by_check.setdefault(rule.check, []).append(f"{rule.column} {rule.fault}")
+        by_check[rule.check].append(f"{rule.column} {rule.fault}")
     once = ", and a key occurs once" if STRATEGIES[spec.loading.strategy].unique else ""
-    found = {Check.PRIMARY_KEY: f"No column of the key ({', '.join(spec.primary_key)}) is null{once}."}
-    for check, text in (
-        (Check.REQUIRED_COLUMNS, "No row has"),
-        (Check.VALUE_LIMITS, "A load refuses a row, so no row has"),
-        (Check.EXPECTED_VALUES, "The source may have its reasons, but no row should have"),
-    ):
-        if check in by_check:
-            found[check] = f"{text}: {', '.join(by_check[check])}."
-    if spec.quality.minimum_records:
-        found[Check.MINIMUM_RECORDS] = (
-            f"The last {spec.schedule.lookback_days} days have {spec.quality.minimum_records} rows or more."
-        )
-    # If only the newest version of a key is kept, older partitions become empty, so their rows prove nothing.
-    if spec.partition_in_key:
-        factor = spec.quality.volume_factor
-        found[Check.VOLUME] = (
-            f"A day has at most {factor:g} times and at least 1/{factor:g} of the rows of the same weekday in the "
-            f"{WEEKS} weeks before (the median of at least {COMPARED_WEEKS}). Today may have fewer rows until it ends."
-        )
-    return found
+    days, minimum, factor = spec.schedule.lookback_days, spec.quality.minimum_records, spec.quality.volume_factor
+    texts = {
+        Check.PRIMARY_KEY: f"No column of the key ({', '.join(spec.primary_key)}) is null{once}.",
+        Check.REQUIRED_COLUMNS: f"No row has: {', '.join(by_check[Check.REQUIRED_COLUMNS])}.",
+        Check.VALUE_LIMITS: f"A load refuses a row, so no row has: {', '.join(by_check[Check.VALUE_LIMITS])}.",
+        Check.EXPECTED_VALUES: "The source may have its reasons, but no row should have: "
+        f"{', '.join(by_check[Check.EXPECTED_VALUES])}.",
+        Check.MINIMUM_RECORDS: f"The last {days} days have {minimum} rows or more.",
+        Check.VOLUME: f"A day has at most {factor:g} times and at least 1/{factor:g} of the rows of the same weekday in the "
+        f"{WEEKS} weeks before (the median of at least {COMPARED_WEEKS}). Today may have fewer rows until it ends.",
+    }
+    return {check: texts[check] for check in refresh_checks(spec)}
 
 
 def findings(spec: TableSpec, inspection: Inspection, window: DayRange, lookback: DayRange) -> Iterator[Finding]:

@@ -2,29 +2,74 @@
 
 from __future__ import annotations
 
+import gc
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import psycopg
 import typer
+from typer.core import TyperGroup
 
 from pulso_etl import embedded, logs
-from pulso_etl.cli.access import tenants, token
-from pulso_etl.cli.embedded import dev, run, servers
-from pulso_etl.cli.operation import alert_test, cleanup, doctor, ledger, schema
-from pulso_etl.cli.plan import plan
-from pulso_etl.cli.refresh import reconcile, refresh
-from pulso_etl.cli.servers import api, code_server, daemon, webserver
-from pulso_etl.cli.tables import check, retention, show_sql, status
 from pulso_etl.settings import load_env_file
 from pulso_etl.sync.errors import PulsoError
 from pulso_etl.sync.postgres.server_errors import meaning
 from pulso_etl.sync.redaction import clean, scrub
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 EMBEDDED = ("run", "dev", "servers")
 """The commands of the embedded default. They set their own environment."""
+COMMANDS = {
+    "refresh": "refresh:refresh",
+    "plan": "plan:plan",
+    "status": "tables:status",
+    "reconcile": "refresh:reconcile",
+    "alert-test": "operation:alert_test",
+    "cleanup": "operation:cleanup",
+    "retention": "tables:retention",
+    "sql": "tables:show_sql",
+    "check": "tables:check",
+    "doctor": "operation:doctor",
+    "ledger": "operation:ledger",
+    "schema": "operation:schema",
+    "api": "servers:api",
+    "webserver": "servers:webserver",
+    "daemon": "servers:daemon",
+    "code-server": "servers:code_server",
+    "token": "access:token",
+    "tenants": "access:tenants",
+    "run": "embedded:run",
+    "dev": "embedded:dev",
+    "servers": "embedded:servers",
+}
+"""The commands in the order of the help, each with its module and its function."""
+# `-h` means the host in these commands, as in Dagster's own servers.
+HOST_OPTION = {"help_option_names": ["--help"]}
+CONTEXTS = {"webserver": HOST_OPTION, "code-server": HOST_OPTION}
+
+
+class Commands(TyperGroup):
+    """The commands. Each is imported when it is called, so that a server has in memory only what it needs."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, function = COMMANDS[cmd_name].partition(":")
+        # The imports make up to half a million objects that stay. To look for garbage among them takes a quarter of a start.
+        gc.disable()
+        found = getattr(import_module(f"pulso_etl.cli.{module}"), function)
+        gc.freeze()
+        gc.enable()
+        alone = typer.Typer(add_completion=False)
+        alone.command(cmd_name, context_settings=CONTEXTS.get(cmd_name))(found)
+        return typer.main.get_command(alone)
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 def _tell_version(asked: bool) -> None:
@@ -46,31 +91,6 @@ def options(
         load_env_file(env_file)
         embedded.adopt()
     logs.configure()
-
-
-# `-h` means the host in these commands, as in Dagster's own servers.
-HOST_OPTION = {"help_option_names": ["--help"]}
-app.command()(refresh)
-app.command()(plan)
-app.command()(status)
-app.command()(reconcile)
-app.command()(alert_test)
-app.command()(cleanup)
-app.command()(retention)
-app.command("sql")(show_sql)
-app.command()(check)
-app.command()(doctor)
-app.command()(ledger)
-app.command()(schema)
-app.command()(api)
-app.command(context_settings=HOST_OPTION)(webserver)
-app.command()(daemon)
-app.command("code-server", context_settings=HOST_OPTION)(code_server)
-app.command()(token)
-app.command()(tenants)
-app.command()(run)
-app.command()(dev)
-app.command()(servers)
 
 
 def main() -> None:

@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from pulso_etl.automation.preview import Preview, Previews
+from pulso_etl.automation.preview import Previews
+from pulso_etl.automation.preview_shapes import Preview
+from pulso_etl.bigquery.source import build_source
 from pulso_etl.cli.terminal import TenantOption, say, served_settings, session, show
-from pulso_etl.definitions import build_source
 from pulso_etl.refreshing.planner import Planner
 from pulso_etl.refreshing.request import Grants, RefreshRequest
 from pulso_etl.sync.ledger.ledger import server_clock

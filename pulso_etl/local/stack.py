@@ -24,7 +24,7 @@ from sqlalchemy import make_url
 
 from pulso_etl import embedded
 from pulso_etl.access.tokens import Caller, Role, make_token, token_of
-from pulso_etl.local.child import Child, interruptible, program, uninterrupted
+from pulso_etl.local.child import Child, interruptible, uninterrupted
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl.local.sample_data import DEFAULT_ROWS, SampleData
@@ -37,7 +37,7 @@ DEVELOPER = Caller("dev", Role.ADMIN)
 """The user of the embedded default."""
 DAGSTER_SCHEMA = "pulso_dagster"
 """The schema of Dagster's own tables in a database that DATABASE_URL names."""
-PULSO = program("from pulso_etl.cli.main import main")
+PULSO = "from pulso_etl.cli.main import main\nmain()\n"
 LOCATION = "pulso_etl.definitions"
 WORKSPACE = """
 load_from:

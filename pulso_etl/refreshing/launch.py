@@ -9,8 +9,7 @@ from itertools import cycle
 import dagster as dg
 from dagster._core.storage.tags import MAX_RUNTIME_SECONDS_TAG, PRIORITY_TAG
 
-from pulso_etl.assets import asset_key
-from pulso_etl.checks.asset_checks import reconciliation_key, refresh_check_keys
+from pulso_etl.refreshing.keys import asset_key, reconciliation_key, refresh_check_keys
 from pulso_etl.refreshing.plan import RefreshPlan, chunks
 from pulso_etl.refreshing.ranges import range_tags
 from pulso_etl.refreshing.request import NO_GRANTS, Grants

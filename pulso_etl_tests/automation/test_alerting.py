@@ -20,12 +20,12 @@ from pulso_etl.automation.alerting import CheckOutcome, Situation, events
 from pulso_etl.automation.jobs import build_jobs
 from pulso_etl.automation.sensors import Automation, check_outcomes, explained, standings
 from pulso_etl.bigquery.pricing import Pricing
-from pulso_etl.checks.asset_checks import up_to_date_key
 from pulso_etl.definitions import build_defs, build_resources
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.refreshing.budget import Budget, Limit, Period, Spent
 from pulso_etl.refreshing.due import Standing
 from pulso_etl.refreshing.freshness import freshness
+from pulso_etl.refreshing.keys import up_to_date_key
 from pulso_etl.refreshing.launch import refresh_tags, run_tags
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange

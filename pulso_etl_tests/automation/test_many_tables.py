@@ -19,8 +19,8 @@ from benchmarks.specs import many
 from pulso_etl.automation.jobs import build_jobs
 from pulso_etl.automation.recovery import recover
 from pulso_etl.automation.sensors import REPORTED, SHOWN, Automation, check_outcomes
-from pulso_etl.checks.asset_checks import up_to_date_key
-from pulso_etl.definitions import build_source
+from pulso_etl.bigquery.source import build_source
+from pulso_etl.refreshing.keys import up_to_date_key
 from pulso_etl.refreshing.launch import run_tags
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange

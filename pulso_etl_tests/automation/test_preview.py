@@ -9,9 +9,10 @@ import dagster as dg
 import psycopg
 import pytest
 
-from pulso_etl.automation.preview import Ground, Known, Previews, TablePreview, days_to_read
-from pulso_etl.bigquery.source import BigQuerySource
-from pulso_etl.definitions import build_defs, build_source
+from pulso_etl.automation.preview import Known, Previews, days_to_read
+from pulso_etl.automation.preview_shapes import Ground, TablePreview
+from pulso_etl.bigquery.source import BigQuerySource, build_source
+from pulso_etl.definitions import build_defs
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.refreshing.due import Standing
 from pulso_etl.refreshing.execution import run_plan

@@ -12,9 +12,9 @@ import pytest
 
 from pulso_etl.automation.jobs import build_jobs
 from pulso_etl.automation.sensors import Automation, check_outcomes
-from pulso_etl.checks.asset_checks import up_to_date_key
 from pulso_etl.definitions import build_defs, build_resources
 from pulso_etl.local.emulator import BigQueryEmulator
+from pulso_etl.refreshing.keys import up_to_date_key
 from pulso_etl.settings import Settings
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.tags import AVOIDED_TAG

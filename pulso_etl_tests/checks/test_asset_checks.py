@@ -44,7 +44,8 @@ from pulso_etl.refreshing.ranges import tagged_range
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.locks import table_lock
-from pulso_etl.sync.loading.quality import Check, Inspection
+from pulso_etl.sync.loading.quality import Inspection
+from pulso_etl.sync.loading.rules import Check
 from pulso_etl.sync.spec import Column, ColumnType, Strategy
 from pulso_etl_tests.clock import TABLES, TODAY
 from pulso_etl_tests.declarations import altered, declare

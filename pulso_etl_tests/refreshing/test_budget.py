@@ -12,8 +12,9 @@ import pytest
 
 from pulso_etl.bigquery.pricing import Pricing
 from pulso_etl.bigquery.pricing import billed as billed_for
+from pulso_etl.bigquery.source import build_source
 from pulso_etl.checks.reconciliation import reconcile
-from pulso_etl.definitions import build_defs, build_source
+from pulso_etl.definitions import build_defs
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.refreshing.budget import Budget, Limit, Period, QueryBudget, Spent
 from pulso_etl.refreshing.execution import run_plan

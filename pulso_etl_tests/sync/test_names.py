@@ -12,7 +12,8 @@ import pytest
 
 from pulso_etl.sync.errors import SchemaRefused
 from pulso_etl.sync.ledger import migrations
-from pulso_etl.sync.loading.quality import inspect, rules, statement
+from pulso_etl.sync.loading.quality import inspect, statement
+from pulso_etl.sync.loading.rules import rules
 from pulso_etl.sync.loading.strategies import STRATEGIES, statements_in_order
 from pulso_etl.sync.schema.statements import Statements
 from pulso_etl.sync.spec import LONGEST_PARTITIONED, MOST_COLUMNS, Column, ColumnType, Strategy, TableSpec

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import date, timedelta
-from enum import StrEnum
 from typing import Any
 
 from psycopg import sql
 
 from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.loading.rules import Rule, rules
 from pulso_etl.sync.loading.strategies import STRATEGIES
 from pulso_etl.sync.schema.statements import Statements
 from pulso_etl.sync.spec import TableSpec
@@ -18,45 +18,6 @@ from pulso_etl.sync.target import Target
 
 WEEKS = 4
 """The number of earlier weeks to compare a day's rows with."""
-
-
-class Check(StrEnum):
-    """The asset checks, by name."""
-
-    PRIMARY_KEY = "primary_key"
-    REQUIRED_COLUMNS = "required_columns"
-    VALUE_LIMITS = "value_limits"
-    EXPECTED_VALUES = "expected_values"
-    MINIMUM_RECORDS = "minimum_records"
-    VOLUME = "volume"
-    RECONCILIATION = "reconciliation"
-    UP_TO_DATE = "up_to_date"
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A rule for every row. Without a limit, the value in `column` is not null.
-
-    With a limit, the value is not below it (if `below` is true) or not above it (if `below` is false).
-    """
-
-    check: Check
-    column: str
-    limit: int | None = None
-    below: bool = False
-
-    @property
-    def fault(self) -> str:
-        """The fault of the column in a row that breaks the rule."""
-        return "null" if self.limit is None else f"{'below' if self.below else 'above'} {self.limit}"
-
-    @property
-    def broken(self) -> sql.Composed:
-        """The condition for rows that break the rule."""
-        name = sql.Identifier(self.column)
-        if self.limit is None:
-            return sql.SQL("{} IS NULL").format(name)
-        return sql.SQL("{} {} {}").format(name, sql.SQL("<" if self.below else ">"), sql.Literal(self.limit))
 
 
 @dataclass(frozen=True)
@@ -76,26 +37,6 @@ class Inspection:
     duplicates: int
     duplicate: dict[str, Any]
     breaches: tuple[Breach, ...]
-
-
-def rules(spec: TableSpec) -> tuple[Rule, ...]:
-    """The rules that the declaration sets for single rows."""
-    found: list[Rule] = []
-    for column in spec.columns:
-        if column.name in spec.primary_key:
-            found.append(Rule(Check.PRIMARY_KEY, column.name))
-        elif spec.required(column):
-            found.append(Rule(Check.REQUIRED_COLUMNS, column.name))
-        elif column.expected:
-            found.append(Rule(Check.EXPECTED_VALUES, column.name))
-        for check, minimum, maximum in (
-            (Check.VALUE_LIMITS, column.minimum, column.maximum),
-            (Check.EXPECTED_VALUES, column.expected_minimum, column.expected_maximum),
-        ):
-            found += [
-                Rule(check, column.name, limit, below) for limit, below in ((minimum, True), (maximum, False)) if limit is not None
-            ]
-    return tuple(found)
 
 
 def inspect(target: Target, window: DayRange, lookback: DayRange) -> Inspection:
