@@ -39,6 +39,7 @@ from google.cloud import bigquery
 from benchmarks import page
 from chaos.share import end_on_sigterm, say
 from pulso_etl.access.tokens import Role, make_token
+from pulso_etl.instance.code_server import FORK_SERVER
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.postgres import EmbeddedPostgres
 from pulso_etl.local.sample_data import SampleData, base_of, load_table
@@ -273,13 +274,14 @@ class Deployment:
         server = self.services["code server"].process
         if server is None:
             return []
-        parents, commands = {}, {}
+        parents, commands, names = {}, {}, {}
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 pid, _, rest = (folder / "stat").read_text().partition(" ")
                 parents[int(pid)] = int(rest.rpartition(")")[2].split()[1])
                 commands[int(pid)] = (folder / "cmdline").read_bytes()
-        forking = {pid for pid, parent in parents.items() if parent == server.pid and b"forkserver" in commands[pid]}
+                names[int(pid)] = (folder / "comm").read_text().strip()
+        forking = {pid for pid, parent in parents.items() if parent == server.pid and names.get(pid) == FORK_SERVER}
         return [
             pid for pid, parent in parents.items() if parent in forking or (parent == server.pid and b"spawn_main" in commands[pid])
         ]

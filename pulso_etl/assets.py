@@ -11,7 +11,8 @@ import dagster as dg
 from dagster._core.definitions.backfill_policy import BackfillPolicyType
 
 from pulso_etl.bigquery.source import BigQuerySource
-from pulso_etl.refreshing.budget import AdmittedStream, QueryBudget
+from pulso_etl.refreshing.admission import AdmittedStream
+from pulso_etl.refreshing.budget import QueryBudget
 from pulso_etl.refreshing.plan import Calendar, RefreshPlan, plan_refresh
 from pulso_etl.refreshing.ranges import launched_range, names_days, range_tags
 from pulso_etl.refreshing.request import Grants, RefreshRequest

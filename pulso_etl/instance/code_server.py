@@ -1,8 +1,9 @@
 """Dagster's code server with runs that start warm: `pulso-etl code-server`.
 
-Dagster's own code server starts a new Python for each run, and a small run spends most of its time on imports. Here a fork server
-imports Dagster, the clients and the definitions once, and each run is a fork of it. Everything else is Dagster's: how it watches,
-terminates and reports a run's process, the logs, and the reload of the code, which starts a new code server and a new fork server.
+Dagster's own code server starts a new Python for each run, and a small run spends most of its time on imports. Here the process
+imports Dagster, the clients and the definitions once, and then divides: a fork serves as the fork server, and each run is a fork of
+that. All share the memory of the imports. Everything else is Dagster's: how it watches, terminates and reports a run's process,
+the logs, and the reload of the code, which starts a new code server and a new fork server.
 
 Two parts of Dagster do not survive an outage or a kill, and are repaired here. First, the thread that looks for dead runs ends for
 good when Dagster's storage is away for a while, and it holds the lock of all runs while it waits for the storage. Second, the
@@ -12,12 +13,18 @@ termination of a run whose process was killed blocks for ever under the same loc
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import signal
 import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing import resource_tracker, util
 from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.forkserver import ensure_running
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
+from pathlib import Path
 from typing import Any
 
 import dagster._grpc.server as dagster_server
@@ -28,12 +35,15 @@ from dagster._grpc.server import DagsterApiServer
 from dagster._utils import get_run_crash_explanation
 
 from pulso_etl import logs
-from pulso_etl.instance.preload import MODULE_VARIABLE
+from pulso_etl.instance.preload import MODULE_VARIABLE, preload
 
+log = logging.getLogger(__name__)
 NO_THREADS = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "OPENBLAS_NUM_THREADS": "1"}
 """Environment of the fork server. It stops libraries from starting threads at import, because a thread does not survive a fork."""
 TRIAL_SECONDS = 120.0
-"""Limit of the first fork, which waits for the imports."""
+"""Limit of the first fork. If the fork server had to be started anew, it waits for the imports."""
+FORK_SERVER = "fork server"
+"""The name of its process, and of those of its runs, as `ps -o comm` shows it."""
 
 
 def serve(host: str, port: int, module: str) -> None:
@@ -44,6 +54,8 @@ def serve(host: str, port: int, module: str) -> None:
     # `kill -USR1` writes to standard error what each thread is doing.
     faulthandler.register(signal.SIGUSR1)
     logs.take_over()
+    preload(module)
+    divide()
     dagster_server.DagsterApiServer = WarmApiServer  # type: ignore[misc]
     grpc_command.main(["--host", host, "--port", str(port), "--module-name", module, "--location-name", module])
 
@@ -83,6 +95,42 @@ class Forked(ForkServerContext):
         return Termination(ctx=self)
 
 
+def divide() -> None:
+    """Starts the fork server as a fork of this process, which must have no thread yet. If that fails, `WarmApiServer` tries again.
+
+    multiprocessing would start it as a new Python, with imports and memory of its own.
+    """
+    resource_tracker.ensure_running()
+    Forked().set_forkserver_preload(["pulso_etl.instance.preload"])
+    theirs, util.spawnv_passfds = util.spawnv_passfds, _fork  # type: ignore[assignment]
+    try:
+        ensure_running()
+    except OSError:
+        log.warning("the fork server can't be started", exc_info=True)
+    finally:
+        util.spawnv_passfds = theirs
+
+
+def _fork(_: bytes, args: Sequence[str], keep: Sequence[int]) -> int:
+    """In place of multiprocessing's start of a Python: a fork runs the program of `args`, with only the files that it is given."""
+    pid = os.fork()
+    if pid:
+        return pid
+    ended = 1
+    try:
+        Path("/proc/self/comm").write_text(FORK_SERVER)
+        for number in map(int, os.listdir("/proc/self/fd")):
+            if number not in (0, 1, 2, *keep):
+                with suppress(OSError):
+                    os.close(number)
+        exec(args[-1], {})  # noqa: S102 - multiprocessing's own program of a fork server
+    except SystemExit:
+        ended = 0
+    except BaseException:
+        log.exception("the fork server has ended")
+    os._exit(ended)
+
+
 class WarmApiServer(DagsterApiServer):
     """Dagster's code server with a fork server for its runs. Until a trial has worked, runs start in Dagster's own way."""
 
@@ -93,9 +141,8 @@ class WarmApiServer(DagsterApiServer):
         threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
 
     def _warm_up(self) -> None:
-        """Starts the fork server and forks once. From then on runs are its forks."""
+        """Forks once. From then on runs are forks of the fork server."""
         context = Forked()
-        context.set_forkserver_preload(["pulso_etl.instance.preload"])
         trial = context.Process(target=int, name="trial of the fork server")
         try:
             trial.start()

@@ -16,6 +16,7 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
+from pulso_etl.instance.code_server import FORK_SERVER
 from pulso_etl.instance.coordinator import HEAD_START_SECONDS
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.postgres import EmbeddedPostgres
@@ -203,7 +204,7 @@ def test_a_long_backfill_is_loaded_in_chunks_at_the_same_time_and_does_not_keep_
 def test_a_killed_run_worker_is_found_out_and_its_table_loaded(deployment: Deployment) -> None:
     before, run_id = deployment.hold_a_load()
     worker = deployment.worker(run_id)
-    assert "multiprocessing.forkserver" in " ".join(psutil.Process(worker).parent().cmdline())  # type: ignore[union-attr]
+    assert Path(f"/proc/{psutil.Process(worker).ppid()}/comm").read_text().strip() == FORK_SERVER
     os.kill(worker, signal.SIGKILL)
     deployment.stack.proxy.release()
     deployment.await_success(DASHBOARD, before)

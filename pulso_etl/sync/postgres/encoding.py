@@ -8,16 +8,17 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 from psycopg import BaseConnection, Connection
 from psycopg.types.json import set_json_dumps
 from psycopg.types.string import StrDumperUnknown
 
 from pulso_etl.sync.errors import DestinationError
 from pulso_etl.sync.postgres.characters import held_by
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 KINDS = {
     "L": "letter",
@@ -73,6 +74,10 @@ class Encoding:
 
     def beyond(self, values: pa.Array) -> pa.BooleanArray | None:
         """Which texts have a character that the database cannot hold, or None if all fit."""
+        # Every process opens sessions, and only loads look at Arrow arrays.
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
         if not self.is_known:
             return None
         bad = [text for text in pc.unique(values).to_pylist() if text and not text.isascii() and not self.holds(text)]
