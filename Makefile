@@ -6,7 +6,7 @@ API_PORT ?= 8000
 # Each server and each run is a Python of its own. Without bytecode on disk each of them would compile every module anew.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: run dev servers check lint quick test docs hooks audit test-postgres15 test-frontend page pictures alerts bench chaos runtime lock clean
+.PHONY: run dev servers check lint quick test docs hooks audit test-postgres15 test-frontend test-package page pictures alerts bench chaos runtime lock clean
 
 ifneq ($(words $(CURDIR)),1)
 $(error PostgreSQL cannot run in a folder with a space in its path; move "$(CURDIR)")
@@ -54,9 +54,12 @@ test-postgres15: $(VENV)/.installed ## run the tests of the library and the API 
 page: ## build the status page into pulso_etl/api/page; needs Node 20.19 or newer
 	cd frontend && npm ci && npm run page
 
-test-frontend: page ## check types, lint and tests of the TypeScript client, and that the built page matches its source; needs Node
-	cd frontend && npm run check && npm run build
+test-frontend: page ## check types, lint and tests of the TypeScript client, the package as packed, and that the built page matches its source; needs Node
+	cd frontend && npm run check && npm run --silent test:package
 	@test -z "$$(git status --porcelain pulso_etl/api/page)" || { git status --short pulso_etl/api/page; echo "commit the page that was built" >&2; exit 1; }
+
+test-package: ## pack the TypeScript client in a clean clone, and build Vite and Next with it, each on React 18 and 19; needs Node
+	cd frontend && node package-tests/run.mjs --all
 
 alerts: ## test the alert rules of Prometheus; needs promtool (Debian's prometheus)
 	promtool check rules deploy/prometheus/pulso-etl.rules.yml

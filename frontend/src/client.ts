@@ -2,7 +2,7 @@ import createFetchClient from "openapi-fetch";
 import { asETLError, ETLError, refusal } from "./errors.js";
 import { type Listening, listen } from "./events.js";
 import type { paths } from "./schema.js";
-import type { RefreshRequest, Transport } from "./transport.js";
+import { type RefreshRequest, scopeOf, type Transport } from "./transport.js";
 import type {
   Cleanup,
   Contact,
@@ -84,6 +84,7 @@ export function createClient(options: ClientOptions = {}): ETLClient {
   const http = createFetchClient<paths>({ baseUrl, headers, fetch: request });
 
   const client: ETLClient = {
+    scope: scopeOf(baseUrl, options.token),
     refreshDashboard: async (body = {}, signal) =>
       data(
         http.POST("/api/v1/etl/refresh/dashboard", {

@@ -4,12 +4,19 @@ import type { Failure, Fault, Refresh, ValidationFaults } from "./types.js";
 const PASSING = new Set([429, 502, 503, 504]);
 
 /**
+ * What kind of error it is. `answer`: the server refused, and `status` says how. `network`: no answer came. `refresh`: the refresh
+ * itself failed, and `refresh` is its end. `abandoned`: nobody watches the refresh any more, and its end is not known.
+ */
+export type ETLErrorKind = "answer" | "network" | "refresh" | "abandoned";
+
+/**
  * The only error of this package. `status` is the HTTP status of the answer. It is 0 if no answer came, or if the refresh itself
  * failed; then `refresh` is that refresh. `retryAfter` is in seconds, if the server named a time.
  */
 export class ETLError extends Error {
   override readonly name = "ETLError";
   readonly refresh: Refresh | null;
+  readonly kind: ETLErrorKind;
   /** Why the server refused, with the cause. Null if no answer of Pulso's API came. */
   readonly failure: Failure | null;
 
@@ -17,17 +24,34 @@ export class ETLError extends Error {
     message: string,
     readonly status = 0,
     readonly retryAfter: number | null = null,
-    { refresh = null, failure = null, ...options }: ErrorOptions & Partial<Pick<ETLError, "refresh" | "failure">> = {},
+    { refresh = null, failure = null, kind, ...options }: ErrorOptions & Partial<Details> = {},
   ) {
     super(message, options);
+    this.kind = kind ?? (refresh ? "refresh" : status ? "answer" : "network");
     this.refresh = refresh;
     this.failure = failure;
+  }
+
+  /** Whether the token may not do this, so that asking again is of no use. */
+  get refused(): boolean {
+    return this.status === 401 || this.status === 403;
   }
 
   /** Whether the same request may succeed later. */
   get passes(): boolean {
     return this.status === 0 || PASSING.has(this.status);
   }
+}
+
+type Details = Pick<ETLError, "refresh" | "failure" | "kind">;
+
+/** Why a finished refresh failed. Null if it did not fail. */
+export function failure(refresh: Refresh): ETLError | null {
+  if (refresh.status !== "failed") return null;
+  const reasons = Object.values(refresh.runs)
+    .filter(({ state }) => state === "failed" || state === "canceled")
+    .map(({ table, state, message }) => `${table}: ${state === "canceled" ? "canceled" : (message ?? "failed")}`);
+  return new ETLError(reasons.join("\n"), 0, null, { refresh });
 }
 
 /** Turns anything that was thrown into an ETLError. */

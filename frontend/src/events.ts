@@ -1,7 +1,7 @@
 import { createParser } from "eventsource-parser";
 import { asETLError, ETLError, refusal } from "./errors.js";
 import type { Failure, Fault, Status, TableStatus } from "./types.js";
-import { backOff, wait } from "./wait.js";
+import { backOff, shown, wait } from "./wait.js";
 
 /** The API's events: the whole state, one table that changed alone, or the fact that PostgreSQL is away. */
 export type StatusEvent =
@@ -44,7 +44,7 @@ export function applyEvent(status: Status | null, event: StatusEvent): Status | 
 
 /**
  * Reads server-sent events with `fetch`, because EventSource can't send a token. When the connection ends, it connects again. While
- * no connection succeeds, it polls. Returns a function that ends it.
+ * no connection succeeds, it polls, unless the tab is hidden. Returns a function that ends it.
  */
 export function listen(
   open: (signal: AbortSignal, lastEventId: string) => Promise<Response>,
@@ -106,6 +106,7 @@ export function listen(
         }
       }
       await wait(backOff(failures, reconnectMs, error.retryAfter), life.signal);
+      await shown(life.signal);
     }
   }
 

@@ -13,7 +13,7 @@ import runsQuery from "../../pulso_etl/api/operations/runs.graphql?raw";
 import { isAbort } from "./client.js";
 import { asETLError, ETLError, refusal } from "./errors.js";
 import tablesOfPulso from "./tables.json";
-import type { Transport } from "./transport.js";
+import { scopeOf, type Transport } from "./transport.js";
 import type { Refresh, Status, TableConfig, TableRun, TableStatus } from "./types.js";
 
 /** What this transport must know of a table. `client.tables()` returns this and more. */
@@ -203,6 +203,7 @@ export function createGraphQLTransport(options: GraphQLOptions = {}): Transport 
   }
 
   return {
+    scope: scopeOf(url, options.token),
     status,
 
     async launch({ force, tables }, signal) {

@@ -93,3 +93,9 @@ export function testServer(): { current: TestServer } {
 export function sleep(milliseconds: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, milliseconds));
 }
+
+/** Hides the tab, or shows it. */
+export function show(visibility: "visible" | "hidden"): void {
+  Object.defineProperty(document, "visibilityState", { configurable: true, value: visibility });
+  document.dispatchEvent(new Event("visibilitychange", { bubbles: true }));
+}

@@ -1,0 +1,3 @@
+const { check } = require("./check.cjs");
+
+check(require("pulso-etl"), require("pulso-etl/graphql"), require("@tanstack/react-query"));
