@@ -36,6 +36,7 @@ export default defineConfig({
   test: {
     environment: "jsdom",
     include: ["tests/**/*.test.{ts,tsx}"],
+    setupFiles: "tests/setup.ts",
     restoreMocks: true,
   },
 });

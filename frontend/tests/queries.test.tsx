@@ -1,5 +1,5 @@
 import { QueryClient, QueryClientProvider, useMutation, useQuery } from "@tanstack/react-query";
-import { act, cleanup, renderHook, waitFor } from "@testing-library/react";
+import { act, renderHook, waitFor } from "@testing-library/react";
 import { type ReactNode, StrictMode } from "react";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import {
@@ -62,10 +62,7 @@ function render<T>(hook: () => T, etl = client()) {
 beforeEach(() => {
   queries = new QueryClient();
 });
-afterEach(() => {
-  cleanup();
-  queries.clear();
-});
+afterEach(() => queries.clear());
 
 describe("the options for TanStack Query", () => {
   it("read the state into the application's own QueryClient, once for queries and hooks", async () => {

@@ -1,4 +1,4 @@
-import { act, cleanup, renderHook, waitFor } from "@testing-library/react";
+import { act, renderHook, waitFor } from "@testing-library/react";
 import type { ReactNode } from "react";
 import { afterEach, describe, expect, it } from "vitest";
 import { createClient, ETLProvider, useETLEvents, useETLRefresh, useETLStatus } from "../src";
@@ -17,10 +17,7 @@ function render<T>(hook: () => T, token?: string) {
   return renderHook(hook, { wrapper });
 }
 
-afterEach(() => {
-  cleanup();
-  show("visible");
-});
+afterEach(() => show("visible"));
 
 describe("two components", () => {
   it("share one request for the state, and one each time after", async () => {

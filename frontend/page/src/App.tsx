@@ -1,5 +1,6 @@
+import { queryOptions, useQuery, useQueryClient } from "@tanstack/react-query";
 import { useCallback, useEffect, useMemo, useState } from "react";
-import { type Contact, createClient, ETLError, type Session } from "../../src";
+import { type Contact, createClient, type ETLClient, type ETLError, etlKeys, type Session } from "../../src";
 import { ContactContext } from "./contact";
 import { Dashboard } from "./Dashboard";
 import { Explained } from "./Explained";
@@ -21,13 +22,30 @@ function takeToken(): string | null {
   return given;
 }
 
+/** Who the user is, and the state of the tables, which the events then keep. While nobody answers, it is asked for again. */
+function sessionQueryOptions(client: ETLClient) {
+  return queryOptions<Session, ETLError>({
+    queryKey: [...etlKeys.all(client), "session"],
+    queryFn: async ({ signal, client: queries }) => {
+      const session = await client.session(signal);
+      queries.setQueryData(etlKeys.status(client), session.status);
+      return session;
+    },
+    networkMode: "always",
+    retry: false,
+    staleTime: Number.POSITIVE_INFINITY,
+    refetchInterval: ({ state: { error } }) => (error?.passes ? RETRY_MS : false),
+  });
+}
+
 /** Finds out who the user is, asks for a token if one is needed, and shows the tables. */
 export function App() {
   const [token, setToken] = useState(() => takeToken() ?? KEEPING.find());
   const client = useMemo(() => createClient({ baseUrl: HERE.href, token }), [token]);
-  const [session, setSession] = useState<Session | null>(null);
-  const [error, setError] = useState<ETLError | null>(null);
-  const [round, setRound] = useState(0);
+  const queries = useQueryClient();
+  const session = useQuery(sessionQueryOptions(client));
+  const [signedOut, setSignedOut] = useState<ETLError | null>(null);
+  const error = signedOut ?? session.error;
   const [contact, setContact] = useState<Contact | null>(null);
 
   useEffect(() => {
@@ -37,39 +55,16 @@ export function App() {
     return () => life.abort();
   }, [client]);
 
-  // biome-ignore lint/correctness/useExhaustiveDependencies: a new round asks again
-  useEffect(() => {
-    const life = new AbortController();
-    let timer: ReturnType<typeof setTimeout> | undefined;
-    client.session(life.signal).then(
-      (found) => {
-        setError(null);
-        setSession(found);
-      },
-      (thrown) => {
-        if (life.signal.aborted || !(thrown instanceof ETLError)) return;
-        setError(thrown);
-        if (thrown.passes) timer = setTimeout(() => setRound((round) => round + 1), RETRY_MS);
-      },
-    );
-    return () => {
-      life.abort();
-      clearTimeout(timer);
-    };
-  }, [client, round]);
-
-  const signIn = useCallback((given: string | null, onDevice = false) => {
-    if (given) KEEPING.keep(given, onDevice);
-    else KEEPING.forget();
-    setSession(null);
-    setError(null);
-    setToken(given);
-    setRound((round) => round + 1);
-  }, []);
-  const signedOut = useCallback((error: ETLError) => {
-    setSession(null);
-    setError(error);
-  }, []);
+  const signIn = useCallback(
+    (given: string | null, onDevice = false) => {
+      if (given) KEEPING.keep(given, onDevice);
+      else KEEPING.forget();
+      if (given === token) void queries.resetQueries({ queryKey: etlKeys.all(client) });
+      setSignedOut(null);
+      setToken(given);
+    },
+    [queries, client, token],
+  );
 
   useEffect(() => {
     // If the user opens such a link in this tab, the browser does not load the page again.
@@ -82,11 +77,11 @@ export function App() {
   }, [signIn]);
 
   if (error?.status === 401) return <TokenForm refused={token !== null} onToken={signIn} />;
-  if (session) {
+  if (session.data) {
     const forget = token === null ? null : () => signIn(null);
     return (
       <ContactContext.Provider value={contact}>
-        <Dashboard client={client} session={session} onForget={forget} onSignedOut={signedOut} />
+        <Dashboard client={client} session={session.data} onForget={forget} onSignedOut={setSignedOut} />
       </ContactContext.Provider>
     );
   }

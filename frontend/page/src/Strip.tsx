@@ -19,7 +19,7 @@ interface Props {
 
 /** What a supervisor asks of a table, in one row: its state, until when its data reach, when they come next, what changed. */
 export function Row({ table, status, run, outlook, mayRefresh, force, onProgress }: Props) {
-  const { triggerRefresh, isRefreshing, progress, error } = useETLRefresh();
+  const { triggerRefresh, isRefreshing, progress, error } = useETLRefresh(1000, { tables: [table.table] });
   const tell = useRef(onProgress);
   tell.current = onProgress;
   useEffect(() => tell.current(progress), [progress]);

@@ -1,6 +1,15 @@
 /** What the page keeps up to date: the time, the histories of the tables, and the text for a screen reader. */
+import { useQueries } from "@tanstack/react-query";
 import { useEffect, useMemo, useRef, useState } from "react";
-import type { ETLClient, ETLEvents, Status, TableDetail, TableRun, TableStatus } from "../../src";
+import {
+  type ETLClient,
+  type ETLEvents,
+  type Status,
+  type TableDetail,
+  type TableRun,
+  type TableStatus,
+  tableQueryOptions,
+} from "../../src";
 import { isDatabaseAway, isOffline, type Outlook } from "./state";
 import { PROGRESS, type Titles } from "./words";
 
@@ -22,23 +31,10 @@ export function useOutlook(status: Status, events: ETLEvents): Outlook {
   return { now: here + skew, offline: isOffline(events, here), databaseAway, knownAt: knownAt.current };
 }
 
-/** The histories by table. Each is fetched again when an extraction of the table begins or ends. */
+/** The histories by table, as far as they are known. */
 export function useDetails(client: ETLClient, tables: readonly TableStatus[]): Record<string, TableDetail> {
-  const [details, setDetails] = useState<Record<string, TableDetail>>({});
-  const asked = useRef(new Map<string, string>());
-  useEffect(() => {
-    for (const { table, run_id, status, last_extracted_at } of tables) {
-      const state = `${run_id} ${status} ${last_extracted_at}`;
-      if (asked.current.get(table) === state) continue;
-      asked.current.set(table, state);
-      client.tableStatus(table).then(
-        (detail) => setDetails((details) => ({ ...details, [table]: detail })),
-        // The next event fetches it again.
-        () => asked.current.delete(table),
-      );
-    }
-  }, [client, tables]);
-  return details;
+  const found = useQueries({ queries: tables.map(({ table }) => tableQueryOptions(client, table)) });
+  return Object.fromEntries(found.flatMap(({ data }) => (data ? [[data.table.table, data]] : [])));
 }
 
 /** How far the table's refresh is: its running run, or else the result of the refresh that was asked for on this page. */
