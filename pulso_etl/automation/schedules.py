@@ -37,11 +37,14 @@ class Schedules:
     watermarks: Callable[[], Mapping[str, Watermark]]
 
     def nightly(self, now: datetime) -> Requests:
-        """Refreshes of each table over its lookback window and its older owed days. Many days are split into several runs."""
+        """Refreshes of each table over its lookback window and its older owed days. Many days are split into several runs. A
+        table of which a load was undone is left out until its hold ends."""
         request = RefreshRequest(mode=Mode.SLIDING_WINDOW, grants=Grants(compare=True))
 
         def asked(found: Mapping[str, Watermark]) -> Iterator[dg.RunRequest]:
             for plan in self.planner.plans(request, found, now):
+                if plan.table in found and found[plan.table].is_held(now):
+                    continue
                 key = f"nightly/{self.planner.tables[plan.table].zone.day(now)}/{plan.table}"
                 for place, launch in enumerate(launches(self.planner.tables[plan.table], plan)):
                     yield launch.as_run_request(f"{key}/{launch.window}" if place else key)

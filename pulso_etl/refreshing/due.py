@@ -109,9 +109,11 @@ def failed_runs(attempts: Iterable[Attempt], window: DayRange) -> list[Attempt]:
 def due_at(
     spec: TableSpec, watermark: Watermark | None, failures: Sequence[Attempt], back_off: BackOff, now: datetime
 ) -> datetime | None:
-    """When the next refresh of the table is due: after the wait for its failed runs, or by its usual rhythm. None means at once."""
+    """When the next refresh of the table is due: after the wait for its failed runs, or by its usual rhythm. None means at once.
+    It is never before the end of a hold."""
     if failures:
-        return failures[-1].finished_at + back_off.wait(len(failures), spec.schedule.refresh_every)
+        retry = failures[-1].finished_at + back_off.wait(len(failures), spec.schedule.refresh_every)
+        return max(retry, watermark.held_until) if watermark and watermark.held_until else retry
     return freshness(spec, watermark, now).due_at
 
 

@@ -65,17 +65,19 @@ def freshness(spec: TableSpec, watermark: Watermark | None, now: datetime) -> Fr
 
     They are stale if loaded rows have disappeared, if the last success is older than twice the refresh frequency, or if the
     newest partition is not today's. Yesterday's is enough until the new day is twice the frequency old. A load of older days
-    does not change this.
+    does not change this. A table of which a load was undone is due, but not before the hold ends.
     """
     since = watermark.last_extracted_at if watermark else None
     if watermark is None or since is None:
         return Freshness(FreshnessState.NEVER, None, None)
     # A watermark in the future comes from a wrong clock, so it does not decide when the next load is due.
     due_at = since + spec.schedule.refresh_every if since <= now else None
+    if watermark.held_until is not None:
+        due_at = max(watermark.held_until, due_at or watermark.held_until)
     stale_after = _stale_after(spec, watermark, since)
     if stale_after is None or now > stale_after:
         state = FreshnessState.STALE
-    elif due_at is None or now >= due_at or watermark.replaced:
+    elif due_at is None or now >= due_at or watermark.replaced or watermark.held_until is not None:
         state = FreshnessState.DUE
     else:
         state = FreshnessState.FRESH

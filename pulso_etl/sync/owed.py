@@ -43,7 +43,8 @@ class Watermark:
     equal to the source.
 
     `readings` has the last reading of each day that may be owed. `lost` are rows that were loaded and are gone. `replaced`: the
-    table has other files than at its last load, and nothing has counted its rows since then.
+    table has other files than at its last load, and nothing has counted its rows since then. `held_until`: a load was undone, and
+    its days have not been read since. Until that instant no refresh of the deployment's own accord reads the table.
     """
 
     last_extracted_at: datetime | None
@@ -51,6 +52,11 @@ class Watermark:
     readings: Mapping[date, Reading] = field(default_factory=dict)
     lost: Loss | None = None
     replaced: bool = False
+    held_until: datetime | None = None
+
+    def is_held(self, now: datetime) -> bool:
+        """Whether only people refresh the table at the instant `now`."""
+        return self.held_until is not None and now < self.held_until
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
@@ -18,6 +19,7 @@ from pulso_etl.refreshing.due import (
     failed_runs,
     loaded_days,
 )
+from pulso_etl.refreshing.freshness import FreshnessState, freshness
 from pulso_etl.refreshing.plan import Calendar
 from pulso_etl.sync.days import DayRange, contiguous
 from pulso_etl.sync.ledger.ledger import Day
@@ -52,6 +54,18 @@ def test_a_table_is_due_when_its_last_success_is_as_old_as_its_frequency() -> No
     assert due(Standing(loaded(timedelta(hours=6) - MINUTE))).window is None
     assert due(Standing(loaded(timedelta(hours=6)))).window == DayRange(back(6), TODAY)
     assert due(Standing()).window == DayRange(back(29), TODAY)
+
+
+def test_a_table_of_which_a_load_was_undone_waits_for_the_end_of_the_hold_also_after_failures() -> None:
+    held = Watermark(NOW - timedelta(hours=7), TODAY, held_until=NOW + MINUTE)
+    for attempts in ((), (attempt("run-1", False, timedelta(hours=2)),)):
+        waiting = due(Standing(held, attempts))
+        assert waiting.window is None
+        assert waiting.due == held.held_until
+        assert due(Standing(held, attempts), NOW + MINUTE).window == DayRange(back(6), TODAY)
+    assert "a load was undone: only people refresh the table until 2026-03-02 15:01:00" in due(Standing(held)).reason
+    found = freshness(DASHBOARD, replace(held, last_extracted_at=NOW - MINUTE), NOW)
+    assert (found.state, found.due_at) == (FreshnessState.DUE, NOW - MINUTE + DASHBOARD.schedule.refresh_every)
 
 
 def test_a_table_with_a_run_under_way_waits_and_says_for_which() -> None:

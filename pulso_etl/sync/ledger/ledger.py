@@ -23,6 +23,8 @@ from pulso_etl.sync.schema.statements import Statements
 from pulso_etl.sync.source_state import SourceState
 from pulso_etl.sync.spec import TableSpec
 
+NEVER_FINAL = date.max
+"""The `open_until` of a day that was undone. Every load of the day sets another."""
 PARTS = """
 SELECT to_regclass({name})::oid AS part WHERE to_regclass({name}) IS NOT NULL
 UNION ALL SELECT inhrelid FROM pg_inherits WHERE inhparent = to_regclass({name})
@@ -132,6 +134,16 @@ class Ledger:
                 "WHERE d.table_name = %s AND d.day = u.day AND d.read_at <= %s"
             ).format(self.days),
             (seen.at, seen.source.digest, list(days), [seen.horizon.open_until(day) for day in days], table, seen.at),
+        )
+
+    def reopen(self, conn: psycopg.Connection, table: str, rows: Mapping[date, int]) -> None:
+        """Makes days owed until a load reads them again, because they are not as the source was. `rows`: how many each day has."""
+        conn.execute(
+            sql.SQL(
+                "UPDATE {} d SET open_until = %s, source_state = NULL, rows = u.rows, found = NULL "
+                "FROM unnest(%s::date[], %s::bigint[]) AS u (day, rows) WHERE d.table_name = %s AND d.day = u.day"
+            ).format(self.days),
+            (NEVER_FINAL, list(rows), list(rows.values()), table),
         )
 
     def rows(self, conn: psycopg.Connection, table: str) -> int:

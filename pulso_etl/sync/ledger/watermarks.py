@@ -60,7 +60,8 @@ REPLACED = f"coalesce(w.table_files <> {ledger.FILES.format(name=NAME)}, false)"
 LOOK_EVERY = timedelta(days=1)
 """How often the rows of each day are counted if there is no sign of a foreign change."""
 CHANNEL = "pulso_etl_data"
-"""Where PostgreSQL notifies of each load that changed rows: JSON with schema, table, data_version, first and last partition."""
+"""Where PostgreSQL notifies of each load that changed rows: JSON with schema, table, data_version, load_id (see
+`changes`), first and last partition."""
 ABANDONED = "the attempt ended without a word: its process or its server session was killed"
 
 
@@ -154,6 +155,8 @@ class TableState:
     """Why the last attempt failed, if it failed."""
     source: SourceState | None = None
     """What the source was like when days of the table were last read or found unchanged."""
+    held_until: datetime | None = None
+    """Until then only people refresh the table; see `Watermark`."""
 
     @classmethod
     def of(cls, row: Mapping[str, Any], attempts: tuple[Attempt, ...]) -> TableState:
@@ -179,11 +182,22 @@ class TableState:
             replaced=row["replaced"],
             cause=_cause(row["error_cause"], failed=row["last_extraction_status"] == "failed"),
             source=SourceState(row["source_state"]) if row["source_state"] else None,
+            held_until=row["held_until"],
         )
 
     @property
     def watermark(self) -> Watermark:
-        return Watermark(self.last_extracted_at, self.last_partition, self.days, self.lost, self.replaced)
+        return Watermark(self.last_extracted_at, self.last_partition, self.days, self.lost, self.replaced, self.held_until)
+
+
+@dataclass(frozen=True)
+class Reverted:
+    """What an undoing left: the number of rows of each day, until when only people refresh the table, and how long it took."""
+
+    rows: Mapping[date, int]
+    held_until: datetime | None
+    seconds: float
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Watermarks:
@@ -280,10 +294,32 @@ class Watermarks:
         ).fetchone()
         self._append(conn, values | {"status": "success", "error": None, "cause": None})
         if loaded.changed and row is not None:
-            told = {"schema": self.schema, "table": extraction.table, "data_version": row[0]}
-            days = {"first": str(extraction.window.start), "last": str(extraction.window.end)}
-            conn.execute("SELECT pg_notify(%s, %s)", (CHANNEL, json.dumps(told | days)))
+            self._notify(conn, extraction, row[0], loaded.metadata.get("load_id"))
         return settlement
+
+    def undo(self, conn: psycopg.Connection, extraction: RunningAttempt, undone: Reverted) -> None:
+        """Records that a load was undone, in the transaction of the data. Its days are owed, and the watermark stays.
+
+        If rows changed, PostgreSQL notifies listeners at the commit.
+        """
+        self._lock(conn, extraction.table)
+        self.ledger.reopen(conn, extraction.table, undone.rows)
+        values = self._values(extraction, undone.seconds, undone.metadata)
+        row = conn.execute(
+            sql.SQL(
+                "UPDATE {} SET data_version = data_version + 1, held_until = %s, updated_at = clock_timestamp() "
+                "WHERE table_name = %s RETURNING data_version"
+            ).format(self.table),
+            (undone.held_until, extraction.table),
+        ).fetchone()
+        self._append(conn, values | {"status": "success", "error": None, "cause": None, "records": 0})
+        if row is not None:
+            self._notify(conn, extraction, row[0], undone.metadata.get("load_id"))
+
+    def _notify(self, conn: psycopg.Connection, extraction: RunningAttempt, version: int, load_id: int | None) -> None:
+        told = {"schema": self.schema, "table": extraction.table, "data_version": version, "load_id": load_id}
+        days = {"first": str(extraction.window.start), "last": str(extraction.window.end)}
+        conn.execute("SELECT pg_notify(%s, %s)", (CHANNEL, json.dumps(told | days)))
 
     def last_extracted_at(self, conn: psycopg.Connection, table: str) -> datetime | None:
         """Since when the table is as the source was; None before the first load."""
@@ -436,7 +472,7 @@ class Watermarks:
             "{} AS days, {} AS lost, {} AS replaced, e.extraction_id AS attempt_run, e.partition_start AS attempt_first, "
             "e.partition_end AS attempt_last, e.status AS attempt_status, e.started_at AS attempt_began, "
             "e.finished_at AS attempt_ended, e.error_message AS attempt_error, e.metadata AS attempt_metadata, "
-            "e.error_cause AS attempt_cause, w.error_cause, w.source_state "
+            "e.error_cause AS attempt_cause, w.error_cause, w.source_state, w.held_until "
             "FROM {} w LEFT JOIN {} e ON e.table_name = w.table_name AND e.finished_at > %s ORDER BY w.table_name, e.id"
         ).format(
             self.running,

@@ -64,10 +64,11 @@ def chosen(target: Target, load_id: int | None) -> Change:
     return change
 
 
-def undo(target: Target, change: Change) -> Undone:
+def undo(target: Target, change: Change, *, sole_writer: bool = True) -> Undone:
     """Undoes the load, inside the transaction of the target's connection; the caller records it and commits.
 
-    Raises UndoRefused if rows of the load have changed since, or are not kept any more. It names the loads that changed them.
+    `sole_writer`: see `Statements.lock_target`. Raises UndoRefused if rows of the load have changed since, with the loads that
+    changed them, or if they are not kept any more.
     """
     conn, spec = target.conn, target.spec
     refuse_strangers(conn, target.schema, spec.name)
@@ -75,7 +76,7 @@ def undo(target: Target, change: Change) -> Undone:
     table = read_table(conn, target.schema, spec.name)
     if table is None:
         raise UndoRefused(f"{spec.name}: the table is gone; nothing was undone")
-    conn.execute(Statements(spec, target.schema).lock_target(sole_writer=True))
+    conn.execute(Statements(spec, target.schema).lock_target(sole_writer))
     days, wanted = [day.day for day in change.days], summed_parts(spec)
     before = sums_by_day(target, wanted, days)
     if change.kept is Kept.STAMP:

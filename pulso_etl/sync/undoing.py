@@ -1,0 +1,106 @@
+"""Undoes loads: the rows, the history and the ledger in one transaction, under the locks of a load."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+
+from pulso_etl.sync.ledger import locks
+from pulso_etl.sync.ledger.changes import Change, Changes, Entry, Kept
+from pulso_etl.sync.ledger.ledger import server_clock
+from pulso_etl.sync.ledger.watermarks import Reverted, RunningAttempt, Watermarks
+from pulso_etl.sync.loading.load import translated
+from pulso_etl.sync.loading.undo import Undone, chosen, undo
+from pulso_etl.sync.schema.statements import Statements
+from pulso_etl.sync.target import Target
+
+PREFIX = "undo-"
+"""The beginning of the run id of an undoing, which is no run of Dagster."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What somebody wants undone: the load of a number, or the last load that is not undone (None).
+
+    `hold`: how long only people refresh the table afterwards; None for as long as its refresh frequency. `by`: who asked.
+    """
+
+    load_id: int | None = None
+    hold: timedelta | None = None
+    by: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """An undoing. `load_id` is its own number in the change log; None for a dry run. `held_until`: when the hold ends."""
+
+    undone: Undone
+    run_id: str
+    load_id: int | None
+    held_until: datetime
+
+    @property
+    def change(self) -> Change:
+        """The load that was undone."""
+        return self.undone.change
+
+
+class _DryRun(Exception):
+    """Ends the transaction of a dry run."""
+
+
+def undo_load(target: Target, wish: Wish, *, dry_run: bool = False) -> Report:
+    """Undoes a load in one transaction, with the connection of the target, which is in autocommit mode.
+
+    The session has no other advisory locks. A dry run does the same and rolls it back. Raises UndoRefused, TableBusy and other
+    errors of `pulso_etl.sync.errors`.
+    """
+    conn, schema = target.conn, target.schema
+    Watermarks(schema).create(conn)
+    # Which days it is about says which locks it needs. Under them it is looked at again.
+    change, found = chosen(target, wish.load_id), None
+    with translated(target.spec, change.window):
+        sole = locks.hold(target, change.window)
+        try:
+            with conn.transaction():
+                found = _undo(target, wish, change.load_id, sole)
+                if dry_run:
+                    raise _DryRun
+        except _DryRun:
+            assert found is not None
+            return Report(found.undone, found.run_id, None, found.held_until)
+        finally:
+            if not conn.broken:
+                conn.execute("SELECT pg_advisory_unlock_all()")
+    return found
+
+
+def _undo(target: Target, wish: Wish, load_id: int, sole: bool) -> Report:
+    conn, spec, changes, began = target.conn, target.spec, Changes(target.schema), time.monotonic()
+    now, run_id, marks = server_clock(conn), f"{PREFIX}{uuid.uuid4()}", Watermarks(target.schema)
+    held_until = now + (spec.schedule.refresh_every if wish.hold is None else wish.hold)
+    with marks.taking_over(conn, spec, chosen(target, load_id).window):
+        done = undo(target, chosen(target, load_id), sole_writer=sole)
+    reason = f"it undid load {load_id}"
+    number = changes.begin(conn, Entry(table=spec.name, run_id=run_id, kept=Kept.NONE, reason=reason, undoes=load_id))
+    changes.end(conn, number, done.days)
+    changes.undone(conn, load_id, number)
+    metadata = {**done.total.as_dict(), "load_id": number, "undoes": load_id, "asked_by": wish.by}
+    attempt = RunningAttempt(spec.name, done.change.window, run_id, 1, now)
+    marks.undo(conn, attempt, Reverted(_rows(target, done), held_until, time.monotonic() - began, metadata))
+    return Report(done, run_id, number, held_until)
+
+
+def _rows(target: Target, done: Undone) -> dict[date, int]:
+    """How many rows each day of the load has now."""
+    window = done.change.window
+    query = Statements(target.spec, target.schema).rows_by_day()
+    held: dict[date, int] = dict(target.conn.execute(query, {"start": window.start, "end": window.end}).fetchall())
+    return {day.day: held.get(day.day, 0) for day in done.days}
+
+
+def is_undoing(run_id: str | None) -> bool:
+    """Whether the id is the one of an undoing, and not the one of a run of Dagster."""
+    return run_id is not None and run_id.startswith(PREFIX)

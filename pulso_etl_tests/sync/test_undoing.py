@@ -1,0 +1,82 @@
+"""An undoing in the history and in the ledger of days: the days are owed again, and only people refresh the table for a while."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import dagster as dg
+import psycopg
+import pytest
+
+from pulso_etl.sync.errors import UndoRefused
+from pulso_etl.sync.io_manager import PostgresUpsertIOManager
+from pulso_etl.sync.ledger.changes import Changes
+from pulso_etl.sync.ledger.ledger import server_clock
+from pulso_etl.sync.ledger.watermarks import TableState, Watermarks
+from pulso_etl.sync.owed import Horizon, owed_days
+from pulso_etl.sync.target import Target
+from pulso_etl.sync.undoing import Wish, is_undoing, undo_load
+from pulso_etl_tests.sync.test_io_manager import stored, wanted
+from pulso_etl_tests.sync.visits import ALL, D1, D2, D3, SPEC, Rows, materialize, table, visits
+
+BAD: Rows = [(D1, "a", "1.5"), (D2, "a", "7"), (D2, "z", "8"), (D3, "ñ", None)]
+LONG_AGO = datetime.fromisoformat("2026-01-01T00:00:00Z")
+
+
+@pytest.fixture
+def target(manager: PostgresUpsertIOManager, instance: dg.DagsterInstance, conn: psycopg.Connection, schema: str) -> Target:
+    """The table after a good load and a bad one."""
+    for rows in (ALL, BAD):
+        assert materialize(manager, instance, visits(lambda _, rows=rows: table(rows))).success
+    return Target(conn, SPEC, schema)
+
+
+def state(target: Target) -> TableState:
+    return Watermarks(target.schema).read(target.conn, LONG_AGO)["visits"]
+
+
+def test_an_undone_load_is_in_the_history_its_days_are_owed_and_the_watermark_stays(
+    target: Target, manager: PostgresUpsertIOManager, instance: dg.DagsterInstance
+) -> None:
+    before, now = state(target), server_clock(target.conn)
+    today = SPEC.zone.day(now)
+    report = undo_load(target, Wish(by="ana", hold=timedelta(hours=3)))
+    assert stored(target.conn) == wanted(ALL)
+    after = state(target)
+    last = after.attempts[-1]
+    assert (last.succeeded, is_undoing(last.run_id), str(last.window)) == (True, True, "2026-02-27..2026-02-28")
+    told = {name: last.metadata[name] for name in ("undoes", "asked_by", "rows_inserted", "rows_updated", "rows_deleted")}
+    assert told == {"undoes": 2, "asked_by": "ana", "rows_inserted": 1, "rows_updated": 1, "rows_deleted": 1}
+    assert (after.data_version, after.last_extracted_at) == (before.data_version + 1, before.last_extracted_at)
+    assert after.held_until == report.held_until
+    assert after.watermark.is_held(now + timedelta(hours=2))
+    assert not after.watermark.is_held(now + timedelta(hours=4))
+    days = Watermarks(target.schema).ledger.of_days(target.conn, "visits", last.window)
+    assert {day: (one.rows, one.source) for day, one in days.items()} == {D1: (2, None), D2: (1, None)}
+    owed = owed_days(Horizon.of(SPEC, D1, today), after.watermark, today)
+    assert {D1, D2} <= set(owed)
+    assert D3 not in owed
+
+    # A load of one of the two days holds the table still, a load of both does not, and nothing is owed of them.
+    for end, held in (("2026-02-27", True), ("2026-03-01", False)):
+        assert materialize(manager, instance, visits(lambda rows: rows), end=end).success
+        assert (state(target).held_until is not None) is held
+    assert not {D1, D2} & set(owed_days(Horizon.of(SPEC, D1, today), state(target).watermark, today))
+
+
+def test_a_dry_run_and_a_refusal_change_nothing(target: Target) -> None:
+    before, log = state(target), Changes(target.schema).latest(target.conn, "visits", 9)
+    report = undo_load(target, Wish(), dry_run=True)
+    assert (report.load_id, report.change.load_id, report.undone.total.written) == (None, 2, 3)
+    with pytest.raises(UndoRefused, match="2 of its rows have changed since"):
+        undo_load(target, Wish(load_id=1))
+    assert stored(target.conn) == wanted(BAD)
+    assert state(target) == before
+    assert Changes(target.schema).latest(target.conn, "visits", 9) == log
+
+
+def test_the_loads_metadata_name_its_entry(target: Target, instance: dg.DagsterInstance) -> None:
+    (record,) = instance.fetch_materializations(dg.AssetKey("visits"), limit=1).records
+    assert record.asset_materialization is not None
+    assert record.asset_materialization.metadata["load_id"].value == 2
+    assert [one.metadata.get("load_id") for one in state(target).attempts] == [1, 2]
