@@ -287,10 +287,12 @@ class Watermarks:
                 "recovery_attempts = 0, data_version = data_version + %(changed)s, updated_at = clock_timestamp(), "
                 "last_extracted_at = %(at)s, last_partition = %(last)s, lookback_days = %(lookback)s, "
                 "timezone = %(zone)s, source_state = coalesce(%(source)s, source_state), "
-                "source_partitions = coalesce(source_partitions, '{{}}') || %(partitions)s "
+                "source_partitions = coalesce(source_partitions, '{{}}') || %(partitions)s, "
+                "held_until = CASE WHEN held_until IS NOT NULL AND EXISTS "
+                "(SELECT FROM {days} WHERE table_name = %(table)s AND open_until = %(undone)s) THEN held_until END "
                 "WHERE table_name = %(table)s RETURNING data_version"
-            ).format(self.table, status=self._status("success")),
-            values,
+            ).format(self.table, status=self._status("success"), days=self.ledger.days),
+            values | {"undone": ledger.NEVER_FINAL},
         ).fetchone()
         self._append(conn, values | {"status": "success", "error": None, "cause": None})
         if loaded.changed and row is not None:
