@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -13,22 +12,18 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import SecretStr
 
 from pulso_etl.api.dagster_client import DagsterClient
 from pulso_etl.api.database import Database
 from pulso_etl.api.figures import FiguresReader, ReadDay, Seen, Sums, figure_status, hours_read, marks, sums_query
 from pulso_etl.api.models import DayCheck, DayMark, DayState, FigureStatus, PartitionStatus
 from pulso_etl.api.status import CALENDAR_DAYS, StatusReader
-from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.figures import parts
-from pulso_etl.sync.ledger.ledger import Loaded
-from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
 from pulso_etl.sync.spec import Adds, Figure, TableSpec, Unit
-from pulso_etl_tests.api.conftest import SECRETS, TOKENS
+from pulso_etl_tests.api.conftest import SECRETS, Operation
 from pulso_etl_tests.api.server import ApiServer
-from pulso_etl_tests.clock import TABLES, ZONE
+from pulso_etl_tests.clock import TABLES
 from pulso_etl_tests.declarations import altered
 from pulso_etl_tests.sync.samples import things
 
@@ -193,43 +188,6 @@ def test_hours_are_those_of_the_clocks_of_the_zone_also_where_they_change() -> N
         (autumn, datetime(2026, 10, 25, 23, 0, tzinfo=UTC), None),
     ]:
         assert hours_read(berlin, day, instant) == hours
-
-
-@dataclass
-class Operation:
-    """The table of attempts by hour in a schema of its own, which one load has filled."""
-
-    conn: psycopg.Connection
-    settings: Settings
-    today: date
-    spec: TableSpec = TABLES["operation_data"]
-
-    @property
-    def yesterday(self) -> date:
-        return self.today - timedelta(days=1)
-
-
-@pytest.fixture
-def operation(conn: psycopg.Connection, server_url: str, schema: str) -> Operation:
-    given = Settings(
-        database_url=SecretStr(server_url),
-        database_schema=schema,
-        dagster_graphql_url="http://127.0.0.1:9/graphql",
-        timezone=ZONE.name,
-        api_tokens=TOKENS,
-    )
-    now = datetime.now(UTC)
-    found = Operation(conn, given, ZONE.day(now))
-    history = Watermarks(schema)
-    history.create(conn)
-    conn.execute(
-        "CREATE TABLE operation_data (fecha_foto date, hora int, total_gestiones int, contactos_efectivos int, total_pdp int)"
-    )
-    conn.execute("INSERT INTO operation_data VALUES (%s, 3, 10, 4, 1), (%s, 23, 7, 2, 0)", [found.yesterday] * 2)
-    began = RunningAttempt("operation_data", DayRange(found.yesterday, found.today), "r1", 1, now)
-    history.start(conn, began)
-    history.succeed(conn, began, Loaded(now, {found.yesterday: 2, found.today: 0}, 2, 1.0, changed=True))
-    return found
 
 
 def test_the_figures_of_the_five_tables_are_read_once_until_rows_change(operation: Operation) -> None:

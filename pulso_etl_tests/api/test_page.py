@@ -16,7 +16,7 @@ from pydantic import SecretStr
 
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl_tests.api.browser import chromium, find_chromium
-from pulso_etl_tests.api.conftest import SECRETS, settings_of
+from pulso_etl_tests.api.conftest import SECRETS, Operation, settings_of
 from pulso_etl_tests.api.server import ApiServer
 from pulso_etl_tests.dagster_stack import DagsterStack
 from pulso_etl_tests.gate import Gate, Way
@@ -225,12 +225,21 @@ def test_the_page_is_accessible_and_fits_the_screen(api: ApiServer, open_page: O
     expect(page.get_by_role("row", name=TITLE)).to_be_visible()
     assert page.locator(".strip").evaluate("strip => strip.getBoundingClientRect().bottom") <= 800
     for_engineers(page).click()
+    page.get_by_text("Los 30 días en una tabla").click()
+    page.get_by_text("Descargar filas (CSV)").click()
     for summary in page.get_by_text(re.compile("^Historial")).all():
         summary.click()
     expect(page.locator("figure").or_(page.get_by_text("Todavía no hay cargas")).first).to_be_visible()
     report = Axe().run(page)
     assert report.violations_count == 0, report.generate_report()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    # On paper: the width of A4, always dark on white, with the time and without buttons.
+    page.set_viewport_size({"width": 718, "height": 1000})
+    page.emulate_media(media="print", color_scheme="dark" if scheme == "dark" else "light")
+    expect(page.get_by_text("Impreso: ")).to_be_visible()
+    expect(page.locator("button:visible")).to_have_count(page.locator("button.day:visible").count())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 718
+    assert page.evaluate("getComputedStyle(document.body).color") == "rgb(22, 38, 43)"
 
 
 def test_the_routes_are_documented_without_another_host(guarded: ApiServer, open_page: Open) -> None:
@@ -356,4 +365,36 @@ def test_tables_that_were_never_loaded_are_told_as_such(stack: DagsterStack, sch
         )
         expect(page.locator(".badge--good")).to_have_count(0)
         picture(page, "never-loaded")
+        page.close()
+
+
+def test_figures_are_read_by_keyboard_and_by_touch_and_rows_are_downloaded(operation: Operation, open_page: Open) -> None:
+    with ApiServer(operation.settings.model_copy(update={"api_tokens": SecretStr("")})) as server:
+        page = open_page(server, has_touch=True, viewport={"width": 390, "height": 800})
+        figure = page.get_by_role("region", name="Gestiones", exact=True)
+        expect(figure).to_contain_text(re.compile(r"^Gestiones0hoy, hasta las \d\d:\d\d"))
+        expect(page.get_by_role("region", name="Recupero")).to_contain_text("sin datos todavía")
+        expect(figure.get_by_role("img")).to_have_accessible_name(re.compile("^Tendencia de Gestiones 30 días hasta el .*: mínimo "))
+        days, said = figure.get_by_role("slider", name="Días de Gestiones"), figure.locator(".trend__said")
+        days.focus()
+        page.keyboard.press("ArrowLeft")
+        expect(days).to_have_attribute("aria-valuetext", re.compile(": 17$"))
+        expect(said).to_have_text(re.compile(r"^\d+ \w+\.?: 17$"))
+        days.tap(position={"x": 3, "y": 10})
+        expect(said).to_have_text(re.compile("—; sin cargar$"))
+        page.get_by_text("Los 30 días en una tabla").click()
+        expect(page.get_by_role("region", name="Cifras de cada día").get_by_role("row").nth(2)).to_contain_text("17")
+        page.get_by_text("Descargar filas (CSV)").click()
+        page.get_by_role("combobox").select_option("operation_data")
+        button = page.get_by_role("button", name="Descargar CSV")
+        page.get_by_label("Desde").fill("2020-01-01")
+        button.click()
+        expect(page.get_by_text("Elija 366 días como máximo.")).to_be_visible()
+        page.get_by_label("Desde").fill(str(operation.yesterday))
+        with page.expect_download() as download:
+            button.click()
+        assert download.value.suggested_filename == f"operation_data_{operation.yesterday}_{operation.today}.csv"
+        saved = download.value.path().read_text(encoding="utf-8-sig")
+        assert saved.splitlines()[1].startswith(f'{operation.yesterday},3,"BOT","\'=a",10,4,6,1,')
+        assert Axe().run(page).violations_count == 0
         page.close()

@@ -14,7 +14,8 @@ import { Activity } from "./Activity";
 import { Calendar } from "./Calendar";
 import { Engineers } from "./Details";
 import { Explained } from "./Explained";
-import { clockTime, count, placeOf, writeTimesIn } from "./format";
+import { Figures } from "./Figures";
+import { clockTime, count, instant, placeOf, writeTimesIn } from "./format";
 import { Icon } from "./Icon";
 import { progressOf, useAnnouncement, useDetails, useOutlook } from "./live";
 import { Row, whyNot } from "./Strip";
@@ -76,12 +77,14 @@ function Watched({ client, session, onForget, onSignedOut }: Props) {
           <Icon name="wave" /> Pulso
         </p>
         <p className={`connection connection--${link.tone}`}>{link.text}</p>
+        <p className="printed">Impreso: {instant(new Date(outlook.now).toISOString())}</p>
       </header>
       <main>
         <Summary banner={banner} status={status} now={outlook.now} />
         <Tables {...{ status, titles, outlook, mayRefresh, force, together }} />
         <Actions {...{ status, outlook, mayRefresh, force, ...together }} onForce={setForce} />
         <Problems tables={banner.troubled} />
+        <Figures client={client} status={status} outlook={outlook} />
         <Calendar client={client} titles={titles} details={details} />
         <Activity extractions={status.recent_activity} titles={titles} now={outlook.now} />
         <Engineers client={client} status={status} details={details} now={outlook.now} />

@@ -20,6 +20,12 @@ const clock: Intl.DateTimeFormatOptions = {
 let dayAndTime = new Intl.DateTimeFormat(LOCALE, clock);
 let dayOf = isoDay(undefined);
 const dayOnly = new Intl.DateTimeFormat(LOCALE, { timeZone: "UTC", day: "numeric", month: "short" });
+const weekdayAndDay = new Intl.DateTimeFormat(LOCALE, {
+  timeZone: "UTC",
+  weekday: "long",
+  day: "numeric",
+  month: "short",
+});
 const monthOnly = new Intl.DateTimeFormat(LOCALE, { timeZone: "UTC", month: "long" });
 
 function isoDay(timeZone: string | undefined): Intl.DateTimeFormat {
@@ -64,6 +70,26 @@ export function clockTime(at: string, now: number, bare = false): string {
 /** A day, given as `2026-11-25`: "25 nov." */
 export function day(iso: string): string {
   return dayOnly.format(new Date(`${iso}T00:00:00Z`));
+}
+
+/** A day with its weekday: "miércoles 25 nov." */
+export function weekday(iso: string): string {
+  return weekdayAndDay.format(new Date(`${iso}T00:00:00Z`)).replace(",", "");
+}
+
+/** The day of an instant, as `2026-11-25`. */
+export function today(now: number): string {
+  return dayOf.format(now);
+}
+
+/** The day so many days before, as `2026-11-25`. */
+export function earlier(iso: string, days: number): string {
+  return new Date(Date.parse(iso) - days * 86_400_000).toISOString().slice(0, 10);
+}
+
+/** A day as people say it: "hoy", "ayer", else "22 nov." */
+export function dayName(iso: string, now: number): string {
+  return { [today(now)]: "hoy", [earlier(today(now), 1)]: "ayer" }[iso] ?? day(iso);
 }
 
 export function month(iso: string): string {
