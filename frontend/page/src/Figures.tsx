@@ -164,7 +164,7 @@ function Trend({ figure }: { figure: FigureStatus }) {
         />
       </div>
       <p className="trend__said" aria-hidden="true">
-        {told && (chosen === null ? "30 días; toque uno para leerlo" : describe(told, unit))}
+        {told && (chosen === null ? "30 días; toque uno" : describe(told, unit))}
       </p>
     </div>
   );
