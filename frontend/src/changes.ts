@@ -8,19 +8,20 @@ import type { Status, TableStatus } from "./types.js";
 const DAY = /^\d{4}-\d\d-\d\d/;
 
 /**
- * Compares a newly told state of all tables with the one that is kept. The details of tables that have changed are read again.
- * Returns the tables whose rows have changed.
+ * Compares a newly told state of all tables with the one that is kept. The details of tables that have changed are read again,
+ * and the key figures. Returns the tables whose rows have changed.
  */
 export function compare(queries: QueryClient, client: Transport, told: Status): string[] {
   const known = queries.getQueryData<Status>(etlKeys.status(client));
   const before = new Map(known?.tables.map((table) => [table.table, table]));
-  const changed: string[] = [];
-  for (const table of told.tables) {
+  const both = told.tables.flatMap((table) => {
     const old = before.get(table.table);
-    if (old && attemptOf(old) !== attemptOf(table)) readAgain(queries, etlKeys.table(client, table.table));
-    if (old && versionOf(old) !== versionOf(table)) changed.push(table.table);
-  }
-  return changed;
+    return old ? [{ old, table }] : [];
+  });
+  const moved = both.filter(({ old, table }) => attemptOf(old) !== attemptOf(table));
+  for (const { table } of moved) readAgain(queries, etlKeys.table(client, table.table));
+  if (moved.length > 0) readAgain(queries, etlKeys.figures(client));
+  return both.filter(({ old, table }) => versionOf(old) !== versionOf(table)).map(({ table }) => table.table);
 }
 
 /** Reads again what is below the table's key of rows, as far as it is about the days that have changed. */

@@ -18,6 +18,8 @@ export {
 export { etlKeys } from "./keys.js";
 export {
   type ETLQueryOptions,
+  type FiguresQueryOptions,
+  figuresQueryOptions,
   type Polling,
   type RefreshMutationOptions,
   type RefreshQueryOptions,

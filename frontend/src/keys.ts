@@ -21,6 +21,8 @@ export const etlKeys = {
   launch: (client: Transport) => [...etlKeys.all(client), "launch"] as const,
   /** The detail of a table: its last attempts and days. */
   table: (client: Transport, table: string) => [...etlKeys.all(client), "table", table] as const,
+  /** The key figures of all tables. */
+  figures: (client: Transport) => [...etlKeys.all(client), "figures"] as const,
   /**
    * For your own queries of a table's rows: what you keep below this key is read again when rows of the table have changed. With
    * `days` (`2026-11-25`, or `2026-11-19..2026-11-25`), only when rows of these days have.

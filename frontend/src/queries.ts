@@ -12,7 +12,7 @@ import type { ETLClient } from "./client.js";
 import { asETLError, type ETLError } from "./errors.js";
 import { etlKeys } from "./keys.js";
 import type { RefreshRequest, Transport } from "./transport.js";
-import type { Refresh, Status, TableDetail } from "./types.js";
+import type { Figures, Refresh, Status, TableDetail } from "./types.js";
 import { backOff } from "./wait.js";
 
 /** What `queryOptions` makes: for `useQuery`, `useSuspenseQuery`, `fetchQuery` and the like. */
@@ -21,6 +21,7 @@ export type ETLQueryOptions<Data, Key extends QueryKey> = UnusedSkipTokenOptions
 };
 export type StatusQueryOptions = ETLQueryOptions<Status, ReturnType<typeof etlKeys.status>>;
 export type TableQueryOptions = ETLQueryOptions<TableDetail, ReturnType<typeof etlKeys.table>>;
+export type FiguresQueryOptions = ETLQueryOptions<Figures, ReturnType<typeof etlKeys.figures>>;
 export type RefreshQueryOptions = ETLQueryOptions<Refresh, ReturnType<typeof etlKeys.refresh>>;
 export type RefreshMutationOptions = UseMutationOptions<Refresh, ETLError, Partial<RefreshRequest>>;
 
@@ -32,6 +33,7 @@ export interface Polling {
 /** How long a refresh that nobody watches is kept, so that it is found again. */
 const KEPT_MS = 86_400_000;
 const STATUS_MS = 30_000;
+const FIGURES_MS = 600_000;
 const PROGRESS_MS = 1_000;
 const RETRY_MS = 1_000;
 /** The API's answers do not depend on whether the browser believes that it is online: it may be on this machine. */
@@ -69,6 +71,19 @@ export function tableQueryOptions(
     queryKey: etlKeys.table(client, table),
     queryFn: ({ signal }) => client.tableStatus(table, signal),
     staleTime: STATUS_MS,
+  });
+}
+
+/** The key figures of all tables. They are read again when a table was loaded or looked at, and from time to time: days end. */
+export function figuresQueryOptions(client: Pick<ETLClient, "figures"> & Transport): FiguresQueryOptions {
+  return queryOptions<Figures, ETLError, Figures, ReturnType<typeof etlKeys.figures>>({
+    ...ALWAYS,
+    ...untilRefused(),
+    ...whileItPasses(RETRY_MS),
+    queryKey: etlKeys.figures(client),
+    queryFn: ({ signal }) => client.figures(signal),
+    staleTime: STATUS_MS,
+    refetchInterval: ({ state: { error } }) => (error?.refused ? false : FIGURES_MS),
   });
 }
 

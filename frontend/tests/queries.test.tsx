@@ -7,6 +7,7 @@ import {
   ETLError,
   ETLProvider,
   etlKeys,
+  figuresQueryOptions,
   refreshMutationOptions,
   refreshQueryOptions,
   statusQueryOptions,
@@ -25,6 +26,7 @@ const STATUS = "GET /api/v1/etl/status";
 const EVENTS = "GET /api/v1/etl/events";
 const LAUNCH = "POST /api/v1/etl/refresh/dashboard";
 const LOOK = "GET /api/v1/etl/refresh/p1";
+const FIGURES = "GET /api/v1/etl/figures";
 const DETAIL = "GET /api/v1/etl/status/table/dashboard_data";
 const OTHER_DETAIL = "GET /api/v1/etl/status/table/evolution_data";
 const server = testServer();
@@ -319,8 +321,9 @@ describe("events", () => {
     await waitFor(() => expect(reads).toBeGreaterThan(1));
   });
 
-  it("have a table's detail read again", async () => {
+  it("have a table's detail and the key figures read again", async () => {
     server.current.on(STATUS, json(200, versions(7, 3)));
+    server.current.on(FIGURES, json(200, { figures: [] }));
     server.current.on(DETAIL, detail("dashboard_data"));
     server.current.on(EVENTS, async (response, asked) => {
       await stream([event("status", versions(7, 3))])(response, asked);
@@ -330,10 +333,11 @@ describe("events", () => {
     const etl = client();
     render(() => {
       useETLEvents(etl);
+      useQuery(figuresQueryOptions(etl));
       return useQuery(tableQueryOptions(etl, "dashboard_data"));
     }, etl);
     await waitFor(() => expect(server.current.count(DETAIL)).toBe(2));
     await sleep(40);
-    expect(server.current.count(DETAIL)).toBe(2);
+    expect([server.current.count(DETAIL), server.current.count(FIGURES)]).toEqual([2, 2]);
   });
 });

@@ -1,8 +1,9 @@
-import { useEffect, useId, useRef, useState } from "react";
-import type { Comparison, ETLClient, FigureStatus, Status } from "../../src";
+import { useQuery } from "@tanstack/react-query";
+import { useId, useState } from "react";
+import { type Comparison, type ETLClient, type FigureStatus, figuresQueryOptions, type Status } from "../../src";
 import { Download } from "./Download";
 import { amount, atHour, describe, difference, marksOf, nameOf, reachOf, trendOf } from "./figures";
-import { day, dayName, today } from "./format";
+import { day, dayName } from "./format";
 import type { Outlook } from "./state";
 
 const [STEP, BAR, HEIGHT, ROOM] = [10, 7, 48, 4];
@@ -15,14 +16,13 @@ interface Props {
 
 /** The numbers themselves: each key figure beside earlier days, its trend, and the rows for download. */
 export function Figures({ client, status, outlook }: Props) {
-  const { figures, trouble } = useFigures(client, status, outlook);
+  const { data, isError } = useQuery(figuresQueryOptions(client));
+  const figures = data?.figures ?? [];
   const { now } = outlook;
   return (
     <section aria-labelledby="cifras">
       <h2 id="cifras">Cifras</h2>
-      {trouble && (
-        <p role="status">No se pudieron leer las cifras. La página las vuelve a pedir con el próximo cambio.</p>
-      )}
+      {isError && <p role="status">No se pudieron leer las cifras. La página las vuelve a pedir sola.</p>}
       {figures.length > 0 && (
         <>
           <div className="figures">
@@ -36,30 +36,6 @@ export function Figures({ client, status, outlook }: Props) {
       <Download client={client} tables={status.tables} now={now} />
     </section>
   );
-}
-
-/** The figures, read again when the tables' rows may have changed, when somebody who was away is back, and on a new day. */
-function useFigures(client: ETLClient, status: Status, { now, offline, databaseAway }: Outlook) {
-  const [figures, setFigures] = useState<FigureStatus[]>([]);
-  const [trouble, setTrouble] = useState(false);
-  const asked = useRef("");
-  const states = status.tables.map((one) => `${one.data_version} ${one.last_extracted_at} ${one.state}`);
-  const state = `${today(now)} ${offline} ${databaseAway} ${states.join()}`;
-  useEffect(() => {
-    if (asked.current === state) return;
-    asked.current = state;
-    client.figures().then(
-      (found) => {
-        setFigures(found.figures);
-        setTrouble(false);
-      },
-      () => {
-        asked.current = "";
-        setTrouble(true);
-      },
-    );
-  }, [client, state]);
-  return { figures, trouble };
 }
 
 function Card({ figure, now }: { figure: FigureStatus; now: number }) {
