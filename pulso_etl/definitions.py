@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -16,7 +16,7 @@ from pulso_etl.automation.schedules import build_schedules
 from pulso_etl.automation.sensors import Automation
 from pulso_etl.bigquery.source import build_source
 from pulso_etl.checks.asset_checks import build_checks
-from pulso_etl.instance.retention import retention_sensor
+from pulso_etl.instance.retention import Ledger, retention_sensor
 from pulso_etl.logs import run_logger
 from pulso_etl.refreshing.budget import QueryBudget
 from pulso_etl.refreshing.keys import reconciliation_key, refresh_check_keys, up_to_date_key
@@ -89,7 +89,7 @@ def build_defs(
         jobs=jobs,
         schedules=build_schedules(automation.planner, automation.watermarks, with_jobs=bool(jobs), running=settings.automation),
         # Dagster's past belongs to the deployment, and not to one of its tenants.
-        sensors=[*automation.sensors(), *([] if settings.owner.tenant else [build_retention(settings)])],
+        sensors=[*automation.sensors(), *([] if settings.owner.tenant else [build_retention(settings, [settings])])],
         resources=UNUSED | {key: fixed(one) for key, one in {**build_resources(settings), **(resource_overrides or {})}.items()},
         # One process per run, because Python's start takes most of a small refresh's time.
         executor=dg.in_process_executor,
@@ -122,10 +122,10 @@ def _shared_resources(tenant: str) -> dict[str, Any]:
     return {key: fixed(resource) for key, resource in build_resources(settings).items()}
 
 
-def build_retention(settings: Settings) -> dg.SensorDefinition:
-    """The sensor that deletes what Dagster need not keep any more."""
+def build_retention(settings: Settings, owners: Iterable[Settings]) -> dg.SensorDefinition:
+    """The sensor that deletes what Dagster and the owners' ledgers need not keep any more."""
     status = dg.DefaultSensorStatus.RUNNING if settings.automation else dg.DefaultSensorStatus.STOPPED
-    return retention_sensor(settings.retention, status)
+    return retention_sensor(settings.retention, [Ledger.of(one) for one in owners], status)
 
 
 @dg.definitions
@@ -138,5 +138,5 @@ def defs() -> dg.Definitions:
     settings = load_settings()
     parts = deployed(settings)
     tables = sum(len(part.tables) for part in parts)
-    shared = dg.Definitions(sensors=[build_retention(settings)] if settings.tenants_file else [])
+    shared = dg.Definitions(sensors=[build_retention(settings, [part.settings for part in parts])] if settings.tenants_file else [])
     return dg.Definitions.merge(*(build_defs(part.settings, tables=part.tables, tables_in_all=tables) for part in parts), shared)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from datetime import date, timedelta
+from dataclasses import dataclass, field, fields
+from datetime import date, datetime, timedelta
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -53,19 +53,34 @@ class Owner:
 
 @dataclass(frozen=True)
 class Retention:
-    """How long Dagster's past is kept: files of logs, and runs with their events and checks."""
+    """How long the past is kept: of Dagster, files of logs, and runs with their events and checks; of the ledger, its kinds."""
 
-    logs: timedelta = timedelta(days=14)
-    runs: timedelta = timedelta(days=90)
+    logs: timedelta = field(default=timedelta(days=14), metadata={"at_least": 1})
+    runs: timedelta = field(default=timedelta(days=90), metadata={"at_least": 1})
+    # The budget of the month counts attempts and queries.
+    attempts: timedelta = field(default=timedelta(days=400), metadata={"at_least": 62})
+    queries: timedelta = field(default=timedelta(days=400), metadata={"at_least": 62})
+    # An incident is recognised for a day after its end.
+    alerts: timedelta = field(default=timedelta(days=400), metadata={"at_least": 7})
+    refreshes: timedelta = field(default=timedelta(days=90), metadata={"at_least": 7})
 
     @classmethod
     def parse(cls, text: str) -> Retention:
         """The retention of a text such as `logs=14 runs=90`, in days. Raises ValueError."""
-        kinds = {one.name for one in fields(cls)}
+        least = {one.name: one.metadata["at_least"] for one in fields(cls)}
         days = dict(entry.partition("=")[::2] for entry in _entries(text))
-        if not days.keys() <= kinds or not all(re.fullmatch(r"[1-9][0-9]{0,4}", value) for value in days.values()):
-            raise ValueError(f"must read like logs=14 runs=90, in days, 1 or more; the kinds are {', '.join(sorted(kinds))}")
+        if not days.keys() <= least.keys() or not all(re.fullmatch(r"[1-9][0-9]{0,4}", value) for value in days.values()):
+            raise ValueError(f"must read like logs=14 runs=90, in days, 1 or more; the kinds are {', '.join(sorted(least))}")
+        if short := [f"{kind}={least[kind]}" for kind, value in days.items() if int(value) < least[kind]]:
+            raise ValueError(f"must keep at least {' '.join(short)}")
         return cls(**{kind: timedelta(days=int(value)) for kind, value in days.items()})
+
+    def before(self, now: datetime) -> dict[str, datetime]:
+        """The instant of each kind whose older entries are deleted at the instant `now`."""
+        return {one.name: now - getattr(self, one.name) for one in fields(self)}
+
+    def __str__(self) -> str:
+        return " ".join(f"{one.name}={getattr(self, one.name).days}" for one in fields(self))
 
 
 class AccessSettings(BaseSettings):
@@ -241,8 +256,8 @@ class Settings(AccessSettings):
     page_url: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")] | None = None
     """Where people reach the status page; the assets in Dagster's UI link to it."""
 
-    retention_days: str = "logs=14 runs=90"
-    """For how many days Dagster's past is kept: files of logs, and runs with their events and checks."""
+    retention_days: str = "logs=14 runs=90 attempts=400 queries=400 alerts=400 refreshes=90"
+    """For how many days the past is kept, by kind; a kind that is not named has its default."""
     dagster_home: Path | None = None
     """Absolute path of the folder with `dagster.yaml` and the runs' logs. Dagster reads this setting."""
     dagster_postgres_url: SecretStr | None = None

@@ -59,6 +59,7 @@ from pulso_etl.api.models import (
 )
 from pulso_etl.api.outages import OutageWatch
 from pulso_etl.api.refreshes import Refreshes
+from pulso_etl.api.sizes import Sizes
 from pulso_etl.api.status import CALENDAR_DAYS, SHOWN, StatusFeed, StatusReader, versions_of
 from pulso_etl.automation.preview_shapes import Preview
 from pulso_etl.automation.recovery import EndedAttempt, recover
@@ -193,6 +194,7 @@ class Deployment:
         self.database = Database(settings)
         self.dagster = DagsterClient(settings.dagster_graphql_url, settings.dagster_graphql_token)
         self.reader = StatusReader(settings, self.database, self.dagster, tables)
+        self.sizes = Sizes.of(settings, self.database)
         self.feed = StatusFeed(self.reader.snapshot)
         self.figures = FiguresReader(self.reader)
         self.downloads = Downloads(self.database)
@@ -598,7 +600,7 @@ async def document(request: Request, caller: Reader) -> JSONResponse:
 async def prometheus(request: Request, caller: Reader) -> Response:
     """Metrics for Prometheus."""
     here = deployment(request)
-    text = await metrics.exposition(here.database, await here.feed.current())
+    text = await metrics.exposition(here.database, here.sizes, await here.feed.current())
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

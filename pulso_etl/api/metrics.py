@@ -13,47 +13,41 @@ from psycopg import sql
 
 from pulso_etl.api.database import Database
 from pulso_etl.api.models import LastStatus, Progress, TableStatus
+from pulso_etl.api.sizes import Sizes
 from pulso_etl.api.status import Snapshot
 from pulso_etl.refreshing.freshness import Condition, FreshnessState
 from pulso_etl.sync.errors import Cause
+from pulso_etl.sync.ledger import totals
 from pulso_etl.sync.ledger.queries import Purpose
+from pulso_etl.sync.ledger.totals import SUMMED
 
 KINDS = ("read", "inserted", "updated", "unchanged", "deleted", "quarantined")
 ASKING = (Purpose.RECONCILIATION, Purpose.CHANGES)
 ENDS = (LastStatus.SUCCESS, LastStatus.FAILED)
-SUMMED = ("bytes_billed", "bytes_avoided", "estimated_cost_usd", "changes_missed", *(f"rows_{kind}" for kind in KINDS))
-"""Numbers in an extraction's metadata that can be added up."""
-TOTALS = f"""
-SELECT table_name, status, count(*), coalesce(sum(extraction_duration_seconds), 0),
-    {", ".join(f"coalesce(sum((metadata->>'{name}')::numeric), 0)" for name in SUMMED)}
-FROM {{history}} GROUP BY table_name, status ORDER BY table_name, status
-"""  # noqa: S608 - made of constants
-"""Totals of all time: the history keeps a row for each attempt."""
 QUERIES = """
 SELECT table_name, purpose, sum(bytes_billed), sum(bytes_avoided) FROM {queries} GROUP BY table_name, purpose
 """
-FAILURES = """
-SELECT table_name, error_cause, count(*) FROM {history} WHERE status = 'failed' GROUP BY table_name, error_cause
-"""
 
 
-async def exposition(database: Database, snapshot: Snapshot) -> bytes:
+async def exposition(database: Database, sizes: Sizes, snapshot: Snapshot) -> bytes:
     """The metrics in Prometheus' text format. Raises DatabaseUnavailable."""
     began = monotonic()
     async with database.connection() as conn:
         await conn.execute("SELECT 1")
         answered = monotonic() - began
-        cursor = await conn.execute(sql.SQL(TOTALS).format(history=database.marks.history))
-        totals = await cursor.fetchall()
+        cursor = await conn.execute(totals.totals(database.schema))
+        summed = await cursor.fetchall()
         cursor = await conn.execute(sql.SQL(QUERIES).format(queries=database.marks.queries.table))
         queries = await cursor.fetchall()
-        cursor = await conn.execute(sql.SQL(FAILURES).format(history=database.marks.history))
+        cursor = await conn.execute(totals.failures(database.schema))
         failures = await cursor.fetchall()
+        measured = await sizes.read(conn)
     registry = CollectorRegistry()
     tables = [table.table for table in snapshot.status.tables]
     metrics = [
         *(*_gauges(snapshot), *_parts(snapshot, answered), *_spending(snapshot)),
-        *(*_counters(totals, tables), *_avoided(totals, queries, tables), _failures(failures, tables)),
+        *(*_counters(summed, tables), *_avoided(summed, queries, tables), _failures(failures, tables)),
+        _sizes(measured),
     ]
     registry.register(_Collected(metrics))
     return generate_latest(registry)
@@ -122,7 +116,7 @@ def _is_old(table: TableStatus) -> bool:
     return table.freshness in (FreshnessState.STALE, FreshnessState.NEVER)
 
 
-def _counters(totals: Sequence[Sequence[Any]], tables: Iterable[str]) -> Iterator[Metric]:
+def _counters(summed: Sequence[Sequence[Any]], tables: Iterable[str]) -> Iterator[Metric]:
     """The totals of every table, also of a table and a status that have none yet: a first failure is an increase."""
 
     def counter(name: str, text: str, *labels: str) -> CounterMetricFamily:
@@ -136,7 +130,7 @@ def _counters(totals: Sequence[Sequence[Any]], tables: Iterable[str]) -> Iterato
     rows = counter("rows", "Rows of successful extractions, by what the load did with them.", "kind")
     nothing = (0,) * (2 + len(SUMMED))
     found = {(table, status): nothing for table in tables for status in ENDS} | {
-        (table, status): tuple(more) for table, status, *more in totals
+        (table, status): tuple(more) for table, status, *more in summed
     }
     for (table, status), (count, duration, size, _avoided, dollars, changes, *by_kind) in found.items():
         extractions.add_metric([table, status], count)
@@ -166,11 +160,19 @@ def _spending(snapshot: Snapshot) -> Iterator[Metric]:
     yield from (month, end, dollars)
 
 
-def _avoided(totals: Sequence[Sequence[Any]], queries: Sequence[Sequence[Any]], tables: Iterable[str]) -> Iterator[Metric]:
+def _sizes(measured: Mapping[tuple[str, str], int]) -> Metric:
+    text = "Room that a table of the ledger, or of Dagster's storage, takes with its indexes."
+    family = GaugeMetricFamily("pulso_storage_bytes", text, labels=["store", "table"])
+    for (store, table), size in sorted(measured.items()):
+        family.add_metric([store, table], float(size))
+    return family
+
+
+def _avoided(summed: Sequence[Sequence[Any]], queries: Sequence[Sequence[Any]], tables: Iterable[str]) -> Iterator[Metric]:
     """What was not billed, and what queries that load nothing were billed."""
     avoided: Counter[str] = Counter(dict.fromkeys(tables, 0))
     billed: Counter[tuple[str, str]] = Counter({(table, kind): 0 for table in avoided for kind in ASKING})
-    for table, status, _count, _seconds, _billed, size, *_ in totals:
+    for table, status, _count, _seconds, _billed, size, *_ in summed:
         if status == LastStatus.SUCCESS:
             avoided[table] += int(size)
     for table, purpose, size, saved in queries:

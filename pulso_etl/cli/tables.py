@@ -11,11 +11,12 @@ from rich.table import Table
 from pulso_etl.calls import dagster_instance
 from pulso_etl.checks.statements import faults, not_loaded, statements
 from pulso_etl.cli.terminal import TenantOption, say, served_settings, session, show
-from pulso_etl.instance.retention import clean, old
+from pulso_etl.instance.retention import clean, old, told
 from pulso_etl.refreshing.planner import named_tables
 from pulso_etl.settings import Settings, load_settings
 from pulso_etl.sync.days import first_kept_day
 from pulso_etl.sync.errors import PlanError
+from pulso_etl.sync.ledger.retention import delete_old, old_rows
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.loading.months import expired, remove_expired
 from pulso_etl.sync.loading.strategies import statements_in_order
@@ -61,10 +62,10 @@ def retention(
     tables: Annotated[list[str] | None, typer.Argument(help="Tables; all of them if none is named.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Detach the months, and leave each as a table of its own.")] = False,
     drop: Annotated[bool, typer.Option("--drop", help="Delete the months with their rows.")] = False,
-    records: Annotated[bool, typer.Option("--records", help="Delete old runs and logs of Dagster: see RETENTION_DAYS.")] = False,
+    records: Annotated[bool, typer.Option("--records", help="Delete what is older than RETENTION_DAYS.")] = False,
     tenant: TenantOption = None,
 ) -> None:
-    """Shows the months that tables no longer keep, and what Dagster no longer keeps; removes them only with an option."""
+    """Shows the months that tables no longer keep, and what is older than RETENTION_DAYS; removes them only with an option."""
     if detach and drop:
         raise PlanError("give either --detach or --drop")
     settings, known = chosen(served_settings(), tenant)
@@ -109,10 +110,16 @@ def check(tables: Annotated[list[str] | None, typer.Argument(help="Tables; all o
 
 
 def _tell_records(settings: Settings, *, delete: bool) -> None:
+    now = datetime.now(UTC)
     with dagster_instance() as instance:
-        given = (instance, settings.retention, datetime.now(UTC))
-        found = clean(*given) if delete else old(*given)
-    say(f"Dagster, older than {settings.retention_days} days: {found}: {'deleted' if delete else 'would be deleted (--records)'}")
+        found = clean(instance, settings.retention, now) if delete else old(instance, settings.retention, now)
+    with session(settings).hold() as conn:
+        end = delete_old if delete else old_rows
+        rows = end(conn, settings.database_schema, settings.retention.before(now))
+    done = "deleted" if delete else "would be deleted (--records)"
+    say(f"kept for days: {settings.retention}")
+    say(f"Dagster: {found}: {done}")
+    say(f"ledger: {told(rows)}: {done}")
 
 
 def show_sql(

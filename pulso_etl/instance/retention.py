@@ -1,4 +1,5 @@
-"""What Dagster keeps of the past, and the end of it: old runs with their events and checks, and the files of logs.
+"""The end of the past: of Dagster, old runs with their events and checks, and the files of logs; of the ledger, see
+`sync.ledger.retention`.
 
 Dagster itself deletes only ticks (`retention` in `dagster.yaml`). What says how things stand now stays, however old it is: the last
 materialization of each partition and of each asset, and the last evaluation of each check.
@@ -7,18 +8,23 @@ materialization of each partition and of each asset, and the last evaluation of 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import monotonic
 
 import dagster as dg
+import psycopg
 from dagster._core.storage.dagster_run import FINISHED_STATUSES
 from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
+from pydantic import SecretStr
 
 from pulso_etl.instance.event_storage import BatchingEventLogStorage, StatingRunStorage
-from pulso_etl.settings import Retention
+from pulso_etl.settings import Retention, Settings
+from pulso_etl.sync.errors import PulsoError, first_line
+from pulso_etl.sync.ledger.retention import delete_old
+from pulso_etl.sync.postgres.sessions import Session
 from pulso_etl.sync.redaction import clean_errors
 
 EVERY = timedelta(hours=1)
@@ -102,19 +108,52 @@ def _remove_empty(folder: Path, before: datetime) -> None:
         return
 
 
-def retention_sensor(retention: Retention, status: dg.DefaultSensorStatus) -> dg.SensorDefinition:
-    """Deletes what Dagster keeps of the past and nobody needs any more."""
+@dataclass(frozen=True)
+class Ledger:
+    """A ledger whose past ends too: where it is, and of which tenant."""
+
+    database_url: SecretStr
+    schema: str
+    tenant: str = ""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Ledger:
+        """The ledger of a deployment, or of a tenant."""
+        return cls(settings.database_url, settings.database_schema, settings.owner.tenant)
+
+    def clean(self, retention: Retention, now: datetime, go_on: Callable[[], bool]) -> str:
+        """Deletes what is older than the retention says, while `go_on` says so. Tells what it deleted, or why it did not."""
+        try:
+            with Session(self.database_url.get_secret_value(), "retention", connect_seconds=5).hold() as conn:
+                rows = delete_old(conn, self.schema, retention.before(now), go_on)
+        except (psycopg.Error, PulsoError) as error:
+            return f"{self.tenant or 'ledger'}: {type(error).__name__}: {first_line(error)}"
+        return f"{self.tenant or 'ledger'}: {told(rows)}"
+
+
+def told(rows: Mapping[str, int]) -> str:
+    """Numbers of rows by kind, for people."""
+    return ", ".join(f"{number} {kind}" for kind, number in rows.items())
+
+
+def retention_sensor(retention: Retention, ledgers: Sequence[Ledger], status: dg.DefaultSensorStatus) -> dg.SensorDefinition:
+    """Deletes what Dagster and the ledgers keep of the past and nobody needs any more."""
 
     @dg.sensor(
         name="retention_sensor",
         minimum_interval_seconds=int(EVERY.total_seconds()),
         default_status=status,
-        description="Deletes ended runs and files of logs that are older than RETENTION_DAYS. The state of each partition stays.",
+        description="Deletes what is older than RETENTION_DAYS: runs and logs of Dagster, attempts, queries, incidents and "
+        "requested refreshes of the ledger. The state of each partition and each table stays.",
     )
     @clean_errors()
     def retain(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-        until = monotonic() + LOOK_SECONDS
-        done = clean(context.instance, retention, datetime.now(UTC), lambda: monotonic() < until)
-        return dg.SkipReason(f"deleted {done}")
+        until, now = monotonic() + LOOK_SECONDS, datetime.now(UTC)
+
+        def go_on() -> bool:
+            return monotonic() < until
+
+        done = [ledger.clean(retention, now, go_on) for ledger in ledgers]
+        return dg.SkipReason("; ".join([f"deleted {clean(context.instance, retention, now, go_on)}", *done]))
 
     return retain

@@ -150,6 +150,7 @@ def test_the_metrics_say_what_postgresql_says(api: ApiServer, target: Target) ->
     assert found[("pulso_dagster_up",)] == 1
     assert ("pulso_bigquery_billed_bytes_total", "dashboard_data", "success") in found
     assert found["pulso_missed_changes_total", "dashboard_data"] == 0
+    assert min(found["pulso_storage_bytes", "etl_extractions"], found["pulso_storage_bytes", "event_logs"]) > 0
     costs = api.call("GET", "/api/v1/etl/status").json()["costs"]
     assert found["pulso_bigquery_month_bytes", "billed"] == costs["month"]["bytes_billed"] >= costs["today"]["bytes_billed"] > 0
     assert found["pulso_bigquery_month_end_bytes", "billed"] == costs["month_end"]["bytes_billed"]

@@ -391,10 +391,12 @@ def test_retention_shows_the_months_that_would_go_and_changes_nothing(
     pulso: Pulso, conn: psycopg.Connection, long_ago: TableSpec
 ) -> None:
     told = pulso("retention")
-    dagster, kept, first, second, *others, end = told.out.splitlines()
+    days, dagster, ledger, kept, first, second, *others, end = told.out.splitlines()
     assert told.code == 0
-    assert dagster.startswith("Dagster, older than logs=14 runs=90 days: 0 run(s), ")
+    assert days == "kept for days: logs=14 runs=90 attempts=400 queries=400 alerts=400 refreshes=90"
+    assert dagster.startswith("Dagster: 0 run(s), ")
     assert dagster.endswith(": would be deleted (--records)")
+    assert ledger == "ledger: 0 attempts, 0 queries, 0 alerts, 0 refreshes: would be deleted (--records)"
     assert kept == f"dashboard_data: keeps days from {first_kept_day(long_ago, TODAY)} on"
     assert first == (
         "dashboard_data: dashboard_data_y2024m01, 2024-01-01 to before 2024-02-01, about 3 rows, 0.0 MiB: would be removed"

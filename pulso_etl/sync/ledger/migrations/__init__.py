@@ -33,7 +33,7 @@ YIELD_MILLISECONDS = 300
 """A migration waits for a lock only this long. Then it releases its other locks. PostgreSQL looks for deadlocks after a second."""
 PAUSE_SECONDS = 0.1
 """The time between two tries to lock the tables, in which others can work."""
-TABLES = (*RECORDS, "etl_alerts", "etl_alert_messages", "etl_refreshes", "etl_queries", APPLIED)
+TABLES = (*RECORDS, "etl_alerts", "etl_alert_messages", "etl_refreshes", "etl_queries", "etl_totals", APPLIED)
 """Every table that the files make."""
 CREATE = """
 CREATE TABLE IF NOT EXISTS {schema}.etl_migrations (
