@@ -251,5 +251,5 @@ def test_the_retention_is_days_by_kind_and_a_kind_that_is_not_named_has_its_defa
     assert load_settings().retention == Retention(runs=timedelta(days=30))
     for wrong in ("runs", "runs=0", "runs=-1", "everything=3", "30", "attempts=61"):
         monkeypatch.setenv("RETENTION_DAYS", wrong)
-        with pytest.raises(SettingsError, match="RETENTION_DAYS: must (read like logs=14 runs=90|keep at least)"):
+        with pytest.raises(SettingsError, match=r"RETENTION_DAYS: must (read like logs=14 runs=90|keep at least)"):
             load_settings()
