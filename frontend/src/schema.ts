@@ -1259,6 +1259,7 @@ export interface components {
          * Status
          * @description All tables.
          * @example {
+         *       "automation": true,
          *       "costs": {
          *         "month": {
          *           "avoided_usd": 0.031292,
@@ -1421,6 +1422,12 @@ export interface components {
              * @description The last sign of life of Dagster's daemon.
              */
             daemon_seen_at?: string | null;
+            /**
+             * Automation
+             * @description Whether Dagster's sensor refreshes due tables by itself. If it does not, `next_due` only says when a table is due. Null if
+             *     Dagster does not answer.
+             */
+            automation?: boolean | null;
             /** Total Tables */
             total_tables: number;
             /**
@@ -1836,7 +1843,8 @@ export interface components {
             run_under_way?: components["schemas"]["RunUnderWay"] | null;
             /**
              * Next Due
-             * @description When the table is next due; null: the refresh sensor launches it at its next tick.
+             * @description When the table is next due; null: the refresh sensor launches it at its next tick. Nothing launches it if `automation` of the
+             *     status is false.
              */
             next_due?: string | null;
             /**

@@ -119,6 +119,7 @@ describe("the state of a table and of everything", () => {
       [{ databaseAway: true }, {}, /^PostgreSQL no responde; datos de las 10:04$/, "en pausa"],
       [{}, { dagster: false }, /^Dagster no responde/, "en pausa"],
       [{}, { daemon: false, daemon_seen_at: iso(-1) }, /detenidas$/, "en pausa"],
+      [{}, { automation: false }, /^La actualización automática está apagada$/, "solo a pedido"],
       [{}, {}, /^Los datos están al día$/, "hoy 11:04"],
     ];
     for (const [more, told, text, next] of away) {

@@ -18,7 +18,7 @@ from pulso_etl.access.permits import PARTITION_SET_SUFFIX, WHOLE_GRAPH
 from pulso_etl.api.models import Progress
 from pulso_etl.refreshing.launch import Launch
 from pulso_etl.refreshing.lost_runs import EndedRun
-from pulso_etl.refreshing.runs import table_job
+from pulso_etl.refreshing.runs import REFRESH_SENSOR, table_job
 from pulso_etl.sync.errors import LauncherUnavailable, RequestRefused
 from pulso_etl.sync.spec import TableSpec
 
@@ -254,6 +254,17 @@ class DagsterClient:
                 "jobName": job if job in node["jobNames"] else WHOLE_GRAPH,
             }
         return self._places[asset]
+
+    async def automation(self, spec: TableSpec) -> bool | None:
+        """Whether the sensor that refreshes the table and its neighbours is on. None if the code server does not tell."""
+        place = await self._place(spec)
+        selector = {
+            "repositoryName": place["repositoryName"],
+            "repositoryLocationName": place["repositoryLocationName"],
+            "sensorName": spec.qualify(REFRESH_SENSOR),
+        }
+        found = (await self.execute("automation", sensor=selector))["sensorOrError"]
+        return found["sensorState"]["status"] == "RUNNING" if found["__typename"] == "Sensor" else None
 
     async def backfill(self, backfill_id: str) -> tuple[str, list[str] | None] | None:
         """The job and the assets (as text) that a back-fill loads; None for an unknown back-fill."""

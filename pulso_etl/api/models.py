@@ -387,7 +387,8 @@ class TableStatus(Shape):
     """The run of the last extraction."""
     run_under_way: RunUnderWay | None = None
     next_due: datetime | None = None
-    """When the table is next due; null: the refresh sensor launches it at its next tick."""
+    """When the table is next due; null: the refresh sensor launches it at its next tick. Nothing launches it if `automation` of the
+    status is false."""
     recovery_attempts: int = 0
     """Attempts in a row that died and that the recovery ended."""
     error: Told | None = None
@@ -416,6 +417,7 @@ class Status(Shape):
                     "dagster": True,
                     "daemon": True,
                     "daemon_seen_at": "2026-11-25T15:46:01Z",
+                    "automation": True,
                     "oldest_update": "2026-11-25T15:04:05Z",
                     "total_tables": 1,
                     "states": {"failed": 0, "stale": 0, "due": 0, "fresh": 1, "never": 0},
@@ -445,6 +447,9 @@ class Status(Shape):
     queue. Null if Dagster does not answer."""
     daemon_seen_at: datetime | None = None
     """The last sign of life of Dagster's daemon."""
+    automation: bool | None = None
+    """Whether Dagster's sensor refreshes due tables by itself. If it does not, `next_due` only says when a table is due. Null if
+    Dagster does not answer."""
     total_tables: int
     states: dict[Condition, int] = Field(default_factory=dict)
     """How many tables are in each state. Each table counts once."""

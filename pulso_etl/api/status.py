@@ -56,6 +56,8 @@ SHOWN = 20
 """Length of a list of extractions."""
 CALENDAR_DAYS = 30
 NO_REASON = "the run ended before its load began; see its page in Dagster"
+SENSOR_SECONDS = 10.0
+"""How often Dagster is asked whether the refresh sensor is on."""
 MAXIMUM_AGE = 1.0
 """Seconds for which all callers get the same snapshot."""
 EXTRACTION_COLUMNS = sql.SQL(
@@ -411,6 +413,8 @@ class StatusReader:
         self.rhythm = Rhythm.of(settings)
         self.holdings = Holdings(database.marks, tables, EXTRACTION_COLUMNS)
         self.spendings = Spendings(database.marks.queries, QueryBudget.of(settings).pricing, settings.zone)
+        self._automation: tuple[float, bool | None] = (0.0, None)
+        """Until when (by the process's clock) it is known whether the refresh sensor is on, and whether it is."""
         self._reasons: dict[str, str] = {}
         self._lost: dict[str, list[Extraction]] = {}
         """By table, the attempts of the last snapshot that never reached PostgreSQL."""
@@ -433,8 +437,9 @@ class StatusReader:
             raise
         try:
             present, reached = await asked, True
+            automation = await self._refreshes_itself()
         except DagsterUnavailable:
-            present, reached = Present((), (), None), False
+            present, reached, automation = Present((), (), None), False, None
         runs = runs_by_table(present.under_way, self.tables)
         lost = await self._explained(lost_attempts(present.failed, states, self.tables))
         look = Look(now, self.rhythm, self.settings.dagster_ui_url)
@@ -455,8 +460,20 @@ class StatusReader:
         }
         recent = _newest([*recent, *chain.from_iterable(self._lost.values())])
         status = overall(told, recent, now, dagster=reached, daemon=present.daemon, timezone=self.settings.timezone)
-        status = status.model_copy(update={"costs": costs.get("")})
+        status = status.model_copy(update={"automation": automation})
         return Snapshot(status, status.model_dump_json().encode())
+
+    async def _refreshes_itself(self) -> bool | None:
+        """Whether the refresh sensor is on. Dagster is asked every SENSOR_SECONDS."""
+        until, known = self._automation
+        if monotonic() < until or not self.tables:
+            return known
+        try:
+            known = await self.dagster.automation(next(iter(self.tables.values())))
+        except DagsterUnavailable:
+            known = None
+        self._automation = (monotonic() + SENSOR_SECONDS, known)
+        return known
 
     async def _explained(self, lost: Mapping[str, Sequence[Attempt]]) -> dict[str, list[Attempt]]:
         """The attempts with Dagster's reasons. Each run is asked about once."""

@@ -31,7 +31,7 @@ from pulso_etl.refreshing.lost_runs import EndedRun
 from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.refreshing.planner import Planner, watermarks_of
 from pulso_etl.refreshing.request import Grants, RefreshRequest
-from pulso_etl.refreshing.runs import in_flight, is_of, table_job, tenant_of
+from pulso_etl.refreshing.runs import REFRESH_SENSOR, in_flight, is_of, table_job, tenant_of
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange, contiguous
 from pulso_etl.sync.errors import BudgetExceeded, first_line
@@ -199,7 +199,7 @@ class Automation:
         source_key = qualified(self.tenant, "bigquery")
 
         @dg.sensor(
-            name=qualified(self.tenant, "refresh_sensor"),
+            name=qualified(self.tenant, REFRESH_SENSOR),
             jobs=self.jobs or None,
             job_name=None if self.jobs else WHOLE_GRAPH,
             minimum_interval_seconds=self.settings.sensor_interval_seconds,

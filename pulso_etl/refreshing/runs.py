@@ -57,6 +57,10 @@ def is_of(tags: Mapping[str, str], tenant: str) -> bool:
     return tags.get(TENANT_TAG, "") == tenant
 
 
+REFRESH_SENSOR = "refresh_sensor"
+"""The sensor that launches a run of each table that is due."""
+
+
 def table_job(spec: TableSpec) -> str:
     """The name of the table's job."""
     return spec.qualify(f"refresh_{spec.name}")

@@ -50,6 +50,11 @@ def test_every_operation_fits_the_schema_of_the_webserver(stack: DagsterStack) -
         assert operation.name is not None
 
 
+def test_the_status_says_that_nothing_is_refreshed_by_itself_while_the_sensor_is_off(api: ApiServer, stack: DagsterStack) -> None:
+    assert stack.env["AUTOMATION"] == "false"
+    assert api.call("GET", "/api/v1/etl/status").json()["automation"] is False
+
+
 def test_the_dashboard_group_is_launched_watched_and_its_freshness_told(guarded: ApiServer, stack: DagsterStack) -> None:
     tables = ["dashboard_data", "evolution_data"]
     found = ask(guarded, REFRESH, OPERATIONS["launch_runs"], params=[launch_params(stack, table) for table in tables])

@@ -71,6 +71,7 @@ export function bannerOf(status: Status, { now, offline, databaseAway, knownAt }
     return say("daemon_silent", "bad", "alert", { time: seen }, troubled);
   }
   if (worst === "failed") return say("trouble", "bad", "alert", {}, troubled);
+  if (status.automation === false) return say("automation_off", "warn", "clock", {}, troubled);
   if (worst === "stale") return say("trouble", "warn", "alert", {}, troubled);
   if (worst === "never") return say("never", "warn", "empty", {}, troubled);
   return say("well", "good", "check", { tables: count(status.tables.length, "tabla") }, []);
@@ -93,6 +94,7 @@ export function nextRefresh(table: TableStatus, status: Status, outlook: Outlook
   if (outlook.offline) return "no se sabe";
   if (table.run_under_way) return null;
   if (outlook.databaseAway || !status.dagster || status.daemon === false) return "en pausa";
+  if (status.automation === false) return "solo a pedido";
   if (table.next_due && Date.parse(table.next_due) > outlook.now) return clockTime(table.next_due, outlook.now);
   return "le toca ahora";
 }
