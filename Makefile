@@ -6,7 +6,7 @@ API_PORT ?= 8000
 # Each server and each run is a Python of its own. Without bytecode on disk each of them would compile every module anew.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: run dev servers check lint quick test docs hooks audit test-postgres15 test-frontend test-package page pictures alerts bench chaos runtime lock clean
+.PHONY: run dev servers check lint quick test docs hooks audit test-postgres15 test-frontend test-package page pictures alerts cost bench chaos runtime lock clean
 
 ifneq ($(words $(CURDIR)),1)
 $(error PostgreSQL cannot run in a folder with a space in its path; move "$(CURDIR)")
@@ -67,6 +67,9 @@ alerts: ## test the alert rules of Prometheus; needs promtool (Debian's promethe
 
 pictures: $(VENV)/.installed ## take the pictures of the page in docs/images anew; needs Chromium
 	PULSO_PICTURES=docs/images $(BIN)/pytest pulso_etl_tests/api/test_page.py
+
+cost: $(VENV)/.installed ## run 30 simulated days against the double and write what refreshes bill into docs/cost.md; about 20 min
+	$(BIN)/python -m benchmarks.cost --write
 
 bench: $(VENV)/.bench ## measure the load path beside other ways; BENCH="--help" shows the options
 	$(BIN)/python -m benchmarks $(BENCH)

@@ -56,8 +56,8 @@ def loads(measurements: Sequence[Measurement]) -> str:
     return "\n\n".join(
         (
             f"{rows:,} rows in random key order; medians of {repeats}, seconds and rows per second.",
-            _table(("way", *SCENARIOS, "peak memory"), table),
-            _table(("target", "measured", "met"), _load_targets(seconds, measurements)),
+            table_of(("way", *SCENARIOS, "peak memory"), table),
+            table_of(("target", "measured", "met"), _load_targets(seconds, measurements)),
         )
     )
 
@@ -90,7 +90,7 @@ def _load_targets(seconds: dict[tuple[str, str], float], measurements: Sequence[
 
 def memory(measurements: Sequence[Measurement]) -> str:
     """Peak memory of the loading process by size."""
-    return _table(
+    return table_of(
         ("rows", "load", "peak memory", "seconds"),
         [
             (f"{m.rows:,}", m.scenario, f"{m.peak_mb:.0f} MB", f"{m.seconds:.1f}")
@@ -114,7 +114,7 @@ def parallel(measured: Sequence[Throughput]) -> str:
             cells += [_speed(one.rows, one.seconds), f"{alone[scenario] / one.seconds:.2f}"]
         table.append((str(workers), *cells))
     head = [cell for scenario in scenarios for cell in (scenario, "times one process")]
-    return _table(("processes", *head), table)
+    return table_of(("processes", *head), table)
 
 
 def changes(measured: Sequence[Reload]) -> str:
@@ -163,9 +163,9 @@ def indexes(reads: Sequence[Read], loaded: Sequence[Measurement]) -> str:
         (
             f"```sql\n{texts}\n```",
             f"Medians of {RUNS} warm runs. Rows are those that the scans gave or threw away, blocks pages of 8 KiB.",
-            _table(("query", "index", "the plan used", "time", "rows read", "blocks read"), table),
+            table_of(("query", "index", "the plan used", "time", "rows read", "blocks read"), table),
             f"Loads of {loaded[0].rows:,} rows of `dashboard_data` in random key order, medians of {repeats}.",
-            _table(("the table has", *SCENARIOS), costs),
+            table_of(("the table has", *SCENARIOS), costs),
         )
     )
 
@@ -187,7 +187,7 @@ def wire(measured: Sequence[Download]) -> str:
         for compression, found in groups.items()
     ]
     head = ("compression", "bytes of the rows", "times smaller", "seconds", "client's processor seconds")
-    return f"{measured[0].rows:,} rows; medians of {len(groups['none'])}.\n\n{_table(head, table)}"
+    return f"{measured[0].rows:,} rows; medians of {len(groups['none'])}.\n\n{table_of(head, table)}"
 
 
 def days(measured: Sequence[Run]) -> str:
@@ -199,7 +199,7 @@ def days(measured: Sequence[Run]) -> str:
     counts = dict.fromkeys(run.days for run in measured)
     table = [(f"{count:,}", *(f"{seconds[storage, count]:.1f} s" for storage in STORAGES)) for count in counts]
     repeats = len(measured) // len(seconds)
-    return f"Medians of {repeats}, in turns.\n\n{_table(('days', *STORAGES), table)}"
+    return f"Medians of {repeats}, in turns.\n\n{table_of(('days', *STORAGES), table)}"
 
 
 def launches(measured: Sequence[Launch]) -> str:
@@ -223,8 +223,8 @@ def launches(measured: Sequence[Launch]) -> str:
     return "\n\n".join(
         (
             f"Seconds from launch to SUCCESS, medians of {len(measured) // len(groups)}; all servers are up.",
-            _table(("launched", "rows", *hows), table),
-            _table(("target", "measured", "met"), [(name, value, "yes" if met else "no") for name, value, met in targets]),
+            table_of(("launched", "rows", *hows), table),
+            table_of(("target", "measured", "met"), [(name, value, "yes" if met else "no") for name, value, met in targets]),
         )
     )
 
@@ -236,8 +236,8 @@ def presses(seconds: Sequence[float]) -> str:
     met = "yes" if middle <= 3 else "no"
     return "\n\n".join(
         (
-            _table(("presses", "median", "least", "most"), [shown]),
-            _table(("target", "measured", "met"), [("median within 3 s", shown[1], met)]),
+            table_of(("presses", "median", "least", "most"), [shown]),
+            table_of(("target", "measured", "met"), [("median within 3 s", shown[1], met)]),
         )
     )
 
@@ -253,8 +253,8 @@ def status(readings: Readings) -> str:
     met = "yes" if readings.percentile(95) < 50 else "no"
     return "\n\n".join(
         (
-            _table(("readers", "answers", "rate", "size", "median", "95%", "99%"), [(*counts, *shown)]),
-            _table(("target", "measured", "met"), [("95% of the answers within 50 ms", shown[1], met)]),
+            table_of(("readers", "answers", "rate", "size", "median", "95%", "99%"), [(*counts, *shown)]),
+            table_of(("target", "measured", "met"), [("95% of the answers within 50 ms", shown[1], met)]),
         )
     )
 
@@ -286,10 +286,10 @@ def tables(measured: Sequence[Many]) -> str:
     head = [f"{count:,} tables" for count in counts]
     return "\n\n".join(
         (
-            _table((f"Dagster alone: an asset and an op of {CHECKS} checks a table", *head), rows("plain")),
-            _table(("this project", *head), rows("ours")),
-            _table(("one evaluation", *head), rows("tick")),
-            _table(("target", "measured", "met"), [(name, value, "yes" if met else "no") for name, value, met in targets]),
+            table_of((f"Dagster alone: an asset and an op of {CHECKS} checks a table", *head), rows("plain")),
+            table_of(("this project", *head), rows("ours")),
+            table_of(("one evaluation", *head), rows("tick")),
+            table_of(("target", "measured", "met"), [(name, value, "yes" if met else "no") for name, value, met in targets]),
         )
     )
 
@@ -304,7 +304,7 @@ def years(measured: Sequence[Past]) -> str:
         )
         for past in measured
     ]
-    return _table(("years", "extractions", "state, median", "95%", "one table, median", "95%"), shown)
+    return table_of(("years", "extractions", "state, median", "95%", "one table, median", "95%"), shown)
 
 
 def write(page: Path, section: str, text: str) -> None:
@@ -331,6 +331,7 @@ def _speed(rows: int, seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds:.1f} s, {rows / seconds:,.0f}/s"
 
 
-def _table(head: Row, rows: Sequence[Row]) -> str:
+def table_of(head: Row, rows: Sequence[Row]) -> str:
+    """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

@@ -10,13 +10,14 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from benchmarks import loads, page, wire
+from benchmarks import cost, loads, page, wire
 from benchmarks.indexes import SCHEMA, Query, measure_indexes
 from benchmarks.loads import CHANGED, FIRST, UNCHANGED, LoadBench, Measurement, checksum
 from benchmarks.rows import CHANGED_DAYS, DAYS, SPEC, WINDOW, Edition, reader, write_inputs
 from benchmarks.ways import WAYS, Job
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.sync.schema.statements import Statements
+from pulso_etl.tables import TABLES
 
 pytestmark = pytest.mark.usefixtures("processes")
 
@@ -149,3 +150,15 @@ def _target(conn: psycopg.Connection, schema: str) -> sql.Identifier:
     for statement in statements.create_table():
         conn.execute(statement)
     return statements.target
+
+
+def test_a_day_without_change_bills_nothing_between_two_re_checks(emulator: BigQueryEmulator) -> None:
+    outcome = cost.simulate(emulator, 2, 1, {"productivity_data": TABLES["productivity_data"]}, rows_per_day=4)
+    every, before, this = outcome.bills.values()
+    # Two refreshes a day read a window of two base tables, and so does each re-check.
+    assert [outcome.billed_on_quiet_days(bill) for bill in outcome.bills.values()] == [40 * cost.MIB, 40 * cost.MIB, 0]
+    assert [bill.bytes["re-checks"] for bill in (every, before, this)] == [40 * cost.MIB] * 3
+    assert every.total == before.total == 120 * cost.MIB
+    # Two corrections arrive before the second refresh of a day. It asks where they are, and reads their days.
+    assert (this.bytes["refreshes"], this.bytes["questions about partitions"]) == (20 * cost.MIB, 10 * cost.MIB)
+    assert ("0 bytes on days without change, between two re-checks", "0 bytes", "yes") in cost.targets(outcome)

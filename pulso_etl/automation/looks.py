@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from functools import partial
@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 import psycopg
 
-from pulso_etl.bigquery.look import Look, changed_tables, is_daily, state_of, unchanged_days
+from pulso_etl.bigquery.look import NO_DAYS, Look, Size, changed_tables, holds_nothing, is_daily, state_of, unchanged_days
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.refreshing.due import Standing, loaded_days
 from pulso_etl.sync.days import DayRange, contiguous
@@ -31,14 +31,16 @@ RECHECK_EVERY = timedelta(hours=24)
 class Seen:
     """The result of a look: the days to read, a note for people, and the source's state (None: no signal).
 
-    `look`: what BigQuery told of the statement over the whole window; None if it was not asked, or did not answer. `bytes_avoided`:
-    what BigQuery would have billed for the whole window, and does not for these days.
+    `look`: what BigQuery told of the statement over the whole window; None if it was not asked, or did not answer. `empty`: days
+    that were never loaded and have no rows at the source. `bytes_avoided`: what BigQuery would have billed for the whole window,
+    and does not for these days.
     """
 
     days: Collection[date]
     note: str
     state: SourceState | None = None
     look: Look | None = None
+    empty: Sequence[date] = ()
     bytes_avoided: int = 0
 
 
@@ -119,9 +121,10 @@ class Looks:
         except PulsoError as error:
             # Detection of changes only saves work. The run itself will report what is wrong with the source.
             return Seen(every, f"the whole window: the source does not report its changes ({error})")
-        days = [day for day in every if day not in unchanged]
+        empty = self._empty(spec, look, [day for day in every if day not in standing.days])
+        days = [day for day in every if day not in unchanged and day not in empty]
         note = f"{len(days)} of {window.days} partitions to read, {window.days - len(days)} verified"
-        return self._with_avoided(spec, window, Seen(days, note, state, look))
+        return self._with_avoided(spec, window, Seen(days, note, state, look, empty))
 
     def _partitions(
         self, spec: TableSpec, window: DayRange, look: Look, names: Collection[str] | None, loaded: Mapping[date, Day]
@@ -135,16 +138,29 @@ class Looks:
         self.notes.asked(spec.name, found.used)
         return found.states
 
+    def _empty(self, spec: TableSpec, look: Look, new: Sequence[date]) -> Sequence[date]:
+        """Those of the days, of which none was ever loaded, that have no rows at the source."""
+        if not new or not any(is_daily(look, spec, name) for name in look.tables):
+            return ()
+        try:
+            none = self._asked(partial(self.source.size, spec, NO_DAYS))
+            return [day for day in new if holds_nothing(self._size(spec, day), none, look.size)]
+        except PulsoError:
+            return ()
+
+    def _size(self, spec: TableSpec, day: date) -> Size:
+        return self._asked(partial(self.source.size, spec, DayRange(day, day)))
+
     def _with_avoided(self, spec: TableSpec, window: DayRange, seen: Seen) -> Seen:
         """Completes the bytes that are avoided. Without an answer nothing is said to be avoided."""
         assert seen.look is not None
         if len(seen.days) == window.days:
             return seen
         try:
-            billed = [self._asked(partial(self.source.bytes_billed, spec, part)) for part in contiguous(seen.days)]
+            parts = [self._asked(partial(self.source.size, spec, part)) for part in contiguous(seen.days)]
         except PulsoError:
             return seen
-        return replace(seen, bytes_avoided=max(0, seen.look.bytes_billed - sum(billed)))
+        return replace(seen, bytes_avoided=max(0, seen.look.size.bytes_billed - sum(part.bytes_billed for part in parts)))
 
     def _asked(self, ask: Callable[[float], Answer]) -> Answer:
         if self.away is not None:

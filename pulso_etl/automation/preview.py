@@ -148,7 +148,7 @@ class Previews:
 
     def _costs(self, look: Look) -> dict[str, object]:
         pricing = self.planner.budget.pricing
-        billed = look.bytes_billed
+        billed = look.size.bytes_billed
         most = self.settings.bigquery_maximum_bytes_billed
         told: dict[str, object] = {"bytes_read": look.bytes_processed, "bytes_billed": billed}
         if pricing.per_slot_hour is None:

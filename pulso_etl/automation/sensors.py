@@ -275,7 +275,7 @@ class Automation:
             return
         horizon = Horizon.of(spec, self.settings.partitions_start, spec.zone.day(now))
         with conn.transaction():
-            self.marks.unchanged(conn, spec.name, unchanged, Unchanged(now, seen.state, horizon))
+            self.marks.unchanged(conn, spec.name, unchanged, Unchanged(now, seen.state, horizon, seen.empty))
             if not seen.days:
                 avoided = Usage(bytes_avoided=seen.bytes_avoided)
                 self.marks.queries.record(conn, spec.name, Purpose.SKIPPED, "", avoided)

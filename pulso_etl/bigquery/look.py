@@ -22,6 +22,7 @@ from google.cloud import bigquery
 
 from pulso_etl.bigquery.pricing import billed
 from pulso_etl.bigquery.views import NotUnderstood, day_column, tables_in, unsteady
+from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.queries import Usage
 from pulso_etl.sync.source_state import KeptPartitions, PartitionStates, SourceState
 from pulso_etl.sync.spec import TableSpec
@@ -41,6 +42,23 @@ STREAMING_BUFFER = "__UNPARTITIONED__"
 NO_DATE = "__NULL__"
 
 
+NO_DAYS = DayRange(date.min, date.min)
+"""A window of which no table has rows: BigQuery's first day."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a statement reads, by a dry run: bytes, and how many base tables."""
+
+    bytes_processed: int
+    tables: int
+
+    @property
+    def bytes_billed(self) -> int:
+        """What BigQuery would bill for it, on demand."""
+        return billed(self.bytes_processed, self.tables)
+
+
 @dataclass(frozen=True)
 class Look:
     """What BigQuery told of a statement.
@@ -58,9 +76,9 @@ class Look:
     unseen: str = ""
 
     @property
-    def bytes_billed(self) -> int:
-        """What BigQuery would bill for the statement, on demand."""
-        return billed(self.bytes_processed, len(self.tables))
+    def size(self) -> Size:
+        """What the statement reads."""
+        return Size(self.bytes_processed, len(self.tables))
 
     @property
     def texts(self) -> dict[str, str]:
@@ -147,6 +165,15 @@ def dry_run(client: bigquery.Client, statement: str, config: bigquery.QueryJobCo
     """
     config.dry_run, config.use_query_cache = True, False
     return client.query(statement, job_config=config, retry=ONCE, job_retry=None, timeout=seconds)
+
+
+def holds_nothing(size: Size, none: Size, whole: Size) -> bool:
+    """Whether days have no rows, by what dry runs of the same statement read: `size` over the days, `none` over NO_DAYS, `whole`
+    over a window with rows. The days come from the partitions of a base table, and each row of it counts. Pure.
+
+    If the whole window reads no more than no days at all, its filter leaves out no partition, and nothing follows.
+    """
+    return size.bytes_processed == none.bytes_processed < whole.bytes_processed
 
 
 def take(client: bigquery.Client, statement: str, config: bigquery.QueryJobConfig, seconds: float) -> Look:

@@ -27,8 +27,8 @@ from google.cloud.bigquery.retry import DEFAULT_JOB_RETRY, DEFAULT_RETRY
 from requests import RequestException
 
 from pulso_etl.bigquery.capture import Interval, capture_refusal, captured_sql, interval
-from pulso_etl.bigquery.look import LOOK_SECONDS, Look, Partitions, dry_run, is_daily, partitions_of, state_of, take
-from pulso_etl.bigquery.pricing import Pricing, billed
+from pulso_etl.bigquery.look import LOOK_SECONDS, Look, Partitions, Size, dry_run, is_daily, partitions_of, state_of, take
+from pulso_etl.bigquery.pricing import Pricing
 from pulso_etl.bigquery.reach import naming_credentials, one_line
 from pulso_etl.bigquery.storage_read import Compression, ReadClient, plaintext_transport
 from pulso_etl.settings import Settings
@@ -185,17 +185,14 @@ class BigQuerySource(BigQueryResource):
 
         return self._within(seconds, spec, window, ask)
 
-    def bytes_billed(self, spec: TableSpec, window: DayRange, seconds: float = LOOK_SECONDS) -> int:
-        """What BigQuery would bill on demand for the table's statement over the window, by a dry run, which is free.
-
-        Raises the errors of `look`.
-        """
+    def size(self, spec: TableSpec, window: DayRange, seconds: float = LOOK_SECONDS) -> Size:
+        """How much the table's statement reads over the window, by a dry run, which is free. Raises the errors of `look`."""
         statement = self.stream(spec, window, "look").sql()
 
-        def ask() -> int:
+        def ask() -> Size:
             with raising_source_errors(spec, window), self.get_client() as client:
                 job = dry_run(client, statement, bigquery.QueryJobConfig(query_parameters=days_of(window)), seconds)
-                return billed(job.total_bytes_processed or 0, len(job.referenced_tables))
+                return Size(job.total_bytes_processed or 0, len(job.referenced_tables))
 
         return self._within(seconds, spec, window, ask)
 
@@ -275,7 +272,7 @@ class BigQueryStream:
             # The query itself will report what is wrong with the source.
             self.metadata["change_signal"] = f"none: the look at the source failed ({one_line(error)})"
             return None
-        self._size, state = look.bytes_billed, state_of(look, self.spec)
+        self._size, state = look.size.bytes_billed, state_of(look, self.spec)
         if isinstance(state, str):
             self.metadata["change_signal"] = f"none: {state}"
             return None

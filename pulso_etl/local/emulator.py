@@ -30,9 +30,17 @@ class BigQueryEmulator:
     """`bqemulator` with its data in memory, by default on free loopback ports. Its working files are beside the log."""
 
     def __init__(
-        self, log_file: Path, project: str = "mibot-222814", *, host: str = "127.0.0.1", rest_port: int | None = None
+        self,
+        log_file: Path,
+        project: str = "mibot-222814",
+        *,
+        host: str = "127.0.0.1",
+        rest_port: int | None = None,
+        row_weight: int = 1,
     ) -> None:
+        """`row_weight`: each row counts as so many rows in the bytes that a query reads."""
         self.project = project
+        self.row_weight = row_weight
         self.host = host
         self.rest_port = rest_port
         self.log_file = log_file.absolute()
@@ -60,6 +68,7 @@ class BigQueryEmulator:
                 "BQEMU_UPLOAD_STAGING_DIR": str(folder / "uploads"),
                 # Nothing here uses Avro, and the emulator would look for it in the network.
                 "BQEMU_ENABLE_FORMAT_EXTENSIONS": "false",
+                "PULSO_ROW_WEIGHT": str(self.row_weight),
             },
         )
         self.child.start()

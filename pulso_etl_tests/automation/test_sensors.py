@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,6 +19,7 @@ from pulso_etl.refreshing.keys import up_to_date_key
 from pulso_etl.settings import Settings
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.tags import AVOIDED_TAG
+from pulso_etl.sync.zone import DEFAULT as LIMA
 from pulso_etl_tests.clock import TABLES, TODAY
 from pulso_etl_tests.conftest import seed
 from pulso_etl_tests.declarations import altered
@@ -26,6 +28,7 @@ from pulso_etl_tests.faulty_proxy import FaultyProxy, edited
 DUE = timedelta(minutes=10)
 SOME = {name: altered(TABLES[name], refresh_every=DUE) for name in ("dashboard_data", "operation_data")}
 MIB = 2**20
+SENT = r"^POST \S+/(queries|jobs)\b"
 RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 
 
@@ -169,6 +172,24 @@ def test_only_changed_days_are_read_again(
     # The older days are loaded. The range up to today is verified now. Only that moves the watermark.
     assert deployment.tick(later)[0] == []
     assert "dashboard_data: fresh" in deployment.tick(later + timedelta(minutes=1))[1]
+
+
+def test_a_new_day_that_has_no_rows_yet_is_not_read(
+    deployment: Deployment, conn: psycopg.Connection, bigquery_proxy: FaultyProxy, now: datetime
+) -> None:
+    for request in deployment.tick(now)[0]:
+        assert deployment.run(request)
+    tomorrow = LIMA.begin(TODAY + timedelta(days=1)) + timedelta(hours=1)
+    # The days were read a short time ago.
+    conn.execute("UPDATE etl_days SET loaded_at = loaded_at + %s, read_at = read_at + %s", [tomorrow - now - DUE] * 2)
+    sent = len(bigquery_proxy.requests)
+    requests, why = deployment.tick(tomorrow)
+    assert (requests, why.count("0 of")) == ([], 2)
+    asked = [one.json["configuration"] for one in bigquery_proxy.requests[sent:] if re.search(SENT, one.line)]
+    assert {one.get("dryRun") for one in asked} == {True}
+    state = Watermarks(deployment.settings.database_schema).read(conn)["operation_data"]
+    new = state.days[TODAY + timedelta(days=1)]
+    assert (new.rows, new.at, state.last_partition) == (0, tomorrow, TODAY + timedelta(days=1))
 
 
 def test_a_source_that_gives_no_signal_has_its_whole_window_read(

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pulso_etl.automation.looks import Looks
-from pulso_etl.bigquery.look import MOST_TABLES, Look, changed_tables, is_daily, state_of, unchanged_days
+from pulso_etl.bigquery.look import MOST_TABLES, NO_DAYS, Look, changed_tables, holds_nothing, is_daily, state_of, unchanged_days
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import SCHEMAS, SampleData, base_of
@@ -109,6 +109,16 @@ def test_a_change_under_a_view_is_told_with_its_table_and_its_days(
         assert query["labels"] == {"app": "pulso-etl", "purpose": "changes"}
         assert int(query["query"]["maximumBytesBilled"]) == source.maximum_bytes_billed
     assert state(source, "dashboard_data") == others
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_day_without_rows_is_known_by_dry_runs(source: BigQuerySource, name: str) -> None:
+    spec = TABLES[name]
+    none, whole = source.size(spec, NO_DAYS), source.size(spec, WINDOW)
+    found = {day: holds_nothing(source.size(spec, DayRange(day, day)), none, whole) for day in (*WINDOW, date(2026, 7, 16))}
+    assert found == dict.fromkeys(WINDOW, False) | {date(2026, 7, 16): True}
+    # If the filter leaves out no partition, every day reads as much.
+    assert not holds_nothing(whole, whole, whole)
 
 
 def test_another_text_of_a_view_is_another_state(source: BigQuerySource, emulator: BigQueryEmulator) -> None:

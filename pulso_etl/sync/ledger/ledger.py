@@ -81,11 +81,15 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Unchanged:
-    """At the instant `at` (with zone, by the server's clock) the source was in a state that shows no change of the days."""
+    """At the instant `at` (with zone, by the server's clock) the source was in a state that shows no change of the days.
+
+    `empty`: days that were never loaded, and that have no rows at the source. There is nothing to load of them.
+    """
 
     at: datetime
     source: SourceState
     horizon: Horizon = field(default_factory=Horizon)
+    empty: Sequence[date] = ()
 
 
 def server_clock(conn: psycopg.Connection) -> datetime:
@@ -126,7 +130,18 @@ class Ledger:
         )
 
     def unchanged(self, conn: psycopg.Connection, table: str, days: Sequence[date], seen: Unchanged) -> None:
-        """Marks loaded days as equal to the source, because the source reports no change."""
+        """Marks loaded days as equal to the source, because the source reports no change. Writes the days that are empty there."""
+        conn.execute(
+            sql.SQL(
+                "INSERT INTO {} (table_name, day, read_at, loaded_at, rows, extraction_id, open_until, source_state) "
+                "SELECT %s, u.day, %s, %s, 0, '', u.until, %s FROM unnest(%s::date[], %s::date[]) AS u (day, until) "
+                "ON CONFLICT (table_name, day) DO NOTHING"
+            ).format(self.days),
+            (
+                *(table, seen.at, seen.at, seen.source.digest, list(seen.empty)),
+                [seen.horizon.open_until(day) for day in seen.empty],
+            ),
+        )
         conn.execute(
             sql.SQL(
                 "UPDATE {} d SET read_at = %s, open_until = u.until, source_state = %s "
