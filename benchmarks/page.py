@@ -130,8 +130,8 @@ def changes(measured: Sequence[Reload]) -> str:
     first = measured[0]
     rows = f"{first.rows:,} rows of which {first.changed:,} changed; medians of {len(measured) // 2} re-loads each, in turns."
     met = "yes" if more <= 0.15 else "no"
-    target = _table(("target", "measured", "met"), [("at most 15% more processor time", f"{more:.1%}", met)])
-    return "\n\n".join((rows, _table(head, table), target))
+    target = table_of(("target", "measured", "met"), [("at most 15% more processor time", f"{more:.1%}", met)])
+    return "\n\n".join((rows, table_of(head, table), target))
 
 
 def indexes(reads: Sequence[Read], loaded: Sequence[Measurement]) -> str:
