@@ -22,7 +22,7 @@ from google.auth.exceptions import GoogleAuthError
 from google.cloud import bigquery
 from psycopg import sql
 
-from pulso_etl.bigquery import googlesql
+from pulso_etl.bigquery import googlesql, pruning
 from pulso_etl.bigquery.arrow import arrow_type
 from pulso_etl.bigquery.look import ONCE
 from pulso_etl.bigquery.source import BigQuerySource, build_source, raising_source_errors
@@ -196,7 +196,7 @@ def _bigquery(source: BigQuerySource) -> str:
 
 
 def _source(source: BigQuerySource, spec: TableSpec) -> str:
-    """A dry run, which costs nothing, gives the columns that the query would return."""
+    """Dry runs, which cost nothing, give the columns that the query would return, and whether it reads only the days asked for."""
     today = spec.zone.day(datetime.now(UTC))
     window = DayRange(today, today)
     parameters = [bigquery.ScalarQueryParameter(name, "DATE", today) for name in ("start", "end")]
@@ -205,6 +205,8 @@ def _source(source: BigQuerySource, spec: TableSpec) -> str:
         job = client.query(source.stream(spec, window, "doctor").sql(), job_config=config, retry=ONCE, timeout=30)
     returned = pa.schema([pa.field(column.name, _arrow(column)) for column in job.schema or []])
     _, _, drift = fit(spec, with_stamps(returned, spec.reading_stamps), Table({}), window)
+    if unpruned := pruning.fault(source, spec, today):
+        raise RuntimeError(f"{unpruned}; every refresh pays for it: filter on the partition column itself")
     size = f", today's partition reads {job.total_bytes_processed / 2**20:,.1f} MiB" if job.total_bytes_processed else ""
     return f"columns fit{size}" + (f"; not loaded: {', '.join(drift.not_loaded)}" if drift.not_loaded else "")
 

@@ -23,6 +23,8 @@ from pulso_etl.sync.source_state import KeptPartitions, PartitionStates, SourceS
 from pulso_etl.sync.spec import TableSpec
 
 Answer = TypeVar("Answer")
+BY_LOOK = "look"
+"""Stands for the id of a run in the ledger: the sensor and a plan look outside of runs."""
 RECHECK_EVERY = timedelta(hours=24)
 """A table whose source reports no change needs no new load if its last load is at most this old."""
 
@@ -65,7 +67,7 @@ class LedgerNotes:
         return self.marks.partitions(self.conn, table)
 
     def asked(self, table: str, used: Usage) -> None:
-        self.marks.queries.record(self.conn, table, Purpose.CHANGES, "", used)
+        self.marks.queries.record(self.conn, table, Purpose.CHANGES, BY_LOOK, used)
 
 
 @dataclass

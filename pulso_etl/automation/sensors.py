@@ -19,7 +19,7 @@ from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES, RunRecord
 from pulso_etl.access.permits import WHOLE_GRAPH
 from pulso_etl.alerts.service import KEPT_OUT, Alerts, Flushed
 from pulso_etl.automation.alerting import CheckOutcome, Situation, events
-from pulso_etl.automation.looks import LedgerNotes, Looks, Seen
+from pulso_etl.automation.looks import BY_LOOK, LedgerNotes, Looks, Seen
 from pulso_etl.automation.recovery import EndedAttempt, recover
 from pulso_etl.bigquery import look
 from pulso_etl.bigquery.source import BigQuerySource
@@ -278,7 +278,7 @@ class Automation:
             self.marks.unchanged(conn, spec.name, unchanged, Unchanged(now, seen.state, horizon, seen.empty))
             if not seen.days:
                 avoided = Usage(bytes_avoided=seen.bytes_avoided)
-                self.marks.queries.record(conn, spec.name, Purpose.SKIPPED, "", avoided)
+                self.marks.queries.record(conn, spec.name, Purpose.SKIPPED, BY_LOOK, avoided)
 
     def _requests(self, spec: TableSpec, plans: Sequence[RefreshPlan], slot: str, bytes_avoided: int) -> Iterator[dg.RunRequest]:
         """The runs of the plans. Dagster launches each run only once per `slot`, which names the due refresh. The first one tells

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from pulso_etl.bigquery.pruning import fault as unpruned
+from pulso_etl.bigquery.source import build_source
 from pulso_etl.calls import dagster_instance
 from pulso_etl.checks.statements import faults, not_loaded, statements
 from pulso_etl.cli.terminal import TenantOption, say, served_settings, session, show
@@ -93,9 +95,15 @@ def retention(
     say(f"{months} month(s)" + ("; nothing was removed: give --detach or --drop" if untouched else ""))
 
 
-def check(tables: Annotated[list[str] | None, typer.Argument(help="Tables; all of them if none is named.")] = None) -> None:
-    """Analyses the SQL of tables with GoogleSQL. Needs neither settings nor an account, and sends nothing."""
-    wrong = False
+def check(
+    tables: Annotated[list[str] | None, typer.Argument(help="Tables; all of them if none is named.")] = None,
+    pruning: Annotated[
+        bool, typer.Option("--pruning", help="Also ask BigQuery, for free, whether a day reads only its partitions.")
+    ] = False,
+    tenant: TenantOption = None,
+) -> None:
+    """Analyses the SQL of tables with GoogleSQL. Without --pruning it needs neither settings nor an account, and sends nothing."""
+    wrong = _tell_pruning(tables or [], tenant) if pruning else False
     for spec in named_tables(tables or [], TABLES):
         found = faults(spec, SOURCES)
         wrong = wrong or bool(found)
@@ -107,6 +115,21 @@ def check(tables: Annotated[list[str] | None, typer.Argument(help="Tables; all o
             say(f"ok   {spec.name}.sql: the {len(spec.query_columns)} declared columns{left_out}; analysed: {analysed}")
     if wrong:
         raise typer.Exit(1)
+
+
+def _tell_pruning(tables: list[str], tenant: str | None) -> bool:
+    """Says for each table whether a refresh of a day reads only its partitions. Returns whether one does not."""
+    settings, known = chosen(served_settings(), tenant)
+    source, wrong = build_source(settings), False
+    for spec in named_tables(tables, known):
+        found = unpruned(source, spec, spec.zone.day(datetime.now(UTC)))
+        wrong = wrong or found is not None
+        say(
+            f"FAIL {spec.name}: {found}"
+            if found
+            else f"ok   {spec.name}: a day reads its own partitions, or the least that is billed"
+        )
+    return wrong
 
 
 def _tell_records(settings: Settings, *, delete: bool) -> None:
