@@ -436,7 +436,8 @@ export interface components {
         };
         /**
          * Comparison
-         * @description A figure beside that of an earlier day: the `value` of that day, in the same hours or of the whole day.
+         * @description A figure beside that of an earlier day: the `value` of that day, in the same hours, as the table held it at the same hour, or
+         *     of the whole day.
          */
         Comparison: {
             /**
@@ -455,6 +456,17 @@ export interface components {
              * @default []
              */
             marks: components["schemas"]["DayMark"][];
+            /**
+             * As Of
+             * @description The `value` is what the table held at this instant: at the hour of `until`, on the earlier day. Null if the value is of the
+             *     same hours or of the whole day.
+             */
+            as_of?: string | null;
+            /**
+             * Loaded At
+             * @description The load that left this value, with `as_of`.
+             */
+            loaded_at?: string | null;
             /**
              * Difference
              * @description How much more the shown day has; null if the two can't be compared.
@@ -848,7 +860,8 @@ export interface components {
             until?: string | null;
             /**
              * Hour
-             * @description The comparisons count the hours of each day before this one (1 to 23). Null: they compare whole days.
+             * @description The comparisons count the hours of each day before this one (1 to 23). Null: the day is compared as a whole, with what the
+             *     table held at the same hour (`as_of`) if that is known, else with whole days.
              */
             hour?: number | null;
             /**

@@ -54,6 +54,8 @@ describe("a key figure", () => {
     expect(nameOf({ ...YESTERDAY, day: "2026-11-18" }, FIGURE, NOW, true)).toBe("miércoles 18 nov. a las 11:00");
     const daily = { ...FIGURE, hour: null };
     expect(nameOf(YESTERDAY, daily, NOW, false)).toBe("ayer, día completo");
+    const held = { as_of: "2026-11-24T16:05:00Z", loaded_at: "2026-11-24T11:10:00Z" };
+    expect(nameOf({ ...YESTERDAY, ...held }, daily, NOW, false)).toBe("ayer a las 11:05 (carga de las 06:10)");
     expect(nameOf({ ...YESTERDAY, marks: ["cut_short"] }, daily, NOW, false)).toBe("ayer");
     expect(reachOf({ ...FIGURE, today: { day: "2026-11-24", value: "1", marks: [] } }, NOW)).toBe("ayer, día completo");
     expect(reachOf({ ...FIGURE, today: null }, NOW)).toBe("sin datos todavía");

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -16,6 +17,7 @@ from pulso_etl.api.models import Comparison, DayCheck, DayMark, DayState, Figure
 from pulso_etl.api.status import CALENDAR_DAYS, StatusReader
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.figures import EXACT, RATIO_DIGITS, Number, Part, parts, value
+from pulso_etl.sync.ledger.changes import Changes
 from pulso_etl.sync.schema.statements import Statements
 from pulso_etl.sync.spec import Figure, TableSpec, Unit
 
@@ -25,6 +27,14 @@ SELECT d.day, d.read_at, coalesce(d.found < d.rows, false), EXISTS (
     SELECT FROM {quarantine} q WHERE q.table_name = d.table_name AND q.partition = d.day AND q.extraction_id = d.extraction_id
 ) FROM {days} d WHERE d.table_name = %(table)s AND d.day BETWEEN %(last)s::date - %(back)s AND %(last)s
 """
+HELD = """
+SELECT a.day, a.at, e.committed_at, e.after FROM unnest(%(days)s::date[], %(at)s::timestamptz[]) AS a (day, at)
+CROSS JOIN LATERAL (
+    SELECT c.committed_at, d.after::text AS after FROM {loads} c JOIN {changed} d USING (load_id)
+    WHERE c.table_name = %(table)s AND d.day = a.day AND c.committed_at <= a.at ORDER BY c.load_id DESC LIMIT 1
+) e
+"""
+"""What the table held of each day at an instant, by the last load before it that changed the day."""
 LAST_DAY = "SELECT max(day) FROM {days} WHERE table_name = %s AND day <= %s"
 
 
@@ -46,15 +56,27 @@ class Sums:
 
 
 @dataclass(frozen=True)
+class HeldThen:
+    """What a table held of a day at the instant `at`, by the parts' names, since the load that was committed at `loaded_at`. Both
+    have a zone."""
+
+    at: datetime
+    loaded_at: datetime
+    sums: Mapping[str, Decimal]
+
+
+@dataclass(frozen=True)
 class Seen:
     """What is known of a table: its days as the calendar tells them, oldest first, the loaded ones of them, and their sums.
 
-    `sums` has no entry for a day without rows. It is None if the table can't be read.
+    `sums` has no entry for a day without rows. It is None if the table can't be read. `then`: what the table held of earlier days
+    at the hour at which the newest day was read, as far as that is known.
     """
 
     calendar: Sequence[PartitionStatus]
     read: Mapping[date, ReadDay]
     sums: Mapping[date, Sums] | None
+    then: Mapping[date, HeldThen] = field(default_factory=dict)
 
 
 def hours_read(spec: TableSpec, day: date, read_at: datetime) -> int | None:
@@ -127,12 +149,21 @@ class _Beside:
     def compared(self, other: FigureDay | None) -> Comparison | None:
         if other is None:
             return None
+        if (then := self._then(other)) is not None:
+            return then
         mine, its = (one.value if self.hour is None else _at_hour(self.figure, self.seen, one.day) for one in (self.newest, other))
-        difference = None if mine is None or its is None or not self._fair(other) else EXACT.subtract(Decimal(mine), Decimal(its))
-        percent = None
-        if difference is not None and its and self.figure.unit is not Unit.PERCENT:
-            percent = EXACT.quantize(EXACT.divide(EXACT.multiply(difference, 100), abs(Decimal(its))), RATIO_DIGITS)
-        return Comparison(day=other.day, value=its, marks=other.marks, difference=difference, percent=percent)
+        difference = _difference(self.figure, mine, its) if self._fair(other) else {}
+        return Comparison(day=other.day, value=its, marks=other.marks, **difference)
+
+    def _then(self, other: FigureDay) -> Comparison | None:
+        """The day as the table held it at the same hour, if that is known, and if the newest day goes on."""
+        held = self.seen.then.get(other.day)
+        read = parts([self.figure])
+        if held is None or self.newest.day != self.seen.calendar[-1].day or any(part.name not in held.sums for part in read):
+            return None
+        its = _decimal(value(self.figure, {part: held.sums[part.name] for part in read}))
+        difference = _difference(self.figure, self.newest.value, its)
+        return Comparison(day=other.day, value=its, as_of=held.at, loaded_at=held.loaded_at, marks=[], **difference)
 
     def _fair(self, other: FigureDay) -> bool:
         """Whether both values cover the same part of their days. A snapshot says what was so far, at any hour."""
@@ -143,6 +174,16 @@ class _Beside:
             reached = hours_read(self.spec, other.day, read.read_at) if read else 0
             return reached is None or reached >= self.hour
         return not {DayMark.GOES_ON, DayMark.CUT_SHORT} & {*self.newest.marks, *other.marks}
+
+
+def _difference(figure: Figure, mine: Decimal | None, its: Decimal | None) -> dict[str, Decimal | None]:
+    """How much more the newest day has, and in percent of the other."""
+    if mine is None or its is None:
+        return {}
+    more = EXACT.subtract(mine, its)
+    if not its or figure.unit is Unit.PERCENT:
+        return {"difference": more}
+    return {"difference": more, "percent": EXACT.quantize(EXACT.divide(EXACT.multiply(more, 100), abs(its)), RATIO_DIGITS)}
 
 
 def _whole(figure: Figure, seen: Seen, day: date) -> Decimal | None:
@@ -206,8 +247,33 @@ class FiguresReader:
         key = (version, shown.end, compared_hour(spec, shown.end, read[shown.end].read_at))
         if self._known.get(spec.name, (None,))[0] != key:
             self._known[spec.name] = (key, await _read(conn, spec, self.reader.database.schema, shown, key[2]))
-        seen = Seen(await self.reader.calendar(conn, spec.name, shown, now), read, self._known[spec.name][1])
+        calendar = await self.reader.calendar(conn, spec.name, shown, now)
+        then = await self._then(conn, spec, shown.end, read[shown.end].read_at)
+        seen = Seen(calendar, read, self._known[spec.name][1], then)
         return [figure_status(spec, figure, seen, today) for figure in spec.figures]
+
+    async def _then(
+        self, conn: psycopg.AsyncConnection, spec: TableSpec, newest: date, read_at: datetime
+    ) -> Mapping[date, HeldThen]:
+        """What the table held of the earlier days at the hour of the reading. Empty if it has hours, or the newest day is over."""
+        if spec.hour_column or hours_read(spec, newest, read_at) is None:
+            return {}
+        changes = Changes(self.reader.database.schema)
+        earlier = [newest - YESTERDAY, newest - WEEK]
+        clock = spec.zone.local(read_at).time()
+        found = await conn.execute(
+            sql.SQL(HELD).format(loads=changes.loads, changed=changes.days),
+            {
+                "table": spec.name,
+                "days": earlier,
+                "at": [datetime.combine(day, clock, spec.zone.tzinfo).astimezone(UTC) for day in earlier],
+            },
+        )
+        return {
+            # As decimals: a float would not hold every amount.
+            day: HeldThen(at, loaded, json.loads(after, parse_float=Decimal, parse_int=Decimal))
+            for day, at, loaded, after in await found.fetchall()
+        }
 
 
 def sums_query(spec: TableSpec, schema: str, hour: int | None) -> tuple[sql.Composed, Sequence[Part]]:

@@ -547,8 +547,14 @@ class FigureDay(Shape):
 
 
 class Comparison(FigureDay):
-    """A figure beside that of an earlier day: the `value` of that day, in the same hours or of the whole day."""
+    """A figure beside that of an earlier day: the `value` of that day, in the same hours, as the table held it at the same hour, or
+    of the whole day."""
 
+    as_of: datetime | None = None
+    """The `value` is what the table held at this instant: at the hour of `until`, on the earlier day. Null if the value is of the
+    same hours or of the whole day."""
+    loaded_at: datetime | None = None
+    """The load that left this value, with `as_of`."""
     difference: Decimal | None = None
     """How much more the shown day has; null if the two can't be compared."""
     percent: Decimal | None = None
@@ -591,7 +597,8 @@ class FigureStatus(Shape):
     until: datetime | None = None
     """When the rows of that day were read."""
     hour: int | None = None
-    """The comparisons count the hours of each day before this one (1 to 23). Null: they compare whole days."""
+    """The comparisons count the hours of each day before this one (1 to 23). Null: the day is compared as a whole, with what the
+    table held at the same hour (`as_of`) if that is known, else with whole days."""
     value_at_hour: Decimal | None = None
     """The figure of the newest day in these hours."""
     yesterday: Comparison | None = None

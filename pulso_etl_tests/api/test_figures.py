@@ -20,6 +20,9 @@ from pulso_etl.api.models import DayCheck, DayMark, DayState, FigureStatus, Part
 from pulso_etl.api.status import CALENDAR_DAYS, StatusReader
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.figures import parts
+from pulso_etl.sync.ledger.ledger import Loaded
+from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
+from pulso_etl.sync.schema.statements import Statements
 from pulso_etl.sync.spec import Adds, Figure, TableSpec, Unit
 from pulso_etl_tests.api.conftest import SECRETS, Operation
 from pulso_etl_tests.api.server import ApiServer
@@ -221,6 +224,52 @@ def test_the_figures_of_the_five_tables_are_read_once_until_rows_change(operatio
     ]
     assert same == first
     assert changed["gestiones"].days[-2].value == 18
+
+
+def test_a_day_without_hours_is_compared_with_what_the_table_held_at_the_same_hour(operation: Operation) -> None:
+    conn, spec, today, yesterday = operation.conn, TABLES["dashboard_data"], operation.today, operation.yesterday
+    for statement in Statements(spec, operation.settings.database_schema).create_table():
+        conn.execute(statement)
+    conn.execute(
+        "INSERT INTO dashboard_data (fecha_foto, archivo, cartera, servicio, recupero, cuentas, cuentas_gestionadas) VALUES "
+        "(%s, 'a', 'c', 'FIJA', 70.10, 4, 3), (%s, 'a', 'c', 'FIJA', 500, 4, 2)",
+        (today, yesterday),
+    )
+    now = datetime.now(UTC)
+    history = Watermarks(operation.settings.database_schema)
+    began = RunningAttempt(spec.name, DayRange(yesterday, today), "r2", 1, now)
+    history.start(conn, began)
+    history.succeed(conn, began, Loaded(now, {yesterday: 1, today: 1}, 2, 1.0, changed=True))
+    then = now - timedelta(days=1)
+    for hours, after in ((-3, "9.99"), (-1, "50.10"), (1, "500")):
+        conn.execute(
+            "WITH c AS (INSERT INTO etl_changes (table_name, extraction_id, committed_at, kept, key_columns, value_columns) "
+            "VALUES ('dashboard_data', 'r', %s, 'none', '{}', '{}') RETURNING load_id) "
+            "INSERT INTO etl_changed_days (load_id, day, rows_new, rows_changed, rows_gone, before, after) "
+            "SELECT load_id, %s, 1, 0, 0, '{}', %s FROM c",
+            (then + timedelta(hours=hours), yesterday, f'{{"sum:recupero": {after}}}'),
+        )
+
+    async def read() -> dict[str, FigureStatus]:
+        database = Database(operation.settings)
+        await database.open()
+        try:
+            dagster = DagsterClient(operation.settings.dagster_graphql_url, None)
+            told = await FiguresReader(StatusReader(operation.settings, database, dagster, TABLES)).read({})
+            return {one.figure: one for one in told.figures}
+        finally:
+            await database.close()
+
+    found = asyncio.run(read())
+    recupero, cobertura = found["recupero"].yesterday, found["cobertura"].yesterday
+    assert recupero is not None
+    assert (recupero.value, recupero.difference, recupero.as_of) == (Decimal("50.10"), Decimal("20.00"), then)
+    assert recupero.loaded_at == then - timedelta(hours=1)
+    # What the log does not know of that hour is the whole day, and nothing is known of the week before.
+    assert cobertura is not None
+    assert (cobertura.value, cobertura.as_of) == (50, None)
+    assert found["recupero"].week_before is not None
+    assert (found["recupero"].week_before.value, found["recupero"].week_before.as_of) == (None, None)
 
 
 def test_figures_are_served_with_an_etag_to_everyone_with_a_token(operation: Operation) -> None:

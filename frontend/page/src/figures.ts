@@ -50,12 +50,19 @@ export function reachOf({ today, until }: FigureStatus, now: number): string {
   return open && until ? `${name}, hasta las ${clockTime(until, Date.parse(until), true)}` : `${name}, día completo`;
 }
 
-/** What is compared: "ayer a las 11:00", "miércoles 18 nov., día completo". */
+/** What is compared: "ayer a las 11:00", "ayer a las 11:05 (carga de las 06:10)", "miércoles 18 nov., día completo". */
 export function nameOf(other: Comparison, { hour, today }: FigureStatus, now: number, isWeek: boolean): string {
   const name = isWeek ? weekday(other.day) : dayName(other.day, now);
   if (hour != null) return `${name} ${atHour(hour)}`;
+  if (other.as_of) return `${name} a las ${heldSince(other.as_of, other.loaded_at)}`;
   const whole = !other.marks?.length && today?.marks?.includes("goes_on");
   return whole ? `${name}, día completo` : name;
+}
+
+/** When the table held a value, and the load that had left it: "12:05 (carga de las 06:10)". */
+function heldSince(at: string, loaded: string | null | undefined): string {
+  const [clock, load] = [at, loaded].map((one) => one && clockTime(one, Date.parse(at), true));
+  return loaded ? `${clock} (carga de las ${load})` : `${clock}`;
 }
 
 export function atHour(hour: number): string {
