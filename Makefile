@@ -120,7 +120,7 @@ runtime: ## install the packages of the container image in a folder, and start i
 	cd $(VENV)/image && DATABASE_URL=postgresql://none/none pulso-etl/bin/python -c \
 		'import pulso_etl.definitions, pulso_etl.api.app, pulso_etl.instance.celery_launcher, dagster_k8s'
 
-EXTRAS = --extra local --extra celery --extra kubernetes --extra googlesql --extra dev
+EXTRAS = --extra local --extra celery --extra kubernetes --extra googlesql --extra mcp --extra dev
 
 LOCKS = installer.lock requirements.lock requirements-local.lock requirements-bench.lock deploy/build.lock deploy/requirements.lock
 # `make lock UPGRADE=` keeps every version that still fits pyproject.toml.

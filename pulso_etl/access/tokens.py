@@ -13,6 +13,7 @@ from datetime import UTC, date, datetime
 from enum import IntEnum
 from pathlib import Path
 
+from pulso_etl.sync.errors import SettingsError
 from pulso_etl.sync.spec import TENANT
 from pulso_etl.sync.zone import DEFAULT, Zone
 
@@ -28,6 +29,13 @@ class Role(IntEnum):
     READ = 1
     REFRESH = 2
     ADMIN = 3
+
+
+def role_named(name: str) -> Role:
+    """The role of that name. Raises SettingsError."""
+    if name.upper() not in Role.__members__:
+        raise SettingsError(f"unknown role {name}; known are {', '.join(known.name.lower() for known in Role)}")
+    return Role[name.upper()]
 
 
 @dataclass(frozen=True)

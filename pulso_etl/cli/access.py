@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from pulso_etl.access.tokens import Role, make_token
+from pulso_etl.access.tokens import make_token, role_named
 from pulso_etl.cli.terminal import say, show
 from pulso_etl.settings import load_access_settings, load_settings
 from pulso_etl.sync.errors import SettingsError
@@ -22,12 +22,11 @@ def token(
     until: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The last day on which the token is valid.")] = None,
 ) -> None:
     """Makes a token for the HTTP API: the secret for its owner, and the entry for API_TOKENS."""
-    if role.upper() not in Role.__members__:
-        raise SettingsError(f"unknown role {role}; known are {', '.join(known.name.lower() for known in Role)}")
+    known = role_named(role)
     if tenant:
         check_tenant(load_access_settings(), tenant)
     try:
-        secret, entry = make_token(name, Role[role.upper()], tenant, until.date() if until else None)
+        secret, entry = make_token(name, known, tenant, until.date() if until else None)
     except ValueError as error:
         raise SettingsError(str(error)) from None
     say(f"token, shown only once: {secret}\nentry of API_TOKENS:    {entry}")

@@ -36,6 +36,7 @@ COMMANDS = {
     "api": "servers:api",
     "webserver": "servers:webserver",
     "daemon": "servers:daemon",
+    "mcp": "assistant:mcp",
     "code-server": "servers:code_server",
     "token": "access:token",
     "tenants": "access:tenants",
