@@ -22,7 +22,7 @@ from pydantic import Field, SecretStr, TypeAdapter
 from pulso_etl.access.tokens import Role, make_token
 from pulso_etl.api.app import create_app
 from pulso_etl.api.models import Cleanup, Extraction, PartitionStatus, Refresh, RefreshSummary, Status, TableDetail
-from pulso_etl.automation.preview import Preview
+from pulso_etl.automation.preview_shapes import Preview
 from pulso_etl.refreshing.request import Mode
 from pulso_etl.settings import Settings
 from pulso_etl.sync.spec import TableSpec

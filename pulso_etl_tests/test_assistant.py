@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from pulso_etl.access.tokens import Role
 from pulso_etl.api.models import Condition, Status
 from pulso_etl.assistant import Api, build_server
-from pulso_etl.automation.preview import Preview
+from pulso_etl.automation.preview_shapes import Preview
 from pulso_etl.cli.main import app
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.settings import Settings
