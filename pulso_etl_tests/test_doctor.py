@@ -7,7 +7,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -20,8 +20,10 @@ from google.cloud import bigquery
 from sqlalchemy import make_url
 from typer.testing import CliRunner
 
+from pulso_etl.bigquery.source import build_source
 from pulso_etl.cli.main import app
 from pulso_etl.doctor import Diagnosis, diagnose
+from pulso_etl.doctor.server import ServerSettings, clock_faults, clocks, disk_faults
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import SampleData
 from pulso_etl.local.stack import configuration
@@ -39,7 +41,17 @@ from pulso_etl_tests.pooler import needs_pgbouncer, pooler
 PASSWORD = "s3cr3t-xyzzy"
 PARTS = [
     *("settings", "SQL", "credentials", "BigQuery", *(f"source of {table}" for table in TABLES)),
-    *("PostgreSQL", "ledger", *(f"rows of {table}" for table in TABLES), "Dagster home", "Dagster storage", "Dagster daemon"),
+    *(
+        "PostgreSQL",
+        "server settings",
+        "clocks",
+        "disks",
+        "trial",
+        "ledger",
+        *(f"rows of {table}" for table in TABLES),
+        "retention",
+    ),
+    *("Dagster home", "Dagster storage", "Dagster daemon"),
 ]
 
 
@@ -349,6 +361,38 @@ def test_a_database_without_an_encoding(deployment: Settings, server_url: str, m
     with database(server_url, "SQL_ASCII") as url:
         monkeypatch.setenv("DATABASE_URL", url)
         assert "has the encoding SQL_ASCII" in failed("PostgreSQL")
+
+
+# What fails later
+
+
+@pytest.mark.parametrize(
+    ("found", "fault"),
+    [
+        (ServerSettings(False, True, None, 50), "set autovacuum = on"),
+        (ServerSettings(True, True, 2**20, 50), "temp_file_limit allows 1 MiB"),
+        (ServerSettings(True, True, None, 3), "only 3 connections are free"),
+    ],
+)
+def test_a_setting_of_the_server_that_fails_later_is_named_with_its_repair(found: ServerSettings, fault: str) -> None:
+    assert [fault in told for told in found.faults] == [True]
+    assert ServerSettings(True, False, None, 50).faults == []
+
+
+def test_clocks_that_differ_are_named(deployment: Settings) -> None:
+    def ahead(server: float, bigquery: float) -> dict[str, timedelta]:
+        return {"PostgreSQL": timedelta(seconds=server), "BigQuery": timedelta(seconds=bigquery)}
+
+    assert clock_faults(ahead(2, -2), 600) == []
+    assert "PostgreSQL's clock is 90.0 s behind" in clock_faults(ahead(-90, 0), 600)[0]
+    assert "BigQuery's clock is 700.0 s ahead of PostgreSQL's" in clock_faults(ahead(0, 700), 600)[0]
+    assert "BigQuery 0.0 s" in clocks(deployment, build_source(deployment)).replace("0.1", "0.0")
+
+
+def test_a_full_disk_is_named() -> None:
+    assert disk_faults({"DAGSTER_HOME": 3 * 2**30, "temporary files": 2**30}) == [
+        "temporary files: only 1.0 GiB are free, at least 2 are needed; make room"
+    ]
 
 
 # Dagster

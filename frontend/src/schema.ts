@@ -396,6 +396,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/etl/doctor": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Doctor
+         * @description Checks settings, BigQuery, PostgreSQL and Dagster, as `pulso-etl doctor` does. Takes some ten seconds; nothing is billed.
+         */
+        get: operations["doctor"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
 }
 export type webhooks = Record<string, never>;
 export interface components {
@@ -406,6 +426,29 @@ export interface components {
          * @enum {string}
          */
         Cause: "source_unavailable" | "source_quota" | "source_access" | "source_missing" | "source_refused" | "cost_cap" | "budget" | "destination_unavailable" | "destination_refused" | "locked" | "newer_reading" | "contract" | "rejected_rows" | "duplicate_key" | "quarantine_exceeded" | "schema" | "shrink" | "snapshot_withdrawn" | "verification" | "settings" | "request" | "undo_refused" | "unauthorized" | "forbidden" | "rate_limited" | "launcher_unavailable" | "timeout" | "cancelled" | "abandoned" | "internal" | "unknown";
+        /**
+         * Checkup
+         * @description What the doctor found.
+         * @example {
+         *       "findings": [
+         *         {
+         *           "ok": true,
+         *           "part": "BigQuery",
+         *           "text": "project mibot-222814 answers"
+         *         }
+         *       ],
+         *       "ok": true
+         *     }
+         */
+        Checkup: {
+            /**
+             * Ok
+             * @description Whether every part is in order.
+             */
+            ok: boolean;
+            /** Findings */
+            findings: components["schemas"]["Finding"][];
+        };
         /**
          * Cleanup
          * @description The result of the cleanup.
@@ -897,6 +940,21 @@ export interface components {
             generated_at: string;
             /** Figures */
             figures: components["schemas"]["FigureStatus"][];
+        };
+        /**
+         * Finding
+         * @description What the doctor found of one part.
+         */
+        Finding: {
+            /** Part */
+            part: string;
+            /** Ok */
+            ok: boolean;
+            /**
+             * Text
+             * @description How the part is, or what is wrong and what to do.
+             */
+            text: string;
         };
         /**
          * FreshnessState
@@ -1982,6 +2040,7 @@ export interface components {
     pathItems: never;
 }
 export type Cause = components['schemas']['Cause'];
+export type Checkup = components['schemas']['Checkup'];
 export type Cleanup = components['schemas']['Cleanup'];
 export type ColumnConfig = components['schemas']['ColumnConfig'];
 export type Comparison = components['schemas']['Comparison'];
@@ -2001,6 +2060,7 @@ export type Fault = components['schemas']['Fault'];
 export type FigureDay = components['schemas']['FigureDay'];
 export type FigureStatus = components['schemas']['FigureStatus'];
 export type Figures = components['schemas']['Figures'];
+export type Finding = components['schemas']['Finding'];
 export type FreshnessState = components['schemas']['FreshnessState'];
 export type Ground = components['schemas']['Ground'];
 export type HttpValidationError = components['schemas']['HTTPValidationError'];
@@ -3521,6 +3581,66 @@ export interface operations {
                 };
             };
             /** @description Too many launches, or the day's BigQuery budget is spent. */
+            429: {
+                headers: {
+                    /** @description Seconds to wait. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description PostgreSQL or Dagster does not answer. */
+            503: {
+                headers: {
+                    /** @description Seconds to wait. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+        };
+    };
+    doctor: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Checkup"];
+                };
+            };
+            /** @description No token, or an unknown token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description The token's role is too low, or the page's origin is not allowed. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description Too many unknown tokens came from the caller's address, or the token asks too often. */
             429: {
                 headers: {
                     /** @description Seconds to wait. */

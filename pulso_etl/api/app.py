@@ -30,6 +30,7 @@ from pulso_etl.api.access import Admin, Gatekeeper, Guard, Reader, Refresher
 from pulso_etl.api.bodies import StrictRequest, StrictRoute
 from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable
 from pulso_etl.api.database import Database, DatabaseUnavailable
+from pulso_etl.api.doctor import checkup
 from pulso_etl.api.downloads import MOST_DAYS, Download, Downloads
 from pulso_etl.api.faults import HANDLERS, PROBLEM, fault_of, invalid, table_of
 from pulso_etl.api.figures import FiguresReader
@@ -38,6 +39,7 @@ from pulso_etl.api.habits import Habits, tag_of, unchanged, until_stop
 from pulso_etl.api.health import HealthProbe
 from pulso_etl.api.models import (
     TABLE_EXAMPLE,
+    Checkup,
     Cleanup,
     ColumnConfig,
     Contact,
@@ -579,7 +581,7 @@ async def events(request: Request, caller: Reader, last_event_id: LastEventId = 
 
 root = APIRouter()
 gateway = APIRouter(route_class=StrictRoute)
-"""The GraphQL route of a deployment without tenants. Dagster shows all runs there."""
+"""The routes of a whole deployment, with or without tenants: Dagster's GraphQL, which shows all runs, and the doctor."""
 no_gateway = APIRouter(route_class=StrictRoute)
 """The GraphQL route of a tenant, who must not see the runs of others."""
 
@@ -617,6 +619,12 @@ async def dagster_graphql(request: StrictRequest, caller: Reader) -> Response:
     Takes JSON only: one request, or an array of them.
     """
     return await Gateway(request.app.state.deployment.dagster, request.app.state.gatekeeper).answer(request, caller)
+
+
+@gateway.get("/api/v1/etl/doctor", responses={**REFUSED, 503: UNAVAILABLE}, tags=["operation"])
+async def doctor(caller: Admin) -> Checkup:
+    """Checks settings, BigQuery, PostgreSQL and Dagster, as `pulso-etl doctor` does. Takes some ten seconds; nothing is billed."""
+    return await checkup()
 
 
 @no_gateway.post("/graphql", include_in_schema=False)

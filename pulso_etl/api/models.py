@@ -671,6 +671,29 @@ class Cleanup(Shape):
     message: Told
 
 
+class Finding(Shape):
+    """What the doctor found of one part."""
+
+    part: str
+    ok: bool
+    text: Told
+    """How the part is, or what is wrong and what to do."""
+
+
+class Checkup(Shape):
+    """What the doctor found."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"ok": True, "findings": [{"part": "BigQuery", "ok": True, "text": "project mibot-222814 answers"}]}]
+        }
+    )
+
+    ok: bool
+    """Whether every part is in order."""
+    findings: list[Finding]
+
+
 class ColumnConfig(Shape):
     """A column of a table."""
 

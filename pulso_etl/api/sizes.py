@@ -19,9 +19,11 @@ log = logging.getLogger(__name__)
 KEPT_SECONDS = 60.0
 """Sizes change slowly, so they are measured once a minute."""
 SIZES = """
-SELECT relname, pg_total_relation_size(oid) FROM pg_class WHERE relkind IN ('r', 'p') AND relnamespace = {schema}::regnamespace
+SELECT relname, pg_total_relation_size(oid) FROM pg_class WHERE relkind IN ('r', 'p') AND relnamespace = {schema}
 """
 """With indexes and long values."""
+DAGSTERS = sql.SQL("(SELECT relnamespace FROM pg_class WHERE oid = to_regclass('event_logs'))")
+"""The schema of Dagster's tables."""
 LEDGER, DAGSTER = "ledger", "dagster"
 
 
@@ -42,7 +44,7 @@ class Sizes:
     async def read(self, conn: psycopg.AsyncConnection) -> dict[tuple[str, str], int]:
         """The bytes of each table, by store and name. Without an answer of Dagster's storage, those of the ledger alone."""
         if self._known is None or monotonic() - self._known[0] > KEPT_SECONDS:
-            schema = sql.Literal(sql.Identifier(self.database.schema).as_string(conn))
+            schema = sql.SQL("{}::regnamespace").format(sql.Literal(sql.Identifier(self.database.schema).as_string(conn)))
             rows = await (await conn.execute(sql.SQL(SIZES).format(schema=schema))).fetchall()
             found = {(LEDGER, name): size for name, size in rows if name.startswith("etl_")}
             self._known = monotonic(), found | await asyncio.to_thread(self._of_dagster)
@@ -53,7 +55,7 @@ class Sizes:
             return {}
         try:
             with Session(self.dagster, "sizes", connect_seconds=2).open() as conn:
-                rows = conn.execute(sql.SQL(SIZES).format(schema=sql.SQL("quote_ident(current_schema())"))).fetchall()
+                rows = conn.execute(sql.SQL(SIZES).format(schema=DAGSTERS)).fetchall()
         except (psycopg.Error, PulsoError) as error:
             log.warning("Dagster's storage can't be measured: %s", first_line(error))
             return {}

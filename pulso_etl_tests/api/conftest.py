@@ -43,6 +43,7 @@ def settings_of(stack: DagsterStack, **more: object) -> Settings:
         "bigquery_emulator_host": stack.env["BIGQUERY_EMULATOR_HOST"],
         "dagster_graphql_url": f"{stack.url}/graphql",
         "dagster_ui_url": stack.url,
+        "dagster_postgres_url": SecretStr(stack.env["DAGSTER_POSTGRES_URL"]),
         "timezone": stack.env["TIMEZONE"],
         "api_launch_limit": "10000/second",
     }

@@ -27,12 +27,15 @@ from pulso_etl.bigquery.arrow import arrow_type
 from pulso_etl.bigquery.look import ONCE
 from pulso_etl.bigquery.source import BigQuerySource, build_source, raising_source_errors
 from pulso_etl.checks.statements import query_faults
+from pulso_etl.doctor import server
 from pulso_etl.instance.coordinator import TenantRunCoordinator
+from pulso_etl.instance.retention import told
 from pulso_etl.settings import Settings, load_settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import PulsoError
 from pulso_etl.sync.ledger import migrations
 from pulso_etl.sync.ledger.preparing import needed
+from pulso_etl.sync.ledger.retention import old_rows
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.loading.contract import fit
 from pulso_etl.sync.postgres.catalog import Table
@@ -138,11 +141,16 @@ def _diagnose(part: Deployed, others: Sequence[str]) -> Iterator[Diagnosis]:
     postgres = _check("PostgreSQL", partial(_postgres, settings, others))
     yield postgres
     if postgres.ok:
+        yield _check("server settings", partial(server.server_settings, settings))
+        yield _check("clocks", partial(server.clocks, settings, source if reached else None))
+        yield _check("disks", partial(server.disks, settings))
+        yield _check("trial", partial(server.trial, settings))
         ledger = _check("ledger", partial(_ledger, settings))
         yield ledger
     if postgres.ok and ledger.ok:
         for spec in tables.values():
             yield _check(f"rows of {spec.name}", partial(_rows, settings, spec))
+        yield _check("retention", partial(_retention, settings))
 
 
 def _in_turn(parts: dict[str, Callable[[], str]]) -> Generator[Diagnosis, None, bool]:
@@ -267,7 +275,17 @@ def _ledger(settings: Settings) -> str:
                 f"tables are missing: {', '.join(missing)}; restore them from a backup, or run `{again}`: "
                 "the next refresh then makes them again, without rows"
             )
-    return f"up to date with {migrations.migrations()[-1]}"
+    first, *_, last = migrations.migrations()
+    return f"up to date with {last}; this release reads and updates every ledger since {first}"
+
+
+def _retention(settings: Settings) -> str:
+    """What is kept for how long, and what is older. The retention sensor deletes that within hours."""
+    before = settings.retention.before(datetime.now(UTC))
+    with Session(settings.database_url.get_secret_value(), "doctor").open() as conn:
+        older = {kind: rows for kind, rows in old_rows(conn, settings.database_schema, before).items() if rows}
+    overdue = f"older, and deleted within hours by retention_sensor: {told(older)}" if older else "nothing of the ledger is older"
+    return f"days kept: {settings.retention}; {overdue}"
 
 
 def _rows(settings: Settings, spec: TableSpec) -> str:
