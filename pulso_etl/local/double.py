@@ -10,11 +10,12 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
+from uuid import uuid4
 
 import sqlglot
 from sqlglot import exp
@@ -94,6 +95,18 @@ class Scan:
     last: str = "~"
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a query asks for: base tables, the bytes that it reads and would bill, and its place in the cache."""
+
+    tables: Sequence[str]
+    size: int
+    billed: int
+    key: tuple[Any, ...]
+    may_be_kept: bool
+    may_be_cached: bool
+
+
 class Books:
     """What the double keeps, over the emulator's own catalog and engine."""
 
@@ -102,6 +115,7 @@ class Books:
         self.tables: dict[str, Kept] = {}
         self.cache: dict[tuple[Any, ...], float] = {}
         self.jobs: dict[str, dict[str, Any]] = {}
+        self.failed: dict[str, dict[str, Any]] = {}
         self.row_weight = int(os.environ.get(ROW_WEIGHT, "1"))
         self._last = 0
 
@@ -228,32 +242,52 @@ class Books:
 
     def query(self, statement: str, config: Mapping[str, Any], project: str) -> dict[str, Any]:
         """The statistics of a query job over the tables as they are now: referenced tables, bytes, cache. Counts as its run."""
+        asked = self._asked(statement, config, project)
+        refs = [dict(zip(("projectId", "datasetId", "tableId"), name.split("."), strict=True)) for name in asked.tables]
+        if config.get("dryRun"):
+            return {"totalBytesProcessed": str(asked.size), "totalBytesBilled": "0", "cacheHit": False, "referencedTables": refs}
+        hit = self._is_cached(asked)
+        if asked.may_be_kept and not hit:
+            self.cache[asked.key] = time.time()
+        return {
+            "totalBytesProcessed": str(0 if hit else asked.size),
+            "totalBytesBilled": str(0 if hit else asked.billed),
+            "cacheHit": hit,
+            "referencedTables": refs,
+        }
+
+    def refusal(self, statement: str, config: Mapping[str, Any], project: str) -> str | None:
+        """What BigQuery says to a query that would bill more than its `maximumBytesBilled`; None if it runs."""
+        limit = int(config.get("maximumBytesBilled") or 0)
+        if not limit or config.get("dryRun"):
+            return None
+        asked = self._asked(statement, config, project)
+        if asked.billed <= limit or self._is_cached(asked):
+            return None
+        return f"Query exceeded limit for bytes billed: {limit}. {asked.billed} or higher required."
+
+    def _asked(self, statement: str, config: Mapping[str, Any], project: str) -> Asked:
         given = config.get("queryParameters") or ()
-        parameters = {one["name"]: str((one.get("parameterValue") or {}).get("value") or "") for one in given}
+        parameters = {one["name"]: str((one.get("parameterValue") or {}).get("value") or "") for one in given if one.get("name")}
         scans = self.scans(statement, parameters, project)
         names = sorted({scan.table for scan in scans})
-        refs = [dict(zip(("projectId", "datasetId", "tableId"), name.split("."), strict=True)) for name in names]
         size = self.row_weight * sum(
             self.kept(one.table).bytes_of(set(one.columns) if one.columns is not None else None, one.first, one.last)
             for one in scans
         )
-        if config.get("dryRun"):
-            return {"totalBytesProcessed": str(size), "totalBytesBilled": "0", "cacheHit": False, "referencedTables": refs}
         texts = [statement, *(meta.view_query for name in self._views(statement, project) if (meta := self.meta(name)))]
-        may_cache = config.get("useQueryCache", True) and names and not any(map(UNCACHED.search, texts))
-        key = (*texts, json.dumps(config.get("queryParameters")), *((name, self.kept(name).modified) for name in names))
-        buffered = any(self.kept(name).is_buffered for name in names)
-        hit = bool(may_cache and not buffered and time.time() - self.cache.get(key, 0.0) < CACHED_SECONDS)
-        if names and not any(map(UNCACHED.search, texts)) and not buffered and not hit:
-            self.cache[key] = time.time()
-        billed = 0 if hit or not (names or "INFORMATION_SCHEMA" in statement.upper()) else _billed(size, len(names))
-        shown = 0 if hit else size
-        return {
-            "totalBytesProcessed": str(shown),
-            "totalBytesBilled": str(billed),
-            "cacheHit": hit,
-            "referencedTables": refs,
-        }
+        steady = bool(names) and not any(map(UNCACHED.search, texts)) and not any(self.kept(name).is_buffered for name in names)
+        return Asked(
+            tables=names,
+            size=size,
+            billed=_billed(size, len(names)) if names or "INFORMATION_SCHEMA" in statement.upper() else 0,
+            key=(*texts, json.dumps(config.get("queryParameters")), *((name, self.kept(name).modified) for name in names)),
+            may_be_kept=steady,
+            may_be_cached=steady and bool(config.get("useQueryCache", True)),
+        )
+
+    def _is_cached(self, asked: Asked) -> bool:
+        return asked.may_be_cached and time.time() - self.cache.get(asked.key, 0.0) < CACHED_SECONDS
 
     def _views(self, statement: str, project: str) -> Iterator[str]:
         seen: set[str] = set()
@@ -384,8 +418,9 @@ class Double:
         asked = await _body(receive)
         if method == "DELETE" and (found := TABLES.match(path)) and found[3]:
             self.books.drop_view(".".join(found.groups()[:3]))
-        status, headers, answer = await self._answer(scope, asked)
-        if status < 300:
+        refused = self._refused(method, path, asked)
+        status, headers, answer = refused or await self._answer(scope, asked)
+        if status < 300 and refused is None:
             try:
                 given = json.loads(answer) if answer else {}
             except ValueError:
@@ -398,6 +433,36 @@ class Double:
             headers.append((b"content-length", str(len(answer)).encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
+
+    def _refused(self, method: str, path: str, asked: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes] | None:
+        """The answer to a query that would bill more than its limit: a job that failed, or an error. It does not run."""
+        found = JOBS.match(path)
+        if not found:
+            return None
+        project, job = found.groups()
+        if method == "GET" and job and (failed := self.books.failed.get(job)):
+            return _json(200, failed) if "/jobs/" in path else _json(400, _error(failed["status"]["errorResult"]["message"]))
+        if method != "POST" or job:
+            return None
+        body = json.loads(asked)
+        configuration = body.get("configuration")
+        config = body if configuration is None else {**configuration.get("query", {}), "dryRun": configuration.get("dryRun")}
+        why = self.books.refusal(config.get("query") or "", config, project)
+        if why is None:
+            return None
+        if configuration is None:
+            return _json(400, _error(why))
+        reference = {"projectId": project, "jobId": uuid4().hex, **(body.get("jobReference") or {})}
+        now, fault = str(int(time.time() * 1000)), {"reason": "bytesBilledLimitExceeded", "message": why}
+        self.books.failed[reference["jobId"]] = {
+            "kind": "bigquery#job",
+            "id": f"{project}:{reference['jobId']}",
+            "jobReference": reference,
+            "configuration": configuration,
+            "status": {"state": "DONE", "errorResult": fault, "errors": [fault]},
+            "statistics": {"creationTime": now, "startTime": now, "endTime": now},
+        }
+        return _json(200, self.books.failed[reference["jobId"]])
 
     async def _answer(self, scope: Any, asked: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
         """The emulator's own answer."""
@@ -471,11 +536,23 @@ class Double:
             _tell(told, given)
 
 
+def _json(status: int, body: Mapping[str, Any]) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    return status, [(b"content-type", b"application/json")], json.dumps(body).encode()
+
+
+def _error(message: str) -> dict[str, Any]:
+    """An error of the API, as BigQuery writes it for a query above its limit of bytes."""
+    one = {"message": message, "domain": "global", "reason": "bytesBilledLimitExceeded"}
+    return {"error": {"code": 400, "message": message, "errors": [one], "status": "INVALID_ARGUMENT"}}
+
+
 def _tell(told: Mapping[str, Any], given: dict[str, Any]) -> None:
     """Writes a query's statistics into a job, or into the answer of a query."""
     if given.get("kind") == "bigquery#job":
         statistics = given.setdefault("statistics", {})
         statistics["totalBytesProcessed"] = told["totalBytesProcessed"]
+        # The emulator's own field, which the API does not have.
+        statistics.get("query", {}).pop("totalRows", None)
         statistics.setdefault("query", {}).update(told)
     else:
         given.update({name: told[name] for name in ("totalBytesProcessed", "cacheHit")})
