@@ -873,7 +873,7 @@ export interface components {
          *         "day": "2026-11-24",
          *         "difference": "38",
          *         "marks": [],
-         *         "percent": "5.0000",
+         *         "percent": "5",
          *         "value": "760"
          *       }
          *     }

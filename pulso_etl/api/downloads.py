@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack
 
 import psycopg
@@ -34,8 +35,19 @@ WHERE current_setting(name, true) IS NOT NULL
 server reads along the key, and does not sort all rows before."""
 FORMULA = "=+-@\t\r\n"
 """A spreadsheet may take a text that begins so for a formula."""
-IN_JSON = (ColumnType.TIMESTAMP, ColumnType.DATETIME)
-"""Types that JSON writes as ISO 8601 does, while a text has a space before the time."""
+AS_JSON = "to_jsonb({}) #>> '{{}}'"
+FORMS: Mapping[str, str] = defaultdict(
+    lambda: "{}::text",
+    {
+        # JSON writes ISO 8601, while a text has a space before the time.
+        ColumnType.TIMESTAMP: AS_JSON,
+        ColumnType.DATETIME: AS_JSON,
+        # BigQuery's numbers have nine digits after the point, mostly zeros.
+        ColumnType.NUMERIC: "trim_scale({})::text",
+        "array": AS_JSON,
+    },
+)
+"""How a value is written, by the type of its column."""
 FREE = (ColumnType.TEXT, ColumnType.JSON, ColumnType.BYTES)
 """Types whose values may have any characters."""
 MOST_ARGUMENTS = 100
@@ -65,7 +77,7 @@ def _joined(fields: Sequence[sql.Composed]) -> sql.Composed:
 def _field(column: Column) -> sql.Composed:
     """The value as a field of CSV. A null is null, and an empty text is `""`. A text that a spreadsheet would take for a formula
     gets an apostrophe in front."""
-    form = "to_jsonb({}) #>> '{{}}'" if column.repeated or column.type in IN_JSON else "{}::text"
+    form = FORMS["array" if column.repeated else column.type]
     text = sql.SQL(form).format(sql.Identifier(column.name))
     if not column.repeated and column.type not in FREE:
         return text

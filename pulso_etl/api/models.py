@@ -7,7 +7,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
 from pydantic.config import JsonDict
 
 from pulso_etl.refreshing.freshness import Condition, FreshnessState
@@ -21,6 +21,14 @@ TABLE_EXAMPLE = "dashboard_data"
 RUN_EXAMPLE = "0b9c1f2e-6a35-4a53-9a06-5f5f0c9f1d11"
 Told = Annotated[str, AfterValidator(scrub)]
 """A text that describes a fault. It may quote older text, so secrets of today's settings are removed from it."""
+
+
+def _plain(number: Decimal) -> str:
+    return f"{number:f}".rstrip("0").rstrip(".") if "." in f"{number:f}" else f"{number:f}"
+
+
+Exact = Annotated[Decimal, PlainSerializer(_plain, return_type=str)]
+"""A number as text, so that no program makes a float of it: all its digits, without zeros at the end."""
 
 
 class Progress(StrEnum):
@@ -540,7 +548,7 @@ class FigureDay(Shape):
     """A figure of one day."""
 
     day: date
-    value: Decimal | None = None
+    value: Exact | None = None
     """The figure of all rows of the day, exact; null if no rows are known."""
     marks: list[DayMark] = []
     """Why it is not the last word; empty for a whole day."""
@@ -555,9 +563,9 @@ class Comparison(FigureDay):
     same hours or of the whole day."""
     loaded_at: datetime | None = None
     """The load that left this value, with `as_of`."""
-    difference: Decimal | None = None
+    difference: Exact | None = None
     """How much more the shown day has; null if the two can't be compared."""
-    percent: Decimal | None = None
+    percent: Exact | None = None
     """The difference in percent of the earlier value; null for a figure in percent, whose difference is in points."""
 
 
@@ -577,7 +585,7 @@ class FigureStatus(Shape):
                     "until": "2026-11-25T15:04:05Z",
                     "hour": 10,
                     "value_at_hour": "798",
-                    "yesterday": {"day": "2026-11-24", "value": "760", "difference": "38", "percent": "5.0000", "marks": []},
+                    "yesterday": {"day": "2026-11-24", "value": "760", "difference": "38", "percent": "5", "marks": []},
                     "week_before": {"day": "2026-11-18", "value": "801", "difference": "-3", "percent": "-0.3745", "marks": []},
                     "days": [{"day": "2026-11-25", "value": "812", "marks": ["goes_on"]}],
                 }
@@ -599,7 +607,7 @@ class FigureStatus(Shape):
     hour: int | None = None
     """The comparisons count the hours of each day before this one (1 to 23). Null: the day is compared as a whole, with what the
     table held at the same hour (`as_of`) if that is known, else with whole days."""
-    value_at_hour: Decimal | None = None
+    value_at_hour: Exact | None = None
     """The figure of the newest day in these hours."""
     yesterday: Comparison | None = None
     """The day before."""

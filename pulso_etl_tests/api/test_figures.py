@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pulso_etl.api.dagster_client import DagsterClient
 from pulso_etl.api.database import Database
 from pulso_etl.api.figures import FiguresReader, ReadDay, Seen, Sums, figure_status, hours_read, marks, sums_query
-from pulso_etl.api.models import DayCheck, DayMark, DayState, FigureStatus, PartitionStatus
+from pulso_etl.api.models import DayCheck, DayMark, DayState, FigureDay, FigureStatus, PartitionStatus
 from pulso_etl.api.status import CALENDAR_DAYS, StatusReader
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.figures import parts
@@ -289,3 +289,9 @@ def test_figures_are_served_with_an_etag_to_everyone_with_a_token(operation: Ope
         assert found["recupero"]["today"] is None
         again = {"If-None-Match": told.headers["ETag"]}
         assert server.call("GET", "/api/v1/etl/figures", SECRETS["read"][0], headers=again).status_code == 304
+
+
+def test_values_are_texts_with_all_their_digits_and_no_more() -> None:
+    for number, written in (("12522521.020000000", "12522521.02"), ("100", "100"), ("0.000", "0"), ("-1E+3", "-1000")):
+        told = FigureDay(day=TODAY, value=Decimal(number)).model_dump(mode="json")
+        assert told["value"] == written
