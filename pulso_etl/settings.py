@@ -230,6 +230,10 @@ class Settings(AccessSettings):
     """After this many failed runs in a row a table raises an alert, and is tried again only at its ordinary frequency."""
     change_aware: bool = True
     """Whether the refresh sensor skips partitions that the source reports as unchanged since they were loaded."""
+    change_look_seconds: Annotated[int, Field(ge=1)] = 120
+    """How often the refresh sensor looks at the source of a table that is not due by its rhythm."""
+    change_look_requests: Annotated[int, Field(ge=1)] = 300
+    """After so many requests in a minute, the sensor looks at no further source in that minute."""
     change_margin_seconds: Annotated[int, Field(ge=0)] = 600
     """How far BigQuery's clock and ours may differ. A change counts if it came up to this long before a load began."""
     alert_urls: SecretStr = SecretStr("")

@@ -272,8 +272,8 @@ def test_the_sensor_asks_for_the_whole_trailing_window_at_once_and_trusts_change
 
     def asked(settings: Settings) -> tuple[list[dg.RunRequest], str]:
         automation = Automation(settings, tables, build_jobs(tables))
-        requests, reasons = automation.tick(deployment.instance, deployment.bigquery, datetime.now(UTC))
-        return requests, "; ".join(reasons)
+        ticked = automation.tick(deployment.instance, deployment.bigquery, datetime.now(UTC))
+        return ticked.requests, "; ".join(ticked.reasons)
 
     (request,), why = asked(here)
     assert "only the changes, if the source reports them" in why

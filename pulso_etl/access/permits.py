@@ -22,7 +22,7 @@ from dagster._core.storage.tags import (
 
 from pulso_etl.access.tokens import Role
 from pulso_etl.sync.errors import LaunchForbidden
-from pulso_etl.sync.tags import ALLOW_SHRINK_TAG, AVOIDED_TAG, CAPTURE_TAG, COMPARE_TAG, FORCE_TAG, PIPELINE_TAG
+from pulso_etl.sync.tags import ALLOW_SHRINK_TAG, ANNOUNCED_TAG, AVOIDED_TAG, CAPTURE_TAG, COMPARE_TAG, FORCE_TAG, PIPELINE_TAG
 
 UI_TAGS = {"dagster/from_ui", PARTITION_SET_TAG}
 """Dagster's UI adds these tags to every launch. They have no effect on a load."""
@@ -39,7 +39,7 @@ TAGS = {
     Role.ADMIN: {ALLOW_SHRINK_TAG},
 }
 """The tags that a launch may give, by the role that they need."""
-SENSOR_TAGS = {CAPTURE_TAG, AVOIDED_TAG}
+SENSOR_TAGS = {CAPTURE_TAG, AVOIDED_TAG, ANNOUNCED_TAG}
 """Tags that only the refresh sensor gives, because it knows when they are right."""
 WHOLE_GRAPH = "__ASSET_JOB"
 """Dagster's own job, which holds every asset."""

@@ -1,10 +1,10 @@
-"""Looks at the sources of due tables, and decides which days need to be read again."""
+"""Looks at the sources of tables, and decides which days need to be read again."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import date, datetime, timedelta
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from time import monotonic
 from typing import Protocol, TypeVar
@@ -12,10 +12,11 @@ from typing import Protocol, TypeVar
 import psycopg
 
 from pulso_etl.bigquery.look import NO_DAYS, Look, Size, changed_tables, holds_nothing, is_daily, state_of, unchanged_days
+from pulso_etl.bigquery.pace import Pace
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.refreshing.due import Standing, loaded_days
 from pulso_etl.sync.days import DayRange, contiguous
-from pulso_etl.sync.errors import PulsoError, SourceUnavailable
+from pulso_etl.sync.errors import PulsoError, SourceQuotaSpent, SourceUnavailable
 from pulso_etl.sync.ledger.ledger import Day
 from pulso_etl.sync.ledger.queries import Purpose, Usage
 from pulso_etl.sync.ledger.watermarks import Watermarks
@@ -27,6 +28,24 @@ BY_LOOK = "look"
 """Stands for the id of a run in the ledger: the sensor and a plan look outside of runs."""
 RECHECK_EVERY = timedelta(hours=24)
 """A table whose source reports no change needs no new load if its last load is at most this old."""
+
+
+NO_BOUND = 10**9
+LEAST_SECONDS = 1.0
+"""No look begins if it would have less time than this: it would be cut off, and a healthy source would seem to be away."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What BigQuery told of a statement over a window, and the source's state, or why it gives no signal."""
+
+    look: Look
+    state: SourceState | str
+
+    @property
+    def digest(self) -> str:
+        """The digest of the state; empty if there is no signal."""
+        return self.state.digest if isinstance(self.state, SourceState) else ""
 
 
 @dataclass(frozen=True)
@@ -73,7 +92,8 @@ class LedgerNotes:
 @dataclass
 class Looks:
     """The looks of one tick. Together they may last until `until` on the monotonic clock.
-    `change_aware`: whether the deployment asks for changes at all.
+    `change_aware`: whether the deployment asks for changes at all. `pace`: what is known of the requests of earlier looks, to which
+    each look adds; at most `most_requests` are sent in a minute. `now`: the instant of the tick, for the pace.
 
     After a question without an answer it asks no more: the source is away, and every table is read as if everything had changed.
     """
@@ -82,20 +102,42 @@ class Looks:
     notes: Notes
     until: float
     change_aware: bool = True
-    away: SourceUnavailable | None = None
+    pace: Pace = field(default_factory=Pace)
+    most_requests: int = NO_BOUND
+    now: datetime = field(default_factory=lambda: datetime.now(UTC))
+    away: PulsoError | None = None
 
-    @property
-    def are_over(self) -> bool:
-        """Whether the time is up although the source answers."""
-        return self.away is None and monotonic() > self.until
+    def halt(self) -> str:
+        """Why no look can begin; empty if one can."""
+        if self.away is not None:
+            return self.pace.halt(self.now, self.most_requests) or f"its source was not looked at: {self.away}"
+        if monotonic() + LEAST_SECONDS > self.until:
+            return "the next tick asks whether its source has changed"
+        return self.pace.halt(self.now, self.most_requests)
+
+    def delay(self) -> str:
+        """Why a table that is due must wait for a later tick; empty if it need not. If the source refuses looks, it does not wait:
+        then its whole window is read."""
+        return "" if self.away is not None or self.pace.backs_off(self.now) else self.halt()
 
     def captures(self, spec: TableSpec) -> bool:
         """Whether the run itself reads only the changes."""
         return self.change_aware and spec.source.change_capture is not None
 
-    def seen(self, spec: TableSpec, window: DayRange, standing: Standing, now: datetime) -> Seen:
+    def asks(self, spec: TableSpec) -> bool:
+        """Whether the source of the table is looked at before a run."""
+        return self.change_aware and not self.captures(spec)
+
+    def sight(self, spec: TableSpec, window: DayRange) -> Sight:
+        """What the source tells of the window. Raises the errors of `BigQuerySource.look`."""
+        look = self._asked(lambda seconds: self.source.look(spec, window, seconds))
+        # Beside the dry run.
+        self.pace = self.pace.after(len(look.tables) + len(look.views), self.now)
+        return Sight(look, state_of(look, spec))
+
+    def seen(self, spec: TableSpec, window: DayRange, standing: Standing, now: datetime, sight: Sight | None = None) -> Seen:
         """The days of the window to read again at the instant `now` (the server's clock). A day is left out if the source is in the
-        state of the day's last reading, or if only other partitions of the source have changed since."""
+        state of the day's last reading, or if only other partitions of the source have changed since. `sight`: what it has told."""
         every = list(window)
         if not self.change_aware:
             return Seen(every, "the whole window: detection of changes is turned off")
@@ -106,8 +148,7 @@ class Looks:
         if not known:
             return Seen(every, "the whole window: nothing of it was loaded in the last day")
         try:
-            look = self._asked(lambda seconds: self.source.look(spec, window, seconds))
-            state = state_of(look, spec)
+            look, state = (found := sight or self.sight(spec, window)).look, found.state
             if isinstance(state, str):
                 return Seen(every, f"the whole window: the source gives no signal of changes: {state}", look=look)
             unchanged = {day for day, one in known.items() if one.source == state.digest}
@@ -167,8 +208,12 @@ class Looks:
     def _asked(self, ask: Callable[[float], Answer]) -> Answer:
         if self.away is not None:
             raise self.away
+        if self.pace.backs_off(self.now):
+            raise SourceUnavailable(self.pace.halt(self.now, self.most_requests))
         try:
-            return ask(max(self.until - monotonic(), 0.1))
-        except SourceUnavailable as error:
-            self.away = error
+            answer = ask(max(self.until - monotonic(), 0.1))
+        except (SourceUnavailable, SourceQuotaSpent) as error:
+            self.away, self.pace = error, self.pace.refused(str(error), self.now)
             raise
+        self.pace = self.pace.after(1, self.now)
+        return answer

@@ -19,31 +19,31 @@ from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES, RunRecord
 from pulso_etl.access.permits import WHOLE_GRAPH
 from pulso_etl.alerts.service import KEPT_OUT, Alerts, Flushed
 from pulso_etl.automation.alerting import CheckOutcome, Situation, events
-from pulso_etl.automation.looks import BY_LOOK, LedgerNotes, Looks, Seen
+from pulso_etl.automation.announcements import listen
+from pulso_etl.automation.looks import LedgerNotes, Looks
+from pulso_etl.automation.memory import Memory
 from pulso_etl.automation.recovery import EndedAttempt, recover
+from pulso_etl.automation.tick import Tick, Ticked
 from pulso_etl.bigquery import look
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.checks.asset_checks import currency
 from pulso_etl.refreshing.due import MEMORY, Decision, Rhythm, Standing, decide_due
-from pulso_etl.refreshing.keys import asset_key, up_to_date_key
-from pulso_etl.refreshing.launch import launches
+from pulso_etl.refreshing.keys import up_to_date_key
+from pulso_etl.refreshing.launch import Launch
 from pulso_etl.refreshing.lost_runs import EndedRun
-from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.refreshing.planner import Planner, watermarks_of
-from pulso_etl.refreshing.request import Grants, RefreshRequest
+from pulso_etl.refreshing.request import RefreshRequest
 from pulso_etl.refreshing.runs import REFRESH_SENSOR, in_flight, is_of, table_job, tenant_of
 from pulso_etl.settings import Settings
-from pulso_etl.sync.days import DayRange, contiguous
 from pulso_etl.sync.errors import BudgetExceeded, first_line
-from pulso_etl.sync.ledger.ledger import Unchanged, server_clock
-from pulso_etl.sync.ledger.queries import Purpose, Usage
+from pulso_etl.sync.ledger.ledger import server_clock
 from pulso_etl.sync.ledger.watermarks import Attempt, TableState, Watermarks
-from pulso_etl.sync.owed import Horizon, Watermark
+from pulso_etl.sync.owed import Watermark
 from pulso_etl.sync.patience import CONNECT_SECONDS, TICK_SECONDS, cut_after, within
 from pulso_etl.sync.postgres.sessions import Session
 from pulso_etl.sync.redaction import clean_errors
 from pulso_etl.sync.spec import TableSpec, qualified
-from pulso_etl.sync.tags import AVOIDED_TAG, TABLE_TAG, TENANT_TAG
+from pulso_etl.sync.tags import TABLE_TAG, TENANT_TAG
 
 FAILED_RUNS = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 SHOWN = 20
@@ -204,106 +204,68 @@ class Automation:
             job_name=None if self.jobs else WHOLE_GRAPH,
             minimum_interval_seconds=self.settings.sensor_interval_seconds,
             default_status=self.status,
-            description="Refreshes the trailing range of each table whose last success is older than its refresh frequency.",
+            description="Refreshes the trailing range of each table whose last success is older than its refresh frequency. "
+            "Refreshes the changed days of a table whose source has changed, or was updated as an event of its asset says.",
             required_resource_keys={source_key},
         )
         @clean_errors()
         def refresh(context: dg.SensorEvaluationContext) -> dg.SensorResult:
             source: Any = context.resources.original_resource_dict[source_key]
 
-            def look() -> tuple[list[dg.RunRequest], list[str]]:
+            def look() -> Ticked:
                 with self.connect() as conn:
                     # The ledger's readings use the server's clock, and the sensor compares them with the instants of changes.
                     now = server_clock(conn)
-                return self.tick(context.instance, source, now)
+                return self.tick(context.instance, source, now, context.cursor)
 
             try:
-                requests, reasons = within(TICK_SECONDS, look)
+                ticked = within(TICK_SECONDS, look)
             except (psycopg.OperationalError, TimeoutError) as error:
                 return dg.SensorResult(skip_reason=no_answer(error))
+            requests, reasons = ticked.requests, ticked.reasons
             told = reasons if len(reasons) <= SHOWN else [*reasons[:SHOWN], f"and {len(reasons) - SHOWN} more tables"]
             # The reason of a tick that launches nothing stands with the tick. A line would be a file each minute, for ever.
             for line in told if requests else ():
                 context.log.info(line)
-            return dg.SensorResult(requests, skip_reason=None if requests else dg.SkipReason("; ".join(told)))
+            return dg.SensorResult(requests, skip_reason=None if requests else dg.SkipReason("; ".join(told)), cursor=ticked.cursor)
 
         return refresh
 
-    def tick(self, instance: dg.DagsterInstance, source: BigQuerySource, now: datetime) -> tuple[list[dg.RunRequest], list[str]]:
-        """The runs to request at the instant `now` (the server's clock), and a line per table with the reason. Tables without a run
-        come last."""
-        requests: list[dg.RunRequest] = []
-        reasons: list[str] = []
-        waiting: list[str] = []
-        until = monotonic() + look.LOOK_SECONDS
-        verified: list[str] = []
+    def tick(self, instance: dg.DagsterInstance, source: BigQuerySource, now: datetime, cursor: str | None = None) -> Ticked:
+        """The runs to request at the instant `now` (the server's clock), by what earlier ticks have left in the cursor."""
+        memory = Memory.of(cursor)
         try:
             self.planner.admit(RefreshRequest())
         except BudgetExceeded as error:
-            return [], [str(error)]
+            return Ticked([], [str(error)], memory.cursor(now))
+        listen(instance, self.tables, memory, now)
+        until = monotonic() + look.LOOK_SECONDS
         with self.connect() as conn:
-            looks = Looks(source, LedgerNotes(self.marks, conn), until, self.settings.change_aware)
-            for table, standing in self.observe(instance, conn, now).items():
-                spec, decision = self.tables[table], self.decide(table, standing, now)
-                if decision.window is None:
-                    waiting.append(f"{table}: {decision.reason}")
-                    continue
-                if looks.are_over:
-                    waiting.append(f"{table}: {decision.reason}; the next tick asks whether its source has changed")
-                    continue
-                seen = looks.seen(spec, decision.window, standing, now)
-                days = seen.days
-                reasons.append(f"{table}: {decision.reason}; {seen.note}")
-                self._keep(conn, spec, decision.window, seen, now)
-                if not days:
-                    self._report_unchanged(instance, spec, decision.window, seen.bytes_avoided)
-                    verified.append(table)
-                # After a failure, only the rows of the source count.
-                grants = Grants(capture=looks.captures(spec) and not decision.failures)
-                plans = [RefreshPlan(table, unread, decision.reason, grants) for unread in contiguous(days)]
-                requests += self._requests(spec, plans, decision.slot, seen.bytes_avoided)
+            looks = Looks(
+                source,
+                LedgerNotes(self.marks, conn),
+                until,
+                self.settings.change_aware,
+                pace=memory.pace,
+                most_requests=self.settings.change_look_requests,
+                now=now,
+            )
+            observed = self.observe(instance, conn, now)
+            tick = Tick(self.settings, self.planner, instance, conn, looks, memory, now, self._as_run)
+            tick.of({table: (standing, self.decide(table, standing, now)) for table, standing in observed.items()})
             # Dagster's UI shows a check that is older than the last materialization as not evaluated.
-            states = self.marks.read(conn) if verified else {}
-        for table in verified:
+            states = self.marks.read(conn) if tick.verified else {}
+        for table in tick.verified:
             instance.report_runless_asset_event(currency(self.tables[table], states[table].watermark, now))
-        return requests, reasons + waiting
+        memory.pace = looks.pace
+        return Ticked(tick.requests, tick.reasons + tick.waiting, memory.cursor(now))
 
-    def _keep(self, conn: psycopg.Connection, spec: TableSpec, window: DayRange, seen: Seen, now: datetime) -> None:
-        """Writes to the ledger what the look told: the days that need not be read, and the states that the next look compares."""
-        unchanged = [day for day in window if day not in seen.days]
-        if seen.state is None or not (unchanged or seen.state.partitions):
-            return
-        horizon = Horizon.of(spec, self.settings.partitions_start, spec.zone.day(now))
-        with conn.transaction():
-            self.marks.unchanged(conn, spec.name, unchanged, Unchanged(now, seen.state, horizon, seen.empty))
-            if not seen.days:
-                avoided = Usage(bytes_avoided=seen.bytes_avoided)
-                self.marks.queries.record(conn, spec.name, Purpose.SKIPPED, BY_LOOK, avoided)
-
-    def _requests(self, spec: TableSpec, plans: Sequence[RefreshPlan], slot: str, bytes_avoided: int) -> Iterator[dg.RunRequest]:
-        """The runs of the plans. Dagster launches each run only once per `slot`, which names the due refresh. The first one tells
-        what all of them together avoid."""
-        job = table_job(spec) if self.jobs else WHOLE_GRAPH
-        wanted = [launch for plan in plans for launch in launches(spec, plan)]
-        for place, launch in enumerate(wanted):
-            more = {AVOIDED_TAG: str(bytes_avoided)} if bytes_avoided and place == 0 else {}
-            told = replace(launch, tags={**launch.tags, **more})
-            yield told.as_run_request(f"{spec.name}/{launch.window}/{slot}", job)
+    def _as_run(self, launch: Launch, run_key: str) -> dg.RunRequest:
+        return launch.as_run_request(run_key, table_job(launch.spec) if self.jobs else WHOLE_GRAPH)
 
     def decide(self, table: str, standing: Standing, now: datetime) -> Decision:
         """Whether the table is due under this deployment's settings."""
         return decide_due(self.tables[table], standing, now, self.rhythm)
-
-    def _report_unchanged(self, instance: dg.DagsterInstance, spec: TableSpec, window: DayRange, bytes_avoided: int) -> None:
-        """Tells Dagster that nothing has changed: the table is as fresh as after a load."""
-        instance.report_runless_asset_event(
-            dg.AssetMaterialization(
-                asset_key(spec),
-                partition=str(window.end),
-                description="The source has not changed since this range was loaded; nothing was read.",
-                metadata={"partitions_verified": window.days, "range": str(window), "bytes_avoided": bytes_avoided},
-            )
-        )
 
     def recovery_sensor(self) -> dg.SensorDefinition:
         """Ends attempts that died or hang, so that the refresh sensor refreshes their tables again."""

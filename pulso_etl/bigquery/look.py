@@ -38,6 +38,9 @@ AT_ONCE = 8
 MOST_VIEWS = 100
 """Views under views: beyond this many a text cannot be followed."""
 
+LIMITS = ("rateLimitExceeded", "quotaExceeded")
+"""BigQuery's reasons for refusing a request of somebody who may send it, later."""
+
 STREAMING_BUFFER = "__UNPARTITIONED__"
 NO_DATE = "__NULL__"
 
@@ -98,7 +101,8 @@ def state_of(look: Look, spec: TableSpec) -> SourceState | str:
                     name: [_milliseconds(table.created), _milliseconds(table.modified), table.num_rows, table.num_bytes]
                     for name, table in look.tables.items()
                 },
-            }
+            },
+            changed_at=max((one.modified for one in (*look.tables.values(), *look.views.values()) if one.modified), default=None),
         )
     )
 
@@ -203,8 +207,15 @@ def take(client: bigquery.Client, statement: str, config: bigquery.QueryJobConfi
     except NotUnderstood as error:
         return Look(client.project, statement, size, schema, unseen=str(error))
     except (api.Forbidden, api.NotFound) as error:
+        if is_limit(error):
+            raise
         return Look(client.project, statement, size, schema, unseen=f"a table under it can't be looked at ({_short(error)})")
     return Look(client.project, statement, size, schema, tables, views)
+
+
+def is_limit(error: Exception) -> bool:
+    """Whether BigQuery refuses a request because there were too many. It does so with 403 too, which else means a missing right."""
+    return any(isinstance(one, dict) and one.get("reason") in LIMITS for one in getattr(error, "errors", ()))
 
 
 def _short(error: Exception) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 
 from pulso_etl.refreshing.freshness import freshness
@@ -81,16 +81,19 @@ class Rhythm:
 class Decision:
     """What to do about a table: `window` to refresh, or None; `reason` for people.
 
-    `slot` names the due refresh: it changes when, and only when, a run of the table has ended. `failures` are the failed runs that
-    no later one has made good. `due` is when the table is to be refreshed next, None for at once.
+    `trailing`: the days that a refresh reads. `slot` names the refresh: it changes when, and only when, a run of the table has
+    ended. `failures` are the failed runs that no later one has made good. `due` is when the table is to be refreshed next, None for
+    at once. `run_under_way`: the run that refreshes these days now, if there is one.
     """
 
     table: str
     window: DayRange | None
     reason: str
+    trailing: DayRange
     slot: str = ""
     failures: Sequence[Attempt] = ()
     due: datetime | None = None
+    run_under_way: str | None = None
 
 
 def failed_runs(attempts: Iterable[Attempt], window: DayRange) -> list[Attempt]:
@@ -131,22 +134,24 @@ def decide_due(spec: TableSpec, standing: Standing, now: datetime, rhythm: Rhyth
     failures = failed_runs(standing.attempts, trailing.window)
     due = due_at(spec, standing.watermark, failures, rhythm.back_off, now)
 
-    def wait(reason: str) -> Decision:
-        return Decision(spec.name, None, reason, failures=failures, due=due)
-
-    if (run := run_over(standing.in_flight, trailing.window)) is not None:
-        return wait(f"run {run} is under way")
-    if plan.window is None and not failures:
-        return wait(plan.reason)
-    reason = trailing.reason
-    if failures:
-        if due is not None and now < due:
-            return wait(f"waits until {due:%Y-%m-%d %H:%M:%S %Z} after {len(failures)} failed run(s)")
-        reason = f"{reason}; retry after {len(failures)} failed run(s)"
+    run = run_over(standing.in_flight, trailing.window)
     since = standing.watermark.last_extracted_at if standing.watermark else None
     last = max(standing.attempts, key=lambda attempt: attempt.finished_at, default=None)
     slot = f"{since.isoformat() if since else 'never'}/{last.run_id if last else 'none'}"
-    return Decision(spec.name, trailing.window, reason, slot, failures, due)
+    due_now = Decision(spec.name, trailing.window, trailing.reason, trailing.window, slot, failures, due, run)
+
+    def wait(reason: str) -> Decision:
+        return replace(due_now, window=None, reason=reason)
+
+    if run is not None:
+        return wait(f"run {run} is under way")
+    if plan.window is None and not failures:
+        return wait(plan.reason)
+    if not failures:
+        return due_now
+    if due is not None and now < due:
+        return wait(f"waits until {due:%Y-%m-%d %H:%M:%S %Z} after {len(failures)} failed run(s)")
+    return replace(due_now, reason=f"{trailing.reason}; retry after {len(failures)} failed run(s)")
 
 
 def loaded_days(window: DayRange, days: Mapping[date, Day], now: datetime, recheck_every: timedelta) -> dict[date, Day]:

@@ -33,7 +33,7 @@ class Calendar:
 class RefreshPlan:
     """What to do about one table: the `window` to refresh, or None if the table is fresh. `reason` tells people why.
 
-    `grants` and `asked_by` are those of the request.
+    `grants`, `asked_by` and `announced_at` are those of the request.
     """
 
     table: str
@@ -41,6 +41,7 @@ class RefreshPlan:
     reason: str
     grants: Grants = NO_GRANTS
     asked_by: str = ""
+    announced_at: datetime | None = None
 
 
 def plan_refresh(
@@ -55,7 +56,7 @@ def plan_refresh(
     request for such days, and for an invalid request.
     """
     window, reason = _window(spec, watermark or NOTHING_LOADED, request, now, calendar)
-    return RefreshPlan(spec.name, window, reason, request.grants, request.asked_by)
+    return RefreshPlan(spec.name, window, reason, request.grants, request.asked_by, request.announced_at)
 
 
 def _window(

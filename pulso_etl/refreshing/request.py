@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from enum import StrEnum
 from typing import Any
 
@@ -60,6 +60,7 @@ class RefreshRequest:
     """Which tables to refresh, over which days, with which grants, and who asks.
 
     The days follow from `start` and `end` if one is given, else from the `mode`; `days` is how many days a sliding window has.
+    `announced_at`: when the source was updated (with zone), if the request follows from such an announcement.
     `max_concurrent` is how many of the runs may go on at the same time. `asked_by` is a name for people; empty if no person asks.
     """
 
@@ -71,6 +72,7 @@ class RefreshRequest:
     grants: Grants = NO_GRANTS
     max_concurrent: int = 2
     asked_by: str = ""
+    announced_at: datetime | None = None
 
     @property
     def is_plain(self) -> bool:

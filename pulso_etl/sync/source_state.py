@@ -41,11 +41,13 @@ class SourceState:
 
     Two states are compared for equality only: equal states mean that the source has the same rows. Which of two states is the
     older one is never asked. `partitions`: the states of base tables' partitions at the same instant, if they were asked for; they
-    are no part of the comparison of the whole.
+    are no part of the comparison of the whole. `changed_at` (with zone): when the newest change that led to the state happened, by
+    the source's clock; None if it does not tell.
     """
 
     facts: Mapping[str, Any]
     partitions: PartitionStates = field(default_factory=dict, compare=False)
+    changed_at: datetime | None = field(default=None, compare=False)
 
     @cached_property
     def digest(self) -> str:

@@ -323,11 +323,17 @@ class Loading(Part):
 class Schedule(Part):
     """When the table is refreshed: every `refresh_every`, the last `lookback_days` days each time.
 
+    `refresh_on_change`: it is also refreshed as soon as its source has changed, if the source gives a signal of its changes, and
+    if somebody says that the source was updated. From the beginning of one load to such a refresh at least `least_interval`
+    passes. A change that nobody has announced must be `settling_time` old, with no other change since.
     `priority`: runs of a table with a greater priority leave the queue first.
     """
 
     lookback_days: int = Field(default=1, ge=1)
     refresh_every: timedelta = Field(default=timedelta(hours=24), gt=timedelta(0))
+    refresh_on_change: bool = True
+    least_interval: timedelta = Field(default=timedelta(minutes=10), ge=timedelta(0))
+    settling_time: timedelta = Field(default=timedelta(minutes=2), ge=timedelta(0))
     priority: int = 0
 
 

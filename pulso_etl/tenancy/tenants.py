@@ -28,6 +28,9 @@ from pulso_etl.tables import TABLES
 
 OVERRIDABLE = (
     "refresh_every",
+    "refresh_on_change",
+    "least_interval",
+    "settling_time",
     "lookback_days",
     "timeout",
     "priority",
@@ -69,6 +72,9 @@ EXAMPLES = {
     "tables": '{operation_data: {refresh_every: "00:30:00", lookback_days: 3}}',
     "enabled": "false",
     "refresh_every": '"00:30:00"',
+    "refresh_on_change": "false",
+    "least_interval": '"00:10:00"',
+    "settling_time": '"00:02:00"',
     "lookback_days": "3",
     "timeout": '"00:30:00"',
     "priority": "1",

@@ -257,7 +257,7 @@ def test_a_failed_run_reaches_people_once_and_so_does_its_recovery(
 
         def refresh(with_settings: Settings) -> None:
             now = datetime.now(UTC) + timedelta(seconds=2)
-            (request,), _ = automation.tick(instance, build_resources(given)["bigquery"], now)
+            (request,) = automation.tick(instance, build_resources(given)["bigquery"], now).requests
             job = build_defs(with_settings, tables=DASHBOARD).resolve_job_def("refresh_dashboard_data")
             job.execute_in_process(tags=request.tags, instance=instance, raise_on_error=False)
 

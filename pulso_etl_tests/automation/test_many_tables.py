@@ -97,8 +97,8 @@ class Looks:
 
     def refresh(self) -> int:
         def tick() -> None:
-            requests, reasons = self.automation.tick(self.instance, build_source(self.settings), datetime.now(UTC))
-            assert (len(requests), len(reasons)) == (DUE, len(self.specs))
+            ticked = self.automation.tick(self.instance, build_source(self.settings), datetime.now(UTC))
+            assert (len(ticked.requests), len(ticked.reasons)) == (DUE, len(self.specs))
 
         return self.statements.during(tick)
 
@@ -159,5 +159,5 @@ def test_a_failed_run_is_known_however_many_have_succeeded_since(
     instance.report_run_failed(run)
     for _ in range(510):
         instance.add_run(dg.DagsterRun("refresh_all", make_new_run_id(), tags=tags[other.name], status=dg.DagsterRunStatus.SUCCESS))
-    _, reasons = looks.automation.tick(instance, build_source(looks.settings), datetime.now(UTC))
+    reasons = looks.automation.tick(instance, build_source(looks.settings), datetime.now(UTC)).reasons
     assert any(reason.startswith(f"{first.name}: waits until") for reason in reasons)

@@ -42,14 +42,16 @@ class Deployment:
     """Two tables, their automation, and a Dagster instance. `tick` runs a tick at an instant, `run` runs what a tick requested."""
 
     def __init__(self, settings: Settings, instance: dg.DagsterInstance) -> None:
-        self.settings, self.instance = settings, instance
+        self.settings, self.instance, self.cursor = settings, instance, ""
         self.automation = Automation(settings, SOME, build_jobs(SOME))
         self.defs = build_defs(settings, tables=SOME)
         self.source = build_resources(settings)["bigquery"]
 
     def tick(self, at: datetime) -> tuple[list[dg.RunRequest], str]:
-        requests, reasons = self.automation.tick(self.instance, self.source, at)
-        return requests, "\n".join(reasons)
+        """What the sensor asks for at that instant, and why; it remembers its last tick."""
+        ticked = self.automation.tick(self.instance, self.source, at, self.cursor)
+        self.cursor = ticked.cursor
+        return ticked.requests, "\n".join(ticked.reasons)
 
     def run(self, request: dg.RunRequest) -> bool:
         assert request.job_name is not None
@@ -290,7 +292,7 @@ def test_of_very_many_tables_one_is_launched_out_of_dagster_s_job_of_all_assets(
     assert {schedule.job_name for schedule in repository.schedule_defs} == {"__ASSET_JOB"}
     assert [target.job_name for target in repository.get_sensor_def("refresh_sensor").targets] == ["__ASSET_JOB"]
     automation = Automation(deployment.settings, many, [])
-    requests, _ = automation.tick(instance, deployment.source, datetime.now(UTC))
+    requests = automation.tick(instance, deployment.source, datetime.now(UTC)).requests
     assert {request.job_name for request in requests} == {"__ASSET_JOB"}
     request = next(request for request in requests if request.tags["pulso_etl/table"] == "dashboard_data_7")
     assert request.asset_selection == [dg.AssetKey("dashboard_data_7")]
@@ -301,4 +303,4 @@ def test_of_very_many_tables_one_is_launched_out_of_dagster_s_job_of_all_assets(
     assert job.execute_in_process(tags=request.tags, instance=instance).success
     states = Watermarks(deployment.settings.database_schema).read(conn)
     assert {name: state.status for name, state in states.items()} == {"dashboard_data_7": "success"}
-    assert automation.tick(instance, deployment.source, datetime.now(UTC))[0][0].tags["pulso_etl/table"] == "dashboard_data_0"
+    assert automation.tick(instance, deployment.source, datetime.now(UTC)).requests[0].tags["pulso_etl/table"] == "dashboard_data_0"

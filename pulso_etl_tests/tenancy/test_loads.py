@@ -77,7 +77,7 @@ def test_a_source_that_is_broken_is_its_tenant_s_trouble_alone(environment: Tena
             for tenant, (settings, tables) in environment.parts.items():
                 automation = Automation(settings, tables, build_jobs(tables))
                 source = build_resources(settings)[f"{tenant}__bigquery"]
-                told[tenant] = {request.job_name for request in automation.tick(instance, source, now)[0]}
+                told[tenant] = {request.job_name for request in automation.tick(instance, source, now).requests}
                 automation.tell(instance, now, now - timedelta(hours=1))
                 Alerts(settings).flush(now + timedelta(minutes=5))
         finally:
@@ -108,8 +108,8 @@ def test_a_source_that_has_not_changed_is_told_of_the_tenant_s_own_asset(
     assert run_plan(build_defs(aware, tables=tables), instance, tables["operation_data"], plan).error is None
     due = {"operation_data": altered(tables["operation_data"], refresh_every=timedelta(seconds=1))}
     later = datetime.now(UTC) + timedelta(seconds=2)
-    requests, reasons = Automation(aware, due, []).tick(instance, build_resources(aware)["acme__bigquery"], later)
-    assert (requests, ["2 verified" in reason for reason in reasons]) == ([], [True])
+    ticked = Automation(aware, due, []).tick(instance, build_resources(aware)["acme__bigquery"], later)
+    assert (ticked.requests, ["2 verified" in reason for reason in ticked.reasons]) == ([], [True])
     keys = [("acme", "operation_data"), ("operation_data",)]
     event, stranger = (instance.get_latest_materialization_event(dg.AssetKey(key)) for key in keys)
     assert event is not None
