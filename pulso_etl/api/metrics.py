@@ -89,6 +89,7 @@ def _gauges(snapshot: Snapshot) -> Iterator[Metric]:
         yield gauge(f"run_{state}", f"1 if a run of the table {text}.", {name: float(now is state) for name, now in found.items()})
     yield gauge("data_version", "Rises by one with each load that changed rows of the table.", of("data_version"))
     yield gauge("table_rows", "Rows in the table.", of("rows"))
+    yield from _waits(tables)
     states = GaugeMetricFamily(
         "pulso_table_state", "1 for the one state of the table, the worst that applies.", labels=["table", "state"]
     )
@@ -96,6 +97,23 @@ def _gauges(snapshot: Snapshot) -> Iterator[Metric]:
         for condition in Condition:
             states.add_metric([table.table, condition], float(table.state is condition))
     yield states
+
+
+def _waits(tables: Iterable[TableStatus]) -> Iterator[Metric]:
+    """How long the tables' readers waited for changes of the source; without a sample where no load brought one."""
+    waited = GaugeMetricFamily(
+        "pulso_source_to_fresh_seconds",
+        "Time from a change of the source to fresh rows, over the loads of the last 7 days that brought one.",
+        labels=["table", "quantile"],
+    )
+    loads = GaugeMetricFamily("pulso_source_to_fresh_loads", "How many loads that is.", labels=["table"])
+    for table in tables:
+        found = table.source_to_fresh
+        loads.add_metric([table.table], found.loads if found else 0)
+        if found is not None:
+            waited.add_metric([table.table, "0.5"], found.median_seconds)
+            waited.add_metric([table.table, "0.95"], found.p95_seconds)
+    yield from (waited, loads)
 
 
 def _parts(snapshot: Snapshot, answered: float) -> Iterator[Metric]:

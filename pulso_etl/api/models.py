@@ -299,6 +299,23 @@ COSTS_EXAMPLE: JsonDict = {
     "month": {"bytes_billed": 1572864000, "bytes_avoided": 5505024000, "cost_usd": 0.008941, "avoided_usd": 0.031292},
     "month_end": {"bytes_billed": 1887436800, "bytes_avoided": 6606028800, "cost_usd": 0.010729, "avoided_usd": 0.03755},
 }
+
+
+class SourceToFresh(Shape):
+    """How long it took from a change of the source to the rows that show it, over the loads of the last days that brought one.
+
+    The change is the last one of the base tables in BigQuery, or the announced update where BigQuery tells nothing.
+    """
+
+    days: int
+    """How many days back the loads go."""
+    loads: int
+    """How many loads brought a change."""
+    median_seconds: float
+    p95_seconds: float
+    """95 of 100 loads took at most this long."""
+
+
 EXTRACTION_EXAMPLE: JsonDict = {
     "table": TABLE_EXAMPLE,
     "run_id": RUN_EXAMPLE,
@@ -342,6 +359,7 @@ TABLE_STATUS_EXAMPLE: JsonDict = {
     "rows": 5100,
     "data_until": "2026-11-25T15:04:05Z",
     "last_load": EXTRACTION_EXAMPLE,
+    "source_to_fresh": {"days": 7, "loads": 31, "median_seconds": 214.0, "p95_seconds": 655.2},
 }
 
 
@@ -383,6 +401,8 @@ class TableStatus(Shape):
     """Rows that the last extraction read from BigQuery; `rows` has the rows in the table."""
     last_load: Extraction | None = None
     """The last extraction that succeeded: how many rows it inserted, updated and deleted."""
+    source_to_fresh: SourceToFresh | None = None
+    """How long readers waited for changes of the source; null if no load of the last days brought one."""
     duration_seconds: float | None = None
     bytes_billed: int | None = None
     """Of the last extraction."""

@@ -32,11 +32,13 @@ from pulso_etl.api.models import (
     PartitionStatus,
     Progress,
     RunUnderWay,
+    SourceToFresh,
     Status,
     TableDetail,
     TableStatus,
 )
 from pulso_etl.api.spending import Spendings
+from pulso_etl.api.waits import Waits
 from pulso_etl.refreshing.budget import QueryBudget
 from pulso_etl.refreshing.due import MEMORY, Rhythm, Standing, decide_due
 from pulso_etl.refreshing.freshness import Condition, freshness
@@ -83,12 +85,13 @@ class Look:
 
 @dataclass(frozen=True)
 class Beside:
-    """What is known of a table beside its row of watermarks: runs of Dagster that failed without an attempt, what it holds, and
-    what its queries used."""
+    """What is known of a table beside its row of watermarks: runs of Dagster that failed without an attempt, what it holds, what its
+    queries used, and how long its readers wait for changes of the source."""
 
     lost: Sequence[Attempt] = ()
     holding: Holding = field(default_factory=Holding)
     costs: Costs | None = None
+    waits: SourceToFresh | None = None
 
 
 NOTHING = Beside()
@@ -124,6 +127,7 @@ def status_of(
         stale_after=fresh.stale_after,
         data_until=_data_until(holding, fresh.since),
         rows=holding.rows,
+        source_to_fresh=beside.waits,
         last_load=None if holding.last_load is None else extraction(holding.last_load, look.ui_url),
         run_under_way=_under_way(run, state, rows, {attempt.run_id for attempt in beside.lost}),
         run_id=ended.run_id if ended else None,
@@ -413,6 +417,7 @@ class StatusReader:
         self.rhythm = Rhythm.of(settings)
         self.holdings = Holdings(database.marks, tables, EXTRACTION_COLUMNS)
         self.spendings = Spendings(database.marks.queries, QueryBudget.of(settings).pricing, settings.zone)
+        self.waits = Waits(database.marks)
         self._automation: tuple[float, bool | None] = (0.0, None)
         """Until when (by the process's clock) it is known whether the refresh sensor is on, and whether it is."""
         self._reasons: dict[str, str] = {}
@@ -432,6 +437,7 @@ class StatusReader:
                 copied = await self.rows_copied(conn)
                 holdings = await self.holdings.read(conn, states)
                 costs = await self.spendings.read(conn, self.tables, now) if states else {}
+                waits = await self.waits.read(conn, states)
         except BaseException:
             asked.cancel()
             raise
@@ -450,7 +456,7 @@ class StatusReader:
                 runs.get(name),
                 copied.get(name),
                 look,
-                Beside(lost.get(name, ()), holdings.get(name, Holding()), costs.get(name)),
+                Beside(lost.get(name, ()), holdings.get(name, Holding()), costs.get(name), waits.get(name)),
             )
             for name, spec in self.tables.items()
         ]

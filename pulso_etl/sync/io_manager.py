@@ -37,6 +37,7 @@ from pulso_etl.sync.loading.missed import missed_days
 from pulso_etl.sync.loading.months import create_months, refuse_expired
 from pulso_etl.sync.loading.request import LoadRequest, Past, Source, Writer
 from pulso_etl.sync.loading.result import LoadResult
+from pulso_etl.sync.loading.source_change import source_change
 from pulso_etl.sync.loading.verify import verify
 from pulso_etl.sync.owed import Horizon, Settlement
 from pulso_etl.sync.partitions import first_day, last_day, one_range, partition_days, ranges_of
@@ -50,7 +51,7 @@ from pulso_etl.sync.schema.schema import is_as_declared
 from pulso_etl.sync.source_state import SourceState
 from pulso_etl.sync.spec import CAPTURE_LAG, TableSpec
 from pulso_etl.sync.streams import ChangeStream, Stream, as_stream
-from pulso_etl.sync.tags import ALLOW_SHRINK_TAG, CAPTURE_TAG, COMPARE_TAG, FORCE_TAG, SPEC_KEY
+from pulso_etl.sync.tags import ALLOW_SHRINK_TAG, ANNOUNCED_TAG, CAPTURE_TAG, COMPARE_TAG, FORCE_TAG, SPEC_KEY
 from pulso_etl.sync.target import Target
 from pulso_etl.sync.zone import DEFAULT
 
@@ -164,6 +165,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
             read_at=None if stream.deferred else read_at,
             # Before the read starts: the next look sees a change that happens during the read.
             state=None if as_of is not None else _look(target, stream),
+            announced_at=_announced(step.run_tags),
         )
         request = LoadRequest(
             window,
@@ -268,18 +270,21 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
 @dataclass(frozen=True)
 class Committed:
     """A load that has been committed: what it did, how many rows it left on each day and in the table, and how old the table's rows
-    had become when they were read again (None for the first load)."""
+    had become when they were read again (None for the first load). `waited`: how long readers have waited for the change of the
+    source that it brings (None if it brings none that is known)."""
 
     result: LoadResult
     settlement: Settlement
     held: Mapping[date, int]
     rows: int
     age: timedelta | None
+    waited: timedelta | None = None
 
     def of_table(self, seconds: float) -> dict[str, Any]:
-        """Metadata of every materialization of the load, which Dagster plots over time; age and duration in seconds."""
-        age = {} if self.age is None else {"age_seconds": round(self.age.total_seconds(), 1)}
-        return {"dagster/row_count": self.rows, "seconds": round(seconds, 3), **age}
+        """Metadata of every materialization of the load, which Dagster plots over time; ages and duration in seconds."""
+        ages = {"age_seconds": self.age, "source_to_fresh_seconds": self.waited}
+        told = {name: round(age.total_seconds(), 1) for name, age in ages.items() if age is not None}
+        return {"dagster/row_count": self.rows, "seconds": round(seconds, 3), **told}
 
     def of_partition(self, days: DayRange) -> dict[str, Any]:
         """Metadata of the materialization of one partition."""
@@ -332,13 +337,26 @@ def _commit(target: Target, attempt: AttemptRecord, request: LoadRequest, horizo
             horizon=horizon,
             metadata=_details(result, attempt.metadata),
             source=request.source.state,
+            source_changed_at=source_change(known, request.source.state, request.source.announced_at),
         )
         before = marks.last_extracted_at(conn, spec.name)
         settlement = marks.succeed(conn, attempt.extraction, loaded)
         marks.keep_files(conn, spec)
+        changed = loaded.source_changed_at
         return Committed(
-            result, settlement, verified.rows, marks.ledger.rows(conn, spec.name), read_at - before if before else None
+            *(result, settlement, verified.rows, marks.ledger.rows(conn, spec.name)),
+            age=read_at - before if before else None,
+            waited=max(server_clock(conn) - changed, timedelta(0)) if changed else None,
         )
+
+
+def _announced(tags: Mapping[str, str]) -> datetime | None:
+    """The announced instant in the tags of a run; None if there is none, or it is no instant with a zone."""
+    try:
+        at = datetime.fromisoformat(tags.get(ANNOUNCED_TAG, ""))
+    except ValueError:
+        return None
+    return at if at.tzinfo else None
 
 
 def _last(target: Target, window: DayRange, tags: Mapping[str, str]) -> Mapping[date, Trace]:

@@ -66,7 +66,7 @@ class Loaded:
 
     `read_at`: when its rows were read, by the server's clock. `rows`: how many rows each day of its range has now. `records`: how
     many rows were read from the source. `seconds`: its total duration. `changed`: whether it changed rows of the table. `source`:
-    the source's state just before the rows were read.
+    the source's state just before the rows were read. `source_changed_at`: see `loading.source_change`.
     """
 
     read_at: datetime
@@ -77,6 +77,7 @@ class Loaded:
     horizon: Horizon = field(default_factory=Horizon)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     source: SourceState | None = None
+    source_changed_at: datetime | None = None
 
 
 @dataclass(frozen=True)

@@ -277,6 +277,7 @@ class Watermarks:
             "zone": loaded.horizon.zone.name,
             "source": Jsonb(loaded.source.facts) if loaded.source else None,
             "partitions": Jsonb(partitions_as_json(loaded.source.partitions, loaded.read_at) if loaded.source else {}),
+            "source_changed": loaded.source_changed_at,
             "at": settlement.watermark.last_extracted_at,
             "last": settlement.watermark.last_partition,
         }
@@ -557,6 +558,7 @@ class Watermarks:
             "start": extraction.window.start,
             "end": extraction.window.end,
             "started": extraction.started_at,
+            "source_changed": None,
             "seconds": seconds,
             "metadata": Jsonb(scrubbed({**extraction.as_metadata(), **metadata})),
         }
@@ -565,9 +567,10 @@ class Watermarks:
         conn.execute(
             sql.SQL(
                 "INSERT INTO {} (table_name, extraction_id, attempt, partition_start, partition_end, status, records_extracted, "
-                "extraction_duration_seconds, error_message, error_cause, metadata, started_at) VALUES (%(table)s, %(run)s, "
+                "extraction_duration_seconds, error_message, error_cause, metadata, started_at, source_changed_at) "
+                "VALUES (%(table)s, %(run)s, "
                 "%(attempt)s, %(start)s, %(end)s, %(status)s, %(records)s, %(seconds)s, %(error)s, %(cause)s, %(metadata)s, "
-                "%(started)s)"
+                "%(started)s, %(source_changed)s)"
             ).format(self.history),
             values,
         )

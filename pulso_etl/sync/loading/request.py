@@ -41,7 +41,8 @@ class Source:
     reported in full, or quarantined, by a merge. `captured`: the stream holds only the rows that changed, with the column
     DELETED; rows of other keys stay as they are. `past`: the days before the window, for a table with `snapshot_of` whose newest
     snapshot may be there. `read_at`: the instant (with zone) at which the rows were read; None if the load reads them itself.
-    `state`: what the source was like just before; None if it does not tell all changes.
+    `state`: what the source was like just before; None if it does not tell all changes. `announced_at`: when the source was updated
+    (with zone), if somebody has announced it.
     """
 
     open: Open
@@ -50,6 +51,7 @@ class Source:
     past: Past = NO_PAST
     read_at: datetime | None = None
     state: SourceState | None = None
+    announced_at: datetime | None = None
 
 
 @dataclass(frozen=True)
