@@ -85,8 +85,8 @@ class Look:
 
 @dataclass(frozen=True)
 class Beside:
-    """What is known of a table beside its row of watermarks: runs of Dagster that failed without an attempt, what it holds, what its
-    queries used, and how long its readers wait for changes of the source."""
+    """What is known of a table beside its row of watermarks: runs of Dagster that failed without an attempt, what it holds, what
+    its queries used, and how long its readers wait for changes of the source."""
 
     lost: Sequence[Attempt] = ()
     holding: Holding = field(default_factory=Holding)

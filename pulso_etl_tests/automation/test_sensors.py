@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,6 +18,7 @@ from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.refreshing.keys import up_to_date_key
 from pulso_etl.settings import Settings
 from pulso_etl.sync.ledger.watermarks import Watermarks
+from pulso_etl.sync.spec import TableSpec
 from pulso_etl.sync.tags import AVOIDED_TAG
 from pulso_etl.sync.zone import DEFAULT as LIMA
 from pulso_etl_tests.clock import TABLES, TODAY
@@ -39,12 +40,12 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 
 class Deployment:
-    """Two tables, their automation, and a Dagster instance. `tick` runs a tick at an instant, `run` runs what a tick requested."""
+    """Tables, their automation, and a Dagster instance. `tick` runs a tick at an instant, `run` runs what a tick requested."""
 
-    def __init__(self, settings: Settings, instance: dg.DagsterInstance) -> None:
+    def __init__(self, settings: Settings, instance: dg.DagsterInstance, tables: Mapping[str, TableSpec] = SOME) -> None:
         self.settings, self.instance, self.cursor = settings, instance, ""
-        self.automation = Automation(settings, SOME, build_jobs(SOME))
-        self.defs = build_defs(settings, tables=SOME)
+        self.automation = Automation(settings, tables, build_jobs(tables))
+        self.defs = build_defs(settings, tables=tables)
         self.source = build_resources(settings)["bigquery"]
 
     def tick(self, at: datetime) -> tuple[list[dg.RunRequest], str]:

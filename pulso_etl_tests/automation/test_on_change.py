@@ -1,0 +1,147 @@
+"""Tables that are not due are refreshed when their source changes or somebody says so, seen from the change to the rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+import psycopg
+import pytest
+
+from pulso_etl.assets import source_key
+from pulso_etl.automation.announcements import announce
+from pulso_etl.local.emulator import BigQueryEmulator
+from pulso_etl.local.sample_data import base_of
+from pulso_etl.settings import Settings
+from pulso_etl.sync.tags import ANNOUNCED_TAG
+from pulso_etl_tests.automation.test_sensors import Deployment, ranges
+from pulso_etl_tests.bigquery.test_look import SENT
+from pulso_etl_tests.clock import TABLES, TODAY
+from pulso_etl_tests.conftest import seed
+from pulso_etl_tests.declarations import altered
+from pulso_etl_tests.faulty_proxy import FaultyProxy, Request, edited, error
+
+MINUTE = timedelta(minutes=1)
+NAMES = ("dashboard_data", "operation_data")
+LATER = [TODAY - timedelta(days=1), TODAY]
+"""The window of operation_data."""
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+@pytest.fixture
+def loaded(
+    settings: Settings, schema: str, emulator: BigQueryEmulator, bigquery_proxy: FaultyProxy, instance: dg.DagsterInstance
+) -> Deployment:
+    """Two tables that were loaded just now, and are due in hours. A change settles in a quarter of an hour."""
+    seed(settings, emulator)
+    changed = {
+        "database_schema": schema,
+        "initial_window_days": 10,
+        "change_margin_seconds": 0,
+        "bigquery_emulator_host": bigquery_proxy.url,
+    }
+    tables = {name: altered(TABLES[name], settling_time=15 * MINUTE) for name in NAMES}
+    deployment = Deployment(settings.model_copy(update=changed), instance, tables)
+    for request in deployment.tick(datetime.now(UTC))[0]:
+        assert deployment.run(request)
+    return deployment
+
+
+def bills(request: Request) -> bool:
+    configuration = request.json.get("configuration", {})
+    return not configuration.get("dryRun")
+
+
+def test_a_changed_day_is_fresh_within_minutes(
+    loaded: Deployment, conn: psycopg.Connection, emulator: BigQueryEmulator, bigquery_proxy: FaultyProxy, settings: Settings
+) -> None:
+    before, now = len(bigquery_proxy.seen(SENT)), datetime.now(UTC)
+    assert "looked at from" in loaded.tick(now + 9 * MINUTE)[1], "the least interval has not passed"
+    requests, why = loaded.tick(now + 11 * MINUTE)
+    assert (requests, why.count("its source has not changed")) == ([], 2)
+    assert "looked at again at" in loaded.tick(now + 12 * MINUTE)[1], "looks are some minutes apart"
+
+    changed_day = LATER[0]
+    base = base_of(settings.sources(), "gestiones_unificadas")
+    began = datetime.now(UTC)
+    emulator.client().query_and_wait(
+        f"UPDATE `{base}` SET es_compromiso = NOT es_compromiso, es_contacto_efectivo = TRUE WHERE fecha_gestion = '{changed_day}'"
+    )
+    ended = datetime.now(UTC)
+    requests, why = loaded.tick(now + 14 * MINUTE)
+    assert requests == []
+    assert re.search("operation_data: .* its source changed at .* and settles", why)
+    assert re.search("dashboard_data: .* its source has not changed", why)
+    assert not [one for one in bigquery_proxy.seen(SENT)[before:] if bills(one)], "a look costs nothing"
+
+    requests, why = loaded.tick(now + 16 * MINUTE)
+    assert ranges(requests) == [("operation_data", str(changed_day), str(changed_day))]
+    assert re.search("operation_data: its source changed at .*; 1 of 2 partitions to read, 1 verified", why)
+    assert loaded.tick(now + 16 * MINUTE)[0] == [] or loaded.tick(now + 16 * MINUTE)[0][0].run_key == requests[0].run_key
+    assert loaded.run(requests[0])
+    promises = f"SELECT sum(total_pdp)::int, sum(total_gestiones)::int FROM operation_data WHERE fecha_foto = '{changed_day}'"
+    (kept,) = conn.execute(promises.encode()).fetchall()
+    source = f"SELECT countif(es_compromiso), count(*) FROM `{base}` WHERE fecha_gestion = '{changed_day}'"
+    assert kept == next(iter(emulator.client().query_and_wait(source))).values()
+
+    history = "SELECT table_name, source_changed_at, finished_at FROM etl_extractions WHERE source_changed_at IS NOT NULL"
+    ((table, changed_at, finished_at),) = conn.execute(history).fetchall()
+    assert table == "operation_data"
+    assert began - timedelta(milliseconds=1) <= changed_at <= ended
+    assert changed_at < finished_at
+    event = loaded.instance.get_latest_materialization_event(dg.AssetKey("operation_data"))
+    assert event is not None
+    assert event.asset_materialization is not None
+    waited = event.asset_materialization.metadata["source_to_fresh_seconds"].value
+    assert waited == pytest.approx((finished_at - changed_at).total_seconds(), abs=2)
+    assert loaded.tick(now + 30 * MINUTE)[0] == []
+
+
+def test_what_somebody_announces_needs_no_settling_and_is_looked_at(
+    loaded: Deployment, instance: dg.DagsterInstance, bigquery_proxy: FaultyProxy
+) -> None:
+    now = datetime.now(UTC)
+    assert announce(instance, "gestiones_unificadas", now, "dbt")
+    assert not announce(instance, "gestiones_unificadas", now, "dbt"), "it is recorded already"
+    assert "as announced: looked at from" in loaded.tick(now + 5 * MINUTE)[1]
+    # The announcement is newer than the load, but the source is in the state of the load.
+    requests, why = loaded.tick(now + 11 * MINUTE)
+    assert requests == []
+    assert "operation_data: somebody said that its source was updated; 0 of 2 partitions to read, 2 verified" in why
+    assert "dashboard_data: fresh" in why
+    assert "somebody said" not in loaded.tick(now + 14 * MINUTE)[1]
+
+    bigquery_proxy.inject(r"^GET \S+/tables/\w+_gestiones_unificadas_base\?", edited(lambda table: table | {"type": "EXTERNAL"}))
+    assert "no signal of changes" in loaded.tick(now + 18 * MINUTE)[1]
+    instance.report_runless_asset_event(dg.AssetMaterialization(source_key("gestiones_unificadas")))
+    bigquery_proxy.inject(r"^GET \S+/tables/\w+_gestiones_unificadas_base\?", edited(lambda table: table | {"type": "EXTERNAL"}))
+    (request,), why = loaded.tick(now + 19 * MINUTE)
+    assert ranges([request]) == [("operation_data", *map(str, LATER))]
+    assert "the whole window: the source gives no signal" in why
+    assert request.tags[ANNOUNCED_TAG]
+
+
+def test_looks_back_off_when_bigquery_refuses_them(loaded: Deployment, bigquery_proxy: FaultyProxy) -> None:
+    now = datetime.now(UTC) + 11 * MINUTE
+    tables = r"^GET \S+/tables/"
+    bigquery_proxy.inject(tables, error(403, "rateLimitExceeded"))
+    requests, why = loaded.tick(now)
+    assert requests == []
+    assert why.count("looks wait until") == 1
+    sent = len(bigquery_proxy.seen(SENT))
+    requests, why = loaded.tick(now + timedelta(seconds=30))
+    assert requests == []
+    assert "after a refusal: dashboard_data" in why
+    assert len(bigquery_proxy.seen(SENT)) == sent
+    bigquery_proxy.inject(SENT, error(429, "rateLimitExceeded"))
+    loaded.tick(now + 2 * MINUTE)
+    _, why = loaded.tick(now + timedelta(minutes=3, seconds=30))
+    assert "after 2 refusals in a row" in why
+    assert "its source has not changed" in loaded.tick(now + 5 * MINUTE)[1]
