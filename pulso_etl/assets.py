@@ -13,6 +13,7 @@ from dagster._core.definitions.backfill_policy import BackfillPolicyType
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.refreshing.admission import AdmittedStream
 from pulso_etl.refreshing.budget import QueryBudget
+from pulso_etl.refreshing.keys import source_key
 from pulso_etl.refreshing.plan import Calendar, RefreshPlan, plan_refresh
 from pulso_etl.refreshing.ranges import launched_range, names_days, range_tags
 from pulso_etl.refreshing.request import Grants, RefreshRequest
@@ -93,11 +94,6 @@ def column_schema(spec: TableSpec) -> dg.TableSchema:
         ],
         constraints=dg.TableConstraints(other=[f"PRIMARY KEY ({', '.join(spec.table_key)})"] if spec.table_key else []),
     )
-
-
-def source_key(name: str, tenant: str = "") -> dg.AssetKey:
-    """The key of a source table or view, by the placeholder that the `.sql` files use."""
-    return dg.AssetKey([*filter(None, [tenant]), "bigquery", name])
 
 
 def resource(context: Any, spec: TableSpec, name: str) -> Any:

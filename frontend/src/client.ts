@@ -13,6 +13,7 @@ import type {
   PartitionStatus,
   Refresh,
   RefreshSummary,
+  SourceUpdated,
   Status,
   TableConfig,
   TableDetail,
@@ -65,6 +66,8 @@ export interface ETLClient extends Transport {
   extractionModes(signal?: AbortSignal): Promise<ExtractionMode[]>;
   /** Whom to ask for help. */
   contact(signal?: AbortSignal): Promise<Contact>;
+  /** Says that a source in BigQuery was updated: the tables that read it are refreshed soon. */
+  announceUpdate(source: string, updatedAt?: string, signal?: AbortSignal): Promise<SourceUpdated>;
   /** Ends extractions that died or hang. For administrators. */
   cleanup(signal?: AbortSignal): Promise<Cleanup>;
   /** Reports each change, until you call the returned function. */
@@ -144,6 +147,14 @@ export function createClient(options: ClientOptions = {}): ETLClient {
     tables: async (signal) => data(http.GET("/api/v1/etl/config/tables", given(signal))),
     extractionModes: async (signal) => data(http.GET("/api/v1/etl/config/extraction-modes", given(signal))),
     contact: async (signal) => data(http.GET("/api/v1/etl/config/contact", given(signal))),
+    announceUpdate: async (source, updatedAt, signal) =>
+      data(
+        http.POST("/api/v1/etl/source/{source}/updated", {
+          params: { path: { source } },
+          body: updatedAt ? { updated_at: updatedAt } : null,
+          ...given(signal),
+        }),
+      ),
     cleanup: async (signal) => data(http.POST("/api/v1/etl/cleanup", given(signal))),
     events: (listening) =>
       listen(

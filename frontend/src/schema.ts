@@ -273,6 +273,27 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/etl/source/{source}/updated": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Source Updated
+         * @description Says that a source in BigQuery was updated. Dagster shows it as an observation of the source's asset, and the refresh sensor
+         *     refreshes the tables that read the source. Saying the same `updated_at` again changes nothing.
+         */
+        post: operations["source_updated"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/etl/config/tables": {
         parameters: {
             query?: never;
@@ -1303,6 +1324,90 @@ export interface components {
             started_at?: string | null;
         };
         /**
+         * SourceToFresh
+         * @description How long it took from a change of the source to the rows that show it, over the loads of the last days that brought one.
+         *
+         *     The change is the last one of the base tables in BigQuery, or the announced update where BigQuery tells nothing.
+         */
+        SourceToFresh: {
+            /**
+             * Days
+             * @description How many days back the loads go.
+             */
+            days: number;
+            /**
+             * Loads
+             * @description How many loads brought a change.
+             */
+            loads: number;
+            /** Median Seconds */
+            median_seconds: number;
+            /**
+             * P95 Seconds
+             * @description 95 of 100 loads took at most this long.
+             */
+            p95_seconds: number;
+        };
+        /**
+         * SourceUpdate
+         * @description What is said of a source. All fields are optional.
+         * @example {
+         *       "updated_at": "2026-11-25T15:02:40Z"
+         *     }
+         */
+        SourceUpdate: {
+            /**
+             * Updated At
+             * @description When the source was updated; now, if it is left out. Saying the same instant again records nothing.
+             */
+            updated_at?: string | null;
+        };
+        /**
+         * SourceUpdated
+         * @description An announcement that a source was updated.
+         * @example {
+         *       "asset": "bigquery/gestiones_unificadas",
+         *       "by_rhythm": [],
+         *       "recorded": true,
+         *       "source": "gestiones_unificadas",
+         *       "tables": [
+         *         "operation_data",
+         *         "productivity_data"
+         *       ],
+         *       "updated_at": "2026-11-25T15:02:40Z"
+         *     }
+         */
+        SourceUpdated: {
+            /** Source */
+            source: string;
+            /**
+             * Asset
+             * @description The source's asset in Dagster, which shows the announcement as an observation.
+             */
+            asset: string;
+            /**
+             * Updated At
+             * Format: date-time
+             */
+            updated_at: string;
+            /**
+             * Recorded
+             * @description False if the same instant was announced before.
+             */
+            recorded: boolean;
+            /**
+             * Tables
+             * @description The tables that read the source. The refresh sensor refreshes them at its next tick, at the earliest after their least
+             *     interval.
+             */
+            tables: string[];
+            /**
+             * By Rhythm
+             * @description Those of them that are refreshed by their rhythm only (`refresh_on_change` is off).
+             */
+            by_rhythm: string[];
+        };
+        /**
          * Spent
          * @description What queries of BigQuery used over a span of time. Queries of loads count, those of failed loads too, reconciliations and
          *     questions about changes.
@@ -1443,6 +1548,12 @@ export interface components {
          *           "refresh_every_seconds": 21600,
          *           "rows": 5100,
          *           "run_id": "0b9c1f2e-6a35-4a53-9a06-5f5f0c9f1d11",
+         *           "source_to_fresh": {
+         *             "days": 7,
+         *             "loads": 31,
+         *             "median_seconds": 214,
+         *             "p95_seconds": 655.2
+         *           },
          *           "stale_after": "2026-11-26T03:04:05Z",
          *           "state": "fresh",
          *           "status": "success",
@@ -1556,13 +1667,33 @@ export interface components {
             lookback_days: number;
             /** Refresh Every Seconds */
             refresh_every_seconds: number;
+            /**
+             * Refresh On Change
+             * @description Whether the table is also refreshed as soon as its source has changed, or was updated as somebody says.
+             */
+            refresh_on_change: boolean;
+            /**
+             * Least Interval Seconds
+             * @description At least so much time passes from a load to a refresh on change.
+             */
+            least_interval_seconds: number;
+            /**
+             * Settling Seconds
+             * @description A change must be so old, with no other change since, if nobody has announced it.
+             */
+            settling_seconds: number;
             /** Timeout Seconds */
             timeout_seconds: number;
             /** Strategy */
             strategy: string;
             /**
+             * Sources
+             * @description The names by which an update of a source is announced.
+             */
+            sources: string[];
+            /**
              * Source Tables
-             * @description Full names of the source views in BigQuery.
+             * @description Full names of the source views in BigQuery, in the order of `sources`.
              */
             source_tables: string[];
             /** Columns */
@@ -1658,6 +1789,12 @@ export interface components {
          *         "refresh_every_seconds": 21600,
          *         "rows": 5100,
          *         "run_id": "0b9c1f2e-6a35-4a53-9a06-5f5f0c9f1d11",
+         *         "source_to_fresh": {
+         *           "days": 7,
+         *           "loads": 31,
+         *           "median_seconds": 214,
+         *           "p95_seconds": 655.2
+         *         },
          *         "stale_after": "2026-11-26T03:04:05Z",
          *         "state": "fresh",
          *         "status": "success",
@@ -1813,6 +1950,12 @@ export interface components {
          *       "refresh_every_seconds": 21600,
          *       "rows": 5100,
          *       "run_id": "0b9c1f2e-6a35-4a53-9a06-5f5f0c9f1d11",
+         *       "source_to_fresh": {
+         *         "days": 7,
+         *         "loads": 31,
+         *         "median_seconds": 214,
+         *         "p95_seconds": 655.2
+         *       },
          *       "stale_after": "2026-11-26T03:04:05Z",
          *       "state": "fresh",
          *       "status": "success",
@@ -1890,6 +2033,8 @@ export interface components {
             records?: number | null;
             /** @description The last extraction that succeeded: how many rows it inserted, updated and deleted. */
             last_load?: components["schemas"]["Extraction"] | null;
+            /** @description How long readers waited for changes of the source; null if no load of the last days brought one. */
+            source_to_fresh?: components["schemas"]["SourceToFresh"] | null;
             /** Duration Seconds */
             duration_seconds?: number | null;
             /**
@@ -2079,6 +2224,9 @@ export type Refresh = components['schemas']['Refresh'];
 export type RefreshState = components['schemas']['RefreshState'];
 export type RefreshSummary = components['schemas']['RefreshSummary'];
 export type RunUnderWay = components['schemas']['RunUnderWay'];
+export type SourceToFresh = components['schemas']['SourceToFresh'];
+export type SourceUpdate = components['schemas']['SourceUpdate'];
+export type SourceUpdated = components['schemas']['SourceUpdated'];
 export type Spent = components['schemas']['Spent'];
 export type Status = components['schemas']['Status'];
 export type TableConfig = components['schemas']['TableConfig'];
@@ -3204,6 +3352,100 @@ export interface operations {
                 };
             };
             /** @description Too many unknown tokens came from the caller's address, or the token asks too often. */
+            429: {
+                headers: {
+                    /** @description Seconds to wait. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description PostgreSQL or Dagster does not answer. */
+            503: {
+                headers: {
+                    /** @description Seconds to wait. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+        };
+    };
+    source_updated: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The source. */
+                source: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["SourceUpdate"] | null;
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SourceUpdated"];
+                };
+            };
+            /** @description The body is not JSON, or is incomplete. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description No token, or an unknown token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description The token's role is too low, or the page's origin is not allowed. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description Not known. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description The request makes no sense. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ValidationFaults"];
+                };
+            };
+            /** @description Too many launches, or the day's BigQuery budget is spent. */
             429: {
                 headers: {
                     /** @description Seconds to wait. */

@@ -19,6 +19,8 @@ export type {
   Refresh,
   RefreshSummary,
   RunUnderWay,
+  SourceToFresh,
+  SourceUpdated,
   Spent,
   Status,
   TableConfig,

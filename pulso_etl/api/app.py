@@ -21,6 +21,7 @@ from fastapi import APIRouter, Body, Depends, FastAPI, Header, HTTPException, Pa
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, Response
 from pydantic import BaseModel
+from sqlalchemy.exc import SQLAlchemyError
 from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
@@ -53,6 +54,8 @@ from pulso_etl.api.models import (
     PartitionStatus,
     Refresh,
     RefreshSummary,
+    SourceUpdate,
+    SourceUpdated,
     Status,
     TableConfig,
     TableDetail,
@@ -63,9 +66,11 @@ from pulso_etl.api.outages import OutageWatch
 from pulso_etl.api.refreshes import Refreshes
 from pulso_etl.api.sizes import Sizes
 from pulso_etl.api.status import CALENDAR_DAYS, SHOWN, StatusFeed, StatusReader, versions_of
+from pulso_etl.automation.announcements import announce
 from pulso_etl.automation.preview_shapes import Preview
 from pulso_etl.automation.recovery import EndedAttempt, recover
 from pulso_etl.bigquery.reach import Reach
+from pulso_etl.refreshing.keys import source_key
 from pulso_etl.refreshing.request import Grants, Mode, RefreshRequest
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
@@ -153,6 +158,8 @@ GRAPHQL_BODY = {
         },
     }
 }
+FUTURE = timedelta(minutes=5)
+"""How far the clock of somebody who announces an update may be ahead."""
 EARLIEST = date(1900, 1, 1)
 """Before this day there are no partitions."""
 audit = logging.getLogger("pulso_etl.audit")
@@ -494,6 +501,50 @@ def _recover(here: Deployment) -> list[EndedAttempt]:
         return list(recover(conn, schema, instance, here.tables, datetime.now(UTC)))
 
 
+@router.post(
+    "/source/{source}/updated",
+    status_code=202,
+    responses={**REFUSED, **BROKEN, **INVALID, **UNKNOWN, 429: TOO_MANY, 503: UNAVAILABLE},
+    tags=["refresh"],
+)
+async def source_updated(
+    request: Request,
+    caller: Refresher,
+    source: Annotated[str, Path(description="The source.", examples=["gestiones_unificadas"], max_length=100)],
+    body: Annotated[SourceUpdate | None, Body()] = None,
+) -> SourceUpdated:
+    """Says that a source in BigQuery was updated. Dagster shows it as an observation of the source's asset, and the refresh sensor
+    refreshes the tables that read the source. Saying the same `updated_at` again changes nothing."""
+    here, now = deployment(request), datetime.now(UTC)
+    readers = [spec for spec in here.tables.values() if source in spec.sources]
+    if not readers:
+        known = sorted({name for spec in here.tables.values() for name in spec.sources})
+        raise HTTPException(404, f"unknown source {source}; known are {', '.join(known)}")
+    updated_at = (body and body.updated_at) or now
+    if updated_at > now + FUTURE:
+        raise PlanError(f"{source}: the source cannot have been updated at {updated_at.isoformat()}, which is in the future")
+    await request.app.state.gatekeeper.count_launches(caller, 1)
+    recorded = await asyncio.to_thread(_announce, here, source, updated_at, caller.name)
+    key = source_key(source, here.settings.owner.tenant)
+    audit.info("%s said that %s was updated at %s", caller.name, key.to_user_string(), updated_at.isoformat())
+    return SourceUpdated(
+        source=source,
+        asset=key.to_user_string(),
+        updated_at=updated_at,
+        recorded=recorded,
+        tables=[spec.name for spec in readers],
+        by_rhythm=[spec.name for spec in readers if not spec.schedule.refresh_on_change],
+    )
+
+
+def _announce(here: Deployment, source: str, updated_at: datetime, said_by: str) -> bool:
+    try:
+        with dg.DagsterInstance.get() as instance:
+            return announce(instance, source, updated_at, said_by, here.settings.owner.tenant)
+    except (dg.DagsterError, SQLAlchemyError) as error:
+        raise DagsterUnavailable(f"Dagster's instance can't be used here: {first_line(error)}") from error
+
+
 @router.get("/config/tables", responses=REFUSED, tags=["configuration"])
 async def config_tables(request: Request, caller: Reader) -> list[TableConfig]:
     """The configuration of each table."""
@@ -510,8 +561,12 @@ async def config_tables(request: Request, caller: Reader) -> list[TableConfig]:
             partition_column=spec.partition_column,
             lookback_days=spec.schedule.lookback_days,
             refresh_every_seconds=int(spec.schedule.refresh_every.total_seconds()),
+            refresh_on_change=spec.schedule.refresh_on_change,
+            least_interval_seconds=int(spec.schedule.least_interval.total_seconds()),
+            settling_seconds=int(spec.schedule.settling_time.total_seconds()),
             timeout_seconds=int(spec.loading.timeout.total_seconds()),
             strategy=spec.loading.strategy,
+            sources=list(spec.source_tables(names)),
             source_tables=list(spec.source_tables(names).values()),
             columns=[
                 ColumnConfig(name=column.name, type=column.sql_type, description=column.description, unit=column.unit)

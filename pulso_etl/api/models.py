@@ -7,7 +7,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer
 from pydantic.config import JsonDict
 
 from pulso_etl.refreshing.freshness import Condition, FreshnessState
@@ -123,6 +123,50 @@ class DashboardRequest(BaseModel):
     """The tables. Without it, the tables of the dashboard group."""
     max_concurrent: Annotated[int, Field(ge=1, le=100)] = 2
     """How many of the runs may go on at the same time."""
+
+
+class SourceUpdate(BaseModel):
+    """What is said of a source. All fields are optional."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        use_attribute_docstrings=True,
+        json_schema_extra={"examples": [{"updated_at": "2026-11-25T15:02:40Z"}]},
+    )
+
+    updated_at: AwareDatetime | None = None
+    """When the source was updated; now, if it is left out. Saying the same instant again records nothing."""
+
+
+class SourceUpdated(Shape):
+    """An announcement that a source was updated."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "source": "gestiones_unificadas",
+                    "asset": "bigquery/gestiones_unificadas",
+                    "updated_at": "2026-11-25T15:02:40Z",
+                    "recorded": True,
+                    "tables": ["operation_data", "productivity_data"],
+                    "by_rhythm": [],
+                }
+            ]
+        }
+    )
+
+    source: str
+    asset: str
+    """The source's asset in Dagster, which shows the announcement as an observation."""
+    updated_at: datetime
+    recorded: bool
+    """False if the same instant was announced before."""
+    tables: list[str]
+    """The tables that read the source. The refresh sensor refreshes them at its next tick, at the earliest after their least
+    interval."""
+    by_rhythm: list[str]
+    """Those of them that are refreshed by their rhythm only (`refresh_on_change` is off)."""
 
 
 class TableRun(Shape):
@@ -745,10 +789,18 @@ class TableConfig(Shape):
     partition_column: str
     lookback_days: int
     refresh_every_seconds: int
+    refresh_on_change: bool
+    """Whether the table is also refreshed as soon as its source has changed, or was updated as somebody says."""
+    least_interval_seconds: int
+    """At least so much time passes from a load to a refresh on change."""
+    settling_seconds: int
+    """A change must be so old, with no other change since, if nobody has announced it."""
     timeout_seconds: int
     strategy: str
+    sources: list[str]
+    """The names by which an update of a source is announced."""
     source_tables: list[str]
-    """Full names of the source views in BigQuery."""
+    """Full names of the source views in BigQuery, in the order of `sources`."""
     columns: list[ColumnConfig]
 
 

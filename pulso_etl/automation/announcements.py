@@ -9,8 +9,8 @@ from itertools import chain
 
 import dagster as dg
 
-from pulso_etl.assets import source_key
 from pulso_etl.automation.memory import Memory
+from pulso_etl.refreshing.keys import source_key
 from pulso_etl.sync.spec import TableSpec
 
 UPDATED_AT = "updated_at"

@@ -9,10 +9,10 @@ from datetime import datetime, timedelta
 import dagster as dg
 import psycopg
 
-from pulso_etl.assets import asset_key
 from pulso_etl.automation.looks import BY_LOOK, Looks, Seen
 from pulso_etl.automation.memory import Memory, Word
 from pulso_etl.refreshing.due import Decision, Standing
+from pulso_etl.refreshing.keys import asset_key
 from pulso_etl.refreshing.launch import Launch, launches
 from pulso_etl.refreshing.on_change import ANNOUNCED, decide_change, is_unheeded, why_no_look
 from pulso_etl.refreshing.planner import Planner

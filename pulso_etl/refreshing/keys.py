@@ -13,6 +13,11 @@ def asset_key(spec: TableSpec) -> dg.AssetKey:
     return dg.AssetKey(spec.asset_path)
 
 
+def source_key(name: str, tenant: str = "") -> dg.AssetKey:
+    """The key of the asset of a source table or view, by the placeholder that the `.sql` files use."""
+    return dg.AssetKey([*filter(None, [tenant]), "bigquery", name])
+
+
 def refresh_check_keys(spec: TableSpec) -> list[dg.AssetCheckKey]:
     """The checks that are part of every refresh of the table.
 

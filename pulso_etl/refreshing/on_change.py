@@ -43,8 +43,9 @@ def why_no_look(
     `announced`: somebody has said that the source was updated, and the table does not show it yet. `look_at`: the next usual look;
     None for at once.
     """
-    if decision.failures or decision.run_under_way:
-        # The waits after failures come first, and a run that goes on may already read what has changed.
+    held = standing.watermark is not None and standing.watermark.is_held(now)
+    if held or decision.failures or decision.run_under_way:
+        # Holds and the waits after failures come first, and a run that goes on may already read what has changed.
         return ""
     if not spec.schedule.refresh_on_change:
         return "it is refreshed by its rhythm only"

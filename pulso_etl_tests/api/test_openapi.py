@@ -34,6 +34,7 @@ ROUTES = {
     "GET /api/v1/etl/health",
     "POST /api/v1/etl/cleanup",
     "GET /api/v1/etl/doctor",
+    "POST /api/v1/etl/source/{source}/updated",
     "GET /api/v1/etl/config/tables",
     "GET /api/v1/etl/config/extraction-modes",
     "GET /api/v1/etl/plan",

@@ -285,6 +285,37 @@ def test_the_cleanup_ends_an_attempt_that_died_and_says_so(
     assert api.call("POST", "/api/v1/etl/cleanup").json() == {"ended": [], "message": "no attempt is stale"}
 
 
+def test_an_update_of_a_source_is_an_observation_of_its_asset(
+    api: ApiServer, guarded: ApiServer, stack: DagsterStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", stack.env["DAGSTER_HOME"])
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", stack.env["DAGSTER_POSTGRES_URL"])
+    route = "/api/v1/etl/source/gestiones_unificadas/updated"
+    assert guarded.call("POST", route, SECRETS["read"][0]).status_code == 403
+    at = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=2)
+    first, again = (guarded.call("POST", route, SECRETS["refresh"][0], json={"updated_at": at.isoformat()}) for _ in range(2))
+    assert first.status_code == 202
+    told = first.json()
+    assert (told["asset"], told["tables"]) == ("bigquery/gestiones_unificadas", ["operation_data", "productivity_data"])
+    assert (told["recorded"], again.json()["recorded"]) == (True, False)
+    assert api.call("POST", route).json()["recorded"]
+    query = """query { assetOrError(assetKey: {path: ["bigquery", "gestiones_unificadas"]}) { ... on Asset {
+        assetObservations { description metadataEntries { label ... on TimestampMetadataEntry { timestamp } } } } } }"""
+    [last, told_at] = stack.graphql(query)["assetOrError"]["assetObservations"]
+    assert last["description"] == "local says that the source was updated."
+    assert told_at["description"] == "refresh says that the source was updated."
+    assert {"label": "updated_at", "timestamp": at.timestamp()} in told_at["metadataEntries"]
+
+    unknown = api.call("POST", "/api/v1/etl/source/nothing/updated")
+    assert (unknown.status_code, unknown.headers["content-type"]) == (404, "application/problem+json")
+    assert "known are agentes, asignaciones_clean, dashboard_cobranzas, gestiones_unificadas" in unknown.json()["detail"]
+    future = {"updated_at": (datetime.now(UTC) + timedelta(hours=1)).isoformat()}
+    for wrong in (future, {"updated_at": "2026-07-15T10:00:00"}, {"at": at.isoformat()}):
+        assert api.call("POST", route, json=wrong).status_code == 422
+    monkeypatch.delenv("DAGSTER_HOME")
+    assert api.call("POST", route).status_code == 503
+
+
 def test_the_configuration_is_told(api: ApiServer) -> None:
     tables = {entry["table"]: entry for entry in api.call("GET", "/api/v1/etl/config/tables").json()}
     assert tables["dashboard_data"]["primary_key"] == ["fecha_foto", "archivo", "cartera", "servicio"]

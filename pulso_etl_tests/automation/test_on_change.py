@@ -10,10 +10,10 @@ import dagster as dg
 import psycopg
 import pytest
 
-from pulso_etl.assets import source_key
 from pulso_etl.automation.announcements import announce
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import base_of
+from pulso_etl.refreshing.keys import source_key
 from pulso_etl.settings import Settings
 from pulso_etl.sync.tags import ANNOUNCED_TAG
 from pulso_etl_tests.automation.test_sensors import Deployment, ranges

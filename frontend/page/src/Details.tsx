@@ -1,5 +1,5 @@
 import { useId } from "react";
-import type { ETLClient, Status, TableDetail, TableStatus } from "../../src";
+import type { ETLClient, SourceToFresh, Status, TableDetail, TableStatus } from "../../src";
 import { amount, Costs } from "./Costs";
 import { bytes, cost, count, days, distance, duration, instant } from "./format";
 import { History } from "./History";
@@ -71,6 +71,7 @@ function Details({ client, table, detail, now }: DetailsProps) {
         <Fact name="Evitado hoy">{amount(table.costs?.today.bytes_avoided, table.costs?.today.avoided_usd)}</Fact>
         <Fact name="Facturado este mes">{amount(table.costs?.month.bytes_billed, table.costs?.month.cost_usd)}</Fact>
         <Fact name="Evitado este mes">{amount(table.costs?.month.bytes_avoided, table.costs?.month.avoided_usd)}</Fact>
+        <Fact name="Del origen a la tabla">{table.source_to_fresh ? waits(table.source_to_fresh) : "—"}</Fact>
         {table.rows_lost != null && (
           <Fact name="Filas perdidas">{`${count(table.rows_lost)} de ${table.partitions_lost}: ${table.restored_by}`}</Fact>
         )}
@@ -87,6 +88,12 @@ function Details({ client, table, detail, now }: DetailsProps) {
       </details>
     </section>
   );
+}
+
+/** How long readers wait from a change of the source to fresh rows. */
+function waits({ median_seconds, p95_seconds, loads, days }: SourceToFresh): string {
+  const typical = `${duration(median_seconds)} (mediana), ${duration(p95_seconds)} (95 %)`;
+  return `${typical}; ${count(loads)} ${loads === 1 ? "cambio" : "cambios"} en ${days} días`;
 }
 
 function Fact({ name, children }: { name: string; children: string }) {
