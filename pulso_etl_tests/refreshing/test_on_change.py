@@ -30,7 +30,7 @@ FRESH = Decision(SPEC.name, None, "fresh", WINDOW)
 
 
 def state(version: int, changed_at: datetime | None = None) -> SourceState:
-    return SourceState({"version": version}, changed_at)
+    return SourceState({"version": version}, changed_at=changed_at)
 
 
 def known(at: datetime, seen: SourceState | None) -> dict[date, Day]:
@@ -58,10 +58,12 @@ def test_a_source_is_looked_at_after_the_least_interval_and_the_time_between_loo
     assert (told is None) is looked
 
 
-def test_neither_a_run_under_way_nor_a_failure_nor_a_table_of_its_rhythm_is_looked_at() -> None:
+def test_neither_a_run_under_way_nor_a_failure_nor_a_hold_nor_a_table_of_its_rhythm_is_looked_at() -> None:
     standing, last = Standing(attempts=[LOADED]), replace(LOADED, succeeded=False)
     for decision in (replace(FRESH, run_under_way="run"), replace(FRESH, failures=[last])):
         assert why_no_look(SPEC, standing, decision, NOW, announced=True, look_at=None) == ""
+    undone = replace(standing, watermark=Watermark(NOW, TODAY, held_until=NOW + MINUTE))
+    assert why_no_look(SPEC, undone, FRESH, NOW, announced=True, look_at=None) == "", "a load was undone"
     calm = altered(SPEC, refresh_on_change=False)
     assert why_no_look(calm, standing, FRESH, NOW, announced=True, look_at=None) == "it is refreshed by its rhythm only"
 

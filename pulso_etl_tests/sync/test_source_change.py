@@ -13,7 +13,7 @@ from pulso_etl.sync.source_state import SourceState
 READ = datetime(2026, 7, 15, 15, 0, tzinfo=UTC)
 LATER = READ + timedelta(minutes=5)
 DAY = date(2026, 7, 15)
-OLD, NEW = SourceState({"n": 1}, READ - timedelta(hours=1)), SourceState({"n": 2}, LATER)
+OLD, NEW = SourceState({"n": 1}, changed_at=READ - timedelta(hours=1)), SourceState({"n": 2}, changed_at=LATER)
 
 
 def known(state: SourceState | None) -> dict[date, Day]:
@@ -28,7 +28,7 @@ def known(state: SourceState | None) -> dict[date, Day]:
         (known(None), NEW, None, LATER),
         (known(OLD), OLD, LATER, None),
         (known(NEW), NEW, None, None),
-        (known(OLD), SourceState({"n": 2}, READ - timedelta(hours=1)), None, None),
+        (known(OLD), SourceState({"n": 2}, changed_at=READ - timedelta(hours=1)), None, None),
         (known(OLD), SourceState({"n": 2}), LATER, None),
         (known(OLD), None, LATER, LATER),
         (known(OLD), None, READ, None),
