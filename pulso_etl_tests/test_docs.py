@@ -25,6 +25,7 @@ from pulso_etl.refreshing.runs import RECONCILIATION_JOB, job_tables
 from pulso_etl.settings import Settings
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl.sync.loading.rules import Check
+from pulso_etl.sync.spec import PART_OF
 from pulso_etl.tables import TABLES
 from pulso_etl.words import CAUSES, STATES
 from pulso_etl_tests.api.conftest import settings_of
@@ -120,7 +121,7 @@ def test_sensors_schedules_jobs_checks_and_alerts_are_those_that_there_are() -> 
     running = {one.name for one in (*(defs.sensors or ()), *(defs.schedules or ()))}
     assert {name for name, *_ in rows(README, "what")} == running
     jobs = {snippet for snippet in CODE if re.fullmatch(r"re(fresh|concile)_\w+", snippet)} - running
-    assert jobs <= {*job_tables(TABLES), RECONCILIATION_JOB, "reconcile_days"}
+    assert jobs <= {*job_tables(TABLES), RECONCILIATION_JOB, *PART_OF}
     assert {name for name, *_ in rows(CHECKS, "check")} == set(Check)
     told = {**CAUSES, **STATES}
     assert [row[:2] for row in rows(OPERATIONS, "title")] == [[words.title, key] for key, words in told.items()]
