@@ -466,7 +466,7 @@ class StatusReader:
         }
         recent = _newest([*recent, *chain.from_iterable(self._lost.values())])
         status = overall(told, recent, now, dagster=reached, daemon=present.daemon, timezone=self.settings.timezone)
-        status = status.model_copy(update={"automation": automation})
+        status = status.model_copy(update={"automation": automation, "costs": costs.get("")})
         return Snapshot(status, status.model_dump_json().encode())
 
     async def _refreshes_itself(self) -> bool | None:
