@@ -56,7 +56,7 @@ def keys(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
 
 
 def test_the_query_is_parameterised_labelled_capped_and_timed(make_source: MakeSource, bigquery_proxy: FaultyProxy) -> None:
-    source = make_source(emulator_host=bigquery_proxy.url, maximum_bytes_billed=123)
+    source = make_source(emulator_host=bigquery_proxy.url, maximum_bytes_billed=12_345_678)
     with source.stream(SPEC, WINDOW, "A1b2-c3 d4").open():
         pass
     (request,) = bigquery_proxy.seen(INSERT)
@@ -66,7 +66,7 @@ def test_the_query_is_parameterised_labelled_capped_and_timed(make_source: MakeS
         "end": "2026-07-15",
     }
     assert "2026-07" not in job["query"]["query"]
-    assert job["query"]["maximumBytesBilled"] == "123"
+    assert job["query"]["maximumBytesBilled"] == "12345678"
     assert job["labels"] == {"app": "pulso-etl", "table": "dashboard_data", "run_id": "a1b2-c3_d4"}
     assert job["jobTimeoutMs"] == "20000"
 
