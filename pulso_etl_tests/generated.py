@@ -12,10 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pulso_etl.api.openapi import document
+from pulso_etl.bigquery.verify import POINTS, Record
 from pulso_etl.sync.spec import Column, TableSpec
 from pulso_etl.tables import TABLES
 
 ROOT = Path(__file__).parents[1]
+RECORDS = Path(__file__).parent / "bigquery" / "records"
+"""The records of `pulso-etl verify-source`."""
 PART = re.compile(r"(?<=<!-- tables -->\n\n).*?(?=\n<!-- end -->)", re.DOTALL)
 
 
@@ -107,9 +110,27 @@ def client_tables(tables: Mapping[str, TableSpec]) -> str:
     return "[\n" + ",\n".join(f"  {{ {json.dumps(entry)[1:-1]} }}" for entry in entries) + "\n]\n"
 
 
+def open_points() -> str:
+    """What is a rule of the double, and what was seen on an account, as docs/source-changes.md shows it."""
+    seen = [record for record in map(Record.read, sorted(RECORDS.glob("*.json"))) if record.against == "bigquery"]
+    rows = [
+        (
+            point.question,
+            json.dumps(point.rule),
+            ", ".join(json.dumps(record.answers[point.name]) for record in seen if point.name in record.answers) or "not yet",
+        )
+        for point in POINTS
+    ]
+    return table(("open point", "rule of the double", "seen on an account"), rows)
+
+
 def generated(tables: Mapping[str, TableSpec] = TABLES) -> dict[Path, str]:
     """Each file with its text as it should be."""
-    parts = {ROOT / "README.md": overview(tables), ROOT / "docs" / "checks.md": minimum_rows(tables)}
+    parts = {
+        ROOT / "README.md": overview(tables),
+        ROOT / "docs" / "checks.md": minimum_rows(tables),
+        ROOT / "docs" / "source-changes.md": open_points(),
+    }
     pages = {path: PART.sub(lambda _, part=part: part, path.read_text(encoding="utf-8"), count=1) for path, part in parts.items()}
     return pages | {
         ROOT / "docs" / "columns.md": columns(tables),

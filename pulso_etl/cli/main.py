@@ -31,6 +31,7 @@ COMMANDS = {
     "sql": "tables:show_sql",
     "check": "tables:check",
     "doctor": "operation:doctor",
+    "verify-source": "verify:verify_source",
     "ledger": "operation:ledger",
     "schema": "operation:schema",
     "api": "servers:api",
