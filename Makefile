@@ -6,7 +6,7 @@ API_PORT ?= 8000
 # Each server and each run is a Python of its own. Without bytecode on disk each of them would compile every module anew.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: run dev servers check lint quick test docs hooks audit test-postgres15 test-frontend test-package page pictures alerts cost bench chaos runtime lock clean
+.PHONY: run dev servers check lint quick test docs hooks audit test-postgres15 test-frontend test-package page pictures lighthouse alerts cost bench chaos runtime lock clean
 
 ifneq ($(words $(CURDIR)),1)
 $(error PostgreSQL cannot run in a folder with a space in its path; move "$(CURDIR)")
@@ -65,11 +65,15 @@ alerts: ## test the alert rules of Prometheus; needs promtool (Debian's promethe
 	promtool check rules deploy/prometheus/pulso-etl.rules.yml
 	promtool test rules deploy/prometheus/pulso-etl.test.yml
 
-pictures: $(VENV)/.installed ## take the pictures of the page in docs/images anew; needs Chromium
+pictures: $(VENV)/.installed ## take the pictures of the page in docs/images anew, and check each state with axe in four looks; needs Chromium
 	PULSO_PICTURES=docs/images $(BIN)/pytest pulso_etl_tests/api/test_page.py
 
 cost: $(VENV)/.installed ## run 30 simulated days against the double and write what refreshes bill into docs/cost.md; about 20 min
 	$(BIN)/python -m benchmarks.cost --write
+
+lighthouse: $(VENV)/.installed ## measure the page with Lighthouse on its phone profile; fails below 95 in a category; needs Chromium and Node
+	cd frontend/lighthouse && npm ci --silent
+	$(BIN)/pytest pulso_etl_tests/api/lighthouse.py
 
 bench: $(VENV)/.bench ## measure the load path beside other ways; BENCH="--help" shows the options
 	$(BIN)/python -m benchmarks $(BENCH)
