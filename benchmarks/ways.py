@@ -67,6 +67,8 @@ def pulso_compared(job: Job) -> float:
 
 
 def _pulso(job: Job, tags: dict[str, str]) -> float:
+    # Google's client imports it if it is installed. The emulator needs it, and a deployment does not have it.
+    sys.modules["fastavro"] = None  # type: ignore[assignment]
     import dagster as dg
 
     import pulso_etl.definitions  # noqa: F401  so that all of production's modules are in memory

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from pulso_etl.memory import return_what_is_freed
+
 if TYPE_CHECKING:
     from pulso_etl.calls import TableStatus, plan, query, read, refresh, status
     from pulso_etl.components import SyncedTable
@@ -14,6 +16,7 @@ __all__ = ["Outcome", "SyncedTable", "TableStatus", "plan", "query", "read", "re
 
 # A run makes an event a day, and Dagster stores them one by one unless this says how many together. It reads nothing else.
 os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "500")
+return_what_is_freed()
 
 
 def __getattr__(name: str) -> Any:

@@ -34,7 +34,7 @@ Through = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 
 CHUNK_ROWS = 600
 """How many rows are encoded at once, so that memory does not grow with the source's batches."""
-CHUNKS_AHEAD = 12
+CHUNKS_AHEAD = 6
 """The most chunks that wait, encoded, for the server. So encoding goes on while the source sends its next batch."""
 
 
