@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -25,7 +25,7 @@ from pulso_etl.sync.errors import SourceError, SourceUnavailable
 from pulso_etl.sync.ledger.ledger import Day
 from pulso_etl.sync.ledger.queries import Usage
 from pulso_etl.sync.source_state import KeptPartitions, PartitionStates, SourceState
-from pulso_etl.sync.spec import Column, ColumnType
+from pulso_etl.sync.spec import Column, ColumnType, TableSpec
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.bigquery.conftest import MakeSource
 from pulso_etl_tests.declarations import declare
@@ -442,12 +442,70 @@ def graph(client: bigquery.Client, emulator: BigQueryEmulator, layers: list[str]
 def test_what_a_look_leaves_out_is_as_a_full_read_gives_it(
     graphs: bigquery.Client, emulator: BigQueryEmulator, layers: list[str], writes: list[str]
 ) -> None:
-    found = graph(graphs, emulator, layers)
+    holds(graph(graphs, emulator, layers), writes)
+
+
+def holds(found: Graph, writes: Sequence[str]) -> None:
+    """The property: what a look leaves out after each write is as a full read gives it. Raises AssertionError."""
     assert found.refresh() == 0
     assert found.refresh() == SPAN.days
     for write in writes:
         found.run(write)
         found.refresh()
+
+
+def altered_facts(look: Look, state: SourceState, change: Callable[[str, list[int]], list[int] | None]) -> SourceState:
+    """The state with other facts of its tables; a table without facts is left out."""
+    tables = {name: told for name, facts in state.facts["tables"].items() if (told := change(name, facts)) is not None}
+    return SourceState({**state.facts, "tables": tables}, state.partitions)
+
+
+def sizes_alone(look: Look, state: SourceState) -> SourceState:
+    """Compares how large tables are, and no times."""
+    return altered_facts(look, state, lambda _, facts: [0, 0, *facts[2:]])
+
+
+def newer_alone(look: Look, state: SourceState) -> SourceState:
+    """Asks whether a table is newer than it ever was. Once it was of the year 2039, and was restored from an older time since."""
+    return altered_facts(look, state, lambda _, facts: [0, max(facts[1], 2**41), 0, 0])
+
+
+def one_table_alone(look: Look, state: SourceState) -> SourceState:
+    """Looks at the first base table."""
+    first = min(look.tables)
+    return altered_facts(look, state, lambda name, facts: facts if name == first else None)
+
+
+def no_texts(look: Look, state: SourceState) -> SourceState:
+    """Does not look at the texts of views."""
+    return SourceState({**state.facts, "text": "", "tables": state.facts["tables"]}, state.partitions)
+
+
+@pytest.mark.parametrize(
+    ("rule", "layer", "write"),
+    [
+        (sizes_alone, 0, "UPDATE `{base}` SET n = n + 1 WHERE day = '2026-07-02'"),
+        (newer_alone, 0, "UPDATE `{base}` SET n = n + 1 WHERE day = '2026-07-02'"),
+        (one_table_alone, 4, "UPDATE `{side}` SET n = n + 1 WHERE k = 'a'"),
+        (no_texts, 0, "CREATE OR REPLACE VIEW `{top}` AS SELECT day, k, n + 1 AS n FROM `{below}`"),
+    ],
+)
+def test_a_broken_rule_breaks_the_property(
+    graphs: bigquery.Client,
+    emulator: BigQueryEmulator,
+    monkeypatch: pytest.MonkeyPatch,
+    rule: Callable[[Look, SourceState], SourceState],
+    layer: int,
+    write: str,
+) -> None:
+    def broken(look: Look, spec: TableSpec) -> SourceState | str:
+        state = state_of(look, spec)
+        return state if isinstance(state, str) else rule(look, state)
+
+    for module in ("pulso_etl.automation.looks", "pulso_etl.bigquery.source"):
+        monkeypatch.setattr(f"{module}.state_of", broken)
+    with pytest.raises(AssertionError, match="verified"):
+        holds(graph(graphs, emulator, [LAYERS[layer]]), [write])
 
 
 def test_only_the_day_that_changed_is_read_and_a_day_that_lost_all_rows_is_too(
