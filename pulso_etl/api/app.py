@@ -29,6 +29,7 @@ from pulso_etl.access.tokens import opening
 from pulso_etl.api import metrics
 from pulso_etl.api.access import Admin, Gatekeeper, Guard, Reader, Refresher
 from pulso_etl.api.bodies import StrictRequest, StrictRoute
+from pulso_etl.api.changes import Asked, read_changes, undoing
 from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable
 from pulso_etl.api.database import Database, DatabaseUnavailable
 from pulso_etl.api.doctor import checkup
@@ -57,9 +58,11 @@ from pulso_etl.api.models import (
     SourceUpdate,
     SourceUpdated,
     Status,
+    TableChanges,
     TableConfig,
     TableDetail,
     TableStatus,
+    Undoing,
     ValidationFaults,
 )
 from pulso_etl.api.outages import OutageWatch
@@ -72,13 +75,16 @@ from pulso_etl.automation.recovery import EndedAttempt, recover
 from pulso_etl.bigquery.reach import Reach
 from pulso_etl.refreshing.keys import source_key
 from pulso_etl.refreshing.request import Grants, Mode, RefreshRequest
+from pulso_etl.refreshing.undoing import undo
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
-from pulso_etl.sync.errors import BudgetExceeded, DestinationError, PlanError, PulsoError, first_line
+from pulso_etl.sync.errors import BudgetExceeded, DestinationError, PlanError, PulsoError, UndoRefused, first_line
+from pulso_etl.sync.ledger.changes import Changes
 from pulso_etl.sync.ledger.ledger import server_clock
 from pulso_etl.sync.postgres.server_errors import keeps_out, meaning
 from pulso_etl.sync.postgres.sessions import Session
 from pulso_etl.sync.spec import TableSpec
+from pulso_etl.sync.undoing import Wish
 from pulso_etl.tables import TABLES
 
 Answers = dict[int | str, dict[str, Any]]
@@ -160,6 +166,11 @@ GRAPHQL_BODY = {
 }
 FUTURE = timedelta(minutes=5)
 """How far the clock of somebody who announces an update may be ahead."""
+NOT_UNDONE: dict[str, Any] = {
+    "model": Fault,
+    "description": "The load cannot be undone: somebody has changed its rows since, or their values are not kept.",
+}
+MOST_LOADS = 2**63 - 1
 EARLIEST = date(1900, 1, 1)
 """Before this day there are no partitions."""
 audit = logging.getLogger("pulso_etl.audit")
@@ -191,6 +202,20 @@ class DaysAsked:
     def of(self, table: str, grants: Grants, asked_by: str) -> RefreshRequest:
         """The request for these days of the table."""
         return RefreshRequest((table,), self.mode, self.days, self.start, self.end, grants, max_concurrent=1, asked_by=asked_by)
+
+
+class ChangesAsked:
+    """Which loads a request asks for, from the parameters of its address."""
+
+    def __init__(
+        self,
+        before: Annotated[int | None, Query(ge=1, le=MOST_LOADS, description="Only loads before the one of this number.")] = None,
+        limit: Annotated[int, Query(ge=1, le=500, description="How many loads, or rows of the load.")] = SHOWN,
+        load: Annotated[int | None, Query(ge=1, le=MOST_LOADS, description="Only this load, with its rows.")] = None,
+        day: Annotated[date | None, Query(description="With `load`: only rows of this day.")] = None,
+        offset: Annotated[int, Query(ge=0, le=10_000_000, description="With `load`: leave out so many rows.")] = 0,
+    ) -> None:
+        self.asked = Asked(limit, before, load, day, offset)
 
 
 class Deployment:
@@ -396,6 +421,64 @@ async def table_rows(
     window = DayRange(start, end)
     audit.info("%s downloads %s %s", caller.name, table, window)
     return await here.downloads.begin(here.tables[table], window)
+
+
+@router.get("/status/table/{table_name}/changes", responses={**REFUSED, **INVALID, **UNKNOWN, 503: UNAVAILABLE}, tags=["status"])
+async def table_changes(
+    request: Request,
+    caller: Reader,
+    table_name: TableName,
+    paging: Annotated[ChangesAsked, Depends()],
+) -> TableChanges:
+    """What the last loads of a table changed, the newest first: rows of each day, and figures before and after. With `load`, only
+    that load, and its rows before and after."""
+    here = deployment(request)
+    [table] = here.known(table_name)
+    if paging.asked.load_id is not None:
+        audit.info("%s reads the rows that load %d of %s changed", caller.name, paging.asked.load_id, table)
+    with _naming_database():
+        found = await asyncio.to_thread(_changes, here, here.tables[table], paging.asked)
+    if found is None:
+        raise HTTPException(404, f"{table}: the change log has no load {paging.asked.load_id}")
+    return found
+
+
+def _changes(here: Deployment, spec: TableSpec, asked: Asked) -> TableChanges | None:
+    settings = here.settings
+    with Session(settings.database_url.get_secret_value(), "api", connect_seconds=5).open() as conn:
+        return read_changes(conn, Changes(settings.database_schema), spec, asked, settings.dagster_ui_url)
+
+
+@router.post("/undo/table/{table_name}", responses={**LAUNCHES, 409: NOT_UNDONE}, tags=["operation"])
+async def undo_table(
+    request: Request,
+    caller: Admin,
+    table_name: TableName,
+    load: Annotated[
+        int | None, Query(ge=1, le=MOST_LOADS, description="The load; without it, the last one that is not undone.")
+    ] = None,
+    hold_hours: Annotated[
+        float | None,
+        Query(ge=0, le=720, description="How long only people refresh the table afterwards; its frequency if not given."),
+    ] = None,
+    dry_run: Annotated[bool, Query(description="Only tell what it would do.")] = False,
+) -> Undoing:
+    """Undoes a load: the table is as it was before it, in one transaction. The days are owed again. Refused if somebody has changed
+    the same rows since, or if their values are not kept."""
+    here = deployment(request)
+    [table] = here.known(table_name)
+    await request.app.state.gatekeeper.count_launches(caller, 1)
+    wish = Wish(load, None if hold_hours is None else timedelta(hours=hold_hours), caller.name)
+    try:
+        with _naming_database():
+            report = await asyncio.to_thread(
+                undo, here.settings, here.tables[table], wish, None if dry_run else dg.DagsterInstance.get
+            )
+    finally:
+        here.feed.forget()
+    if report.load_id is not None:
+        audit.info("%s has undone load %d of %s", caller.name, report.change.load_id, table)
+    return undoing(here.tables[table], report)
 
 
 @router.get("/status/table/{table_name}/days", responses={**REFUSED, **INVALID, **UNKNOWN, 503: UNAVAILABLE}, tags=["status"])
@@ -819,6 +902,11 @@ async def _no_sense(request: Request, error: Exception) -> Response:
     return invalid([{"loc": ["query"], "msg": str(error), "type": "plan_error"}], table_of(request))
 
 
+async def _not_undone(request: Request, error: Exception) -> Response:
+    assert isinstance(error, UndoRefused)
+    return fault_of(409, error, table=table_of(request))
+
+
 async def _budget_spent(request: Request, error: Exception) -> Response:
     assert isinstance(error, BudgetExceeded)
     now, zone = datetime.now(UTC), request.app.state.deployment.settings.zone
@@ -830,5 +918,6 @@ ANSWERS = {
     DagsterUnavailable: _unavailable,
     DatabaseUnavailable: _unavailable,
     PlanError: _no_sense,
+    UndoRefused: _not_undone,
     BudgetExceeded: _budget_spent,
 }

@@ -299,6 +299,10 @@ class Extraction(Shape):
     error: Told | None = None
     """The message of `failure`."""
     failure: Failure | None = None
+    load_id: int | None = None
+    """Its number in the change log; null if it changed no row."""
+    undoes: int | None = None
+    """The load that it undid."""
 
 
 class Spent(Shape):
@@ -458,6 +462,8 @@ class TableStatus(Shape):
     run_id: str | None = None
     """The run of the last extraction."""
     run_under_way: RunUnderWay | None = None
+    held_until: datetime | None = None
+    """A load was undone: until then only people refresh the table. Null once its days are read again."""
     next_due: datetime | None = None
     """When the table is next due; null: the refresh sensor launches it at its next tick. Nothing launches it if `automation` of the
     status is false."""
@@ -540,7 +546,9 @@ class DataChange(Shape):
     """Rows of a table have changed: the event `data`."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"table": TABLE_EXAMPLE, "data_version": 8, "days": ["2026-11-19..2026-11-25"]}]}
+        json_schema_extra={
+            "examples": [{"table": TABLE_EXAMPLE, "data_version": 8, "days": ["2026-11-19..2026-11-25"], "keys": None}]
+        }
     )
 
     table: str
@@ -549,6 +557,9 @@ class DataChange(Shape):
     days: list[str] | None
     """Where the changed rows are: ranges `first..last`, or single days. Null if that is not known any more: any day may have
     changed."""
+    keys: list[dict[str, str]] | None = None
+    """The keys of the changed rows, by column, as PostgreSQL prints the values; 200 at most. Null if there are more, or if they are
+    not kept: any row of the days may have changed."""
 
 
 class DayState(StrEnum):
@@ -688,6 +699,143 @@ class Figures(Shape):
     """The time zone of the days and hours, by its IANA name."""
     generated_at: datetime
     figures: list[FigureStatus]
+
+
+class FigureMovement(Shape):
+    """How a load moved a figure of a day. Values are exact, so they are texts; null for a ratio to 0."""
+
+    day: date
+    figure: str
+    title: str
+    """What the table's readers call it, in Spanish."""
+    unit: Unit
+    before: Decimal | None
+    after: Decimal | None
+    change: Decimal | None
+    """By how much it rose; negative if it fell."""
+
+
+class DayChanged(Shape):
+    """What a load did to a day."""
+
+    day: date
+    new: int
+    changed: int
+    gone: int
+    counted: int | None = None
+    """In how many values of the column `counted_by` rows changed; null if the rows are not kept."""
+
+
+class LoadChanges(Shape):
+    """What a load changed."""
+
+    load_id: int
+    run_id: str
+    run_url: str | None = None
+    """The run in Dagster's UI; null for an undoing."""
+    committed_at: datetime
+    undoes: int | None = None
+    """The load that this one undid."""
+    undone_by: int | None = None
+    """The load that undid this one."""
+    undoable: bool
+    """Whether it can be undone, as long as nobody changes its rows."""
+    reason: str | None = None
+    """Why the values of its rows are not kept."""
+    movements: list[FigureMovement]
+    """The biggest movements first: money, then counts, then percentages."""
+    days: list[DayChanged]
+    """The days that changed, the newest first."""
+
+
+class ChangedRowShown(Shape):
+    """A row before and after a load, by column, as PostgreSQL prints the values; null where there was no row, or is none."""
+
+    day: date
+    key: dict[str, str | None]
+    old: dict[str, str | None] | None
+    new: dict[str, str | None] | None
+
+
+class TableChanges(Shape):
+    """What the last loads of a table changed. Loads that changed nothing are not there."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "table": TABLE_EXAMPLE,
+                    "counted_by": "archivo",
+                    "older": None,
+                    "rows": None,
+                    "loads": [
+                        {
+                            "load_id": 12,
+                            "run_id": RUN_EXAMPLE,
+                            "run_url": f"http://127.0.0.1:3000/runs/{RUN_EXAMPLE}",
+                            "committed_at": "2026-11-26T20:00:12Z",
+                            "undoable": True,
+                            "movements": [
+                                {
+                                    "day": "2026-11-26",
+                                    "figure": "recupero",
+                                    "title": "Recupero",
+                                    "unit": "PEN",
+                                    "before": "84120.50",
+                                    "after": "96460.50",
+                                    "change": "12340.00",
+                                }
+                            ],
+                            "days": [{"day": "2026-11-26", "new": 0, "changed": 5, "gone": 0, "counted": 3}],
+                        }
+                    ],
+                }
+            ]
+        }
+    )
+
+    table: str
+    counted_by: str | None
+    """The column of the key by which `counted` counts."""
+    loads: list[LoadChanges]
+    """The newest first."""
+    older: int | None
+    """For older loads, ask again with this as `before`; null if there are none."""
+    rows: list[ChangedRowShown] | None = None
+    """Rows of the load that was asked for, by day and key; null if none was."""
+
+
+class Undoing(Shape):
+    """What an undoing did, or would do."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "table": TABLE_EXAMPLE,
+                    "undoes": 12,
+                    "load_id": 13,
+                    "dry_run": False,
+                    "held_until": "2026-11-27T02:10:00Z",
+                    "movements": [],
+                    "days": [{"day": "2026-11-26", "new": 0, "changed": 5, "gone": 0}],
+                    "message": "load 12 is undone; its days are owed again",
+                }
+            ]
+        }
+    )
+
+    table: str
+    undoes: int
+    """The load that was undone."""
+    load_id: int | None
+    """The undoing's own number; null for a dry run."""
+    dry_run: bool
+    held_until: datetime
+    """Until then only people refresh the table. Then the next refresh reads the days again."""
+    movements: list[FigureMovement]
+    days: list[DayChanged]
+    message: str
 
 
 class TableDetail(Shape):

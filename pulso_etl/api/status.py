@@ -16,6 +16,7 @@ import psycopg
 from psycopg import sql
 from pydantic import BaseModel
 
+from pulso_etl.api.changes import MOST_KEYS, ChangedKeys, Keys
 from pulso_etl.api.dagster_client import Daemon, DagsterClient, DagsterUnavailable, Present, Run
 from pulso_etl.api.database import Database, DatabaseUnavailable
 from pulso_etl.api.holdings import Holding, Holdings
@@ -47,11 +48,13 @@ from pulso_etl.refreshing.runs import refreshed_tables, tenant_of
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import Cause
+from pulso_etl.sync.ledger.changes import Changes
 from pulso_etl.sync.ledger.locks import HELD_LOCKS, table_lock
 from pulso_etl.sync.ledger.watermarks import Attempt, TableState
 from pulso_etl.sync.redaction import scrub
 from pulso_etl.sync.spec import TableSpec
 from pulso_etl.sync.tags import PIPELINE_TAG, SKIPPED_TAG, TENANT_TAG
+from pulso_etl.sync.undoing import is_undoing
 from pulso_etl.sync.zone import DEFAULT_ZONE
 
 SHOWN = 20
@@ -152,6 +155,7 @@ def status_of(
             "partitions_lost": str(state.lost.window) if state.lost else None,
             "restored_by": state.lost.command(spec) if state.lost else None,
             "recovery_attempts": state.recovery_attempts,
+            "held_until": state.held_until,
         }
     )
 
@@ -276,8 +280,8 @@ def overall(
 
 
 def run_url(ui_url: str, run_id: str | None) -> str | None:
-    """The address of the run's page in Dagster's UI at `ui_url`."""
-    return f"{ui_url}/runs/{run_id}" if run_id else None
+    """The address of the run's page in Dagster's UI at `ui_url`. An undoing has none."""
+    return f"{ui_url}/runs/{run_id}" if run_id and not is_undoing(run_id) else None
 
 
 def extraction(row: Sequence[Any], ui_url: str) -> Extraction:
@@ -302,6 +306,8 @@ def extraction(row: Sequence[Any], ui_url: str) -> Extraction:
         estimated_cost_usd=metadata.get("estimated_cost_usd"),
         error=error,
         failure=Failure.of(Cause.of(cause), error or "", run_url(ui_url, run_id)) if failed else None,
+        load_id=_integer(metadata.get("load_id")),
+        undoes=_integer(metadata.get("undoes")),
     )
 
 
@@ -403,6 +409,8 @@ class Snapshot:
 
     status: Status
     json: bytes
+    keys: Mapping[int, Keys | None] = field(default_factory=dict)
+    """The keys of the rows that the recent loads changed, by the number of the load."""
     taken: float = field(default_factory=monotonic)
 
 
@@ -415,6 +423,7 @@ class StatusReader:
         self.dagster = dagster
         self.tables = tables
         self.rhythm = Rhythm.of(settings)
+        self.changed_keys = ChangedKeys(Changes(database.schema))
         self.holdings = Holdings(database.marks, tables, EXTRACTION_COLUMNS)
         self.spendings = Spendings(database.marks.queries, QueryBudget.of(settings).pricing, settings.zone)
         self.waits = Waits(database.marks)
@@ -434,6 +443,7 @@ class StatusReader:
             async with self.database.connection() as conn:
                 states = await self.database.states(conn, now - MEMORY)
                 recent = await self._extractions(conn)
+                keys = await self.changed_keys.read(conn, (one.load_id for one in recent if one.load_id is not None))
                 copied = await self.rows_copied(conn)
                 holdings = await self.holdings.read(conn, states)
                 costs = await self.spendings.read(conn, self.tables, now) if states else {}
@@ -467,7 +477,7 @@ class StatusReader:
         recent = _newest([*recent, *chain.from_iterable(self._lost.values())])
         status = overall(told, recent, now, dagster=reached, daemon=present.daemon, timezone=self.settings.timezone)
         status = status.model_copy(update={"automation": automation, "costs": costs.get("")})
-        return Snapshot(status, status.model_dump_json().encode())
+        return Snapshot(status, status.model_dump_json().encode(), keys)
 
     async def _refreshes_itself(self) -> bool | None:
         """Whether the refresh sensor is on. Dagster is asked every SENSOR_SECONDS."""
@@ -605,21 +615,39 @@ def parse_versions(text: str) -> dict[str, int]:
     return {table: int(version) for table, _, version in parts if version.isascii() and version.isdecimal() and len(version) < 19}
 
 
-def data_changes(before: Mapping[str, int], status: Status) -> list[DataChange]:
-    """The tables whose rows have changed since the versions `before`, each with the days of the loads that changed them.
+def data_changes(before: Mapping[str, int], snapshot: Snapshot) -> list[DataChange]:
+    """The tables whose rows have changed since the versions `before`, each with the days and rows that the loads changed.
 
     A table that `before` lacks has not changed: its reader has just been told of it.
     """
     found = []
-    for table in status.tables:
+    for table in snapshot.status.tables:
         version = table.data_version or 0
         if (steps := version - before.get(table.table, version)) == 0:
             continue
-        loads = [one for one in status.recent_activity if one.table == table.table and (one.inserted or one.updated or one.deleted)]
+        recent = snapshot.status.recent_activity
+        loads = [one for one in recent if one.table == table.table and (one.inserted or one.updated or one.deleted)]
         # Each load that changes rows is one step. A version that is lower than before belongs to another database.
-        days = list(dict.fromkeys(one.partitions for one in loads[:steps])) if 0 < steps <= len(loads) else None
-        found.append(DataChange(table=table.table, data_version=version, days=days))
+        known = loads[:steps] if 0 < steps <= len(loads) else None
+        found.append(
+            DataChange(
+                table=table.table,
+                data_version=version,
+                days=None if known is None else list(dict.fromkeys(one.partitions for one in known)),
+                keys=None if known is None else _keys(snapshot.keys.get(one.load_id or 0) for one in known),
+            )
+        )
     return found
+
+
+def _keys(loads: Iterable[Keys | None]) -> Keys | None:
+    """The keys of several loads together, each once; None if one of them has none, or if there are too many."""
+    every: dict[tuple[tuple[str, str], ...], None] = {}
+    for keys in loads:
+        if keys is None:
+            return None
+        every |= dict.fromkeys(tuple(key.items()) for key in keys)
+    return [dict(key) for key in every] if len(every) <= MOST_KEYS else None
 
 
 class StatusFeed:
@@ -652,7 +680,8 @@ class StatusFeed:
         whole: object = None
         while True:
             try:
-                status = (await self.current(interval)).status
+                snapshot = await self.current(interval)
+                status = snapshot.status
             except DatabaseUnavailable as error:
                 if whole != "unavailable":
                     whole = "unavailable"
@@ -668,7 +697,7 @@ class StatusFeed:
                 else:
                     for table in changed:
                         yield Event("table", table, event_id)
-                for change in data_changes(versions, status):
+                for change in data_changes(versions, snapshot):
                     yield Event("data", change, event_id)
                 versions = parse_versions(event_id)
             await asyncio.sleep(interval)

@@ -25,6 +25,8 @@ COMMANDS = {
     "plan": "plan:plan",
     "status": "tables:status",
     "reconcile": "refresh:reconcile",
+    "changes": "changes:changes",
+    "undo": "changes:undo",
     "alert-test": "operation:alert_test",
     "cleanup": "operation:cleanup",
     "retention": "tables:retention",

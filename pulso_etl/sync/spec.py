@@ -368,11 +368,13 @@ class ChangeLog(Part):
     """What is kept of the changes that loads make (see docs/changes.md). Counts and figures of each day are always kept.
 
     `changed_rows_kept`: of a load that changes at most so many rows, the old and new values of each are kept too. With 0 no values
-    are kept. `changes_kept_days`: how many days the values stay.
+    are kept. `changes_kept_days`: how many days the values stay. `changes_counted_by`: a column of the key; readers are told in how
+    many of its values a day changed, as in "in 3 archivos".
     """
 
     changed_rows_kept: int = Field(default=100_000, ge=0)
     changes_kept_days: int = Field(default=30, ge=1)
+    changes_counted_by: str | None = None
 
 
 PARTS: dict[str, type[Part]] = {
@@ -482,6 +484,10 @@ class TableSpec(Declared):
                 f"the hour column {self.hour_column} must be an integer",
             ),
             (set(self.stamp_columns) & set(self.primary_key), "a stamp column can't be part of the primary key"),
+            (
+                self.change_log.changes_counted_by not in (None, *self.primary_key),
+                f"changes_counted_by {self.change_log.changes_counted_by} is no column of the primary key",
+            ),
         )
 
     @model_validator(mode="after")

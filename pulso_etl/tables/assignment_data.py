@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from pulso_etl.sync.spec import Column, ColumnType, Loading, Quality, Schedule, Source, TableSpec
+from pulso_etl.sync.spec import ChangeLog, Column, ColumnType, Loading, Quality, Schedule, Source, TableSpec
 from pulso_etl.tables.columns import (
     ARCHIVO,
     CARTERA,
@@ -43,6 +43,7 @@ ASSIGNMENT_DATA = TableSpec(
     reading_stamps=("fecha_procesamiento",),
     source=Source(query=query("assignment_data")),
     loading=Loading(timeout=timedelta(minutes=30)),
+    change_log=ChangeLog(changes_counted_by="archivo"),
     schedule=Schedule(lookback_days=30, refresh_every=timedelta(hours=24)),
     quality=Quality(minimum_records=20),
 )

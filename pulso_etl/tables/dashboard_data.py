@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from pulso_etl.sync.spec import Adds, Column, ColumnType, Figure, Loading, Quality, Schedule, Source, TableSpec, Unit
+from pulso_etl.sync.spec import Adds, ChangeLog, Column, ColumnType, Figure, Loading, Quality, Schedule, Source, TableSpec, Unit
 from pulso_etl.tables.columns import (
     ARCHIVO,
     CARTERA,
@@ -71,6 +71,7 @@ DASHBOARD_DATA = TableSpec(
     ),
     source=Source(query=query("dashboard_data")),
     loading=Loading(timeout=timedelta(minutes=30)),
+    change_log=ChangeLog(changes_counted_by="archivo"),
     schedule=Schedule(priority=10, lookback_days=7, refresh_every=timedelta(hours=6)),
     quality=Quality(minimum_records=100),
 )

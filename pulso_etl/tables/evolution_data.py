@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from pulso_etl.sync.spec import Loading, Quality, Schedule, Source, TableSpec
+from pulso_etl.sync.spec import ChangeLog, Loading, Quality, Schedule, Source, TableSpec
 from pulso_etl.tables.columns import (
     ARCHIVO,
     CARTERA,
@@ -41,6 +41,7 @@ EVOLUTION_DATA = TableSpec(
     stamp_columns=("fecha_procesamiento",),
     source=Source(query=query("evolution_data"), batch_rows=50_000),
     loading=Loading(timeout=timedelta(minutes=30)),
+    change_log=ChangeLog(changes_counted_by="archivo"),
     schedule=Schedule(priority=10, lookback_days=3, refresh_every=timedelta(hours=6)),
     quality=Quality(minimum_records=50),
 )

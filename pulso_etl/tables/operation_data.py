@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from pulso_etl.sync.spec import Column, ColumnType, Figure, Loading, Quality, Schedule, Source, TableSpec, Unit
+from pulso_etl.sync.spec import ChangeLog, Column, ColumnType, Figure, Loading, Quality, Schedule, Source, TableSpec, Unit
 from pulso_etl.tables.columns import ARCHIVO, FECHA_FOTO, FECHA_PROCESAMIENTO, count, query, ratio, share, text
 
 OPERATION_DATA = TableSpec(
@@ -43,6 +43,7 @@ OPERATION_DATA = TableSpec(
     ),
     source=Source(query=query("operation_data"), batch_rows=5_000),
     loading=Loading(timeout=timedelta(minutes=15)),
+    change_log=ChangeLog(changes_counted_by="archivo"),
     schedule=Schedule(lookback_days=2, refresh_every=timedelta(hours=2)),
     quality=Quality(minimum_records=10),
 )

@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from pulso_etl.sync.spec import Column, ColumnType, Loading, Quality, Schedule, Source, TableSpec
+from pulso_etl.sync.spec import ChangeLog, Column, ColumnType, Loading, Quality, Schedule, Source, TableSpec
 from pulso_etl.tables.columns import ARCHIVO, FECHA_FOTO, FECHA_PROCESAMIENTO, count, query, ratio, share, text
 
 PRODUCTIVITY_DATA = TableSpec(
@@ -39,6 +39,7 @@ PRODUCTIVITY_DATA = TableSpec(
     reading_stamps=("fecha_procesamiento",),
     source=Source(query=query("productivity_data")),
     loading=Loading(timeout=timedelta(minutes=30)),
+    change_log=ChangeLog(changes_counted_by="archivo"),
     schedule=Schedule(lookback_days=5, refresh_every=timedelta(hours=8)),
     quality=Quality(minimum_records=1),
 )

@@ -28,6 +28,7 @@ from pulso_etl.api.status import (
     Beside,
     DayHeld,
     Look,
+    Snapshot,
     calendar,
     data_changes,
     extraction,
@@ -188,8 +189,8 @@ def test_listeners_hear_the_days_of_every_load_that_changed_rows_since_they_hear
         return ("dashboard_data", run, 1, "success", first, TODAY, NOW, NOW, 1.0, 9, {"rows_updated": rows}, None, None)
 
     recent = [extraction(one, UI) for one in (load("r3", 0, 2), load("r2", 1, 0), load("r1", 6, 5))]
-    whole = overall([told(state(timedelta(0), data_version=9))], recent, NOW, dagster=True)
-    assert versions_of(whole.tables) == "dashboard_data=9"
+    whole = Snapshot(overall([told(state(timedelta(0), data_version=9))], recent, NOW, dagster=True), b"")
+    assert versions_of(whole.status.tables) == "dashboard_data=9"
     expected: dict[str, list[str] | None] = {
         "dashboard_data=8": ["2026-11-25"],
         "dashboard_data=7": ["2026-11-25", "2026-11-19..2026-11-25"],

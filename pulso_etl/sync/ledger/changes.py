@@ -250,6 +250,15 @@ class Changes:
             ChangedRow(on, dict(zip(change.key_columns, key, strict=True)), named(old), named(new)) for on, key, old, new in found
         ]
 
+    def counted(self, conn: psycopg.Connection, load_ids: Sequence[int], column: str) -> dict[tuple[int, date], int]:
+        """How many different values of that column of the key the changed rows have, by load and day. Loads whose rows are not kept
+        are left out."""
+        query = sql.SQL(
+            "SELECT load_id, day, count(DISTINCT key[array_position(key_columns, %s)]) FROM {} JOIN {} USING (load_id) "
+            "WHERE load_id = ANY (%s) GROUP BY 1, 2"
+        ).format(self.rows, self.loads)
+        return {(load_id, day): count for load_id, day, count in conn.execute(query, (column, list(load_ids)))}
+
     def _read(self, conn: psycopg.Connection, where: sql.Composable, values: Mapping[str, Any], limit: int | None) -> list[Change]:
         query = sql.SQL(
             "SELECT c.*, (SELECT json_agg(d ORDER BY d.day)::text FROM {} d WHERE d.load_id = c.load_id) AS days "

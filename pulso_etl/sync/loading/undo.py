@@ -7,7 +7,7 @@ copies changed rows sees these too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 
 from psycopg import sql
@@ -35,6 +35,10 @@ class Undone:
 
     change: Change
     days: tuple[DayChange, ...]
+
+    def as_change(self) -> Change:
+        """The load with what its undoing does, instead of what it did."""
+        return replace(self.change, days=self.days)
 
     @property
     def total(self) -> Counts:
