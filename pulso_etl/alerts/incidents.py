@@ -32,6 +32,7 @@ class State(StrEnum):
     DRIFT = "drift"
     QUARANTINE = "quarantine"
     MISSED_CHANGE = "missed_change"
+    MOVEMENT = "movement"
 
 
 Topic = Cause | State

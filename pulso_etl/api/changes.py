@@ -11,9 +11,9 @@ import psycopg
 from psycopg import sql
 
 from pulso_etl.api.models import ChangedRowShown, DayChanged, FigureMovement, LoadChanges, TableChanges, Undoing
-from pulso_etl.refreshing.movements import movements
 from pulso_etl.sync.figures import Number
 from pulso_etl.sync.ledger.changes import Change, Changes, DayChange, Kept
+from pulso_etl.sync.movements import movements
 from pulso_etl.sync.spec import TableSpec
 from pulso_etl.sync.undoing import Report, is_undoing
 

@@ -80,16 +80,27 @@ def _ended(spec: TableSpec, attempt: Attempt) -> Iterator[Event]:
             began=attempt.started_at,
         )
         return
+    if attempt.is_undoing:
+        # It says nothing of the source.
+        yield Recovered({State.MOVEMENT}, spec.name, attempt.finished_at)
+        return
     yield succeeded(spec.name, attempt.finished_at, attempt.started_at)
     found = attempt.metadata
     left_out, share = found.get("columns_not_loaded") or [], found.get("quarantined_share") or 0
-    missed = found.get("changes_missed") or 0
+    missed, moved = found.get("changes_missed") or 0, found.get("implausible_movements") or []
     for wrong, cause, detail in (
         (bool(left_out), State.DRIFT, f"columnas nuevas: {', '.join(map(str, left_out))}"),
         (share > spec.quality.alert_quarantined_share, State.QUARANTINE, f"{share:.1%} de las filas, en etl_quarantine"),
         (missed > 0, State.MISSED_CHANGE, f"{missed} días cambiaron sin aviso del origen"),
+        (bool(moved), State.MOVEMENT, "; ".join(map(_told, moved))),
     ):
         yield _state(wrong, cause, spec.name, attempt.finished_at, detail, attempt)
+
+
+def _told(moved: Mapping[str, str]) -> str:
+    """A movement that is not plausible, for people."""
+    usual = f"lo habitual es un cambio de {moved['least']} a {moved['most']}"
+    return f"{moved['day']}: {moved['figure']} pasó de {moved['before'] or 'nada'} a {moved['after'] or 'nada'} ({usual})"
 
 
 def _state(wrong: bool, cause: Topic, table: str, at: datetime, detail: str, attempt: Attempt | None = None) -> Event:

@@ -11,12 +11,12 @@ from rich.table import Table
 
 from pulso_etl.calls import dagster_instance
 from pulso_etl.cli.terminal import TenantOption, say, served_settings, session, show
-from pulso_etl.refreshing.movements import movements
 from pulso_etl.refreshing.planner import named_tables
 from pulso_etl.refreshing.undoing import undo as undo_load
 from pulso_etl.sync.figures import Number
 from pulso_etl.sync.ledger.changes import Change, Changes, Kept
 from pulso_etl.sync.ledger.watermarks import Watermarks
+from pulso_etl.sync.movements import movements
 from pulso_etl.sync.spec import TableSpec
 from pulso_etl.sync.undoing import Wish
 from pulso_etl.tenancy.tenants import chosen

@@ -102,6 +102,8 @@ def failed_runs(attempts: Iterable[Attempt], window: DayRange) -> list[Attempt]:
     failures: dict[str, Attempt] = {}
     for attempt in sorted(attempts, key=lambda attempt: attempt.finished_at, reverse=True):
         days = {day for day in attempt.window if day in window}
+        if attempt.is_undoing:
+            continue
         if attempt.succeeded:
             loaded |= days
         elif days - loaded:

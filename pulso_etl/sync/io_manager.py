@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
@@ -39,6 +39,7 @@ from pulso_etl.sync.loading.request import LoadRequest, Past, Source, Writer
 from pulso_etl.sync.loading.result import LoadResult
 from pulso_etl.sync.loading.source_change import source_change
 from pulso_etl.sync.loading.verify import verify
+from pulso_etl.sync.movements import WEEKS, Implausible, implausible
 from pulso_etl.sync.owed import Horizon, Settlement
 from pulso_etl.sync.partitions import first_day, last_day, one_range, partition_days, ranges_of
 from pulso_etl.sync.postgres.roles import as_role
@@ -324,7 +325,9 @@ def _commit(target: Target, attempt: AttemptRecord, request: LoadRequest, horizo
     with translated(spec, window), conn.transaction(), marks.taking_over(conn, spec, window):
         known = marks.ledger.of_days(conn, spec.name, window)
         result = load(target, request)
-        Changes(target.schema).prune(conn, spec.name, timedelta(days=spec.change_log.changes_kept_days))
+        changes = Changes(target.schema)
+        changes.prune(conn, spec.name, timedelta(days=spec.change_log.changes_kept_days))
+        result.implausible = _implausible(target, changes, result.load_id)
         verified = verify(target, request, result)
         Traces(target.schema).write(conn, spec.name, verified.traces)
         result.missed = missed_days(spec, known, request.source.state, result, verified.rows)
@@ -357,6 +360,16 @@ def _announced(tags: Mapping[str, str]) -> datetime | None:
     except ValueError:
         return None
     return at if at.tzinfo else None
+
+
+def _implausible(target: Target, changes: Changes, load_id: int | None) -> Sequence[Implausible]:
+    """The movements of the load that raise an alert. The log is read only if a figure of the table is watched."""
+    conn, spec = target.conn, target.spec
+    change = changes.of(conn, load_id) if load_id is not None and any(figure.alert_factor for figure in spec.figures) else None
+    if change is None:
+        return []
+    earlier = (one for one in changes.since(conn, spec.name, change.at - WEEKS) if one.load_id != load_id)
+    return implausible(spec, change, earlier)
 
 
 def _last(target: Target, window: DayRange, tags: Mapping[str, str]) -> Mapping[date, Trace]:
@@ -460,6 +473,7 @@ def _details(result: LoadResult, metadata: Mapping[str, Any]) -> dict[str, Any]:
         **({"quarantine_reasons": result.quarantine_reasons} if result.quarantine_reasons else {}),
         **({"changes_missed": len(result.missed)} if result.missed else {}),
         **({"load_id": result.load_id} if result.load_id is not None else {}),
+        **({"implausible_movements": [one.as_metadata() for one in result.implausible]} if result.implausible else {}),
         **({"migration": result.migration} if result.migration else {}),
         **result.drift.as_dict(),
         **{f"seconds_{stage}": seconds for stage, seconds in result.seconds.items()},

@@ -197,6 +197,8 @@ class Figure(Declared):
 
     A null counts as nothing. `over_days`: whether the figures of several days make one by addition. A number of events does; what a
     snapshot of each day says (a debt, an amount so far) does not. `title`: what the table's readers call it, in their language.
+    `alert_factor`: a load that moves the figure of a day further from what is usual than so many times the usual spread raises an
+    alert (see `movements`); None raises none.
     """
 
     name: str = Field(pattern=IDENTIFIER)
@@ -205,6 +207,7 @@ class Figure(Declared):
     adds: Adds = Adds.SUM
     of: tuple[str, ...] = ()
     over_days: bool = True
+    alert_factor: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _columns_fit(self) -> Figure:
@@ -213,6 +216,8 @@ class Figure(Declared):
             raise ValueError(f"figure {self.name}: {self.adds} is made of {needs} columns, and `of` names {len(self.of)}")
         if (self.unit is Unit.PERCENT) and self.adds is not Adds.RATIO:
             raise ValueError(f"figure {self.name}: only a ratio is in percent, since percentages of rows do not add up")
+        if self.alert_factor is not None and self.adds is Adds.DISTINCT:
+            raise ValueError(f"figure {self.name}: alert_factor on distinct values, whose movements are not recorded")
         return self
 
 

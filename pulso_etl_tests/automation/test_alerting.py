@@ -98,6 +98,20 @@ def test_a_change_that_the_source_did_not_report_is_told() -> None:
     assert causes(told(Standing(FRESH, [attempt(None, changes_missed=2)]))) == {State.MISSED_CHANGE}
 
 
+def test_a_movement_that_is_not_plausible_is_told_and_an_undoing_ends_that_and_no_failure() -> None:
+    moved = {"day": "2026-11-26", "figure": "Recupero", "before": "10.00", "after": "9,000.00", "least": "-5.00", "most": "5.00"}
+    [failed] = [
+        event for event in told(Standing(FRESH, [attempt(None, implausible_movements=[moved])])) if isinstance(event, Failed)
+    ]
+    assert (failed.cause, failed.detail) == (
+        State.MOVEMENT,
+        "2026-11-26: Recupero pasó de 10.00 a 9,000.00 (lo habitual es un cambio de -5.00 a 5.00)",
+    )
+    ends = [event for event in told(Standing(FRESH, [attempt(None, undoes=3)])) if isinstance(event, Well)]
+    assert any(State.MOVEMENT in event.causes for event in ends)
+    assert not any(Cause.SOURCE_UNAVAILABLE in event.causes for event in ends)
+
+
 def test_repeated_failures_reach_the_limit() -> None:
     failures = [attempt(Cause.SOURCE_UNAVAILABLE), attempt(Cause.SOURCE_UNAVAILABLE)]
     assert State.RECOVERY_LIMIT in causes(told(Standing(FRESH, failures), failures=failures))

@@ -63,6 +63,8 @@ def test_a_table_of_which_a_load_was_undone_waits_for_the_end_of_the_hold_also_a
         assert waiting.window is None
         assert waiting.due == held.held_until
         assert due(Standing(held, attempts), NOW + MINUTE).window == DayRange(back(6), TODAY)
+    undoing = replace(attempt("undo-1", True, MINUTE), metadata={"undoes": 3})
+    assert failed_runs([attempt("run-1", False, timedelta(hours=2)), undoing], DayRange(back(6), TODAY))
     assert "a load was undone: only people refresh the table until 2026-03-02 15:01:00" in due(Standing(held)).reason
     found = freshness(DASHBOARD, replace(held, last_extracted_at=NOW - MINUTE), NOW)
     assert (found.state, found.due_at) == (FreshnessState.DUE, NOW - MINUTE + DASHBOARD.schedule.refresh_every)

@@ -112,6 +112,11 @@ class Attempt:
     withdrawn: bool = False
     cause: Cause | None = None
 
+    @property
+    def is_undoing(self) -> bool:
+        """Whether it undid a load, and read nothing."""
+        return "undoes" in self.metadata
+
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Attempt:
         """The attempt in a row of `Watermarks.query`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import date
@@ -12,6 +12,7 @@ from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.traces import Digest
 from pulso_etl.sync.loading.contract import Drift
 from pulso_etl.sync.loading.request import PlanName
+from pulso_etl.sync.movements import Implausible
 
 
 @dataclass
@@ -88,7 +89,7 @@ class LoadResult:
     `expected` says how many rows each day should hold now; None means as many as were read. In a table with `snapshot_of` it
     counts the rows of the values that the load settled, on all days. `digested` is set if the load digested its rows. `missed`:
     days in which the load changed rows although the source had reported no change. `load_id`: the number of the load in the change
-    log; None if it is not there, because it changed nothing.
+    log; None if it is not there, because it changed nothing. `implausible`: movements of figures that raise an alert.
     """
 
     plan: PlanName
@@ -101,6 +102,7 @@ class LoadResult:
     digested: Digested | None = None
     missed: list[date] = field(default_factory=list)
     load_id: int | None = None
+    implausible: Sequence[Implausible] = ()
 
     @property
     def quarantined_share(self) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from statistics import median
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pulso_etl.refreshing.movements import FEWEST, movements, usual
 from pulso_etl.sync.ledger.changes import Change, DayChange, Kept
+from pulso_etl.sync.movements import FEWEST, implausible, movements, usual
 from pulso_etl.tables import TABLES
 
 SPEC = TABLES["dashboard_data"]
@@ -83,3 +84,39 @@ def test_one_extreme_movement_among_usual_ones_stays_implausible() -> None:
     assert same is not None
     assert Decimal(105) in same
     assert Decimal(120) not in same
+
+
+def watched(*amounts: tuple[date, int, int], number: int, **more: Any) -> Change:
+    """A load on the day after the last of those days, with the recovered amount of each day before and after."""
+    last = amounts[-1][0]
+    days = [DayChange(day, 0, 1, 0, parts(before, 1, 2), parts(after, 1, 2)) for day, before, after in amounts]
+    at = datetime(last.year, last.month, last.day, 20, tzinfo=UTC)
+    return replace(change(*days, **more), load_id=number, at=at)
+
+
+def test_a_movement_is_compared_with_those_of_days_that_were_as_old_and_undone_loads_do_not_count() -> None:
+    recupero, *others = SPEC.figures
+    spec = SPEC.model_copy(update={"figures": (recupero.model_copy(update={"alert_factor": 6}), *others)})
+    today = date(2026, 11, 26)
+    weeks = [today - timedelta(days=back) for back in range(1, 15)]
+    # Each load: the day appears with some 1,000, and the day before it rises by some 10.
+    earlier = [watched((day - timedelta(days=1), 1000, 1010 + n), (day, 0, 990 + n), number=n) for n, day in enumerate(weeks, 1)]
+
+    def told(*amounts: tuple[date, int, int], **more: Any) -> list[tuple[date, int]]:
+        return [
+            (one.movement.day, int(one.movement.change or 0))
+            for one in implausible(spec, watched(*amounts, number=99, **more), earlier)
+        ]
+
+    yesterday = today - timedelta(days=1)
+    assert told((yesterday, 1000, 1015), (today, 0, 1000)) == []
+    assert told((yesterday, 1000, 2000), (today, 0, 1000)) == [(yesterday, 1000)]
+    assert told((yesterday, 1000, 1015), (today, 0, 9000)) == [(today, 9000)]
+    assert told((yesterday, 1000, 2000), (today, 0, 9000), undoes=3) == []
+    assert implausible(SPEC, watched((today, 0, 9000), number=99), earlier) == []
+    assert implausible(spec, watched((today, 0, 9000), number=99), [replace(one, undone_by=98) for one in earlier]) == []
+    [found] = implausible(spec, watched((today, 0, 9000), number=99), earlier)
+    assert found.as_metadata() | {"least": "", "most": ""} == {
+        **{"day": "2026-11-26", "figure": "Recupero", "before": "0.00", "after": "9,000.00"},
+        **{"least": "", "most": ""},
+    }

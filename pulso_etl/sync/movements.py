@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from decimal import Decimal
 from statistics import median
 
 from pulso_etl.sync.figures import Number, Part, parts_of, value
-from pulso_etl.sync.ledger.changes import Change, DayChange
+from pulso_etl.sync.ledger.changes import Change, DayChange, Kept
 from pulso_etl.sync.spec import Figure, TableSpec, Unit
 
+WEEKS = timedelta(weeks=8)
+"""How far back earlier movements are looked at."""
 FEWEST = 5
 """With fewer earlier movements than these, none is implausible."""
 SPREAD_OF_MAD = Decimal("1.4826")
@@ -38,7 +40,13 @@ class Movement:
 
     @property
     def moves(self) -> bool:
+        """Whether the figure is another one now."""
         return self.before != self.after
+
+    @property
+    def appears(self) -> bool:
+        """Whether the day had nothing before."""
+        return not self.before
 
 
 def movements(spec: TableSpec, change: Change) -> list[Movement]:
@@ -83,3 +91,54 @@ def usual(earlier: Sequence[Number], factor: float) -> Usual | None:
     size = median(abs(one) for one in changes)
     reach = Decimal(str(factor)) * max(spread, size * LEAST_SPREAD)
     return Usual(middle - reach, middle + reach)
+
+
+@dataclass(frozen=True)
+class Implausible:
+    """A movement that earlier ones do not make plausible."""
+
+    movement: Movement
+    usual: Usual
+
+    def as_metadata(self) -> dict[str, str]:
+        """Day, title and numbers as texts, for the metadata of the load."""
+        moved = self.movement
+        numbers = {"before": moved.before, "after": moved.after, "least": self.usual.least, "most": self.usual.most}
+        texts = {name: "" if number is None else f"{number:,.2f}" for name, number in numbers.items()}
+        return {"day": str(moved.day), "figure": moved.figure.title, **texts}
+
+
+def implausible(spec: TableSpec, change: Change, earlier: Iterable[Change]) -> list[Implausible]:
+    """The movements of the load that those of earlier loads do not make plausible, of figures that declare an `alert_factor`.
+
+    Movements are compared with those of days that were as old at their load, and that appeared with it if this one does. Of these,
+    those of the same weekday count if there are enough, and all of them otherwise. First loads, undoings, and undone loads do not
+    count.
+    """
+    watched = {figure.name: figure.alert_factor for figure in spec.figures if figure.alert_factor is not None}
+    if not watched or not _counts(change):
+        return []
+    known = [(_age(spec, one, moved), moved) for one in earlier if _counts(one) for moved in movements(spec, one)]
+    found = []
+    for moved in movements(spec, change):
+        factor, age = watched.get(moved.figure.name), _age(spec, change, moved)
+        if factor is None or moved.change is None:
+            continue
+        alike = [
+            one for at, one in known if (at, one.figure.name, one.appears) == (age, moved.figure.name, moved.appears) and one.moves
+        ]
+        weekday = [one for one in alike if one.day.weekday() == moved.day.weekday()]
+        chosen = weekday if len(weekday) >= FEWEST else alike
+        expected = usual([one.change for one in chosen if one.change is not None], factor)
+        if expected is not None and moved.change not in expected:
+            found.append(Implausible(moved, expected))
+    return found
+
+
+def _counts(change: Change) -> bool:
+    return change.undoes is None and change.undone_by is None and change.kept is not Kept.STAMP
+
+
+def _age(spec: TableSpec, change: Change, moved: Movement) -> timedelta:
+    """How old the day was at the load."""
+    return spec.zone.day(change.at) - moved.day
