@@ -193,6 +193,48 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/etl/status/table/{table_name}/changes": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Table Changes
+         * @description What the last loads of a table changed, the newest first: rows of each day, and figures before and after. With `load`, only
+         *     that load, and its rows before and after.
+         */
+        get: operations["table_changes"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/etl/undo/table/{table_name}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Undo Table
+         * @description Undoes a load: the table is as it was before it, in one transaction. The days are owed again. Refused if somebody has changed
+         *     the same rows since, or if their values are not kept.
+         */
+        post: operations["undo_table"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/etl/status/table/{table_name}/days": {
         parameters: {
             query?: never;
@@ -448,6 +490,29 @@ export interface components {
          */
         Cause: "source_unavailable" | "source_quota" | "source_access" | "source_missing" | "source_refused" | "cost_cap" | "budget" | "destination_unavailable" | "destination_refused" | "locked" | "newer_reading" | "contract" | "rejected_rows" | "duplicate_key" | "quarantine_exceeded" | "schema" | "shrink" | "snapshot_withdrawn" | "verification" | "settings" | "request" | "undo_refused" | "unauthorized" | "forbidden" | "rate_limited" | "launcher_unavailable" | "timeout" | "cancelled" | "abandoned" | "internal" | "unknown";
         /**
+         * ChangedRowShown
+         * @description A row before and after a load, by column, as PostgreSQL prints the values; null where there was no row, or is none.
+         */
+        ChangedRowShown: {
+            /**
+             * Day
+             * Format: date
+             */
+            day: string;
+            /** Key */
+            key: {
+                [key: string]: string | null;
+            };
+            /** Old */
+            old: {
+                [key: string]: string | null;
+            } | null;
+            /** New */
+            new: {
+                [key: string]: string | null;
+            } | null;
+        };
+        /**
          * Checkup
          * @description What the doctor found.
          * @example {
@@ -611,6 +676,28 @@ export interface components {
             max_concurrent: number;
         };
         /**
+         * DayChanged
+         * @description What a load did to a day.
+         */
+        DayChanged: {
+            /**
+             * Day
+             * Format: date
+             */
+            day: string;
+            /** New */
+            new: number;
+            /** Changed */
+            changed: number;
+            /** Gone */
+            gone: number;
+            /**
+             * Counted
+             * @description In how many values of the column `counted_by` rows changed; null if the rows are not kept.
+             */
+            counted?: number | null;
+        };
+        /**
          * DayCheck
          * @description The last comparison of a day with BigQuery. ok: it was equal. failed: the attempt failed, and what was loaded before is still
          *     there. unverified: the day can still change at the source, and nothing has compared it for twice the table's frequency.
@@ -734,6 +821,16 @@ export interface components {
              */
             error?: string | null;
             failure?: components["schemas"]["Failure"] | null;
+            /**
+             * Load Id
+             * @description Its number in the change log; null if it changed no row.
+             */
+            load_id?: number | null;
+            /**
+             * Undoes
+             * @description The load that it undid.
+             */
+            undoes?: number | null;
         };
         /**
          * ExtractionMode
@@ -854,6 +951,34 @@ export interface components {
              * @default []
              */
             marks: components["schemas"]["DayMark"][];
+        };
+        /**
+         * FigureMovement
+         * @description How a load moved a figure of a day. Values are exact, so they are texts; null for a ratio to 0.
+         */
+        FigureMovement: {
+            /**
+             * Day
+             * Format: date
+             */
+            day: string;
+            /** Figure */
+            figure: string;
+            /**
+             * Title
+             * @description What the table's readers call it, in Spanish.
+             */
+            title: string;
+            unit: components["schemas"]["Unit"];
+            /** Before */
+            before: string | null;
+            /** After */
+            after: string | null;
+            /**
+             * Change
+             * @description By how much it rose; negative if it fell.
+             */
+            change: string | null;
         };
         /**
          * FigureStatus
@@ -1059,6 +1184,56 @@ export interface components {
             text: string;
             /** Share */
             share: number;
+        };
+        /**
+         * LoadChanges
+         * @description What a load changed.
+         */
+        LoadChanges: {
+            /** Load Id */
+            load_id: number;
+            /** Run Id */
+            run_id: string;
+            /**
+             * Run Url
+             * @description The run in Dagster's UI; null for an undoing.
+             */
+            run_url?: string | null;
+            /**
+             * Committed At
+             * Format: date-time
+             */
+            committed_at: string;
+            /**
+             * Undoes
+             * @description The load that this one undid.
+             */
+            undoes?: number | null;
+            /**
+             * Undone By
+             * @description The load that undid this one.
+             */
+            undone_by?: number | null;
+            /**
+             * Undoable
+             * @description Whether it can be undone, as long as nobody changes its rows.
+             */
+            undoable: boolean;
+            /**
+             * Reason
+             * @description Why the values of its rows are not kept.
+             */
+            reason?: string | null;
+            /**
+             * Movements
+             * @description The biggest movements first: money, then counts, then percentages.
+             */
+            movements: components["schemas"]["FigureMovement"][];
+            /**
+             * Days
+             * @description The days that changed, the newest first.
+             */
+            days: components["schemas"]["DayChanged"][];
         };
         /**
          * Mode
@@ -1639,6 +1814,67 @@ export interface components {
             costs?: components["schemas"]["Costs"] | null;
         };
         /**
+         * TableChanges
+         * @description What the last loads of a table changed. Loads that changed nothing are not there.
+         * @example {
+         *       "counted_by": "archivo",
+         *       "loads": [
+         *         {
+         *           "committed_at": "2026-11-26T20:00:12Z",
+         *           "days": [
+         *             {
+         *               "changed": 5,
+         *               "counted": 3,
+         *               "day": "2026-11-26",
+         *               "gone": 0,
+         *               "new": 0
+         *             }
+         *           ],
+         *           "load_id": 12,
+         *           "movements": [
+         *             {
+         *               "after": "96460.50",
+         *               "before": "84120.50",
+         *               "change": "12340.00",
+         *               "day": "2026-11-26",
+         *               "figure": "recupero",
+         *               "title": "Recupero",
+         *               "unit": "PEN"
+         *             }
+         *           ],
+         *           "run_id": "0b9c1f2e-6a35-4a53-9a06-5f5f0c9f1d11",
+         *           "run_url": "http://127.0.0.1:3000/runs/0b9c1f2e-6a35-4a53-9a06-5f5f0c9f1d11",
+         *           "undoable": true
+         *         }
+         *       ],
+         *       "table": "dashboard_data"
+         *     }
+         */
+        TableChanges: {
+            /** Table */
+            table: string;
+            /**
+             * Counted By
+             * @description The column of the key by which `counted` counts.
+             */
+            counted_by: string | null;
+            /**
+             * Loads
+             * @description The newest first.
+             */
+            loads: components["schemas"]["LoadChanges"][];
+            /**
+             * Older
+             * @description For older loads, ask again with this as `before`; null if there are none.
+             */
+            older: number | null;
+            /**
+             * Rows
+             * @description Rows of the load that was asked for, by day and key; null if none was.
+             */
+            rows?: components["schemas"]["ChangedRowShown"][] | null;
+        };
+        /**
          * TableConfig
          * @description The configuration of a table.
          */
@@ -2058,6 +2294,11 @@ export interface components {
             run_id?: string | null;
             run_under_way?: components["schemas"]["RunUnderWay"] | null;
             /**
+             * Held Until
+             * @description A load was undone: until then only people refresh the table. Null once its days are read again.
+             */
+            held_until?: string | null;
+            /**
              * Next Due
              * @description When the table is next due; null: the refresh sensor launches it at its next tick. Nothing launches it if `automation` of the
              *     status is false.
@@ -2091,6 +2332,55 @@ export interface components {
              * @description The command that loads the lost rows again.
              */
             restored_by?: string | null;
+        };
+        /**
+         * Undoing
+         * @description What an undoing did, or would do.
+         * @example {
+         *       "days": [
+         *         {
+         *           "changed": 5,
+         *           "day": "2026-11-26",
+         *           "gone": 0,
+         *           "new": 0
+         *         }
+         *       ],
+         *       "dry_run": false,
+         *       "held_until": "2026-11-27T02:10:00Z",
+         *       "load_id": 13,
+         *       "message": "load 12 is undone; its days are owed again",
+         *       "movements": [],
+         *       "table": "dashboard_data",
+         *       "undoes": 12
+         *     }
+         */
+        Undoing: {
+            /** Table */
+            table: string;
+            /**
+             * Undoes
+             * @description The load that was undone.
+             */
+            undoes: number;
+            /**
+             * Load Id
+             * @description The undoing's own number; null for a dry run.
+             */
+            load_id: number | null;
+            /** Dry Run */
+            dry_run: boolean;
+            /**
+             * Held Until
+             * Format: date-time
+             * @description Until then only people refresh the table. Then the next refresh reads the days again.
+             */
+            held_until: string;
+            /** Movements */
+            movements: components["schemas"]["FigureMovement"][];
+            /** Days */
+            days: components["schemas"]["DayChanged"][];
+            /** Message */
+            message: string;
         };
         /**
          * Unit
@@ -2185,6 +2475,7 @@ export interface components {
     pathItems: never;
 }
 export type Cause = components['schemas']['Cause'];
+export type ChangedRowShown = components['schemas']['ChangedRowShown'];
 export type Checkup = components['schemas']['Checkup'];
 export type Cleanup = components['schemas']['Cleanup'];
 export type ColumnConfig = components['schemas']['ColumnConfig'];
@@ -2193,6 +2484,7 @@ export type Condition = components['schemas']['Condition'];
 export type Contact = components['schemas']['Contact'];
 export type Costs = components['schemas']['Costs'];
 export type DashboardRequest = components['schemas']['DashboardRequest'];
+export type DayChanged = components['schemas']['DayChanged'];
 export type DayCheck = components['schemas']['DayCheck'];
 export type DayMark = components['schemas']['DayMark'];
 export type DayState = components['schemas']['DayState'];
@@ -2203,6 +2495,7 @@ export type ExtractionMode = components['schemas']['ExtractionMode'];
 export type Failure = components['schemas']['Failure'];
 export type Fault = components['schemas']['Fault'];
 export type FigureDay = components['schemas']['FigureDay'];
+export type FigureMovement = components['schemas']['FigureMovement'];
 export type FigureStatus = components['schemas']['FigureStatus'];
 export type Figures = components['schemas']['Figures'];
 export type Finding = components['schemas']['Finding'];
@@ -2212,6 +2505,7 @@ export type HttpValidationError = components['schemas']['HTTPValidationError'];
 export type Health = components['schemas']['Health'];
 export type LastStatus = components['schemas']['LastStatus'];
 export type Limited = components['schemas']['Limited'];
+export type LoadChanges = components['schemas']['LoadChanges'];
 export type Mode = components['schemas']['Mode'];
 export type Overall = components['schemas']['Overall'];
 export type Part = components['schemas']['Part'];
@@ -2229,11 +2523,13 @@ export type SourceUpdate = components['schemas']['SourceUpdate'];
 export type SourceUpdated = components['schemas']['SourceUpdated'];
 export type Spent = components['schemas']['Spent'];
 export type Status = components['schemas']['Status'];
+export type TableChanges = components['schemas']['TableChanges'];
 export type TableConfig = components['schemas']['TableConfig'];
 export type TableDetail = components['schemas']['TableDetail'];
 export type TablePreview = components['schemas']['TablePreview'];
 export type TableRun = components['schemas']['TableRun'];
 export type TableStatus = components['schemas']['TableStatus'];
+export type Undoing = components['schemas']['Undoing'];
 export type Unit = components['schemas']['Unit'];
 export type ValidationError = components['schemas']['ValidationError'];
 export type ValidationFault = components['schemas']['ValidationFault'];
@@ -3079,6 +3375,204 @@ export interface operations {
                 };
             };
             /** @description Too many unknown tokens came from the caller's address, or the token asks too often. */
+            429: {
+                headers: {
+                    /** @description Seconds to wait. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description PostgreSQL or Dagster does not answer. */
+            503: {
+                headers: {
+                    /** @description Seconds to wait. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+        };
+    };
+    table_changes: {
+        parameters: {
+            query?: {
+                /** @description Only loads before the one of this number. */
+                before?: number | null;
+                /** @description How many loads, or rows of the load. */
+                limit?: number;
+                /** @description Only this load, with its rows. */
+                load?: number | null;
+                /** @description With `load`: only rows of this day. */
+                day?: string | null;
+                /** @description With `load`: leave out so many rows. */
+                offset?: number;
+            };
+            header?: never;
+            path: {
+                /** @description The table. */
+                table_name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TableChanges"];
+                };
+            };
+            /** @description No token, or an unknown token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description The token's role is too low, or the page's origin is not allowed. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description Not known. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description The request makes no sense. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ValidationFaults"];
+                };
+            };
+            /** @description Too many unknown tokens came from the caller's address, or the token asks too often. */
+            429: {
+                headers: {
+                    /** @description Seconds to wait. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description PostgreSQL or Dagster does not answer. */
+            503: {
+                headers: {
+                    /** @description Seconds to wait. */
+                    "Retry-After"?: number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+        };
+    };
+    undo_table: {
+        parameters: {
+            query?: {
+                /** @description The load; without it, the last one that is not undone. */
+                load?: number | null;
+                /** @description How long only people refresh the table afterwards; its frequency if not given. */
+                hold_hours?: number | null;
+                /** @description Only tell what it would do. */
+                dry_run?: boolean;
+            };
+            header?: never;
+            path: {
+                /** @description The table. */
+                table_name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Undoing"];
+                };
+            };
+            /** @description No token, or an unknown token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description The token's role is too low, or the page's origin is not allowed. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description Not known. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description The load cannot be undone: somebody has changed its rows since, or their values are not kept. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description Request Entity Too Large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Fault"];
+                };
+            };
+            /** @description The request makes no sense. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ValidationFaults"];
+                };
+            };
+            /** @description Too many launches, or the day's BigQuery budget is spent. */
             429: {
                 headers: {
                     /** @description Seconds to wait. */
