@@ -90,6 +90,14 @@ def compared_hour(spec: TableSpec, day: date, read_at: datetime) -> int | None:
     return (hours_read(spec, day, read_at) or None) if spec.hour_column else None
 
 
+def same_hour(spec: TableSpec, day: date, read_at: datetime) -> dict[date, datetime]:
+    """The day before and the same weekday of the week before, each with the instant at which the clocks of the table's zone showed
+    what they showed at the reading."""
+    clock = spec.zone.local(read_at).time()
+    earlier = (day - YESTERDAY, day - WEEK)
+    return {one: datetime.combine(one, clock, spec.zone.tzinfo).astimezone(UTC) for one in earlier}
+
+
 def marks(spec: TableSpec, day: PartitionStatus, read: ReadDay | None, today: date) -> list[DayMark]:
     """Why the day's figures are not the last word."""
     if read is None:
@@ -259,15 +267,10 @@ class FiguresReader:
         if spec.hour_column or hours_read(spec, newest, read_at) is None:
             return {}
         changes = Changes(self.reader.database.schema)
-        earlier = [newest - YESTERDAY, newest - WEEK]
-        clock = spec.zone.local(read_at).time()
+        earlier = same_hour(spec, newest, read_at)
         found = await conn.execute(
             sql.SQL(HELD).format(loads=changes.loads, changed=changes.days),
-            {
-                "table": spec.name,
-                "days": earlier,
-                "at": [datetime.combine(day, clock, spec.zone.tzinfo).astimezone(UTC) for day in earlier],
-            },
+            {"table": spec.name, "days": list(earlier), "at": list(earlier.values())},
         )
         return {
             # As decimals: a float would not hold every amount.

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pulso_etl.api.dagster_client import DagsterClient
 from pulso_etl.api.database import Database
-from pulso_etl.api.figures import FiguresReader, ReadDay, Seen, Sums, figure_status, hours_read, marks, sums_query
+from pulso_etl.api.figures import FiguresReader, ReadDay, Seen, Sums, figure_status, hours_read, marks, same_hour, sums_query
 from pulso_etl.api.models import DayCheck, DayMark, DayState, FigureDay, FigureStatus, PartitionStatus
 from pulso_etl.api.status import CALENDAR_DAYS, StatusReader
 from pulso_etl.sync.days import DayRange
@@ -191,6 +191,14 @@ def test_hours_are_those_of_the_clocks_of_the_zone_also_where_they_change() -> N
         (autumn, datetime(2026, 10, 25, 23, 0, tzinfo=UTC), None),
     ]:
         assert hours_read(berlin, day, instant) == hours
+
+
+def test_the_same_hour_is_that_of_the_clocks_also_where_they_have_changed_since() -> None:
+    monday, read_at = date(2026, 3, 30), datetime(2026, 3, 30, 7, 0, tzinfo=UTC)
+    assert same_hour(SPEC.in_zone("Europe/Berlin"), monday, read_at) == {
+        date(2026, 3, 29): datetime(2026, 3, 29, 7, 0, tzinfo=UTC),
+        date(2026, 3, 23): datetime(2026, 3, 23, 8, 0, tzinfo=UTC),
+    }
 
 
 def test_the_figures_of_the_five_tables_are_read_once_until_rows_change(operation: Operation) -> None:
