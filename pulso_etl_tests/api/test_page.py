@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, expect
@@ -16,7 +17,7 @@ from pydantic import SecretStr
 
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl_tests.api.browser import chromium, find_chromium
-from pulso_etl_tests.api.conftest import SECRETS, Operation, Target, settings_of
+from pulso_etl_tests.api.conftest import SECRETS, Operation, settings_of
 from pulso_etl_tests.api.server import ApiServer
 from pulso_etl_tests.dagster_stack import DagsterStack
 from pulso_etl_tests.gate import Gate, Way
@@ -418,16 +419,16 @@ def test_figures_are_read_by_keyboard_and_by_touch_and_rows_are_downloaded(opera
         page.close()
 
 
-def test_stale_rows_are_told_as_such(api: ApiServer, target: Target, open_page: Open) -> None:
-    move = (
-        "UPDATE etl_watermarks SET last_extracted_at = last_extracted_at {} interval '4 days' WHERE table_name = 'dashboard_data'"
-    )
-    target.conn.execute(move.format("-").encode())
-    try:
-        page = open_page(api)
+def test_stale_rows_are_told_as_such(stack: DagsterStack, schema: str, open_page: Open) -> None:
+    with ApiServer(settings_of(stack, database_schema=schema)) as server:
+        assert server.call("GET", "/api/v1/etl/status").status_code == 200
+        with psycopg.connect(stack.env["DATABASE_URL"]) as conn:
+            conn.execute(
+                f"INSERT INTO {schema}.etl_watermarks (table_name, last_extracted_at, last_partition, last_extraction_status)"
+                " VALUES ('dashboard_data', now() - interval '4 days', current_date - 4, 'success')".encode()
+            )
+        page = open_page(server)
         expect(card(page)).to_contain_text("Vencido")
         expect(page.locator(".overall--warn, .overall--bad")).to_have_count(1)
         picture(page, "stale")
         page.close()
-    finally:
-        target.conn.execute(move.format("+").encode())
