@@ -17,16 +17,18 @@ import dagster as dg
 import pyarrow as pa
 
 from pulso_etl import embedded, logs
+from pulso_etl.automation.preview import Previews
+from pulso_etl.automation.preview_shapes import Preview
 from pulso_etl.backfill import Common, chains, run_chunks, whole
 from pulso_etl.bigquery.source import build_source
 from pulso_etl.refreshing.execution import Outcome
 from pulso_etl.refreshing.freshness import FreshnessState, freshness
-from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.refreshing.planner import Planner, named_tables, watermarks_of
 from pulso_etl.refreshing.request import Grants, Mode, RefreshRequest
 from pulso_etl.settings import Settings, load_env_file, load_settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import LoadFailed, PlanError, SettingsError
+from pulso_etl.sync.ledger.ledger import server_clock
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.loading.load import translated
 from pulso_etl.sync.postgres.sessions import Session
@@ -93,12 +95,15 @@ def refresh(
     return outcome
 
 
-def plan(*tables: str, force: bool = False, tenant: str | None = None) -> list[RefreshPlan]:
-    """What a refresh of the tables, or of all, would read now and why. Reads and changes nothing. Raises as `refresh`."""
+def plan(*tables: str, force: bool = False, tenant: str | None = None) -> Preview:
+    """What a refresh of the tables, or of all, would do now: the days, why each would be read, bytes, cost and budget.
+
+    It is the answer of `pulso-etl plan`, and launches nothing. Raises as `refresh`.
+    """
     settings, known = _deployment(tenant)
     with _session(settings).open() as conn:
-        marks = watermarks_of(Watermarks(settings.database_schema).read(conn))
-    return Planner.of(settings, known).plans(RefreshRequest(tables, grants=Grants(force)), marks, datetime.now(UTC))
+        previews = Previews(settings, Planner.of(settings, known), build_source(settings))
+        return previews.of(conn, RefreshRequest(tables, grants=Grants(force)), server_clock(conn))
 
 
 def status(tenant: str | None = None) -> dict[str, TableStatus]:

@@ -35,8 +35,12 @@ def deployment(settings: Settings, data: SampleData, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("deployment")
 def test_a_table_is_planned_refreshed_looked_at_and_read(conn: psycopg.Connection) -> None:
-    (planned,) = pulso_etl.plan("dashboard_data")
-    assert "first load" in planned.reason
+    planned = pulso_etl.plan("dashboard_data")
+    (table,) = planned.tables
+    assert "first load" in table.reason
+    (days,) = table.days
+    assert (days.ground, days.end, table.fault) == ("never_loaded", TODAY, None)
+    assert planned.bytes_billed == table.bytes_billed == 10 * 2**20
     assert pulso_etl.status()["dashboard_data"].state == "never"
 
     outcome = pulso_etl.refresh("dashboard_data", start=str(TODAY - timedelta(days=1)), end=TODAY)

@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, date, datetime, timedelta
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path as FilePath
-from typing import Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import anyio
 import dagster as dg
@@ -86,6 +86,9 @@ from pulso_etl.sync.postgres.sessions import Session
 from pulso_etl.sync.spec import TableSpec
 from pulso_etl.sync.undoing import Wish
 from pulso_etl.tables import TABLES
+
+if TYPE_CHECKING:
+    from pulso_etl.automation.preview import Previews
 
 Answers = dict[int | str, dict[str, Any]]
 RETRY_SECONDS = 5
@@ -243,6 +246,15 @@ class Deployment:
             discreet=discreet,
         )
 
+    @cached_property
+    def previews(self) -> Previews:
+        """What tells of a refresh beforehand, with one source for all requests."""
+        # Imported here: BigQuery's client takes 70 MB, which a process that nobody asks for a plan does not need.
+        from pulso_etl.automation.preview import Previews
+        from pulso_etl.bigquery.source import build_source
+
+        return Previews(self.settings, self.refreshes.planner, build_source(self.settings))
+
     def known(self, *tables: str) -> tuple[str, ...]:
         """The names without repetitions. Raises HTTPException 404 for an unknown table."""
         for table in tables:
@@ -354,13 +366,8 @@ async def plan(
 
 
 def _preview(here: Deployment, asked: RefreshRequest) -> Preview:
-    # Imported here: BigQuery's client takes 70 MB, which a process that nobody asks for a plan does not need.
-    from pulso_etl.automation.preview import Previews
-    from pulso_etl.bigquery.source import build_source
-
-    previews = Previews(here.settings, here.refreshes.planner, build_source(here.settings))
     with Session(here.settings.database_url.get_secret_value(), "api", connect_seconds=5).hold() as conn:
-        return previews.of(conn, asked, server_clock(conn))
+        return here.previews.of(conn, asked, server_clock(conn))
 
 
 @router.get("/status", response_model=Status, responses={**REFUSED, **UNCHANGED, 503: UNAVAILABLE}, tags=["status"])
