@@ -94,13 +94,34 @@ def configure(level: str = "WARNING") -> None:
     logging.basicConfig(level=level, handlers=[lines], force=True)
 
 
+def serve(level: str) -> None:
+    """Sets up a process of this deployment: all lines, also those of Dagster's own code, go to standard error once and as ours."""
+    configure(level)
+    _take_over()
+
+
 def take_over() -> None:
     """Lets Dagster's own code of this process write its lines as ours, if they are JSON or nobody reads them at a terminal.
 
     Dagster's processes otherwise write coloured text, whatever reads it. Lines of runs carry the run's fields, too.
     """
-    if not as_json() and sys.stderr.isatty():
-        return
+    if as_json() or not sys.stderr.isatty():
+        _take_over()
+
+
+def tell_once() -> None:
+    """Keeps a process that Dagster has set up from writing every line of Dagster twice.
+
+    While the database is away, Dagster logs to the root logger. Python then gives that a handler of its own, which from then on
+    also writes each line that Dagster's own handler writes.
+    """
+    if not logging.root.handlers:
+        others = _handler(logging.WARNING)
+        others.addFilter(lambda record: not record.name.startswith("dagster"))
+        logging.root.addHandler(others)
+
+
+def _take_over() -> None:
     scrub_logs()
     for name, ours in (("configure_loggers", _configure), ("create_console_logger", _console_logger)):
         theirs = getattr(dagster._utils.log, name)

@@ -44,8 +44,7 @@ def daemon(
     """Runs Dagster's daemon until Ctrl-C: sensors, schedules, the queue and the watch over runs. Run only one."""
     from dagster._daemon.cli import run_command
 
-    logs.configure("INFO")
-    logs.take_over()
+    logs.serve("INFO")
     run_command.main(["--workspace", str(workspace)], standalone_mode=False)
 
 
@@ -58,5 +57,4 @@ def code_server(
     # Imported here because the import takes a second, and no other command needs it.
     from pulso_etl.instance.code_server import serve
 
-    logs.configure("INFO")
     serve(host, port, module)

@@ -53,7 +53,7 @@ def serve(host: str, port: int, module: str) -> None:
     os.environ[MODULE_VARIABLE] = module
     # `kill -USR1` writes to standard error what each thread is doing.
     faulthandler.register(signal.SIGUSR1)
-    logs.take_over()
+    logs.serve("INFO")
     preload(module)
     divide()
     dagster_server.DagsterApiServer = WarmApiServer  # type: ignore[misc]

@@ -1,0 +1,23 @@
+"""Dagster's Celery application, whose workers write their lines as every other process: `celery -q -A pulso_etl.instance.celery_app`.
+
+It needs the extra `celery`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery.signals import setup_logging
+from dagster_celery.app import app
+
+from pulso_etl import logs
+
+__all__ = ["app"]
+
+
+def _serve(**_: Any) -> None:
+    logs.serve("INFO")
+
+
+# With a receiver of this signal, Celery sets up no logging of its own.
+setup_logging.connect(_serve, weak=False)
