@@ -97,6 +97,8 @@ def configure(level: str = "WARNING") -> None:
 def serve(level: str) -> None:
     """Sets up a process of this deployment: all lines, also those of Dagster's own code, go to standard error once and as ours."""
     configure(level)
+    # It tells of each of its parts when it is imported.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     _take_over()
 
 

@@ -58,24 +58,6 @@ def test_after_an_outage_a_daemon_that_dagster_set_up_says_each_line_once() -> N
     assert (told.count("Retrying failed database connection"), told.count("of the daemon")) == (1, 1)
 
 
-WORKER = """
-import logging
-from pulso_etl.instance.celery_app import app
-app.log.setup(loglevel="INFO")
-logging.getLogger("celery.worker").info("of the worker")
-logging.getLogger("dagster").info("of the run's start")
-"""
-
-
-@pytest.mark.usefixtures("processes")
-def test_a_celery_worker_writes_json_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("dagster_celery")
-    monkeypatch.setenv("PULSO_LOG_FORMAT", "json")
-    ended = subprocess.run([sys.executable, "-c", WORKER], capture_output=True, text=True, check=True)
-    lines = [json.loads(line)["message"] for line in (ended.stdout + ended.stderr).splitlines()]
-    assert {"of the worker", "of the run's start"} <= set(lines)
-
-
 def test_a_line_of_a_sensor_names_it() -> None:
     meta = {"repository_name": "repository", "name": "alert_sensor", "orig_message": "told"}
     assert run_fields(logging.makeLogRecord({"dagster_meta": meta})) == {"automation": "alert_sensor"}

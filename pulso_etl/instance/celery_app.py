@@ -1,4 +1,4 @@
-"""Dagster's Celery application, whose workers write their lines as every other process: `celery -q -A pulso_etl.instance.celery_app`.
+"""Dagster's Celery application with our lines: `celery -q -A pulso_etl.instance.celery_app worker …`.
 
 It needs the extra `celery`.
 """
@@ -19,5 +19,6 @@ def _serve(**_: Any) -> None:
     logs.serve("INFO")
 
 
-# With a receiver of this signal, Celery sets up no logging of its own.
+# With a receiver of this signal, Celery sets up no logging of its own. It warns earlier, so the lines are ours from now on.
 setup_logging.connect(_serve, weak=False)
+_serve()

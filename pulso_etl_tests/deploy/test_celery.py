@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -61,7 +62,7 @@ def worker(stack: DagsterStack, name: str) -> Iterator[subprocess.Popen[bytes]]:
     with log_file(stack, name).open("wb") as log:
         child = subprocess.Popen(
             [sys.executable, "-m", *WORKER, "-n", f"{name}@%h"],
-            env=stack.env,
+            env=stack.env | {"PULSO_LOG_FORMAT": "json"},
             cwd=stack.home,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -87,6 +88,9 @@ def test_two_runs_go_on_at_the_same_time_in_two_workers(stack: DagsterStack, wor
     assert {psutil.Process(pid).ppid() for pid in processes} == set(workers)
     stack.proxy.release()
     assert {table: stack.wait(run) for table, run in runs.items()} == dict.fromkeys(runs, "SUCCESS")
+    for name in ("one", "two"):
+        lines = [json.loads(line) for line in log_file(stack, name).read_text().splitlines()]
+        assert {"celery.worker.strategy"} <= {line["logger"] for line in lines}
 
 
 def test_a_terminated_run_ends_as_canceled_and_is_not_launched_again(stack: DagsterStack, workers: list[int]) -> None:
