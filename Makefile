@@ -112,14 +112,17 @@ $(VENV)/.installed: requirements.lock $(VENV)/.local
 COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--no-header --no-annotate --python-version 3.11
 
-runtime: ## install the packages of the container image in a folder, and start it
+INTO_IMAGE = $(VENV)/image/build/bin/pip --python $(VENV)/image/pulso-etl/bin/python
+
+runtime: ## install the packages of the container image in a folder, say how large they are, and start it
 	rm -rf $(VENV)/image && mkdir -p $(VENV)/image
-	$(PYTHON) -m venv $(VENV)/image/build && $(PYTHON) -m venv $(VENV)/image/pulso-etl
+	$(PYTHON) -m venv $(VENV)/image/build && $(PYTHON) -m venv --without-pip $(VENV)/image/pulso-etl
 	$(VENV)/image/build/bin/pip install --quiet --no-deps --require-hashes -r deploy/build.lock
 	$(VENV)/image/build/bin/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir $(VENV)/image .
-	$(VENV)/image/pulso-etl/bin/pip install --quiet --no-deps --require-hashes -r deploy/requirements.lock
-	$(VENV)/image/pulso-etl/bin/pip install --quiet --no-deps --no-index $(VENV)/image/*.whl
-	$(VENV)/image/pulso-etl/bin/pip check
+	$(INTO_IMAGE) install --quiet --no-compile --no-deps --require-hashes -r deploy/requirements.lock
+	$(INTO_IMAGE) install --quiet --no-compile --no-deps --no-index $(VENV)/image/*.whl
+	$(INTO_IMAGE) check
+	$(PYTHON) deploy/slim.py $(VENV)/image/pulso-etl
 	cd $(VENV)/image && pulso-etl/bin/pulso-etl --help
 	cd $(VENV)/image && DATABASE_URL=postgresql://none/none pulso-etl/bin/python -c \
 		'import pulso_etl.definitions, pulso_etl.api.app, pulso_etl.instance.celery_launcher, dagster_k8s'

@@ -154,6 +154,8 @@ def test_dagster_s_tools_find_the_component_and_where_tables_stand() -> None:
     assert project["project"]["entry-points"]["dagster_dg_cli.registry_modules"] == {"pulso_etl": "pulso_etl"}
     assert (dg_project["registry_modules"], dg_project["defs_module"]) == (["pulso_etl"], tables.__name__)
     assert "SyncedTable" in dir(pulso_etl)
+    # Runs, sensors and schedules belong to the location of this name.
+    assert dg_project["code_location_name"] == project["tool"]["dagster"]["module_name"]
 
 
 def test_editors_and_dg_know_the_fields_of_a_table(table: Path) -> None:

@@ -4,6 +4,7 @@ settings. `dagster.yaml` names it."""
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import groupby
@@ -31,6 +32,8 @@ from pulso_etl.sync.postgres.session_settings import STATED, UNLIMITED, stating
 SETTINGS = {name: value for name, value in STATED.items() if name != "standard_conforming_strings"} | UNLIMITED.settings()
 """The settings of Dagster's sessions. For example, Dagster reads the server's local time as UTC, whatever the server's zone is."""
 STATEMENT = stating(SETTINGS).as_string()
+OPTION = re.compile(r"(?:^|\s)-c\s*(\w+)=(\S+)")
+"""A setting in the `options` of a connection."""
 
 
 class Stating:
@@ -44,17 +47,32 @@ class Stating:
 
     @_engine.setter
     def _engine(self, engine: sa.Engine) -> None:
-        sa.event.listen(engine, "connect", _state)
+        sa.event.listen(engine, "do_connect", _connect)
         self._stating_engine = engine
 
 
-def _state(connection: Any, _: object) -> None:
+def settings_of(options: str) -> tuple[dict[str, str], str]:
+    """The settings in the `options` of a connection by name, and what is left of the options."""
+    return dict(OPTION.findall(options)), OPTION.sub("", options).strip()
+
+
+def _connect(dialect: Any, _record: object, arguments: Any, parameters: dict[str, Any]) -> Any:
+    """A session that states its settings. Those of the URL, such as `search_path`, are set after connecting, because a pooler may
+    refuse `options`."""
+    given, left = settings_of(parameters.get("options", ""))
+    own = {name: value for name, value in parameters.items() if name != "options"} | ({"options": left} if left else {})
+    connection = dialect.connect(*arguments, **own)
     # Inside a transaction, a limit of the server could end the session before the settings apply.
     before, connection.autocommit = connection.autocommit, True
     connection.set_client_encoding("UTF8")
     with connection.cursor() as cursor:
+        # A pooler may hand us a session that had another one.
+        cursor.execute("RESET search_path")
+        for name, value in given.items():
+            cursor.execute("SELECT set_config(%s, %s, false)", (name, value))
         cursor.execute(STATEMENT)
     connection.autocommit = before
+    return connection
 
 
 class StatingRunStorage(Stating, PostgresRunStorage):

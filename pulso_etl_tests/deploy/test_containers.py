@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -135,7 +136,7 @@ def test_nothing_starts_dagster_s_own_webserver() -> None:
 
 
 def test_every_variable_of_compose_is_explained_and_none_is_left_over() -> None:
-    taken = set().union(*(variables((DEPLOY / name).read_text(encoding="utf-8")) for name in COMPOSE)) - {"HOSTNAME"}
+    taken = set().union(*(variables((DEPLOY / name).read_text(encoding="utf-8")) for name in COMPOSE))
     explained = set(environment_file("compose.env.example"))
     assert taken <= explained
     assert explained - taken <= SETTINGS
@@ -219,3 +220,13 @@ def test_what_we_start_in_containers_writes_to_its_volumes_alone() -> None:
     for name in services.keys() - {"postgres", "bigquery"}:
         assert services[name]["read_only"] is True, name
         assert "no-new-privileges:true" in services[name]["security_opt"], name
+
+
+@pytest.mark.usefixtures("processes")
+def test_a_worker_is_asked_by_its_own_name_where_no_variable_has_it() -> None:
+    _, command = load("compose.yaml")["services"]["worker"]["healthcheck"]["test"]
+    # Compose reads $$ as $. A worker has the name `celery@` and its machine's.
+    asked = command.replace("$$", "$").replace("celery -A", "echo -A")
+    env = {"PATH": os.environ["PATH"], "HOSTNAME": ""}
+    told = subprocess.run(["sh", "-c", asked], env=env, capture_output=True, text=True, check=True).stdout.split()
+    assert told[-1] == f"celery@{socket.gethostname()}"

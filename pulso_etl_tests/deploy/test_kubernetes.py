@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import kubernetes_validate
@@ -14,7 +15,7 @@ from pulso_etl_tests.deploy.files import DEPLOY, ROOT, SETTINGS, faults, load
 VALUES = load("kubernetes/values.yaml")
 MANIFESTS = [
     manifest
-    for name in ("api.yaml", "network.yaml")
+    for name in ("api.yaml", "network.yaml", "ingress.yaml", "disruption.yaml")
     for manifest in yaml.safe_load_all((DEPLOY / "kubernetes" / name).read_text(encoding="utf-8"))
 ]
 ACCOUNT, API, SERVICE = MANIFESTS[:3]
@@ -23,8 +24,12 @@ WRITABLE = {"/tmp", "/opt/dagster/home/storage"}
 """Where Dagster and the API write."""
 POD = API["spec"]["template"]["spec"]
 CONTAINER = POD["containers"][0]
+BUDGETS = {one["metadata"]["name"]: one["spec"] for one in MANIFESTS if one["kind"] == "PodDisruptionBudget"}
+(INGRESS,) = [one["spec"] for one in MANIFESTS if one["kind"] == "Ingress"]
+REGISTRY = "registry.example.com/"
 TOP_LEVEL = {
     "additionalInstanceConfig",
+    "busybox",
     "concurrency",
     "dagster-user-deployments",
     "dagsterDaemon",
@@ -37,9 +42,43 @@ TOP_LEVEL = {
     "rabbitmq",
     "redis",
     "runLauncher",
+    "serviceAccount",
     "telemetry",
 }
 """What the chart reads, of what values.yaml may set."""
+POD_KEYS = (
+    "affinity annotations env envConfigMaps envSecrets image labels livenessProbe nodeSelector podSecurityContext readinessProbe "
+    "resources schedulerName securityContext startupProbe tolerations volumeMounts volumes"
+)
+PROBE = "enabled exec httpGet initialDelaySeconds periodSeconds timeoutSeconds successThreshold failureThreshold"
+CHART = {
+    "dagsterWebserver": f"{POD_KEYS} dbPoolRecycle dbStatementTimeout deploymentLabels enableReadOnly logLevel nameOverride "
+    "pathPrefix replicaCount service workspace",
+    "dagsterWebserver.readinessProbe": PROBE,
+    "dagsterWebserver.service": "type port annotations",
+    "dagsterWebserver.workspace": "enabled servers externalConfigmap",
+    "dagsterDaemon": f"{POD_KEYS} deploymentLabels enabled heartbeatTolerance runCoordinator runMonitoring runRetries schedules "
+    "sensors",
+    "dagsterDaemon.livenessProbe": PROBE,
+    "dagsterDaemon.startupProbe": PROBE,
+    "dagsterDaemon.runCoordinator": "enabled type config",
+    "dagster-user-deployments": "enabled enableSubchart imagePullSecrets deployments serviceAccount",
+    "dagster-user-deployments.deployments": f"{POD_KEYS} codeServerArgs dagsterApiGrpcArgs includeConfigInLaunchedRuns name port",
+    "dagster-user-deployments.deployments.livenessProbe": PROBE,
+    "dagster-user-deployments.deployments.readinessProbe": PROBE,
+    "dagster-user-deployments.deployments.startupProbe": PROBE,
+    "dagster-user-deployments.deployments.includeConfigInLaunchedRuns": "enabled",
+    "dagster-user-deployments.serviceAccount": "create name annotations",
+    "serviceAccount": "create name annotations",
+    "postgresql": "image enabled postgresqlHost postgresqlUsername postgresqlPassword postgresqlDatabase postgresqlParams "
+    "postgresqlScheme service",
+    "busybox": "image",
+    "global": "postgresqlSecretName dagsterHome serviceAccountName celeryConfigSecretName",
+    "telemetry": "enabled",
+}
+"""What the chart takes, by section, as far as values.yaml uses it. Source: helm/dagster/values.schema.json and the values of its
+subchart in the repository dagster-io/dagster (Apache License 2.0), as of the commit 835892b45aaa."""
+IMAGE = {"repository", "tag", "pullPolicy"}
 
 
 def validate(manifest: dict[str, Any]) -> None:
@@ -144,3 +183,77 @@ def test_what_no_policy_names_is_closed_in_both_directions() -> None:
     # Only pods of the namespace are open on every port.
     assert [rule["to"] for rule in everything["egress"] if "ports" not in rule] == [[{"podSelector": {}}]]
     assert POLICIES["pulso-api"]["ingress"] == [{"ports": [{"protocol": "TCP", "port": CONTAINER["ports"][0]["containerPort"]}]}]
+
+
+def sections(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every mapping of the values with its path; entries of a list have the list's path."""
+    if isinstance(value, dict):
+        yield path, value
+        for key, one in value.items():
+            yield from sections(one, f"{path}.{key}".removeprefix("."))
+    elif isinstance(value, list):
+        for one in value:
+            yield from sections(one, path)
+
+
+def test_the_chart_knows_every_value() -> None:
+    found = dict(sections(VALUES))
+    assert CHART.keys() <= found.keys()
+    unknown = {path: left for path, keys in CHART.items() if (left := found[path].keys() - {*keys.split()})}
+    assert unknown == {}
+    images = [one for path, one in sections(VALUES) if path.rpartition(".")[2] == "image"]
+    assert {frozenset(one) for one in images} == {frozenset(IMAGE)}
+
+
+def test_every_image_comes_from_one_registry() -> None:
+    images = [one["repository"] for path, one in sections(VALUES) if path.rpartition(".")[2] == "image"]
+    assert len(images) == 5
+    assert [image for image in [*images, CONTAINER["image"]] if not image.startswith(REGISTRY)] == []
+
+
+def test_every_process_is_probed_for_life() -> None:
+    daemon, code_server = VALUES["dagsterDaemon"], VALUES["dagster-user-deployments"]["deployments"][0]
+    assert list(faults(daemon["livenessProbe"]["exec"]["command"])) == []
+    for part in (daemon, code_server):
+        assert part["startupProbe"]["enabled"] is True
+        for probe in ("startupProbe", "livenessProbe"):
+            # A probe must end before the next one begins.
+            assert part[probe]["timeoutSeconds"] <= part[probe]["periodSeconds"]
+            validate(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Pod",
+                    "metadata": {"name": "one"},
+                    "spec": {
+                        "containers": [
+                            {
+                                "name": "one",
+                                "image": "one",
+                                "livenessProbe": {"exec": {"command": ["true"]}}
+                                | {key: value for key, value in part[probe].items() if key != "enabled"},
+                            }
+                        ]
+                    },
+                }
+            )
+
+
+def test_the_accounts_can_carry_an_identity() -> None:
+    assert (
+        VALUES["serviceAccount"]["name"] == VALUES["runLauncher"]["config"]["customRunLauncher"]["config"]["service_account_name"]
+    )
+    accounts = [VALUES["serviceAccount"], VALUES["dagster-user-deployments"]["serviceAccount"], ACCOUNT["metadata"]]
+    assert [account["annotations"] for account in accounts] == [{}, {}, {}]
+    assert len({account["name"] for account in accounts}) == 3
+
+
+def test_runs_are_not_evicted_and_the_ingress_leads_to_the_api() -> None:
+    # The launcher gives this label to the pods of runs.
+    assert BUDGETS["pulso-runs"]["selector"]["matchLabels"] == {"app.kubernetes.io/component": "run_worker"}
+    assert "maxUnavailable" not in BUDGETS["pulso-runs"]
+    labels = API["spec"]["template"]["metadata"]["labels"]
+    assert BUDGETS["pulso-api"]["selector"]["matchLabels"].items() <= labels.items()
+    ((path,),) = [rule["http"]["paths"] for rule in INGRESS["rules"]]
+    backend = path["backend"]["service"]
+    assert (backend["name"], backend["port"]["name"]) == (SERVICE["metadata"]["name"], SERVICE["spec"]["ports"][0]["name"])
+    assert {host for one in INGRESS["tls"] for host in one["hosts"]} == {rule["host"] for rule in INGRESS["rules"]}

@@ -19,10 +19,12 @@ import yaml
 from dagster._core.instance.ref import InstanceRef
 from sqlalchemy import make_url
 
+from pulso_etl.instance.event_storage import BatchingPostgresStorage, settings_of
 from pulso_etl.sync.errors import SettingsError
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl_tests.dagster_stack import CHECKOUT
 from pulso_etl_tests.databases import ENVIRONMENT, database, otherwise
+from pulso_etl_tests.pooler import needs_pgbouncer, pooler
 from pulso_etl_tests.sync.visits import SCHEMA, visits
 
 FIRST = date(2026, 2, 1)
@@ -199,3 +201,30 @@ def test_a_missing_address_of_the_storage_is_one_clear_sentence(tmp_path: Path, 
         opened(None, tmp_path, monkeypatch),
     ):
         pass
+
+
+def test_the_options_of_a_url_are_settings() -> None:
+    assert settings_of("-csearch_path=dagster") == ({"search_path": "dagster"}, "")
+    assert settings_of("-c search_path=a -c statement_timeout=5 -B 16") == ({"search_path": "a", "statement_timeout": "5"}, "-B 16")
+    assert settings_of("") == ({}, "")
+
+
+@needs_pgbouncer
+def test_a_schema_for_dagster_is_used_through_a_pooler_that_refuses_options(
+    server_url: str, schema: str, conn: psycopg.Connection
+) -> None:
+    with pooler(server_url, "session", default_pool_size=8) as url:
+        given = f"{url}?options=-csearch_path%3D{schema}"
+        with pytest.raises(psycopg.OperationalError, match="options"):
+            psycopg.connect(given)
+        storage = BatchingPostgresStorage(given)
+        try:
+            assert storage.run_storage.get_runs() == []
+            # The webserver's sessions have options of their own.
+            storage.event_log_storage.optimize_for_webserver(statement_timeout=5000, pool_recycle=60, max_overflow=4)
+            assert storage.event_log_storage.has_table("event_logs")
+        finally:
+            storage.run_storage.dispose()
+    found = conn.execute("SELECT to_regclass(%s), to_regclass(%s)", (f"{schema}.runs", f"{schema}.event_logs")).fetchone()
+    assert found is not None
+    assert None not in found
