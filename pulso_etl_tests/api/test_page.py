@@ -161,6 +161,9 @@ def test_a_refresh_is_asked_for_watched_and_seen_to_its_end(api: ApiServer, stac
     page.get_by_label("Aunque estén frescas").uncheck()
     refresh_button(page).click()
     expect(card(page)).to_contain_text("Ya estaba fresca")
+    expect(card(page)).to_contain_text("Próxima solo a pedido")
+    expect(page.get_by_role("heading", level=1)).to_have_text("La actualización automática está apagada")
+    picture(page, "automation-off")
 
 
 def test_an_error_is_told_in_plain_words_and_goes_away(
