@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import nan
 from time import monotonic
 from typing import Any
 
@@ -100,7 +101,7 @@ def _gauges(snapshot: Snapshot) -> Iterator[Metric]:
 
 
 def _waits(tables: Iterable[TableStatus]) -> Iterator[Metric]:
-    """How long the tables' readers waited for changes of the source; without a sample where no load brought one."""
+    """How long the tables' readers waited for changes of the source; NaN where no load brought one, as in Prometheus' summaries."""
     waited = GaugeMetricFamily(
         "pulso_source_to_fresh_seconds",
         "Time from a change of the source to fresh rows, over the loads of the last 7 days that brought one.",
@@ -110,9 +111,8 @@ def _waits(tables: Iterable[TableStatus]) -> Iterator[Metric]:
     for table in tables:
         found = table.source_to_fresh
         loads.add_metric([table.table], found.loads if found else 0)
-        if found is not None:
-            waited.add_metric([table.table, "0.5"], found.median_seconds)
-            waited.add_metric([table.table, "0.95"], found.p95_seconds)
+        waited.add_metric([table.table, "0.5"], found.median_seconds if found else nan)
+        waited.add_metric([table.table, "0.95"], found.p95_seconds if found else nan)
     yield from (waited, loads)
 
 

@@ -31,7 +31,7 @@ RECHECK_EVERY = timedelta(hours=24)
 
 
 NO_BOUND = 10**9
-LEAST_SECONDS = 1.0
+LEAST_SECONDS = 0.5
 """No look begins if it would have less time than this: it would be cut off, and a healthy source would seem to be away."""
 
 

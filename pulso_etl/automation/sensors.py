@@ -239,18 +239,17 @@ class Automation:
         except BudgetExceeded as error:
             return Ticked([], [str(error)], memory.cursor(now))
         listen(instance, self.tables, memory, now)
-        until = monotonic() + look.LOOK_SECONDS
         with self.connect() as conn:
+            observed = self.observe(instance, conn, now)
             looks = Looks(
                 source,
                 LedgerNotes(self.marks, conn),
-                until,
+                monotonic() + look.LOOK_SECONDS,
                 self.settings.change_aware,
                 pace=memory.pace,
                 most_requests=self.settings.change_look_requests,
                 now=now,
             )
-            observed = self.observe(instance, conn, now)
             tick = Tick(self.settings, self.planner, instance, conn, looks, memory, now, self._as_run)
             tick.of({table: (standing, self.decide(table, standing, now)) for table, standing in observed.items()})
             # Dagster's UI shows a check that is older than the last materialization as not evaluated.
