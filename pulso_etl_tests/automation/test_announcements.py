@@ -1,0 +1,61 @@
+"""Announcements that a source was updated, as Dagster keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+import pytest
+
+from pulso_etl.automation.announcements import UPDATED_AT, announce, listen, newest_announcement
+from pulso_etl.automation.memory import Memory
+from pulso_etl.refreshing.keys import source_key
+from pulso_etl_tests.clock import TABLES
+
+NOW = datetime.now(UTC)
+EARLIER = NOW.replace(microsecond=0) - timedelta(minutes=5)
+SOURCE = "gestiones_unificadas"
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+def test_the_newest_event_of_the_asset_counts_whoever_records_it(instance: dg.DagsterInstance) -> None:
+    assert newest_announcement(instance, SOURCE) is None
+    assert announce(instance, SOURCE, EARLIER, "dbt")
+    found = newest_announcement(instance, SOURCE)
+    assert found is not None
+    assert found.updated_at == EARLIER
+    # Twice the same is one event. A later instant is another one.
+    assert not announce(instance, SOURCE, EARLIER, "dbt")
+    assert newest_announcement(instance, SOURCE) == found
+    assert announce(instance, SOURCE, EARLIER + timedelta(minutes=1), "dbt")
+    instance.report_runless_asset_event(dg.AssetMaterialization(source_key(SOURCE)))
+    last = newest_announcement(instance, SOURCE)
+    assert last is not None
+    assert last.event > found.event
+    assert NOW <= last.updated_at <= datetime.now(UTC)
+
+
+@pytest.mark.parametrize("told", [(NOW + timedelta(days=1)).timestamp(), "yesterday", None])
+def test_an_instant_that_can_not_be_is_that_of_the_event(instance: dg.DagsterInstance, told: object) -> None:
+    metadata = {UPDATED_AT: dg.MetadataValue.timestamp(told) if isinstance(told, float) else told}
+    instance.report_runless_asset_event(dg.AssetObservation(source_key(SOURCE), metadata=metadata))
+    found = newest_announcement(instance, SOURCE)
+    assert found is not None
+    assert NOW <= found.updated_at <= datetime.now(UTC)
+
+
+def test_an_announcement_concerns_its_own_tenant_and_the_tables_that_read_the_source(instance: dg.DagsterInstance) -> None:
+    announce(instance, SOURCE, EARLIER, "dbt", "acme")
+    heard = {}
+    for tenant in ("acme", "globex", ""):
+        tables = {name: spec.model_copy(update={"tenant": tenant}) for name, spec in TABLES.items()}
+        memory = Memory()
+        listen(instance, tables, memory, NOW)
+        heard[tenant] = {name for name, spec in tables.items() if memory.word(spec.sources) is not None}
+    assert heard == {"acme": {"operation_data", "productivity_data"}, "globex": set(), "": set()}
