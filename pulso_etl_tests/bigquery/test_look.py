@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 
 from pulso_etl.automation.looks import Looks
 from pulso_etl.bigquery.look import MOST_TABLES, NO_DAYS, Look, changed_tables, holds_nothing, is_daily, state_of, unchanged_days
+from pulso_etl.bigquery.pace import Pace
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import SCHEMAS, SampleData, base_of
 from pulso_etl.refreshing.due import Standing
 from pulso_etl.sync.days import DayRange
-from pulso_etl.sync.errors import SourceError, SourceUnavailable
+from pulso_etl.sync.errors import SourceError, SourceQuotaSpent, SourceUnavailable
 from pulso_etl.sync.ledger.ledger import Day
 from pulso_etl.sync.ledger.queries import Usage
 from pulso_etl.sync.source_state import KeptPartitions, PartitionStates, SourceState
@@ -521,3 +522,46 @@ def test_only_the_day_that_changed_is_read_and_a_day_that_lost_all_rows_is_too(
     found.run("UPDATE `{side}` SET n = 7 WHERE k = 'a'")
     assert found.refresh() == 0
     assert found.refresh() == SPAN.days
+
+
+class Unkept:
+    """Notes of looks that nobody keeps."""
+
+    def partitions(self, table: str) -> Mapping[str, KeptPartitions]:
+        return {}
+
+    def asked(self, table: str, used: Usage) -> None:
+        pass
+
+
+def test_looks_back_off_when_bigquery_refuses_one(source: BigQuerySource, bigquery_proxy: FaultyProxy) -> None:
+    spec, now = TABLES["dashboard_data"], datetime.now(UTC)
+    pace = Pace()
+    for place, (where, fault, kind) in enumerate(
+        [
+            (r"^GET \S+/tables/", error(403, "rateLimitExceeded"), SourceUnavailable),
+            (r"^GET \S+/tables/", error(403, "quotaExceeded"), SourceQuotaSpent),
+            (SENT, error(429, "rateLimitExceeded"), SourceUnavailable),
+            (SENT, error(503, "backendError"), SourceUnavailable),
+        ]
+    ):
+        looks = Looks(source, Unkept(), time.monotonic() + 60, pace=pace, now=now)
+        bigquery_proxy.inject(where, fault)
+        with pytest.raises(kind):
+            looks.sight(spec, WINDOW)
+        sent = len(bigquery_proxy.seen(SENT))
+        # Neither this tick asks again, nor the next one; a table that is due does not wait for the source.
+        with pytest.raises(kind):
+            looks.sight(spec, WINDOW)
+        later = Looks(source, Unkept(), time.monotonic() + 60, pace=looks.pace, now=now + timedelta(seconds=59))
+        with pytest.raises(SourceUnavailable, match="looks wait until"):
+            later.sight(spec, WINDOW)
+        assert (later.delay(), len(bigquery_proxy.seen(SENT))) == ("", sent)
+        pace, now = looks.pace, now + timedelta(minutes=2**place)
+    assert pace.refusals == 4
+    looks = Looks(source, Unkept(), time.monotonic() + 60, pace=pace, now=now)
+    assert isinstance(looks.sight(spec, WINDOW).state, SourceState)
+    # The dry run, the table and the view.
+    assert (looks.pace.refusals, looks.pace.sent) == (0, 3)
+    bound = Looks(source, Unkept(), time.monotonic() + 60, pace=looks.pace, most_requests=3, now=now)
+    assert "sent 3 requests" in bound.halt()
