@@ -15,9 +15,16 @@ import type {
   RefreshSummary,
   SourceUpdated,
   Status,
+  TableChanges,
   TableConfig,
   TableDetail,
+  Undoing,
 } from "./types.js";
+
+export type ChangesQuery = NonNullable<
+  paths["/api/v1/etl/status/table/{table_name}/changes"]["get"]["parameters"]["query"]
+>;
+export type UndoQuery = NonNullable<paths["/api/v1/etl/undo/table/{table_name}"]["post"]["parameters"]["query"]>;
 
 export interface ClientOptions {
   /** Where the API is, such as `https://pulso.example.com`. The default is the page's own origin. */
@@ -56,6 +63,10 @@ export interface ETLClient extends Transport {
   tableDays(table: string, before?: string, days?: number, signal?: AbortSignal): Promise<PartitionStatus[]>;
   /** Attempts of a table before the one with the id `before`, newest first. */
   tableExtractions(table: string, before?: number, limit?: number, signal?: AbortSignal): Promise<Extraction[]>;
+  /** What the last loads of a table changed, or with `load` that load and its rows. Values are exact, so they are texts. */
+  tableChanges(table: string, query?: ChangesQuery, signal?: AbortSignal): Promise<TableChanges>;
+  /** Undoes a load of a table. For administrators. */
+  undo(table: string, query?: UndoQuery, signal?: AbortSignal): Promise<Undoing>;
   /** The key figures of today, beside those of earlier days. Values are exact, so they are texts. */
   figures(signal?: AbortSignal): Promise<Figures>;
   /** The rows of a table from one day to another as CSV, at most of 366 days. */
@@ -128,6 +139,17 @@ export function createClient(options: ClientOptions = {}): ETLClient {
           params: { path: { table_name }, query: { ...(before && { before }), ...(limit && { limit }) } },
           ...given(signal),
         }),
+      ),
+    tableChanges: async (table_name, query = {}, signal) =>
+      data(
+        http.GET("/api/v1/etl/status/table/{table_name}/changes", {
+          params: { path: { table_name }, query },
+          ...given(signal),
+        }),
+      ),
+    undo: async (table_name, query = {}, signal) =>
+      data(
+        http.POST("/api/v1/etl/undo/table/{table_name}", { params: { path: { table_name }, query }, ...given(signal) }),
       ),
     figures: async (signal) => data(http.GET("/api/v1/etl/figures", given(signal))),
     tableRows: async (table_name, from, to, signal) =>

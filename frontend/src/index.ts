@@ -1,4 +1,12 @@
-export { type ClientOptions, createClient, type ETLClient, type Role, type Session } from "./client.js";
+export {
+  type ChangesQuery,
+  type ClientOptions,
+  createClient,
+  type ETLClient,
+  type Role,
+  type Session,
+  type UndoQuery,
+} from "./client.js";
 export { ETLError, type ETLErrorKind, failure } from "./errors.js";
 export { applyEvent, type Connection, type DataChange, type Listening, type StatusEvent } from "./events.js";
 export {
@@ -17,6 +25,8 @@ export {
 } from "./hooks.js";
 export { etlKeys } from "./keys.js";
 export {
+  type ChangesQueryOptions,
+  changesQueryOptions,
   type ETLQueryOptions,
   type FiguresQueryOptions,
   figuresQueryOptions,

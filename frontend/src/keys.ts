@@ -21,6 +21,8 @@ export const etlKeys = {
   launch: (client: Transport) => [...etlKeys.all(client), "launch"] as const,
   /** The detail of a table: its last attempts and days. */
   table: (client: Transport, table: string) => [...etlKeys.all(client), "table", table] as const,
+  /** What the last loads of a table changed. It is read again with the table. */
+  changes: (client: Transport, table: string) => [...etlKeys.table(client, table), "changes"] as const,
   /** The key figures of all tables. */
   figures: (client: Transport) => [...etlKeys.all(client), "figures"] as const,
   /**

@@ -12,7 +12,7 @@ import type { ETLClient } from "./client.js";
 import { asETLError, type ETLError } from "./errors.js";
 import { etlKeys } from "./keys.js";
 import type { RefreshRequest, Transport } from "./transport.js";
-import type { Figures, Refresh, Status, TableDetail } from "./types.js";
+import type { Figures, Refresh, Status, TableChanges, TableDetail } from "./types.js";
 import { backOff } from "./wait.js";
 
 /** What `queryOptions` makes: for `useQuery`, `useSuspenseQuery`, `fetchQuery` and the like. */
@@ -21,6 +21,7 @@ export type ETLQueryOptions<Data, Key extends QueryKey> = UnusedSkipTokenOptions
 };
 export type StatusQueryOptions = ETLQueryOptions<Status, ReturnType<typeof etlKeys.status>>;
 export type TableQueryOptions = ETLQueryOptions<TableDetail, ReturnType<typeof etlKeys.table>>;
+export type ChangesQueryOptions = ETLQueryOptions<TableChanges, ReturnType<typeof etlKeys.changes>>;
 export type FiguresQueryOptions = ETLQueryOptions<Figures, ReturnType<typeof etlKeys.figures>>;
 export type RefreshQueryOptions = ETLQueryOptions<Refresh, ReturnType<typeof etlKeys.refresh>>;
 export type RefreshMutationOptions = UseMutationOptions<Refresh, ETLError, Partial<RefreshRequest>>;
@@ -70,6 +71,21 @@ export function tableQueryOptions(
     ...whileItPasses(RETRY_MS),
     queryKey: etlKeys.table(client, table),
     queryFn: ({ signal }) => client.tableStatus(table, signal),
+    staleTime: STATUS_MS,
+  });
+}
+
+/** What the last loads of a table changed, the newest first. It is read again with the table. */
+export function changesQueryOptions(
+  client: Pick<ETLClient, "tableChanges"> & Transport,
+  table: string,
+): ChangesQueryOptions {
+  return queryOptions<TableChanges, ETLError, TableChanges, ReturnType<typeof etlKeys.changes>>({
+    ...ALWAYS,
+    ...untilRefused(),
+    ...whileItPasses(RETRY_MS),
+    queryKey: etlKeys.changes(client, table),
+    queryFn: ({ signal }) => client.tableChanges(table, {}, signal),
     staleTime: STATUS_MS,
   });
 }

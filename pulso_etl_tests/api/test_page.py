@@ -19,15 +19,17 @@ from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl_tests.api.browser import chromium, find_chromium
 from pulso_etl_tests.api.conftest import SECRETS, Operation, settings_of
 from pulso_etl_tests.api.server import ApiServer
+from pulso_etl_tests.api.test_changes import D1, D2, Deployment, deployment
 from pulso_etl_tests.dagster_stack import DagsterStack
 from pulso_etl_tests.gate import Gate, Way
 
+__all__ = ["deployment"]
 PATIENCE_MS = 20_000
 RUN_MS = 60_000
 """How long a run may take."""
 TITLE = "Tablero de cobranzas"
-EXPECTED = re.compile(r"status of (401|503)|net::ERR_(CONNECTION_\w+|INCOMPLETE_CHUNKED_ENCODING|EMPTY_RESPONSE)")
-"""What Chromium writes on its console for an answer that asks for a token, and while the server is away."""
+EXPECTED = re.compile(r"status of (401|409|503)|net::ERR_(CONNECTION_\w+|INCOMPLETE_CHUNKED_ENCODING|EMPTY_RESPONSE)")
+"""What Chromium writes on its console for an answer that asks for a token or refuses, and while the server is away."""
 RULES = {"resultTypes": ["violations"], "rules": {"target-size": {"enabled": True}}}
 """All rules of axe, and the one of WCAG 2.2 AA that it leaves out by itself."""
 LOOKS: list[tuple[Literal["light", "dark"], int]] = [("light", 1280), ("dark", 1280), ("dark", 390), ("light", 390)]
@@ -419,6 +421,41 @@ def test_figures_are_read_by_keyboard_and_by_touch_and_rows_are_downloaded(opera
         saved = download.value.path().read_text(encoding="utf-8-sig")
         assert saved.splitlines()[1].startswith(f'{operation.yesterday},3,"BOT","\'=a",10,4,6,1,')
         check_accessibility(page)
+        page.close()
+
+
+def test_what_changed_is_told_and_an_administrator_undoes_a_load(deployment: Deployment, open_page: Open) -> None:
+    with ApiServer(deployment.settings.model_copy(update={"api_tokens": SecretStr("")})) as server:
+        page = open_page(server, viewport={"width": 390, "height": 800})
+        lines = page.get_by_role("region", name="Qué cambió en la última carga").get_by_role("listitem")
+        expect(lines).to_have_text(
+            [
+                re.compile(r"^25 nov\.: recupero \+S/\s1,000\.00 en 1 archivo \(Tablero de cobranzas, "),
+                re.compile(r"^26 nov\.: recupero \u2212S/\s18\.00 en 2 archivos"),
+            ]
+        )
+        for_engineers(page).click()
+        card = engineers(page)
+        card.get_by_text("Cambios de Tablero").click()
+        loads = card.get_by_role("list").get_by_role("listitem")
+        expect(loads.first).to_contain_text("Carga 2")
+        expect(loads.first.get_by_role("row").nth(1)).to_contain_text("1 nueva, 1 cambiada")
+        loads.first.get_by_role("button", name="Ver filas").click()
+        expect(card.get_by_role("region", name="Filas de la carga 2")).to_contain_text("recupero: 30.000000000 → 5.000000000")
+        check_accessibility(page)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+        # A load below another one that changed its rows is refused, and the answer says why.
+        loads.nth(1).get_by_role("button", name="Deshacer").click()
+        expect(card.get_by_role("alert")).to_contain_text("La carga no se puede deshacer")
+        loads.first.get_by_role("button", name="Deshacer").click()
+        expect(loads.first.get_by_text("3 filas de 2 días vuelven a como estaban antes de la carga 2")).to_be_visible()
+        assert (D2, "new", 7) in deployment.recovered()
+        loads.first.get_by_role("button", name="Deshacer ahora").click()
+        expect(loads.first).to_contain_text("deshizo la carga 2")
+        assert deployment.recovered() == [(D1, "a", 10), (D1, "b", 20), (D2, "a", 30)]
+        expect(page.get_by_role("article", name=TITLE)).to_contain_text("se deshizo una carga")
+        expect(lines.first).to_contain_text("recupero +S/")
         page.close()
 
 

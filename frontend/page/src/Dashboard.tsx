@@ -12,6 +12,7 @@ import {
 } from "../../src";
 import { Activity } from "./Activity";
 import { Calendar } from "./Calendar";
+import { Changes } from "./Changes";
 import { Engineers } from "./Details";
 import { Explained } from "./Explained";
 import { Figures } from "./Figures";
@@ -85,9 +86,10 @@ function Watched({ client, session, onForget, onSignedOut }: Props) {
         <Actions {...{ status, outlook, mayRefresh, force, ...together }} onForce={setForce} />
         <Problems tables={banner.troubled} />
         <Figures client={client} status={status} outlook={outlook} />
+        <Changes client={client} status={status} titles={titles} now={outlook.now} />
         <Calendar client={client} titles={titles} details={details} />
         <Activity extractions={status.recent_activity} titles={titles} now={outlook.now} />
-        <Engineers client={client} status={status} details={details} now={outlook.now} />
+        <Engineers {...{ client, status, details }} now={outlook.now} isAdmin={session.role === "admin"} />
       </main>
       <footer>
         <p>Horas {placeOf(status.timezone)}. Costos estimados por Pulso a partir de los bytes que BigQuery cobra.</p>
@@ -184,7 +186,10 @@ function Actions({
   const launch = (tables?: string[]) => () => {
     if (reason === null) void triggerRefresh(force, tables);
   };
-  const skipped = progress ? Object.values(progress.runs).filter(({ state }) => state === "skipped").length : 0;
+  const left = Object.entries(progress?.runs ?? {}).filter(([, { state }]) => state === "skipped");
+  const isHeld = (name: string) => status.tables.some(({ table, held_until }) => table === name && held_until != null);
+  const held = left.filter(([name]) => isHeld(name)).length;
+  const skipped = left.length - held;
   const refused = error && !error.refresh ? error : null;
   return (
     <section className="actions" aria-label="Actualizar varias tablas">
@@ -208,7 +213,10 @@ function Actions({
         {isRefreshing && "Ya se están actualizando"}
         {!isRefreshing &&
           skipped > 0 &&
-          `${count(skipped, "tabla")} ya ${skipped === 1 ? "estaba fresca" : "estaban frescas"}.`}
+          `${count(skipped, "tabla")} ya ${skipped === 1 ? "estaba fresca" : "estaban frescas"}. `}
+        {!isRefreshing &&
+          held > 0 &&
+          `${count(held, "tabla")} en pausa, porque se deshizo una carga: marque «Aunque estén frescas» para leerla ya.`}
       </p>
       {refused && (
         <div role="alert" className="actions__error">

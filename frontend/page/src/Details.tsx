@@ -1,5 +1,6 @@
 import { useId } from "react";
 import type { ETLClient, SourceToFresh, Status, TableDetail, TableStatus } from "../../src";
+import { ChangeLog } from "./Changes";
 import { amount, Costs } from "./Costs";
 import { bytes, cost, count, days, distance, duration, instant } from "./format";
 import { History } from "./History";
@@ -10,13 +11,14 @@ interface Props {
   status: Status;
   details: Record<string, TableDetail>;
   now: number;
+  isAdmin: boolean;
 }
 
 /** Costs, versions, durations and histories: what engineers ask. */
-export function Engineers({ client, status, details, now }: Props) {
+export function Engineers({ client, status, details, now, isAdmin }: Props) {
   return (
     <details className="engineers">
-      <summary>Para ingenieros: filas, costos, versiones, duraciones e historial</summary>
+      <summary>Para ingenieros: filas, costos, versiones, duraciones, historial y cambios</summary>
       <p className="muted">
         Dagster {status.dagster ? "responde" : "no responde"}
         {status.daemon_seen_at &&
@@ -26,7 +28,13 @@ export function Engineers({ client, status, details, now }: Props) {
       {status.costs && <Costs costs={status.costs} />}
       <div className="cards">
         {status.tables.map((table) => (
-          <Details key={table.table} client={client} table={table} detail={details[table.table]} now={now} />
+          <Details
+            key={table.table}
+            client={client}
+            table={table}
+            detail={details[table.table]}
+            {...{ now, isAdmin }}
+          />
         ))}
       </div>
     </details>
@@ -38,9 +46,10 @@ interface DetailsProps {
   table: TableStatus;
   detail: TableDetail | undefined;
   now: number;
+  isAdmin: boolean;
 }
 
-function Details({ client, table, detail, now }: DetailsProps) {
+function Details({ client, table, detail, now, isAdmin }: DetailsProps) {
   const id = useId();
   const { title, subtitle } = table;
   const load = table.last_load;
@@ -85,6 +94,12 @@ function Details({ client, table, detail, now }: DetailsProps) {
         ) : (
           <p>Cargando…</p>
         )}
+      </details>
+      <details className="card__history">
+        <summary>
+          Cambios<span className="hidden"> de {title}</span>
+        </summary>
+        <ChangeLog client={client} table={table.table} title={title} isAdmin={isAdmin} />
       </details>
     </section>
   );

@@ -106,7 +106,7 @@ function Last({ table, run, now }: { table: TableStatus; run: TableRun | null; n
   }
   if (table.state === "failed" && table.failure) return <p className="row__failure">{table.failure.title}</p>;
   const load = table.last_load;
-  const change = changeOf(load);
+  const change = load?.undoes == null ? changeOf(load) : "se deshizo una carga";
   return (
     <p>
       {run?.state === "success" && (
