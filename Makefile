@@ -75,16 +75,21 @@ lighthouse: $(VENV)/.installed ## measure the page with Lighthouse on its phone 
 	cd frontend/lighthouse && npm ci --silent
 	$(BIN)/pytest pulso_etl_tests/api/lighthouse.py
 
-bench: $(VENV)/.bench ## measure the load path beside other ways; BENCH="--help" shows the options
-	$(BIN)/python -m benchmarks $(BENCH)
+bench: $(VENV)/bench/.installed ## measure the load path beside other ways; BENCH="--help" shows the options
+	$(VENV)/bench/bin/python -m benchmarks $(BENCH)
 
 chaos: $(VENV)/.installed ## run refreshes with faults at random points, then a live soak, 20 minutes each; CHAOS or SOAK="--help" shows the options
 	$(BIN)/python -m chaos --minutes 20 $(CHAOS)
 	$(BIN)/python -m chaos.soak --minutes 20 $(SOAK)
 
-$(VENV)/.bench: requirements-bench.lock $(VENV)/.installed
-	$(INSTALL) --require-hashes -r requirements-bench.lock
-	touch $@
+# The tools that are compared have an environment of their own, so that nothing else runs beside their packages.
+$(VENV)/bench/.installed: BIN = $(VENV)/bench/bin
+$(VENV)/bench/.installed: requirements-bench.lock installer.lock pyproject.toml
+	@$(PYTHON) -m venv $(VENV)/bench
+	@$(PIP) --require-hashes -r installer.lock 2>/dev/null || true
+	@$(INSTALL) --require-hashes -r requirements-bench.lock
+	@$(INSTALL) --no-build-isolation -e .
+	@touch $@
 
 # uv installs the locked packages in seconds. If uv cannot be had, pip installs the same packages.
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps

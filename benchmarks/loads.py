@@ -18,8 +18,9 @@ import psycopg
 from psycopg import errors as pg
 from psycopg import sql
 
+from benchmarks.job import Job
 from benchmarks.rows import SPEC, Edition, Inputs, write_inputs
-from benchmarks.ways import WAYS, Job
+from benchmarks.ways import WAYS
 from pulso_etl.sync.schema.statements import Statements
 
 FIRST, UNCHANGED, TWO_DAYS, CHANGED = "first load", "unchanged re-load", "re-load, 2 of 100 days changed", "re-load, 1% changed"

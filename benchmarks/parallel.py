@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from psycopg import sql
 
+from benchmarks.job import Job
 from benchmarks.loads import FIRST, ROOT, UNCHANGED, Say, checksum, clean_up, create_table, drop, schema_of, settle
 from benchmarks.rows import SPEC, WINDOW, reader, write_inputs
-from benchmarks.ways import Job
 from pulso_etl.sync.days import DayRange
 
 CHUNK_DAYS = 25

@@ -6,7 +6,6 @@ import json
 import os
 import resource
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,42 +17,11 @@ import psycopg
 import pyarrow as pa
 from psycopg import sql
 
+from benchmarks.job import Job, Stopwatch, on_conflict, upsert
 from benchmarks.rows import SPEC, WINDOW, reader
+from benchmarks.tools import adbc, duckdb_postgres, ingestr, sling
+from pulso_etl.sync.postgres.identifiers import listed
 from pulso_etl.sync.tags import COMPARE_TAG, SPEC_KEY
-
-
-@dataclass(frozen=True)
-class Job:
-    """One load: the same rows as an Arrow stream and in COPY's binary format, a schema, and a folder for the way's own files.
-
-    `start` and `end` are the first and the last day of the rows.
-    """
-
-    way: str
-    url: str
-    schema: str
-    arrow: str
-    binary: str
-    folder: str
-    start: str = str(WINDOW.start)
-    end: str = str(WINDOW.end)
-
-    @property
-    def target(self) -> sql.Identifier:
-        return sql.Identifier(self.schema, SPEC.name)
-
-
-class Stopwatch:
-    """Seconds of wall-clock of one block."""
-
-    seconds = 0.0
-
-    def __enter__(self) -> Stopwatch:
-        self._began = time.perf_counter()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds = time.perf_counter() - self._began
 
 
 def pulso(job: Job) -> float:
@@ -67,8 +35,6 @@ def pulso_compared(job: Job) -> float:
 
 
 def _pulso(job: Job, tags: dict[str, str]) -> float:
-    # Google's client imports it if it is installed. The emulator needs it, and a deployment does not have it.
-    sys.modules["fastavro"] = None  # type: ignore[assignment]
     import dagster as dg
 
     import pulso_etl.definitions  # noqa: F401  so that all of production's modules are in memory
@@ -125,21 +91,17 @@ def copy_upsert(job: Job) -> float:
     """An expert's own statement: the server reads the file into a temporary table and upserts the rows that differ."""
     stage = sql.Identifier("stage")
     columns = sql.SQL(", ").join(sql.SQL("{} {}").format(sql.Identifier(c.name), sql.SQL(c.type.value)) for c in SPEC.columns)
-    old, new = (sql.SQL(", ").join(sql.Identifier(a, name) for name in SPEC.value_columns) for a in ("t", "excluded"))
-    upsert = sql.SQL("INSERT INTO {} AS t ({names}) SELECT {names} FROM {} {} WHERE ({}) IS DISTINCT FROM ({})").format(
-        job.target, stage, _on_conflict(), old, new, names=_list(SPEC.column_names)
-    )
     with Stopwatch() as watch, psycopg.connect(job.url) as conn:
         conn.execute(sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DROP").format(stage, columns))
         conn.execute(_copy_from_file(job, stage))
-        conn.execute(upsert)
+        conn.execute(upsert(job, stage))
     return watch.seconds
 
 
 def psycopg_executemany(job: Job) -> float:
     """psycopg's executemany of INSERT … ON CONFLICT DO UPDATE, a batch at a time, in one transaction."""
     places = sql.SQL(", ").join([sql.Placeholder()] * len(SPEC.columns))
-    insert = sql.SQL("INSERT INTO {} ({}) VALUES ({}) {}").format(job.target, _list(SPEC.column_names), places, _on_conflict())
+    insert = sql.SQL("INSERT INTO {} ({}) VALUES ({}) {}").format(job.target, listed(SPEC.column_names), places, on_conflict())
     with Stopwatch() as watch, psycopg.connect(job.url) as conn, conn.cursor() as cursor:
         for batch in reader(Path(job.arrow)):
             cursor.executemany(insert, zip(*(column.to_pylist() for column in batch.columns), strict=True))
@@ -230,6 +192,10 @@ WAYS = {
     "sqlalchemy": Way("SQLAlchemy batched INSERT … ON CONFLICT, batches of 10,000", sqlalchemy_insert),
     "dlt": Way("dlt merge (upsert), over CSV", dlt_csv, creates_table=True),
     "dlt_adbc": Way("dlt merge (upsert), over Parquet and ADBC", dlt_adbc, creates_table=True),
+    "sling": Way("Sling, incremental by the key, from CSV", sling),
+    "ingestr": Way("ingestr, merge by the key, from Arrow", ingestr),
+    "duckdb": Way("DuckDB's postgres extension, and the same statement", duckdb_postgres),
+    "adbc": Way("ADBC's ingest, and the same statement", adbc),
     "pulso_indexed": Way("and (archivo, fecha_foto)", pulso, index="(archivo, fecha_foto)"),
     "pulso_covering": Way(
         "and (fecha_foto, cartera) INCLUDE (cuentas_gestionadas, recupero)",
@@ -240,31 +206,24 @@ WAYS = {
 
 
 def peak_mb() -> float:
-    """The largest resident memory that this process ever had, in MB (10^6 bytes)."""
+    """The largest resident memory that this process, or a program that it ran, ever had, in MB (10^6 bytes)."""
+    unit = 1024 if sys.platform == "linux" else 1
+    programs = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 1e6
     try:
         # getrusage also counts what the parent had when it started this process.
         status = Path("/proc/self/status").read_text(encoding="ascii")
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+        return max(programs, int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6)
     except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes, where there is no /proc
+        return max(programs, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
 
 
 def _copy_from_file(job: Job, into: sql.Identifier) -> sql.Composed:
-    return sql.SQL("COPY {} ({}) FROM {} (FORMAT BINARY)").format(into, _list(SPEC.column_names), sql.Literal(job.binary))
-
-
-def _on_conflict() -> sql.Composed:
-    pairs = [sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in SPEC.value_columns]
-    return sql.SQL("ON CONFLICT ({}) DO UPDATE SET {}, updated_at = now()").format(
-        _list(SPEC.primary_key), sql.SQL(", ").join(pairs)
-    )
-
-
-def _list(names: tuple[str, ...]) -> sql.Composed:
-    return sql.SQL(", ").join(sql.Identifier(name) for name in names)
+    return sql.SQL("COPY {} ({}) FROM {} (FORMAT BINARY)").format(into, listed(SPEC.column_names), sql.Literal(job.binary))
 
 
 if __name__ == "__main__":
+    # Google's client imports it if it is installed. The emulator needs it, and a deployment does not have it.
+    sys.modules["fastavro"] = None  # type: ignore[assignment]
     if "--wait" in sys.argv:
         # A measurement of several at once starts its clock when all are ready.
         import pulso_etl.definitions  # noqa: F401

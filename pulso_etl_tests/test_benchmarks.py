@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import distributions
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from psycopg import sql
 
 from benchmarks import cost, loads, page, wire
 from benchmarks.indexes import SCHEMA, Query, measure_indexes
+from benchmarks.job import Job
 from benchmarks.loads import CHANGED, FIRST, UNCHANGED, LoadBench, Measurement, checksum
 from benchmarks.rows import CHANGED_DAYS, DAYS, SPEC, WINDOW, Edition, reader, write_inputs
-from benchmarks.ways import WAYS, Job
+from benchmarks.ways import WAYS
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.sync.schema.statements import Statements
 from pulso_etl.tables import TABLES
@@ -23,6 +25,12 @@ pytestmark = pytest.mark.usefixtures("processes")
 
 ROWS = 2_000
 needs_files = pytest.mark.skipif("DATABASE_URL" in os.environ, reason="the server must see this machine's files")
+
+
+def needs(package: str) -> pytest.MarkDecorator:
+    """For a way whose package `make bench` installs in its own environment: its Python runs this test as well."""
+    missing = not list(distributions(name=package))
+    return pytest.mark.skipif(missing, reason=f"{package} is in the environment of `make bench`")
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +47,10 @@ def beside_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
         "sqlalchemy",
         pytest.param("copy_direct", marks=needs_files),
         pytest.param("copy_upsert", marks=needs_files),
+        pytest.param("sling", marks=needs("sling-linux-amd64")),
+        pytest.param("ingestr", marks=needs("ingestr")),
+        pytest.param("duckdb", marks=needs("duckdb-extension-postgres-scanner")),
+        pytest.param("adbc", marks=needs("adbc-driver-postgresql")),
     ],
 )
 def test_a_way_leaves_the_rows_that_it_was_given(
