@@ -248,7 +248,7 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
         """The upstream asset's partition or range; all days if none are asked for.
 
         The input's annotation chooses pyarrow.Table (the default), pyarrow.RecordBatchReader or pandas.DataFrame. The input's
-        metadata may name the `columns`.
+        metadata may name the `columns`, and `dtype_backend="pyarrow"` for a DataFrame with Arrow's types.
 
         Raises as `handle_output` does.
         """
@@ -257,8 +257,9 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
             if upstream is None:
                 raise ContractError(f"{asset}: this input has no upstream asset; give it an asset that this IO manager wrote")
             spec = _spec(upstream.definition_metadata, asset)
-            form = form_of(spec.name, context.dagster_type.typing_type)
-            names = chosen_columns(spec, (context.definition_metadata or {}).get("columns"))
+            asked = context.definition_metadata or {}
+            form = form_of(spec.name, context.dagster_type.typing_type, asked.get("dtype_backend"))
+            names = chosen_columns(spec, asked.get("columns"))
             ranges = [EVERY_DAY]
             if context.has_asset_partitions:
                 ranges = ranges_of(partition_days(spec.name, context.asset_partitions_def, context.asset_partition_keys))

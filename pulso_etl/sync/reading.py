@@ -19,6 +19,8 @@ from pulso_etl.sync.spec import Column, ColumnType, TableSpec
 from pulso_etl.sync.target import Target
 
 Form = Callable[[pa.Table], Any]
+ARROW = "pyarrow"
+"""As pandas itself names it."""
 
 
 def read(target: Target, ranges: Sequence[DayRange], names: Sequence[str]) -> pa.Table:
@@ -116,8 +118,13 @@ def chosen_columns(spec: TableSpec, columns: Any) -> Sequence[str]:
     return columns
 
 
-def form_of(table: str, annotation: Any) -> Form:
-    """How rows become the type that an input is annotated with. Raises ContractError for any other type."""
+def form_of(table: str, annotation: Any, dtype_backend: Any = None) -> Form:
+    """How rows become the type that an input is annotated with. With `dtype_backend` "pyarrow" a DataFrame keeps Arrow's types.
+
+    Raises ContractError for any other type or backend.
+    """
+    if dtype_backend not in (None, ARROW):
+        raise ContractError(f"{table}: the input's metadata `dtype_backend` may be {ARROW!r}, not {dtype_backend!r}")
     kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     for kind in kinds:
         if kind is Any or (isinstance(kind, type) and issubclass(pa.Table, kind)):
@@ -126,7 +133,7 @@ def form_of(table: str, annotation: Any) -> Form:
             return lambda rows: rows.to_reader()
         # pandas is imported only for inputs that ask for it.
         if isinstance(kind, type) and kind.__module__.partition(".")[0] == "pandas" and kind.__name__ == "DataFrame":
-            return _frame
+            return _arrow_frame if dtype_backend else _frame
     raise ContractError(
         f"{table}: the input has the type {annotation}; annotate it as pyarrow.Table, pyarrow.RecordBatchReader or pandas.DataFrame"
     )
@@ -141,3 +148,10 @@ def _frame(rows: pa.Table) -> Any:
         if pa.types.is_integer(rows[name].type) and rows[name].null_count:
             frame[name] = rows[name].to_pandas(types_mapper=lambda _: pandas.Int64Dtype())
     return frame
+
+
+def _arrow_frame(rows: pa.Table) -> Any:
+    """The rows as pandas.DataFrame with Arrow's types: dates stay dates, decimals stay decimals, and nulls stay nulls."""
+    import pandas
+
+    return rows.to_pandas(types_mapper=pandas.ArrowDtype)

@@ -119,6 +119,33 @@ def test_a_frame_keeps_every_digit_and_null_and_can_be_written_back(run: Run, co
     assert conn.execute(query).fetchall() == before
 
 
+def test_a_frame_with_arrow_s_types_keeps_dates_and_decimals_and_can_be_written_back(run: Run, conn: psycopg.Connection) -> None:
+    got: list[pd.DataFrame] = []
+    metadata = {SPEC_KEY: LARGE.as_metadata()}
+    day = {"start": str(D1), "end": None}
+    wants = dg.AssetIn("visits", metadata={"dtype_backend": "pyarrow"})
+    assert run(visits(lambda _: WIDE, metadata=metadata), reader(got, pd.DataFrame, wants), **day).success
+    (frame,) = got
+    told = {name: str(frame[name].dtype) for name in ("day", "hora", "amount", "seen")}
+    assert told == {
+        "day": "date32[day][pyarrow]",
+        "hora": "int64[pyarrow]",
+        "amount": "decimal256(76, 38)[pyarrow]",
+        "seen": "timestamp[us, tz=UTC][pyarrow]",
+    }
+    assert frame["hora"].isna().tolist() == [False, True]
+    query = "SELECT day, site, hora, amount, share, seen, xmin::text FROM visits ORDER BY site"
+    before = conn.execute(query).fetchall()
+    assert run(visits(lambda _: frame, metadata=metadata), **day).success
+    assert conn.execute(query).fetchall() == before
+
+
+def test_another_backend_of_types_is_refused(run: Run) -> None:
+    got: list[Any] = []
+    wants = dg.AssetIn("visits", metadata={"dtype_backend": "numpy_nullable"})
+    assert "`dtype_backend` may be 'pyarrow'" in failure(run(visits(lambda rows: rows), reader(got, pd.DataFrame, wants)))
+
+
 @pytest.mark.parametrize("kind", [Optional[pd.DataFrame], pd.DataFrame | None])  # noqa: UP045
 def test_an_optional_frame_is_a_frame(run: Run, kind: Any) -> None:
     got: list[Any] = []
