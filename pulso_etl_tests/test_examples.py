@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from datetime import date
+from decimal import Decimal
 from importlib import import_module
 from typing import Any
 
@@ -12,6 +13,8 @@ import dagster as dg
 import psycopg
 import pytest
 
+from pulso_etl.sync.schema.statements import Statements
+from pulso_etl.tables import TABLES
 from pulso_etl_tests.conftest import CHECKOUT
 
 
@@ -24,6 +27,38 @@ def weather(server_url: str, schema: str, monkeypatch: pytest.MonkeyPatch) -> It
     yield import_module("weather.definitions")
     for name in [name for name in sys.modules if name.partition(".")[0] == "weather"]:
         del sys.modules[name]
+
+
+@pytest.fixture
+def agency(server_url: str, schema: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The module of the definitions, on the test's schema."""
+    for name, value in {"DATABASE_URL": server_url, "DATABASE_SCHEMA": schema, "PARTITIONS_START": "2026-03-01"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.syspath_prepend(CHECKOUT / "examples/agency")
+    yield import_module("agency.definitions")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "agency"]:
+        del sys.modules[name]
+
+
+def test_assets_of_one_s_own_stand_below_and_beside_the_five(agency: Any, conn: psycopg.Connection, schema: str) -> None:
+    for statement in Statements(TABLES["dashboard_data"], schema).create_table():
+        conn.execute(statement)
+    numbers = [column.name for column in TABLES["dashboard_data"].columns if column.sql_type in ("bigint", "double precision")]
+    conn.execute(
+        "INSERT INTO dashboard_data (fecha_foto, archivo, cartera, servicio, deuda_asig, deuda_act, recupero, "
+        f"{', '.join(numbers)}) SELECT day::date, file, 'A', 'FIJA', 0, 0, 0.1{', 0' * len(numbers)} "
+        "FROM unnest(ARRAY['2026-03-01', '2026-03-02']) AS day, unnest(ARRAY['a', 'b', 'c']) AS file"
+    )
+    conn.commit()
+    job = agency.defs().resolve_implicit_global_asset_job_def()
+    known = {key.to_user_string() for key in job.asset_layer.executable_asset_keys}
+    assert {*TABLES, "recovery_by_portfolio", "holidays"} <= known
+    below = job.execute_in_process(asset_selection=[dg.AssetKey("recovery_by_portfolio")], partition_key="2026-03-02")
+    beside = job.execute_in_process(asset_selection=[dg.AssetKey("holidays")])
+    assert below.success
+    assert beside.success
+    found = conn.execute("SELECT fecha_foto, cartera, recupero FROM recovery_by_portfolio").fetchall()
+    assert found == [(date(2026, 3, 2), "A", Decimal("0.3"))]
 
 
 def load(weather: Any, start: str, end: str) -> dict[str, Any]:

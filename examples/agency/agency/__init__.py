@@ -1,0 +1,1 @@
+"""Pulso ETL with assets of one's own."""
