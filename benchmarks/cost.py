@@ -209,6 +209,10 @@ class Month:
             bill.sharable += _sharable(asked)
         return bill
 
+    @property
+    def _sources(self) -> set[str]:
+        return {name for spec in self.tables.values() for name in spec.sources}
+
     def _sample(self, today: date, days: int) -> SampleData:
         return SampleData(dict(self.names), today, days, self.rows_per_day)
 
@@ -227,10 +231,12 @@ class Month:
         if clock == ARRIVES:
             yesterday = today - timedelta(days=1)
             for name, table in self._sample(yesterday, 1).tables().items():
-                if name in PARTITIONED:
+                if name in PARTITIONED and name in self._sources:
                     _append(self.client, base_of(self.names, name), table)
         if clock in CORRECTED and today > self.last - timedelta(days=self.corrected_days):
             for name, change in CORRECTIONS.items():
+                if name not in self._sources:
+                    continue
                 days = ", ".join(f"'{today - timedelta(days=back)}'" for back in (1, 2))
                 where = f"{PARTITIONED[name]} IN ({days})"
                 self.client.query_and_wait(f"UPDATE `{base_of(self.names, name)}` SET {change} WHERE {where}")

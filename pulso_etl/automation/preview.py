@@ -97,7 +97,8 @@ class Previews:
     source: BigQuerySource
 
     def of(self, conn: psycopg.Connection, request: RefreshRequest, now: datetime) -> Preview:
-        """What the request would do at the instant `now` (the server's clock). Changes nothing.
+        """What the request would do at the instant `now` (the server's clock). Writes nothing but what a question about partitions
+        billed.
 
         A plain request reads only what changed, as the refresh sensor does; any other one reads its whole range. Raises PlanError
         for an invalid request, LedgerMismatch, and psycopg's errors. A fault of the source is told in the table's `fault`.

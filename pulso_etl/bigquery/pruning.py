@@ -44,14 +44,12 @@ def fault(source: BigQuerySource, spec: TableSpec, today: date) -> str | None:
 
 
 def hidden(look: Look) -> Iterator[str]:
-    """Where the partition columns of the base tables are hidden, for people. Pure."""
+    """Where the partition columns of the base tables are hidden, for people; then the base tables without partitions. Pure."""
     texts = {**look.texts, "the statement": look.statement}
-    for name, table in sorted(look.tables.items()):
-        column = _partition_column(table)
-        if column is None:
-            yield f"{name} is not partitioned"
-            continue
+    columns = {name: _partition_column(table) for name, table in sorted(look.tables.items())}
+    for column in dict.fromkeys(filter(None, columns.values())):
         yield from _places(texts, column)
+    yield from (f"{name} is not partitioned" for name, column in columns.items() if column is None)
 
 
 def _partition_column(table: bigquery.Table) -> str | None:
@@ -91,7 +89,8 @@ def _hiding(query: exp.Query, names: set[str]) -> Iterator[str]:
     for select in query.find_all(exp.Select):
         where = select.args.get("where")
         tested = [test.this for test in where.find_all(exp.Predicate)] if where else []
-        for value in (*(item.unalias() for item in select.selects), *tested):
+        replaced = [item for star in select.find_all(exp.Star) for item in star.args.get("replace") or ()]
+        for value in (*(item.unalias() for item in (*select.selects, *replaced)), *tested):
             wraps = isinstance(value, exp.Func) and not isinstance(value, exp.AggFunc) and names & _columns(value)
             if wraps or isinstance(value, exp.Window):
                 yield value.sql("bigquery")

@@ -25,6 +25,7 @@ SPEC = TABLES["operation_data"].with_query(
         ("SELECT * FROM `{base}`", None),
         ("SELECT dia AS fecha, n FROM (SELECT fecha AS dia, n FROM `{base}`)", None),
         ("SELECT DATE(CAST(fecha AS TIMESTAMP)) AS fecha, n FROM `{base}`", "DATE(CAST(fecha AS TIMESTAMP))"),
+        ("SELECT * REPLACE (DATE(CAST(fecha AS TIMESTAMP)) AS fecha) FROM `{base}`", "DATE(CAST(fecha AS TIMESTAMP))"),
         ("SELECT CAST(dia AS DATE) AS fecha, n FROM (SELECT fecha AS dia, n FROM `{base}`)", "CAST(dia AS DATE)"),
     ],
 )
