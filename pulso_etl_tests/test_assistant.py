@@ -27,9 +27,8 @@ SECRET = "un-secreto-3b7d"
 
 
 @pytest.fixture
-def configured(settings: Settings, schema: str, emulator: BigQueryEmulator) -> Settings:
-    """A deployment with source data, nothing loaded, and no Dagster."""
-    seed(settings, emulator)
+def configured(settings: Settings, schema: str) -> Settings:
+    """A deployment where nothing is loaded, without Dagster."""
     return settings.model_copy(update={"database_schema": schema, "dagster_graphql_url": "http://127.0.0.1:1/graphql"})
 
 
@@ -50,7 +49,8 @@ def told(result: CallToolResult) -> str:
     return " ".join(str(getattr(part, "text", "")) for part in result.content)
 
 
-def test_an_assistant_reads_the_api_s_own_models(configured: Settings) -> None:
+def test_an_assistant_reads_the_api_s_own_models(configured: Settings, emulator: BigQueryEmulator) -> None:
+    seed(configured, emulator)
     offered, (status, plan, days, wrong) = ask(
         configured,
         Role.READ,

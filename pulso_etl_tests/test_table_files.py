@@ -180,7 +180,7 @@ def test_a_table_in_yaml_is_loaded_and_served_like_any_other(
     settings: Settings, schema: str, emulator: BigQueryEmulator, conn: psycopg.Connection, table: Path
 ) -> None:
     data, here = seed(settings, emulator), settings.model_copy(update={"database_schema": schema})
-    known = find_tables([str(table.parent)])
+    known = {"channel_data": find_tables([str(table.parent)])["channel_data"]}
     spec = known["channel_data"].in_zone(here.timezone)
     plan = plan_refresh(spec, None, RefreshRequest(), datetime.now(UTC), Calendar.of(here))
     with dg.DagsterInstance.ephemeral() as instance:
