@@ -13,9 +13,11 @@ import psycopg
 import pytest
 from dagster._core.storage.dagster_run import DagsterRun
 from dagster._serdes import serialize_value
+from pydantic import SecretStr
 
-from pulso_etl.instance.retention import Old, clean, old
+from pulso_etl.instance.retention import Ledger, Old, clean, old, retention_sensor
 from pulso_etl.settings import Retention
+from pulso_etl.sync.ledger.migrations import migrate
 from pulso_etl_tests.instance.test_event_storage import opened
 
 ASSET = dg.AssetKey("visits")
@@ -146,3 +148,22 @@ def test_nothing_is_deleted_that_runs_or_is_young(storage: str, instance: dg.Dag
         assert (rows(conn, "runs"), rows(conn, "event_logs")) == (RUNS_A_DAY, before)
         clean(instance, KEPT, datetime(2027, 1, 1, tzinfo=UTC), lambda: False)
         assert rows(conn, "event_logs") == before
+
+
+def test_the_sensor_cleans_each_ledger_and_names_one_that_is_away(
+    instance: dg.DagsterInstance, server_url: str, schema: str, conn: psycopg.Connection
+) -> None:
+    migrate(conn, schema)
+    long_ago = datetime(2020, 1, 1, tzinfo=UTC)
+    conn.execute(
+        "INSERT INTO etl_refreshes (pipeline_id, fingerprint, request, runs, requested_by, requested_at) "
+        "VALUES ('p', 'f', '{}', '{}', 'ana', %s)",
+        (long_ago,),
+    )
+    conn.commit()
+    ledgers = [Ledger(SecretStr(server_url), schema), Ledger(SecretStr("postgresql://user:s3cr3t@127.0.0.1:1/none"), "x", "away")]
+    sensor = retention_sensor(KEPT, ledgers, dg.DefaultSensorStatus.STOPPED)
+    [told] = sensor.evaluate_tick(dg.build_sensor_context(instance)).skip_message.split("\n")  # type: ignore[union-attr]
+    assert "ledger: 0 attempts, 0 queries, 0 alerts, 1 refreshes; away: " in told
+    assert "s3cr3t" not in told
+    assert conn.execute("SELECT count(*) FROM etl_refreshes").fetchone() == (0,)
