@@ -75,16 +75,15 @@ from pulso_etl.automation.recovery import EndedAttempt, recover
 from pulso_etl.bigquery.reach import Reach
 from pulso_etl.refreshing.keys import source_key
 from pulso_etl.refreshing.request import Grants, Mode, RefreshRequest
-from pulso_etl.refreshing.undoing import undo
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import BudgetExceeded, DestinationError, PlanError, PulsoError, UndoRefused, first_line
 from pulso_etl.sync.ledger.changes import Changes
 from pulso_etl.sync.ledger.ledger import server_clock
+from pulso_etl.sync.ledger.undoings import Wish
 from pulso_etl.sync.postgres.server_errors import keeps_out, meaning
 from pulso_etl.sync.postgres.sessions import Session
 from pulso_etl.sync.spec import TableSpec
-from pulso_etl.sync.undoing import Wish
 from pulso_etl.tables import TABLES
 
 if TYPE_CHECKING:
@@ -472,6 +471,9 @@ async def undo_table(
 ) -> Undoing:
     """Undoes a load: the table is as it was before it, in one transaction. The days are owed again. Refused if somebody has changed
     the same rows since, or if their values are not kept."""
+    # Imported here: it loads rows, and who does not ask for it needs no Arrow in memory.
+    from pulso_etl.refreshing.undoing import undo
+
     here = deployment(request)
     [table] = here.known(table_name)
     await request.app.state.gatekeeper.count_launches(caller, 1)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg import sql
@@ -13,9 +14,12 @@ from psycopg import sql
 from pulso_etl.api.models import ChangedRowShown, DayChanged, FigureMovement, LoadChanges, TableChanges, Undoing
 from pulso_etl.sync.figures import Number
 from pulso_etl.sync.ledger.changes import Change, Changes, DayChange, Kept
+from pulso_etl.sync.ledger.undoings import is_undoing
 from pulso_etl.sync.movements import movements
 from pulso_etl.sync.spec import TableSpec
-from pulso_etl.sync.undoing import Report, is_undoing
+
+if TYPE_CHECKING:
+    from pulso_etl.sync.undoing import Report
 
 MOST_KEYS = 200
 """An event names at most so many changed keys."""

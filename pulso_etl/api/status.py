@@ -50,11 +50,11 @@ from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import Cause
 from pulso_etl.sync.ledger.changes import Changes
 from pulso_etl.sync.ledger.locks import HELD_LOCKS, table_lock
+from pulso_etl.sync.ledger.undoings import is_undoing
 from pulso_etl.sync.ledger.watermarks import Attempt, TableState
 from pulso_etl.sync.redaction import scrub
 from pulso_etl.sync.spec import TableSpec
 from pulso_etl.sync.tags import PIPELINE_TAG, SKIPPED_TAG, TENANT_TAG
-from pulso_etl.sync.undoing import is_undoing
 from pulso_etl.sync.zone import DEFAULT_ZONE
 
 SHOWN = 20

@@ -15,10 +15,10 @@ from pulso_etl.refreshing.planner import named_tables
 from pulso_etl.refreshing.undoing import undo as undo_load
 from pulso_etl.sync.figures import Number
 from pulso_etl.sync.ledger.changes import Change, Changes, Kept
+from pulso_etl.sync.ledger.undoings import Wish
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.movements import movements
 from pulso_etl.sync.spec import TableSpec
-from pulso_etl.sync.undoing import Wish
 from pulso_etl.tenancy.tenants import chosen
 
 TableArgument = Annotated[str, typer.Argument(help="The table.")]

@@ -12,11 +12,12 @@ import dagster as dg
 from pulso_etl.refreshing.keys import asset_key
 from pulso_etl.settings import Settings
 from pulso_etl.sync.errors import first_line
+from pulso_etl.sync.ledger.undoings import Wish
 from pulso_etl.sync.postgres.session_settings import Limits
 from pulso_etl.sync.postgres.sessions import Session
 from pulso_etl.sync.spec import TableSpec
 from pulso_etl.sync.target import Target
-from pulso_etl.sync.undoing import Report, Wish, undo_load
+from pulso_etl.sync.undoing import Report, undo_load
 
 logger = logging.getLogger(__name__)
 Instance = Callable[[], AbstractContextManager[dg.DagsterInstance]]

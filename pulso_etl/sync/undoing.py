@@ -5,31 +5,17 @@ from __future__ import annotations
 import time
 import uuid
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 
 from pulso_etl.sync.ledger import locks
 from pulso_etl.sync.ledger.changes import Change, Changes, Entry, Kept
 from pulso_etl.sync.ledger.ledger import server_clock
+from pulso_etl.sync.ledger.undoings import PREFIX, Wish
 from pulso_etl.sync.ledger.watermarks import Reverted, RunningAttempt, Watermarks
 from pulso_etl.sync.loading.load import translated
 from pulso_etl.sync.loading.undo import Undone, chosen, undo
 from pulso_etl.sync.schema.statements import Statements
 from pulso_etl.sync.target import Target
-
-PREFIX = "undo-"
-"""The beginning of the run id of an undoing, which is no run of Dagster."""
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What somebody wants undone: the load of a number, or the last load that is not undone (None).
-
-    `hold`: how long only people refresh the table afterwards; None for as long as its refresh frequency. `by`: who asked.
-    """
-
-    load_id: int | None = None
-    hold: timedelta | None = None
-    by: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,8 +85,3 @@ def _rows(target: Target, done: Undone) -> dict[date, int]:
     query = Statements(target.spec, target.schema).rows_by_day()
     held: dict[date, int] = dict(target.conn.execute(query, {"start": window.start, "end": window.end}).fetchall())
     return {day.day: held.get(day.day, 0) for day in done.days}
-
-
-def is_undoing(run_id: str | None) -> bool:
-    """Whether the id is the one of an undoing, and not the one of a run of Dagster."""
-    return run_id is not None and run_id.startswith(PREFIX)

@@ -12,10 +12,11 @@ from pulso_etl.sync.errors import UndoRefused
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl.sync.ledger.changes import Changes
 from pulso_etl.sync.ledger.ledger import server_clock
+from pulso_etl.sync.ledger.undoings import Wish, is_undoing
 from pulso_etl.sync.ledger.watermarks import TableState, Watermarks
 from pulso_etl.sync.owed import Horizon, owed_days
 from pulso_etl.sync.target import Target
-from pulso_etl.sync.undoing import Wish, is_undoing, undo_load
+from pulso_etl.sync.undoing import undo_load
 from pulso_etl_tests.sync.test_io_manager import stored, wanted
 from pulso_etl_tests.sync.visits import ALL, D1, D2, D3, SPEC, Rows, materialize, table, visits
 
