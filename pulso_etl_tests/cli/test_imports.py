@@ -9,15 +9,6 @@ import pytest
 
 CLIENTS = {"google.cloud.bigquery", "google.cloud.bigquery_storage", "dagster_gcp", "sqlglot", "apprise"}
 HEAVY = {"pandas", "pyarrow", "numpy", *CLIENTS}
-    "pandas",
-    "pyarrow",
-    "numpy",
-    "google.cloud.bigquery",
-    "google.cloud.bigquery_storage",
-    "dagster_gcp",
-    "sqlglot",
-    "apprise",
-}
 """Packages that only runs, sensors and some commands need. Together they take 130 MB."""
 DEFINITIONS = {"pulso_etl.definitions", "pulso_etl.assets", "pulso_etl.checks.asset_checks"}
 """The code server has them. The others ask it over gRPC."""
