@@ -332,7 +332,8 @@ def lost_extraction(table: str, attempt: Attempt, ui_url: str) -> Extraction:
 @dataclass(frozen=True)
 class DayHeld:
     """A day of the ledger: its rows now, the reading of its last load, the last reading that found it equal to the source, until
-    when the source may change it, and the run that loaded it. Instants carry a zone."""
+    when the source may change it, and the run that loaded it (None: it had no rows at the source, and no run read it). Instants carry
+    a zone."""
 
     rows: int
     loaded_at: datetime
@@ -541,7 +542,7 @@ class StatusReader:
         days of `shown`, oldest first."""
         days = await conn.execute(
             sql.SQL(
-                "SELECT day, coalesce(found, rows), loaded_at, read_at, open_until, extraction_id FROM {} "
+                "SELECT day, coalesce(found, rows), loaded_at, read_at, open_until, nullif(extraction_id, '') FROM {} "
                 "WHERE table_name = %s AND (day BETWEEN %s AND %s "
                 "OR day IN (SELECT unnest(ARRAY[min(day), max(day)]) FROM {} WHERE table_name = %s))"
             ).format(*[self.database.marks.ledger.days] * 2),
