@@ -332,8 +332,8 @@ def lost_extraction(table: str, attempt: Attempt, ui_url: str) -> Extraction:
 @dataclass(frozen=True)
 class DayHeld:
     """A day of the ledger: its rows now, the reading of its last load, the last reading that found it equal to the source, until
-    when the source may change it, and the run that loaded it (None: it had no rows at the source, and no run read it). Instants carry
-    a zone."""
+    when the source may change it, and the run that loaded it (None: it had no rows at the source, and no run read it). Instants
+    carry a zone."""
 
     rows: int
     loaded_at: datetime
