@@ -50,7 +50,8 @@ def listen(instance: dg.DagsterInstance, tables: Mapping[str, TableSpec], memory
     """Remembers the newest announcement of each source of the tables, which are of one tenant."""
     for source, tenant in {(source, spec.tenant) for spec in tables.values() for source in spec.sources}:
         if (found := newest_announcement(instance, source, tenant)) is not None:
-            memory.hear(source, found.event, found.updated_at, now)
+            readers = [name for name, spec in tables.items() if source in spec.sources]
+            memory.hear(source, found.event, found.updated_at, now, readers)
     memory.has_listened = True
 
 

@@ -53,12 +53,14 @@ class Memory(BaseModel):
         start = names.index(self.last) + 1 if self.last in found else 0
         yield from ((name, found[name]) for name in (*names[start:], *names[:start]))
 
-    def hear(self, source: str, event: int, updated_at: datetime, now: datetime) -> None:
-        """Remembers the newest announcement of a source, if it is new. An announcement from before the first tick was heard when it
-        was made."""
+    def hear(self, source: str, event: int, updated_at: datetime, now: datetime, readers: Iterable[str]) -> None:
+        """Remembers the newest announcement of a source, if it is new. The tables that read the source, its `readers`, then need
+        not wait for their next look. An announcement from before the first tick was heard when it was made."""
         known = self.words.get(source)
         if known is None or event > known.event:
             self.words[source] = Word(event=event, updated_at=updated_at, heard_at=now if self.has_listened else updated_at)
+            for table in readers:
+                self.looks.pop(table, None)
 
     def word(self, sources: Iterable[str]) -> Word | None:
         """The announcement of these sources that was heard last."""

@@ -100,6 +100,9 @@ class Tick:
         try:
             sight = self.looks.sight(spec, window)
         except PulsoError as error:
+            if self.looks.away is not None:
+                # The pace says when looks go on.
+                self.memory.looks.pop(spec.name)
             if announced and self.looks.away is None:
                 # Somebody knows that there is something new. The run will report what is wrong with the source.
                 seen = Seen(list(window), f"the whole window: no look was possible ({error})")

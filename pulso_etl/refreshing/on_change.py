@@ -54,7 +54,7 @@ def why_no_look(
     if begun is not None and begun <= now < (after := begun + spec.schedule.least_interval):
         what = "its source was updated, as announced" if announced else "its source"
         return f"{what}: looked at from {after:%H:%M:%S %Z} on, {spec.schedule.least_interval} after its last load"
-    if not announced and look_at is not None and now < look_at:
+    if look_at is not None and now < look_at:
         return f"its source is looked at again at {look_at:%H:%M:%S %Z}"
     return None
 

@@ -42,7 +42,7 @@ def known(at: datetime, seen: SourceState | None) -> dict[date, Day]:
     [
         (Standing(attempts=[LOADED]), False, None, True),
         (Standing(attempts=[LOADED]), False, NOW + MINUTE, False),
-        (Standing(attempts=[LOADED]), True, NOW + MINUTE, True),
+        (Standing(attempts=[LOADED]), True, None, True),
         (Standing(attempts=[replace(LOADED, started_at=NOW - 9 * MINUTE)]), False, None, False),
         (Standing(attempts=[replace(LOADED, started_at=NOW - 9 * MINUTE)]), True, None, False),
         (Standing(attempts=[replace(LOADED, started_at=NOW - 10 * MINUTE)]), False, None, True),
@@ -115,7 +115,7 @@ class Table:
         self.version, self.changed_at = self.version + 1, self.now
 
     def announce(self) -> None:
-        self.heard_at = self.now
+        self.heard_at, self.look_at = self.now, None
 
     def tick(self) -> None:
         attempt = replace(LOADED, started_at=self.loaded_at, finished_at=self.loaded_at)
