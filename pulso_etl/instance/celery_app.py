@@ -7,18 +7,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from celery.signals import setup_logging
+from celery.signals import setup_logging, worker_init
 from dagster_celery.app import app
 
 from pulso_etl import logs
+from pulso_etl.instance.preload import preload
 
 __all__ = ["app"]
+MODULE = "pulso_etl.definitions"
+"""A worker imports it before it forks the processes of its runs. A run of another module imports that itself."""
 
 
 def _serve(**_: Any) -> None:
     logs.serve("INFO")
 
 
+def _warm_up(**_: Any) -> None:
+    preload(MODULE)
+
+
+worker_init.connect(_warm_up, weak=False)
 # With a receiver of this signal, Celery sets up no logging of its own. It warns earlier, so the lines are ours from now on.
 setup_logging.connect(_serve, weak=False)
 _serve()

@@ -38,8 +38,6 @@ from pulso_etl import logs
 from pulso_etl.instance.preload import MODULE_VARIABLE, preload
 
 log = logging.getLogger(__name__)
-NO_THREADS = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "OPENBLAS_NUM_THREADS": "1"}
-"""Environment of the fork server. It stops libraries from starting threads at import, because a thread does not survive a fork."""
 TRIAL_SECONDS = 120.0
 """Limit of the first fork. If the fork server had to be started anew, it waits for the imports."""
 FORK_SERVER = "fork server"
@@ -48,8 +46,6 @@ FORK_SERVER = "fork server"
 
 def serve(host: str, port: int, module: str) -> None:
     """Serves the definitions of the module to Dagster's daemon and webserver, until a signal ends the process."""
-    for name, value in NO_THREADS.items():
-        os.environ.setdefault(name, value)
     os.environ[MODULE_VARIABLE] = module
     # `kill -USR1` writes to standard error what each thread is doing.
     faulthandler.register(signal.SIGUSR1)

@@ -1,4 +1,7 @@
-"""The imports of the fork server of `code_server`, before it forks a run. They open no thread, socket or connection."""
+"""The imports of the fork server of `code_server`, and of a Celery worker, before it forks a run.
+
+They open no thread, socket or connection.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from dagster.components.definitions import LazyDefinitions
 
 MODULE_VARIABLE = "PULSO_ETL_PRELOAD"
 """Environment variable of the fork server: the module with the definitions."""
+NO_THREADS = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "OPENBLAS_NUM_THREADS": "1"}
+"""Environment of the imports. It stops libraries from starting threads at import, because a thread does not survive a fork."""
 RUNS_NEED = (
     "dagster._core.execution.api",
     "dagster._grpc.impl",
@@ -28,6 +33,8 @@ RUNS_NEED = (
 
 def preload(module: str) -> None:
     """Imports the module of the definitions and the modules that runs need. A run that meets a fault in them reports it."""
+    for name, value in NO_THREADS.items():
+        os.environ.setdefault(name, value)
     gc.disable()  # what is imported stays, so there is no garbage to look for
     for name in (*RUNS_NEED, module):
         try:

@@ -86,6 +86,8 @@ def test_two_runs_go_on_at_the_same_time_in_two_workers(stack: DagsterStack, wor
     wait_until(lambda: all(stack.worker(run) for run in runs.values()), 60)
     processes = [stack.worker(run) for run in runs.values()]
     assert {psutil.Process(pid).ppid() for pid in processes} == set(workers)
+    # The workers have imported what runs need, so their forks start warm.
+    assert all(any("libarrow" in part.path for part in psutil.Process(pid).memory_maps()) for pid in workers)
     stack.proxy.release()
     assert {table: stack.wait(run) for table, run in runs.items()} == dict.fromkeys(runs, "SUCCESS")
     for name in ("one", "two"):

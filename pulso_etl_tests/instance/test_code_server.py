@@ -17,7 +17,8 @@ import dagster as dg
 import pytest
 from dagster._core.test_utils import create_run_for_test
 
-from pulso_etl.instance.code_server import NO_THREADS, Forked, Spawned, WarmApiServer
+from pulso_etl.instance.code_server import Forked, Spawned, WarmApiServer
+from pulso_etl.instance.preload import NO_THREADS
 from pulso_etl_tests.conftest import wait_until
 
 pytestmark = pytest.mark.usefixtures("processes")

@@ -229,6 +229,10 @@ SPECS = {
     "history by month": by_month(strategy="scd2"),
     "replace": things(strategy="replace_partition"),
     "quarantine": things(on_reject="quarantine", maximum_quarantined_share=0.5),
+    "quarantine, append": things(on_reject="quarantine", maximum_quarantined_share=0.5, strategy="append"),
+    "quarantine, history": things(on_reject="quarantine", maximum_quarantined_share=0.5, strategy="scd2"),
+    "quarantine, version": things(on_reject="quarantine", maximum_quarantined_share=0.5, version_column="hour"),
+    "quarantine, newest": monthly(on_reject="quarantine", maximum_quarantined_share=0.5),
     "newest": monthly(),
     "snapshots": things(primary_key=("name", "hour"), snapshot_of=("name",)),
 }
