@@ -30,6 +30,8 @@ ROUTES = {
     "GET /api/v1/etl/status/table/{table_name}/days",
     "GET /api/v1/etl/status/table/{table_name}/extractions",
     "GET /api/v1/etl/figures",
+    "GET /api/v1/etl/status/table/{table_name}/changes",
+    "POST /api/v1/etl/undo/table/{table_name}",
     "GET /api/v1/etl/status/table/{table_name}/rows.csv",
     "GET /api/v1/etl/health",
     "POST /api/v1/etl/cleanup",

@@ -81,6 +81,10 @@ def test_at_night_what_is_owed_is_asked_for_however_old_and_in_chunks(
     # Both days were read while they could still change.
     assert asked_for(datetime(2026, 3, 3, 2, 30, tzinfo=LIMA)) == [("2026-02-28", "2026-03-03")]
     assert asked_for(datetime(2026, 7, 3, 2, 30, tzinfo=LIMA)) == [("2026-04-03", "2026-07-03"), ("2026-02-28", "2026-04-02")]
+    # A load was undone, and the hold goes on.
+    conn.execute("UPDATE etl_watermarks SET held_until = '2026-07-03 08:00-05'")
+    assert asked_for(datetime(2026, 7, 3, 2, 30, tzinfo=LIMA)) == []
+    assert asked_for(datetime(2026, 7, 4, 2, 30, tzinfo=LIMA)) != []
 
 
 def test_every_week_the_tables_are_compared_with_bigquery(deployment: Settings) -> None:
