@@ -75,7 +75,7 @@ def test_at_night_what_is_owed_is_asked_for_however_old_and_in_chunks(
             one for one in tick(deployment, "nightly_recheck", at).run_requests or [] if one.tags[TABLE_TAG] == "operation_data"
         ]
         assert len({one.run_key for one in found}) == len(found)
-        assert {one.tags[COMPARE_TAG] for one in found} == {"true"}
+        assert {one.tags[COMPARE_TAG] for one in found} <= {"true"}
         return [(one.tags[ASSET_PARTITION_RANGE_START_TAG], one.tags[ASSET_PARTITION_RANGE_END_TAG]) for one in found]
 
     # Both days were read while they could still change.
