@@ -34,6 +34,7 @@ def loaded(guarded: ApiServer) -> ApiServer:
     return guarded
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("address", [f"/#token={SECRETS['refresh'][0]}", "/"], ids=["page", "token form"])
 def test_the_page_scores_95_or_more_on_a_phone(loaded: ApiServer, address: str, capfd: pytest.CaptureFixture[str]) -> None:
     chromium = find_chromium()

@@ -1,4 +1,4 @@
-import { useEffect, useMemo, useState } from "react";
+import { memo, useDeferredValue, useEffect, useMemo, useState } from "react";
 import {
   type Connection,
   type ETLClient,
@@ -57,6 +57,9 @@ function Watched({ client, session, onForget, onSignedOut }: Props) {
   const details = useDetails(client, status.tables);
   const together = useETLRefresh();
   const [force, setForce] = useState(false);
+  // The strip comes first; what stands below it follows as there is time.
+  const told = useMemo(() => ({ status, titles, details, outlook }), [status, titles, details, outlook]);
+  const later = useDeferredValue(told, null);
   const mayRefresh = session.role !== "read";
   const shown = CONNECTIONS[outlook.offline ? "closed" : connection];
   const link = outlook.databaseAway && !outlook.offline ? { text: "Sin datos nuevos", tone: "warn" } : shown;
@@ -85,23 +88,43 @@ function Watched({ client, session, onForget, onSignedOut }: Props) {
         <Tables {...{ status, titles, outlook, mayRefresh, force, together }} />
         <Actions {...{ status, outlook, mayRefresh, force, ...together }} onForce={setForce} />
         <Problems tables={banner.troubled} />
-        <Figures client={client} status={status} outlook={outlook} />
-        <Changes client={client} status={status} titles={titles} now={outlook.now} />
-        <Calendar client={client} titles={titles} details={details} />
-        <Activity extractions={status.recent_activity} titles={titles} now={outlook.now} />
-        <Engineers {...{ client, status, details }} now={outlook.now} isAdmin={session.role === "admin"} />
+        {later && <Below client={client} isAdmin={session.role === "admin"} {...later} />}
       </main>
-      <footer>
-        <p>Horas {placeOf(status.timezone)}. Costos estimados por Pulso a partir de los bytes que BigQuery cobra.</p>
-        {onForget && (
-          <button type="button" className="button button--quiet" onClick={onForget}>
-            Olvidar la clave
-          </button>
-        )}
-      </footer>
+      {later && (
+        <footer>
+          <p>Horas {placeOf(status.timezone)}. Costos estimados por Pulso a partir de los bytes que BigQuery cobra.</p>
+          {onForget && (
+            <button type="button" className="button button--quiet" onClick={onForget}>
+              Olvidar la clave
+            </button>
+          )}
+        </footer>
+      )}
     </>
   );
 }
+
+interface BelowProps {
+  client: ETLClient;
+  isAdmin: boolean;
+  status: Status;
+  titles: Titles;
+  details: ReturnType<typeof useDetails>;
+  outlook: Outlook;
+}
+
+/** What stands below the strip and its buttons. */
+const Below = memo(function Below({ client, isAdmin, status, titles, details, outlook }: BelowProps) {
+  return (
+    <>
+      <Figures client={client} status={status} outlook={outlook} />
+      <Changes client={client} status={status} titles={titles} now={outlook.now} />
+      <Calendar client={client} titles={titles} details={details} />
+      <Activity extractions={status.recent_activity} titles={titles} now={outlook.now} />
+      <Engineers {...{ client, status, details, isAdmin }} now={outlook.now} />
+    </>
+  );
+});
 
 function Summary({ banner, status, now }: { banner: Banner; status: Status; now: number }) {
   const { text, why, tone, icon, troubled, outage } = banner;

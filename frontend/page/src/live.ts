@@ -28,12 +28,18 @@ export function useOutlook(status: Status, events: ETLEvents): Outlook {
   const databaseAway = isDatabaseAway(events);
   const knownAt = useRef(events.heardAt + skew);
   if (!databaseAway) knownAt.current = events.heardAt + skew;
-  return { now: here + skew, offline: isOffline(events, here), databaseAway, knownAt: knownAt.current };
+  const now = here + skew;
+  const offline = isOffline(events, here);
+  const known = knownAt.current;
+  return useMemo(() => ({ now, offline, databaseAway, knownAt: known }), [now, offline, databaseAway, known]);
 }
 
 /** The histories by table, as far as they are known. */
 export function useDetails(client: ETLClient, tables: readonly TableStatus[]): Record<string, TableDetail> {
-  const found = useQueries({ queries: tables.map(({ table }) => tableQueryOptions(client, table)) });
+  return useQueries({ queries: tables.map(({ table }) => tableQueryOptions(client, table)), combine: byTable });
+}
+
+function byTable(found: { data: TableDetail | undefined }[]): Record<string, TableDetail> {
   return Object.fromEntries(found.flatMap(({ data }) => (data ? [[data.table.table, data]] : [])));
 }
 
