@@ -452,6 +452,7 @@ async def table_changes(
 def _changes(here: Deployment, spec: TableSpec, asked: Asked) -> TableChanges | None:
     settings = here.settings
     with Session(settings.database_url.get_secret_value(), "api", connect_seconds=5).open() as conn:
+        here.database.marks.create(conn)
         return read_changes(conn, Changes(settings.database_schema), spec, asked, settings.dagster_ui_url)
 
 

@@ -154,6 +154,12 @@ def test_changes_are_told_per_load_and_day_and_an_administrator_undoes_a_load(de
         assert {one.partition_key for one in observed} == {str(D1), str(D2)}
 
 
+def test_a_schema_without_a_ledger_has_no_changes(deployment: Deployment) -> None:
+    deployment.conn.execute(f"DROP SCHEMA {deployment.schema} CASCADE; CREATE SCHEMA {deployment.schema}".encode())
+    with ApiServer(deployment.settings) as api:
+        assert api.call("GET", CHANGES, READ).json()["loads"] == []
+
+
 def test_events_name_the_changed_keys_up_to_a_bound(deployment: Deployment) -> None:
     async def keys() -> Any:
         async with await psycopg.AsyncConnection.connect(deployment.settings.database_url.get_secret_value()) as conn:
