@@ -13,9 +13,17 @@ from pulso_etl.automation.memory import Memory
 from pulso_etl.refreshing.keys import source_key
 from pulso_etl_tests.clock import TABLES
 
-NOW = datetime.now(UTC)
-EARLIER = NOW.replace(microsecond=0) - timedelta(minutes=5)
 SOURCE = "gestiones_unificadas"
+
+
+@pytest.fixture
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+@pytest.fixture
+def earlier(now: datetime) -> datetime:
+    return now.replace(microsecond=0) - timedelta(minutes=5)
 
 
 @pytest.fixture
@@ -24,38 +32,43 @@ def instance() -> Iterator[dg.DagsterInstance]:
         yield instance
 
 
-def test_the_newest_event_of_the_asset_counts_whoever_records_it(instance: dg.DagsterInstance) -> None:
+def test_the_newest_event_of_the_asset_counts_whoever_records_it(
+    instance: dg.DagsterInstance, now: datetime, earlier: datetime
+) -> None:
     assert newest_announcement(instance, SOURCE) is None
-    assert announce(instance, SOURCE, EARLIER, "dbt")
+    assert announce(instance, SOURCE, earlier, "dbt")
     found = newest_announcement(instance, SOURCE)
     assert found is not None
-    assert found.updated_at == EARLIER
+    assert found.updated_at == earlier
     # Twice the same is one event. A later instant is another one.
-    assert not announce(instance, SOURCE, EARLIER, "dbt")
+    assert not announce(instance, SOURCE, earlier, "dbt")
     assert newest_announcement(instance, SOURCE) == found
-    assert announce(instance, SOURCE, EARLIER + timedelta(minutes=1), "dbt")
+    assert announce(instance, SOURCE, earlier + timedelta(minutes=1), "dbt")
     instance.report_runless_asset_event(dg.AssetMaterialization(source_key(SOURCE)))
     last = newest_announcement(instance, SOURCE)
     assert last is not None
     assert last.event > found.event
-    assert NOW <= last.updated_at <= datetime.now(UTC)
+    assert now <= last.updated_at <= datetime.now(UTC)
 
 
-@pytest.mark.parametrize("told", [(NOW + timedelta(days=1)).timestamp(), "yesterday", None])
-def test_an_instant_that_can_not_be_is_that_of_the_event(instance: dg.DagsterInstance, told: object) -> None:
-    metadata = {UPDATED_AT: dg.MetadataValue.timestamp(told) if isinstance(told, float) else told}
+@pytest.mark.parametrize("told", ["tomorrow", "yesterday", None])
+def test_an_instant_that_can_not_be_is_that_of_the_event(instance: dg.DagsterInstance, now: datetime, told: str | None) -> None:
+    tomorrow = dg.MetadataValue.timestamp((now + timedelta(days=1)).timestamp())
+    metadata = {UPDATED_AT: tomorrow if told == "tomorrow" else told}
     instance.report_runless_asset_event(dg.AssetObservation(source_key(SOURCE), metadata=metadata))
     found = newest_announcement(instance, SOURCE)
     assert found is not None
-    assert NOW <= found.updated_at <= datetime.now(UTC)
+    assert now <= found.updated_at <= datetime.now(UTC)
 
 
-def test_an_announcement_concerns_its_own_tenant_and_the_tables_that_read_the_source(instance: dg.DagsterInstance) -> None:
-    announce(instance, SOURCE, EARLIER, "dbt", "acme")
+def test_an_announcement_concerns_its_own_tenant_and_the_tables_that_read_the_source(
+    instance: dg.DagsterInstance, now: datetime, earlier: datetime
+) -> None:
+    announce(instance, SOURCE, earlier, "dbt", "acme")
     heard = {}
     for tenant in ("acme", "globex", ""):
         tables = {name: spec.model_copy(update={"tenant": tenant}) for name, spec in TABLES.items()}
         memory = Memory()
-        listen(instance, tables, memory, NOW)
+        listen(instance, tables, memory, now)
         heard[tenant] = {name for name, spec in tables.items() if memory.word(spec.sources) is not None}
     assert heard == {"acme": {"operation_data", "productivity_data"}, "globex": set(), "": set()}
