@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from pulso_etl.sync.errors import SourceError
+from pulso_etl.sync.errors import PlanError, SourceError
 from pulso_etl.sync.zone import DEFAULT_ZONE, Zone, known_zone
 
 IDENTIFIER = r"^[a-z_][a-z0-9_]{0,62}$"
@@ -94,7 +94,7 @@ class Unit(StrEnum):
     PERCENT = "percent"
 
 
-class UnknownFieldsError(ValueError):
+class UnknownFieldsError(PlanError, ValueError):
     """Something is declared with fields that it does not have: `names`."""
 
     def __init__(self, text: str, names: list[str]) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
+
+import psycopg
 
 from pulso_etl.sync.ledger import locks
 from pulso_etl.sync.ledger.changes import Change, Changes, Entry, Kept
@@ -33,10 +35,6 @@ class Report:
         return self.undone.change
 
 
-class _DryRun(Exception):
-    """Ends the transaction of a dry run."""
-
-
 def undo_load(target: Target, wish: Wish, *, dry_run: bool = False) -> Report:
     """Undoes a load in one transaction, with the connection of the target, which is in autocommit mode.
 
@@ -46,21 +44,18 @@ def undo_load(target: Target, wish: Wish, *, dry_run: bool = False) -> Report:
     conn, schema = target.conn, target.schema
     Watermarks(schema).create(conn)
     # Which days it is about says which locks it needs. Under them it is looked at again.
-    change, found = chosen(target, wish.load_id), None
+    change = chosen(target, wish.load_id)
     with translated(target.spec, change.window):
         sole = locks.hold(target, change.window)
         try:
             with conn.transaction():
                 found = _undo(target, wish, change.load_id, sole)
                 if dry_run:
-                    raise _DryRun
-        except _DryRun:
-            assert found is not None
-            return Report(found.undone, found.run_id, None, found.held_until)
+                    raise psycopg.Rollback
         finally:
             if not conn.broken:
                 conn.execute("SELECT pg_advisory_unlock_all()")
-    return found
+    return replace(found, load_id=None) if dry_run else found
 
 
 def _undo(target: Target, wish: Wish, load_id: int, sole: bool) -> Report:

@@ -104,10 +104,15 @@ def test_a_listener_who_comes_back_hears_which_days_have_changed(api: ApiServer,
     version = api.call("GET", "/api/v1/etl/status/table/evolution_data").json()["table"]["data_version"]
     days = told["runs"]["evolution_data"]["partitions"]
     events = heard(last_id)
-    assert [(name, body) for name, _, body in events[1:]] == [
-        ("data", {"table": "evolution_data", "data_version": version, "days": [days]})
-    ]
-    assert f"evolution_data={version}" in events[1][1]
+    [(name, event_id, body)] = events[1:]
+    changed = body.pop("keys")
+    assert (name, body) == ("data", {"table": "evolution_data", "data_version": version, "days": [days]})
+    assert {tuple(key) for key in changed} == {TABLES["evolution_data"].primary_key}
+    first, last = days.split("..")
+    rows = target.conn.execute("SELECT count(*) FROM evolution_data WHERE fecha_foto BETWEEN %s AND %s", (first, last)).fetchone()
+    assert (len(changed),) == rows
+    assert {first, last} <= {key["fecha_foto"] for key in changed}
+    assert f"evolution_data={version}" in event_id
 
 
 LABELS = ("table", "status", "kind", "purpose")

@@ -33,7 +33,10 @@ from pulso_etl_tests.clock import TODAY
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.holding_proxy import HoldingProxy
 
-pytestmark = pytest.mark.usefixtures("processes")
+pytestmark = [
+    pytest.mark.usefixtures("processes"),
+    pytest.mark.timeout(300),
+]  # processes start, which a busy machine does slowly
 
 CHUNK = 92
 """The `chunk_days` of both tables."""

@@ -17,7 +17,7 @@ ABSENT = ("dagster_gcp", "dagster_webserver", "fastapi", "google.auth", "google.
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        own = name.startswith("pulso_etl.") and name != "pulso_etl.sync" and not name.startswith("pulso_etl.sync.")
+        own = name.startswith("pulso_etl.") and name.split(".")[1] not in ("memory", "sync")
         if own or any(name == absent or name.startswith(absent + ".") for absent in ABSENT):
             raise ModuleNotFoundError(f"{name} can't be imported here")
 
