@@ -34,7 +34,7 @@ quick: $(VENV)/.installed
 	$(BIN)/pytest -n 2 -m "not processes"
 
 test: lint ## lint, types, storeys and all tests; about 12 min on two cores
-	$(BIN)/pytest -n 6 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 docs: $(VENV)/.installed ## write the parts of README, docs and the TypeScript client that follow from the declarations
 	$(BIN)/python -m pulso_etl_tests.generated

@@ -105,7 +105,7 @@ def test_a_killed_process_leaves_nothing_behind_and_the_next_run_recovers(
 ) -> None:
     proxy.hold_page(2)
     process = refresh_process()
-    assert proxy.held.wait(30)
+    assert proxy.held.wait(90)
     wait_until(lambda: state(conn) == ("running", None, 0))
     assert rows(conn) == 0
     assert not lock_is_free(conn, schema)
@@ -120,7 +120,7 @@ def test_a_killed_process_leaves_nothing_behind_and_the_next_run_recovers(
     proxy.hold_page(2)
     second = threading.Thread(target=run_here, args=(behind_proxy,))
     second.start()
-    assert proxy.held.wait(30)
+    assert proxy.held.wait(90)
     assert state(conn) == ("running", None, 1)
     proxy.release()
     second.join(30)
@@ -137,7 +137,7 @@ def test_a_process_told_to_end_does_so_at_once_and_records_the_failure(
 ) -> None:
     proxy.hold_page(2)
     process = refresh_process()
-    assert proxy.held.wait(30)
+    assert proxy.held.wait(90)
     wait_until(lambda: state(conn) == ("running", None, 0))
     process.terminate()
     process.communicate(timeout=10)
@@ -156,7 +156,7 @@ def test_two_processes_on_one_table_load_one_after_the_other(
 ) -> None:
     proxy.hold_page(2)
     first = refresh_process()
-    assert proxy.held.wait(30)
+    assert proxy.held.wait(90)
     second = refresh_process("--force")
     waiting = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
     wait_until(lambda: conn.execute(waiting).fetchone() is not None, seconds=30)
@@ -244,7 +244,7 @@ def test_a_server_that_restarts_in_the_middle_is_loaded_by_the_retry(
     proxy.hold_page(2)
     with ThreadPoolExecutor(1) as pool:
         result = pool.submit(run_here, on_own_server)
-        assert proxy.held.wait(30)
+        assert proxy.held.wait(90)
         own_server.stop()
         own_server.start()
         proxy.release()
@@ -262,7 +262,7 @@ def test_a_server_that_stays_down_fails_the_run_and_the_next_one_recovers(
     proxy.hold_page(2)
     with ThreadPoolExecutor(1) as pool:
         result = pool.submit(run_here, on_own_server)
-        assert proxy.held.wait(30)
+        assert proxy.held.wait(90)
         own_server.stop()
         try:
             proxy.release()

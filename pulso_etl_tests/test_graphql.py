@@ -146,7 +146,7 @@ def test_a_run_that_is_terminated_in_the_middle_of_a_load_is_canceled_and_loads_
     dagster_stack.proxy.hold_page(1)
     try:
         run_id = dagster_stack.launch("evolution_data", WINDOW)
-        assert dagster_stack.proxy.held.wait(60)
+        assert dagster_stack.proxy.held.wait(90)
         # What is held may be the back-fill's page, while this run is only about to start and can't be ended yet.
         running = (
             "SELECT extraction_id FROM etl_watermarks WHERE table_name = 'evolution_data' AND last_extraction_status = 'running'"

@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 from starlette.datastructures import Headers
 
-from pulso_etl.api.access import MAXIMUM_ADDRESSES, MAXIMUM_BODY_BYTES, REFUSAL_SECONDS, REFUSALS, Refusals, why_refused
+from pulso_etl.api.access import MAXIMUM_BODY_BYTES, REFUSAL_SECONDS, REFUSALS, Refusals, why_refused
 from pulso_etl.api.app import create_app
 from pulso_etl.api.server import serve
 from pulso_etl.settings import Settings
@@ -126,11 +126,12 @@ def test_refused_tokens_are_logged_and_slowed_and_known_ones_are_not(stack: Dags
     assert "wrong-secret" not in caplog.text
 
 
-def test_the_count_of_refusals_has_an_end() -> None:
+def test_the_count_of_refusals_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pulso_etl.api.access.MAXIMUM_ADDRESSES", 50)
     refusals = Refusals()
-    for address in range(MAXIMUM_ADDRESSES + 100):
+    for address in range(150):
         refusals.refuse(str(address), "test")
-    assert len(refusals._seen) == MAXIMUM_ADDRESSES
+    assert len(refusals._seen) == 50
 
 
 def test_the_document_of_the_routes_is_for_those_who_may_use_some(guarded: ApiServer) -> None:

@@ -37,7 +37,9 @@ TAG = 'W/"dashboard_data=3"'
 
 
 def test_head_answers_as_get_does_without_a_body(api: ApiServer) -> None:
-    paths = [path for path, methods in json.loads(document())["paths"].items() if "get" in methods]
+    # The doctor and the plan take seconds. They stand behind the same door.
+    slow = {"/api/v1/etl/doctor", "/api/v1/etl/plan"}
+    paths = [path for path, methods in json.loads(document())["paths"].items() if "get" in methods and path not in slow]
     paths = [path.replace("{table_name}", "dashboard_data").replace("{pipeline_id}", "none") for path in paths]
     assert len(paths) >= 8
     with api.client() as client:

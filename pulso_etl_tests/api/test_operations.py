@@ -75,7 +75,7 @@ def test_a_run_that_waits_or_goes_on_can_be_canceled(guarded: ApiServer, stack: 
     try:
         found = ask(guarded, REFRESH, OPERATIONS["launch_run"], params=launch_params(stack, "dashboard_data"))["launchRun"]
         run_id = found["run"]["runId"]
-        assert stack.proxy.held.wait(60)
+        assert stack.proxy.held.wait(90)
         ended = ask(guarded, REFRESH, OPERATIONS["terminate_run"], runId=run_id)["terminateRun"]
         assert ended["__typename"] == "TerminateRunSuccess"
         assert stack.wait(run_id) == "CANCELED"

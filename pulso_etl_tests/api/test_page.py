@@ -126,7 +126,7 @@ def test_a_refresh_is_asked_for_watched_and_seen_to_its_end(api: ApiServer, stac
     try:
         refresh_button(page).click()
         expect(card(page)).to_contain_text(re.compile("En cola|En curso"), timeout=RUN_MS)
-        assert stack.proxy.held.wait(60)
+        assert stack.proxy.held.wait(90)
         for watched in (page, beside):
             expect(card(watched)).to_contain_text("En curso")
             expect(card(watched)).to_contain_text(re.compile(r"\d+ filas hasta ahora"))

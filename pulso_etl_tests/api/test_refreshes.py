@@ -67,7 +67,7 @@ def test_the_dashboard_is_refreshed_watched_and_asked_for_once(
         assert (told[0]["status"], told[0]["requested_by"]) == ("running", "local")
         run_ids = {table: run["run_id"] for table, run in told[0]["runs"].items()}
         assert len(set(run_ids.values()) - {None}) == 2
-        assert stack.proxy.held.wait(60)
+        assert stack.proxy.held.wait(90)
 
         # There is one slot. So one of the runs waits in Dagster's queue until the other has ended.
         now = states(api.call("GET", told[0]["status_url"]).json())

@@ -196,7 +196,7 @@ def test_a_killed_process_of_a_chunk_is_replaced_and_an_interrupt_ends_them_all(
     output: list[str] = []
     reader = threading.Thread(target=lambda: output.append(process.communicate()[0]))
     reader.start()
-    assert proxy.held.wait(60)
+    assert proxy.held.wait(90)
     wait_until(lambda: running(conn, PARALLEL) > 0, 30)
     workers = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
     assert len(workers) == 2
@@ -209,7 +209,7 @@ def test_a_killed_process_of_a_chunk_is_replaced_and_an_interrupt_ends_them_all(
 
     proxy.hold_page(1)
     process = refresh(short, PARALLEL, "--workers", "2")
-    assert proxy.held.wait(60)
+    assert proxy.held.wait(90)
     workers = psutil.Process(process.pid).children()
     os.kill(process.pid, signal.SIGTERM)
     process.communicate(timeout=60)

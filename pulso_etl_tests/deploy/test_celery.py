@@ -98,7 +98,7 @@ def test_two_runs_go_on_at_the_same_time_in_two_workers(stack: DagsterStack, wor
 def test_a_terminated_run_ends_as_canceled_and_is_not_launched_again(stack: DagsterStack, workers: list[int]) -> None:
     stack.proxy.hold_page(0)
     run = stack.launch("productivity_data", window(stack))
-    assert stack.proxy.held.wait(60)
+    assert stack.proxy.held.wait(90)
     pid = stack.worker(run)
     assert stack.terminate(run) == "TerminateRunSuccess"
     assert stack.wait(run) == "CANCELED"
