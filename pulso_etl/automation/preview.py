@@ -6,7 +6,7 @@ It launches nothing and bills nothing, except what the look at changed partition
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from itertools import groupby
 from time import monotonic
@@ -136,14 +136,17 @@ class Previews:
         if not seen.days:
             return told
         days = DayRange(min(seen.days), max(seen.days))
-        look, fault = (seen.look, None) if seen.look and days == plan.window else self._size(spec, days)
+        look, fault = (seen.look, None) if seen.look and days == plan.window else self._look(spec, days, seen.look)
         known = Known.of(spec, standing, self.planner.calendar, spec.zone.day(now), look)
         found = told.model_copy(update={"days": days_to_read(known, seen.days), "fault": fault})
         return found if look is None else found.model_copy(update=self._costs(look))
 
-    def _size(self, spec: TableSpec, days: DayRange) -> tuple[Look | None, str | None]:
+    def _look(self, spec: TableSpec, days: DayRange, whole: Look | None) -> tuple[Look | None, str | None]:
+        """A look at these days. What the look over the whole window told of the tables is not asked for again."""
         try:
-            return self.source.look(spec, days), None
+            if whole is None:
+                return self.source.look(spec, days), None
+            return replace(whole, bytes_processed=self.source.size(spec, days).bytes_processed), None
         except SourceError as error:
             return None, str(error)
 
