@@ -64,7 +64,7 @@ class HoldingProxy(FaultyProxy):
         return super().fault_for(request) or (self._page if PAGE.search(request.line) else None)
 
     def _page(self, handler: Any, request: Request) -> None:
-        if self._hold_of in self._query(request):
+        if not self._hold_of or self._hold_of in self._query(request):
             number, self._pages = self._pages, self._pages + 1
             if 0 <= self._hold_at <= number:
                 self.held.set()
