@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg import sql
 
 from pulso_etl.api.models import ChangedRowShown, DayChanged, FigureMovement, LoadChanges, TableChanges, Undoing
-from pulso_etl.sync.figures import Number
+from pulso_etl.sync.figures import decimal_of
 from pulso_etl.sync.ledger.changes import Change, Changes, DayChange, Kept
 from pulso_etl.sync.ledger.undoings import is_undoing
 from pulso_etl.sync.movements import movements
@@ -110,16 +109,12 @@ def _moved(spec: TableSpec, change: Change) -> list[FigureMovement]:
             figure=one.figure.name,
             title=one.figure.title,
             unit=one.figure.unit,
-            before=_decimal(one.before),
-            after=_decimal(one.after),
-            change=_decimal(one.change),
+            before=decimal_of(one.before),
+            after=decimal_of(one.after),
+            change=decimal_of(one.change),
         )
         for one in movements(spec, change)
     ]
-
-
-def _decimal(number: Number | None) -> Decimal | None:
-    return None if number is None else Decimal(number)
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -16,8 +15,8 @@ from psycopg import sql
 from pulso_etl.api.models import Comparison, DayCheck, DayMark, DayState, FigureDay, Figures, FigureStatus, PartitionStatus
 from pulso_etl.api.status import CALENDAR_DAYS, StatusReader
 from pulso_etl.sync.days import DayRange
-from pulso_etl.sync.figures import EXACT, RATIO_DIGITS, Number, Part, parts, value
-from pulso_etl.sync.ledger.changes import Changes
+from pulso_etl.sync.figures import EXACT, RATIO_DIGITS, Number, Part, decimal_of, parts, value
+from pulso_etl.sync.ledger.changes import Changes, with_decimals
 from pulso_etl.sync.schema.statements import Statements
 from pulso_etl.sync.spec import Figure, TableSpec, Unit
 
@@ -169,7 +168,7 @@ class _Beside:
         read = parts([self.figure])
         if held is None or self.newest.day != self.seen.calendar[-1].day or any(part.name not in held.sums for part in read):
             return None
-        its = _decimal(value(self.figure, {part: held.sums[part.name] for part in read}))
+        its = decimal_of(value(self.figure, {part: held.sums[part.name] for part in read}))
         difference = _difference(self.figure, self.newest.value, its)
         return Comparison(day=other.day, value=its, as_of=held.at, loaded_at=held.loaded_at, marks=[], **difference)
 
@@ -196,12 +195,12 @@ def _difference(figure: Figure, mine: Decimal | None, its: Decimal | None) -> di
 
 def _whole(figure: Figure, seen: Seen, day: date) -> Decimal | None:
     sums = _sums(figure, seen, day)
-    return None if sums is None else _decimal(value(figure, sums.whole))
+    return None if sums is None else decimal_of(value(figure, sums.whole))
 
 
 def _at_hour(figure: Figure, seen: Seen, day: date) -> Decimal | None:
     sums = _sums(figure, seen, day)
-    return None if sums is None else _decimal(value(figure, sums.at_hour))
+    return None if sums is None else decimal_of(value(figure, sums.at_hour))
 
 
 def _sums(figure: Figure, seen: Seen, day: date) -> Sums | None:
@@ -211,10 +210,6 @@ def _sums(figure: Figure, seen: Seen, day: date) -> Sums | None:
         return seen.sums[day]
     nothing: dict[Part, Number] = dict.fromkeys(parts([figure]), 0)
     return Sums(nothing, nothing) if figure.over_days else None
-
-
-def _decimal(number: Number | None) -> Decimal | None:
-    return None if number is None else Decimal(number)
 
 
 Key = tuple[int, date, int | None]
@@ -272,11 +267,7 @@ class FiguresReader:
             sql.SQL(HELD).format(loads=changes.loads, changed=changes.days),
             {"table": spec.name, "days": list(earlier), "at": list(earlier.values())},
         )
-        return {
-            # As decimals: a float would not hold every amount.
-            day: HeldThen(at, loaded, json.loads(after, parse_float=Decimal, parse_int=Decimal))
-            for day, at, loaded, after in await found.fetchall()
-        }
+        return {day: HeldThen(at, loaded, with_decimals(after)) for day, at, loaded, after in await found.fetchall()}
 
 
 def sums_query(spec: TableSpec, schema: str, hour: int | None) -> tuple[sql.Composed, Sequence[Part]]:

@@ -186,7 +186,7 @@ def take(client: bigquery.Client, statement: str, config: bigquery.QueryJobConfi
     Raises the client's errors of the dry run; what is wrong with a single table makes the look incomplete.
     """
     job = dry_run(client, statement, config, seconds)
-    named = {f"{ref.project}.{ref.dataset_id}.{ref.table_id}" for ref in job.referenced_tables}
+    named = set(map(_name, job.referenced_tables))
     schema = tuple((one.name, one.field_type, one.mode) for one in job.schema or ())
     size = job.total_bytes_processed or 0
     if len(named) >= MOST_TABLES:
@@ -226,7 +226,7 @@ def _read_by(view: bigquery.Table) -> set[str]:
     try:
         return tables_in(view.view_query or "", view.project)
     except NotUnderstood as error:
-        raise NotUnderstood(f"{view.project}.{view.dataset_id}.{view.table_id}: {error}") from None
+        raise NotUnderstood(f"{_name(view)}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -278,7 +278,7 @@ def _day(partition: str) -> date:
     return date.fromisoformat(f"{partition[:4]}-{partition[4:6]}-{partition[6:]}")
 
 
-def _name(table: bigquery.Table) -> str:
+def _name(table: bigquery.Table | bigquery.TableReference) -> str:
     return f"{table.project}.{table.dataset_id}.{table.table_id}"
 
 

@@ -177,24 +177,22 @@ class BigQuerySource(BigQueryResource):
 
         Raises the errors of `BigQueryStream.open`; SourceUnavailable also if there is no answer within `seconds`.
         """
-        statement = self.stream(spec, window, "look").sql()
+        statement = self._statement(spec, window)
 
-        def ask() -> Look:
-            with raising_source_errors(spec, window), self.get_client() as client:
-                return take(client, statement, bigquery.QueryJobConfig(query_parameters=days_of(window)), seconds)
+        def ask(client: bigquery.Client) -> Look:
+            return take(client, statement, bigquery.QueryJobConfig(query_parameters=days_of(window)), seconds)
 
-        return self._within(seconds, spec, window, ask)
+        return self._asked(spec, window, seconds, ask)
 
     def size(self, spec: TableSpec, window: DayRange, seconds: float = LOOK_SECONDS) -> Size:
         """How much the table's statement reads over the window, by a dry run, which is free. Raises the errors of `look`."""
-        statement = self.stream(spec, window, "look").sql()
+        statement = self._statement(spec, window)
 
-        def ask() -> Size:
-            with raising_source_errors(spec, window), self.get_client() as client:
-                job = dry_run(client, statement, bigquery.QueryJobConfig(query_parameters=days_of(window)), seconds)
-                return Size(job.total_bytes_processed or 0, len(job.referenced_tables))
+        def ask(client: bigquery.Client) -> Size:
+            job = dry_run(client, statement, bigquery.QueryJobConfig(query_parameters=days_of(window)), seconds)
+            return Size(job.total_bytes_processed or 0, len(job.referenced_tables))
 
-        return self._within(seconds, spec, window, ask)
+        return self._asked(spec, window, seconds, ask)
 
     def partitions(
         self, spec: TableSpec, window: DayRange, tables: Collection[bigquery.Table], seconds: float = LOOK_SECONDS
@@ -203,16 +201,20 @@ class BigQuerySource(BigQueryResource):
 
         Raises the errors of `look`.
         """
+        return self._asked(spec, window, seconds, lambda client: partitions_of(client, tables, self.maximum_bytes_billed, seconds))
 
-        def ask() -> Partitions:
+    def _statement(self, spec: TableSpec, window: DayRange) -> str:
+        return self.stream(spec, window, "look").sql()
+
+    def _asked(self, spec: TableSpec, window: DayRange, seconds: float, ask: Callable[[bigquery.Client], Found]) -> Found:
+        """The answer to a question about the table's statement, within so many seconds."""
+
+        def asked() -> Found:
             with raising_source_errors(spec, window), self.get_client() as client:
-                return partitions_of(client, tables, self.maximum_bytes_billed, seconds)
+                return ask(client)
 
-        return self._within(seconds, spec, window, ask)
-
-    def _within(self, seconds: float, spec: TableSpec, window: DayRange, ask: Callable[[], Found]) -> Found:
         try:
-            return within(seconds, ask)
+            return within(seconds, asked)
         except TimeoutError:
             raise SourceUnavailable(f"{spec.name} {window}: BigQuery did not answer within {seconds:.1f} s") from None
 

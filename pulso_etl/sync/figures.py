@@ -22,6 +22,11 @@ EXACT = Context(prec=120)
 """Enough digits for every sum of numerics of 38 digits, and for a ratio of two of them."""
 
 
+def decimal_of(number: Number | None) -> Decimal | None:
+    """The number as a decimal."""
+    return None if number is None else Decimal(number)
+
+
 @dataclass(frozen=True, order=True)
 class Part:
     """What is read of the rows: the `sum` or the number of `distinct` values of a column, or the number (`count`) of rows."""

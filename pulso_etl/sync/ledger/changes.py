@@ -56,6 +56,11 @@ class DayChange:
         return self.new + self.changed + self.gone
 
 
+def with_decimals(text: str) -> Any:
+    """The JSON of the log, with numbers as decimals: a float would not hold every amount."""
+    return json.loads(text, parse_float=Decimal, parse_int=Decimal)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """What an entry says of a load of the run `run_id`.
@@ -105,8 +110,7 @@ class Change(Entry):
             load_id=row["load_id"],
             at=row["committed_at"],
             stamp=row["stamp"],
-            # As decimals: a float would not hold every amount.
-            days=tuple(DayChange.of(day) for day in json.loads(row["days"] or "[]", parse_float=Decimal, parse_int=Decimal)),
+            days=tuple(map(DayChange.of, with_decimals(row["days"] or "[]"))),
             undone_by=row["undone_by"],
         )
 
