@@ -13,7 +13,7 @@ import time_machine
 
 from pulso_etl.local.sample_data import PARTITIONED, SampleData
 from pulso_etl.sync.days import DayRange
-from pulso_etl.sync.zone import DEFAULT
+from pulso_etl.sync.zone import Zone
 from pulso_etl.tables import TABLES
 
 DAYS = 4
@@ -34,9 +34,9 @@ AS 'SELECT pg_catalog.real_clock_timestamp() + shift FROM public.chaos_clock';
 class Clock:
     """The current time of this process, and of the server in the database of `conn`. It can be moved forward."""
 
-    def __init__(self, conn: psycopg.Connection) -> None:
+    def __init__(self, conn: psycopg.Connection, zone: Zone) -> None:
         """`conn` belongs to a superuser. In that database alone, it replaces a function of the server."""
-        self.conn = conn
+        self.conn, self.zone = conn, zone
         self.shift = timedelta(0)
         self._travel: time_machine.travel | None = None
         conn.execute(MOVE_THE_CLOCK.encode())
@@ -47,7 +47,7 @@ class Clock:
 
     @property
     def today(self) -> date:
-        return DEFAULT.day(self.now)
+        return self.zone.day(self.now)
 
     def move(self, by: timedelta) -> None:
         self.stop()
@@ -67,9 +67,9 @@ class Clock:
 class Source:
     """The rows of each source table by day, and their last change, which is within the lookback of every table that reads them."""
 
-    def __init__(self, names: dict[str, str], today: date) -> None:
-        self.names = names
-        self.first = today - timedelta(days=DAYS - 1)
+    def __init__(self, names: dict[str, str], clock: Clock) -> None:
+        self.names, self.clock = names, clock
+        self.first = clock.today - timedelta(days=DAYS - 1)
         self.changed: dict[str, dict[date, datetime]] = {name: {} for name in PARTITIONED}
         self._revisions: dict[tuple[str, date], int] = defaultdict(int)
         self._made: dict[tuple[date, int], dict[str, pa.Table]] = {}
@@ -80,16 +80,16 @@ class Source:
 
     def change(self, name: str, at: datetime, back: int) -> None:
         """At that instant rows of a day are corrected, vanish, or are new: `back` days ago, or on the last day that may change."""
-        day = DEFAULT.day(at) - timedelta(days=min(back, self._lookback[name] - 1))
+        day = self.clock.zone.day(at) - timedelta(days=min(back, self._lookback[name] - 1))
         if day >= self.first:
             self._count += 1
             self._revisions[name, day] = self._count
             self.changed[name][day] = at
 
-    def pass_time(self, clock: Clock, by: timedelta, random: Random) -> None:
+    def pass_time(self, by: timedelta, random: Random) -> None:
         """Lets time pass. The source changes at random instants meanwhile, and at the end."""
-        began = clock.now
-        clock.move(by)
+        began = self.clock.now
+        self.clock.move(by)
         for name in PARTITIONED:
             instants = sorted(random.random() for _ in range(random.randrange(1, 5)))
             for share in (*instants, 1.0):

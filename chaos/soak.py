@@ -171,6 +171,7 @@ class Deployment:
             "DAGSTER_HOME": str(dagster_home),
             "BIGQUERY_EMULATOR_HOST": self.bigquery.http_url,
             "BIGQUERY_DATASET": "SOAK",
+            "TIMEZONE": DEFAULT.name,
             "SENSOR_INTERVAL_SECONDS": "5",
             "RETRY_WAIT_SECONDS": "10",
             "RETRY_WAIT_MAXIMUM_SECONDS": "30",

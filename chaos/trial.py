@@ -29,12 +29,11 @@ from pulso_etl.local.sample_data import PARTITIONED, SampleData, base_of, load_t
 from pulso_etl.refreshing.execution import Outcome
 from pulso_etl.refreshing.planner import Planner, watermarks_of
 from pulso_etl.refreshing.request import Grants, Mode, RefreshRequest
-from pulso_etl.settings import Settings, load_settings
+from pulso_etl.settings import load_settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.watermarks import TableState, Watermarks
 from pulso_etl.sync.spec import fill
-from pulso_etl.sync.zone import DEFAULT
-from pulso_etl.tables import TABLES
+from pulso_etl.tenancy.tenants import Deployed, chosen
 from pulso_etl_tests.holding_proxy import HoldingProxy
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,15 +65,16 @@ class Result:
 class World:
     """Real servers with proxies before them, and the five tables loaded."""
 
-    def __init__(self, boundary: Boundary, settings: Settings, names: dict[str, str], source: bigquery.Client) -> None:
-        self.boundary, self.settings, self.source = boundary, settings, source
-        self.clock = Clock(boundary.conn)
-        self.names = names
-        self.data = Source(names, self.clock.today)
-        self.marks = Watermarks(settings.database_schema)
+    def __init__(self, boundary: Boundary, deployed: Deployed, source: bigquery.Client) -> None:
+        self.boundary, self.settings, self.source = boundary, deployed.settings, source
+        self.tables = deployed.tables
+        self.clock = Clock(boundary.conn, self.settings.zone)
+        self.names = self.settings.sources()
+        self.data = Source(self.names, self.clock)
+        self.marks = Watermarks(self.settings.database_schema)
         self.sizes: dict[str, tuple[int, int]] = {}
-        SampleData(names, self.clock.today, DAYS, ROWS_PER_DAY).seed_into(source)
-        for table in TABLES:
+        SampleData(self.names, self.today, DAYS, ROWS_PER_DAY).seed_into(source)
+        for table in self.tables:
             self.fill_source(table)
             self.refresh_well(table)
 
@@ -88,12 +88,12 @@ class World:
 
     def fill_source(self, table: str) -> None:
         """Loads the current rows of the table's sources into BigQuery."""
-        for name in TABLES[table].sources:
+        for name in self.tables[table].sources:
             load_table(self.source, base_of(self.names, name), self.data.table(name, self.today))
 
     def rows(self, table: str) -> Rows:
         """The rows in PostgreSQL."""
-        spec = TABLES[table]
+        spec = self.tables[table]
         columns = (*spec.primary_key, *spec.compared_columns)
         found = self.conn.execute(f"SELECT {', '.join(columns)} FROM {table}").fetchall()  # type: ignore[call-overload]
         keys = len(spec.primary_key)
@@ -103,7 +103,7 @@ class World:
         """The days that a launch takes, by this process's clock."""
         request = RefreshRequest((table,), mode, grants=Grants(force=True), **options)
         marks = watermarks_of(self.marks.read(self.conn))
-        [planned] = Planner.of(self.settings, TABLES).plans(request, marks, datetime.now(UTC))
+        [planned] = Planner.of(self.settings, self.tables).plans(request, marks, datetime.now(UTC))
         assert planned.window is not None
         return planned.window
 
@@ -117,12 +117,12 @@ class World:
             return self.plan(table, Mode.SLIDING_WINDOW)
         if by == "days":
             return self.plan(table, Mode.SLIDING_WINDOW, days=days)
-        today = DEFAULT.day(datetime.now(UTC))
+        today = self.today
         return self.plan(table, start=today - timedelta(days=back + more), end=today - timedelta(days=back))
 
     def wanted(self, table: str, window: DayRange, before: Rows) -> Rows:
         """The rows that the table should hold after a load of the window. It asks BigQuery without a proxy or code of a load."""
-        spec = TABLES[table]
+        spec = self.tables[table]
         # The newest snapshot of a month may lie before the window.
         first = window.start - timedelta(days=400) if spec.snapshot_of else window.start
         config = bigquery.QueryJobConfig(
@@ -163,7 +163,7 @@ class World:
 
         Not of a table whose keys live in several partitions: which of its rows are right is up to what was loaded before.
         """
-        spec = TABLES[table]
+        spec = self.tables[table]
         if not spec.partition_in_key:
             return []
         held, days = self.rows(table), self.data.days(self.today)
@@ -181,7 +181,7 @@ class World:
         self.boundary.postgres.arm()
         before = self.rows(table) if self.sizes.get(table) else {}
         began, window = self.clock.now, self.plan(table)
-        outcome = refresh(self.settings, table, window, retries=0)
+        outcome = refresh(self.settings, self.tables[table], window, retries=0)
         expect(outcome.error is None, f"a refresh without a fault failed: {outcome.error}")
         wanted = self.wanted(table, window, before)
         expect(self.rows(table) == wanted, "a refresh without a fault left other rows than the source has")
@@ -197,18 +197,18 @@ class World:
         random = Random(f"{seed}/{number}")
         kinds = self.boundary.kinds()
         # The kinds take turns, so that chance leaves none out.
-        kind, table = kinds[number % len(kinds)], random.choice(list(TABLES))
+        kind, table = kinds[number % len(kinds)], random.choice(list(self.tables))
         began = time.monotonic()
-        self.data.pass_time(self.clock, timedelta(hours=random.choice((0.1, 1, 5, 12, 30, 70))), random)
+        self.data.pass_time(timedelta(hours=random.choice((0.1, 1, 5, 12, 30, 70))), random)
         self.fill_source(table)
-        others = {name: self.rows(name) for name in TABLES if name != table}
+        others = {name: self.rows(name) for name in self.tables if name != table}
         before, mark = self.rows(table), self.state(table)
         with self.boundary.inject(kind, random, *self.sizes[table]) as injected:
             outcome = self._refresh(table, self.launched(table, random), kind, retries=random.choice((0, 1)))
         self._wait_for_sessions()
         # The recovery must find the rest of a dead process, as it does every minute.
         with dg.DagsterInstance.ephemeral() as instance:
-            list(recover(self.conn, self.settings.database_schema, instance, TABLES, datetime.now(UTC)))
+            list(recover(self.conn, self.settings.database_schema, instance, self.tables, datetime.now(UTC)))
         told = self.state(table)
         new = told.attempts[len(mark.attempts) :]
         if kind is Kind.DISK_FULL:
@@ -245,7 +245,7 @@ class World:
         expect(at is not None and at <= self.clock.now, f"the watermark is at {at}, which is to come")
         # The watermark says: at that instant every day up to the last one was equal to the source.
         changed = {
-            day: max(self.data.changed[name].get(day, NEVER) for name in TABLES[table].sources if name in PARTITIONED)
+            day: max(self.data.changed[name].get(day, NEVER) for name in self.tables[table].sources if name in PARTITIONED)
             for day in self.differing(table)
         }
         last = told.last_partition or self.today
@@ -265,7 +265,7 @@ class World:
 
     def _refresh(self, table: str, window: DayRange, kind: Kind, retries: int) -> Outcome:
         if kind is not Kind.WORKER_KILLED:
-            return refresh(self.settings, table, window, retries=retries)
+            return refresh(self.settings, self.tables[table], window, retries=retries)
         days, shift = (str(window.start), str(window.end)), str(self.clock.shift.total_seconds())
         command = [sys.executable, "-m", "chaos.worker", table, *days, str(retries), shift]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -311,8 +311,7 @@ def world(home: Path) -> Iterator[World]:
             "BIGQUERY_DATASET": "CHAOS",
             "DAGSTER_HOME": str(home),
         }
-        settings = load_settings()
         source = stack.enter_context(emulator.client())
-        found = World(boundary, settings, settings.sources(), source)
+        found = World(boundary, chosen(load_settings(), None), source)
         stack.callback(found.clock.stop)
         yield found

@@ -10,9 +10,11 @@ import time_machine
 from chaos.refresh import refresh
 from pulso_etl.settings import load_settings
 from pulso_etl.sync.days import DayRange
+from pulso_etl.tenancy.tenants import chosen
 
 if __name__ == "__main__":
     table, first, last, retries, shift = sys.argv[1:]
     with time_machine.travel(timedelta(seconds=float(shift)), tick=True):
-        outcome = refresh(load_settings(), table, DayRange.parse(first, last), retries=int(retries))
+        deployed = chosen(load_settings(), None)
+        outcome = refresh(deployed.settings, deployed.tables[table], DayRange.parse(first, last), retries=int(retries))
     sys.exit(outcome.error is not None)

@@ -10,10 +10,13 @@ from datetime import UTC, datetime, timedelta
 
 from pulso_etl import tables
 from pulso_etl.sync.spec import TableSpec
-from pulso_etl.sync.zone import DEFAULT_ZONE, Zone
+from pulso_etl.sync.zone import Zone
 
-ZONES = (DEFAULT_ZONE, "Asia/Manila")
-"""Their clocks are 13 hours apart and never change: when it is midnight in one zone, it is one in the afternoon in the other."""
+ZONES = ("Asia/Manila", "America/La_Paz")
+"""Their clocks are 12 hours apart and never change: when it is midnight in one zone, it is noon in the other.
+
+Neither is the default zone: a test that takes the default zone by mistake should fail at any hour.
+"""
 MARGIN = timedelta(hours=3)
 """A session takes minutes, and tests look some time ahead and back."""
 

@@ -36,6 +36,7 @@ from pulso_etl.sync.ledger.watermarks import Attempt, RunningAttempt, Watermarks
 from pulso_etl.sync.owed import Loss, Watermark
 from pulso_etl.sync.tags import TENANT_TAG
 from pulso_etl.tables import TABLES
+from pulso_etl_tests import clock
 from pulso_etl_tests.alerts.receivers import Inbox, Receiver
 from pulso_etl_tests.conftest import seed
 
@@ -265,14 +266,15 @@ def test_a_failed_run_reaches_people_once_and_so_does_its_recovery(
         "retry_wait_seconds": 1,
     }
     given = settings.model_copy(update=changed)
-    automation = Automation(given, DASHBOARD, build_jobs(DASHBOARD))
+    dashboard = {NAME: clock.TABLES[NAME]}
+    automation = Automation(given, dashboard, build_jobs(dashboard))
     broken = given.model_copy(update={"bigquery_view_prefix": "nope"})
     with dg.DagsterInstance.ephemeral() as instance:
 
         def refresh(with_settings: Settings) -> None:
             now = datetime.now(UTC) + timedelta(seconds=2)
             (request,) = automation.tick(instance, build_resources(given)["bigquery"], now).requests
-            job = build_defs(with_settings, tables=DASHBOARD).resolve_job_def("refresh_dashboard_data")
+            job = build_defs(with_settings, tables=dashboard).resolve_job_def("refresh_dashboard_data")
             job.execute_in_process(tags=request.tags, instance=instance, raise_on_error=False)
 
         began = datetime.now(UTC)
@@ -287,7 +289,7 @@ def test_a_failed_run_reaches_people_once_and_so_does_its_recovery(
         assert "Recuperado" in receiver.titles()[1]
 
         def up_to_date() -> bool:
-            (outcome,) = check_outcomes(instance, [up_to_date_key(TABLES[NAME])])
+            (outcome,) = check_outcomes(instance, [up_to_date_key(dashboard[NAME])])
             return outcome.passed
 
         assert up_to_date()

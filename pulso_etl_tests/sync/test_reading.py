@@ -16,6 +16,7 @@ import pytest
 
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl.sync.tags import SPEC_KEY
+from pulso_etl_tests.clock import ZONE
 from pulso_etl_tests.sync.test_io_manager import failure, stored, wanted
 from pulso_etl_tests.sync.visits import ALL, D1, D2, D3, DAYS, SCHEMA, SPEC, materialize, table, visits
 
@@ -242,10 +243,10 @@ def test_a_week_reads_its_days_and_a_day_reads_its_month(run: Run, conn: psycopg
     got: list[Any] = []
     asset = visits(lambda rows: rows)
     assert run(asset).success
-    weekly = reader(got, partitions_def=dg.WeeklyPartitionsDefinition("2026-02-01", timezone="America/Lima"))
+    weekly = reader(got, partitions_def=dg.WeeklyPartitionsDefinition("2026-02-01", timezone=ZONE.name))
     assert run(asset, weekly, selection=["reader"], start="2026-02-22", end=None).success
     assert got.pop()["day"].to_pylist() == [D1, D1, D2]
-    monthly = visits(lambda _: table(), partitions_def=dg.MonthlyPartitionsDefinition("2026-01-01", timezone="America/Lima"))
+    monthly = visits(lambda _: table(), partitions_def=dg.MonthlyPartitionsDefinition("2026-01-01", timezone=ZONE.name))
     assert run(monthly, start="2026-02-01", end="2026-03-01").success
     assert stored(conn) == wanted(ALL)
     assert run(monthly, reader(got), selection=["reader"], start="2026-02-28", end=None).success

@@ -14,6 +14,7 @@ from pulso_etl.settings import Owner, Settings
 from pulso_etl.sync.errors import PlanError, SettingsError
 from pulso_etl.tables import TABLES
 from pulso_etl.tenancy.tenants import EXAMPLES, OVERRIDABLE, Tenant, chosen, deployed, grants, passwords, select, sharing
+from pulso_etl_tests import clock
 
 URL = "postgresql://pulso:secreto@db.example/dashboard?options=-csearch_path%3Dx"
 ACME = "tenants:\n  - name: acme\n    database_schema: acme\n"
@@ -158,7 +159,7 @@ def test_a_command_must_name_its_tenant_where_there_are_any_and_not_where_there_
     with pytest.raises(PlanError, match="unknown tenant globex; known are acme"):
         chosen(many, "globex")
     alone = Settings(database_url=SecretStr(URL))
-    assert chosen(alone, None) == (alone, TABLES)
+    assert chosen(alone, None) == (alone, clock.TABLES)
     with pytest.raises(PlanError, match="TENANTS_FILE is not set"):
         select(alone, "acme")
 
