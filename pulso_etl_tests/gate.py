@@ -100,9 +100,9 @@ class Gate:
         with suppress(OSError):
             while True:
                 client, _ = listener.accept()
-                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+                threading.Thread(target=self._serve, args=(client, listener), daemon=True).start()
 
-    def _serve(self, client: socket.socket) -> None:
+    def _serve(self, client: socket.socket, listener: socket.socket) -> None:
         try:
             if isinstance(self.target, str):
                 server = socket.socket(socket.AF_UNIX)
@@ -114,6 +114,10 @@ class Gate:
             return
         pair = (client, server)
         self._pairs.add(pair)
+        # The gate may have been shut while it connected to the server.
+        if self.way is Way.REFUSED or listener is not self._listener:
+            self._end(pair)
+            return
         threading.Thread(target=self._pass, args=(pair, client, server), daemon=True).start()
         self._pass(pair, server, client)
 

@@ -357,9 +357,6 @@ def test_the_page_finds_its_way_back_when_the_server_was_away(stack: DagsterStac
         page.close()
 
 
-@pytest.mark.xfail(
-    strict=False, reason="behind other tests of the API, the page sometimes does not hear of the outage; not yet known why"
-)
 def test_without_postgresql_the_page_says_until_when_its_data_are_known(stack: DagsterStack, open_page: Open) -> None:
     with Gate.before_postgres(stack.env["DATABASE_URL"]) as gate:
         contact = {"contact_name": "Ana Pérez", "contact_whatsapp": "51987654321"}
