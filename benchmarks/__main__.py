@@ -32,6 +32,8 @@ from pulso_etl.local.postgres import EmbeddedPostgres
 
 PAGE = ROOT / "docs" / "performance.md"
 INDEX_PAGE = ROOT / "docs" / "indexes.md"
+PROGRAMS = ("pulso", "sling", "ingestr", "duckdb", "adbc")
+"""Other programs and drivers. They take minutes, so each load is measured once."""
 INDEXED = ("pulso", *(name for name, way in WAYS.items() if way.index))
 MEMORY_ROWS = (100_000, 1_000_000, 5_000_000, 10_000_000)
 
@@ -40,6 +42,7 @@ class Section(StrEnum):
     """The parts of the benchmark."""
 
     LOADS = "loads"
+    PROGRAMS = "programs"
     MEMORY = "memory"
     PARALLEL = "parallel"
     CHANGES = "changes"
@@ -59,7 +62,9 @@ Way = StrEnum("Way", {name: name for name in WAYS})  # type: ignore[misc]
 def bench(
     rows: Annotated[int, typer.Option(min=1_000, help="Rows of each load.")] = 1_000_000,
     repeats: Annotated[int, typer.Option(min=1, help="Times that each load, launch and start is measured; medians are shown.")] = 3,
-    way: Annotated[list[Way] | None, typer.Option(help="Ways of loading; all, without another index, if none is named.")] = None,
+    way: Annotated[
+        list[Way] | None, typer.Option(help="Ways of loading; without other programs and another index, if none is named.")
+    ] = None,
     section: Annotated[list[Section] | None, typer.Option(help="Parts to measure; all of them if none is named.")] = None,
     memory_rows: Annotated[list[int] | None, typer.Option(min=1_000, help="Sizes at which memory is measured.")] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds after which one load or launch is given up.")] = 300,
@@ -72,17 +77,28 @@ def bench(
     always use the embedded default. Server-side COPY needs files that the server can read, so the same machine.
     """
     sections = section or list(Section)
-    ways = [name.value for name in way or Way if way or not WAYS[name].index]
+    ways = [name.value for name in way or Way if way or not (WAYS[name].index or name in PROGRAMS[1:])]
     with TemporaryDirectory(prefix="pulso-bench-") as folder:
         home = Path(folder)
         home.chmod(0o755)
-        if {Section.LOADS, Section.MEMORY, Section.PARALLEL, Section.CHANGES, Section.DAYS, Section.INDEXES} & set(sections):
+        if {
+            Section.LOADS,
+            Section.PROGRAMS,
+            Section.MEMORY,
+            Section.PARALLEL,
+            Section.CHANGES,
+            Section.DAYS,
+            Section.INDEXES,
+        } & set(sections):
             with _server(home) as url:
                 with psycopg.connect(url) as conn:
                     where = page.machine(conn)
                 if Section.LOADS in sections:
                     measured = _measure(url, home, rows, timeout, ways, repeats)
                     _publish(Section.LOADS, f"{where}\n\n{page.loads(measured)}", write)
+                if Section.PROGRAMS in sections:
+                    measured = _measure(url, home, rows, timeout, PROGRAMS, 1)
+                    _publish(Section.PROGRAMS, f"{where}\n\n{page.loads(measured)}", write)
                 if Section.MEMORY in sections:
                     measured = []
                     for size in memory_rows or MEMORY_ROWS:

@@ -46,6 +46,7 @@ def loads(measurements: Sequence[Measurement]) -> str:
     rows = measurements[0].rows
     ways = list(dict.fromkeys(m.way for m in measurements))
     repeats = sum((m.way, m.scenario) == (ways[0], FIRST) for m in measurements)
+    what = f"medians of {repeats}" if repeats > 1 else "single loads"
     seconds = {key: median(values) for key, values in _group(measurements).items()}
     table = []
     for way in ways:
@@ -55,7 +56,7 @@ def loads(measurements: Sequence[Measurement]) -> str:
         table.append((WAYS[way].title, *cells, f"failed: {errors[0]}" if errors else f"{peak:.0f} MB"))
     return "\n\n".join(
         (
-            f"{rows:,} rows in random key order; medians of {repeats}, seconds and rows per second.",
+            f"{rows:,} rows in random key order; {what}, seconds and rows per second.",
             table_of(("way", *SCENARIOS, "peak memory"), table),
             table_of(("target", "measured", "met"), _load_targets(seconds, measurements)),
         )
