@@ -56,22 +56,21 @@ def chains(specs: Mapping[str, TableSpec], plans: Sequence[RefreshPlan]) -> list
     return found
 
 
-def run_chunks(common: Common, todo: Sequence[Chain], workers: int, tell: Tell) -> None:
+def run_chunks(common: Common, instance: dg.DagsterInstance, todo: Sequence[Chain], workers: int, tell: Tell) -> None:
     """Runs every chunk, `workers` chains at a time, and reports each when it ends. A failed chunk does not stop the others.
 
-    One worker runs in this process. A chain whose process was killed runs once more. Raises KeyboardInterrupt if an interrupt or
-    SIGTERM ended the runs.
+    One worker runs in this process, with `instance`. A chain whose process was killed runs once more. Raises KeyboardInterrupt if
+    an interrupt or SIGTERM ended the runs.
     """
     if workers == 1:
-        for chain in todo:
-            for outcome in run_chain(common, chain):
-                tell(outcome)
+        for outcome in run_chains(common, instance, todo):
+            tell(outcome)
         return
     waiting = list(todo)
     for last in (False, True):
         lost = []
         with _pool(workers) as pool:
-            asked = {pool.submit(_run_whole_chain, common, chain): chain for chain in waiting}
+            asked = {pool.submit(_run_in_process, common, chain): chain for chain in waiting}
             for future in as_completed(asked):
                 chain = asked[future]
                 try:
@@ -85,12 +84,13 @@ def run_chunks(common: Common, todo: Sequence[Chain], workers: int, tell: Tell) 
         waiting = lost
 
 
-def run_chain(common: Common, chain: Chain) -> Iterator[Outcome]:
-    """Runs the chunks of the chain in this process. Raises KeyboardInterrupt if an interrupt or SIGTERM ended a run."""
+def run_chains(common: Common, instance: dg.DagsterInstance, todo: Sequence[Chain]) -> Iterator[Outcome]:
+    """Runs the chains in this process, chunk after chunk. Raises KeyboardInterrupt if an interrupt or SIGTERM ended a run."""
     defs = build_defs(common.settings, tables=common.tables)
-    with dg.DagsterInstance.get() as instance, present(common.settings) as process:
-        for plan in chain.plans:
-            yield run_plan(defs, instance, chain.spec, plan, process, common.logger)
+    with present(common.settings) as process:
+        for chain in todo:
+            for plan in chain.plans:
+                yield run_plan(defs, instance, chain.spec, plan, process, common.logger)
 
 
 def whole(spec: TableSpec, plan: RefreshPlan, parts: Sequence[Outcome], seconds: float) -> Outcome:
@@ -122,8 +122,10 @@ def whole(spec: TableSpec, plan: RefreshPlan, parts: Sequence[Outcome], seconds:
     )
 
 
-def _run_whole_chain(common: Common, chain: Chain) -> list[Outcome]:
-    return list(run_chain(common, chain))
+def _run_in_process(common: Common, chain: Chain) -> list[Outcome]:
+    """What a process of the pool does."""
+    with dg.DagsterInstance.get() as instance:
+        return list(run_chains(common, instance, [chain]))
 
 
 def _killed(plan: RefreshPlan) -> Outcome:

@@ -196,8 +196,8 @@ def refresh_tables(part: Deployed, request: RefreshRequest, say: Say = lambda _:
     todo = chains(tables, plans)
     progress = Progress(Counter(plan.table for chain in todo for plan in chain.plans), say)
     # Reports a fault of Dagster's instance before anything runs.
-    with dagster_instance():
-        run_chunks(Common(settings, tables, logger), todo, min(request.max_concurrent, len(todo)), progress.tell)
+    with dagster_instance() as instance:
+        run_chunks(Common(settings, tables, logger), instance, todo, min(request.max_concurrent, len(todo)), progress.tell)
     return [whole(tables[plan.table], plan, progress.parts[plan.table], progress.seconds[plan.table]) for plan in plans]
 
 

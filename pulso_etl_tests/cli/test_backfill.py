@@ -29,8 +29,11 @@ from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.tables import TABLES
+from pulso_etl_tests.cli.conftest import Pulso
+from pulso_etl_tests.cli.short_chunks import CHUNK
 from pulso_etl_tests.clock import TODAY
 from pulso_etl_tests.conftest import wait_until
+from pulso_etl_tests.declarations import altered
 from pulso_etl_tests.holding_proxy import HoldingProxy
 
 pytestmark = [
@@ -38,8 +41,6 @@ pytestmark = [
     pytest.mark.timeout(300),
 ]  # processes start, which a busy machine does slowly
 
-CHUNK = 92
-"""The `chunk_days` of both tables."""
 CHUNKS = 3
 DAYS = CHUNKS * CHUNK
 DATASET = "BACKFILL"
@@ -48,7 +49,7 @@ PARALLEL, SERIAL = "dashboard_data", "assignment_data"
 
 @pytest.fixture(scope="module")
 def data(emulator: BigQueryEmulator) -> SampleData:
-    """Nine months of sample data."""
+    """Sample data of three chunks."""
     names = Settings(database_url=SecretStr("postgresql://nowhere"), bigquery_dataset=DATASET).sources()
     data = SampleData(names, TODAY, days=DAYS, dashboard_rows_per_day=4)
     data.seed_into(emulator.client())
@@ -73,9 +74,13 @@ def proxy(emulator: BigQueryEmulator, here: Settings, monkeypatch: pytest.Monkey
         yield proxy
 
 
+def days_of(window: DayRange) -> tuple[str, ...]:
+    """The options of the command for these days."""
+    return "--from", str(window.start), "--to", str(window.end)
+
+
 def refresh(window: DayRange, *options: str) -> subprocess.Popen[str]:
-    days = ["--from", str(window.start), "--to", str(window.end)]
-    command = [sys.executable, "-m", "pulso_etl", "refresh", *options, *days]
+    command = [sys.executable, "-m", "pulso_etl_tests.cli.short_chunks", "refresh", *options, *days_of(window)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -122,7 +127,7 @@ def test_a_table_whose_keys_live_in_several_partitions_is_loaded_chunk_after_chu
     assert [(chain.spec.name, len(chain.plans)) for chain in todo] == [(PARALLEL, 1)] * 8 + [(SERIAL, 8)]
 
 
-def test_many_months_in_three_processes_are_the_rows_of_one_run(
+def test_many_chunks_in_three_processes_are_the_rows_of_one_run(
     here: Settings, proxy: HoldingProxy, window: DayRange, schema: str, conn: psycopg.Connection
 ) -> None:
     proxy.page_rows = 10_000
@@ -134,7 +139,7 @@ def test_many_months_in_three_processes_are_the_rows_of_one_run(
     out, _ = process.communicate(timeout=240)
     assert process.returncode == 0, out
     assert f"{PARALLEL}: {window} (explicit range)" in out
-    assert re.search(rf"{PARALLEL}: \d{{4}}-\d\d-\d\d\.\.\d{{4}}-\d\d-\d\d: 368 rows, [\d.]+ s \(\d of {CHUNKS}\)", out)
+    assert re.search(rf"{PARALLEL}: \d{{4}}-\d\d-\d\d\.\.\d{{4}}-\d\d-\d\d: {4 * CHUNK} rows, [\d.]+ s \(\d of {CHUNKS}\)", out)
     assert re.search(rf"^ *{PARALLEL} +{window} +{4 * DAYS} +{4 * DAYS} +0 +0 +0 ", out, re.MULTILINE)
     for table in (PARALLEL, SERIAL):
         ends = [(start, end) for start, end, status in history(conn, table) if status == "success"]
@@ -158,32 +163,32 @@ def test_many_months_in_three_processes_are_the_rows_of_one_run(
 
 
 def test_a_chunk_that_fails_stops_no_other_and_is_loaded_again_alone(
-    here: Settings, window: DayRange, conn: psycopg.Connection
+    here: Settings, window: DayRange, conn: psycopg.Connection, pulso: Pulso, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The load would delete most rows of a day of the second chunk. The guard refuses that.
-    spec = TABLES[PARALLEL]
+    spec = altered(TABLES[PARALLEL], chunk_days=CHUNK)
+    monkeypatch.setitem(TABLES, PARALLEL, spec)
     short = DayRange(window.end - timedelta(days=2 * CHUNK - 1), window.end)
     bad = short.chunks(CHUNK)[1]
-    process = refresh(short, PARALLEL)
-    assert process.wait(240) == 0, process.communicate()[0]
+    first = pulso("refresh", PARALLEL, *days_of(short))
+    assert first.code == 0, first.out
     columns = ", ".join(spec.column_names)
     conn.execute(
         f"INSERT INTO {PARALLEL} ({columns}) SELECT {columns.replace('archivo', 'archivo || n', 1)} FROM {PARALLEL}, "  # type: ignore[call-overload]
         "generate_series(1, 30) n WHERE fecha_foto = %s",
         (bad.start,),
     )
-    again = refresh(short, PARALLEL)
-    out, _ = again.communicate(timeout=240)
-    assert again.returncode == 1
-    assert "1 of 2 chunks failed, the others are loaded" in out
-    assert f"pulso-etl refresh {PARALLEL} --from {bad.start} --to {bad.end}" in out
+    again = pulso("refresh", PARALLEL, *days_of(short))
+    assert again.code == 1
+    assert "1 of 2 chunks failed, the others are loaded" in again.out
+    assert f"pulso-etl refresh {PARALLEL} --from {bad.start} --to {bad.end}" in again.out
     assert [(start, status) for start, _, status in history(conn, PARALLEL) if start == bad.start] == [
         (bad.start, "success"),
         (bad.start, "failed"),
     ]
     assert [status for start, _, status in history(conn, PARALLEL) if start != bad.start] == ["success"] * 2
-    healed = refresh(bad, PARALLEL, "--allow-shrink")
-    assert healed.wait(120) == 0, healed.communicate()[0]
+    healed = pulso("refresh", PARALLEL, "--allow-shrink", *days_of(bad))
+    assert healed.code == 0, healed.out
     assert conn.execute(f"SELECT count(*) FROM {PARALLEL}").fetchone() == (4 * short.days,)
 
 

@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
-from pulso_etl.cli.main import main
 from pulso_etl_tests.api.test_changes import D1, D2, Deployment, deployment
+from pulso_etl_tests.cli.conftest import Pulso
 
 __all__ = ["deployment"]
 
 
-def pulso(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str]:
-    """Runs the command line in this process. Returns the exit code and what it printed."""
-    monkeypatch.setattr(sys, "argv", ["pulso-etl", *arguments])
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0), "".join(capsys.readouterr())
-
-
-def test_loads_are_shown_and_undone(
-    deployment: Deployment, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_loads_are_shown_and_undone(deployment: Deployment, pulso: Pulso, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABASE_URL", deployment.settings.database_url.get_secret_value())
     monkeypatch.setenv("DATABASE_SCHEMA", deployment.schema)
-    for name, given in (("level", logging.root.level), ("handlers", list(logging.root.handlers))):
-        monkeypatch.setattr(logging.root, name, given)
 
     def run(*arguments: str) -> tuple[int, str]:
-        return pulso(capsys, monkeypatch, *arguments)
+        ended = pulso(*arguments)
+        return ended.code, ended.out + ended.err
 
     before = deployment.recovered()
     code, told = run("changes", "dashboard_data")

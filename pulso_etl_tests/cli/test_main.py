@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import date, timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +18,6 @@ import pytest
 from pydantic import SecretStr
 
 from pulso_etl import local
-from pulso_etl.cli.main import main
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import SampleData, base_of, load_table
 from pulso_etl.settings import Settings
@@ -31,28 +27,13 @@ from pulso_etl.sync.loading import months
 from pulso_etl.sync.schema.migration import create_table
 from pulso_etl.sync.target import Target
 from pulso_etl.tables import TABLES, TableSpec
+from pulso_etl_tests.cli.conftest import Ended, Pulso
 from pulso_etl_tests.clock import TODAY
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.dagster_stack import CHECKOUT
 from pulso_etl_tests.declarations import altered
 
 SECRET = "un-secreto-9f3c"
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The result of a command. `words` are the words of its standard output."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def words(self) -> list[list[str]]:
-        return [line.split() for line in self.out.splitlines()]
-
-
-Pulso = Callable[..., Ended]
 
 
 @pytest.fixture(scope="module")
@@ -70,24 +51,17 @@ def deployment(settings: Settings, data: SampleData, monkeypatch: pytest.MonkeyP
     url = settings.database_url.get_secret_value()
     monkeypatch.setenv("DATABASE_URL", f"{url}{'&' if '?' in url else '?'}password={SECRET}")
     monkeypatch.setenv("BIGQUERY_DATASET", "CLI")
-    # The command configures the process's log. The fixture restores it after the test.
-    monkeypatch.setattr(logging.root, "handlers", list(logging.root.handlers))
-    monkeypatch.setattr(logging.root, "level", logging.root.level)
 
 
 @pytest.fixture
-def pulso(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Pulso:
-    """Runs `pulso-etl` with the arguments in this process."""
+def pulso(pulso: Pulso) -> Pulso:
+    """Runs `pulso-etl` with the arguments in this process. It must print neither the password nor a trace."""
 
     def run(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["pulso-etl", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        assert SECRET not in out + err
-        assert "Traceback" not in out + err
-        return Ended(int(ended.value.code or 0), out, err)
+        ended = pulso(*arguments)
+        assert SECRET not in ended.out + ended.err
+        assert "Traceback" not in ended.out + ended.err
+        return ended
 
     return run
 
