@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,7 +35,7 @@ from pulso_etl.sync.days import DayRange, contiguous
 from pulso_etl.sync.ledger.ledger import Day
 from pulso_etl.sync.ledger.queries import Usage
 from pulso_etl.sync.owed import Horizon, Watermark, settle
-from pulso_etl.sync.source_state import KeptPartitions, SourceState
+from pulso_etl.sync.source_state import KeptPartitions, PartitionStates, SourceState
 from pulso_etl.sync.spec import TableSpec
 from pulso_etl.sync.zone import DEFAULT as LIMA
 from pulso_etl.tables import TABLES
@@ -134,9 +134,11 @@ class ThroughViews:
     source: BigQuerySource
     bill: Bill
     name: str = "this version"
+    ledger: dict[str, Known] = field(default_factory=dict)
 
     def days(self, spec: TableSpec, window: DayRange, known: Known, now: datetime) -> Collection[date]:
-        seen = Looks(self.source, _Notes(known, self.bill), time.monotonic() + 60).seen(spec, window, known.standing, now)
+        self.ledger[spec.name] = known
+        seen = Looks(self.source, _Notes(self.ledger, self.bill), time.monotonic() + 60).seen(spec, window, known.standing, now)
         if seen.state is not None:
             read = {day for day in window if day not in seen.days}
             days = {
@@ -144,14 +146,14 @@ class ThroughViews:
                 for day, one in known.standing.days.items()
             } | {day: Day(now, day + timedelta(spec.schedule.lookback_days), now, source=seen.state.digest) for day in seen.empty}
             known.standing = Standing(known.standing.watermark, days=days, source=seen.state)
-            known.kept |= {name: KeptPartitions(now, states) for name, states in seen.state.partitions.items()}
+            known.kept |= seen.state.kept_partitions(now)
         return seen.days
 
     def read(self, spec: TableSpec, window: DayRange, known: Known, now: datetime) -> tuple[int, SourceState | None]:
         stream = self.source.stream(spec, window, "cost")
         state = stream.look(known.kept)
         if state is not None:
-            known.kept |= {name: KeptPartitions(now, states) for name, states in state.partitions.items()}
+            known.kept |= state.kept_partitions(now)
         with stream.open() as reader:
             for _ in reader:
                 pass
@@ -160,11 +162,15 @@ class ThroughViews:
 
 @dataclass
 class _Notes:
-    known: Known
+    ledger: Mapping[str, Known]
     bill: Bill
 
     def partitions(self, table: str) -> Mapping[str, KeptPartitions]:
-        return self.known.kept
+        return self.ledger[table].kept
+
+    def known(self, facts: Mapping[str, Any]) -> PartitionStates:
+        kept = [one for known in self.ledger.values() for one in known.kept.items()]
+        return {base: one.states for base, one in kept if base in facts and one.facts == facts[base]}
 
     def asked(self, table: str, used: Usage) -> None:
         self.bill.bytes["questions about partitions"] += used.bytes_billed

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from time import monotonic
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import psycopg
 
 from pulso_etl.bigquery.look import NO_DAYS, Look, Size, changed_tables, holds_nothing, is_daily, state_of, unchanged_days
 from pulso_etl.bigquery.pace import Pace
+from pulso_etl.bigquery.pricing import question_pays
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.refreshing.due import Standing, loaded_days
 from pulso_etl.sync.days import DayRange, contiguous
@@ -30,6 +31,7 @@ RECHECK_EVERY = timedelta(hours=24)
 """A table whose source reports no change needs no new load if its last load is at most this old."""
 
 
+UNASKED = "to ask which of them have changed would bill as much as to read them all"
 NO_BOUND = 10**9
 LEAST_SECONDS = 0.5
 """No look begins if it would have less time than this: it would be cut off, and a healthy source would seem to be away."""
@@ -71,6 +73,9 @@ class Notes(Protocol):
     def partitions(self, table: str) -> Mapping[str, KeptPartitions]:
         """The states of the partitions of the table's base tables, as far as they were ever asked for."""
 
+    def known(self, facts: Mapping[str, Any]) -> PartitionStates:
+        """The states of partitions that were asked for, for whichever table, when their base table was like these facts."""
+
     def asked(self, table: str, used: Usage) -> None:
         """Writes down what a question about partitions billed."""
 
@@ -84,6 +89,9 @@ class LedgerNotes:
 
     def partitions(self, table: str) -> Mapping[str, KeptPartitions]:
         return self.marks.partitions(self.conn, table)
+
+    def known(self, facts: Mapping[str, Any]) -> PartitionStates:
+        return self.marks.known_partitions(self.conn, facts)
 
     def asked(self, table: str, used: Usage) -> None:
         self.marks.queries.record(self.conn, table, Purpose.CHANGES, BY_LOOK, used)
@@ -106,6 +114,8 @@ class Looks:
     most_requests: int = NO_BOUND
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
     away: PulsoError | None = None
+    told: dict[tuple[str, str], Mapping[str, str]] = field(default_factory=dict)
+    """States of partitions that these looks asked for, by base table and what it was like."""
 
     def halt(self) -> str:
         """Why no look can begin; empty if one can."""
@@ -151,14 +161,16 @@ class Looks:
             look, state = (found := sight or self.sight(spec, window)).look, found.state
             if isinstance(state, str):
                 return Seen(every, f"the whole window: the source gives no signal of changes: {state}", look=look)
-            unchanged = {day for day, one in known.items() if one.source == state.digest}
+            unchanged, unasked = {day for day, one in known.items() if one.source == state.digest}, ""
             if standing.source is not None:
                 # Only the last state is kept as a whole. A day of another state may have missed more changes.
                 last = {day: one for day, one in known.items() if one.source == standing.source.digest}
-                state = replace(
-                    state, partitions=self._partitions(spec, window, look, changed_tables(standing.source, state), last)
-                )
-                if state.partitions:
+                names = self._comparable(spec, look, changed_tables(standing.source, state), last)
+                partitions = self._partitions(spec, window, look, {name: state.facts["tables"][name] for name in names})
+                state = replace(state, partitions=partitions or {})
+                if partitions is None:
+                    unasked = f"; {UNASKED}"
+                elif partitions:
                     read_at = {day: one.at for day, one in last.items()}
                     unchanged |= unchanged_days(self.notes.partitions(spec.name), state.partitions, read_at)
         except PulsoError as error:
@@ -166,20 +178,31 @@ class Looks:
             return Seen(every, f"the whole window: the source does not report its changes ({error})")
         empty = self._empty(spec, look, [day for day in every if day not in standing.days])
         days = [day for day in every if day not in unchanged and day not in empty]
-        note = f"{len(days)} of {window.days} partitions to read, {window.days - len(days)} verified"
+        note = f"{len(days)} of {window.days} partitions to read, {window.days - len(days)} verified{unasked}"
         return self._with_avoided(spec, window, Seen(days, note, state, look, empty))
 
-    def _partitions(
-        self, spec: TableSpec, window: DayRange, look: Look, names: Collection[str] | None, loaded: Mapping[date, Day]
-    ) -> PartitionStates:
-        """The states of the partitions of the changed base tables `names`; none if a partition is no day of the result, or if there
-        is no loaded day that they could tell about."""
-        if not names or not loaded or not all(is_daily(look, spec, name) for name in names):
-            return {}
-        tables = [look.tables[name] for name in sorted(names)]
-        found = self._asked(lambda seconds: self.source.partitions(spec, window, tables, seconds))
-        self.notes.asked(spec.name, found.used)
-        return found.states
+    def _comparable(
+        self, spec: TableSpec, look: Look, changed: Collection[str] | None, loaded: Mapping[date, Day]
+    ) -> Sequence[str]:
+        """The changed base tables whose partitions can tell which days have changed; none if a partition is no day of the result,
+        or if there is no loaded day that they could tell about."""
+        return sorted(changed) if changed and loaded and all(is_daily(look, spec, name) for name in changed) else ()
+
+    def _partitions(self, spec: TableSpec, window: DayRange, look: Look, facts: Mapping[str, Any]) -> PartitionStates | None:
+        """The states of the partitions of base tables, by the facts of each of them; None if it can't pay to ask for them.
+
+        An answer that was given when a base table was like these facts still holds, whichever table asked."""
+        known = {name: self.told[name, str(one)] for name, one in facts.items() if (name, str(one)) in self.told}
+        known |= self.notes.known({name: one for name, one in facts.items() if name not in known})
+        tables = [look.tables[name] for name in facts if name not in known]
+        if tables:
+            if not question_pays(look.bytes_processed, len(look.tables), len(tables)):
+                return None
+            found = self._asked(lambda seconds: self.source.partitions(spec, window, tables, seconds))
+            self.notes.asked(spec.name, found.used)
+            self.told |= {(name, str(facts[name])): states for name, states in found.states.items()}
+            known |= found.states
+        return known
 
     def _empty(self, spec: TableSpec, look: Look, new: Sequence[date]) -> Sequence[date]:
         """Those of the days, of which none was ever loaded, that have no rows at the source."""

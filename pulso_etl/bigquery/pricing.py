@@ -40,3 +40,13 @@ class Pricing:
 def billed(bytes_read: int, tables: int) -> int:
     """The bytes that BigQuery would bill on demand for a query that reads so many bytes of so many tables: whole MiB."""
     return max(-(-bytes_read // MEBIBYTE) * MEBIBYTE, LEAST_BYTES * max(1, tables)) if bytes_read else 0
+
+
+def question_pays(bytes_read: int, tables: int, asked: int) -> bool:
+    """Whether it can pay to ask for the states of the partitions of `asked` base tables, before a statement over a whole window
+    that reads so many bytes of so many tables: whether the window bills more than the question and the narrowest read after it.
+
+    The rule is the same for slots, whose cost nobody knows beforehand. Bytes then stand for the work: a small read is as short as a
+    question, and one query takes fewer slots than two.
+    """
+    return billed(bytes_read, tables) > LEAST_BYTES * (asked + max(1, tables))

@@ -28,7 +28,7 @@ from requests import RequestException
 
 from pulso_etl.bigquery.capture import Interval, capture_refusal, captured_sql, interval
 from pulso_etl.bigquery.look import LOOK_SECONDS, Look, Partitions, Size, dry_run, is_daily, partitions_of, state_of, take
-from pulso_etl.bigquery.pricing import Pricing
+from pulso_etl.bigquery.pricing import Pricing, question_pays
 from pulso_etl.bigquery.reach import naming_credentials, one_line
 from pulso_etl.bigquery.storage_read import Compression, ReadClient, plaintext_transport
 from pulso_etl.settings import Settings
@@ -264,7 +264,8 @@ class BigQueryStream:
     def look(self, kept: Collection[str] = ()) -> SourceState | None:
         """The source's state before its rows are read. None if there is no signal of changes; `metadata` says why.
 
-        The states of the partitions of base tables are asked for once, because that bills: not again for those of `kept`.
+        The states of the partitions of base tables are asked for once, because that bills: not again for those of `kept`, and only
+        if it can pay for a window like this one.
         """
         if not self.source.change_aware:
             return None
@@ -284,7 +285,7 @@ class BigQueryStream:
     def _partitions(self, look: Look, kept: Collection[str]) -> PartitionStates:
         """The states of the partitions of base tables of which each makes one day, without those of `kept`."""
         tables = [table for name, table in look.tables.items() if name not in kept and is_daily(look, self.spec, name)]
-        if not tables:
+        if not tables or not question_pays(look.bytes_processed, len(look.tables), len(tables)):
             return {}
         try:
             found = self.source.partitions(self.spec, self.window, tables, RUN_LOOK_SECONDS)

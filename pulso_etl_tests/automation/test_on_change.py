@@ -16,7 +16,7 @@ from pulso_etl.local.sample_data import base_of
 from pulso_etl.refreshing.keys import source_key
 from pulso_etl.settings import Settings
 from pulso_etl.sync.tags import ANNOUNCED_TAG
-from pulso_etl_tests.automation.test_sensors import Deployment, ranges
+from pulso_etl_tests.automation.test_sensors import Deployment, of_size, ranges
 from pulso_etl_tests.bigquery.test_look import SENT
 from pulso_etl_tests.clock import TABLES, TODAY
 from pulso_etl_tests.conftest import seed
@@ -27,6 +27,8 @@ MINUTE = timedelta(minutes=1)
 NAME = "operation_data"
 LATER = [TODAY - timedelta(days=1), TODAY]
 """The window of operation_data."""
+LARGE = 100 * 2**20
+"""Bytes of a window of which it pays to ask which days have changed."""
 
 
 @pytest.fixture
@@ -50,6 +52,7 @@ def loaded(
     tables = {NAME: altered(TABLES[NAME], settling_time=15 * MINUTE)}
     deployment = Deployment(settings.model_copy(update=changed), instance, tables)
     (request,), _ = deployment.tick(datetime.now(UTC))
+    bigquery_proxy.inject(SENT, edited(of_size(LARGE)))
     assert deployment.run(request)
     return deployment
 
@@ -81,6 +84,7 @@ def test_a_changed_day_is_fresh_within_minutes(
     assert re.search("operation_data: .* its source changed at .* and settles", why)
     assert not [one for one in bigquery_proxy.seen(SENT)[before:] if bills(one)], "a look costs nothing"
 
+    bigquery_proxy.inject(SENT, edited(of_size(LARGE)))
     requests, why = loaded.tick(now + 16 * MINUTE)
     assert ranges(requests) == [("operation_data", str(changed_day), str(changed_day))]
     assert re.search("operation_data: its source changed at .*; 1 of 2 partitions to read, 1 verified", why)

@@ -148,6 +148,7 @@ def test_only_changed_days_are_read_again(
     now: datetime,
 ) -> None:
     for request in deployment.tick(now)[0]:
+        bigquery_proxy.inject(r"^POST \S+/jobs\b", edited(of_size(100 * MIB)))
         assert deployment.run(request)
     later, today = datetime.now(UTC) + 2 * DUE, TODAY
     changed = [today - timedelta(days=back) for back in (5, 4, 2)]

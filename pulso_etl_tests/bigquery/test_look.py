@@ -14,7 +14,7 @@ from google.cloud import bigquery
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pulso_etl.automation.looks import Looks
+from pulso_etl.automation.looks import UNASKED, Looks
 from pulso_etl.bigquery.look import MOST_TABLES, NO_DAYS, Look, changed_tables, holds_nothing, is_daily, state_of, unchanged_days
 from pulso_etl.bigquery.pace import Pace
 from pulso_etl.bigquery.source import BigQuerySource
@@ -134,7 +134,9 @@ def test_another_text_of_a_view_is_another_state(source: BigQuerySource, emulato
     assert state(source, spec.name) == before
 
 
-def test_the_cache_answers_the_same_statement_and_says_what_it_saved(source: BigQuerySource, emulator: BigQueryEmulator) -> None:
+def test_the_cache_answers_the_same_statement_and_says_what_it_saved(
+    source: BigQuerySource, emulator: BigQueryEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def read(run: str, kept: Collection[str] = (BASES["asignaciones_clean"],)) -> dict[str, Any]:
         stream = source.stream(TABLES["assignment_data"], WINDOW, run)
         assert stream.look(kept) is not None
@@ -149,8 +151,10 @@ def test_the_cache_answers_the_same_statement_and_says_what_it_saved(source: Big
     assert second["bytes_avoided"] == first["bytes_billed"] > 0
     emulator.client().query_and_wait(f"DELETE FROM `{BASES['asignaciones_clean']}` WHERE fecha_foto = '2026-07-10'")
     assert read("three")["cache_hit"] is False
-    # The states of partitions are asked for if nobody has kept them, and that bills.
-    assert read("four", ())["bytes_billed"] == 10 * 2**20
+    # The states of partitions are asked for if nobody has kept them and they can pay, and that bills.
+    assert read("four", ())["bytes_billed"] == 0
+    monkeypatch.setattr("pulso_etl.bigquery.source.question_pays", lambda *sizes: True)
+    assert read("five", ())["bytes_billed"] == 10 * 2**20
 
 
 def test_what_can_not_be_looked_at_is_no_signal_and_the_run_reads_all_the_same(
@@ -334,6 +338,15 @@ THINGS = declare(
     lookback_days=4,
     query="SELECT day, k, n FROM `{top}` WHERE day BETWEEN @start AND @end",
 )
+OTHERS = declare(
+    name="others",
+    description="For tests: another table over the same view.",
+    primary_key=THINGS.primary_key,
+    partition_column="day",
+    columns=THINGS.columns,
+    lookback_days=4,
+    query="SELECT day, k, n + 1 AS n FROM `{top}` WHERE day BETWEEN @start AND @end",
+)
 LAYERS = [
     "SELECT * FROM `{below}`",
     "SELECT day, k, n FROM `{below}` WHERE n > 1",
@@ -361,53 +374,70 @@ GRAPHS = itertools.count()
 
 
 @dataclass
+class Reader:
+    """What the ledger knows of one table, and the rows that it holds."""
+
+    spec: TableSpec
+    held: dict[date, list[Any]] = field(default_factory=dict)
+    known: dict[date, Day] = field(default_factory=dict)
+    state: SourceState | None = None
+    kept: dict[str, KeptPartitions] = field(default_factory=dict)
+
+
+@dataclass
 class Graph:
-    """Views over two base tables, and a table that is refreshed as by the sensor."""
+    """Views over two base tables, and two tables that are refreshed as by the sensor. `questions` counts those about partitions."""
 
     client: bigquery.Client
     source: BigQuerySource
     names: Mapping[str, str]
-    held: dict[date, list[Any]] = field(default_factory=dict)
-    known: dict[date, Day] = field(default_factory=dict)
-    state: SourceState | None = None
+    readers: Mapping[str, Reader] = field(default_factory=lambda: {one.name: Reader(one) for one in (THINGS, OTHERS)})
+    questions: int = 0
 
     def run(self, statement: str) -> None:
         self.client.query_and_wait(statement.format(**self.names))
 
-    def read(self) -> dict[date, list[Any]]:
+    def read(self, spec: TableSpec) -> dict[date, list[Any]]:
         rows: dict[date, list[Any]] = {day: [] for day in SPAN}
-        with self.source.stream(THINGS, SPAN, "full").open() as reader:
+        with self.source.stream(spec, SPAN, "full").open() as reader:
             for row in reader.read_all().to_pylist():
                 rows[row["day"]].append((row["k"], row["n"]))
         return {day: sorted(of_day) for day, of_day in rows.items()}
 
-    def refresh(self) -> int:
-        """Reads the days that the look does not skip. Returns the number of skipped days."""
-        now = datetime.now(UTC)
-        looks = Looks(self.source, self, time.monotonic() + 60)
-        seen = looks.seen(THINGS, SPAN, Standing(days=self.known, source=self.state), now)
+    def refresh(self, spec: TableSpec = THINGS, *, pays: bool = True) -> int:
+        """Reads the days that the look does not skip. `pays`: the window is so large that questions about partitions can pay.
+        Returns the number of skipped days."""
+        one, now = self.readers[spec.name], datetime.now(UTC)
+        with pytest.MonkeyPatch.context() as patch:
+            for module in ("pulso_etl.automation.looks", "pulso_etl.bigquery.source"):
+                patch.setattr(f"{module}.question_pays", lambda *sizes: pays)
+            looks = Looks(self.source, self, time.monotonic() + 60)
+            seen = looks.seen(spec, SPAN, Standing(days=one.known, source=one.state), now)
+            # A run looks for itself. Nothing was written since, so its look would give the same result.
+            state = seen.state or self.source.stream(spec, SPAN, "run").look(one.kept)
         left_out = [day for day in SPAN if day not in seen.days]
-        full = self.read()
-        assert {day: self.held[day] for day in left_out} == {day: full[day] for day in left_out}, seen.note
-        # A run looks for itself. Nothing was written since, so its look would give the same result.
-        state = seen.state or self.source.stream(THINGS, SPAN, "run").look(self.kept)
+        full = self.read(spec)
+        assert {day: one.held[day] for day in left_out} == {day: full[day] for day in left_out}, seen.note
         digest = state.digest if state else None
         for day in SPAN:
-            loaded_at = self.known[day].loaded_at if day in left_out else now
-            self.known[day] = Day(now, LAST + timedelta(days=9), loaded_at, len(full[day]), source=digest)
-        self.held, self.state = full, state or self.state
-        self.kept |= kept(state.partitions, now) if state else {}
+            loaded_at = one.known[day].loaded_at if day in left_out else now
+            one.known[day] = Day(now, LAST + timedelta(days=9), loaded_at, len(full[day]), source=digest)
+        one.held, one.state = full, state or one.state
+        one.kept |= state.kept_partitions(now) if state else {}
         return len(left_out)
 
     # The notes of the look
 
-    kept: dict[str, KeptPartitions] = field(default_factory=dict)
-
     def partitions(self, table: str) -> Mapping[str, KeptPartitions]:
-        return self.kept
+        return self.readers[table].kept
+
+    def known(self, facts: Mapping[str, Any]) -> PartitionStates:
+        kept = [one for reader in self.readers.values() for one in reader.kept.items()]
+        return {base: one.states for base, one in kept if base in facts and one.facts == facts[base]}
 
     def asked(self, table: str, used: Usage) -> None:
         assert used.bytes_billed > 0
+        self.questions += 1
 
 
 @pytest.fixture(scope="module")
@@ -438,21 +468,34 @@ def graph(client: bigquery.Client, emulator: BigQueryEmulator, layers: list[str]
     return Graph(client, source, names | {"below": below})
 
 
+@dataclass(frozen=True)
+class Step:
+    """A write, and the tables that are refreshed after it, each with whether questions about partitions can pay."""
+
+    write: str
+    refreshed: Sequence[tuple[TableSpec, bool]] = ((THINGS, True),)
+
+
+STEPS = st.builds(Step, WRITES, st.lists(st.tuples(st.sampled_from([THINGS, OTHERS]), st.booleans()), min_size=1, max_size=2))
+
+
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-@given(st.lists(st.sampled_from(LAYERS), min_size=1, max_size=3), st.lists(WRITES, min_size=2, max_size=3))
+@given(st.lists(st.sampled_from(LAYERS), min_size=1, max_size=3), st.lists(STEPS, min_size=2, max_size=3))
 def test_what_a_look_leaves_out_is_as_a_full_read_gives_it(
-    graphs: bigquery.Client, emulator: BigQueryEmulator, layers: list[str], writes: list[str]
+    graphs: bigquery.Client, emulator: BigQueryEmulator, layers: list[str], steps: list[Step]
 ) -> None:
-    holds(graph(graphs, emulator, layers), writes)
+    holds(graph(graphs, emulator, layers), steps)
 
 
-def holds(found: Graph, writes: Sequence[str]) -> None:
+def holds(found: Graph, steps: Sequence[Step]) -> None:
     """The property: what a look leaves out after each write is as a full read gives it. Raises AssertionError."""
     assert found.refresh() == 0
     assert found.refresh() == SPAN.days
-    for write in writes:
-        found.run(write)
-        found.refresh()
+    assert found.refresh(OTHERS) == 0
+    for step in steps:
+        found.run(step.write)
+        for spec, pays in step.refreshed:
+            found.refresh(spec, pays=pays)
 
 
 def altered_facts(look: Look, state: SourceState, change: Callable[[str, list[int]], list[int] | None]) -> SourceState:
@@ -506,7 +549,46 @@ def test_a_broken_rule_breaks_the_property(
     for module in ("pulso_etl.automation.looks", "pulso_etl.bigquery.source"):
         monkeypatch.setattr(f"{module}.state_of", broken)
     with pytest.raises(AssertionError, match="verified"):
-        holds(graph(graphs, emulator, [LAYERS[layer]]), [write])
+        holds(graph(graphs, emulator, [LAYERS[layer]]), [Step(write)])
+
+
+CHANGE = "UPDATE `{{base}}` SET n = n + 1 WHERE day = '2026-07-0{}'"
+
+
+def test_an_answer_about_partitions_of_an_earlier_state_breaks_the_property(
+    graphs: bigquery.Client, emulator: BigQueryEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = graph(graphs, emulator, LAYERS[:1])
+    holds(found, [Step(CHANGE.format(1), [(OTHERS, True)])])
+
+    def of_any_state(found: Graph, facts: Mapping[str, Any]) -> PartitionStates:
+        return {base: one.states for base, one in found.readers["others"].kept.items() if base in facts}
+
+    monkeypatch.setattr(Graph, "known", of_any_state)
+    found.run(CHANGE.format(2))
+    with pytest.raises(AssertionError, match="verified"):
+        found.refresh()
+
+
+def test_a_question_is_asked_only_if_it_can_pay_and_once_for_all_tables(
+    graphs: bigquery.Client, emulator: BigQueryEmulator
+) -> None:
+    found = graph(graphs, emulator, LAYERS[:1])
+    found.refresh()
+    found.refresh(OTHERS)
+    found.run(CHANGE.format(1))
+    one = found.readers[THINGS.name]
+    looks, standing = Looks(found.source, found, time.monotonic() + 60), Standing(days=one.known, source=one.state)
+    seen = looks.seen(THINGS, SPAN, standing, datetime.now(UTC))
+    assert seen.note == f"4 of 4 partitions to read, 0 verified; {UNASKED}"
+    assert (found.refresh(pays=False), found.questions) == (0, 0)
+    # The partitions were asked for before the change of the first day, which was read since. The next answer tells of both.
+    found.run(CHANGE.format(2))
+    assert (found.refresh(), found.questions) == (SPAN.days - 2, 1)
+    # The other table was read last before both changes. What is known already is never too dear.
+    assert (found.refresh(OTHERS, pays=False), found.questions) == (SPAN.days - 2, 1)
+    found.run(CHANGE.format(3))
+    assert (found.refresh(OTHERS), found.refresh(), found.questions) == (SPAN.days - 1, SPAN.days - 1, 2)
 
 
 def test_only_the_day_that_changed_is_read_and_a_day_that_lost_all_rows_is_too(
@@ -528,6 +610,9 @@ class Unkept:
     """Notes of looks that nobody keeps."""
 
     def partitions(self, table: str) -> Mapping[str, KeptPartitions]:
+        return {}
+
+    def known(self, facts: Mapping[str, Any]) -> PartitionStates:
         return {}
 
     def asked(self, table: str, used: Usage) -> None:

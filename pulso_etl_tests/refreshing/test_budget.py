@@ -9,8 +9,10 @@ from typing import Any
 import dagster as dg
 import psycopg
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pulso_etl.bigquery.pricing import Pricing
+from pulso_etl.bigquery.pricing import Pricing, question_pays
 from pulso_etl.bigquery.pricing import billed as billed_for
 from pulso_etl.bigquery.source import build_source
 from pulso_etl.checks.reconciliation import reconcile
@@ -92,6 +94,31 @@ def test_a_query_is_billed_whole_mebibytes_and_ten_for_each_table_at_least() -> 
         30 * 2**20,
         954 * 2**20,
     ]
+
+
+LARGE = st.integers(1, GIB)
+
+
+@given(st.tuples(LARGE, LARGE).map(sorted), st.integers(1, 4), st.integers(1, 4))
+def test_a_question_about_partitions_pays_if_the_narrowest_read_and_the_question_bill_less_than_the_whole_window(
+    read: list[int], tables: int, asked: int
+) -> None:
+    (narrow, whole), question = read, asked * billed_for(1, 1)
+    pays = question_pays(whole, tables, asked)
+    assert pays or billed_for(whole, tables) <= question + billed_for(narrow, tables), "a narrower read would have been cheaper"
+    assert not pays or billed_for(whole, tables) > question + billed_for(1, tables), "no narrower read can be cheaper"
+
+
+def test_a_question_about_partitions_pays_from_more_than_twenty_mebibytes_of_one_table() -> None:
+    assert [
+        question_pays(size * 2**20, tables, asked) for size, tables, asked in ((20, 1, 1), (21, 1, 1), (30, 2, 1), (31, 2, 1))
+    ] == [
+        False,
+        True,
+        False,
+        True,
+    ]
+    assert not question_pays(0, 0, 1)
 
 
 def test_a_month_has_a_limit_of_its_own_and_the_nearest_limit_counts(conn: psycopg.Connection, schema: str) -> None:

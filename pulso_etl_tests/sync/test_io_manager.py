@@ -203,6 +203,9 @@ def test_the_state_of_the_source_is_kept_with_the_rows_and_a_change_that_it_did_
     assert asked.states == {"20260301": SEEN.digest}
     [(began, read)] = conn.execute("SELECT (SELECT min(started_at) FROM etl_extractions), (SELECT min(read_at) FROM etl_days)")
     assert began <= asked.at < read
+    # They hold for every table while the base table is like that.
+    assert marks.known_partitions(conn, {"p.d.t": 1, "p.d.u": 1}) == {"p.d.t": asked.states}
+    assert marks.known_partitions(conn, {"p.d.t": 2}) == {}
 
 
 def test_rows_of_other_partitions_are_never_touched(run: Run, conn: psycopg.Connection) -> None:

@@ -38,7 +38,7 @@ from pulso_etl.sync.owed import (
 from pulso_etl.sync.postgres.identifiers import quoted_name
 from pulso_etl.sync.postgres.strangers import refuse_strangers
 from pulso_etl.sync.redaction import scrub, scrubbed
-from pulso_etl.sync.source_state import KeptPartitions, SourceState, partitions_as_json
+from pulso_etl.sync.source_state import KeptPartitions, PartitionStates, SourceState
 from pulso_etl.sync.spec import TableSpec
 from pulso_etl.sync.zone import DEFAULT_ZONE
 
@@ -281,7 +281,7 @@ class Watermarks:
             "lookback": loaded.horizon.lookback_days,
             "zone": loaded.horizon.zone.name,
             "source": Jsonb(loaded.source.facts) if loaded.source else None,
-            "partitions": Jsonb(partitions_as_json(loaded.source.partitions, loaded.read_at) if loaded.source else {}),
+            "partitions": _partitions_as_json(loaded.source, loaded.read_at),
             "source_changed": loaded.source_changed_at,
             "at": settlement.watermark.last_extracted_at,
             "last": settlement.watermark.last_partition,
@@ -448,7 +448,7 @@ class Watermarks:
                     "last": settled.last_partition,
                     "metadata": Jsonb({"partitions_verified": len(days), "verified_at": seen.at.isoformat()}),
                     "source": Jsonb(seen.source.facts),
-                    "partitions": Jsonb(partitions_as_json(seen.source.partitions, seen.at)),
+                    "partitions": _partitions_as_json(seen.source, seen.at),
                 },
             )
 
@@ -457,6 +457,16 @@ class Watermarks:
         query = sql.SQL("SELECT source_partitions FROM {} WHERE table_name = %s").format(self.table)
         row = conn.execute(query, (table,)).fetchone()
         return {name: KeptPartitions.of(kept) for name, kept in ((row and row[0]) or {}).items()}
+
+    def known_partitions(self, conn: psycopg.Connection, facts: Mapping[str, Any]) -> PartitionStates:
+        """The states of partitions that were asked for, for whichever table, when their base table was like these `facts` (by name
+        of the base table). Base tables without such an answer are left out."""
+        query = sql.SQL(
+            "SELECT source_partitions -> %(base)s -> 'states' FROM {} "
+            "WHERE source_partitions -> %(base)s -> 'facts' = %(facts)s LIMIT 1"
+        ).format(self.table)
+        found = {base: conn.execute(query, {"base": base, "facts": Jsonb(one)}).fetchone() for base, one in facts.items()}
+        return {base: row[0] for base, row in found.items() if row is not None}
 
     def read(self, conn: psycopg.Connection, since: datetime | None = None) -> dict[str, TableState]:
         """The state of every table that has a refresh, by name, with its attempts that ended after `since`.
@@ -579,6 +589,10 @@ class Watermarks:
             ).format(self.history),
             values,
         )
+
+
+def _partitions_as_json(source: SourceState | None, at: datetime) -> Jsonb:
+    return Jsonb({base: kept.as_json for base, kept in source.kept_partitions(at).items()} if source else {})
 
 
 def _cause(written: str | None, *, failed: bool) -> Cause | None:
