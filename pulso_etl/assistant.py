@@ -105,7 +105,8 @@ class Api:
         tables: Annotated[list[str] | None, Field(description="Tables; all of them if none is named.")] = None,
         force: Annotated[bool, Field(description="As if fresh tables were refreshed too, whole.")] = False,
     ) -> Preview:
-        """What a refresh would do now: the days, why each would be read, bytes by a dry run, cost, and budget. Launches nothing."""
+        """What a refresh would do now: the days, why each would be read, bytes by a dry run, cost, and budget. Of a table that is
+        not due: when it will be refreshed because its source has changed (`on_change`). Launches nothing."""
         return await self._call(Preview, "GET", "/plan", table=tables, force=force)
 
     async def refreshes(

@@ -99,7 +99,8 @@ export interface paths {
         };
         /**
          * Plan
-         * @description What a refresh would do now: the days, why each would be read, bytes by a dry run, and their cost. Launches nothing.
+         * @description What a refresh would do now: the days, why each would be read, bytes by a dry run, and their cost. Of a table that is not
+         *     due: when the sensor will refresh it because its source has changed. Launches nothing.
          */
         get: operations["plan"];
         put?: never;
@@ -1429,6 +1430,49 @@ export interface components {
             requested_by: string;
         };
         /**
+         * RefreshOnChange
+         * @description A refresh that follows by itself though the table is not due, because its source has changed. The refresh sensor asks for it
+         *     at its first look from `at` on, if the source does not change again.
+         */
+        RefreshOnChange: {
+            /**
+             * Days
+             * @default []
+             */
+            days: components["schemas"]["DaysToRead"][];
+            /**
+             * Days To Read
+             * @default 0
+             */
+            days_to_read: number;
+            /**
+             * Days Verified
+             * @default 0
+             */
+            days_verified: number;
+            /** Bytes Read */
+            bytes_read?: number | null;
+            /** Bytes Billed */
+            bytes_billed?: number | null;
+            /** Cost Usd */
+            cost_usd?: number | null;
+            /** Fault */
+            fault?: string | null;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Changed At */
+            changed_at: string | null;
+            /** Settles At */
+            settles_at: string | null;
+            /** Least Interval Until */
+            least_interval_until: string | null;
+            /** Why */
+            why: string;
+        };
+        /**
          * RefreshState
          * @description The progress of a refresh. It is failed when a table failed or was canceled and no other table is still running.
          * @enum {string}
@@ -2057,13 +2101,9 @@ export interface components {
         };
         /**
          * TablePreview
-         * @description What would happen to one table. Nothing would be read if `days` is empty; `reason` tells why.
+         * @description What would happen to one table now; `reason` tells why. Nothing would be read if `days` is empty.
          */
         TablePreview: {
-            /** Table */
-            table: string;
-            /** Reason */
-            reason: string;
             /**
              * Days
              * @default []
@@ -2087,6 +2127,11 @@ export interface components {
             cost_usd?: number | null;
             /** Fault */
             fault?: string | null;
+            /** Table */
+            table: string;
+            /** Reason */
+            reason: string;
+            on_change?: components["schemas"]["RefreshOnChange"] | null;
         };
         /**
          * TableRun
@@ -2515,6 +2560,7 @@ export type Period = components['schemas']['Period'];
 export type Preview = components['schemas']['Preview'];
 export type Progress = components['schemas']['Progress'];
 export type Refresh = components['schemas']['Refresh'];
+export type RefreshOnChange = components['schemas']['RefreshOnChange'];
 export type RefreshState = components['schemas']['RefreshState'];
 export type RefreshSummary = components['schemas']['RefreshSummary'];
 export type RunUnderWay = components['schemas']['RunUnderWay'];

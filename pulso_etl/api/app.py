@@ -356,7 +356,8 @@ async def plan(
     table: Annotated[list[str] | None, Query(max_length=100, description="Tables; all of them if none is named.")] = None,
     force: Annotated[bool, Query(description="As if fresh tables were refreshed too, whole.")] = False,
 ) -> Preview:
-    """What a refresh would do now: the days, why each would be read, bytes by a dry run, and their cost. Launches nothing."""
+    """What a refresh would do now: the days, why each would be read, bytes by a dry run, and their cost. Of a table that is not
+    due: when the sensor will refresh it because its source has changed. Launches nothing."""
     here = deployment(request)
     asked = RefreshRequest(here.known(*(table or ())), grants=Grants(force=force))
     async with here.previewing:

@@ -33,13 +33,11 @@ class DaysToRead(BaseModel):
     """The reason for people."""
 
 
-class TablePreview(BaseModel):
-    """What would happen to one table. Nothing would be read if `days` is empty; `reason` tells why."""
+class WhatIsRead(BaseModel):
+    """What a refresh reads. Nothing is read if `days` is empty."""
 
     model_config = ConfigDict(frozen=True)
 
-    table: str
-    reason: str
     days: list[DaysToRead] = []
     days_to_read: int = 0
     days_verified: int = 0
@@ -52,6 +50,30 @@ class TablePreview(BaseModel):
     """By the price on demand; null for an account that pays for slots, whose cost is known afterwards only."""
     fault: str | None = None
     """Why the load would fail, or why BigQuery told no size."""
+
+
+class RefreshOnChange(WhatIsRead):
+    """A refresh that follows by itself though the table is not due, because its source has changed. The refresh sensor asks for it
+    at its first look from `at` on, if the source does not change again."""
+
+    at: AwareDatetime
+    changed_at: AwareDatetime | None
+    """The newest change at the source; null if the source does not tell."""
+    settles_at: AwareDatetime | None
+    """Until then the source must be quiet; null if it has been quiet for long enough."""
+    least_interval_until: AwareDatetime | None
+    """Until then the table's last load is too recent; null if it is not."""
+    why: str
+    """The same for people, in the time zone of the table."""
+
+
+class TablePreview(WhatIsRead):
+    """What would happen to one table now; `reason` tells why. Nothing would be read if `days` is empty."""
+
+    table: str
+    reason: str
+    on_change: RefreshOnChange | None = None
+    """What the refresh sensor will do about the table by itself; null if the table is due, or its source has not changed."""
 
 
 class Limited(BaseModel):

@@ -23,7 +23,8 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     tenant: TenantOption = None,
 ) -> None:
-    """Shows what a refresh would do now: the days, why each is read, bytes and cost. Launches nothing."""
+    """Shows what a refresh would do now: the days, why each is read, bytes and cost. Of tables that are not due: when they will be
+    refreshed because their source has changed. Launches nothing."""
     settings, known = chosen(served_settings(), tenant)
     previews = Previews(settings, Planner.of(settings, known), build_source(settings))
     request = RefreshRequest(tuple(tables or ()), grants=Grants(force=force))
@@ -44,9 +45,10 @@ def tell(preview: Preview) -> None:
         shown.add_row(table.table, *("-" if value is None else str(value) for value in row), table.reason)
     show(shown)
     for table in preview.tables:
-        for days in table.days:
-            say(f"{table.table}: {days.start}..{days.end}: {days.why}")
-        if table.fault:
-            say(f"fault: {table.table}: {table.fault}")
+        for when, read in (("", table), ("refresh on change: ", table.on_change)):
+            for days in read.days if read else ():
+                say(f"{table.table}: {when}{days.start}..{days.end}: {days.why}")
+            if read and read.fault:
+                say(f"fault: {table.table}: {when}{read.fault}")
     for limit in preview.budget:
         say(f"budget: {limit.text}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 
@@ -14,6 +15,7 @@ from pulso_etl.automation.preview_shapes import Ground, TablePreview
 from pulso_etl.bigquery.source import BigQuerySource, build_source
 from pulso_etl.definitions import build_defs
 from pulso_etl.local.emulator import BigQueryEmulator
+from pulso_etl.local.sample_data import base_of
 from pulso_etl.refreshing.due import Standing
 from pulso_etl.refreshing.execution import run_plan
 from pulso_etl.refreshing.planner import Planner, watermarks_of
@@ -23,13 +25,14 @@ from pulso_etl.sync.errors import PlanError, SourceUnavailable
 from pulso_etl.sync.ledger.ledger import Day
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.owed import Watermark
+from pulso_etl_tests import clock
 from pulso_etl_tests.clock import TABLES
 from pulso_etl_tests.conftest import seed
 
 DASHBOARD = TABLES["dashboard_data"]
 TODAY = date(2026, 3, 20)
 READ = datetime(2026, 3, 20, 15, 0, tzinfo=UTC)
-HOUR = timedelta(hours=1)
+HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
 MIB = 2**20
 
 
@@ -108,6 +111,7 @@ def test_the_preview_is_what_a_refresh_then_does_and_changes_nothing(
     fresh = preview()
     assert (fresh.days, fresh.days_to_read, fresh.bytes_read) == ([], 0, None)
     assert fresh.reason.startswith("fresh: loaded")
+    assert (fresh.reason.endswith("; its source has not changed"), fresh.on_change) == (True, None)
     forced = preview(force=True)
     assert {one.ground for one in forced.days} == {Ground.LOOKBACK}
     assert forced.days_to_read == DASHBOARD.schedule.lookback_days
@@ -116,5 +120,48 @@ def test_the_preview_is_what_a_refresh_then_does_and_changes_nothing(
     assert (told.days_to_read, told.bytes_read, told.fault) == (forced.days_to_read, None, "BigQuery did not answer")
     assert conn.execute("SELECT * FROM etl_watermarks").fetchall() == before
     assert watermarks_of(Watermarks(settings.database_schema).read(conn)).keys() == {DASHBOARD.name}
+    told = silent.of(conn, request, datetime.now(UTC)).tables[0]
+    assert told.on_change is None
+    assert re.search("^fresh: .*; its source was not looked at: BigQuery did not answer$", told.reason)
     with pytest.raises(PlanError, match="unknown table nothing"):
         previews.of(conn, RefreshRequest(("nothing",)), datetime.now(UTC))
+
+
+def test_a_table_that_is_not_due_shows_the_refresh_that_its_changed_source_will_lead_to(
+    settings: Settings, emulator: BigQueryEmulator, conn: psycopg.Connection
+) -> None:
+    seed(settings, emulator)
+    settings = settings.model_copy(update={"initial_window_days": 2})
+    planner, request = Planner.of(settings, TABLES), RefreshRequest((DASHBOARD.name,))
+    (plan,) = planner.plans(request, {}, datetime.now(UTC))
+    began = datetime.now(UTC)
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert run_plan(build_defs(settings), instance, DASHBOARD, plan).error is None
+    changing = datetime.now(UTC)
+    base = base_of(settings.sources(), "dashboard_cobranzas")
+    emulator.client().query_and_wait(f"UPDATE `{base}` SET cuentas = cuentas + 1 WHERE fecha_foto = '{clock.TODAY}'")
+
+    previews, now = Previews(settings, planner, build_source(settings)), datetime.now(UTC)
+    attempts = conn.execute("SELECT count(*) FROM etl_extractions").fetchall()
+    found = previews.of(conn, request, now).tables[0]
+    read = found.on_change
+    assert (found.days_to_read, found.bytes_billed) == (0, None), "a refresh would read nothing now"
+    assert read is not None
+    assert read.changed_at is not None
+    assert changing - timedelta(milliseconds=1) <= read.changed_at <= now
+    assert read.settles_at == read.changed_at + DASHBOARD.schedule.settling_time
+    assert read.least_interval_until is not None
+    assert began <= read.least_interval_until - DASHBOARD.schedule.least_interval <= changing
+    assert read.at == max(read.settles_at, read.least_interval_until)
+    assert read.days[-1].end == clock.TODAY
+    assert read.days[-1].ground is Ground.CHANGED
+    assert read.bytes_billed == 10 * MIB
+    assert re.search(
+        r"^fresh: .*; its source changed at .*; settles at .*; least interval until .*; refreshed from .* on; ", found.reason
+    )
+    assert conn.execute("SELECT count(*) FROM etl_extractions").fetchall() == attempts, "nothing is launched"
+
+    settled = previews.of(conn, request, now + 11 * MINUTE).tables[0].on_change
+    assert settled is not None
+    assert (settled.at, settled.settles_at, settled.least_interval_until) == (now + 11 * MINUTE, None, None)
+    assert "refreshed at the next look of the refresh sensor" in settled.why

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pulso_etl.refreshing.due import Decision, Standing
-from pulso_etl.refreshing.on_change import Verdict, decide_change, is_unheeded, unseen_days, why_no_look
+from pulso_etl.refreshing.on_change import Foreseen, Verdict, decide_change, foresee, is_unheeded, unseen_days, why_no_look
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.ledger import Day
 from pulso_etl.sync.ledger.watermarks import Attempt
@@ -156,3 +156,48 @@ def test_every_change_is_read_once_it_is_quiet_and_never_more_often_than_allowed
         table.now += MINUTE
         table.tick()
     assert table.reads == before
+
+
+AGO = st.integers(0, 40 * 60).map(lambda seconds: timedelta(seconds=seconds))
+
+
+@given(loaded=AGO, changed=AGO, seen=st.booleans())
+def test_a_refresh_on_change_comes_when_it_is_foreseen(loaded: timedelta, changed: timedelta, seen: bool) -> None:
+    table = Table()
+    table.loaded_at, table.changed_at, table.version = NOW - loaded, NOW - changed, 1
+    table.days = known(table.loaded_at, state(int(seen)))
+    attempt = replace(LOADED, started_at=table.loaded_at, finished_at=table.loaded_at)
+    found = foresee(SPEC, Standing(attempts=[attempt], days=table.days), FRESH, table.source, NOW, MINUTE)
+
+    def reads_at(at: datetime) -> bool:
+        table.now, table.look_at, table.reads = at, None, []
+        table.tick()
+        return bool(table.reads)
+
+    if seen:
+        assert found == "its source has not changed"
+        assert not any(reads_at(NOW + minutes * MINUTE) for minutes in range(20))
+        return
+    assert isinstance(found, Foreseen)
+    assert found.changed_at == table.changed_at
+    assert found.at == NOW or not reads_at(found.at - timedelta(seconds=1))
+    assert reads_at(found.at)
+    waits = [one for one in (found.settles_at, found.rests_until) if one is not None]
+    assert found.at == max(waits, default=NOW)
+
+
+def test_no_refresh_on_change_is_foreseen_where_something_else_comes_first() -> None:
+    standing, changed = Standing(attempts=[LOADED], days=known(NOW - 20 * MINUTE, state(0))), state(1, NOW - MINUTE)
+    found = foresee(SPEC, standing, FRESH, changed, NOW, MINUTE)
+    assert found == Foreseen(NOW + MINUTE, NOW - MINUTE, NOW + MINUTE)
+    assert foresee(SPEC, standing, replace(FRESH, run_under_way="run"), changed, NOW, MINUTE) == ""
+    calm = altered(SPEC, refresh_on_change=False)
+    assert foresee(calm, standing, FRESH, changed, NOW, MINUTE) == "it is refreshed by its rhythm only"
+    assert (
+        foresee(SPEC, standing, FRESH, "it reads no table", NOW, MINUTE)
+        == "its source gives no signal of changes: it reads no table"
+    )
+    loaded = replace(standing, attempts=[replace(LOADED, started_at=NOW - 5 * MINUTE)])
+    assert foresee(SPEC, loaded, FRESH, changed, NOW, MINUTE) == Foreseen(
+        NOW + 5 * MINUTE, NOW - MINUTE, NOW + MINUTE, NOW + 5 * MINUTE
+    )
