@@ -13,6 +13,7 @@ import pytest
 from pulso_etl.automation.preview import Known, Previews, days_to_read
 from pulso_etl.automation.preview_shapes import Ground, TablePreview
 from pulso_etl.bigquery.source import BigQuerySource, build_source
+from pulso_etl.cli.plan import tell
 from pulso_etl.definitions import build_defs
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import base_of
@@ -128,7 +129,7 @@ def test_the_preview_is_what_a_refresh_then_does_and_changes_nothing(
 
 
 def test_a_table_that_is_not_due_shows_the_refresh_that_its_changed_source_will_lead_to(
-    settings: Settings, emulator: BigQueryEmulator, conn: psycopg.Connection
+    settings: Settings, emulator: BigQueryEmulator, conn: psycopg.Connection, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seed(settings, emulator)
     settings = settings.model_copy(update={"initial_window_days": 2})
@@ -143,7 +144,8 @@ def test_a_table_that_is_not_due_shows_the_refresh_that_its_changed_source_will_
 
     previews, now = Previews(settings, planner, build_source(settings)), datetime.now(UTC)
     attempts = conn.execute("SELECT count(*) FROM etl_extractions").fetchall()
-    found = previews.of(conn, request, now).tables[0]
+    preview = previews.of(conn, request, now)
+    [found] = preview.tables
     read = found.on_change
     assert (found.days_to_read, found.bytes_billed) == (0, None), "a refresh would read nothing now"
     assert read is not None
@@ -160,6 +162,11 @@ def test_a_table_that_is_not_due_shows_the_refresh_that_its_changed_source_will_
         r"^fresh: .*; its source changed at .*; settles at .*; least interval until .*; refreshed from .* on; ", found.reason
     )
     assert conn.execute("SELECT count(*) FROM etl_extractions").fetchall() == attempts, "nothing is launched"
+
+    tell(preview)
+    told = capsys.readouterr().out
+    assert "settles at" in told
+    assert re.search(rf"dashboard_data: refresh on change: .*\.\.{clock.TODAY}: .*dashboard_cobranzas_base changed at", told)
 
     settled = previews.of(conn, request, now + 11 * MINUTE).tables[0].on_change
     assert settled is not None
