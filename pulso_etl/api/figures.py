@@ -16,7 +16,7 @@ from pulso_etl.api.models import Comparison, DayCheck, DayMark, DayState, Figure
 from pulso_etl.api.status import CALENDAR_DAYS, StatusReader
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.figures import EXACT, RATIO_DIGITS, Number, Part, decimal_of, parts, value
-from pulso_etl.sync.ledger.changes import Changes, with_decimals
+from pulso_etl.sync.ledger.changes import Changes, sums_of, with_decimals
 from pulso_etl.sync.schema.statements import Statements
 from pulso_etl.sync.spec import Figure, TableSpec, Unit
 
@@ -267,7 +267,7 @@ class FiguresReader:
             sql.SQL(HELD).format(loads=changes.loads, changed=changes.days),
             {"table": spec.name, "days": list(earlier), "at": list(earlier.values())},
         )
-        return {day: HeldThen(at, loaded, with_decimals(after)) for day, at, loaded, after in await found.fetchall()}
+        return {day: HeldThen(at, loaded, sums_of(with_decimals(after))) for day, at, loaded, after in await found.fetchall()}
 
 
 def sums_query(spec: TableSpec, schema: str, hour: int | None) -> tuple[sql.Composed, Sequence[Part]]:

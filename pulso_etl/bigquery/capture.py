@@ -54,6 +54,9 @@ def interval(
     if before := [day for day in window if day not in known or known[day].at < since]:
         # Earlier loads had a shorter lookback and treated these days as final.
         return f"the watermark does not cover {', '.join(map(str, contiguous(before)))}"
+    if undone := [day for day in window if known[day].is_undone]:
+        # Their changes are older than the watermark.
+        return f"a load of {', '.join(map(str, contiguous(undone)))} was undone"
     if max(since, written_at or since) >= end:
         return f"it was loaded less than {CAPTURE_LAG} ago"
     start = since - margin

@@ -18,8 +18,9 @@ Number = int | Decimal
 """A value of a figure or of a part: exact, never a float."""
 RATIO_DIGITS = Decimal("0.0001")
 """The digits of a ratio. In percent, this is more than a reader sees."""
-EXACT = Context(prec=120)
-"""Enough digits for every sum of numerics of 38 digits, and for a ratio of two of them."""
+EXACT = Context(prec=120, traps=[])
+"""Enough digits for every sum of numerics of 38 digits, and for a ratio of two of them. NaN and infinity, which only another
+program can have written, raise nothing."""
 
 
 def decimal_of(number: Number | None) -> Decimal | None:
@@ -74,8 +75,10 @@ def parts(figures: Iterable[Figure]) -> tuple[Part, ...]:
 
 
 def value(figure: Figure, given: Mapping[Part, Number]) -> Number | None:
-    """The figure, from its parts. None for a ratio to 0."""
-    first, *second = (given[part] for part in parts_of(figure))
+    """The figure, from its parts. None for a ratio to 0, and if a part is NaN or infinite."""
+    first, *second = found = [given[part] for part in parts_of(figure)]
+    if not all(Decimal(one).is_finite() for one in found):
+        return None
     if not second:
         return first
     if not second[0]:

@@ -8,7 +8,7 @@ from datetime import date, timedelta
 from decimal import Decimal
 from statistics import median
 
-from pulso_etl.sync.figures import Number, Part, parts_of, value
+from pulso_etl.sync.figures import EXACT, Number, Part, parts_of, value
 from pulso_etl.sync.ledger.changes import Change, DayChange, Kept
 from pulso_etl.sync.spec import Figure, TableSpec, Unit
 
@@ -36,7 +36,7 @@ class Movement:
     @property
     def change(self) -> Number | None:
         """By how much the figure rose."""
-        return None if self.before is None or self.after is None else self.after - self.before
+        return None if self.before is None or self.after is None else EXACT.subtract(Decimal(self.after), Decimal(self.before))
 
     @property
     def moves(self) -> bool:

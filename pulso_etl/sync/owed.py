@@ -26,6 +26,10 @@ class Loss:
         return f"{self.rows} rows of {self.window} that were loaded are no longer in the table"
 
 
+NEVER_FINAL = date.max
+"""The `open_until` of a day that was undone. Every load of the day sets another."""
+
+
 @dataclass(frozen=True)
 class Reading:
     """The last reading of a day from the source, at the instant `at` (with zone).
@@ -35,6 +39,11 @@ class Reading:
 
     at: datetime
     open_until: date
+
+    @property
+    def is_undone(self) -> bool:
+        """Whether a load of the day was undone after the reading, so that the day is not as it was read."""
+        return self.open_until == NEVER_FINAL
 
 
 @dataclass(frozen=True)

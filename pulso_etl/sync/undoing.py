@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 
 import psycopg
 
+from pulso_etl.sync.errors import UndoRefused
 from pulso_etl.sync.ledger import locks
 from pulso_etl.sync.ledger.changes import Change, Changes, Entry, Kept
 from pulso_etl.sync.ledger.ledger import server_clock
 from pulso_etl.sync.ledger.undoings import PREFIX, Wish
 from pulso_etl.sync.ledger.watermarks import Reverted, RunningAttempt, Watermarks
-from pulso_etl.sync.loading.load import translated
 from pulso_etl.sync.loading.undo import Undone, chosen, undo
+from pulso_etl.sync.postgres.server_errors import meaning
 from pulso_etl.sync.schema.statements import Statements
+from pulso_etl.sync.spec import TableSpec
 from pulso_etl.sync.target import Target
 
 
@@ -45,7 +49,7 @@ def undo_load(target: Target, wish: Wish, *, dry_run: bool = False) -> Report:
     Watermarks(schema).create(conn)
     # Which days it is about says which locks it needs. Under them it is looked at again.
     change = chosen(target, wish.load_id)
-    with translated(target.spec, change.window):
+    with _refusing(target.spec, change):
         sole = locks.hold(target, change.window)
         try:
             with conn.transaction():
@@ -58,14 +62,33 @@ def undo_load(target: Target, wish: Wish, *, dry_run: bool = False) -> Report:
     return replace(found, load_id=None) if dry_run else found
 
 
+@contextmanager
+def _refusing(spec: TableSpec, change: Change) -> Iterator[None]:
+    """Turns the server's errors into the project's errors. That the table does not take the old rows is a refusal."""
+    try:
+        yield
+    except psycopg.Error as error:
+        found = meaning(error)
+        if not found.by_row:
+            raise found.tell(error, f"{spec.name} {change.window}") from error
+        raise UndoRefused(
+            f"{spec.name}: {change} cannot be undone: {replace(found, advice='').tell(error)}; drop what refuses the row, or "
+            f"refresh the days: pulso-etl refresh {spec.as_argument} --from {change.window.start} --to {change.window.end}. "
+            "Nothing was undone"
+        ) from error
+
+
 def _undo(target: Target, wish: Wish, load_id: int, sole: bool) -> Report:
     conn, spec, changes, began = target.conn, target.spec, Changes(target.schema), time.monotonic()
     now, run_id, marks = server_clock(conn), f"{PREFIX}{uuid.uuid4()}", Watermarks(target.schema)
     held_until = now + (spec.schedule.refresh_every if wish.hold is None else wish.hold)
-    with marks.taking_over(conn, spec, chosen(target, load_id).window):
-        done = undo(target, chosen(target, load_id), sole_writer=sole)
+    change = chosen(target, load_id)
+    with marks.taking_over(conn, spec, {day.day for day in change.days}):
+        done = undo(target, change, sole_writer=sole)
     reason = f"it undid load {load_id}"
-    number = changes.begin(conn, Entry(table=spec.name, run_id=run_id, kept=Kept.NONE, reason=reason, undoes=load_id))
+    (writer,) = conn.execute("SELECT pg_current_xact_id()::xid::text::bigint").fetchone() or (None,)
+    entry = Entry(table=spec.name, run_id=run_id, kept=Kept.NONE, reason=reason, undoes=load_id, written_by=writer)
+    number = changes.begin(conn, entry)
     changes.end(conn, number, done.days)
     changes.undone(conn, load_id, number)
     metadata = {**done.total.as_dict(), "load_id": number, "undoes": load_id, "asked_by": wish.by}

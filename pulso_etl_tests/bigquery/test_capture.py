@@ -24,7 +24,7 @@ from pulso_etl.sync.loading import request
 from pulso_etl.sync.loading.load import load
 from pulso_etl.sync.loading.result import LoadResult
 from pulso_etl.sync.loading.verify import verify
-from pulso_etl.sync.owed import Reading, Watermark
+from pulso_etl.sync.owed import NEVER_FINAL, Reading, Watermark
 from pulso_etl.sync.spec import CAPTURE_LAG, TableSpec, fill
 from pulso_etl.sync.target import Target
 from pulso_etl.tables import TABLES
@@ -49,6 +49,11 @@ def mark(at: datetime, last: date, first: date = DAYS[0]) -> Watermark:
     return Watermark(at, last, {day: Reading(at, day + timedelta(days=3)) for day in DayRange(min(first, last), last)})
 
 
+def undone(watermark: Watermark, day: date) -> Watermark:
+    """The watermark after a load of the day was undone."""
+    return replace(watermark, readings={**watermark.readings, day: replace(watermark.readings[day], open_until=NEVER_FINAL)})
+
+
 def test_the_interval_begins_a_margin_before_the_last_load_and_ends_ten_minutes_ago() -> None:
     found = interval(CALLS, WINDOW, mark(LOADED, DAYS[-1]), None, NOW, MARGIN)
     assert found == Interval(LOADED - MARGIN, NOW - timedelta(minutes=10))
@@ -63,6 +68,7 @@ def test_the_interval_begins_a_margin_before_the_last_load_and_ends_ten_minutes_
         ({"window": DayRange(date(2026, 7, 12), DAYS[-1])}, "covers only 3 days"),
         ({"watermark": mark(LOADED, DAYS[-1], DAYS[1])}, "does not cover 2026-07-13"),
         ({"watermark": replace(mark(LOADED, DAYS[-1]), last_extracted_at=LOADED + MARGIN)}, "cover 2026-07-13..2026-07-15"),
+        ({"watermark": undone(mark(LOADED, DAYS[-1]), DAYS[1])}, "a load of 2026-07-14 was undone"),
         ({"watermark": mark(NOW - CAPTURE_LAG, DAYS[-1])}, "less than 0:10:00 ago"),
         ({"written_at": NOW - timedelta(minutes=9)}, "less than 0:10:00 ago"),
         ({"watermark": mark(NOW - timedelta(days=1, minutes=1), DAYS[-1])}, "more than 1 day, 0:00:00 old"),

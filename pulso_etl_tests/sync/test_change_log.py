@@ -17,15 +17,19 @@ from hypothesis import strategies as st
 
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import PulsoError, UndoRefused
-from pulso_etl.sync.ledger.changes import Change, Changes, DayChange, Entry, Kept
+from pulso_etl.sync.ledger.changes import Change, Changes, DayChange, Kept
 from pulso_etl.sync.ledger.migrations import migrate
 from pulso_etl.sync.ledger.traces import Traces
+from pulso_etl.sync.ledger.undoings import Wish
 from pulso_etl.sync.loading.load import load, translated
 from pulso_etl.sync.loading.result import LoadResult
-from pulso_etl.sync.loading.undo import Undone, chosen, undo
+from pulso_etl.sync.loading.undo import Undone
 from pulso_etl.sync.loading.verify import verify
+from pulso_etl.sync.movements import movements
 from pulso_etl.sync.spec import Adds, Column, ColumnType, Contract, Figure, TableSpec, Unit
 from pulso_etl.sync.target import Target
+from pulso_etl.sync.undoing import undo_load
+from pulso_etl_tests.declarations import altered
 from pulso_etl_tests.sync.samples import D1, D2, D3, NOON, WINDOW, by_month, monthly, request, row, table, things, wider
 
 MONEY = Figure(name="recupero", title="Recupero", unit=Unit.MONEY, of=("money",))
@@ -60,16 +64,7 @@ class Place:
         return result
 
     def undo(self, spec: TableSpec, load_id: int | None = None) -> Undone:
-        target = Target(self.conn, spec, self.schema)
-        with self.conn.transaction():
-            done = undo(target, chosen(target, load_id))
-            changes, change = Changes(self.schema), done.change
-            number = changes.begin(
-                self.conn, Entry(table=spec.name, run_id="u", kept=Kept.NONE, reason="undoes", undoes=change.load_id)
-            )
-            changes.end(self.conn, number, done.days)
-            changes.undone(self.conn, change.load_id, number)
-        return done
+        return undo_load(Target(self.conn, spec, self.schema), Wish(load_id)).undone
 
     def log(self) -> list[Change]:
         return Changes(self.schema).latest(self.conn, "things", 100)
@@ -204,6 +199,87 @@ def test_a_load_whose_rows_no_later_load_changed_is_undone_below_later_loads(pla
     ]
 
 
+def test_what_belongs_with_rows_of_a_later_load_is_not_undone_below_it(place: Place) -> None:
+    """A key has one current version, and a value one snapshot: both are told by more than the row."""
+    versions = things(strategy="scd2")
+    snapshots = things(primary_key=("name", "hour"), snapshot_of=("name",))
+    both, one = [row(D1, "a", hour=1), row(D1, "b", hour=2)], [row(D1, "a", hour=1)]
+    month, less = [row(D1, "a", hour=1), row(D1, "a", hour=2)], [row(D1, "a", hour=1)]
+    for spec, sources in (
+        (versions, (both, one, [row(D1, "a", hour=1), row(D1, "b", "7", hour=2)])),
+        (snapshots, (month, less, [row(D2, "a", hour=1)])),
+    ):
+        for kept in (10, 1):
+            place.empty()
+            for number, source in enumerate(sources):
+                # The values of the last load may be beyond the bound.
+                bound = altered(spec, changed_rows_kept=kept - 1 if number == 2 else 10)
+                place.load(source, bound, DayRange(source[0]["day"], source[0]["day"]), allow_shrink=True)
+            before, (third, second, _) = place.rows(), place.log()
+            with pytest.raises(UndoRefused, match=f"later loads changed the same rows, by load {third.load_id} "):
+                place.undo(spec, second.load_id)
+            assert place.rows() == before
+
+
+def test_a_key_that_was_written_with_other_digits_comes_back(place: Place) -> None:
+    spec, source = things(primary_key=("day", "money"), strategy="replace_partition"), [row(D1, "a", "1.5"), row(D1, "b", "2")]
+    place.load(source, spec)
+    place.run("UPDATE things SET money = 1.50000 WHERE name = 'a'")
+    before = place.rows()
+    place.load(source, spec)
+    place.undo(spec)
+    assert place.rows() == before
+
+
+def test_types_and_keys_that_changed_since(place: Place) -> None:
+    spec = things()
+    place.load(SOURCE, spec)
+    before = place.run("SELECT day, name, money, hour, rate FROM things ORDER BY 1, 2")
+    place.load(CHANGED, spec)
+    place.run("ALTER TABLE things ALTER COLUMN money TYPE numeric(20, 12), ALTER COLUMN hour TYPE numeric(6, 1)")
+    place.undo(spec)
+    assert place.run("SELECT day, name, money, hour, rate FROM things ORDER BY 1, 2") == before
+    place.run("ALTER TABLE things ALTER COLUMN hour TYPE bigint")
+    place.load(CHANGED, spec)
+    place.run("ALTER TABLE things DROP CONSTRAINT things_pkey, ADD PRIMARY KEY (day, name, hour)")
+    with pytest.raises(UndoRefused, match="its rows are told by day, name, and the table has another key since"):
+        place.undo(things(primary_key=("day", "name", "hour")))
+
+
+def test_columns_that_the_server_writes_come_back(place: Place) -> None:
+    spec = things(contract=Contract.EVOLVE)
+    place.load(SOURCE, spec)
+    place.run("ALTER TABLE things ADD COLUMN id bigint GENERATED ALWAYS AS IDENTITY")
+    place.run("ALTER TABLE things ADD COLUMN twice numeric GENERATED ALWAYS AS (money * 2) STORED")
+    before = place.rows()
+    place.load(CHANGED, spec)
+    place.undo(spec)
+    assert place.rows() == before
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "told"),
+    [
+        ("ALTER TABLE things ADD CHECK (money <> 2) NOT VALID", "violates check constraint .things_money_check."),
+        (
+            "CREATE TABLE others (day date, name text, FOREIGN KEY (day, name) REFERENCES things);"
+            "INSERT INTO others VALUES ('2026-02-28', 'new')",
+            "violates foreign key constraint .others_day_name_fkey. on table .others.",
+        ),
+    ],
+)
+def test_what_the_table_does_not_take_back_is_a_refusal(place: Place, obstacle: str, told: str) -> None:
+    spec = things()
+    place.load(SOURCE, spec)
+    place.load(CHANGED, spec)
+    for statement in obstacle.split(";"):
+        place.run(statement)
+    before, log = place.rows(), place.log()
+    with pytest.raises(UndoRefused, match=rf"{told}.*; drop what .* pulso-etl refresh things --from 2026-02-27 --to 2026-02-28\."):
+        place.undo(spec)
+    assert (place.rows(), place.log()) == (before, log)
+
+
 @pytest.mark.parametrize(
     "meddle",
     [
@@ -223,11 +299,25 @@ def test_rows_that_another_program_changed_are_not_overwritten(place: Place, med
     assert place.rows() == before
 
 
-def test_a_first_load_is_undone_only_while_nobody_has_changed_its_rows(place: Place) -> None:
+@pytest.mark.parametrize("stamp", ["updated_at", "updated_at + interval '1 second'"])
+def test_a_first_load_is_undone_only_while_nobody_has_changed_its_rows(place: Place, stamp: str) -> None:
     place.load(SOURCE, things())
-    place.run("UPDATE things SET money = 99, updated_at = updated_at + interval '1 second' WHERE name = 'b'")
+    place.run(f"UPDATE things SET money = 99, updated_at = {stamp} WHERE name = 'b'")
     with pytest.raises(UndoRefused, match="1 of its rows have changed since, by another program"):
         place.undo(things())
+    # Whoever changes a row that an undoing restored is seen too.
+    place.load(SOURCE, things())
+    place.undo(things())
+    place.run(f"UPDATE things SET money = 2, updated_at = {stamp} WHERE name = 'b'")
+    with pytest.raises(UndoRefused, match="1 of its rows have changed since"):
+        place.undo(things())
+
+
+def test_a_first_load_is_undone_after_the_server_has_moved_its_rows(place: Place) -> None:
+    place.load(SOURCE, things())
+    place.conn.execute(f"VACUUM (FULL, FREEZE) {place.schema}.things".encode())
+    place.undo(things())
+    assert place.rows() == []
 
 
 def test_a_lost_column_refuses_and_a_new_column_stays(place: Place) -> None:
@@ -255,6 +345,27 @@ def test_the_day_that_was_undone_is_read_again_by_the_next_load(place: Place) ->
     again = place.load(CHANGED, spec)
     assert again.digested is not None
     assert (again.digested.unchanged, again.total.written) == ({D3}, 3)
+
+
+def test_figures_are_exact_and_stand_what_other_programs_write(place: Place) -> None:
+    number = Figure(name="number", title="Number", unit=Unit.COUNT, of=("number",))
+    spec = things(Column(name="number", type=ColumnType.INTEGER), figures=(MONEY, SHARE, number))
+    money, most = "12345678901234567890123456789.123456789", 2**63 - 1
+    for sign, with_sign in ((1, money), (-1, f"-{money}")):
+        place.load(wider([row(D1, "a", with_sign)], number=pa.array([most * sign])), spec)
+    day = place.log()[0].days[0]
+    assert (day.before["sum:money"], day.after["sum:money"]) == (Decimal(money), Decimal(f"-{money}"))
+    assert (day.before["sum:number"], day.after["sum:number"]) == (most, -most)
+    moved = {one.figure.name: one.change for one in movements(spec, place.log()[0])}
+    assert (moved["recupero"], moved["number"]) == (Decimal("-24691357802469135780246913578.246913578"), -2 * most)
+    for strange in ("NaN", "Infinity"):
+        place.run(f"UPDATE things SET money = '{strange}' WHERE name = 'a'")
+        place.load(wider([row(D1, "a")], number=pa.array([most])), spec)
+        strangely = movements(spec, place.log()[0])
+        assert [one.before for one in strangely if one.figure is not number] == [None, None]
+        place.undo(spec)
+        assert place.run("SELECT money::text FROM things WHERE name = 'a'") == [(strange,)]
+        assert [one.after for one in movements(spec, place.log()[0]) if one.figure is not number] == [None, None]
 
 
 def test_values_of_all_types_come_back(place: Place) -> None:

@@ -17,6 +17,8 @@ from pulso_etl.sync.ledger.watermarks import TableState, Watermarks
 from pulso_etl.sync.owed import Horizon, owed_days
 from pulso_etl.sync.target import Target
 from pulso_etl.sync.undoing import undo_load
+from pulso_etl_tests.sync.samples import WINDOW, monthly, row
+from pulso_etl_tests.sync.test_change_log import Place
 from pulso_etl_tests.sync.test_io_manager import stored, wanted
 from pulso_etl_tests.sync.visits import ALL, D1, D2, D3, SPEC, Rows, materialize, table, visits
 
@@ -81,3 +83,22 @@ def test_the_loads_metadata_name_its_entry(target: Target, instance: dg.DagsterI
     assert record.asset_materialization is not None
     assert record.asset_materialization.metadata["load_id"].value == 2
     assert [one.metadata.get("load_id") for one in state(target).attempts] == [1, 2]
+
+
+def test_the_ledger_knows_the_rows_that_go_back_to_days_between_those_that_changed(conn: psycopg.Connection, schema: str) -> None:
+    spec, marks = monthly(), Watermarks(schema)
+    place = Place(conn, schema)
+    marks.create(conn)
+    place.load([row(D1, "a"), row(D2, "b"), row(D2, "c")], spec)
+    # The newest day of b is another one now, and D2 itself is not among the days that changed.
+    place.load([row(D1, "a", "2"), row(D2, "c"), row(D3, "b")], spec)
+    assert [day.day for day in place.log()[0].days] == [D1, D3]
+    place.run(
+        "INSERT INTO etl_days (table_name, day, read_at, loaded_at, rows, extraction_id, open_until) "
+        "SELECT 'things', day, now(), now(), count(*), '', day FROM things GROUP BY day"
+    )
+    undo_load(Target(conn, spec, schema), Wish())
+    held = place.run("SELECT day, count(*) FROM things GROUP BY 1 ORDER BY 1")
+    assert held == [(D1, 1), (D2, 2)]
+    days = marks.ledger.of_days(conn, "things", WINDOW)
+    assert {day: (one.rows, one.is_undone) for day, one in days.items()} == {D1: (1, True), D2: (2, False), D3: (0, True)}

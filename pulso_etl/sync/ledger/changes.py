@@ -48,12 +48,17 @@ class DayChange:
     def of(cls, row: Mapping[str, Any]) -> DayChange:
         """The day from its row, as JSON with decimals."""
         new, changed, gone = (int(row[f"rows_{kind}"]) for kind in ("new", "changed", "gone"))
-        return cls(date.fromisoformat(row["day"]), new, changed, gone, row["before"], row["after"])
+        return cls(date.fromisoformat(row["day"]), new, changed, gone, sums_of(row["before"]), sums_of(row["after"]))
 
     @property
     def rows(self) -> int:
         """How many rows changed, of whatever kind."""
         return self.new + self.changed + self.gone
+
+
+def sums_of(logged: Mapping[str, Decimal | str]) -> dict[str, Decimal]:
+    """The parts of a day, as the log has them: JSON has no number for NaN and infinity, so these are texts."""
+    return {name: Decimal(number) for name, number in logged.items()}
 
 
 def with_decimals(text: str) -> Any:
@@ -66,7 +71,8 @@ class Entry:
     """What an entry says of a load of the run `run_id`.
 
     `reason`: why its rows are not kept. `key_columns` tell a row, and `value_columns` are all others: the columns of rows that are
-    kept. `undoes`: the load that this one undoes.
+    kept. `undoes`: the load that this one undoes. `written_by`: the number of the transaction that wrote its rows, where it
+    tells them.
     """
 
     table: str
@@ -76,6 +82,7 @@ class Entry:
     key_columns: tuple[str, ...] = ()
     value_columns: tuple[str, ...] = ()
     undoes: int | None = None
+    written_by: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +114,7 @@ class Change(Entry):
             key_columns=tuple(row["key_columns"]),
             value_columns=tuple(row["value_columns"]),
             undoes=row["undoes"],
+            written_by=row["written_by"],
             load_id=row["load_id"],
             at=row["committed_at"],
             stamp=row["stamp"],
@@ -141,10 +149,13 @@ class Changes:
         """Makes an entry in the transaction of a load, and returns its number."""
         row = conn.execute(
             sql.SQL(
-                "INSERT INTO {} (table_name, extraction_id, kept, reason, key_columns, value_columns, undoes) "
-                "VALUES (%s, %s, %s, %s, %s, %s, %s) RETURNING load_id"
+                "INSERT INTO {} (table_name, extraction_id, kept, reason, key_columns, value_columns, undoes, written_by) "
+                "VALUES (%s, %s, %s, %s, %s, %s, %s, %s) RETURNING load_id"
             ).format(self.loads),
-            (entry.table, entry.run_id, entry.kept, entry.reason, list(entry.key_columns), list(entry.value_columns), entry.undoes),
+            (
+                *(entry.table, entry.run_id, entry.kept, entry.reason, list(entry.key_columns), list(entry.value_columns)),
+                *(entry.undoes, entry.written_by),
+            ),
         ).fetchone()
         assert row is not None
         return int(row[0])
@@ -212,26 +223,21 @@ class Changes:
         found = self._read(conn, where, {"table": table}, 1)
         return found[0] if found else None
 
-    def later(self, conn: psycopg.Connection, change: Change) -> list[Change]:
-        """The loads after `change` that are not undone and that changed one of its days."""
-        where = sql.SQL(
-            "table_name = %(table)s AND load_id > %(load)s AND undoes IS NULL AND undone_by IS NULL AND EXISTS ("
-            "SELECT FROM {days} l JOIN {days} e USING (day) WHERE l.load_id = c.load_id AND e.load_id = %(load)s)"
+    def later(self, conn: psycopg.Connection, change: Change, touches: sql.Composable | None = None) -> list[Change]:
+        """The loads after `change` that are not undone and that meet the condition `touches` on the entry `c`: by default that they
+        changed one of its days."""
+        by_day = sql.SQL(
+            "EXISTS (SELECT FROM {days} l JOIN {days} e USING (day) WHERE l.load_id = c.load_id AND e.load_id = %(load)s)"
         ).format(days=self.days)
+        where = sql.SQL("table_name = %(table)s AND load_id > %(load)s AND undoes IS NULL AND undone_by IS NULL AND {}").format(
+            touches or by_day
+        )
         return self._read(conn, where, {"table": change.table, "load": change.load_id}, None)
 
-    def touching(self, conn: psycopg.Connection, change: Change) -> list[Change]:
-        """The loads after `change` that are not undone, and that changed one of its rows as far as the values of rows are kept."""
-        where = sql.SQL(
-            "table_name = %(table)s AND load_id > %(load)s AND undoes IS NULL AND undone_by IS NULL AND EXISTS ("
-            "SELECT FROM {rows} l JOIN {rows} e USING (key) WHERE l.load_id = c.load_id AND e.load_id = %(load)s)"
-        ).format(rows=self.rows)
-        return self._read(conn, where, {"table": change.table, "load": change.load_id}, None)
-
-    def undo_stamps(self, conn: psycopg.Connection, change: Change) -> list[datetime]:
-        """The stamps of the undoings of the table after `change`."""
-        query = sql.SQL("SELECT stamp FROM {} WHERE table_name = %s AND load_id > %s AND undoes IS NOT NULL").format(self.loads)
-        return [stamp for (stamp,) in conn.execute(query, (change.table, change.load_id))]
+    def undoings(self, conn: psycopg.Connection, change: Change) -> list[tuple[datetime, int | None]]:
+        """The stamps of the undoings of the table after `change`, and their transactions."""
+        query = sql.SQL("SELECT stamp, written_by FROM {} WHERE table_name = %s AND load_id > %s AND undoes IS NOT NULL")
+        return conn.execute(query.format(self.loads), (change.table, change.load_id)).fetchall()
 
     def undone(self, conn: psycopg.Connection, load_id: int, by: int) -> None:
         """Marks the load as undone."""

@@ -18,13 +18,11 @@ from psycopg import sql
 
 from pulso_etl.sync.days import DayRange, first_kept_day
 from pulso_etl.sync.errors import NewerReading
-from pulso_etl.sync.owed import Horizon, Reading
+from pulso_etl.sync.owed import NEVER_FINAL, Horizon, Reading
 from pulso_etl.sync.schema.statements import Statements
 from pulso_etl.sync.source_state import SourceState
 from pulso_etl.sync.spec import TableSpec
 
-NEVER_FINAL = date.max
-"""The `open_until` of a day that was undone. Every load of the day sets another."""
 PARTS = """
 SELECT to_regclass({name})::oid AS part WHERE to_regclass({name}) IS NOT NULL
 UNION ALL SELECT inhrelid FROM pg_inherits WHERE inhparent = to_regclass({name})

@@ -8,7 +8,7 @@ days (`ledger`) decides how far a table is loaded. It does not matter who launch
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -29,6 +29,7 @@ from pulso_etl.sync.ledger.locks import attempt_lock
 from pulso_etl.sync.ledger.migrations import LedgerState, migrate, state
 from pulso_etl.sync.ledger.queries import Queries, Usage
 from pulso_etl.sync.owed import (
+    NEVER_FINAL,
     Horizon,
     Loss,
     Settlement,
@@ -298,7 +299,7 @@ class Watermarks:
                 "(SELECT FROM {days} WHERE table_name = %(table)s AND open_until = %(undone)s) THEN held_until END "
                 "WHERE table_name = %(table)s RETURNING data_version"
             ).format(self.table, status=self._status("success"), days=self.ledger.days),
-            values | {"undone": ledger.NEVER_FINAL},
+            values | {"undone": NEVER_FINAL},
         ).fetchone()
         self._append(conn, values | {"status": "success", "error": None, "cause": None})
         if loaded.changed and row is not None:
@@ -385,9 +386,9 @@ class Watermarks:
             )
 
     @contextmanager
-    def taking_over(self, conn: psycopg.Connection, spec: TableSpec, window: DayRange) -> Iterator[None]:
-        """Wraps a load of the window, in its transaction. If a key lives in several partitions, the load changes the number of rows
-        of days outside of the window; this records the change."""
+    def taking_over(self, conn: psycopg.Connection, spec: TableSpec, days: DayRange | Set[date]) -> Iterator[None]:
+        """Wraps a load or an undoing, in its transaction, which records how many rows each of the `days` has. If a key lives in
+        several partitions, it changes the number of rows of other days as well; this records the change."""
         if spec.partition_in_key:
             yield
             return
@@ -396,7 +397,7 @@ class Watermarks:
         before = self.ledger.rows_by_day(conn, spec) if there else {}
         yield
         after = self.ledger.rows_by_day(conn, spec)
-        changes = {day: after.get(day, 0) - before.get(day, 0) for day in before.keys() | after.keys() if day not in window}
+        changes = {day: after.get(day, 0) - before.get(day, 0) for day in before.keys() | after.keys() if day not in days}
         self.ledger.shift(conn, spec.name, {day: change for day, change in changes.items() if change})
 
     def _files(self, spec: TableSpec) -> sql.Composed:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from psycopg import sql
 
-from pulso_etl.sync.figures import Part, parts
+from pulso_etl.sync.figures import EXACT, Part, parts
 from pulso_etl.sync.ledger.changes import Changes, DayChange, Entry, Kept
 from pulso_etl.sync.loading.result import Counts
 from pulso_etl.sync.loading.strategies import Write
@@ -71,14 +71,15 @@ class Logged:
         for day, rows, *sums in self.load.conn.execute(self._returning(write), {**self.load.bounds, "load_id": self.load_id}):
             written += rows
             known = self.moved.setdefault(day, [Decimal(0)] * len(self.parts))
-            self.moved[day] = [before + more for before, more in zip(known, sums, strict=True)]
+            self.moved[day] = [EXACT.add(before, more) for before, more in zip(known, sums, strict=True)]
         return written
 
     def end(self, by_day: Mapping[date, Counts]) -> int | None:
         after = sums_by_day(self.load.target, self.parts, [day for day, counts in by_day.items() if counts.written])
         none = [Decimal(0)] * len(self.parts)
         before = {
-            day: [left - more for left, more in zip(after.get(day, none), self.moved.get(day, none), strict=True)] for day in by_day
+            day: [EXACT.subtract(left, more) for left, more in zip(after.get(day, none), self.moved.get(day, none), strict=True)]
+            for day in by_day
         }
         return end_entry(self.load, self.changes, self.load_id, by_day, (before, after))
 
@@ -142,9 +143,21 @@ def log_first(load: Load, by_day: Mapping[date, Counts]) -> int | None:
     changes, spec = load.request.writer.changes, load.spec
     if changes is None or not any(counts.written for counts in by_day.values()):
         return None
-    load_id = changes.begin(load.conn, Entry(table=spec.name, run_id=load.request.writer.run_id, kept=Kept.STAMP))
-    after = sums_by_day(load.target, summed_parts(spec), [day for day, counts in by_day.items() if counts.written])
+    days = [day for day, counts in by_day.items() if counts.written]
+    written_by = _writer(load, days)
+    entry = Entry(table=spec.name, run_id=load.request.writer.run_id, kept=Kept.STAMP, written_by=written_by)
+    load_id = changes.begin(load.conn, entry)
+    after = sums_by_day(load.target, summed_parts(spec), days)
     return end_entry(load, changes, load_id, by_day, ({}, after))
+
+
+def _writer(load: Load, days: list[date]) -> int | None:
+    """The transaction that has written the rows of the days. A savepoint is a transaction of its own, so the rows are asked."""
+    query = sql.SQL("SELECT xmin::text::bigint FROM {} WHERE {} = ANY (%s) AND created_at = now() LIMIT 1").format(
+        load.target.identifier, sql.Identifier(load.spec.partition_column)
+    )
+    row = load.conn.execute(query, (days,)).fetchone()
+    return None if row is None else int(row[0])
 
 
 def end_entry(load: Load, changes: Changes, load_id: int, by_day: Mapping[date, Counts], sums: tuple[Sums, Sums]) -> int:
@@ -207,10 +220,15 @@ def _part(spec: TableSpec, part: Part, alias: str) -> sql.Composable:
     """What a row adds to the part of its day; nothing without a row, and nothing for a version that is closed."""
     if not alias:
         return sql.SQL("0")
-    one = sql.SQL("1") if part.adds is Adds.COUNT else sql.SQL("coalesce({}, 0)").format(sql.Identifier(alias, part.column))
+    one = sql.SQL("1") if part.adds is Adds.COUNT else _exact(alias, part.column)
     if not spec.keeps_versions:
         return one
     return sql.SQL("CASE WHEN {}.valid_to IS NULL THEN {} ELSE 0 END").format(sql.Identifier(alias), one)
+
+
+def _exact(alias: str, column: str) -> sql.Composed:
+    """The value of a column, 0 for null. A bigint may be too small for the difference of two of them."""
+    return sql.SQL("coalesce({}::numeric, 0)").format(sql.Identifier(alias, column))
 
 
 def _named(place: int) -> sql.Identifier:

@@ -25,8 +25,10 @@ from pulso_etl.sync.target import Target
 UNDO = sql.Identifier("pulso_undo")
 MOST_NAMED = 5
 WRITTEN_BY_SERVER = """
-SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(%s) AND (attgenerated <> '' OR attidentity = 'a')
+SELECT attname, attgenerated <> '' FROM pg_attribute
+WHERE attrelid = to_regclass(%s) AND (attgenerated <> '' OR attidentity = 'a')
 """
+"""The columns that no UPDATE may set, and whether no INSERT may either."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,10 @@ class _Rows:
     table: Table
 
     def restore(self) -> None:
-        conn, changes = self.target.conn, Changes(self.target.schema)
-        self._refuse_lost_columns()
-        conn.execute(self._create(changes), {"load": self.change.load_id})
-        (kept,) = conn.execute(sql.SQL("SELECT coalesce(sum(copies), 0) FROM {}").format(UNDO)).fetchone() or (0,)
+        conn = self.target.conn
+        self._refuse_other_columns()
+        conn.execute(self._create(), {"load": self.change.load_id})
+        (kept,) = conn.execute(sql.SQL("SELECT coalesce(sum(pulso_copies), 0) FROM {}").format(UNDO)).fetchone() or (0,)
         if kept != self._due():
             days = self.target.spec.change_log.changes_kept_days
             raise UndoRefused(
@@ -112,12 +114,16 @@ class _Rows:
                 "nothing was undone"
             )
         conn.execute(sql.SQL("ANALYZE {}").format(UNDO))
-        later = changes.touching(conn, self.change)
+        later = self._changes.later(conn, self.change, self._touches())
         (differing,) = conn.execute(self._differing()).fetchone() or (0,)
         if later or differing:
-            raise _changed(self._name, differing, later or changes.later(conn, self.change))
+            raise _changed(self._name, differing, later or self._changes.later(conn, self.change))
         for statement in (self._delete(), self._update(), self._insert()):
             conn.execute(statement)
+
+    @property
+    def _changes(self) -> Changes:
+        return Changes(self.target.schema)
 
     @property
     def _name(self) -> str:
@@ -137,96 +143,137 @@ class _Rows:
         """How many rows the log has of the load. A version that changed is one that was closed and one that was opened."""
         return sum(day.rows + (day.changed if self.target.spec.keeps_versions else 0) for day in self.change.days)
 
-    def _refuse_lost_columns(self) -> None:
-        if lost := [name for name in (*self.change.key_columns, *self.change.value_columns) if name not in self.table.columns]:
+    def _refuse_other_columns(self) -> None:
+        spec, change = self.target.spec, self.change
+        if lost := [name for name in (*change.key_columns, *change.value_columns) if name not in self.table.columns]:
             raise UndoRefused(f"{self._name}: the table has lost the columns {', '.join(lost)} since; nothing was undone")
+        if set(change.key_columns) != set(spec.table_key or spec.primary_key):
+            raise UndoRefused(
+                f"{self._name}: its rows are told by {', '.join(change.key_columns)}, and the table has another key since; "
+                "nothing was undone"
+            )
 
-    def _create(self, changes: Changes) -> sql.Composed:
-        """The rows to restore: a row that the load deleted and inserted again counts as one. Without a key, equal rows do."""
+    def _create(self) -> sql.Composed:
+        """The rows to restore, with their keys in the columns of the key: a row that the load deleted and inserted again counts as
+        one. Without a key, equal rows do."""
+        typed = [self._typed(name, sql.SQL("key"), self.change.key_columns) for name in self.change.key_columns]
         rows = (
-            "SELECT key, max(old) AS old, max(new) AS new, count(*) AS copies FROM {} WHERE load_id = %(load)s GROUP BY key"
+            sql.SQL("max(old) AS pulso_old, max(new) AS pulso_new, coalesce(max(key) FILTER (WHERE old IS NOT NULL), max(key))")
             if self._unique
-            else "SELECT key, old, new, count(*) AS copies FROM {} WHERE load_id = %(load)s GROUP BY key, old, new"
+            else sql.SQL("old AS pulso_old, new AS pulso_new, max(key)")
         )
-        return sql.SQL("CREATE TEMP TABLE {} ON COMMIT DROP AS " + rows).format(UNDO, changes.rows)
+        return sql.SQL(
+            "CREATE TEMP TABLE {undo} ON COMMIT DROP AS SELECT {keys}, {rows} AS pulso_key, count(*) AS pulso_copies FROM {log} "
+            "WHERE load_id = %(load)s GROUP BY {same}"
+        ).format(
+            undo=UNDO,
+            keys=sql.SQL(", ").join(
+                sql.SQL("{} AS {}").format(one, sql.Identifier(name))
+                for one, name in zip(typed, self.change.key_columns, strict=True)
+            ),
+            rows=rows,
+            log=self._changes.rows,
+            same=sql.SQL(", ").join(typed if self._unique else [*typed, sql.SQL("old"), sql.SQL("new")]),
+        )
+
+    def _touches(self) -> sql.Composed:
+        """The condition that the load `c` changed one of the rows, or one that belongs with them: another version of the same key,
+        or another row of the same snapshot. Of a load whose rows are not kept nobody can tell."""
+        spec, keys = self.target.spec, self.change.key_columns
+        together = spec.snapshot_of or (spec.primary_key if spec.keeps_versions else ())
+        same = [
+            sql.SQL("(l.key[array_position(c.key_columns, {})])::{} = u.{}").format(
+                sql.Literal(name), self._type(name), sql.Identifier(name)
+            )
+            for name in together or keys
+        ]
+        touched = sql.SQL("EXISTS (SELECT FROM {} l JOIN {} u ON {} WHERE l.load_id = c.load_id)").format(
+            self._changes.rows, UNDO, sql.SQL(" AND ").join(same)
+        )
+        return sql.SQL("({} OR c.kept = {})").format(touched, sql.Literal(Kept.NONE)) if together else touched
 
     def _differing(self) -> sql.Composed:
         """How many rows are not as the load left them."""
         if self._unique:
             return sql.SQL(
-                "SELECT count(*) FROM {} u LEFT JOIN {} t ON {} WHERE CASE WHEN u.new IS NULL THEN t.tableoid IS NOT NULL "
+                "SELECT count(*) FROM {} u LEFT JOIN {} t ON {} WHERE CASE WHEN u.pulso_new IS NULL THEN t.tableoid IS NOT NULL "
                 "ELSE t.tableoid IS NULL OR NOT ({}) END"
             ).format(UNDO, self.target.identifier, self._same_key(), self._as_left())
-        return sql.SQL("SELECT count(*) FROM {} u WHERE copies <> (SELECT count(*) FROM {} t WHERE {} AND {})").format(
+        return sql.SQL("SELECT count(*) FROM {} u WHERE pulso_copies <> (SELECT count(*) FROM {} t WHERE {} AND {})").format(
             UNDO, self.target.identifier, self._same_key(), self._as_left()
         )
 
     def _delete(self) -> sql.Composed:
         as_left = sql.SQL("true") if self._unique else self._as_left()
-        return sql.SQL("DELETE FROM {} t USING {} u WHERE u.old IS NULL AND {} AND {}").format(
+        return sql.SQL("DELETE FROM {} t USING {} u WHERE u.pulso_old IS NULL AND {} AND {}").format(
             self.target.identifier, UNDO, self._same_key(), as_left
         )
 
     def _update(self) -> sql.Composed:
         pairs = [sql.SQL("{} = {}").format(sql.Identifier(name), self._old(name)) for name in self._written()]
-        return sql.SQL("UPDATE {} t SET {} FROM {} u WHERE u.old IS NOT NULL AND u.new IS NOT NULL AND {}").format(
+        return sql.SQL("UPDATE {} t SET {} FROM {} u WHERE u.pulso_old IS NOT NULL AND u.pulso_new IS NOT NULL AND {}").format(
             self.target.identifier, sql.SQL(", ").join(pairs), UNDO, self._same_key()
         )
 
     def _insert(self) -> sql.Composed:
-        keys, values = self.change.key_columns, self._written()
-        return sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} u WHERE u.new IS NULL").format(
+        written = self._written(new=True)
+        return sql.SQL("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} u WHERE u.pulso_new IS NULL").format(
             self.target.identifier,
-            sql.SQL(", ").join(map(sql.Identifier, (*keys, *values))),
-            sql.SQL(", ").join([*map(self._key, keys), *map(self._old, values)]),
+            sql.SQL(", ").join(map(sql.Identifier, written)),
+            sql.SQL(", ").join(map(self._old, written)),
             UNDO,
         )
 
-    def _written(self) -> list[str]:
-        """The columns that a statement may set."""
-        by_server = {name for (name,) in self.target.conn.execute(WRITTEN_BY_SERVER, (self.target.quoted_name,))}
-        return [name for name in self.change.value_columns if name not in by_server]
+    def _written(self, *, new: bool = False) -> list[str]:
+        """The columns that a statement may set; more of them in a new row."""
+        found = self.target.conn.execute(WRITTEN_BY_SERVER, (self.target.quoted_name,))
+        by_server = {name for name, generated in found if generated or not new}
+        return [name for name in (*self.change.key_columns, *self.change.value_columns) if name not in by_server]
 
     def _same_key(self) -> sql.Composed:
-        return sql.SQL(" AND ").join(
-            sql.SQL("t.{} = {}").format(sql.Identifier(name), self._key(name)) for name in self.change.key_columns
-        )
+        return sql.SQL(" AND ").join(sql.SQL("t.{0} = u.{0}").format(sql.Identifier(name)) for name in self.change.key_columns)
 
     def _as_left(self) -> sql.Composed:
-        """The condition that the row has the values that the load left."""
-        places = [self.change.value_columns.index(name) + 1 for name in self._compared]
+        """The condition that the row has the values that the load left, as texts of the types that the columns have now."""
+        values = self.change.value_columns
         return sql.SQL(" AND ").join(
             [
                 sql.SQL("t.tableoid IS NOT NULL").format(),
                 *(
-                    sql.SQL("t.{}::text IS NOT DISTINCT FROM u.new[{}]").format(sql.Identifier(name), sql.Literal(place))
-                    for name, place in zip(self._compared, places, strict=True)
+                    sql.SQL("t.{}::text IS NOT DISTINCT FROM ({})::text").format(
+                        sql.Identifier(name), self._typed(name, sql.SQL("u.pulso_new"), values)
+                    )
+                    for name in self._compared
                 ),
             ]
         )
 
-    def _key(self, name: str) -> sql.Composed:
-        return self._typed(name, sql.SQL("key"), self.change.key_columns)
-
     def _old(self, name: str) -> sql.Composable:
-        return sql.SQL("now()") if name == "updated_at" else self._typed(name, sql.SQL("old"), self.change.value_columns)
+        if name == "updated_at":
+            return sql.SQL("now()")
+        if name in self.change.key_columns:
+            return self._typed(name, sql.SQL("u.pulso_key"), self.change.key_columns)
+        return self._typed(name, sql.SQL("u.pulso_old"), self.change.value_columns)
 
     def _typed(self, name: str, texts: sql.SQL, names: Sequence[str]) -> sql.Composed:
-        return sql.SQL("u.{}[{}]::{}").format(
-            texts,
-            sql.Literal(names.index(name) + 1),
-            sql.SQL(self.table.columns[name].type),  # type: ignore[arg-type]
-        )
+        return sql.SQL("({}[{}])::{}").format(texts, sql.Literal(names.index(name) + 1), self._type(name))
+
+    def _type(self, name: str) -> sql.SQL:
+        return sql.SQL(self.table.columns[name].type)  # type: ignore[arg-type]
 
 
 def _delete_stamped(target: Target, change: Change, days: list[date]) -> None:
     """Deletes the rows that the load wrote into days that were empty."""
     conn, changes, name = target.conn, Changes(target.schema), f"{target.spec.name}: {change}"
     due = sum(day.new for day in change.days)
-    stamps = [change.stamp, *changes.undo_stamps(conn, change)]
+    stamps, writers = zip(*[(change.stamp, change.written_by), *changes.undoings(conn, change)], strict=True)
     where = sql.SQL("{} = ANY (%(days)s) AND created_at = %(stamp)s").format(sql.Identifier(target.spec.partition_column))
-    values = {"days": days, "stamp": change.stamp, "stamps": stamps}
-    untouched = sql.SQL("SELECT count(*) FROM {} WHERE {} AND updated_at = ANY (%(stamps)s)").format(target.identifier, where)
+    values = {"days": days, "stamp": change.stamp, "stamps": list(stamps), "writers": list(writers)}
+    # Another program may leave the stamp as it is, but not the transaction. Entries of earlier releases have none.
+    untouched = sql.SQL(
+        "SELECT count(*) FROM {} t JOIN unnest(%(stamps)s::timestamptz[], %(writers)s::bigint[]) AS w (at, writer) "
+        "ON w.at = updated_at AND coalesce(w.writer = t.xmin::text::bigint, true) WHERE {}"
+    ).format(target.identifier, where)
     (left,) = conn.execute(untouched, values).fetchone() or (0,)
     if left != due:
         raise _changed(name, due - left, changes.later(conn, change))
