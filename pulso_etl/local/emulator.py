@@ -19,7 +19,8 @@ import sys
 import duckdb_extensions
 duckdb_extensions.import_extension("spatial")
 import bqemulator.server
-from pulso_etl.local.double import doubled
+from pulso_etl.local.double import doubled, parse_once
+parse_once()
 bqemulator.server.create_app = doubled(bqemulator.server.create_app)
 from bqemulator.cli import main
 sys.argv[0] = "bqemulator"

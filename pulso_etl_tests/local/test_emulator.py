@@ -10,10 +10,16 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlglot
 from google.cloud import bigquery
+from sqlglot import exp
+from sqlglot.dialects.dialect import Dialect
+from sqlglot.errors import SqlglotError
 
+from pulso_etl.local.double import parse_once
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import PARTITIONED, SCHEMAS, SampleData, base_of
 from pulso_etl_tests.lima import LIMA
@@ -100,3 +106,25 @@ def _running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except (ProcessLookupError, FileNotFoundError):
         return False
+
+
+def test_a_text_is_parsed_once_and_each_tree_is_the_asker_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    text, parse = "SELECT `a`, 1 AS b FROM t", Dialect.parse
+    parsed: list[str] = []
+
+    def counted(self: Dialect, sql: str, **options: Any) -> list[exp.Expr | None]:
+        parsed.extend([sql] if sql == text else [])  # sqlglot also parses texts of its own
+        return parse(self, sql, **options)
+
+    monkeypatch.setattr(Dialect, "parse", counted)
+    parse_once()
+    first = sqlglot.parse_one(text, read="bigquery")
+    first.find(exp.Table).replace(exp.to_table("u"))  # type: ignore[union-attr]
+    assert sqlglot.parse_one(text, read="bigquery").sql("duckdb") == 'SELECT "a", 1 AS b FROM t'
+    assert len(parsed) == 1
+    # Another dialect reads the same text in another way.
+    assert sqlglot.parse_one(text, read="mysql").sql("duckdb") == 'SELECT "a", 1 AS b FROM t'
+    assert len(parsed) == 2
+    for _ in range(2):
+        with pytest.raises(SqlglotError):
+            sqlglot.parse_one("SELECT FROM WHERE", read="bigquery")
