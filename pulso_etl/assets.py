@@ -4,6 +4,7 @@ import hashlib
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -14,8 +15,8 @@ from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.refreshing.admission import AdmittedStream
 from pulso_etl.refreshing.budget import QueryBudget
 from pulso_etl.refreshing.keys import source_key
-from pulso_etl.refreshing.plan import Calendar, RefreshPlan, plan_refresh
-from pulso_etl.refreshing.ranges import launched_range, names_days, range_tags
+from pulso_etl.refreshing.plan import Calendar, RefreshPlan, held, plan_refresh
+from pulso_etl.refreshing.ranges import is_automatic, launched_range, names_days, range_tags
 from pulso_etl.refreshing.request import Grants, RefreshRequest
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import PulsoError
@@ -196,14 +197,21 @@ def build_asset(
 def plan_of_run(context: dg.AssetExecutionContext, spec: TableSpec, calendar: Calendar) -> RefreshPlan:
     """The run's plan for the table: the days that its tags name, or the days of an incremental refresh at this moment.
 
+    It has no days if a load was undone after a sensor or a schedule launched the run, and only people refresh the table for now.
+
     The decision is here because every launch passes here, and because only this process has the settings and the watermark.
     Dagster's webserver, daemon and queue do not know where the tables are. A run that waited in the queue takes the days that are
     due at its start. Raises PlanError, and DestinationError if PostgreSQL does not answer.
     """
     now, tags = datetime.now(UTC), context.run.tags
     today = spec.zone.day(now)
-    if names_days(tags):
-        return RefreshPlan(spec.name, launched_range(spec, tags, calendar.first_day, today), "the days of the launch")
+    named = (
+        RefreshPlan(spec.name, launched_range(spec, tags, calendar.first_day, today), "the days of the launch")
+        if names_days(tags)
+        else None
+    )
+    if named is not None and not is_automatic(tags):
+        return named
     postgres: PostgresUpsertIOManager = resource(context, spec, "postgres")
     with (
         clean_errors(),
@@ -213,8 +221,10 @@ def plan_of_run(context: dg.AssetExecutionContext, spec: TableSpec, calendar: Ca
         marks = Watermarks(postgres.database_schema)
         marks.create(conn)
         state = marks.read(conn).get(spec.name)
-    request = RefreshRequest((spec.name,), grants=Grants.of(tags))
-    return plan_refresh(spec, state.watermark if state else None, request, now, calendar)
+    watermark = state.watermark if state else None
+    if named is not None:
+        return replace(named, window=None, reason=held(watermark)) if watermark and watermark.is_held(now) else named
+    return plan_refresh(spec, watermark, RefreshRequest((spec.name,), grants=Grants.of(tags)), now, calendar)
 
 
 def _take_days(context: dg.AssetExecutionContext, plan: RefreshPlan) -> None:

@@ -124,10 +124,15 @@ def _not_due(spec: TableSpec, watermark: Watermark, now: datetime) -> str | None
     if fresh.since is None or not fresh.waits(now):
         return None
     if watermark.is_held(now):
-        return f"a load was undone: only people refresh the table until {watermark.held_until:%Y-%m-%d %H:%M:%S %Z}; --force does"
+        return f"{held(watermark)}; --force does"
     age = now - fresh.since
     state = "fresh" if watermark.lost is None else "not due"
     return f"{state}: loaded {str(age).split('.')[0]} ago, due every {spec.schedule.refresh_every}"
+
+
+def held(watermark: Watermark) -> str:
+    """Why only people refresh a table that is held."""
+    return f"a load was undone: only people refresh the table until {watermark.held_until:%Y-%m-%d %H:%M:%S %Z}"
 
 
 def chunks(spec: TableSpec, plan: RefreshPlan) -> list[RefreshPlan]:

@@ -9,6 +9,8 @@ from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
     PARTITION_NAME_TAG,
+    SCHEDULE_NAME_TAG,
+    SENSOR_NAME_TAG,
 )
 
 from pulso_etl.sync.days import DayRange
@@ -26,6 +28,11 @@ def range_tags(window: DayRange) -> dict[str, str]:
 def names_days(tags: Mapping[str, str]) -> bool:
     """Whether the launch chose the days of the run. If not, the run plans them itself."""
     return any(tag in tags for tag in DAY_TAGS)
+
+
+def is_automatic(tags: Mapping[str, str]) -> bool:
+    """Whether a sensor or a schedule launched the run, and no person."""
+    return SENSOR_NAME_TAG in tags or SCHEDULE_NAME_TAG in tags
 
 
 def tagged_range(tags: Mapping[str, str]) -> DayRange | None:

@@ -8,17 +8,21 @@ from datetime import timedelta
 import dagster as dg
 import psycopg
 import pytest
+from dagster._core.storage.tags import SCHEDULE_NAME_TAG, SENSOR_NAME_TAG
 from pydantic import SecretStr
 
 from pulso_etl.checks.asset_checks import Check
 from pulso_etl.definitions import build_defs
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.refreshing.execution import failure_reason
-from pulso_etl.refreshing.ranges import range_of
+from pulso_etl.refreshing.ranges import is_automatic, range_of, range_tags
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.ledger.undoings import Wish
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.tags import FORCE_TAG, SKIPPED_TAG
+from pulso_etl.sync.target import Target
+from pulso_etl.sync.undoing import undo_load
 from pulso_etl_tests.clock import TABLES, TODAY
 from pulso_etl_tests.conftest import seed
 
@@ -90,6 +94,19 @@ def test_a_run_without_days_loads_those_that_a_refresh_takes_and_then_none(deplo
 
     forced = deployment.run("refresh_operation_data", **{FORCE_TAG: "true"})
     assert loaded(forced) == {"operation_data": days(deployment.trailing(TABLES["operation_data"].schedule.lookback_days))}
+
+
+def test_a_run_that_a_sensor_launched_before_an_undoing_leaves_the_table_to_people(deployment: Deployment) -> None:
+    """Else the run, which waited in the queue, would put the bad rows back."""
+    days_of = range_tags(deployment.trailing(2))
+    deployment.run("refresh_operation_data", **days_of)
+    target = Target(deployment.conn, TABLES["operation_data"], deployment.settings.database_schema)
+    undo_load(target, Wish())
+    queued = deployment.run("refresh_operation_data", **days_of, **{SENSOR_NAME_TAG: "refresh_sensor"})
+    assert (queued.success, loaded(queued)) == (True, {})
+    assert "a load was undone: only people refresh the table until" in deployment.tags(queued)[SKIPPED_TAG]
+    assert is_automatic({SCHEDULE_NAME_TAG: "nightly_recheck"})
+    assert loaded(deployment.run("refresh_operation_data", **days_of)) == {"operation_data": days(deployment.trailing(2))}
 
 
 def test_a_run_without_days_makes_up_for_an_outage(deployment: Deployment) -> None:

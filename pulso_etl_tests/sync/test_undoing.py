@@ -11,10 +11,11 @@ import pytest
 from pulso_etl.sync.errors import UndoRefused
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl.sync.ledger.changes import Changes
-from pulso_etl.sync.ledger.ledger import server_clock
+from pulso_etl.sync.ledger.ledger import Unchanged, server_clock
 from pulso_etl.sync.ledger.undoings import Wish, is_undoing
 from pulso_etl.sync.ledger.watermarks import TableState, Watermarks
 from pulso_etl.sync.owed import Horizon, owed_days
+from pulso_etl.sync.source_state import SourceState
 from pulso_etl.sync.target import Target
 from pulso_etl.sync.undoing import undo_load
 from pulso_etl_tests.sync.samples import WINDOW, monthly, row
@@ -102,3 +103,14 @@ def test_the_ledger_knows_the_rows_that_go_back_to_days_between_those_that_chang
     assert held == [(D1, 1), (D2, 2)]
     days = marks.ledger.of_days(conn, "things", WINDOW)
     assert {day: (one.rows, one.is_undone) for day, one in days.items()} == {D1: (1, True), D2: (2, False), D3: (0, True)}
+
+
+def test_a_look_that_began_before_an_undoing_does_not_make_its_days_verified(target: Target) -> None:
+    """The sensor reads the ledger, looks at the source, and writes what it saw: a load may be undone meanwhile."""
+    marks, now = Watermarks(target.schema), server_clock(target.conn)
+    undo_load(target, Wish())
+    seen = Unchanged(now, SourceState({"text": "same"}), Horizon.of(SPEC, D1, SPEC.zone.day(now)))
+    marks.unchanged(target.conn, "visits", [D1, D2, D3], seen)
+    found = marks.ledger.of_days(target.conn, "visits", WINDOW)
+    told = {day: (one.is_undone, one.source is None) for day, one in found.items()}
+    assert told == {D1: (True, True), D2: (True, True), D3: (False, False)}

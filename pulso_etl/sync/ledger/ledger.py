@@ -129,7 +129,10 @@ class Ledger:
         )
 
     def unchanged(self, conn: psycopg.Connection, table: str, days: Sequence[date], seen: Unchanged) -> None:
-        """Marks loaded days as equal to the source, because the source reports no change. Writes the days that are empty there."""
+        """Marks loaded days as equal to the source, because the source reports no change. Writes the days that are empty there.
+
+        A day that was undone after the look stays owed.
+        """
         conn.execute(
             sql.SQL(
                 "INSERT INTO {} (table_name, day, read_at, loaded_at, rows, extraction_id, open_until, source_state) "
@@ -145,9 +148,12 @@ class Ledger:
             sql.SQL(
                 "UPDATE {} d SET read_at = %s, open_until = u.until, source_state = %s "
                 "FROM unnest(%s::date[], %s::date[]) AS u (day, until) "
-                "WHERE d.table_name = %s AND d.day = u.day AND d.read_at <= %s"
+                "WHERE d.table_name = %s AND d.day = u.day AND d.read_at <= %s AND d.open_until <> %s"
             ).format(self.days),
-            (seen.at, seen.source.digest, list(days), [seen.horizon.open_until(day) for day in days], table, seen.at),
+            (
+                *(seen.at, seen.source.digest, list(days), [seen.horizon.open_until(day) for day in days]),
+                *(table, seen.at, NEVER_FINAL),
+            ),
         )
 
     def reopen(self, conn: psycopg.Connection, table: str, rows: Mapping[date, int]) -> None:
