@@ -119,7 +119,7 @@ COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --universal --generate-hashes 
 
 INTO_IMAGE = $(VENV)/image/build/bin/pip --python $(VENV)/image/pulso-etl/bin/python
 
-runtime: ## install the packages of the container image in a folder, say how large they are, and start it
+runtime: $(VENV)/.installed ## install the packages of the container image in a folder, say how large they are, and run a deployment with them
 	rm -rf $(VENV)/image && mkdir -p $(VENV)/image
 	$(PYTHON) -m venv $(VENV)/image/build && $(PYTHON) -m venv --without-pip $(VENV)/image/pulso-etl
 	$(VENV)/image/build/bin/pip install --quiet --no-deps --require-hashes -r deploy/build.lock
@@ -128,9 +128,7 @@ runtime: ## install the packages of the container image in a folder, say how lar
 	$(INTO_IMAGE) install --quiet --no-compile --no-deps --no-index $(VENV)/image/*.whl
 	$(INTO_IMAGE) check
 	$(PYTHON) deploy/slim.py $(VENV)/image/pulso-etl
-	cd $(VENV)/image && pulso-etl/bin/pulso-etl --help
-	cd $(VENV)/image && DATABASE_URL=postgresql://none/none pulso-etl/bin/python -c \
-		'import pulso_etl.definitions, pulso_etl.api.app, pulso_etl.instance.celery_launcher, dagster_k8s'
+	PULSO_IMAGE=$(VENV)/image/pulso-etl $(BIN)/pytest pulso_etl_tests/deploy/test_image.py
 
 EXTRAS = --extra local --extra celery --extra kubernetes --extra googlesql --extra mcp --extra dev
 

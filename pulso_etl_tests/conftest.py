@@ -224,6 +224,7 @@ def running_stack(
     *,
     instance_file: Path = CHECKOUT / "dagster.yaml",
     more_env: Mapping[str, str] | None = None,
+    python: Path = Path(sys.executable),
 ) -> Iterator[DagsterStack]:
     """A deployment in schemas and a dataset of its own: 5 days of sample data, 30 dashboard rows a day."""
     schema, storage = (f"s_{uuid.uuid4().hex[:12]}" for _ in range(2))
@@ -248,7 +249,7 @@ def running_stack(
         try:
             with (
                 HoldingProxy(emulator.rest_url) as proxy,
-                DagsterStack(home, env, proxy, data, instance_file=instance_file) as stack,
+                DagsterStack(home, env, proxy, data, instance_file=instance_file, python=python) as stack,
             ):
                 yield stack
         finally:

@@ -61,7 +61,7 @@ class DagsterStack:
     """Webserver, daemon and code server as the project's services start them. Their logs are in `home`.
 
     `env` is the deployment's environment. BigQuery holds `data` and is behind `proxy`. The target tables are in the schema
-    `schema`. `module` has the definitions. `instance_file` is the `dagster.yaml`.
+    `schema`. `module` has the definitions. `instance_file` is the `dagster.yaml`. `python` runs them all.
     """
 
     def __init__(
@@ -72,10 +72,12 @@ class DagsterStack:
         data: SampleData,
         module: str = "pulso_etl.definitions",
         instance_file: Path = CHECKOUT / "dagster.yaml",
+        python: Path = Path(sys.executable),
     ) -> None:
         self.home = home
         self.module = module
         self.instance_file = instance_file
+        self.python = python
         self.env = {**os.environ, **env, "BIGQUERY_EMULATOR_HOST": proxy.url, "DAGSTER_HOME": str(home)}
         self.proxy = proxy
         self.data = data
@@ -118,10 +120,16 @@ class DagsterStack:
         self._start("door", "pulso_etl", "webserver", "-h", "127.0.0.1", "-p", port, "-w", "workspace.yaml", **env)
         return f"http://127.0.0.1:{port}"
 
+    def start_api(self, **env: str) -> str:
+        """Starts the HTTP API in front of this Dagster; returns its address. `env` is added to the deployment's."""
+        port = str(_free_port())
+        self._start("api", "pulso_etl", "api", "--port", port, DAGSTER_GRAPHQL_URL=f"{self.url}/graphql", **env)
+        return f"http://127.0.0.1:{port}"
+
     def _start(self, name: str, *command: str, **env: str) -> subprocess.Popen[bytes]:
         with (self.home / f"{name}.log").open("ab") as log:
             child = subprocess.Popen(
-                [sys.executable, "-m", *command],
+                [self.python, "-m", *command],
                 env=self.env | env,
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,
