@@ -20,6 +20,8 @@ from alembic.script import ScriptDirectory
 from alembic.util import coerce_resource_to_filename
 from hypothesis import settings as hypothesis_settings
 from pydantic import SecretStr
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import SampleData
@@ -50,26 +52,35 @@ hypothesis_settings.load_profile("pulso")
 # Every deployment of the tests has this zone, also in the processes that they start: see `pulso_etl_tests.clock`.
 os.environ["TIMEZONE"] = ZONE.name
 
-LONGEST = (
-    "automation/test_daemon.py",
-    "cli/test_backfill.py",
-    "local/test_run.py",
-    "test_dev.py",
-    "api/test_refreshes.py",
-    "tenancy/test_deployment.py",
-    "test_faults.py",
-    "api/test_operations.py",
-    "api/test_typed.py",
-    "test_docs.py",
-    "cli/test_main.py",
-    "api/test_door.py",
-    "test_chaos.py",
-    "api/test_events.py",
-    "api/test_page.py",
-    "sync/test_oldest_postgres.py",
-    "tenancy/test_command.py",
+UNITS = (
+    ("automation/test_daemon.py",),
+    ("cli/test_backfill.py",),
+    ("api/test_refreshes.py", "api/test_page.py", "api/test_habits.py", "api/test_locks.py"),
+    (
+        "api/test_operations.py",
+        "api/test_typed.py",
+        "api/test_door.py",
+        "api/test_events.py",
+        "api/test_access.py",
+        "api/test_openapi.py",
+    ),
+    ("local/test_run.py",),
+    ("test_dev.py",),
+    ("tenancy/test_deployment.py",),
+    ("test_faults.py",),
+    ("test_docs.py", "test_graphql.py"),
+    ("cli/test_main.py",),
+    ("test_chaos.py",),
+    ("sync/test_oldest_postgres.py",),
+    ("tenancy/test_command.py",),
+    ("checks/test_asset_checks.py",),
 )
-"""The slowest files. They begin first, so that at the end no worker waits for one of them."""
+"""What one worker takes at once, of the slowest files. They begin first, so that at the end no worker waits for one of them.
+
+Files in one unit share a running deployment (`dagster_stack`, or the API's `stack`), so that it starts once and not in each worker.
+"""
+UNIT = {f"{Path(__file__).parent.name}/{file}": place for place, files in enumerate(UNITS) for file in files}
+"""The place of each file's unit, by the file's part of a test's id."""
 
 
 STARTERS = {"processes", "server_url", "emulator"}
@@ -93,11 +104,27 @@ def starts_processes(item: pytest.Item) -> bool:
     return not STARTERS.isdisjoint(getattr(item, "fixturenames", ()))
 
 
+def file_of(test: str) -> str:
+    """The file in a test's id."""
+    return test.partition("::")[0]
+
+
+class Units(LoadFileScheduling):
+    """Gives each worker a whole file at a time, and of the slowest files a whole unit."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = file_of(nodeid)
+        return f"unit {UNIT[file]}" if file in UNIT else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
+    """The scheduler of `--dist loadfile`; others stay as they are."""
+    return Units(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the tests that start processes, and puts the slowest files first. The order of the others stays."""
-    here = Path(__file__).parent
-    order = {here / name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path, len(order)))
+    items.sort(key=lambda item: UNIT.get(file_of(item.nodeid), len(UNITS)))
     for item in items:
         if starts_processes(item):
             item.add_marker("processes")
