@@ -17,7 +17,6 @@ from math import ceil
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
-from dagster_gcp import BigQueryResource
 from google.api_core import exceptions as api
 from google.api_core.retry import Retry
 from google.auth.credentials import AnonymousCredentials
@@ -30,6 +29,7 @@ from pulso_etl.bigquery.capture import Interval, capture_refusal, captured_sql, 
 from pulso_etl.bigquery.look import LOOK_SECONDS, Look, Partitions, Size, dry_run, is_daily, partitions_of, state_of, take
 from pulso_etl.bigquery.pricing import Pricing, question_pays
 from pulso_etl.bigquery.reach import naming_credentials, one_line
+from pulso_etl.bigquery.resource import BigQueryResource
 from pulso_etl.bigquery.storage_read import Compression, ReadClient, plaintext_transport
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
