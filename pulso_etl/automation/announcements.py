@@ -30,13 +30,21 @@ class Announcement:
 
     @classmethod
     def of(cls, record: dg.EventLogRecord) -> Announcement:
-        """The announcement in an event. A future instant of an update counts as the event's own."""
+        """The announcement in an event. An instant of an update that is in the future, or none at all, counts as the event's own."""
         at = datetime.fromtimestamp(record.timestamp, UTC)
         event = record.asset_observation or record.asset_materialization
-        told = getattr(event.metadata.get(UPDATED_AT) if event else None, "value", None)
-        if isinstance(told, int | float):
-            at = min(at, datetime.fromtimestamp(told, UTC))
-        return cls(record.storage_id, at)
+        told = _instant(getattr(event.metadata.get(UPDATED_AT) if event else None, "value", None))
+        return cls(record.storage_id, at if told is None else min(at, told))
+
+
+def _instant(told: object) -> datetime | None:
+    """The instant of so many seconds since 1970; None for what is no instant."""
+    if not isinstance(told, int | float):
+        return None
+    try:
+        return datetime.fromtimestamp(told, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def newest_announcement(instance: dg.DagsterInstance, source: str, tenant: str = "") -> Announcement | None:

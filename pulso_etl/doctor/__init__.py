@@ -86,6 +86,8 @@ RIGHTS = """
     FROM (SELECT current_database() AS db, current_user AS me, to_regnamespace(quote_ident(%(schema)s))::oid AS schema) AS here
 """
 """The statements that give the role every right that a load needs."""
+LONGEST = 500
+"""How much is told of a text that is not our own: BigQuery's may be a page."""
 TO_CREATE = ("GRANT USAGE, CREATE ON SCHEMA", "ALTER TABLE")
 """How the statements of RIGHTS begin that only a role needs that creates or changes tables."""
 MAY_WRITE = """
@@ -166,7 +168,10 @@ def _check(part: str, probe: Callable[[], str]) -> Diagnosis:
     try:
         return Diagnosis(part, True, probe())
     except Exception as error:
-        return Diagnosis(part, False, " ".join(scrub(str(error)).split())[:500] or type(error).__name__)
+        text = " ".join(scrub(str(error)).split())
+        # A repair of ours stays whole, however many statements it takes.
+        ours = type(error) is RuntimeError and error.__cause__ is None
+        return Diagnosis(part, False, (text if ours else text[:LONGEST]) or type(error).__name__)
 
 
 def _sql(tables: Collection[TableSpec]) -> str:

@@ -167,8 +167,8 @@ def trial(settings: Settings) -> str:
         conn.execute("SELECT pg_advisory_xact_lock(%s)", (table_lock(schema, spec.name),))
         conn.execute("CREATE TEMPORARY TABLE pulso_doctor (n integer) ON COMMIT DROP")
         conn.execute("INSERT INTO pulso_doctor SELECT generate_series(1, 1000)")
-        if not _may_create(conn, schema):
-            return "a lock and a temporary table work; no load was tried, because the role creates no table"
+        if why_not := _why_no_load(conn, schema):
+            return f"a lock and a temporary table work; no load was tried, because {why_not}"
         for amounts in (["1.50", "2.50"], ["1.50", "3.75"]):
             load(Target(conn, spec, schema), _request(amounts))
         found = conn.execute(
@@ -201,9 +201,13 @@ def _request(amounts: list[str]) -> LoadRequest:
     return LoadRequest(DayRange(DAY, DAY), Source(lambda: nullcontext(typed.to_reader())), Writer("doctor"))
 
 
-def _may_create(conn: psycopg.Connection, schema: str) -> bool:
+def _why_no_load(conn: psycopg.Connection, schema: str) -> str:
+    """Why no table can be made in the schema; empty if one can."""
     asked = "SELECT has_schema_privilege(to_regnamespace(quote_ident(%s)), 'CREATE')"
-    return conn.execute(asked, (schema,)).fetchone() == (True,)
+    (may_create,) = conn.execute(asked, (schema,)).fetchone() or (None,)
+    if may_create is None:
+        return f"the first refresh makes the schema {schema}"
+    return "" if may_create else "the role creates no table"
 
 
 def _session(settings: Settings) -> Any:

@@ -51,8 +51,11 @@ def test_the_newest_event_of_the_asset_counts_whoever_records_it(
     assert now <= last.updated_at <= datetime.now(UTC)
 
 
-@pytest.mark.parametrize("told", ["tomorrow", "yesterday", None])
-def test_an_instant_that_can_not_be_is_that_of_the_event(instance: dg.DagsterInstance, now: datetime, told: str | None) -> None:
+@pytest.mark.parametrize("told", ["tomorrow", "yesterday", None, 1_764_000_000_000, -1e18, 1e30, float("nan"), float("inf")])
+def test_an_instant_that_can_not_be_is_that_of_the_event(
+    instance: dg.DagsterInstance, now: datetime, told: str | float | None
+) -> None:
+    """Whoever reports events by Dagster's API may give milliseconds, or anything else."""
     tomorrow = dg.MetadataValue.timestamp((now + timedelta(days=1)).timestamp())
     metadata = {UPDATED_AT: tomorrow if told == "tomorrow" else told}
     instance.report_runless_asset_event(dg.AssetObservation(source_key(SOURCE), metadata=metadata))
