@@ -30,7 +30,7 @@ class Announcement:
 
     @classmethod
     def of(cls, record: dg.EventLogRecord) -> Announcement:
-        """The announcement in an event. An instant of an update that is in the future, or none at all, counts as the event's own."""
+        """The announcement in an event. An instant that is in the future, or that is none, counts as the event's own."""
         at = datetime.fromtimestamp(record.timestamp, UTC)
         event = record.asset_observation or record.asset_materialization
         told = _instant(getattr(event.metadata.get(UPDATED_AT) if event else None, "value", None))
