@@ -6,6 +6,7 @@ The assets' back-fill policy splits Dagster's own back-fills in the same way. Th
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import threading
 from collections import Counter
@@ -14,12 +15,15 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
+from multiprocessing.forkserver import ensure_running
 from typing import Any, NoReturn
 
 import dagster as dg
 
 from pulso_etl import logs
 from pulso_etl.definitions import build_defs
+from pulso_etl.instance.preload import MODULE_VARIABLE
 from pulso_etl.refreshing.execution import Outcome, run_plan
 from pulso_etl.refreshing.plan import RefreshPlan, chunks
 from pulso_etl.refreshing.presence import present
@@ -140,8 +144,7 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)
-    # A forked process would share the connections of this one.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin)
+    pool = ProcessPoolExecutor(workers, _warm(), initializer=_begin, initargs=(dict(os.environ),))
     try:
         yield pool
     except BaseException:
@@ -153,8 +156,24 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _begin() -> None:
-    """Prepares a process of the pool: it sets up logs, and makes the process end with its parent."""
+def _warm() -> BaseContext:
+    """The way in which processes start: as forks of a process that has imported what a run needs. A fork of this process would
+    share its connections. If the fork server can't be started, each process starts a Python of its own."""
+    context = multiprocessing.get_context("forkserver")
+    os.environ[MODULE_VARIABLE] = __name__
+    context.set_forkserver_preload(["pulso_etl.instance.warm"])
+    try:
+        ensure_running()
+    except OSError:
+        # For example, the path of its socket is too long.
+        return multiprocessing.get_context("spawn")
+    return context
+
+
+def _begin(environment: Mapping[str, str]) -> None:
+    """Prepares a process of the pool: it has the environment of its parent, sets up logs, and ends with its parent."""
+    # The fork server may be older than the environment.
+    os.environ.update(environment)
     logs.configure()
     parent = multiprocessing.parent_process()
     assert parent is not None

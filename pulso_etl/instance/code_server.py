@@ -97,7 +97,7 @@ def divide() -> None:
     multiprocessing would start it as a new Python, with imports and memory of its own.
     """
     resource_tracker.ensure_running()
-    Forked().set_forkserver_preload(["pulso_etl.instance.preload"])
+    Forked().set_forkserver_preload(["pulso_etl.instance.warm"])
     theirs, util.spawnv_passfds = util.spawnv_passfds, _fork  # type: ignore[assignment]
     try:
         ensure_running()

@@ -1,4 +1,4 @@
-"""The imports of the fork server of `code_server`, and of a Celery worker, before it forks a run.
+"""The imports of a fork server (of `code_server` and of `backfill`), and of a Celery worker, before it forks a run.
 
 They open no thread, socket or connection.
 """
@@ -15,7 +15,7 @@ from types import ModuleType
 from dagster.components.definitions import LazyDefinitions
 
 MODULE_VARIABLE = "PULSO_ETL_PRELOAD"
-"""Environment variable of the fork server: the module with the definitions."""
+"""Environment variable of the fork server: the module to import, such as the one with the definitions."""
 NO_THREADS = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "OPENBLAS_NUM_THREADS": "1"}
 """Environment of the imports. It stops libraries from starting threads at import, because a thread does not survive a fork."""
 RUNS_NEED = (
@@ -56,7 +56,3 @@ def build(module: ModuleType) -> None:
             definitions = found()
             definitions.get_repository_def().load_all_definitions()
             setattr(module, name, definitions)
-
-
-if MODULE_VARIABLE in os.environ:
-    preload(os.environ[MODULE_VARIABLE])

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from datetime import date, timedelta
+from multiprocessing import forkserver
 from typing import Any
 
 import dagster as dg
@@ -20,8 +21,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from pulso_etl import backfill
 from pulso_etl.backfill import chains
 from pulso_etl.definitions import build_defs
+from pulso_etl.instance.preload import MODULE_VARIABLE
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import SampleData
 from pulso_etl.refreshing.execution import run_plan
@@ -127,6 +130,16 @@ def test_a_table_whose_keys_live_in_several_partitions_is_loaded_chunk_after_chu
     assert [(chain.spec.name, len(chain.plans)) for chain in todo] == [(PARALLEL, 1)] * 8 + [(SERIAL, 8)]
 
 
+def test_without_a_fork_server_each_process_starts_a_python_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise OSError("AF_UNIX path too long")
+
+    monkeypatch.setenv(MODULE_VARIABLE, "")
+    monkeypatch.setattr(forkserver._forkserver, "_preload_modules", [])  # type: ignore[attr-defined]
+    monkeypatch.setattr(backfill, "ensure_running", refuse)
+    assert backfill._warm().get_start_method() == "spawn"
+
+
 def test_many_chunks_in_three_processes_are_the_rows_of_one_run(
     here: Settings, proxy: HoldingProxy, window: DayRange, schema: str, conn: psycopg.Connection
 ) -> None:
@@ -203,7 +216,8 @@ def test_a_killed_process_of_a_chunk_is_replaced_and_an_interrupt_ends_them_all(
     reader.start()
     assert proxy.held.wait(90)
     wait_until(lambda: running(conn, PARALLEL) > 0, 30)
-    workers = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    [server] = [child for child in psutil.Process(process.pid).children() if "forkserver" in " ".join(child.cmdline())]
+    workers = server.children()
     assert len(workers) == 2
     workers[0].kill()
     proxy.release()
@@ -215,7 +229,7 @@ def test_a_killed_process_of_a_chunk_is_replaced_and_an_interrupt_ends_them_all(
     proxy.hold_page(1)
     process = refresh(short, PARALLEL, "--workers", "2")
     assert proxy.held.wait(90)
-    workers = psutil.Process(process.pid).children()
+    workers = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode != 0
