@@ -299,6 +299,24 @@ def test_rows_that_another_program_changed_are_not_overwritten(place: Place, med
     assert place.rows() == before
 
 
+@pytest.mark.parametrize("first", [SOURCE, []])
+def test_a_refusal_blames_only_loads_that_may_have_changed_the_rows(place: Place, first: list[dict[str, Any]]) -> None:
+    """Whoever undoes a load that is named and is innocent loses its rows, and is refused again."""
+    spec, unlogged, one = things(), things(changed_rows_kept=0), row(D1, "a", "10")
+    if first:
+        place.load(first, spec)
+    place.load([one], spec, DayRange(D1, D1), allow_shrink=True)
+    load_id = place.log()[0].load_id
+    place.load([one, row(D1, "later")], spec, DayRange(D1, D1))
+    place.run("UPDATE things SET money = 99 WHERE name = 'a'")
+    with pytest.raises(UndoRefused, match="1 of its rows have changed since, by another program"):
+        place.undo(spec, load_id)
+    place.load([row(D1, "a", "12"), row(D1, "later")], unlogged, DayRange(D1, D1))
+    last = place.log()[0].load_id
+    with pytest.raises(UndoRefused, match=rf"changed since, by load {last} of [^;]*; the values of load {last} are not kept"):
+        place.undo(spec, load_id)
+
+
 @pytest.mark.parametrize("stamp", ["updated_at", "updated_at + interval '1 second'"])
 def test_a_first_load_is_undone_only_while_nobody_has_changed_its_rows(place: Place, stamp: str) -> None:
     place.load(SOURCE, things())

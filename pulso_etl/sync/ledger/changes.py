@@ -223,16 +223,20 @@ class Changes:
         found = self._read(conn, where, {"table": table}, 1)
         return found[0] if found else None
 
-    def later(self, conn: psycopg.Connection, change: Change, touches: sql.Composable | None = None) -> list[Change]:
-        """The loads after `change` that are not undone and that meet the condition `touches` on the entry `c`: by default that they
-        changed one of its days."""
-        by_day = sql.SQL(
-            "EXISTS (SELECT FROM {days} l JOIN {days} e USING (day) WHERE l.load_id = c.load_id AND e.load_id = %(load)s)"
-        ).format(days=self.days)
+    def later(self, conn: psycopg.Connection, change: Change, touches: sql.Composable) -> list[Change]:
+        """The loads after `change` that are not undone and that meet the condition `touches` on the entry `c`."""
         where = sql.SQL("table_name = %(table)s AND load_id > %(load)s AND undoes IS NULL AND undone_by IS NULL AND {}").format(
-            touches or by_day
+            touches
         )
         return self._read(conn, where, {"table": change.table, "load": change.load_id}, None)
+
+    @property
+    def unknown(self) -> sql.Composed:
+        """The condition of `later` that the load changed one of the days of the change, and that its rows are not kept."""
+        return sql.SQL(
+            "(c.kept <> 'rows' AND EXISTS "
+            "(SELECT FROM {days} l JOIN {days} e USING (day) WHERE l.load_id = c.load_id AND e.load_id = %(load)s))"
+        ).format(days=self.days)
 
     def undoings(self, conn: psycopg.Connection, change: Change) -> list[tuple[datetime, int | None]]:
         """The stamps of the undoings of the table after `change`, and their transactions."""

@@ -117,7 +117,7 @@ class _Rows:
         later = self._changes.later(conn, self.change, self._touches())
         (differing,) = conn.execute(self._differing()).fetchone() or (0,)
         if later or differing:
-            raise _changed(self._name, differing, later or self._changes.later(conn, self.change))
+            raise _changed(self._name, differing, later or self._changes.later(conn, self.change, self._changes.unknown))
         for statement in (self._delete(), self._update(), self._insert()):
             conn.execute(statement)
 
@@ -276,12 +276,21 @@ def _delete_stamped(target: Target, change: Change, days: list[date]) -> None:
     ).format(target.identifier, where)
     (left,) = conn.execute(untouched, values).fetchone() or (0,)
     if left != due:
-        raise _changed(name, due - left, changes.later(conn, change))
+        raise _changed(name, due - left, changes.later(conn, change, _rewrites(changes, days)))
     conn.execute(sql.SQL("DELETE FROM {} WHERE {}").format(target.identifier, where), values)
+
+
+def _rewrites(changes: Changes, days: list[date]) -> sql.Composed:
+    """The condition that the load `c` changed or deleted rows of days that were empty once, or may have."""
+    return sql.SQL(
+        "(EXISTS (SELECT FROM {} l WHERE l.load_id = c.load_id AND l.day = ANY ({}::date[]) AND l.old IS NOT NULL) OR {})"
+    ).format(changes.rows, sql.Literal(days), changes.unknown)
 
 
 def _changed(name: str, rows: int, later: Sequence[Change]) -> UndoRefused:
     by = "; ".join(map(str, reversed(later[-MOST_NAMED:]))) if later else "another program, or a load that the log does not have"
     how = "undo the last of them first" if later else "their old values could overwrite newer ones"
+    if lost := [str(one.load_id) for one in later if one.kept is Kept.NONE]:
+        how = f"the values of load {', '.join(lost)} are not kept, so only a refresh of the days helps"
     counted = f"{rows} of its rows have changed since" if rows else "later loads changed the same rows"
     return UndoRefused(f"{name} cannot be undone: {counted}, by {by}; {how}. Nothing was undone")
