@@ -9,7 +9,7 @@ from decimal import Decimal
 from statistics import median
 
 from pulso_etl.sync.figures import EXACT, Number, Part, parts_of, value
-from pulso_etl.sync.ledger.changes import Change, DayChange, Kept
+from pulso_etl.sync.ledger.changes import Change, DayChange
 from pulso_etl.sync.spec import Figure, TableSpec, Unit
 
 WEEKS = timedelta(weeks=8)
@@ -112,8 +112,7 @@ def implausible(spec: TableSpec, change: Change, earlier: Iterable[Change]) -> l
     """The movements of the load that those of earlier loads do not make plausible, of figures that declare an `alert_factor`.
 
     Movements are compared with those of days that were as old at their load, and that appeared with it if this one does. Of these,
-    those of the same weekday count if there are enough, and all of them otherwise. First loads, undoings, and undone loads do not
-    count.
+    those of the same weekday count if there are enough, and all of them otherwise. Undoings and undone loads do not count.
     """
     watched = {figure.name: figure.alert_factor for figure in spec.figures if figure.alert_factor is not None}
     if not watched or not _counts(change):
@@ -136,7 +135,7 @@ def implausible(spec: TableSpec, change: Change, earlier: Iterable[Change]) -> l
 
 
 def _counts(change: Change) -> bool:
-    return change.undoes is None and change.undone_by is None and change.kept is not Kept.STAMP
+    return change.undoes is None and change.undone_by is None
 
 
 def _age(spec: TableSpec, change: Change, moved: Movement) -> timedelta:

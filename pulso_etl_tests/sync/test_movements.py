@@ -26,7 +26,9 @@ def parts(money: int, managed: int, accounts: int) -> dict[str, Decimal]:
 
 def change(*days: DayChange, **more: Any) -> Change:
     now = datetime.now(UTC)
-    return Change(table=SPEC.name, run_id="r", kept=Kept.ROWS, load_id=1, at=now, stamp=now, days=days, **more)
+    return Change(
+        **{"table": SPEC.name, "run_id": "r", "kept": Kept.ROWS, "load_id": 1, "at": now, "stamp": now, "days": days} | more
+    )
 
 
 def test_money_comes_first_then_the_biggest_movement_and_what_did_not_move_is_left_out() -> None:
@@ -113,6 +115,11 @@ def test_a_movement_is_compared_with_those_of_days_that_were_as_old_and_undone_l
     assert told((yesterday, 1000, 2000), (today, 0, 1000)) == [(yesterday, 1000)]
     assert told((yesterday, 1000, 1015), (today, 0, 9000)) == [(today, 9000)]
     assert told((yesterday, 1000, 2000), (today, 0, 9000), undoes=3) == []
+    # A refresh on change reads a new day alone, so it is a load into an empty day.
+    assert told((today, 0, 9000), kept=Kept.STAMP) == [(today, 9000)]
+    alone = [watched((day, 0, 990 + n), number=n, kept=Kept.STAMP) for n, day in enumerate(weeks, 1)]
+    assert [one.movement.day for one in implausible(spec, watched((today, 0, 9000), number=99), alone)] == [today]
+    assert implausible(spec, watched((yesterday, 0, 9000), (today, 0, 9000), number=1, kept=Kept.STAMP), []) == []
     assert implausible(SPEC, watched((today, 0, 9000), number=99), earlier) == []
     assert implausible(spec, watched((today, 0, 9000), number=99), [replace(one, undone_by=98) for one in earlier]) == []
     [found] = implausible(spec, watched((today, 0, 9000), number=99), earlier)
