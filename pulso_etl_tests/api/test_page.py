@@ -259,6 +259,10 @@ def test_the_page_is_accessible_and_fits_the_screen(api: ApiServer, open_page: O
     expect(page.locator("figure").or_(page.get_by_text("Todavía no hay cargas")).first).to_be_visible()
     check_accessibility(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    # For a reader whose letters are twice as large.
+    page.evaluate("document.documentElement.style.fontSize = '200%'")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.evaluate("document.documentElement.style.fontSize = ''")
     # On paper: the width of A4, always dark on white, with the time and without buttons.
     page.set_viewport_size({"width": 718, "height": 1000})
     page.emulate_media(media="print", color_scheme="dark" if scheme == "dark" else "light")
