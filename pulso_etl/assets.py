@@ -25,7 +25,7 @@ from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.loading.load import translated
 from pulso_etl.sync.redaction import clean_errors
 from pulso_etl.sync.spec import TableSpec, qualified
-from pulso_etl.sync.tags import AVOIDED_TAG, SKIPPED_TAG, SPEC_KEY, TENANT_TAG
+from pulso_etl.sync.tags import AVOIDED_TAG, REASONS_TAG, SKIPPED_TAG, SPEC_KEY, TENANT_TAG
 from pulso_etl.sync.zone import DEFAULT, Zone
 
 
@@ -235,6 +235,8 @@ def _take_days(context: dg.AssetExecutionContext, plan: RefreshPlan) -> None:
     """
     assert plan.window is not None
     step, days = context.get_step_execution_context(), range_tags(plan.window)
+    if plan.reasons:
+        days |= {REASONS_TAG: plan.reasons.as_tag()}
     step._plan_data = step.plan_data._replace(dagster_run=step.dagster_run.with_tags({**step.dagster_run.tags, **days}))
     _tell(context, days, f"{plan.window}: {plan.reason}")
 

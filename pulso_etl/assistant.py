@@ -31,9 +31,9 @@ NAME = "assistant"
 """Who asked for a refresh, in the history and in the log."""
 INSTRUCTIONS = """\
 Pulso ETL keeps PostgreSQL tables equal to BigQuery, day by day. Ask `status` first: it has the state of every table. `plan` says
-what a refresh would read now, and why each day would be read. `attempts` says what each load changed: rows inserted, updated and
-deleted. `days` says whether each day is loaded, and how its last comparison with BigQuery ended. Days are days of the time zone
-that `status` names. A refresh costs money: look at `plan` before you ask for one.\
+what a refresh would read now, and why each day would be read. `attempts` says why each day of a load was read, and what the load
+changed: rows inserted, updated and deleted. `days` says whether each day is loaded, and how its last comparison with BigQuery
+ended. Days are days of the time zone that `status` names. A refresh costs money: look at `plan` before you ask for one.\
 """
 READS, WRITES = ToolAnnotations(read_only_hint=True), ToolAnnotations(read_only_hint=False, destructive_hint=False)
 Table = Annotated[str, Field(description="The table's name.")]
@@ -96,7 +96,8 @@ class Api:
         before: Annotated[int | None, Field(ge=1, description="The id of the attempt before which to begin.")] = None,
         limit: Annotated[int, Field(ge=1, le=200, description="How many, the newest first.")] = 20,
     ) -> list[Extraction]:
-        """What changed: attempts of a table with their days, rows inserted, updated, unchanged and deleted, cost, and errors."""
+        """What changed, and why: attempts of a table with the reason of each day, rows inserted, updated, unchanged and deleted,
+        cost, and errors."""
         path = f"/status/table/{_part(table)}/extractions"
         return await self._call(list[Extraction], "GET", path, before=before, limit=limit)
 

@@ -832,6 +832,17 @@ export interface components {
              * @description The load that it undid.
              */
             undoes?: number | null;
+            /**
+             * Reason
+             * @description Why the run was launched, as the plan told it; null for attempts of releases that did not keep it.
+             */
+            reason?: string | null;
+            /**
+             * Reasons
+             * @description Why each day was read, oldest first. Of very many ranges, the oldest are told together.
+             * @default []
+             */
+            reasons: components["schemas"]["DaysToRead"][];
         };
         /**
          * ExtractionMode
@@ -1111,7 +1122,7 @@ export interface components {
         FreshnessState: "fresh" | "due" | "stale" | "never";
         /**
          * Ground
-         * @description Why a day would be read. The first that applies is told.
+         * @description Why a day is read. The first that applies is told.
          * @enum {string}
          */
         Ground: "never_loaded" | "rows_lost" | "changed" | "owed" | "lookback" | "asked";
@@ -1483,6 +1494,10 @@ export interface components {
          * @description A refresh of the list. Its `status_url` has its progress.
          * @example {
          *       "pipeline_id": "3c8e6a52f0f14c1e9f0c1e3b8b5e2a77",
+         *       "reasons": {
+         *         "dashboard_data": "lookback of 7 days from 2026-11-25",
+         *         "evolution_data": "fresh: loaded 0:42:10 ago, due every 6:00:00"
+         *       },
          *       "requested_by": "dashboard",
          *       "running": true,
          *       "started_at": "2026-11-25T15:04:02Z",
@@ -1518,6 +1533,14 @@ export interface components {
              * @description The name of the token that requested it.
              */
             requested_by: string;
+            /**
+             * Reasons
+             * @description By table, why these days, or why it was skipped.
+             * @default {}
+             */
+            reasons: {
+                [key: string]: string;
+            };
         };
         /**
          * RunUnderWay
@@ -2166,6 +2189,12 @@ export interface components {
              * @description Why it was skipped, why these days, or why it failed.
              */
             message?: string | null;
+            /**
+             * Reasons
+             * @description Why each day is read, oldest first.
+             * @default []
+             */
+            reasons: components["schemas"]["DaysToRead"][];
             /** @description Why it failed, or was canceled. */
             failure?: components["schemas"]["Failure"] | null;
             /** Started At */

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer
 from pydantic.config import JsonDict
 
+from pulso_etl.automation.preview_shapes import DaysToRead
 from pulso_etl.refreshing.freshness import Condition, FreshnessState
 from pulso_etl.refreshing.request import Mode
 from pulso_etl.sync.errors import Cause
@@ -184,6 +185,8 @@ class TableRun(Shape):
     """Rows read so far; after the end, all rows read."""
     message: Told | None = None
     """Why it was skipped, why these days, or why it failed."""
+    reasons: list[DaysToRead] = []
+    """Why each day is read, oldest first."""
     failure: Failure | None = None
     """Why it failed, or was canceled."""
     started_at: datetime | None = None
@@ -254,6 +257,10 @@ class RefreshSummary(Shape):
                     "started_at": "2026-11-25T15:04:02Z",
                     "status_url": "/api/v1/etl/refresh/3c8e6a52f0f14c1e9f0c1e3b8b5e2a77",
                     "requested_by": "dashboard",
+                    "reasons": {
+                        "dashboard_data": "lookback of 7 days from 2026-11-25",
+                        "evolution_data": "fresh: loaded 0:42:10 ago, due every 6:00:00",
+                    },
                 }
             ]
         }
@@ -268,6 +275,8 @@ class RefreshSummary(Shape):
     """The address of its progress."""
     requested_by: str
     """The name of the token that requested it."""
+    reasons: dict[str, Told] = {}
+    """By table, why these days, or why it was skipped."""
 
 
 class Extraction(Shape):
@@ -303,6 +312,10 @@ class Extraction(Shape):
     """Its number in the change log; null if it changed no row."""
     undoes: int | None = None
     """The load that it undid."""
+    reason: Told | None = None
+    """Why the run was launched, as the plan told it; null for attempts of releases that did not keep it."""
+    reasons: list[DaysToRead] = []
+    """Why each day was read, oldest first. Of very many ranges, the oldest are told together."""
 
 
 class Spent(Shape):

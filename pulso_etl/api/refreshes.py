@@ -25,6 +25,7 @@ from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable, Laun
 from pulso_etl.api.database import Database
 from pulso_etl.api.models import Failure, Progress, Refresh, RefreshState, RefreshSummary, TableRun
 from pulso_etl.api.status import StatusReader
+from pulso_etl.automation.preview_shapes import DaysToRead
 from pulso_etl.refreshing.launch import Launch, in_slots, launches
 from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.refreshing.planner import Planner, watermarks_of
@@ -34,6 +35,7 @@ from pulso_etl.refreshing.runs import is_of, joined
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import Cause
+from pulso_etl.sync.reasons import Reasons
 from pulso_etl.sync.spec import TableSpec
 from pulso_etl.sync.tags import PIPELINE_TAG, TABLE_TAG
 from pulso_etl.tenancy.tenants import route
@@ -138,7 +140,8 @@ def _table_run(table: str, part: LaunchedPart, watched: Watched, ui_url: str) ->
         return shown.model_copy(update={"state": Progress.FAILED, "message": gone, "failure": failure})
     if told is None:
         return shown
-    windows = [window for run in runs if (window := range_of(run.tags)) is not None]
+    named = sorted(((run, window) for run in runs if (window := range_of(run.tags)) is not None), key=lambda one: one[1].start)
+    windows = [window for _, window in named]
     message = watched.errors.get(table, part.message)
     ended = [run for run in runs if run.progress not in (Progress.QUEUED, Progress.RUNNING)]
     if len(runs) > 1:
@@ -155,6 +158,7 @@ def _table_run(table: str, part: LaunchedPart, watched: Watched, ui_url: str) ->
             "partitions": str(DayRange(min(w.start for w in windows), max(w.end for w in windows))) if windows else None,
             "rows": watched.rows.get(table),
             "message": message,
+            "reasons": [DaysToRead.of(one) for run, window in named for one in Reasons.of_run(run.tags, window).days],
             "failure": Failure.of(_cause(watched.causes.get(table), state), message, shown.run_url) if state in NOT_WELL else None,
             "started_at": min((run.started_at for run in runs if run.started_at is not None), default=None),
             "finished_at": max((run.ended_at for run in ended if run.ended_at is not None), default=None)
@@ -324,6 +328,7 @@ class Refreshes:
                 started_at=one.requested_at,
                 status_url=f"{base}{ROUTE}/{one.pipeline_id}",
                 requested_by=one.requested_by,
+                reasons={table: part.message for table, part in one.parts.items()},
             )
             for one in found
         ]

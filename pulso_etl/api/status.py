@@ -40,6 +40,7 @@ from pulso_etl.api.models import (
 )
 from pulso_etl.api.spending import Spendings
 from pulso_etl.api.waits import Waits
+from pulso_etl.automation.preview_shapes import DaysToRead
 from pulso_etl.refreshing.budget import QueryBudget
 from pulso_etl.refreshing.due import MEMORY, Rhythm, Standing, decide_due
 from pulso_etl.refreshing.freshness import Condition, freshness
@@ -52,6 +53,7 @@ from pulso_etl.sync.ledger.changes import Changes
 from pulso_etl.sync.ledger.locks import HELD_LOCKS, table_lock
 from pulso_etl.sync.ledger.undoings import is_undoing
 from pulso_etl.sync.ledger.watermarks import Attempt, TableState
+from pulso_etl.sync.reasons import Reasons
 from pulso_etl.sync.redaction import scrub
 from pulso_etl.sync.spec import TableSpec
 from pulso_etl.sync.tags import PIPELINE_TAG, SKIPPED_TAG, TENANT_TAG
@@ -218,7 +220,7 @@ def lost_attempts(
             continue
         for name in names:
             if (attempt := run.ended.attempt(tables[name])) is not None:
-                found[name].append(attempt)
+                found[name].append(replace(attempt, metadata=Reasons.of_run(run.tags, attempt.window).as_metadata()))
     return dict(found)
 
 
@@ -308,7 +310,14 @@ def extraction(row: Sequence[Any], ui_url: str) -> Extraction:
         failure=Failure.of(Cause.of(cause), error or "", run_url(ui_url, run_id)) if failed else None,
         load_id=_integer(metadata.get("load_id")),
         undoes=_integer(metadata.get("undoes")),
+        **_why(metadata),
     )
+
+
+def _why(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Why the attempt was made, as the fields of `Extraction`."""
+    reasons = Reasons.of_metadata(metadata)
+    return {"reason": reasons.plan, "reasons": [DaysToRead.of(one) for one in reasons.days]} if reasons else {}
 
 
 def lost_extraction(table: str, attempt: Attempt, ui_url: str) -> Extraction:
@@ -326,6 +335,7 @@ def lost_extraction(table: str, attempt: Attempt, ui_url: str) -> Extraction:
         records=None,
         error=attempt.error,
         failure=Failure.of(attempt.cause or Cause.UNKNOWN, attempt.error or "", run_url(ui_url, attempt.run_id)),
+        **_why(attempt.metadata),
     )
 
 

@@ -5,23 +5,22 @@ It launches nothing and bills nothing, except what the look at changed partition
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import date, datetime, timedelta
-from itertools import groupby
+from datetime import datetime, timedelta
 from time import monotonic
 from typing import Any
 
 import psycopg
 
 from pulso_etl.automation.looks import LedgerNotes, Looks, Seen
-from pulso_etl.automation.preview_shapes import DaysToRead, Ground, Limited, Preview, RefreshOnChange, TablePreview
+from pulso_etl.automation.preview_shapes import DaysToRead, Limited, Preview, RefreshOnChange, TablePreview
 from pulso_etl.bigquery.look import LOOK_SECONDS, Look
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.refreshing.budget import Budget
 from pulso_etl.refreshing.due import MEMORY, Rhythm, Standing, decide_due
+from pulso_etl.refreshing.grounds import CLOCK, Known, reasons_of
 from pulso_etl.refreshing.on_change import Foreseen, foresee
-from pulso_etl.refreshing.plan import NOTHING_LOADED, Calendar, RefreshPlan
+from pulso_etl.refreshing.plan import NOTHING_LOADED, RefreshPlan
 from pulso_etl.refreshing.planner import Planner, watermarks_of
 from pulso_etl.refreshing.request import RefreshRequest
 from pulso_etl.settings import Settings
@@ -29,65 +28,7 @@ from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import PulsoError, SourceError
 from pulso_etl.sync.ledger.queries import Usage
 from pulso_etl.sync.ledger.watermarks import TableState, Watermarks
-from pulso_etl.sync.owed import Horizon, owed_days
 from pulso_etl.sync.spec import TableSpec
-
-CLOCK = "%Y-%m-%d %H:%M"
-
-
-@dataclass(frozen=True)
-class Known:
-    """What the reasons of a table's days follow from.
-
-    `standing`: the watermark and the ledger's days. `owed`: the days that are owed. `trailing`: the first day of the lookback.
-    `changed`: the base tables, each with its last change. Instants have a zone.
-    """
-
-    spec: TableSpec
-    standing: Standing
-    owed: Collection[date]
-    trailing: date
-    changed: Mapping[str, datetime]
-
-    @classmethod
-    def of(cls, spec: TableSpec, standing: Standing, calendar: Calendar, today: date, look: Look | None) -> Known:
-        """What follows from the ledger and from the look at the source, if there was one."""
-        horizon = Horizon.of(spec, calendar.first_day, today)
-        owed = owed_days(horizon, standing.watermark or NOTHING_LOADED, today)
-        changed = {name: table.modified for name, table in look.tables.items() if table.modified} if look else {}
-        return cls(spec, standing, set(owed), horizon.trailing(today), changed)
-
-    def ground(self, day: date) -> tuple[Ground, str]:
-        """Why the day would be read, for machines and for people. Pure."""
-        zone, known = self.spec.zone, self.standing.days.get(day)
-        first_load = (self.standing.watermark or NOTHING_LOADED).last_partition is None
-        if known is None and (first_load or day >= self.trailing):
-            return Ground.NEVER_LOADED, "never loaded"
-        if known is not None and known.is_short:
-            return Ground.ROWS_LOST, "rows have disappeared since its last load"
-        later = {name: at for name, at in self.changed.items() if known is not None and at >= known.loaded_at}
-        if later:
-            name, at = max(later.items(), key=lambda one: one[1])
-            return Ground.CHANGED, f"{name.rpartition('.')[2]} changed at {zone.local(at):{CLOCK}}"
-        if day in self.owed and day < self.trailing:
-            read = f", last read at {zone.local(known.at):{CLOCK}}" if known is not None else ""
-            return Ground.OWED, f"owed: it could still change after its last reading{read}"
-        if day >= self.trailing:
-            return Ground.LOOKBACK, f"within the lookback of {self.spec.schedule.lookback_days} days"
-        return Ground.ASKED, "asked for"
-
-
-def days_to_read(known: Known, days: Iterable[date]) -> list[DaysToRead]:
-    """The days, oldest first, each range with its reason. Pure."""
-
-    def ranges() -> Iterator[DaysToRead]:
-        told = [(day, *known.ground(day)) for day in sorted(days)]
-        numbered = enumerate(told)
-        for (ground, why, _), group in groupby(numbered, key=lambda one: (one[1][1], one[1][2], one[1][0].toordinal() - one[0])):
-            inside = [day for _, (day, _, _) in group]
-            yield DaysToRead(start=inside[0], end=inside[-1], ground=ground, why=why)
-
-    return list(ranges())
 
 
 @dataclass(frozen=True)
@@ -162,8 +103,9 @@ class Previews:
             return told
         days = DayRange(min(seen.days), max(seen.days))
         look, fault = (seen.look, None) if seen.look and days == window else self._look(spec, days, seen.look)
-        known = Known.of(spec, standing, self.planner.calendar, spec.zone.day(now), look)
-        told |= {"days": days_to_read(known, seen.days), "fault": fault}
+        mark, today = standing.watermark or NOTHING_LOADED, spec.zone.day(now)
+        known = Known(spec, mark, self.planner.calendar.first_day, today, look.changed if look else {})
+        told |= {"days": [DaysToRead.of(one) for one in reasons_of(known, seen.days)], "fault": fault}
         return told if look is None else told | self._costs(look)
 
     def _look(self, spec: TableSpec, days: DayRange, whole: Look | None) -> tuple[Look | None, str | None]:

@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 from datetime import date
-from enum import StrEnum
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from pulso_etl.refreshing.budget import Period
-
-
-class Ground(StrEnum):
-    """Why a day would be read. The first that applies is told."""
-
-    NEVER_LOADED = "never_loaded"
-    ROWS_LOST = "rows_lost"
-    CHANGED = "changed"
-    OWED = "owed"
-    LOOKBACK = "lookback"
-    ASKED = "asked"
+from pulso_etl.sync.reasons import Ground, Reason
 
 
 class DaysToRead(BaseModel):
@@ -31,6 +20,10 @@ class DaysToRead(BaseModel):
     ground: Ground
     why: str
     """The reason for people."""
+
+    @classmethod
+    def of(cls, reason: Reason) -> DaysToRead:
+        return cls(start=reason.days.start, end=reason.days.end, ground=reason.ground, why=reason.why)
 
 
 class WhatIsRead(BaseModel):

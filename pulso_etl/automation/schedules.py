@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -45,8 +45,9 @@ class Schedules:
             for plan in self.planner.plans(request, found, now):
                 if plan.table in found and found[plan.table].is_held(now):
                     continue
+                told = replace(plan, reason=f"nightly re-check, {plan.reason}")
                 key = f"nightly/{self.planner.tables[plan.table].zone.day(now)}/{plan.table}"
-                for place, launch in enumerate(launches(self.planner.tables[plan.table], plan)):
+                for place, launch in enumerate(launches(self.planner.tables[plan.table], told)):
                     yield launch.as_run_request(f"{key}/{launch.window}" if place else key)
 
         yield from self._within_budget(request, asked)

@@ -84,6 +84,11 @@ class Look:
         return Size(self.bytes_processed, len(self.tables))
 
     @property
+    def changed(self) -> dict[str, datetime]:
+        """When each base table last changed, by its full name."""
+        return {name: table.modified for name, table in self.tables.items() if table.modified}
+
+    @property
     def texts(self) -> dict[str, str]:
         """The texts of the views by their full names."""
         return {name: view.view_query or "" for name, view in self.views.items()}

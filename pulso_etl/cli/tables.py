@@ -22,6 +22,7 @@ from pulso_etl.sync.ledger.retention import delete_old, old_rows
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.loading.months import expired, remove_expired
 from pulso_etl.sync.loading.strategies import statements_in_order
+from pulso_etl.sync.reasons import Reasons
 from pulso_etl.sync.redaction import scrub
 from pulso_etl.sync.schema.statements import Statements
 from pulso_etl.sync.spec import fill
@@ -31,7 +32,10 @@ from pulso_etl.tables.sources import SOURCES
 from pulso_etl.tenancy.tenants import chosen
 
 
-def status(tenant: TenantOption = None) -> None:
+def status(
+    why: Annotated[bool, typer.Option("--why", help="Also say why each day of the last run was read.")] = False,
+    tenant: TenantOption = None,
+) -> None:
     """Shows for each table how far it is loaded and how fresh it is."""
     (settings, tables), now = chosen(served_settings(), tenant), datetime.now(UTC)
     with session(settings).open() as conn:
@@ -55,6 +59,11 @@ def status(tenant: TenantOption = None) -> None:
     for name, spec in tables.items():
         if name in states and (lost := states[name].lost) is not None:
             say(f"rows are missing: {name}: {lost}; load them again: {lost.command(spec)}")
+    for state in states.values() if why else ():
+        if (reasons := Reasons.of_metadata(state.metadata)) is not None:
+            say(f"{state.table_name}: {reasons.plan}")
+            for one in reasons.days:
+                say(f"{state.table_name}: {one.days}: {one.why}")
     for state in states.values():
         if state.error:
             say(f"failed: {state.table_name}: {scrub(state.error)}")

@@ -15,7 +15,7 @@ from pulso_etl.refreshing.ranges import range_tags
 from pulso_etl.refreshing.request import NO_GRANTS, Grants
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.spec import TableSpec
-from pulso_etl.sync.tags import ANNOUNCED_TAG, CALLER_TAG, PIPELINE_TAG, SLOT_TAG, SOURCE_TAG, TABLE_TAG, TENANT_TAG
+from pulso_etl.sync.tags import ANNOUNCED_TAG, CALLER_TAG, PIPELINE_TAG, REASONS_TAG, SLOT_TAG, SOURCE_TAG, TABLE_TAG, TENANT_TAG
 
 
 def job_tags(specs: Sequence[TableSpec]) -> dict[str, str]:
@@ -57,7 +57,8 @@ class Launch:
         assert plan.window is not None
         asked_by = {CALLER_TAG: plan.asked_by} if plan.asked_by else {}
         announced = {ANNOUNCED_TAG: plan.announced_at.isoformat()} if plan.announced_at else {}
-        tags = run_tags(spec, plan.window, plan.grants) | asked_by | announced | dict(more or {})
+        why = {REASONS_TAG: plan.reasons.as_tag()} if plan.reasons else {}
+        tags = run_tags(spec, plan.window, plan.grants) | asked_by | announced | why | dict(more or {})
         return cls(spec, plan.window, tags, (asset_key(spec),), refresh_check_keys(spec))
 
     @classmethod

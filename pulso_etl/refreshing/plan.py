@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 
 from pulso_etl.refreshing.freshness import freshness
+from pulso_etl.refreshing.grounds import Known, reasons_of
 from pulso_etl.refreshing.request import NO_GRANTS, Grants, Mode, RefreshRequest
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange, first_kept_day
 from pulso_etl.sync.errors import PlanError
 from pulso_etl.sync.owed import Horizon, Watermark, owed_days
+from pulso_etl.sync.reasons import Reasons
 from pulso_etl.sync.spec import TableSpec
 
 NOTHING_LOADED = Watermark(None, None)
@@ -33,7 +35,8 @@ class Calendar:
 class RefreshPlan:
     """What to do about one table: the `window` to refresh, or None if the table is fresh. `reason` tells people why.
 
-    `grants`, `asked_by` and `announced_at` are those of the request.
+    `grants`, `asked_by` and `announced_at` are those of the request. `known`: what the reasons of its days follow from; None if
+    nobody planned the days.
     """
 
     table: str
@@ -42,6 +45,14 @@ class RefreshPlan:
     grants: Grants = NO_GRANTS
     asked_by: str = ""
     announced_at: datetime | None = None
+    known: Known | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def reasons(self) -> Reasons | None:
+        """Why its days are read. Worked out when it is asked for: most plans are not launched."""
+        if self.known is None or self.window is None:
+            return None
+        return Reasons(self.reason, tuple(reasons_of(self.known, self.window)))
 
 
 def plan_refresh(
@@ -55,8 +66,10 @@ def plan_refresh(
     No range has days after today, days before the first partition, or days that the table no longer keeps. Raises PlanError for a
     request for such days, and for an invalid request.
     """
-    window, reason = _window(spec, watermark or NOTHING_LOADED, request, now, calendar)
-    return RefreshPlan(spec.name, window, reason, request.grants, request.asked_by, request.announced_at)
+    mark = watermark or NOTHING_LOADED
+    window, reason = _window(spec, mark, request, now, calendar)
+    known = Known(spec, mark, calendar.first_day, spec.zone.day(now)) if window else None
+    return RefreshPlan(spec.name, window, reason, request.grants, request.asked_by, request.announced_at, known)
 
 
 def _window(

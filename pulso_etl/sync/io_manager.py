@@ -47,6 +47,7 @@ from pulso_etl.sync.postgres.session_settings import Limits
 from pulso_etl.sync.postgres.sessions import Session, buffer_temporary_tables
 from pulso_etl.sync.postgres.strangers import refuse_strangers
 from pulso_etl.sync.reading import chosen_columns, form_of, read
+from pulso_etl.sync.reasons import Reasons
 from pulso_etl.sync.redaction import clean_errors, scrubbed
 from pulso_etl.sync.schema.schema import is_as_declared
 from pulso_etl.sync.source_state import SourceState
@@ -128,7 +129,10 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
             definition = context.asset_partitions_def if context.has_asset_partitions else None
             partitions = partition_days(spec.name, definition, context.asset_partition_keys if definition else ())
             window = one_range(spec.name, partitions)
-            attempt.extraction, attempt.timeout = replace(named, table=spec.name, window=window), spec.loading.timeout
+            attempt.extraction, attempt.timeout = (
+                replace(named, table=spec.name, window=window, reasons=Reasons.of_run(step.run_tags, window)),
+                spec.loading.timeout,
+            )
             stream = as_stream(spec, window, obj)
             attempt.metadata = stream.metadata
         with (

@@ -9,12 +9,19 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 import psycopg
 import pytest
+from psycopg import sql
 
+from pulso_etl.api.status import EXTRACTION_COLUMNS, extraction
 from pulso_etl.automation.announcements import announce
+from pulso_etl.automation.preview import Previews
+from pulso_etl.bigquery.source import build_source
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import base_of
 from pulso_etl.refreshing.keys import source_key
+from pulso_etl.refreshing.planner import Planner
+from pulso_etl.refreshing.request import RefreshRequest
 from pulso_etl.settings import Settings
+from pulso_etl.sync.reasons import Ground
 from pulso_etl.sync.tags import ANNOUNCED_TAG
 from pulso_etl_tests.automation.test_sensors import Deployment, of_size, ranges
 from pulso_etl_tests.bigquery.test_look import SENT
@@ -85,6 +92,11 @@ def test_a_changed_day_is_fresh_within_minutes(
     assert not [one for one in bigquery_proxy.seen(SENT)[before:] if bills(one)], "a look costs nothing"
 
     bigquery_proxy.inject(SENT, edited(of_size(LARGE)))
+    planner = Planner.of(loaded.settings, {NAME: altered(TABLES[NAME], settling_time=15 * MINUTE)})
+    previews = Previews(loaded.settings, planner, build_source(loaded.settings))
+    planned = previews.of(conn, RefreshRequest((NAME,)), now + 16 * MINUTE).tables[0].on_change
+    assert planned is not None
+    bigquery_proxy.inject(SENT, edited(of_size(LARGE)))
     requests, why = loaded.tick(now + 16 * MINUTE)
     assert ranges(requests) == [("operation_data", str(changed_day), str(changed_day))]
     assert re.search("operation_data: its source changed at .*; 1 of 2 partitions to read, 1 verified", why)
@@ -94,6 +106,13 @@ def test_a_changed_day_is_fresh_within_minutes(
     (kept,) = conn.execute(promises.encode()).fetchall()
     source = f"SELECT countif(es_compromiso), count(*) FROM `{base}` WHERE fecha_gestion = '{changed_day}'"
     assert kept == next(iter(emulator.client().query_and_wait(source))).values()
+
+    columns = sql.SQL("SELECT {} FROM etl_extractions ORDER BY id DESC LIMIT 1").format(EXTRACTION_COLUMNS)
+    told = extraction(conn.execute(columns).fetchall()[0], "")
+    assert told.reasons == planned.days, "the history tells what the plan has told"
+    assert [(one.start, one.end, one.ground) for one in told.reasons] == [(changed_day, changed_day, Ground.CHANGED)]
+    assert re.search(r"_gestiones_unificadas_base changed at \d{4}-\d\d-\d\d \d\d:\d\d$", told.reasons[0].why)
+    assert f"operation_data: {told.reason}" in why
 
     history = "SELECT table_name, source_changed_at, finished_at FROM etl_extractions WHERE source_changed_at IS NOT NULL"
     ((table, changed_at, finished_at),) = conn.execute(history).fetchall()

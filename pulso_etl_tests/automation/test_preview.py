@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 
 import dagster as dg
 import psycopg
 import pytest
 
-from pulso_etl.automation.preview import Known, Previews, days_to_read
-from pulso_etl.automation.preview_shapes import Ground, TablePreview
+from pulso_etl.automation.preview import Previews
+from pulso_etl.automation.preview_shapes import TablePreview
 from pulso_etl.bigquery.source import BigQuerySource, build_source
 from pulso_etl.cli.plan import tell
 from pulso_etl.definitions import build_defs
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import base_of
-from pulso_etl.refreshing.due import Standing
 from pulso_etl.refreshing.execution import run_plan
+from pulso_etl.refreshing.grounds import Known, reasons_of
 from pulso_etl.refreshing.planner import Planner, watermarks_of
 from pulso_etl.refreshing.request import Grants, RefreshRequest
 from pulso_etl.settings import Settings
@@ -26,6 +27,7 @@ from pulso_etl.sync.errors import PlanError, SourceUnavailable
 from pulso_etl.sync.ledger.ledger import Day
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.owed import Watermark
+from pulso_etl.sync.reasons import Ground
 from pulso_etl_tests import clock
 from pulso_etl_tests.clock import TABLES
 from pulso_etl_tests.conftest import seed
@@ -50,7 +52,9 @@ def local(at: datetime) -> str:
 
 
 def known(days: Mapping[date, Day], owed: set[date], changed: Mapping[str, datetime]) -> Known:
-    return Known(DASHBOARD, Standing(Watermark(READ, TODAY), days=days), owed, back(6), changed)
+    """The days of `owed` may change at the source for ever."""
+    readings = {day: replace(one, open_until=date.max) if day in owed else one for day, one in days.items()}
+    return Known(DASHBOARD, Watermark(READ, TODAY, readings), back(400), TODAY, changed)
 
 
 def test_each_day_has_the_first_reason_that_applies() -> None:
@@ -73,8 +77,8 @@ def test_each_day_has_the_first_reason_that_applies() -> None:
 
 def test_days_in_a_row_with_one_reason_are_one_range() -> None:
     days = dict([day(0), day(1), day(2), day(4)])
-    found = days_to_read(known(days, set(), {}), [back(ago) for ago in (0, 1, 2, 3, 4, 6)])
-    assert [(one.start, one.end, one.ground) for one in found] == [
+    found = reasons_of(known(days, set(), {}), [back(ago) for ago in (0, 1, 2, 3, 4, 6)])
+    assert [(one.days.start, one.days.end, one.ground) for one in found] == [
         (back(6), back(6), Ground.NEVER_LOADED),
         (back(4), back(4), Ground.LOOKBACK),
         (back(3), back(3), Ground.NEVER_LOADED),

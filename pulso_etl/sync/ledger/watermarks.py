@@ -38,6 +38,7 @@ from pulso_etl.sync.owed import (
 )
 from pulso_etl.sync.postgres.identifiers import quoted_name
 from pulso_etl.sync.postgres.strangers import refuse_strangers
+from pulso_etl.sync.reasons import Reasons
 from pulso_etl.sync.redaction import scrub, scrubbed
 from pulso_etl.sync.source_state import KeptPartitions, PartitionStates, SourceState
 from pulso_etl.sync.spec import TableSpec
@@ -68,16 +69,18 @@ ABANDONED = "the attempt ended without a word: its process or its server session
 
 @dataclass(frozen=True)
 class RunningAttempt:
-    """One attempt to load one range: which run (Dagster's id), which try of it (from 1), since when (with zone)."""
+    """One attempt to load one range: which run (Dagster's id), which try of it (from 1), since when (with zone), and why."""
 
     table: str
     window: DayRange
     run_id: str
     attempt: int
     started_at: datetime
+    reasons: Reasons | None = None
 
     def as_metadata(self) -> dict[str, Any]:
         return {
+            **(self.reasons.as_metadata() if self.reasons else {}),
             "attempt": self.attempt,
             "partition_start": str(self.window.start),
             "partition_end": str(self.window.end),
@@ -88,7 +91,9 @@ class RunningAttempt:
     def of(cls, row: Mapping[str, Any]) -> RunningAttempt:
         """The attempt from its row of `etl_running`, as JSON."""
         window = DayRange.parse(row["partition_start"], row["partition_end"])
-        return cls(row["table_name"], window, row["extraction_id"], row["attempt"], datetime.fromisoformat(row["started_at"]))
+        reasons = Reasons.of_metadata(row["reasons"]) if row.get("reasons") else None
+        started = datetime.fromisoformat(row["started_at"])
+        return cls(row["table_name"], window, row["extraction_id"], row["attempt"], started, reasons)
 
     def lock(self, schema: str) -> int:
         """The key of the lock that the attempt's session holds for as long as the attempt lives."""
@@ -251,11 +256,12 @@ class Watermarks:
                 self.abandon(conn, other, ABANDONED)
         conn.execute(
             sql.SQL(
-                "INSERT INTO {} (table_name, extraction_id, attempt, partition_start, partition_end, started_at) "
-                "VALUES (%(table)s, %(run)s, %(attempt)s, %(start)s, %(end)s, %(started)s) "
+                "INSERT INTO {} (table_name, extraction_id, attempt, partition_start, partition_end, started_at, reasons) "
+                "VALUES (%(table)s, %(run)s, %(attempt)s, %(start)s, %(end)s, %(started)s, %(reasons)s) "
                 "ON CONFLICT (table_name, extraction_id, attempt) DO NOTHING"
             ).format(self.running),
-            self._values(extraction, 0, {}),
+            self._values(extraction, 0, {})
+            | {"reasons": Jsonb(scrubbed(extraction.reasons.as_metadata())) if extraction.reasons else None},
         )
         conn.execute(
             sql.SQL(
