@@ -84,6 +84,12 @@ def test_the_dashboard_is_refreshed_watched_and_asked_for_once(
     assert ended["status"] == "success"
     assert states(ended) == {"dashboard_data": "success", "evolution_data": "success"}
     assert ended["runs"]["dashboard_data"]["rows"] == 150
+    reasons = ended["runs"]["dashboard_data"]["reasons"]
+    assert reasons[-1]["end"] == ended["runs"]["dashboard_data"]["partitions"].rpartition("..")[2]
+    attempt = api.call("GET", "/api/v1/etl/status/table/dashboard_data").json()["extractions"][0]
+    assert (attempt["run_id"], attempt["reasons"]) == (run_ids["dashboard_data"], reasons)
+    (listed,) = [one for one in api.call("GET", "/api/v1/etl/refreshes").json() if one["pipeline_id"] == ended["pipeline_id"]]
+    assert listed["reasons"]["dashboard_data"] == attempt["reason"]
     assert finished(api, joined)["status"] == "success"
     assert target.rows("SELECT count(*) FROM dashboard_data") == [(150,)]
     query = "SELECT table_name, extraction_id, status FROM etl_extractions WHERE extraction_id = ANY(%s) ORDER BY id"

@@ -10,8 +10,10 @@ import psycopg
 import pytest
 from dagster._core.storage.tags import SCHEDULE_NAME_TAG, SENSOR_NAME_TAG
 from pydantic import SecretStr
+from typer.testing import CliRunner
 
 from pulso_etl.checks.asset_checks import Check
+from pulso_etl.cli.main import app
 from pulso_etl.definitions import build_defs
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.refreshing.execution import failure_reason
@@ -20,6 +22,7 @@ from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.undoings import Wish
 from pulso_etl.sync.ledger.watermarks import Watermarks
+from pulso_etl.sync.reasons import Ground, Reason, Reasons
 from pulso_etl.sync.tags import FORCE_TAG, SKIPPED_TAG
 from pulso_etl.sync.target import Target
 from pulso_etl.sync.undoing import undo_load
@@ -94,6 +97,21 @@ def test_a_run_without_days_loads_those_that_a_refresh_takes_and_then_none(deplo
 
     forced = deployment.run("refresh_operation_data", **{FORCE_TAG: "true"})
     assert loaded(forced) == {"operation_data": days(deployment.trailing(TABLES["operation_data"].schedule.lookback_days))}
+
+    kept = deployment.conn.execute("SELECT metadata FROM etl_extractions ORDER BY id").fetchall()
+    told = [Reasons.of_metadata(metadata) for (metadata,) in kept]
+    assert told == [
+        Reasons("first load, 6 days", (Reason(deployment.trailing(6), Ground.NEVER_LOADED, "never loaded"),)),
+        Reasons(
+            f"lookback of 2 days from {deployment.today}",
+            (Reason(deployment.trailing(2), Ground.LOOKBACK, "within the lookback of 2 days"),),
+        ),
+    ]
+    shown = CliRunner().invoke(app, ["status", "--why"])
+    assert f"operation_data: {deployment.trailing(2)}: within the lookback of 2 days\n" in shown.output
+    deployment.run("refresh_operation_data", **range_tags(deployment.trailing(1)))
+    by_hand = deployment.conn.execute("SELECT metadata ->> 'reason' FROM etl_extractions ORDER BY id DESC LIMIT 1").fetchall()
+    assert by_hand == [("asked for by hand",)]
 
 
 def test_a_run_that_a_sensor_launched_before_an_undoing_leaves_the_table_to_people(deployment: Deployment) -> None:
