@@ -839,10 +839,9 @@ export interface components {
             reason?: string | null;
             /**
              * Reasons
-             * @description Why each day was read, oldest first. Of very many ranges, the oldest are told together.
-             * @default []
+             * @description Why each day was read, oldest first; null as `reason`. Of very many ranges, the oldest are told together.
              */
-            reasons: components["schemas"]["DaysToRead"][];
+            reasons?: components["schemas"]["DaysToRead"][] | null;
         };
         /**
          * ExtractionMode
@@ -2191,10 +2190,9 @@ export interface components {
             message?: string | null;
             /**
              * Reasons
-             * @description Why each day is read, oldest first.
-             * @default []
+             * @description Why each day is read, oldest first; null as long as Dagster does not tell the run's days.
              */
-            reasons: components["schemas"]["DaysToRead"][];
+            reasons?: components["schemas"]["DaysToRead"][] | null;
             /** @description Why it failed, or was canceled. */
             failure?: components["schemas"]["Failure"] | null;
             /** Started At */

@@ -185,8 +185,8 @@ class TableRun(Shape):
     """Rows read so far; after the end, all rows read."""
     message: Told | None = None
     """Why it was skipped, why these days, or why it failed."""
-    reasons: list[DaysToRead] = []
-    """Why each day is read, oldest first."""
+    reasons: list[DaysToRead] | None = None
+    """Why each day is read, oldest first; null as long as Dagster does not tell the run's days."""
     failure: Failure | None = None
     """Why it failed, or was canceled."""
     started_at: datetime | None = None
@@ -314,8 +314,8 @@ class Extraction(Shape):
     """The load that it undid."""
     reason: Told | None = None
     """Why the run was launched, as the plan told it; null for attempts of releases that did not keep it."""
-    reasons: list[DaysToRead] = []
-    """Why each day was read, oldest first. Of very many ranges, the oldest are told together."""
+    reasons: list[DaysToRead] | None = None
+    """Why each day was read, oldest first; null as `reason`. Of very many ranges, the oldest are told together."""
 
 
 class Spent(Shape):

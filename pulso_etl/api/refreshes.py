@@ -158,7 +158,7 @@ def _table_run(table: str, part: LaunchedPart, watched: Watched, ui_url: str) ->
             "partitions": str(DayRange(min(w.start for w in windows), max(w.end for w in windows))) if windows else None,
             "rows": watched.rows.get(table),
             "message": message,
-            "reasons": [DaysToRead.of(one) for run, window in named for one in Reasons.of_run(run.tags, window).days],
+            "reasons": [DaysToRead.of(one) for run, window in named for one in Reasons.of_run(run.tags, window).days] or None,
             "failure": Failure.of(_cause(watched.causes.get(table), state), message, shown.run_url) if state in NOT_WELL else None,
             "started_at": min((run.started_at for run in runs if run.started_at is not None), default=None),
             "finished_at": max((run.ended_at for run in ended if run.ended_at is not None), default=None)
