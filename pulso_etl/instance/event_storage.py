@@ -21,7 +21,7 @@ from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable, As
 from dagster._core.storage.runs.schema import RunsTable
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage, PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
-from dagster_postgres.utils import get_token_provider_from_config, pg_url_from_config
+from dagster_postgres.utils import create_pg_engine, get_token_provider_from_config, pg_url_from_config
 from dagster_shared.record import replace
 
 from pulso_etl import embedded, logs
@@ -36,10 +36,28 @@ OPTION = re.compile(r"(?:^|\s)-c\s*(\w+)=(\S+)")
 """A setting in the `options` of a connection."""
 
 
-class Stating:
-    """A mix-in for Dagster's storages: the sessions of each engine, also in the webserver, state SETTINGS."""
+KEPT: dict[str, Any] = {"pool_size": 1, "max_overflow": -1, "pool_recycle": 300, "pool_pre_ping": True}
+"""The pool of an engine: it keeps one session, for 300 seconds at most, and asks before each use whether it still lives."""
 
+
+class Stating:
+    """A mix-in for Dagster's storages: the sessions of each engine, also in the webserver, state SETTINGS.
+
+    Outside the webserver, Dagster opens a session for each statement, more than a hundred for a run. Here each storage of a
+    process keeps one session and opens others only at the same time.
+    """
+
+    postgres_url: str
+    _token_provider: Any
     _stating_engine: sa.Engine
+
+    def __init__(self, *arguments: Any, **given: Any) -> None:
+        super().__init__(*arguments, **given)
+        self._engine = create_pg_engine(self.postgres_url, self._token_provider, isolation_level="AUTOCOMMIT", **KEPT)
+
+    def dispose(self) -> None:
+        super().dispose()  # type: ignore[misc]
+        self._engine.dispose()
 
     @property
     def _engine(self) -> sa.Engine:
@@ -48,6 +66,8 @@ class Stating:
     @_engine.setter
     def _engine(self, engine: sa.Engine) -> None:
         sa.event.listen(engine, "do_connect", _connect)
+        sa.event.listen(engine, "connect", _remember_process)
+        sa.event.listen(engine, "checkout", _refuse_other_process)
         self._stating_engine = engine
 
 
@@ -73,6 +93,17 @@ def _connect(dialect: Any, _record: object, arguments: Any, parameters: dict[str
         cursor.execute(STATEMENT)
     connection.autocommit = before
     return connection
+
+
+def _remember_process(_connection: Any, record: Any) -> None:
+    record.info["process"] = os.getpid()
+
+
+def _refuse_other_process(_connection: Any, record: Any, proxy: Any) -> None:
+    """After a fork, both processes would use one session. The child opens a new one, and leaves this one to its parent."""
+    if record.info["process"] != os.getpid():
+        record.dbapi_connection = proxy.dbapi_connection = None
+        raise sa.exc.DisconnectionError(f"the session belongs to process {record.info['process']}")
 
 
 class StatingRunStorage(Stating, PostgresRunStorage):

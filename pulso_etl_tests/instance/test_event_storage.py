@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -190,6 +191,35 @@ def _keeps_what_it_is_given(instance: dg.DagsterInstance) -> None:
     [event] = instance.get_records_for_run(run.run_id).records
     assert event.event_log_entry.dagster_event is not None
     assert event.event_log_entry.dagster_event.message == TEXT
+
+
+def test_each_storage_keeps_one_session_and_takes_another_after_its_end_or_a_fork(
+    instance: dg.DagsterInstance, server_url: str
+) -> None:
+    for storage in (instance.run_storage, instance.event_log_storage, instance.schedule_storage):
+
+        def session(storage: Any = storage) -> int:
+            opened = getattr(storage, "index_connection", None) or storage.connect
+            with opened() as conn:
+                return int(conn.execute(sa.text("SELECT pg_backend_pid()")).scalar_one())
+
+        first = session()
+        assert session() == first
+        with psycopg.connect(server_url, autocommit=True) as admin:
+            admin.execute("SELECT pg_terminate_backend(%s, 5000)", [first])
+        second = session()
+        assert second != first
+        read, write = os.pipe()
+        if (child := os.fork()) == 0:
+            try:
+                os.write(write, str(session()).encode())
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        assert int(os.read(read, 20)) not in (first, second)
+        assert session() == second
+        storage.dispose()
+        assert session() != second
 
 
 def test_a_missing_address_of_the_storage_is_one_clear_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
