@@ -92,8 +92,8 @@ def _window(
     if watermark.last_partition is None:
         count = max(calendar.initial_days, spec.schedule.lookback_days)
         return _trailing(every, count, since=first_owed), f"first load, {count} days"
-    if not request.grants.force and (not_due := _not_due(spec, watermark, now)):
-        return None, not_due
+    if not request.grants.force and (why_skipped := skipped(spec, watermark, now)):
+        return None, why_skipped
     return window, f"lookback of {spec.schedule.lookback_days} days from {watermark.last_partition}{behind}"
 
 
@@ -131,8 +131,10 @@ def _trailing(every: DayRange, count: int, *, since: date | None = None) -> DayR
     return DayRange(max(every.start, min(since or first, first)), every.end)
 
 
-def _not_due(spec: TableSpec, watermark: Watermark, now: datetime) -> str | None:
-    """Why the table needs no refresh yet; None if it is due."""
+def skipped(spec: TableSpec, watermark: Watermark | None, now: datetime) -> str | None:
+    """Why an incremental refresh without `force` skips the table; None if it is due, as a table without a load always is."""
+    if watermark is None or watermark.last_partition is None:
+        return None
     fresh = freshness(spec, watermark, now)
     if fresh.since is None or not fresh.waits(now):
         return None
