@@ -23,10 +23,13 @@ import pytest
 from dotenv import dotenv_values
 
 from pulso_etl.tables import TABLES
+from pulso_etl_tests.cli.conftest import Pulso, pulso
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.dagster_stack import LAUNCH
 from pulso_etl_tests.lima import lima_day
 from pulso_etl_tests.local.processes import Command, nothing_left
+
+__all__ = ["pulso"]
 
 pytestmark = [
     pytest.mark.usefixtures("processes"),
@@ -119,7 +122,7 @@ def dev(home: Path) -> Iterator[Dev]:
     started.command.end()
 
 
-def test_up_used_beside_and_down_with_ctrl_c(dev: Dev) -> None:
+def test_up_used_beside_and_down_with_ctrl_c(dev: Dev, pulso: Pulso) -> None:
     # Neither another page in the browser nor another user of the machine has the links that were printed, nor the file.
     ui = f"http://127.0.0.1:{dev.port}"
     (secret,) = re.findall(r"/sign-in#(\S+)", dev.command.output)
@@ -162,10 +165,10 @@ def test_up_used_beside_and_down_with_ctrl_c(dev: Dev) -> None:
     assert beside.returncode == 0, beside.stdout
     assert "Dagster daemon: 8 healthy" in beside.stdout
 
-    second = Command(["dev", "--home", str(dev.home), "--port", str(dev.port)])
-    assert second.end() == 2
+    second = pulso("dev", "--home", str(dev.home), "--port", str(dev.port))
+    assert second.code == 2
     first = f"pulso-etl: `pulso-etl dev` (process {dev.command.process.pid}) already runs the servers of {dev.home}"
-    assert second.output.startswith(first), second.output
+    assert (second.out + second.err).startswith(first), second
 
     assert "Pulso" in httpx.get(dev.api).text
     launched = dev.client.post("/api/v1/etl/refresh/table/dashboard_data?force=true").json()
@@ -242,12 +245,12 @@ def a_server_that_dies_is_reported_with_its_log_and_ends_the_rest(dev: Dev) -> N
     assert nothing_left(dev.home)
 
 
-def test_a_port_in_use_is_one_clear_line_before_anything_is_started(tmp_path: Path) -> None:
+def test_a_port_in_use_is_one_clear_line_before_anything_is_started(tmp_path: Path, pulso: Pulso) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        command = Command(["dev", "--home", str(tmp_path / "p"), "--port", str(port)])
-        assert command.end() == 2
-    assert command.output == f"pulso-etl: port {port} can't be used (Address already in use); choose another with --port\n"
+        ended = pulso("dev", "--home", str(tmp_path / "p"), "--port", str(port))
+    assert ended.code == 2
+    assert ended.out + ended.err == f"pulso-etl: port {port} can't be used (Address already in use); choose another with --port\n"
     assert not (tmp_path / "p").exists()

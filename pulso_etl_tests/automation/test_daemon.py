@@ -114,6 +114,8 @@ def deployment(emulator: BigQueryEmulator, tmp_path_factory: pytest.TempPathFact
             # The emulator does not tell when a table changed.
             "CHANGE_AWARE": "false",
             "INITIAL_WINDOW_DAYS": "5",
+            # How often Dagster looks at the freshness of assets; its default is 30.
+            "FRESHNESS_DAEMON_INTERVAL_SECONDS": "3",
         }
         settings = Settings(database_url=SecretStr(env["DATABASE_URL"]), bigquery_dataset="DAEMON")
         data = SampleData(settings.sources(), TODAY, days=5, dashboard_rows_per_day=60)
@@ -243,10 +245,17 @@ def test_a_run_that_hangs_past_its_time_out_is_terminated_and_its_table_loaded(d
     assert deployment.rows_are_right()
 
 
+def test_a_server_that_restarts_during_a_load_loses_nothing(deployment: Deployment) -> None:
+    before, _ = deployment.hold_a_load()
+    deployment.server.stop()
+    deployment.server.start()
+    deployment.goes_on(before)
+
+
 def test_a_table_that_can_not_be_refreshed_nears_its_limit_and_turns_stale(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Its source has been broken since the back-fill.
+    # Its source has been broken since the back-fill. The tests between have taken most of the two minutes.
     wait_until(lambda: freshness(deployment)[PRODUCTIVITY] == "DEGRADED", PATIENCE)
     assert freshness(deployment)[DASHBOARD] in ("HEALTHY", "WARNING")
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", deployment.stack.env["DAGSTER_POSTGRES_URL"])
@@ -255,10 +264,3 @@ def test_a_table_that_can_not_be_refreshed_nears_its_limit_and_turns_stale(
         records = instance.get_event_records(changes, ascending=True)
     states = [record.event_log_entry.get_dagster_event().event_specific_data.new_state.value for record in records]  # type: ignore[union-attr]
     assert states[-2:] == ["WARN", "FAIL"]
-
-
-def test_a_server_that_restarts_during_a_load_loses_nothing(deployment: Deployment) -> None:
-    before, _ = deployment.hold_a_load()
-    deployment.server.stop()
-    deployment.server.start()
-    deployment.goes_on(before)

@@ -75,16 +75,24 @@ def count(conn: psycopg.Connection, table: str) -> int:
     return conn.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # type: ignore[index,no-any-return]
 
 
+@pytest.fixture
+def week(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first load of a table takes the last week, or the table's lookback if that is longer."""
+    monkeypatch.setenv("INITIAL_WINDOW_DAYS", "7")
+
+
+@pytest.mark.usefixtures("week")
 def test_all_tables_are_refreshed_then_fresh_and_named_ones_alone_are_forced(pulso: Pulso, conn: psycopg.Connection) -> None:
+    days = {name: max(7, spec.schedule.lookback_days) for name, spec in TABLES.items()}
     first = pulso("refresh")
     assert first.code == 0
     for name in TABLES:
-        assert f"{name}: {TODAY - timedelta(days=29)}..{TODAY} (first load, 30 days)" in first.out
+        assert f"{name}: {TODAY - timedelta(days=days[name] - 1)}..{TODAY} (first load, {days[name]} days)" in first.out
         (line,) = [words for words in first.words if words[:1] == [name]]
         read, inserted, updated, unchanged, deleted = map(int, line[2:7])
         assert (read, updated, deleted) == (inserted + unchanged, 0, 0)
         assert count(conn, name) > 0
-    assert windows(conn) == [(name, 29, "success") for name in TABLES]
+    assert windows(conn) == [(name, days[name] - 1, "success") for name in TABLES]
 
     second = pulso("refresh")
     assert second.code == 0
@@ -152,6 +160,7 @@ def test_what_makes_no_sense_is_one_line_and_nothing_runs(
     assert conn.execute("SELECT to_regclass('etl_extractions')").fetchone() == (None,)
 
 
+@pytest.mark.usefixtures("week")
 def test_checks_that_fail_and_stop_nothing_are_named(pulso: Pulso, conn: psycopg.Connection) -> None:
     assert "warning" not in pulso("refresh", "evolution_data").out
     names = [name for name in TABLES["evolution_data"].column_names if name not in ("fecha_foto", "archivo")]
@@ -174,6 +183,7 @@ def test_what_the_command_line_does_not_know_is_a_usage_error(pulso: Pulso, argu
     assert pulso(*arguments).code == 2
 
 
+@pytest.mark.usefixtures("week")
 def test_a_table_that_fails_is_named_and_does_not_stop_the_others(
     pulso: Pulso, conn: psycopg.Connection, data: SampleData, emulator: BigQueryEmulator
 ) -> None:
@@ -198,6 +208,7 @@ def test_a_table_that_fails_is_named_and_does_not_stop_the_others(
     assert reason in told.out.splitlines()
 
 
+@pytest.mark.usefixtures("week")
 def test_a_shrinking_source_is_refused_until_it_is_allowed(
     pulso: Pulso, conn: psycopg.Connection, data: SampleData, emulator: BigQueryEmulator
 ) -> None:
@@ -229,6 +240,7 @@ def test_status_tells_every_table_before_and_after(pulso: Pulso) -> None:
     assert lines["operation_data"] == ["operation_data", "never", "loaded"]
 
 
+@pytest.mark.usefixtures("week")
 def test_status_names_rows_that_have_gone_and_the_command_that_brings_them_back(pulso: Pulso, conn: psycopg.Connection) -> None:
     assert pulso("refresh", "operation_data").code == 0
     held = count(conn, "operation_data")

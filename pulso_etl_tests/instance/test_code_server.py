@@ -16,6 +16,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 from dagster._core.test_utils import create_run_for_test
+from dagster._grpc.client import DagsterGrpcClient
 
 from pulso_etl.instance.code_server import Forked, Spawned, WarmApiServer
 from pulso_etl.instance.preload import NO_THREADS
@@ -52,8 +53,8 @@ def test_without_a_fork_server_the_code_is_served_all_the_same_and_the_log_says_
         server = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     try:
         wait_until(lambda: "the fork server does not work" in log.read_text(), 90)
-        health = [sys.executable, "-m", "dagster", "api", "grpc-health-check", "--port", port]
-        wait_until(lambda: subprocess.run(health, capture_output=True, timeout=60).returncode == 0, 60)
+        client = DagsterGrpcClient(port=int(port))
+        wait_until(lambda: client.health_check_query() == "SERVING", 60)  # type: ignore[no-untyped-call]
     finally:
         server.terminate()
         server.wait(30)

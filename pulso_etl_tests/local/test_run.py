@@ -10,6 +10,7 @@ import subprocess
 import sys
 import uuid
 import zipfile
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,8 +23,11 @@ from pulso_etl.embedded import holder
 from pulso_etl.local.stack import Sample, local_stack
 from pulso_etl.sync.errors import LocalStackError
 from pulso_etl.tables import TABLES
+from pulso_etl_tests.cli.conftest import Pulso, pulso
 from pulso_etl_tests.lima import lima_day
 from pulso_etl_tests.local.processes import Command, nothing_left
+
+__all__ = ["pulso"]
 
 pytestmark = pytest.mark.usefixtures("processes")
 
@@ -36,6 +40,20 @@ TINY = Sample(rows_per_day=5, days=1)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("DATABASE_URL", "DAGSTER_POSTGRES_URL", "DAGSTER_HOME", "BIGQUERY_EMULATOR_HOST", "PULSO_EMBEDDED_HOME"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def refused(pulso: Pulso) -> Callable[..., str]:
+    """Runs the command in this process. Returns the one line in which it says why it refuses."""
+
+    def run(*arguments: str) -> str:
+        ended = pulso(*arguments)
+        assert ended.code == 2, ended
+        (line,) = [line for line in (ended.out + ended.err).splitlines() if line.startswith("pulso-etl: ")]
+        assert "Traceback" not in ended.out + ended.err
+        return line
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +122,9 @@ def test_a_signal_at_any_step_leaves_nothing_running(tmp_path: Path, step: str, 
     assert nothing_left(tmp_path)
 
 
-def test_a_failed_run_leaves_nothing_running(tmp_path: Path) -> None:
-    line = refused(["run", "--home", str(tmp_path / "p"), *SMALL], {"PARTITIONS_START": "2999-01-01"})
+def test_a_failed_run_leaves_nothing_running(tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARTITIONS_START", "2999-01-01")
+    line = refused("run", "--home", str(tmp_path / "p"), *SMALL)
     assert "the first partition 2999-01-01 lies after today" in line
     assert (tmp_path / "p" / "emulator.log").exists()
     assert nothing_left(tmp_path)
@@ -167,34 +186,28 @@ def test_the_stack_tells_which_of_its_servers_has_died(tmp_path: Path) -> None:
     assert nothing_left(tmp_path)
 
 
-def refused(args: list[str], env: dict[str, str] | None = None) -> str:
-    """The one line in which the command says why it refuses."""
-    command = Command(args, env)
-    assert command.end() == 2, command.output
-    (line,) = [line for line in command.output.splitlines() if line.startswith("pulso-etl: ")]
-    assert "Traceback" not in command.output
-    return line
-
-
-def test_a_space_in_the_path_is_a_clear_error(tmp_path: Path) -> None:
-    assert "must not have a space or a quote in its path" in refused(["run", "--home", str(tmp_path / "a b")])
+def test_a_space_in_the_path_is_a_clear_error(tmp_path: Path, refused: Callable[..., str]) -> None:
+    assert "must not have a space or a quote in its path" in refused("run", "--home", str(tmp_path / "a b"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_can_not_be_written_is_a_clear_error(tmp_path: Path) -> None:
+def test_a_folder_that_can_not_be_written_is_a_clear_error(tmp_path: Path, refused: Callable[..., str]) -> None:
     tmp_path.chmod(0o500)
-    assert "Permission denied" in refused(["run", "--home", str(tmp_path / "p")])
+    assert "Permission denied" in refused("run", "--home", str(tmp_path / "p"))
 
 
-def test_a_file_in_place_of_the_folder_is_a_clear_error(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_a_clear_error(tmp_path: Path, refused: Callable[..., str]) -> None:
     (tmp_path / "p").touch()
-    assert str(tmp_path / "p") in refused(["run", "--home", str(tmp_path / "p")])
+    assert str(tmp_path / "p") in refused("run", "--home", str(tmp_path / "p"))
 
 
-def test_a_database_that_is_away_is_a_clear_error_without_the_password(tmp_path: Path) -> None:
+def test_a_database_that_is_away_is_a_clear_error_without_the_password(
+    tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # not listening
         port = taken.getsockname()[1]
-        line = refused(["run", "--home", str(tmp_path / "p")], {"DATABASE_URL": f"postgresql://u:s3cr3t@127.0.0.1:{port}/d"})
+        monkeypatch.setenv("DATABASE_URL", f"postgresql://u:s3cr3t@127.0.0.1:{port}/d")
+        line = refused("run", "--home", str(tmp_path / "p"))
     assert "Connection refused" in line
     assert "s3cr3t" not in line
