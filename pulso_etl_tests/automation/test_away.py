@@ -78,8 +78,7 @@ def world(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[World]:
     seed(settings, emulator)
-    for module in (patience, sensors, schedules):
-        monkeypatch.setattr(module, "TICK_SECONDS", 3.0)
+    let_ticks_take(3.0, monkeypatch)
     monkeypatch.setattr(look, "LOOK_SECONDS", 1.0)
     with ExitStack() as stack:
         gates = {
@@ -100,6 +99,11 @@ def world(
         loaded_in_the_last_day(conn, schema)
         instance = stack.enter_context(dg.DagsterInstance.ephemeral())
         yield World(Automation(given, DUE, build_jobs(DUE)), instance, gates, receiver)
+
+
+def let_ticks_take(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (patience, sensors, schedules):
+        monkeypatch.setattr(module, "TICK_SECONDS", seconds)
 
 
 def loaded_in_the_last_day(conn: psycopg.Connection, schema: str) -> None:
@@ -132,7 +136,8 @@ def test_tables_that_a_slow_but_answering_source_has_no_time_for_are_looked_at_i
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("sensor", ["refresh_sensor", "recovery_sensor", "alert_sensor", "nightly_recheck"])
-def test_no_tick_waits_for_postgresql(world: World, sensor: str, way: Way) -> None:
+def test_no_tick_waits_for_postgresql(world: World, sensor: str, way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    let_ticks_take(1.5, monkeypatch)
     world.gates["postgresql"].turn(way)
     requests, why = world.tick(sensor)
     if sensor == "nightly_recheck":
@@ -172,6 +177,7 @@ def test_no_tick_waits_for_dagster_s_storage(world: World, monkeypatch: pytest.M
         time.sleep(LONG)
         return []
 
+    let_ticks_take(1.0, monkeypatch)
     for name in ("get_runs", "get_run_records"):
         monkeypatch.setattr(world.instance, name, silent)
     for sensor in ("refresh_sensor", "recovery_sensor", "alert_sensor"):
