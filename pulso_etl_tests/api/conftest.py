@@ -67,7 +67,7 @@ def guarded(stack: DagsterStack) -> Iterator[ApiServer]:
 
 @dataclass
 class Target:
-    """The deployment's PostgreSQL."""
+    """The deployment's PostgreSQL. It has the ledger's tables, also before the first load."""
 
     conn: psycopg.Connection
     schema: str
@@ -80,6 +80,8 @@ class Target:
 def target(stack: DagsterStack) -> Iterator[Target]:
     with psycopg.connect(stack.env["DATABASE_URL"], autocommit=True) as conn:
         conn.execute(f"SET search_path = {stack.schema}")
+        with conn.transaction():
+            Watermarks(stack.schema).create(conn)
         yield Target(conn, stack.schema)
 
 

@@ -177,6 +177,8 @@ def test_listeners_who_leave_do_not_end_the_others(api: ApiServer) -> None:
 
 
 def test_the_dashboard_and_the_alerts_ask_for_metrics_that_there_are(api: ApiServer) -> None:
+    # A table has an age once it was loaded.
+    finished(api, api.call("POST", f"{TABLE}/operation_data").json())
     families = list(text_string_to_metric_families(api.call("GET", "/metrics").text))
     samples = [sample for family in families for sample in family.samples]
     known = {sample.name for sample in samples}
