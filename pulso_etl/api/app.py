@@ -80,7 +80,7 @@ from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import BudgetExceeded, DestinationError, PlanError, PulsoError, UndoRefused, first_line
 from pulso_etl.sync.ledger.changes import Changes
 from pulso_etl.sync.ledger.ledger import server_clock
-from pulso_etl.sync.ledger.undoings import Wish
+from pulso_etl.sync.ledger.undoings import LONGEST_HOLD, Wish
 from pulso_etl.sync.postgres.server_errors import keeps_out, meaning
 from pulso_etl.sync.postgres.sessions import Session
 from pulso_etl.sync.spec import TableSpec
@@ -467,7 +467,7 @@ async def undo_table(
     ] = None,
     hold_hours: Annotated[
         float | None,
-        Query(ge=0, le=720, description="How long only people refresh the table afterwards; its frequency if not given."),
+        Query(ge=0, le=LONGEST_HOLD, description="How long only people refresh the table afterwards; its frequency if not given."),
     ] = None,
     dry_run: Annotated[bool, Query(description="Only tell what it would do.")] = False,
 ) -> Undoing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 from datetime import timedelta
+from math import isnan
 from typing import Annotated
 
 import typer
@@ -15,7 +16,7 @@ from pulso_etl.refreshing.planner import named_tables
 from pulso_etl.refreshing.undoing import undo as undo_load
 from pulso_etl.sync.figures import Number
 from pulso_etl.sync.ledger.changes import Change, Changes, Kept
-from pulso_etl.sync.ledger.undoings import Wish
+from pulso_etl.sync.ledger.undoings import LONGEST_HOLD, Wish
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.movements import movements
 from pulso_etl.sync.spec import TableSpec
@@ -48,12 +49,18 @@ def undo(
     load: Annotated[int | None, typer.Option(help="The load's number (pulso-etl changes); the last one if not given.")] = None,
     hold: Annotated[
         float | None,
-        typer.Option(min=0, help="Hours in which only people refresh the table afterwards; as long as its frequency if not given."),
+        typer.Option(
+            min=0,
+            max=LONGEST_HOLD,
+            help="Hours in which only people refresh the table afterwards; as long as its frequency if not given.",
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what it would do, and change nothing.")] = False,
     tenant: TenantOption = None,
 ) -> None:
     """Undoes a load: the table is as it was before it, in one transaction. The days are owed again."""
+    if hold is not None and isnan(hold):
+        raise typer.BadParameter("nan is no number of hours", param_hint="--hold")
     settings, tables = chosen(served_settings(), tenant)
     [spec] = named_tables([table], tables)
     wish = Wish(load, None if hold is None else timedelta(hours=hold), f"command line, {getpass.getuser()}")

@@ -36,6 +36,9 @@ def test_loads_are_shown_and_undone(deployment: Deployment, pulso: Pulso, tmp_pa
     assert deployment.recovered() == before
     code, told = run("undo", "dashboard_data", "--load", "1")
     assert (code, "undo the last of them first. Nothing was undone" in told) == (2, True)
+    for hold in ("1e9", "nan"):
+        code, told = run("undo", "dashboard_data", "--hold", hold)
+        assert (code, "Traceback" in told, "--hold" in told) == (2, False, True), told
     code, told = run("undo", "dashboard_data", "--hold", "1.5")
     assert (code, "its days are owed again; the next refresh after" in told) == (0, True)
     assert deployment.recovered() == [(D1, "a", 10), (D1, "b", 20), (D2, "a", 30)]

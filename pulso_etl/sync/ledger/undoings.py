@@ -8,6 +8,9 @@ from datetime import timedelta
 PREFIX = "undo-"
 """The beginning of the run id of an undoing, which is no run of Dagster."""
 
+LONGEST_HOLD = 720
+"""How many hours only people may refresh a table after an undoing, at most."""
+
 
 @dataclass(frozen=True)
 class Wish:
