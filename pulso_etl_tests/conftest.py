@@ -55,7 +55,7 @@ os.environ["TIMEZONE"] = ZONE.name
 UNITS = (
     ("automation/test_daemon.py",),
     ("cli/test_backfill.py",),
-    ("api/test_refreshes.py", "api/test_page.py", "api/test_habits.py", "api/test_locks.py"),
+    ("api/test_refreshes.py", "api/test_habits.py", "api/test_locks.py"),
     (
         "api/test_operations.py",
         "api/test_typed.py",
@@ -68,7 +68,7 @@ UNITS = (
     ("test_dev.py",),
     ("tenancy/test_deployment.py",),
     ("test_faults.py",),
-    ("test_docs.py", "test_graphql.py"),
+    ("test_docs.py", "test_graphql.py", "api/test_page.py"),  # the page after another folder: it shows a deployment from its start
     ("cli/test_main.py",),
     ("test_chaos.py",),
     ("sync/test_oldest_postgres.py",),
