@@ -1,4 +1,5 @@
-"""The import of this module is the preload of a fork server: of `code_server`, or of the processes of `backfill`."""
+"""The import of this module is the preload of a fork server: of `code_server`, or of the processes of `backfill`. Their environment
+names what to preload."""
 
 from __future__ import annotations
 
@@ -6,4 +7,5 @@ import os
 
 from pulso_etl.instance.preload import MODULE_VARIABLE, preload
 
-preload(os.environ[MODULE_VARIABLE])
+if module := os.environ.get(MODULE_VARIABLE):
+    preload(module)
