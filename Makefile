@@ -33,7 +33,7 @@ check: $(VENV)/.installed ## the fast loop, about a minute: lint, types, imports
 quick: $(VENV)/.installed
 	$(BIN)/pytest -n 2 -m "not processes"
 
-test: lint ## lint, types, storeys and all tests; about 13 min on two cores
+test: lint ## lint, types, storeys and all tests; about 11 min on two cores
 	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 docs: $(VENV)/.installed ## write the parts of README, docs and the TypeScript client that follow from the declarations

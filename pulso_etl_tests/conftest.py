@@ -74,6 +74,13 @@ UNITS = (
     ("sync/test_oldest_postgres.py",),
     ("tenancy/test_command.py",),
     ("checks/test_asset_checks.py",),
+    ("test_doctor.py",),
+    ("sync/test_told.py",),
+    ("test_settings.py",),
+    ("instance/test_code_server.py",),
+    ("automation/test_away.py",),
+    ("alerts/test_service.py",),
+    ("sync/test_types.py",),
 )
 """What one worker takes at once, of the slowest files. They begin first, so that at the end no worker waits for one of them.
 
