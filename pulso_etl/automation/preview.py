@@ -18,9 +18,9 @@ from pulso_etl.bigquery.look import LOOK_SECONDS, Look
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.refreshing.budget import Budget
 from pulso_etl.refreshing.due import MEMORY, Rhythm, Standing, decide_due
-from pulso_etl.refreshing.grounds import CLOCK, Known, reasons_of
+from pulso_etl.refreshing.grounds import CLOCK, reasons_of
 from pulso_etl.refreshing.on_change import Foreseen, foresee
-from pulso_etl.refreshing.plan import NOTHING_LOADED, RefreshPlan
+from pulso_etl.refreshing.plan import RefreshPlan, known_at
 from pulso_etl.refreshing.planner import Planner, watermarks_of
 from pulso_etl.refreshing.request import RefreshRequest
 from pulso_etl.settings import Settings
@@ -103,8 +103,7 @@ class Previews:
             return told
         days = DayRange(min(seen.days), max(seen.days))
         look, fault = (seen.look, None) if seen.look and days == window else self._look(spec, days, seen.look)
-        mark, today = standing.watermark or NOTHING_LOADED, spec.zone.day(now)
-        known = Known(spec, mark, self.planner.calendar.first_day, today, look.changed if look else {})
+        known = known_at(spec, standing.watermark, now, self.planner.calendar, look.changed if look else {})
         told |= {"days": [DaysToRead.of(one) for one in reasons_of(known, seen.days)], "fault": fault}
         return told if look is None else told | self._costs(look)
 

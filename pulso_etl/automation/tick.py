@@ -12,11 +12,10 @@ import psycopg
 from pulso_etl.automation.looks import BY_LOOK, Looks, Seen
 from pulso_etl.automation.memory import Memory, Word
 from pulso_etl.refreshing.due import Decision, Standing
-from pulso_etl.refreshing.grounds import Known
 from pulso_etl.refreshing.keys import asset_key
 from pulso_etl.refreshing.launch import Launch, launches
 from pulso_etl.refreshing.on_change import ANNOUNCED, decide_change, is_unheeded, why_no_look
-from pulso_etl.refreshing.plan import NOTHING_LOADED
+from pulso_etl.refreshing.plan import known_at
 from pulso_etl.refreshing.planner import Planner
 from pulso_etl.refreshing.request import Grants, RefreshRequest
 from pulso_etl.settings import Settings
@@ -133,19 +132,14 @@ class Tick:
     def _refresh(self, standing: Standing, decision: Decision, reason: str, seen: Seen, cause: str = "") -> None:
         """Asks for runs over the days to read. `cause` is part of the run keys: it says which change is read."""
         spec = self.planner.tables[decision.table]
-        self.reasons.append(f"{spec.name}: {reason}; {seen.note}")
+        why = f"{reason}; {seen.note}"
+        self.reasons.append(f"{spec.name}: {why}")
         self._keep(spec, decision.trailing, seen)
         if not seen.days:
             self._report_unchanged(spec, decision.trailing, seen.bytes_avoided)
             self.verified.append(spec.name)
         word = self._unheeded(standing, decision)
-        known = Known(
-            spec,
-            standing.watermark or NOTHING_LOADED,
-            self.planner.calendar.first_day,
-            spec.zone.day(self.now),
-            seen.look.changed if seen.look else {},
-        )
+        known = known_at(spec, standing.watermark, self.now, self.planner.calendar, seen.look.changed if seen.look else {})
         # After a failure, only the rows of the source count.
         grants = Grants(capture=self.looks.captures(spec) and not decision.failures)
         # The first run tells what all of them together avoid.
@@ -155,7 +149,7 @@ class Tick:
             asked = replace(asked, announced_at=word.updated_at if word else None)
             for plan in self.planner.plans(asked, {}, self.now):
                 # The days stand in the request, so only this place knows why they are read.
-                plan = replace(plan, reason=f"{reason}; {seen.note}", known=known)
+                plan = replace(plan, reason=why, known=known)
                 for launch in launches(spec, plan):
                     # Dagster launches each run only once per key.
                     key = "/".join(filter(None, [spec.name, str(launch.window), decision.slot, cause]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 
@@ -66,10 +67,16 @@ def plan_refresh(
     No range has days after today, days before the first partition, or days that the table no longer keeps. Raises PlanError for a
     request for such days, and for an invalid request.
     """
-    mark = watermark or NOTHING_LOADED
-    window, reason = _window(spec, mark, request, now, calendar)
-    known = Known(spec, mark, calendar.first_day, spec.zone.day(now)) if window else None
+    window, reason = _window(spec, watermark or NOTHING_LOADED, request, now, calendar)
+    known = known_at(spec, watermark, now, calendar, {}) if window else None
     return RefreshPlan(spec.name, window, reason, request.grants, request.asked_by, request.announced_at, known)
+
+
+def known_at(
+    spec: TableSpec, watermark: Watermark | None, now: datetime, calendar: Calendar, changed: Mapping[str, datetime]
+) -> Known:
+    """What the reasons of the table's days follow from at the instant `now`; `changed`: see `Known`."""
+    return Known(spec, watermark or NOTHING_LOADED, calendar.first_day, spec.zone.day(now), changed)
 
 
 def _window(

@@ -28,10 +28,9 @@ class Ended:
 Pulso = Callable[..., Ended]
 
 
-@pytest.fixture
-def pulso(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Pulso:
+def in_this_process(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Pulso:
     """Runs `pulso-etl` with the arguments in this process."""
-    # The command configures the process's log. The fixture restores it after the test.
+    # The command configures the process's log. `monkeypatch` restores it after the test.
     monkeypatch.setattr(logging.root, "handlers", list(logging.root.handlers))
     monkeypatch.setattr(logging.root, "level", logging.root.level)
 
@@ -43,3 +42,8 @@ def pulso(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
         return Ended(int(ended.value.code or 0), *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def pulso(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Pulso:
+    return in_this_process(capsys, monkeypatch)

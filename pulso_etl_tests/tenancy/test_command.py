@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import psycopg
 import pytest
@@ -16,9 +12,9 @@ from pydantic import SecretStr
 
 from pulso_etl.access.tokens import Role, make_token, opening, parse_tokens
 from pulso_etl.api.tenants import application
-from pulso_etl.cli.main import main
 from pulso_etl.settings import Settings
 from pulso_etl.tenancy.tenants import OVERRIDABLE, Tenant, deployed, grants, passwords
+from pulso_etl_tests.cli.conftest import Pulso, in_this_process
 from pulso_etl_tests.dagster_stack import CHECKOUT
 from pulso_etl_tests.tenancy.conftest import Tenancy
 from pulso_etl_tests.test_docs import blocks, rows
@@ -26,31 +22,11 @@ from pulso_etl_tests.test_docs import blocks, rows
 DOCS = (CHECKOUT / "docs" / "tenants.md").read_text(encoding="utf-8")
 
 
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Pulso = Callable[..., Ended]
-
-
 @pytest.fixture
 def pulso(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pulso:
-    """Runs `pulso-etl` with the arguments in this process."""
+    """Commands in a folder of their own."""
     monkeypatch.chdir(tmp_path)
-    # The command configures the process's log. The fixture restores it after the test.
-    monkeypatch.setattr(logging.root, "handlers", list(logging.root.handlers))
-    monkeypatch.setattr(logging.root, "level", logging.root.level)
-
-    def run(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["pulso-etl", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Ended(int(ended.value.code or 0), *capsys.readouterr())
-
-    return run
+    return in_this_process(capsys, monkeypatch)
 
 
 def test_commands_are_for_the_tenant_that_is_named(environment: Tenancy, pulso: Pulso) -> None:
