@@ -153,6 +153,17 @@ def test_history_gains_one_row_an_attempt_and_never_changes_one(marks: Watermark
     assert [(number, status) for _, number, status, _ in history(conn)] == [(1, "failed"), (2, "failed"), (3, "success")]
 
 
+def test_the_state_of_a_table_is_one_row_however_many_attempts_it_has(marks: Watermarks, conn: psycopg.Connection) -> None:
+    for number, end in enumerate((succeed, fail, succeed), start=1):
+        marks.start(conn, attempt(number))
+        end(marks, conn, attempt(number))
+    assert len(conn.execute(*marks.query(THEN)).fetchall()) == 1
+    found = [(one.window, one.succeeded, one.started_at, one.error) for one in marks.read(conn, THEN)["visits"].attempts]
+    ends = [(1, True, None), (2, False, "no luck"), (3, True, None)]
+    assert found == [(WINDOW, succeeded, attempt(number).started_at, error) for number, succeeded, error in ends]
+    assert marks.read(conn)["visits"].attempts == ()
+
+
 def test_an_abandoned_attempt_enters_the_history_once_and_counts_as_a_recovery(marks: Watermarks, conn: psycopg.Connection) -> None:
     marks.start(conn, attempt(1, "dead-1"))
     assert marks.read(conn)["visits"].recovery_attempts == 0

@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from itertools import groupby
-from operator import itemgetter
 from typing import Any
 
 import psycopg
@@ -52,12 +50,20 @@ KNOWN_DAYS = """
 """The days of the ledger that may be owed. If the lookback has grown since the last load, the new days are missing. They count
 as not read, so they are owed too."""
 NAME = "(quote_ident({schema}) || '.' || quote_ident(w.table_name))"
+GONE = f"(SELECT to_regclass({NAME}) IS NULL)"
+"""Whether the table is gone. As a query of its own, the server looks this up once for all days of the table."""
 LOST = f"""
-(SELECT jsonb_build_array(min(d.day), max(d.day), sum(d.rows - CASE WHEN to_regclass({NAME}) IS NULL THEN 0 ELSE d.found END))
- FROM {{days}} d WHERE d.table_name = w.table_name
- AND CASE WHEN to_regclass({NAME}) IS NULL THEN d.rows > 0 ELSE d.found < d.rows END)
+(SELECT jsonb_build_array(min(d.day), max(d.day), sum(d.rows - CASE WHEN {GONE} THEN 0 ELSE d.found END))
+ FROM {{days}} d WHERE d.table_name = w.table_name AND CASE WHEN {GONE} THEN d.rows > 0 ELSE d.found < d.rows END)
 """  # noqa: S608 - made of constants
 """The days of the ledger that have fewer rows than after their last load; all days with rows if the table is gone."""
+ATTEMPTS = """
+(SELECT jsonb_agg(jsonb_build_object(
+    'run', e.extraction_id, 'first', e.partition_start, 'last', e.partition_end, 'status', e.status, 'began', e.started_at,
+    'ended', e.finished_at, 'error', e.error_message, 'cause', e.error_cause, 'metadata', e.metadata) ORDER BY e.id)
+ FROM {history} e WHERE e.table_name = w.table_name AND e.finished_at > %s)
+"""
+"""The attempts that ended after an instant. A join would repeat the table's row, and look up its days, for each of them."""
 REPLACED = f"coalesce(w.table_files <> {ledger.FILES.format(name=NAME)}, false)"
 LOOK_EVERY = timedelta(days=1)
 """How often the rows of each day are counted if there is no sign of a foreign change."""
@@ -125,16 +131,16 @@ class Attempt:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Attempt:
-        """The attempt in a row of `Watermarks.query`."""
+        """The attempt from its JSON in a row of `Watermarks.query`."""
         return cls(
-            run_id=row["attempt_run"],
-            window=DayRange(row["attempt_first"], row["attempt_last"]),
-            succeeded=row["attempt_status"] == "success",
-            started_at=row["attempt_began"],
-            finished_at=row["attempt_ended"],
-            error=row["attempt_error"],
-            metadata=row["attempt_metadata"],
-            cause=_cause(row["attempt_cause"], failed=row["attempt_status"] == "failed"),
+            run_id=row["run"],
+            window=DayRange.parse(row["first"], row["last"]),
+            succeeded=row["status"] == "success",
+            started_at=datetime.fromisoformat(row["began"]),
+            finished_at=datetime.fromisoformat(row["ended"]),
+            error=row["error"],
+            metadata=row["metadata"],
+            cause=_cause(row["cause"], failed=row["status"] == "failed"),
         )
 
 
@@ -170,7 +176,7 @@ class TableState:
     """Until then only people refresh the table; see `Watermark`."""
 
     @classmethod
-    def of(cls, row: Mapping[str, Any], attempts: tuple[Attempt, ...]) -> TableState:
+    def of(cls, row: Mapping[str, Any]) -> TableState:
         """The table's state in a row of `Watermarks.query`."""
         first, last, missing = row["lost"]
         return cls(
@@ -187,7 +193,7 @@ class TableState:
             updated_at=row["updated_at"],
             data_version=row["data_version"],
             running=tuple(RunningAttempt.of(one) for one in row["running"] or ()),
-            attempts=attempts,
+            attempts=tuple(Attempt.of(one) for one in row["attempts"] or ()),
             days={date.fromisoformat(day): Day.of(known) for day, known in (row["days"] or {}).items()},
             lost=Loss(DayRange.parse(first, last), int(missing)) if missing else None,
             replaced=row["replaced"],
@@ -494,30 +500,21 @@ class Watermarks:
             "SELECT w.table_name, w.last_extracted_at, w.last_partition, w.last_extraction_status, w.records_extracted, "
             "w.extraction_duration_seconds, w.error_message, w.extraction_id, w.recovery_attempts, w.metadata, w.updated_at, "
             "w.data_version, (SELECT jsonb_agg(r ORDER BY r.started_at) FROM {} r WHERE r.table_name = w.table_name) AS running, "
-            "{} AS days, {} AS lost, {} AS replaced, e.extraction_id AS attempt_run, e.partition_start AS attempt_first, "
-            "e.partition_end AS attempt_last, e.status AS attempt_status, e.started_at AS attempt_began, "
-            "e.finished_at AS attempt_ended, e.error_message AS attempt_error, e.metadata AS attempt_metadata, "
-            "e.error_cause AS attempt_cause, w.error_cause, w.source_state, w.held_until "
-            "FROM {} w LEFT JOIN {} e ON e.table_name = w.table_name AND e.finished_at > %s ORDER BY w.table_name, e.id"
+            "{} AS days, {} AS lost, {} AS replaced, {} AS attempts, w.error_cause, w.source_state, w.held_until "
+            "FROM {} w ORDER BY w.table_name"
         ).format(
             self.running,
             *(
-                sql.SQL(part).format(days=self.ledger.days, schema=self.schema, zone=DEFAULT_ZONE)
-                for part in (KNOWN_DAYS, LOST, REPLACED)
+                sql.SQL(part).format(days=self.ledger.days, history=self.history, schema=self.schema, zone=DEFAULT_ZONE)
+                for part in (KNOWN_DAYS, LOST, REPLACED, ATTEMPTS)
             ),
             self.table,
-            self.history,
         )
         return query, (since or datetime.max.replace(tzinfo=UTC),)
 
     def states(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, TableState]:
-        """The states of the tables, from the rows of `query`."""
-        states: dict[str, TableState] = {}
-        for table, entries in groupby(rows, key=itemgetter("table_name")):
-            found = list(entries)
-            attempts = tuple(Attempt.of(row) for row in found if row["attempt_run"] is not None)
-            states[table] = TableState.of(found[0], attempts)
-        return states
+        """The states of the tables, from the rows of `query`: one for each table."""
+        return {row["table_name"]: TableState.of(row) for row in rows}
 
     def _readable(self, conn: psycopg.Connection) -> LedgerState:
         """The state of the ledger's migrations. Raises LedgerMismatch if a writer must migrate the ledger first."""
