@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 from uuid import uuid4
 
@@ -39,6 +39,8 @@ UNCACHED = re.compile(
     r"\b(CURRENT_(TIMESTAMP|DATE|DATETIME|TIME)|RAND|GENERATE_UUID|SESSION_USER|INFORMATION_SCHEMA)\b", re.IGNORECASE
 )
 """What keeps a result out of the cache."""
+GEOGRAPHY = re.compile(r"\bST_\w+\s*\(", re.IGNORECASE)
+"""A call of a function of DuckDB's extension for geography."""
 FORMATS = {"HOUR": "%Y%m%d%H", "DAY": "%Y%m%d", "MONTH": "%Y%m", "YEAR": "%Y"}
 NO_DATE = "__NULL__"
 ROW_WEIGHT = "PULSO_ROW_WEIGHT"
@@ -626,6 +628,36 @@ def parse_once() -> None:
         return [tree and tree.copy() for tree in trees(type(self), sql)]
 
     Dialect.parse = parse_or_copy  # type: ignore[method-assign]
+
+
+def geography_when_asked_for() -> None:
+    """From now on, DuckDB's extension for geography is loaded by the first statement or value that needs it.
+
+    To install and to load it is half of the emulator's start, and hardly a table has geography.
+    """
+    from bqemulator.storage.engine import DuckDBEngine
+    from bqemulator.types import geography
+    from duckdb_extensions import import_extension
+
+    install = cache(import_extension)
+    load, execute, converter = DuckDBEngine._load_spatial, DuckDBEngine.execute, geography._ensure_conv_conn
+    loaded = False
+
+    def execute_with(self: DuckDBEngine, sql: str, parameters: list[Any] | None = None) -> Any:
+        nonlocal loaded
+        if not loaded and GEOGRAPHY.search(sql):
+            install("spatial")
+            load(self)
+            loaded = True
+        return execute(self, sql, parameters)
+
+    def converter_with() -> Any:
+        install("spatial")
+        return converter()
+
+    DuckDBEngine._load_spatial = lambda self: None  # type: ignore[method-assign]
+    DuckDBEngine.execute = execute_with  # type: ignore[method-assign]
+    geography._ensure_conv_conn = converter_with
 
 
 def doubled(create_app: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -16,11 +16,10 @@ from pulso_etl.local.child import Child, program
 
 CHILD = program("""
 import sys
-import duckdb_extensions
-duckdb_extensions.import_extension("spatial")
 import bqemulator.server
-from pulso_etl.local.double import doubled, parse_once
+from pulso_etl.local.double import doubled, geography_when_asked_for, parse_once
 parse_once()
+geography_when_asked_for()
 bqemulator.server.create_app = doubled(bqemulator.server.create_app)
 from bqemulator.cli import main
 sys.argv[0] = "bqemulator"

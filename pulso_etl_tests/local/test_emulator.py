@@ -76,6 +76,12 @@ def test_lima_hours_and_sums_are_right(client: bigquery.Client) -> None:
     assert rows == {hour: (n, weights[hour]) for hour, n in counts.items()}
 
 
+def test_geography_is_there_when_it_is_asked_for(client: bigquery.Client) -> None:
+    asked = "SELECT ST_ASTEXT(ST_GEOGPOINT(-77, -12)) AS place, ST_X(ST_GEOGFROMTEXT('POINT(-77 -12)')) AS x"
+    (row,) = client.query(asked).result()
+    assert (row.place, row.x) == ("POINT (-77 -12)", -77)
+
+
 def test_failed_start_shows_the_log_and_leaves_no_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pulso_etl.local.emulator.CHILD", "raise SystemExit('no such thing')")
     emulator = BigQueryEmulator(tmp_path / "log")
