@@ -35,7 +35,7 @@ Tell = Callable[[Outcome], None]
 
 @dataclass(frozen=True)
 class Common:
-    """What all chunks of a refresh have in common; `logger` is the configuration of `logs.run_logger`."""
+    """What all chunks of a refresh have in common; `logger` is the configuration of `lines.run_logger`."""
 
     settings: Settings
     tables: Mapping[str, TableSpec]

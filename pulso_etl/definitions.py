@@ -9,15 +9,15 @@ from typing import Any
 
 import dagster as dg
 
-from pulso_etl import embedded, logs
+from pulso_etl import embedded
 from pulso_etl.assets import RETRIES, build_asset, build_sources, daily_partitions
 from pulso_etl.automation.jobs import MOST_TABLES_WITH_JOBS, build_jobs
 from pulso_etl.automation.schedules import build_schedules
 from pulso_etl.automation.sensors import Automation
 from pulso_etl.bigquery.source import build_source
 from pulso_etl.checks.asset_checks import build_checks
+from pulso_etl.instance import lines
 from pulso_etl.instance.retention import Ledger, retention_sensor
-from pulso_etl.logs import run_logger
 from pulso_etl.refreshing.budget import QueryBudget
 from pulso_etl.refreshing.keys import reconciliation_key, refresh_check_keys, up_to_date_key
 from pulso_etl.refreshing.runs import table_job
@@ -93,7 +93,7 @@ def build_defs(
         resources=UNUSED | {key: fixed(one) for key, one in {**build_resources(settings), **(resource_overrides or {})}.items()},
         # One process per run, because Python's start takes most of a small refresh's time.
         executor=dg.in_process_executor,
-        loggers={"console": run_logger},
+        loggers={"console": lines.run_logger},
     )
 
 
@@ -132,7 +132,7 @@ def build_retention(settings: Settings, owners: Iterable[Settings]) -> dg.Sensor
 def defs() -> dg.Definitions:
     """The definitions of this deployment. Raises SettingsError."""
     # Every process that runs a step loads the definitions.
-    logs.take_over()
+    lines.take_over()
     # The tools of Dagster in a checkout load the definitions before, or without, an instance.
     embedded.adopt()
     settings = load_settings()

@@ -12,9 +12,10 @@ import pytest
 from pulso_etl.logs import OnlyChanges, run_fields
 
 TAKEN = """
-from pulso_etl import logs
-logs.configure("INFO")
-logs.take_over()
+from pulso_etl.instance import lines
+from pulso_etl.logs import configure
+configure("INFO")
+lines.take_over()
 import logging, warnings
 from dagster._core.definitions.instigation_logger import InstigationLogger
 from dagster._loggers import default_system_loggers
@@ -43,7 +44,7 @@ def test_dagsters_own_lines_are_json_too(monkeypatch: pytest.MonkeyPatch) -> Non
 TOLD_ONCE = """
 import logging
 from dagster._utils.log import configure_loggers
-from pulso_etl.logs import tell_once
+from pulso_etl.instance.lines import tell_once
 configure_loggers(formatter="colored", log_level="INFO")
 tell_once()
 logging.warning("Retrying failed database connection")

@@ -12,17 +12,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from dagster._core.storage.tags import (
-    ASSET_PARTITION_RANGE_END_TAG,
-    ASSET_PARTITION_RANGE_START_TAG,
-    PARTITION_NAME_TAG,
-    PARTITION_SET_TAG,
-    SENSOR_NAME_TAG,
-)
 
 from pulso_etl.access.tokens import Role
 from pulso_etl.sync.errors import LaunchForbidden
-from pulso_etl.sync.tags import ALLOW_SHRINK_TAG, ANNOUNCED_TAG, AVOIDED_TAG, CAPTURE_TAG, COMPARE_TAG, FORCE_TAG, PIPELINE_TAG
+from pulso_etl.sync.tags import (
+    ALLOW_SHRINK_TAG,
+    ANNOUNCED_TAG,
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    AVOIDED_TAG,
+    CAPTURE_TAG,
+    COMPARE_TAG,
+    FORCE_TAG,
+    PARTITION_NAME_TAG,
+    PARTITION_SET_TAG,
+    PIPELINE_TAG,
+    SENSOR_NAME_TAG,
+)
 
 UI_TAGS = {"dagster/from_ui", PARTITION_SET_TAG}
 """Dagster's UI adds these tags to every launch. They have no effect on a load."""

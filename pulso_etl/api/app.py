@@ -15,13 +15,11 @@ from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import anyio
-import dagster as dg
 import psycopg
 from fastapi import APIRouter, Body, Depends, FastAPI, Header, HTTPException, Path, Query, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, Response
 from pydantic import BaseModel
-from sqlalchemy.exc import SQLAlchemyError
 from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
@@ -69,15 +67,12 @@ from pulso_etl.api.outages import OutageWatch
 from pulso_etl.api.refreshes import Refreshes
 from pulso_etl.api.sizes import Sizes
 from pulso_etl.api.status import CALENDAR_DAYS, SHOWN, StatusFeed, StatusReader, versions_of
-from pulso_etl.automation.announcements import announce
 from pulso_etl.automation.preview_shapes import Preview
-from pulso_etl.automation.recovery import EndedAttempt, recover
 from pulso_etl.bigquery.reach import Reach
-from pulso_etl.refreshing.keys import source_key
 from pulso_etl.refreshing.request import Grants, Mode, RefreshRequest
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
-from pulso_etl.sync.errors import BudgetExceeded, DestinationError, PlanError, PulsoError, UndoRefused, first_line
+from pulso_etl.sync.errors import BudgetExceeded, DestinationError, PlanError, PulsoError, UndoRefused
 from pulso_etl.sync.ledger.changes import Changes
 from pulso_etl.sync.ledger.ledger import server_clock
 from pulso_etl.sync.ledger.undoings import LONGEST_HOLD, Wish
@@ -88,6 +83,8 @@ from pulso_etl.tables import TABLES
 
 if TYPE_CHECKING:
     from pulso_etl.automation.preview import Previews
+    from pulso_etl.automation.recovery import EndedAttempt
+    from pulso_etl.sync.undoing import Report
 
 Answers = dict[int | str, dict[str, Any]]
 RETRY_SECONDS = 5
@@ -473,18 +470,13 @@ async def undo_table(
 ) -> Undoing:
     """Undoes a load: the table is as it was before it, in one transaction. The days are owed again. Refused if somebody has changed
     the same rows since, or if their values are not kept."""
-    # Imported here: it loads rows, and who does not ask for it needs no Arrow in memory.
-    from pulso_etl.refreshing.undoing import undo
-
     here = deployment(request)
     [table] = here.known(table_name)
     await request.app.state.gatekeeper.count_launches(caller, 1)
     wish = Wish(load, None if hold_hours is None else timedelta(hours=hold_hours), caller.name)
     try:
         with _naming_database():
-            report = await asyncio.to_thread(
-                undo, here.settings, here.tables[table], wish, None if dry_run else dg.DagsterInstance.get
-            )
+            report = await asyncio.to_thread(_undo, here, here.tables[table], wish, dry_run=dry_run)
     finally:
         here.feed.forget()
     if report.load_id is not None:
@@ -557,11 +549,8 @@ async def health(
 async def cleanup(request: Request, caller: Admin) -> Cleanup:
     """Ends extractions that died or hang, so that their tables are refreshed again. Returns what it ended."""
     here = deployment(request)
-    try:
-        with _naming_database():
-            ended = await asyncio.to_thread(_recover, here)
-    except dg.DagsterError as error:
-        raise DagsterUnavailable(f"Dagster's instance can't be used here: {first_line(error)}") from error
+    with _naming_database():
+        ended = await asyncio.to_thread(_recover, here)
     audit.info("%s asked for a cleanup: %d attempt(s) ended", caller.name, len(ended))
     told = [
         Ended(
@@ -589,10 +578,25 @@ def _naming_database() -> Iterator[None]:
         raise DatabaseUnavailable(str(error)) from error
 
 
+# The next three import what they need when somebody asks for it, in a thread, because it takes a second.
+
+
+def _undo(here: Deployment, spec: TableSpec, wish: Wish, *, dry_run: bool) -> Report:
+    from pulso_etl.api.instance import undo
+
+    return undo(here.settings, spec, wish, dry_run=dry_run)
+
+
 def _recover(here: Deployment) -> list[EndedAttempt]:
-    url, schema = here.settings.database_url.get_secret_value(), here.settings.database_schema
-    with Session(url, "api", connect_seconds=5).hold() as conn, dg.DagsterInstance.get() as instance:
-        return list(recover(conn, schema, instance, here.tables, datetime.now(UTC)))
+    from pulso_etl.api.instance import recover
+
+    return recover(here.settings, here.tables)
+
+
+def _announce(here: Deployment, source: str, updated_at: datetime, said_by: str) -> tuple[str, bool]:
+    from pulso_etl.api.instance import announce
+
+    return announce(here.settings, source, updated_at, said_by)
 
 
 @router.post(
@@ -618,25 +622,16 @@ async def source_updated(
     if updated_at > now + FUTURE:
         raise PlanError(f"{source}: the source cannot have been updated at {updated_at.isoformat()}, which is in the future")
     await request.app.state.gatekeeper.count_launches(caller, 1)
-    recorded = await asyncio.to_thread(_announce, here, source, updated_at, caller.name)
-    key = source_key(source, here.settings.owner.tenant)
-    audit.info("%s said that %s was updated at %s", caller.name, key.to_user_string(), updated_at.isoformat())
+    asset, recorded = await asyncio.to_thread(_announce, here, source, updated_at, caller.name)
+    audit.info("%s said that %s was updated at %s", caller.name, asset, updated_at.isoformat())
     return SourceUpdated(
         source=source,
-        asset=key.to_user_string(),
+        asset=asset,
         updated_at=updated_at,
         recorded=recorded,
         tables=[spec.name for spec in readers],
         by_rhythm=[spec.name for spec in readers if not spec.schedule.refresh_on_change],
     )
-
-
-def _announce(here: Deployment, source: str, updated_at: datetime, said_by: str) -> bool:
-    try:
-        with dg.DagsterInstance.get() as instance:
-            return announce(instance, source, updated_at, said_by, here.settings.owner.tenant)
-    except (dg.DagsterError, SQLAlchemyError) as error:
-        raise DagsterUnavailable(f"Dagster's instance can't be used here: {first_line(error)}") from error
 
 
 @router.get("/config/tables", responses=REFUSED, tags=["configuration"])

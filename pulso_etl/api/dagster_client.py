@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 import httpx
-from dagster import DagsterRunStatus
-from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from pydantic import SecretStr
 
 from pulso_etl.access.permits import PARTITION_SET_SUFFIX, WHOLE_GRAPH
@@ -31,7 +30,33 @@ PART_SILENCE = 5 * SILENCE
 """A part of a living daemon that is silent for this long hangs."""
 FAILED_SHOWN = 100
 """So many of the runs that failed of late are looked at, the newest."""
-WAITING = {DagsterRunStatus.QUEUED, DagsterRunStatus.NOT_STARTED, DagsterRunStatus.MANAGED, DagsterRunStatus.STARTING}
+
+
+class RunStatus(StrEnum):
+    """Dagster's states of a run."""
+
+    QUEUED = "QUEUED"
+    NOT_STARTED = "NOT_STARTED"
+    MANAGED = "MANAGED"
+    STARTING = "STARTING"
+    STARTED = "STARTED"
+    SUSPENDED = "SUSPENDED"
+    SUCCESS = "SUCCESS"
+    FAILURE = "FAILURE"
+    CANCELING = "CANCELING"
+    CANCELED = "CANCELED"
+
+
+WAITING = {RunStatus.QUEUED, RunStatus.NOT_STARTED, RunStatus.MANAGED, RunStatus.STARTING}
+UNDER_WAY = [
+    RunStatus.QUEUED,
+    RunStatus.NOT_STARTED,
+    RunStatus.STARTING,
+    RunStatus.STARTED,
+    RunStatus.SUSPENDED,
+    RunStatus.CANCELING,
+]
+"""The states of a run that waits or goes on."""
 
 CODE_AWAY = "Dagster's code server does not answer, or has other definitions; it restarts by itself: try again in some seconds"
 UNREACHABLE = {
@@ -66,7 +91,7 @@ class Run:
     """A run as Dagster describes it. Instants carry a zone."""
 
     run_id: str
-    status: DagsterRunStatus
+    status: RunStatus
     job: str
     tags: Mapping[str, str]
     assets: Sequence[str] | None
@@ -80,9 +105,9 @@ class Run:
         if self.status in WAITING:
             return Progress.QUEUED
         ended = {
-            DagsterRunStatus.SUCCESS: Progress.SUCCESS,
-            DagsterRunStatus.FAILURE: Progress.FAILED,
-            DagsterRunStatus.CANCELED: Progress.CANCELED,
+            RunStatus.SUCCESS: Progress.SUCCESS,
+            RunStatus.FAILURE: Progress.FAILED,
+            RunStatus.CANCELED: Progress.CANCELED,
         }
         return ended.get(self.status, Progress.RUNNING)
 
@@ -92,7 +117,7 @@ class Run:
         selection = found["assetSelection"]
         return cls(
             found["runId"],
-            DagsterRunStatus(found["status"]),
+            RunStatus(found["status"]),
             found["jobName"],
             {tag["key"]: tag["value"] for tag in found["tags"]},
             None if selection is None else ["/".join(key["path"]) for key in selection],
@@ -205,7 +230,7 @@ class DagsterClient:
         wanted = [{"key": key, "value": value} for key, value in tags.items()]
         found = await self.execute(
             "present",
-            underWay={"statuses": [status.value for status in NOT_FINISHED_STATUSES]},
+            underWay={"statuses": UNDER_WAY},
             failed={"statuses": ["FAILURE", "CANCELED"], "createdAfter": since.timestamp(), "tags": wanted},
             limit=FAILED_SHOWN,
         )
@@ -214,7 +239,7 @@ class DagsterClient:
 
     async def runs_under_way(self) -> list[Run]:
         """The queued and running runs, newest first."""
-        return await self.runs(statuses=[status.value for status in NOT_FINISHED_STATUSES])
+        return await self.runs(statuses=UNDER_WAY)
 
     async def launch(self, launch: Launch) -> str:
         """Launches the run with the job of its table, else with Dagster's own job of all assets. Returns the run's id.
@@ -222,8 +247,10 @@ class DagsterClient:
         Raises LaunchRefused if Dagster does not accept the run.
         """
         selection = {
-            "assetSelection": [{"path": list(key.path)} for key in launch.assets],
-            "assetCheckSelection": [{"assetKey": {"path": list(key.asset_key.path)}, "name": key.name} for key in launch.checks],
+            "assetSelection": [{"path": list(path)} for path in launch.assets],
+            "assetCheckSelection": [
+                {"assetKey": {"path": list(launch.spec.asset_path)}, "name": check.value} for check in launch.checks
+            ],
         }
         params = {
             "selector": await self._place(launch.spec) | selection,

@@ -8,8 +8,6 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from time import monotonic
 
-from google.api_core import exceptions as api
-
 from pulso_etl.api.dagster_client import DagsterClient
 from pulso_etl.api.database import Database
 from pulso_etl.api.models import Health, Part, PartState
@@ -121,7 +119,7 @@ async def _part(probe: Probe) -> Part:
             state, message = PartState.OK, await probe()
     except TimeoutError:
         state, message = PartState.FAILING, f"no answer within {LOOK_SECONDS:.0f} s"
-    except (PulsoError, api.GoogleAPIError, OSError) as error:
+    except (PulsoError, OSError) as error:
         # Only the first line, because the next lines may quote the request.
         state, message = PartState.FAILING, first_line(error)[:300]
     return Part(state=state, message=message, seconds=round(monotonic() - began, 3))

@@ -17,11 +17,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
-from dagster import DagsterRunStatus
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable, LaunchRefused, Run
+from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable, LaunchRefused, Run, RunStatus
 from pulso_etl.api.database import Database
 from pulso_etl.api.models import Failure, Progress, Refresh, RefreshState, RefreshSummary, TableRun
 from pulso_etl.api.status import StatusReader
@@ -390,7 +389,7 @@ def as_it_loaded(run: Run, loaded: bool) -> Run:
     """The run, as a success if its last attempt has `loaded` the table. A later failure or cancel of the run does not undo
     the load."""
     ended = run.progress in (Progress.FAILED, Progress.CANCELED)
-    return replace(run, status=DagsterRunStatus.SUCCESS) if loaded and ended else run
+    return replace(run, status=RunStatus.SUCCESS) if loaded and ended else run
 
 
 def newest_runs(launched: Launched, runs: Iterable[Run], tenant: str = "") -> dict[str, list[Run]]:

@@ -11,6 +11,7 @@ import dagster as dg
 import psycopg
 
 from pulso_etl.access.permits import WHOLE_GRAPH
+from pulso_etl.refreshing.keys import run_request
 from pulso_etl.refreshing.launch import Launch, launches
 from pulso_etl.refreshing.planner import Planner
 from pulso_etl.refreshing.request import Grants, Mode, RefreshRequest
@@ -48,7 +49,7 @@ class Schedules:
                 told = replace(plan, reason=f"nightly re-check, {plan.reason}")
                 key = f"nightly/{self.planner.tables[plan.table].zone.day(now)}/{plan.table}"
                 for place, launch in enumerate(launches(self.planner.tables[plan.table], told)):
-                    yield launch.as_run_request(f"{key}/{launch.window}" if place else key)
+                    yield run_request(launch, f"{key}/{launch.window}" if place else key)
 
         yield from self._within_budget(request, asked)
 
@@ -57,7 +58,7 @@ class Schedules:
         specs = self.planner.tables.values()
         yield from self._within_budget(
             RefreshRequest(),
-            lambda _: [Launch.of_reconciliation(spec).as_run_request(f"weekly/{spec.zone.day(now)}/{spec.name}") for spec in specs],
+            lambda _: [run_request(Launch.of_reconciliation(spec), f"weekly/{spec.zone.day(now)}/{spec.name}") for spec in specs],
         )
 
     def _within_budget(

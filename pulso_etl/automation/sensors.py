@@ -28,7 +28,7 @@ from pulso_etl.bigquery import look
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.checks.asset_checks import currency
 from pulso_etl.refreshing.due import MEMORY, Decision, Rhythm, Standing, decide_due
-from pulso_etl.refreshing.keys import up_to_date_key
+from pulso_etl.refreshing.keys import run_request, up_to_date_key
 from pulso_etl.refreshing.launch import Launch
 from pulso_etl.refreshing.lost_runs import EndedRun
 from pulso_etl.refreshing.planner import Planner, watermarks_of
@@ -260,7 +260,7 @@ class Automation:
         return Ticked(tick.requests, tick.reasons + tick.waiting, memory.cursor(now))
 
     def _as_run(self, launch: Launch, run_key: str) -> dg.RunRequest:
-        return launch.as_run_request(run_key, table_job(launch.spec) if self.jobs else WHOLE_GRAPH)
+        return run_request(launch, run_key, table_job(launch.spec) if self.jobs else WHOLE_GRAPH)
 
     def decide(self, table: str, standing: Standing, now: datetime) -> Decision:
         """Whether the table is due under this deployment's settings."""

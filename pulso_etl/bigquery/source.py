@@ -26,9 +26,9 @@ from google.cloud.bigquery.retry import DEFAULT_JOB_RETRY, DEFAULT_RETRY
 from requests import RequestException
 
 from pulso_etl.bigquery.capture import Interval, capture_refusal, captured_sql, interval
+from pulso_etl.bigquery.credentials import naming_credentials, one_line
 from pulso_etl.bigquery.look import LOOK_SECONDS, Look, Partitions, Size, dry_run, is_daily, partitions_of, state_of, take
 from pulso_etl.bigquery.pricing import Pricing, question_pays
-from pulso_etl.bigquery.reach import naming_credentials, one_line
 from pulso_etl.bigquery.resource import BigQueryResource
 from pulso_etl.bigquery.storage_read import Compression, ReadClient, plaintext_transport
 from pulso_etl.settings import Settings

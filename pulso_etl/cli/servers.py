@@ -44,7 +44,9 @@ def daemon(
     """Runs Dagster's daemon until Ctrl-C: sensors, schedules, the queue and the watch over runs. Run only one."""
     from dagster._daemon.cli import run_command
 
-    logs.serve("INFO")
+    from pulso_etl.instance import lines
+
+    lines.serve("INFO")
     run_command.main(["--workspace", str(workspace)], standalone_mode=False)
 
 

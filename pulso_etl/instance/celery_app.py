@@ -10,7 +10,7 @@ from typing import Any
 from celery.signals import setup_logging, worker_init
 from dagster_celery.app import app
 
-from pulso_etl import logs
+from pulso_etl.instance import lines
 from pulso_etl.instance.preload import preload
 
 __all__ = ["app"]
@@ -19,7 +19,7 @@ MODULE = "pulso_etl.definitions"
 
 
 def _serve(**_: Any) -> None:
-    logs.serve("INFO")
+    lines.serve("INFO")
 
 
 def _warm_up(**_: Any) -> None:

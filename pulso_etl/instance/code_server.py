@@ -34,7 +34,7 @@ from dagster._core.instance.ref import InstanceRef
 from dagster._grpc.server import DagsterApiServer
 from dagster._utils import get_run_crash_explanation
 
-from pulso_etl import logs
+from pulso_etl.instance import lines
 from pulso_etl.instance.preload import MODULE_VARIABLE, preload
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def serve(host: str, port: int, module: str) -> None:
     os.environ[MODULE_VARIABLE] = module
     # `kill -USR1` writes to standard error what each thread is doing.
     faulthandler.register(signal.SIGUSR1)
-    logs.serve("INFO")
+    lines.serve("INFO")
     preload(module)
     divide()
     dagster_server.DagsterApiServer = WarmApiServer  # type: ignore[misc]

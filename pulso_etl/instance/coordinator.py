@@ -24,11 +24,10 @@ from dagster._core.errors import (
     DagsterUserCodeUnreachableError,
 )
 from dagster._core.run_coordinator import QueuedRunCoordinator, SubmitRunContext
-from dagster._core.storage.tags import BACKFILL_ID_TAG, PRIORITY_TAG
 from sqlalchemy.exc import DBAPIError
 
 from pulso_etl.access.permits import WHOLE_GRAPH, fault_of_run
-from pulso_etl.sync.tags import QUEUED_TAG, SOURCE_TAG, TENANT_BACKFILL_TAG, TENANT_TAG
+from pulso_etl.sync.tags import BACKFILL_ID_TAG, PRIORITY_TAG, QUEUED_TAG, SOURCE_TAG, TENANT_BACKFILL_TAG, TENANT_TAG
 
 log = logging.getLogger(__name__)
 Given = ParamSpec("Given")

@@ -24,7 +24,8 @@ from dagster_postgres import DagsterPostgresStorage, PostgresEventLogStorage, Po
 from dagster_postgres.utils import create_pg_engine, get_token_provider_from_config, pg_url_from_config
 from dagster_shared.record import replace
 
-from pulso_etl import embedded, logs
+from pulso_etl import embedded
+from pulso_etl.instance import lines
 from pulso_etl.sync.errors import SettingsError
 from pulso_etl.sync.postgres.session_settings import STATED, UNLIMITED, stating
 
@@ -246,7 +247,7 @@ class BatchingPostgresStorage(DagsterPostgresStorage):
     def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Any) -> BatchingPostgresStorage:
         """The storage that `dagster.yaml` configures. In a folder with the settings of the embedded default, its servers run
         from now on. Raises SettingsError and LocalStackError."""
-        logs.tell_once()
+        lines.tell_once()
         url = config_value.get("postgres_url")
         if isinstance(url, dict):
             embedded.join()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from importlib.metadata import entry_points
 
-from pulso_etl import logs
+from pulso_etl.instance import lines
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     sys.argv = [name, *rest]
     run = program.load()
     # Now Dagster's modules are imported, and those that come later find ours.
-    logs.serve("INFO")
+    lines.serve("INFO")
     sys.exit(run())
 
 

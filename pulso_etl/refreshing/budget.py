@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from enum import StrEnum
 
-import dagster as dg
 import psycopg
 
 from pulso_etl.bigquery.pricing import Pricing
@@ -117,7 +116,8 @@ class Budget:
             )
 
 
-class QueryBudget(dg.ConfigurableResource[None]):
+@dataclass(frozen=True)
+class QueryBudget:
     """A deployment's budget: its limits (None: no limit), what BigQuery takes, and the time zone. Amounts are US dollars."""
 
     database_url: str

@@ -10,6 +10,7 @@ from typing import Any
 import dagster as dg
 from dagster._core.execution.plan.objects import ErrorSource
 
+from pulso_etl.refreshing.keys import assets_of, checks_of
 from pulso_etl.refreshing.launch import Launch
 from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.sync.days import DayRange
@@ -52,7 +53,7 @@ def run_plan(
     """Materializes the plan's window in one run, and waits. An error of the run is in the outcome, not raised.
 
     `process` is the name under which `presence` shows that this one lives.
-    `logger` is the configuration of `logs.run_logger`. Raises KeyboardInterrupt if an interrupt or SIGTERM ended the run.
+    `logger` is the configuration of `lines.run_logger`. Raises KeyboardInterrupt if an interrupt or SIGTERM ended the run.
     """
     if plan.window is None:
         return Outcome(plan.table, None, plan.reason)
@@ -94,7 +95,7 @@ def _execute(
 ) -> dg.ExecuteInProcessResult:
     # execute_in_process has an asset_selection of its own, which would add every check of the assets.
     job = defs.resolve_implicit_global_asset_job_def().get_subset(
-        asset_selection=set(launch.assets), asset_check_selection=set(launch.checks)
+        asset_selection=set(assets_of(launch)), asset_check_selection=set(checks_of(launch))
     )
     config = {"loggers": {"console": {"config": logger or {}}}}
     result = job.execute_in_process(tags=launch.tags, instance=instance, run_config=config, raise_on_error=False)

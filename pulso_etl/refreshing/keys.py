@@ -1,10 +1,11 @@
-"""The names of a table's asset and checks in Dagster. Who launches runs needs only these, and not the code of the runs."""
+"""A table's asset, its checks and its launches in Dagster's types. The code of the runs is not needed for them."""
 
 from __future__ import annotations
 
 import dagster as dg
 
-from pulso_etl.sync.loading.rules import Check, refresh_checks
+from pulso_etl.refreshing.launch import Launch, checks_of_refresh
+from pulso_etl.sync.loading.rules import Check
 from pulso_etl.sync.spec import TableSpec
 
 
@@ -19,12 +20,8 @@ def source_key(name: str, tenant: str = "") -> dg.AssetKey:
 
 
 def refresh_check_keys(spec: TableSpec) -> list[dg.AssetCheckKey]:
-    """The checks that are part of every refresh of the table.
-
-    `up_to_date` also changes without a refresh. It is among them because Dagster's UI shows a check that is older than the last
-    materialization as not evaluated.
-    """
-    return [dg.AssetCheckKey(asset_key(spec), check.value) for check in (*refresh_checks(spec), Check.UP_TO_DATE)]
+    """The checks that are part of every refresh of the table."""
+    return [dg.AssetCheckKey(asset_key(spec), check.value) for check in checks_of_refresh(spec)]
 
 
 def reconciliation_key(spec: TableSpec) -> dg.AssetCheckKey:
@@ -35,3 +32,20 @@ def reconciliation_key(spec: TableSpec) -> dg.AssetCheckKey:
 def up_to_date_key(spec: TableSpec) -> dg.AssetCheckKey:
     """The check that the table is not stale."""
     return dg.AssetCheckKey(asset_key(spec), Check.UP_TO_DATE.value)
+
+
+def assets_of(launch: Launch) -> list[dg.AssetKey]:
+    """The assets that the run materializes."""
+    return list(map(dg.AssetKey, launch.assets))
+
+
+def checks_of(launch: Launch) -> list[dg.AssetCheckKey]:
+    """The checks that the run carries out."""
+    return [dg.AssetCheckKey(asset_key(launch.spec), check.value) for check in launch.checks]
+
+
+def run_request(launch: Launch, run_key: str, job: str | None = None) -> dg.RunRequest:
+    """The launch as the request of a sensor, or of a schedule, which names no `job`. Dagster launches each `run_key` once."""
+    return dg.RunRequest(
+        run_key, job_name=job, tags=launch.tags, asset_selection=assets_of(launch), asset_check_keys=checks_of(launch)
+    )

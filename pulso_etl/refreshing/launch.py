@@ -1,4 +1,7 @@
-"""The runs that refresh a table: their assets, checks and tags. Sensors, schedules, command line and API launch these runs."""
+"""The runs that refresh a table: their assets, checks and tags. Sensors, schedules, command line and API launch these runs.
+
+The API launches over HTTP, so this module does not import Dagster. `keys` says the same in Dagster's types.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
 
-import dagster as dg
-from dagster._core.storage.tags import MAX_RUNTIME_SECONDS_TAG, PRIORITY_TAG
-
-from pulso_etl.refreshing.keys import asset_key, reconciliation_key, refresh_check_keys
 from pulso_etl.refreshing.plan import RefreshPlan, chunks
 from pulso_etl.refreshing.ranges import range_tags
 from pulso_etl.refreshing.request import NO_GRANTS, Grants
 from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.loading.rules import Check, refresh_checks
 from pulso_etl.sync.spec import TableSpec
-from pulso_etl.sync.tags import ANNOUNCED_TAG, CALLER_TAG, PIPELINE_TAG, REASONS_TAG, SLOT_TAG, SOURCE_TAG, TABLE_TAG, TENANT_TAG
+from pulso_etl.sync.tags import (
+    ANNOUNCED_TAG,
+    CALLER_TAG,
+    MAX_RUNTIME_SECONDS_TAG,
+    PIPELINE_TAG,
+    PRIORITY_TAG,
+    REASONS_TAG,
+    SLOT_TAG,
+    SOURCE_TAG,
+    TABLE_TAG,
+    TENANT_TAG,
+)
 
 
 def job_tags(specs: Sequence[TableSpec]) -> dict[str, str]:
@@ -38,9 +49,18 @@ def run_tags(spec: TableSpec, window: DayRange, grants: Grants = NO_GRANTS) -> d
     return refresh_tags([spec]) | range_tags(window) | grants.tags
 
 
+def checks_of_refresh(spec: TableSpec) -> list[Check]:
+    """The checks that are part of every refresh of the table.
+
+    `up_to_date` also changes without a refresh. It is among them because Dagster's UI shows a check that is older than the last
+    materialization as not evaluated.
+    """
+    return [*refresh_checks(spec), Check.UP_TO_DATE]
+
+
 @dataclass(frozen=True)
 class Launch:
-    """One run of a table in Dagster's terms: its assets, its checks and its tags.
+    """One run of a table in Dagster's terms: the paths of its assets, the checks of the table's asset, and its tags.
 
     `window` has its days, or None if the run names no days.
     """
@@ -48,8 +68,8 @@ class Launch:
     spec: TableSpec
     window: DayRange | None
     tags: Mapping[str, str]
-    assets: Sequence[dg.AssetKey]
-    checks: Sequence[dg.AssetCheckKey]
+    assets: Sequence[Sequence[str]]
+    checks: Sequence[Check]
 
     @classmethod
     def of(cls, spec: TableSpec, plan: RefreshPlan, more: Mapping[str, str] | None = None) -> Launch:
@@ -59,19 +79,13 @@ class Launch:
         announced = {ANNOUNCED_TAG: plan.announced_at.isoformat()} if plan.announced_at else {}
         why = {REASONS_TAG: plan.reasons.as_tag()} if plan.reasons else {}
         tags = run_tags(spec, plan.window, plan.grants) | asked_by | announced | why | dict(more or {})
-        return cls(spec, plan.window, tags, (asset_key(spec),), refresh_check_keys(spec))
+        return cls(spec, plan.window, tags, (spec.asset_path,), checks_of_refresh(spec))
 
     @classmethod
     def of_reconciliation(cls, spec: TableSpec, window: DayRange | None = None) -> Launch:
         """The run that compares the table with its source over the window, or over the last complete and loaded days."""
         tags = job_tags([spec]) | (range_tags(window) if window else {})
-        return cls(spec, window, tags, (), (reconciliation_key(spec),))
-
-    def as_run_request(self, run_key: str, job: str | None = None) -> dg.RunRequest:
-        """The request of a sensor, or of a schedule, which names no `job`. Dagster launches each `run_key` once."""
-        return dg.RunRequest(
-            run_key, job_name=job, tags=self.tags, asset_selection=list(self.assets), asset_check_keys=list(self.checks)
-        )
+        return cls(spec, window, tags, (), (Check.RECONCILIATION,))
 
 
 def launches(spec: TableSpec, plan: RefreshPlan) -> list[Launch]:

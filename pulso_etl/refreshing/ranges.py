@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import date
 
-from dagster._core.storage.tags import (
+from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.errors import PlanError
+from pulso_etl.sync.spec import TableSpec
+from pulso_etl.sync.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
     PARTITION_NAME_TAG,
     SCHEDULE_NAME_TAG,
     SENSOR_NAME_TAG,
 )
-
-from pulso_etl.sync.days import DayRange
-from pulso_etl.sync.errors import PlanError
-from pulso_etl.sync.spec import TableSpec
 
 DAY_TAGS = (PARTITION_NAME_TAG, ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG)
 

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from pulso_etl.sync.days import DayRange
-from pulso_etl.sync.tags import BACKFILL_TAG, REASONS_TAG
+from pulso_etl.sync.tags import BACKFILL_ID_TAG, REASONS_TAG
 
 MOST_BYTES = 1800
 """The longest tag. Dagster's storage has an index over tags, which takes at most 2,704 bytes in PostgreSQL."""
@@ -77,7 +77,7 @@ class Reasons:
     @classmethod
     def of_run(cls, tags: Mapping[str, str], window: DayRange) -> Reasons:
         """The reasons in a run's tags, of the days of the window. Somebody asked for the days by hand if no plan gave any."""
-        by_hand = "asked for by a back-fill" if BACKFILL_TAG in tags else "asked for by hand"
+        by_hand = "asked for by a back-fill" if BACKFILL_ID_TAG in tags else "asked for by hand"
         try:
             plan, rows = json.loads(tags.get(REASONS_TAG, ""))
             days = [Reason(DayRange.parse(start, end), Ground(ground), str(why)) for start, end, ground, why in rows]

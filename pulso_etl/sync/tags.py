@@ -1,4 +1,7 @@
-"""The tags of Pulso ETL on runs and assets: the only place where they are named. `permits` says who may give them."""
+"""The tags of Pulso ETL on runs and assets: the only place where they are named. `permits` says who may give them.
+
+Dagster's own tags are here, too. A process that only reads or gives tags does not import Dagster for their names.
+"""
 
 FORCE_TAG = "pulso_etl/force"
 """With "true", a run goes on when the budget is spent, and compares every day with the table, as with COMPARE_TAG."""
@@ -34,7 +37,16 @@ CALLER_TAG = "pulso_etl/requested_by"
 """Who asked for the run: the name of the token, or the command line."""
 REASONS_TAG = "pulso_etl/reasons"
 """Why the run reads its days; see `reasons`."""
-BACKFILL_TAG = "dagster/backfill"
-"""Dagster's tag of the runs of a back-fill."""
 SKIPPED_TAG = "pulso_etl/skipped"
 """Why the run loaded nothing: it named no days, and its table was fresh."""
+
+# Dagster's own tags, under Dagster's names for them.
+ASSET_PARTITION_RANGE_START_TAG = "dagster/asset_partition_range_start"
+ASSET_PARTITION_RANGE_END_TAG = "dagster/asset_partition_range_end"
+PARTITION_NAME_TAG = "dagster/partition"
+PARTITION_SET_TAG = "dagster/partition_set"
+SENSOR_NAME_TAG = "dagster/sensor_name"
+SCHEDULE_NAME_TAG = "dagster/schedule_name"
+BACKFILL_ID_TAG = "dagster/backfill"
+MAX_RUNTIME_SECONDS_TAG = "dagster/max_runtime"
+PRIORITY_TAG = "dagster/priority"

@@ -7,11 +7,12 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 from dagster import DagsterRunStatus
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster._daemon.controller import DEFAULT_HEARTBEAT_INTERVAL_SECONDS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pulso_etl.api.dagster_client import HEARTBEAT, Daemon, Run
+from pulso_etl.api.dagster_client import HEARTBEAT, UNDER_WAY, Daemon, Run, RunStatus
 from pulso_etl.api.holdings import Holding
 from pulso_etl.api.models import DayCheck, DayState, Failure, LastStatus, Overall, Progress
 from pulso_etl.api.refreshes import (
@@ -57,7 +58,7 @@ from pulso_etl.words import CAUSES
 NOW = datetime(2026, 11, 25, 20, tzinfo=UTC)
 TODAY = date(2026, 11, 25)
 DASHBOARD = TABLES["dashboard_data"]
-RUN = Run("r1", DagsterRunStatus.STARTED, "refresh_dashboard_data", {"pulso_etl/table": "dashboard_data"}, None, NOW, NOW, None)
+RUN = Run("r1", RunStatus.STARTED, "refresh_dashboard_data", {"pulso_etl/table": "dashboard_data"}, None, NOW, NOW, None)
 
 
 UI = "http://127.0.0.1:3000"
@@ -204,8 +205,8 @@ def test_listeners_hear_the_days_of_every_load_that_changed_rows_since_they_hear
 
 
 def test_of_several_runs_of_a_table_the_one_that_goes_on_is_told() -> None:
-    waits = replace(RUN, run_id="r2", status=DagsterRunStatus.QUEUED, created_at=NOW - timedelta(hours=1))
-    group = replace(RUN, run_id="r3", status=DagsterRunStatus.QUEUED, tags={}, job="refresh_dashboard")
+    waits = replace(RUN, run_id="r2", status=RunStatus.QUEUED, created_at=NOW - timedelta(hours=1))
+    group = replace(RUN, run_id="r3", status=RunStatus.QUEUED, tags={}, job="refresh_dashboard")
     found = runs_by_table([waits, RUN, group], TABLES)
     assert {table: run.run_id for table, run in found.items()} == {"dashboard_data": "r1", "evolution_data": "r3"}
 
@@ -289,7 +290,7 @@ def test_a_run_that_died_before_its_load_is_the_last_attempt_until_something_els
 
 
 def test_a_failed_run_without_an_attempt_is_one_for_its_tables() -> None:
-    died = replace(RUN, run_id="r7", status=DagsterRunStatus.FAILURE, started_at=None, ended_at=NOW)
+    died = replace(RUN, run_id="r7", status=RunStatus.FAILURE, started_at=None, ended_at=NOW)
     group = replace(died, run_id="r8", tags={}, job="refresh_dashboard")
     assert {table: [one.run_id for one in found] for table, found in lost_attempts([died, group], {}, TABLES).items()} == {
         "dashboard_data": ["r7", "r8"],
@@ -328,14 +329,14 @@ def test_slots_let_as_many_runs_go_on_as_asked_and_no_more(runs: int, max_concur
 
 
 def test_chunks_of_a_table_are_told_as_one() -> None:
-    def chunk(n: int, status: DagsterRunStatus) -> Run:
+    def chunk(n: int, status: RunStatus) -> Run:
         window = DayRange(TODAY - timedelta(days=10 * n + 9), TODAY - timedelta(days=10 * n))
         return replace(
             RUN, run_id=f"r{n}", status=status, tags=range_tags(window) | {PIPELINE_TAG: "p1", TABLE_TAG: "dashboard_data"}
         )
 
     launched = replace(LAUNCHED, parts={"dashboard_data": LaunchedPart("r0", "every partition", more=["r1", "r2"])})
-    good, bad, waiting = DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.QUEUED
+    good, bad, waiting = RunStatus.SUCCESS, RunStatus.FAILURE, RunStatus.QUEUED
     for statuses, state, over in (
         ((good, waiting, waiting), Progress.RUNNING, 1),
         ((waiting, waiting, waiting), Progress.QUEUED, 0),
@@ -370,16 +371,16 @@ LAUNCHED = Launched(
 @pytest.mark.parametrize(
     ("status", "expected"),
     [
-        (DagsterRunStatus.QUEUED, ("running", "queued")),
-        (DagsterRunStatus.STARTING, ("running", "queued")),
-        (DagsterRunStatus.STARTED, ("running", "running")),
-        (DagsterRunStatus.CANCELING, ("running", "running")),
-        (DagsterRunStatus.SUCCESS, ("success", "success")),
-        (DagsterRunStatus.FAILURE, ("failed", "failed")),
-        (DagsterRunStatus.CANCELED, ("failed", "canceled")),
+        (RunStatus.QUEUED, ("running", "queued")),
+        (RunStatus.STARTING, ("running", "queued")),
+        (RunStatus.STARTED, ("running", "running")),
+        (RunStatus.CANCELING, ("running", "running")),
+        (RunStatus.SUCCESS, ("success", "success")),
+        (RunStatus.FAILURE, ("failed", "failed")),
+        (RunStatus.CANCELED, ("failed", "canceled")),
     ],
 )
-def test_a_refresh_is_as_far_as_its_runs(status: DagsterRunStatus, expected: tuple[str, str]) -> None:
+def test_a_refresh_is_as_far_as_its_runs(status: RunStatus, expected: tuple[str, str]) -> None:
     watched = Watched({"dashboard_data": [replace(RUN, status=status)]}, {"dashboard_data": 7}, {})
     found = progress(LAUNCHED, watched, "http://dagster")
     assert (found.status, found.runs["dashboard_data"].state) == expected
@@ -387,12 +388,17 @@ def test_a_refresh_is_as_far_as_its_runs(status: DagsterRunStatus, expected: tup
     assert (found.runs["evolution_data"].state, found.runs["evolution_data"].message) == (Progress.SKIPPED, "fresh")
 
 
-@pytest.mark.parametrize("status", [DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED])
-def test_a_run_that_was_ended_after_its_load_has_loaded(status: DagsterRunStatus) -> None:
+def test_the_states_of_a_run_are_dagsters() -> None:
+    assert [status.value for status in RunStatus] == [status.value for status in DagsterRunStatus]
+    assert set(UNDER_WAY) == {status.value for status in NOT_FINISHED_STATUSES}
+
+
+@pytest.mark.parametrize("status", [RunStatus.FAILURE, RunStatus.CANCELED])
+def test_a_run_that_was_ended_after_its_load_has_loaded(status: RunStatus) -> None:
     run = replace(RUN, status=status)
     assert as_it_loaded(run, loaded=True).progress is Progress.SUCCESS
     assert as_it_loaded(run, loaded=False) == run
-    under_way = replace(RUN, status=DagsterRunStatus.CANCELING)
+    under_way = replace(RUN, status=RunStatus.CANCELING)
     assert as_it_loaded(under_way, loaded=True) == under_way
 
 
@@ -420,7 +426,7 @@ def test_only_a_run_up_to_the_same_day_is_joined(first: str, last: str, joins: b
 
 
 def test_a_run_that_took_the_place_of_a_crashed_one_is_the_one_that_counts() -> None:
-    crashed = replace(RUN, status=DagsterRunStatus.FAILURE)
+    crashed = replace(RUN, status=RunStatus.FAILURE)
     again = replace(RUN, run_id="r9", created_at=NOW + timedelta(minutes=1), tags={PIPELINE_TAG: "p1", TABLE_TAG: "dashboard_data"})
     foreign = replace(again, run_id="r10", created_at=NOW + timedelta(minutes=2), tags={**again.tags, PIPELINE_TAG: "p2"})
     assert newest_runs(LAUNCHED, [foreign, again, crashed])["dashboard_data"][-1].run_id == "r9"

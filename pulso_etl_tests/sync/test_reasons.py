@@ -10,7 +10,7 @@ import pytest
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
 from pulso_etl.sync.reasons import MOST_BYTES, MOST_RANGES, Ground, Reason, Reasons
-from pulso_etl.sync.tags import BACKFILL_TAG, REASONS_TAG
+from pulso_etl.sync.tags import BACKFILL_ID_TAG, REASONS_TAG
 
 FIRST = date(2026, 3, 1)
 WINDOW = DayRange(FIRST, FIRST + timedelta(days=6))
@@ -39,7 +39,7 @@ def test_a_run_carries_its_reasons_and_a_chunk_of_it_those_of_its_own_days() -> 
 def test_days_that_no_plan_chose_were_asked_for_by_hand_or_by_a_back_fill(tag: str) -> None:
     (one,) = Reasons.of_run({REASONS_TAG: tag}, WINDOW).days
     assert one == Reason(WINDOW, Ground.ASKED, "asked for by hand")
-    assert Reasons.of_run({REASONS_TAG: tag, BACKFILL_TAG: "b"}, WINDOW).plan == "asked for by a back-fill"
+    assert Reasons.of_run({REASONS_TAG: tag, BACKFILL_ID_TAG: "b"}, WINDOW).plan == "asked for by a back-fill"
 
 
 @pytest.mark.parametrize("why", ["owed: last read at 10:32", "ñ" * 1000])
