@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -56,10 +57,16 @@ def newest_announcement(instance: dg.DagsterInstance, source: str, tenant: str =
 
 def listen(instance: dg.DagsterInstance, tables: Mapping[str, TableSpec], memory: Memory, now: datetime) -> None:
     """Remembers the newest announcement of each source of the tables, which are of one tenant."""
-    for source, tenant in {(source, spec.tenant) for spec in tables.values() for source in spec.sources}:
+    readers: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name, spec in tables.items():
+        for source in spec.sources:
+            readers[source, spec.tenant].append(name)
+    keys = {source_key(source, tenant): (source, tenant) for source, tenant in readers}
+    # Hardly any source is ever announced. So one question for all of them comes first.
+    for told in instance.get_asset_records(list(keys)):
+        source, tenant = keys[told.asset_entry.asset_key]
         if (found := newest_announcement(instance, source, tenant)) is not None:
-            readers = [name for name, spec in tables.items() if source in spec.sources]
-            memory.hear(source, found.event, found.updated_at, now, readers)
+            memory.hear(source, found.event, found.updated_at, now, readers[source, tenant])
     memory.has_listened = True
 
 

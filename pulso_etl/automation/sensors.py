@@ -318,8 +318,8 @@ class Automation:
         """Sends the alerts for the state at `now` and for the events after `since`."""
         try:
             with self.connect() as conn:
-                self._look_at_replaced(conn)
-                seen = self.observe(instance, conn, now)
+                states = self._counted(conn, self.marks.read(conn, now - MEMORY), now)
+            seen = standings(instance, states, self.tables, now)
             found = {table: explained(instance, standing, since, self.tenant) for table, standing in seen.items()}
             failures = {table: self.decide(table, standing, now).failures for table, standing in found.items()}
             checks, budget = check_outcomes(instance, self.checks), self.planner.budget.today()
@@ -331,17 +331,21 @@ class Automation:
         self._report_currency(instance, found, now)
         return flushed
 
-    def _look_at_replaced(self, conn: psycopg.Connection) -> None:
-        """Counts the rows of tables whose files changed since their last load: somebody emptied, restored or rewrote them."""
-        for table, state in self.marks.read(conn).items():
-            if state.replaced and table in self.tables:
-                try:
-                    with conn.transaction():
-                        conn.execute("SELECT set_config('statement_timeout', %s, true)", (f"{LOOK_MILLISECONDS}ms",))
-                        self.marks.look(conn, self.tables[table])
-                except psycopg.errors.QueryCanceled:
-                    # The table is large: its next refresh counts the rows.
-                    return
+    def _counted(self, conn: psycopg.Connection, states: Mapping[str, TableState], now: datetime) -> Mapping[str, TableState]:
+        """The states after a count of the rows of tables whose files changed since their last load: somebody emptied, restored or
+        rewrote them. Without such a table, the given states."""
+        replaced = [self.tables[table] for table, state in states.items() if state.replaced and table in self.tables]
+        if not replaced:
+            return states
+        for spec in replaced:
+            try:
+                with conn.transaction():
+                    conn.execute("SELECT set_config('statement_timeout', %s, true)", (f"{LOOK_MILLISECONDS}ms",))
+                    self.marks.look(conn, spec)
+            except psycopg.errors.QueryCanceled:
+                # The table is large: its next refresh counts the rows.
+                break
+        return self.marks.read(conn, now - MEMORY)
 
     def _report_currency(self, instance: dg.DagsterInstance, found: Mapping[str, Standing], now: datetime) -> None:
         """Reports to Dagster which tables became stale or up to date; no run does. If there are many, the next tick continues."""

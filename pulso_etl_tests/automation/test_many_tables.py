@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,7 +17,9 @@ from sqlalchemy.engine import Engine
 
 from benchmarks.many import HISTORY, MARKS
 from benchmarks.specs import many
+from pulso_etl.automation.announcements import announce, listen
 from pulso_etl.automation.jobs import build_jobs
+from pulso_etl.automation.memory import Memory
 from pulso_etl.automation.recovery import recover
 from pulso_etl.automation.sensors import REPORTED, SHOWN, Automation, check_outcomes
 from pulso_etl.bigquery.source import build_source
@@ -26,7 +29,7 @@ from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.spec import TableSpec
-from pulso_etl_tests.clock import TODAY
+from pulso_etl_tests.clock import TABLES, TODAY
 
 FEW, MANY = 20, 200
 DUE = 5
@@ -37,14 +40,16 @@ class Statements:
 
     def __init__(self) -> None:
         self.sent = 0
+        self.ours: list[str] = []
 
     def cursor(self, *args: Any, **options: Any) -> psycopg.Cursor:
         counter = self
 
         class Counting(psycopg.Cursor):
-            def execute(self, *args: Any, **options: Any) -> psycopg.Cursor:
+            def execute(self, query: Any, *args: Any, **options: Any) -> psycopg.Cursor:
                 counter.sent += 1
-                return super().execute(*args, **options)
+                counter.ours.append(query if isinstance(query, str) else query.as_string(self))
+                return super().execute(query, *args, **options)
 
         return Counting(*args, **options)
 
@@ -82,10 +87,11 @@ class Looks:
         self.specs, self.instance, self.statements = specs, instance, statements
 
         class Counted(Automation):
-            def connect(self) -> psycopg.Connection:
-                conn = super().connect()
-                conn.cursor_factory = statements.cursor  # type: ignore[assignment]
-                return conn
+            @contextmanager
+            def connect(self) -> Iterator[psycopg.Connection]:
+                with super().connect() as conn:
+                    conn.cursor_factory = statements.cursor  # type: ignore[assignment]
+                    yield conn
 
         self.automation = Counted(self.settings, specs, build_jobs(specs))
         with psycopg.connect(server_url, autocommit=True) as conn:
@@ -131,6 +137,29 @@ def test_a_look_sends_as_many_statements_for_many_tables_as_for_few(
         taken.append((looks.refresh(), looks.recovery(), looks.alert()))
     assert taken[0] == taken[1]
     assert all(0 < number < 20 for number in taken[0])
+
+
+def test_a_look_reads_the_state_of_the_tables_once(
+    server_url: str, schema: str, statements: Statements, instance: dg.DagsterInstance
+) -> None:
+    looks = Looks(many(DUE), server_url, schema, instance, statements)
+    query, _ = Watermarks(schema).query()
+    for look in (looks.refresh, looks.alert):
+        statements.ours.clear()
+        look()
+        assert statements.ours.count(query.as_string()) == 1
+
+
+def test_sources_without_an_announcement_are_asked_about_together(statements: Statements, instance: dg.DagsterInstance) -> None:
+    def spent(sources: int) -> int:
+        base, memory = TABLES["operation_data"], Memory()
+        tables = {f"t{n}": base.with_query(f"SELECT 1 FROM `{{source_{n}}}`") for n in range(sources)}
+        sent = statements.during(lambda: listen(instance, tables, memory, datetime.now(UTC)))
+        assert memory.words.keys() == {"source_1"}
+        return sent
+
+    announce(instance, "source_1", datetime.now(UTC), "dbt")
+    assert spent(2) == spent(20)
 
 
 def test_what_a_look_at_many_tables_says_is_short(
