@@ -1,12 +1,13 @@
-"""Dagster's own storage in PostgreSQL, with two changes: it stores the events of many days together, and its sessions state their
-settings. `dagster.yaml` names it."""
+"""Dagster's own storage in PostgreSQL, with three changes: it stores the events of many days together, its sessions state their
+settings, and it remembers which tables and columns exist. `dagster.yaml` names it."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import wraps
 from itertools import groupby
 from typing import Any
 
@@ -53,6 +54,7 @@ class Stating:
     _stating_engine: sa.Engine
 
     def __init__(self, *arguments: Any, **given: Any) -> None:
+        self._there: set[tuple[str, ...]] = set()
         super().__init__(*arguments, **given)
         self._engine = create_pg_engine(self.postgres_url, self._token_provider, isolation_level="AUTOCOMMIT", **KEPT)
 
@@ -70,6 +72,20 @@ class Stating:
         sa.event.listen(engine, "connect", _remember_process)
         sa.event.listen(engine, "checkout", _refuse_other_process)
         self._stating_engine = engine
+
+
+def _until_yes(ask: Callable[..., bool]) -> Callable[..., bool]:
+    """A question to the server's catalog, such as whether a column exists. Dagster asks before many statements. Its migrations add
+    tables, columns and indexes, and remove none, so nobody asks again after a yes."""
+
+    @wraps(ask)
+    def asked(storage: Stating, *given: Any) -> bool:
+        question = (ask.__name__, *(one for one in given if isinstance(one, str)))
+        if question not in storage._there and ask(storage, *given):
+            storage._there.add(question)
+        return question in storage._there
+
+    return asked
 
 
 def settings_of(options: str) -> tuple[dict[str, str], str]:
@@ -110,6 +126,12 @@ def _refuse_other_process(_connection: Any, record: Any, proxy: Any) -> None:
 class StatingRunStorage(Stating, PostgresRunStorage):
     """Dagster's own class, but its sessions state their settings."""
 
+    has_run_stats_index_cols = _until_yes(PostgresRunStorage.has_run_stats_index_cols)
+    has_backfill_id_column = _until_yes(PostgresRunStorage.has_backfill_id_column)
+    has_backfill_tags_table = _until_yes(PostgresRunStorage.has_backfill_tags_table)
+    has_bulk_actions_selector_cols = _until_yes(PostgresRunStorage.has_bulk_actions_selector_cols)
+    has_bulk_action_job_name_column = _until_yes(PostgresRunStorage.has_bulk_action_job_name_column)
+
     def forget(self, run_ids: Sequence[str]) -> None:
         """Deletes the runs and their tags, as `delete_run` does with one; see `BatchingEventLogStorage.forget` for their events."""
         with self.connect() as conn:
@@ -118,6 +140,11 @@ class StatingRunStorage(Stating, PostgresRunStorage):
 
 class StatingScheduleStorage(Stating, PostgresScheduleStorage):
     """Dagster's own class, but its sessions state their settings."""
+
+    has_built_index = _until_yes(PostgresScheduleStorage.has_built_index)
+    has_secondary_index_table = _until_yes(PostgresScheduleStorage.has_secondary_index_table)
+    _has_instigators_table = _until_yes(PostgresScheduleStorage._has_instigators_table)
+    _has_asset_daemon_asset_evaluations_table = _until_yes(PostgresScheduleStorage._has_asset_daemon_asset_evaluations_table)
 
 
 OF_THE_PAST = "(x.run_id = ANY(:runs) OR x.run_id = '' AND {at} < :before)"
@@ -147,6 +174,9 @@ DELETE FROM asset_check_executions x WHERE {OF_THE_PAST.format(at="x.evaluation_
 class BatchingEventLogStorage(Stating, PostgresEventLogStorage):
     """Dagster's own class, but one statement stores all materializations that a launch plans, as for those that a run makes, and a
     check that is evaluated once is planned once."""
+
+    has_table = _until_yes(PostgresEventLogStorage.has_table)
+    _has_asset_key_col_on_connection = _until_yes(PostgresEventLogStorage._has_asset_key_col_on_connection)
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         """Stores the events in their order."""

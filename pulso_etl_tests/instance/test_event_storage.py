@@ -87,7 +87,7 @@ def statements() -> Iterator[list[str]]:
     sent: list[str] = []
 
     def keep(conn: Any, cursor: Any, statement: str, *_: Any) -> None:
-        sent.append(statement.split(None, 1)[0])
+        sent.append(statement)
 
     sa.event.listen(sa.Engine, "before_cursor_execute", keep)
     try:
@@ -104,6 +104,22 @@ def test_the_statements_of_a_run_do_not_grow_with_its_days(load: Load) -> None:
         load(60)
     assert len(few) > 10
     assert len(many) <= len(few)
+
+
+def test_a_storage_looks_up_once_which_tables_and_columns_it_has(load: Load, instance: dg.DagsterInstance) -> None:
+    def act() -> None:
+        load(2)
+        instance.get_run_records(limit=1)
+        instance.get_asset_records([dg.AssetKey("visits")])
+        told = dg.AssetCheckEvaluation(check_name="c", passed=True, asset_key=dg.AssetKey("visits"), metadata={})
+        instance.report_runless_asset_event(told)
+        assert instance.all_instigator_state() == []
+
+    act()
+    with statements() as sent:
+        act()
+    assert len(sent) > 20
+    assert [statement for statement in sent if "pg_catalog" in statement] == []
 
 
 def test_every_day_has_its_events_and_its_own_metadata(load: Load, instance: dg.DagsterInstance) -> None:
