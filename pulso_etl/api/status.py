@@ -367,15 +367,12 @@ def calendar(
 ) -> list[PartitionStatus]:
     """The days of `shown`. `attempts` come oldest first; the last one of a day counts. `held` also has days before `shown`, from
     which the usual rows follow, and the table's first and last loaded day."""
-    failed: dict[date, Tried] = {}
+    tried: dict[date, Tried] = {}
     for attempt in attempts:
-        for day in shown:
-            if not attempt[0] <= day <= attempt[1]:
-                continue
-            if attempt[2] == "success":
-                failed.pop(day, None)
-            else:
-                failed[day] = attempt
+        start, end = max(attempt[0], shown.start), min(attempt[1], shown.end)
+        if start <= end:
+            tried |= dict.fromkeys(DayRange(start, end), attempt)
+    failed = {day: attempt for day, attempt in tried.items() if attempt[2] != "success"}
     first, last = min(held, default=date.max), max(held, default=date.min)
     found = [_day(spec, day, held.get(day), failed.get(day), now) for day in shown]
     return [
