@@ -16,9 +16,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import psycopg
 from dotenv import load_dotenv
-from psycopg.conninfo import conninfo_to_dict
 from pydantic import (
     AfterValidator,
     Field,
@@ -305,6 +303,10 @@ class Settings(AccessSettings):
     @field_validator("database_url", "dagster_postgres_url")
     @classmethod
     def _postgresql(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        # Imported here: Dagster's servers read settings, too, and have no need of this client of PostgreSQL.
+        from psycopg import Error
+        from psycopg.conninfo import conninfo_to_dict
+
         # If libpq misreads a URL, its error shows the password. So the URL is checked first.
         if value is None:
             return None
@@ -315,7 +317,7 @@ class Settings(AccessSettings):
             raise ValueError("must start with postgresql://")
         try:
             parts = conninfo_to_dict(url)
-        except psycopg.Error:
+        except Error:
             parts = {"port": "unreadable"}
         ports = str(parts.get("port") or 5432).split(",")
         if not all(port.isdecimal() for port in ports) or "@" in f"{parts.get('host')}{parts.get('dbname')}":

@@ -8,18 +8,19 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from pydantic import SecretStr
 
 from pulso_etl.access.permits import PARTITION_SET_SUFFIX, WHOLE_GRAPH
 from pulso_etl.api.models import Progress
-from pulso_etl.refreshing.launch import Launch
-from pulso_etl.refreshing.lost_runs import EndedRun
-from pulso_etl.refreshing.runs import REFRESH_SENSOR, table_job
+from pulso_etl.refreshing.runs import REFRESH_SENSOR, EndedRun, table_job
 from pulso_etl.sync.errors import LauncherUnavailable, RequestRefused
 from pulso_etl.sync.spec import TableSpec
+
+if TYPE_CHECKING:
+    from pulso_etl.refreshing.launch import Launch
 
 TIMEOUT_SECONDS = 20.0
 HEARTBEAT = timedelta(seconds=30)

@@ -44,6 +44,7 @@ from pulso_etl.automation.preview_shapes import DaysToRead
 from pulso_etl.refreshing.budget import QueryBudget
 from pulso_etl.refreshing.due import MEMORY, Rhythm, Standing, decide_due
 from pulso_etl.refreshing.freshness import Condition, freshness
+from pulso_etl.refreshing.lost_runs import attempt_of
 from pulso_etl.refreshing.ranges import range_of
 from pulso_etl.refreshing.runs import refreshed_tables, tenant_of
 from pulso_etl.settings import Settings
@@ -219,7 +220,7 @@ def lost_attempts(
         if began or run.ended is None or SKIPPED_TAG in run.tags:
             continue
         for name in names:
-            if (attempt := run.ended.attempt(tables[name])) is not None:
+            if (attempt := attempt_of(run.ended, tables[name])) is not None:
                 found[name].append(replace(attempt, metadata=Reasons.of_run(run.tags, attempt.window).as_metadata()))
     return dict(found)
 

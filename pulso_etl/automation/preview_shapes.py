@@ -6,7 +6,7 @@ from datetime import date
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from pulso_etl.refreshing.budget import Period
+from pulso_etl.refreshing.period import Period
 from pulso_etl.sync.reasons import Ground, Reason
 
 

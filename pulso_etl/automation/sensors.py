@@ -30,10 +30,10 @@ from pulso_etl.checks.asset_checks import currency
 from pulso_etl.refreshing.due import MEMORY, Decision, Rhythm, Standing, decide_due
 from pulso_etl.refreshing.keys import run_request, up_to_date_key
 from pulso_etl.refreshing.launch import Launch
-from pulso_etl.refreshing.lost_runs import EndedRun
+from pulso_etl.refreshing.lost_runs import attempt_of
 from pulso_etl.refreshing.planner import Planner, watermarks_of
 from pulso_etl.refreshing.request import RefreshRequest
-from pulso_etl.refreshing.runs import REFRESH_SENSOR, in_flight, is_of, table_job, tenant_of
+from pulso_etl.refreshing.runs import REFRESH_SENSOR, EndedRun, in_flight, is_of, table_job, tenant_of
 from pulso_etl.settings import Settings
 from pulso_etl.sync.errors import BudgetExceeded, first_line
 from pulso_etl.sync.ledger.ledger import server_clock
@@ -113,7 +113,7 @@ def _attempt(record: RunRecord, spec: TableSpec) -> Iterator[Attempt]:
         return
     run, ended = record.dagster_run, datetime.fromtimestamp(record.end_time, UTC)
     started = datetime.fromtimestamp(record.start_time, UTC) if record.start_time else None
-    attempt = EndedRun(run.run_id, run.tags, run.status is dg.DagsterRunStatus.CANCELED, started, ended).attempt(spec)
+    attempt = attempt_of(EndedRun(run.run_id, run.tags, run.status is dg.DagsterRunStatus.CANCELED, started, ended), spec)
     if attempt is not None:
         yield attempt
 

@@ -8,14 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
-import psycopg
 import typer
 from typer.core import TyperGroup
 
 from pulso_etl import embedded, logs
 from pulso_etl.settings import load_env_file
 from pulso_etl.sync.errors import PulsoError
-from pulso_etl.sync.postgres.server_errors import meaning
 from pulso_etl.sync.redaction import clean, scrub
 
 EMBEDDED = ("run", "dev", "servers")
@@ -104,10 +102,20 @@ def main() -> None:
     except PulsoError as error:
         typer.echo(f"pulso-etl: {scrub(str(error))}", err=True)
         raise SystemExit(2) from None
-    except psycopg.Error as error:
-        typer.echo(f"pulso-etl: {scrub(str(meaning(error).tell(error)))}", err=True)
-        raise SystemExit(2) from None
     except Exception as error:
+        if (told := _of_postgresql(error)) is not None:
+            typer.echo(f"pulso-etl: {scrub(told)}", err=True)
+            raise SystemExit(2) from None
         # An unexpected error: its trace is printed, without secrets.
         clean(error)
         raise
+
+
+def _of_postgresql(error: Exception) -> str | None:
+    """What an error of PostgreSQL's client says; None for another error."""
+    # Imported here: Dagster's servers have no need of this client.
+    import psycopg
+
+    from pulso_etl.sync.postgres.server_errors import meaning
+
+    return str(meaning(error).tell(error)) if isinstance(error, psycopg.Error) else None

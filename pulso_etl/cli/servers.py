@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from pulso_etl import logs
-from pulso_etl.cli.terminal import served_settings
 from pulso_etl.settings import load_access_settings
 
 
@@ -18,6 +17,7 @@ def api(
 ) -> None:
     """Serves the HTTP API and the status page, until Ctrl-C."""
     from pulso_etl.api.server import serve
+    from pulso_etl.cli.terminal import served_settings
 
     settings = served_settings(api_host=host, api_port=port)
     # The log gets a line for each launch.

@@ -28,12 +28,12 @@ from dagster_shared.record import replace
 from pulso_etl import embedded
 from pulso_etl.instance import lines
 from pulso_etl.sync.errors import SettingsError
-from pulso_etl.sync.postgres.session_settings import STATED, UNLIMITED, stating
+from pulso_etl.sync.postgres.session_settings import STATED, STATING, UNLIMITED
 
 # Dagster connects with psycopg2, which checks only once how strings are quoted.
 SETTINGS = {name: value for name, value in STATED.items() if name != "standard_conforming_strings"} | UNLIMITED.settings()
 """The settings of Dagster's sessions. For example, Dagster reads the server's local time as UTC, whatever the server's zone is."""
-STATEMENT = stating(SETTINGS).as_string()
+STATEMENT = STATING.format(", ".join(["(%s, %s)"] * len(SETTINGS)))
 OPTION = re.compile(r"(?:^|\s)-c\s*(\w+)=(\S+)")
 """A setting in the `options` of a connection."""
 
@@ -107,7 +107,7 @@ def _connect(dialect: Any, _record: object, arguments: Any, parameters: dict[str
         cursor.execute("RESET search_path")
         for name, value in given.items():
             cursor.execute("SELECT set_config(%s, %s, false)", (name, value))
-        cursor.execute(STATEMENT)
+        cursor.execute(STATEMENT, [text for pair in SETTINGS.items() for text in pair])
     connection.autocommit = before
     return connection
 

@@ -7,12 +7,12 @@ time zone: loads, also failed ones, and reconciliations. Without a limit nothing
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
-from enum import StrEnum
+from datetime import UTC, datetime
 
 import psycopg
 
 from pulso_etl.bigquery.pricing import Pricing
+from pulso_etl.refreshing.period import Period
 from pulso_etl.refreshing.request import NO_GRANTS, Grants
 from pulso_etl.settings import GIBIBYTE, Settings
 from pulso_etl.sync.errors import BudgetExceeded
@@ -23,22 +23,6 @@ from pulso_etl.sync.tags import FORCE_TAG
 from pulso_etl.sync.zone import DEFAULT_ZONE, Zone
 
 ALERT_SHARE = 0.8
-
-
-class Period(StrEnum):
-    """What a limit is for."""
-
-    DAY = "day"
-    MONTH = "month"
-
-    def first_day(self, today: date) -> date:
-        """The first day of the period that `today` is in."""
-        return today if self is Period.DAY else today.replace(day=1)
-
-    @property
-    def until(self) -> str:
-        """When the next period begins."""
-        return "midnight" if self is Period.DAY else "the end of the month"
 
 
 @dataclass(frozen=True)

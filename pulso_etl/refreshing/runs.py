@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.refreshing.ranges import range_of
 from pulso_etl.refreshing.request import RefreshRequest
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.spec import TableSpec, qualified
 from pulso_etl.sync.tags import TABLE_TAG, TENANT_TAG
 from pulso_etl.sync.zone import DEFAULT, Zone
+
+if TYPE_CHECKING:
+    from pulso_etl.refreshing.plan import RefreshPlan
 
 ALL_JOB = "refresh_all"
 RECONCILIATION_JOB = "reconcile_all"
@@ -40,6 +43,17 @@ class DatedRun(SomeRun, Protocol):
 
 
 Found = TypeVar("Found", bound=DatedRun)
+
+
+@dataclass(frozen=True)
+class EndedRun:
+    """A run that failed or was canceled. Instants carry a zone. `started_at` is None if it never began."""
+
+    run_id: str
+    tags: Mapping[str, str]
+    canceled: bool
+    started_at: datetime | None
+    ended_at: datetime
 
 
 def zone_of(tables: Mapping[str, TableSpec]) -> Zone:

@@ -22,11 +22,12 @@ from pulso_etl.automation.sensors import Automation, check_outcomes, explained, 
 from pulso_etl.bigquery.pricing import Pricing
 from pulso_etl.definitions import build_defs, build_resources
 from pulso_etl.local.emulator import BigQueryEmulator
-from pulso_etl.refreshing.budget import Budget, Limit, Period, Spent
+from pulso_etl.refreshing.budget import Budget, Limit, Spent
 from pulso_etl.refreshing.due import Standing
 from pulso_etl.refreshing.freshness import freshness
 from pulso_etl.refreshing.keys import up_to_date_key
 from pulso_etl.refreshing.launch import refresh_tags, run_tags
+from pulso_etl.refreshing.period import Period
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import Cause, interrupted

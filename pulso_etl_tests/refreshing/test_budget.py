@@ -18,8 +18,9 @@ from pulso_etl.bigquery.source import build_source
 from pulso_etl.checks.reconciliation import reconcile
 from pulso_etl.definitions import build_defs
 from pulso_etl.local.emulator import BigQueryEmulator
-from pulso_etl.refreshing.budget import Budget, Limit, Period, QueryBudget, Spent
+from pulso_etl.refreshing.budget import Budget, Limit, QueryBudget, Spent
 from pulso_etl.refreshing.execution import run_plan
+from pulso_etl.refreshing.period import Period
 from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.refreshing.request import Grants
 from pulso_etl.settings import Settings

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-
-from psycopg import sql
 
 STATED = {
     "array_nulls": "on",
@@ -58,10 +55,8 @@ class Limits:
 UNLIMITED = Limits()
 
 
-def stating(settings: Mapping[str, str]) -> sql.Composed:
-    """The statement that gives a session these settings. It skips settings that the server's version does not have."""
-    pairs = sql.SQL(", ").join(sql.SQL("({}, {})").format(name, value) for name, value in settings.items())
-    return sql.SQL(
-        "SELECT pg_catalog.set_config(name, value, false) FROM (VALUES {}) AS stated (name, value) "
-        "WHERE pg_catalog.current_setting(name, true) IS NOT NULL"
-    ).format(pairs)
+STATING = (
+    "SELECT pg_catalog.set_config(name, value, false) FROM (VALUES {}) AS stated (name, value) "
+    "WHERE pg_catalog.current_setting(name, true) IS NOT NULL"
+)
+"""The statement that gives a session these pairs of name and value. It skips settings that the server's version does not have."""

@@ -22,7 +22,7 @@ from pulso_etl.sync.errors import DestinationError
 from pulso_etl.sync.postgres.encoding import Encoding
 from pulso_etl.sync.postgres.roles import split_role
 from pulso_etl.sync.postgres.server_errors import naming_refusals
-from pulso_etl.sync.postgres.session_settings import STATED, UNLIMITED, Limits, stating
+from pulso_etl.sync.postgres.session_settings import STATED, STATING, UNLIMITED, Limits
 
 SEARCH_PATH = "concat_ws(', ', 'pg_temp', 'pg_catalog', nullif(pg_catalog.current_setting('search_path'), ''))"
 """The server's own functions come first. Schemas that other people's triggers may need come after them."""
@@ -79,8 +79,9 @@ class Session:
         settings = STATED | self.limits.settings() | {"application_name": self.name}
         works_as = sql.SQL("SET ROLE {}").format(sql.Identifier(role)) if role else sql.SQL("RESET ROLE")
         path = CLOSED_PATH if role else SEARCH_PATH
+        pairs = sql.SQL(", ").join(sql.SQL("({}, {})").format(name, value) for name, value in settings.items())
         return sql.SQL("RESET ALL; {}; SELECT pg_catalog.set_config('search_path', pg_catalog.{}, false); {}").format(
-            stating(settings), sql.SQL(path), works_as
+            sql.SQL(STATING).format(pairs), sql.SQL(path), works_as
         )
 
     def open(self, **more: Any) -> psycopg.Connection:
