@@ -17,8 +17,9 @@ from pulso_etl.local.child import Child, program
 CHILD = program("""
 import sys
 import bqemulator.server
-from pulso_etl.local.double import doubled, geography_when_asked_for, parse_once
+from pulso_etl.local.double import doubled, geography_when_asked_for, parse_once, translate_once
 parse_once()
+translate_once()
 geography_when_asked_for()
 bqemulator.server.create_app = doubled(bqemulator.server.create_app)
 from bqemulator.cli import main

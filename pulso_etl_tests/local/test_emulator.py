@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,15 @@ def test_lima_hours_and_sums_are_right(client: bigquery.Client) -> None:
             counts[hour] += 1
             weights[hour] += row["peso"]
     assert rows == {hour: (n, weights[hour]) for hour, n in counts.items()}
+
+
+def test_a_statement_is_translated_by_the_types_that_its_table_has_now(client: bigquery.Client) -> None:
+    table = f"{base_of(NAMES, 'gestiones_unificadas')}_amounts"
+    for kind, average in (("NUMERIC", Decimal("1.5")), ("FLOAT64", 1.5)):
+        client.query(f"CREATE OR REPLACE TABLE `{table}` AS SELECT CAST(1.5 AS {kind}) AS amount").result()
+        for _ in range(2):
+            [row] = client.query(f"SELECT AVG(amount) AS average FROM `{table}`").result()
+            assert (type(row.average), row.average) == (type(average), average)
 
 
 def test_geography_is_there_when_it_is_asked_for(client: bigquery.Client) -> None:
