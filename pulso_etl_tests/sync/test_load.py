@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import ContractError, DuplicateKeyError, PulsoError, ShrinkRefused
-from pulso_etl.sync.loading.copying import CHUNKS_AHEAD, read_ahead
 from pulso_etl.sync.loading.load import load
+from pulso_etl.sync.loading.read_ahead import ITEMS_AHEAD, read_ahead
 from pulso_etl.sync.loading.request import PlanName
 from pulso_etl.sync.loading.result import LoadResult
 from pulso_etl.sync.schema.statements import Statements
@@ -311,7 +311,7 @@ def test_what_is_read_ahead_has_an_end_where_its_reader_ends() -> None:
     assert maker is not threading.current_thread()
     maker.join(10)
     assert not maker.is_alive()
-    assert len(made) <= 2 * (CHUNKS_AHEAD + 2)
+    assert len(made) <= 2 * (ITEMS_AHEAD + 2)
 
 
 def test_a_fault_of_what_is_read_ahead_comes_after_what_was_there() -> None:

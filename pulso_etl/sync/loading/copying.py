@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
-from queue import Empty, Queue
-from threading import Thread
-from typing import TypeVar
 
 import psycopg
 import pyarrow as pa
@@ -22,20 +18,19 @@ from psycopg import sql
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.loading.conform import conform
 from pulso_etl.sync.loading.quarantine import Quarantine
+from pulso_etl.sync.loading.read_ahead import read_ahead
+from pulso_etl.sync.loading.runs import in_runs
 from pulso_etl.sync.postgres.encoding import Encoding
 from pulso_etl.sync.postgres.server_errors import meaning
 from pulso_etl.sync.schema.statements import STAGE, Statements
 from pulso_etl.sync.spec import ColumnType, TableSpec
 from pulso_etl.sync.target import Target
 
-Item = TypeVar("Item", bytes, pa.RecordBatch)
 Through = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 """Takes the conformed batches of a stream and gives those that are sent."""
 
 CHUNK_ROWS = 600
 """How many rows are encoded at once, so that memory does not grow with the source's batches."""
-CHUNKS_AHEAD = 6
-"""The most chunks that wait, encoded, for the server. So encoding goes on while the source sends its next batch."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +56,8 @@ class Copy:
         def encoded() -> Iterator[bytes]:
             # No loop or generator keeps a batch that the next step has replaced: memory holds one of each.
             given = (one for one in reader if one.num_rows)
-            for batch in self.through(map(lambda one: conform(spec, one, self.wire, days, encoding=encoding), given)):
-                if self.into != STAGE:
-                    # In the order of the primary key, the server needs a fifth less work to fill the key's index.
-                    batch = batch.sort_by([(key, "ascending") for key in spec.primary_key])
+            batches = self.through(map(lambda one: conform(spec, one, self.wire, days, encoding=encoding), given))
+            for batch in batches if self.into == STAGE else in_runs(spec, days, batches):
                 yield from _chunks(encoder, batch)
                 rows.update(rows_by_day(spec, batch))
 
@@ -142,42 +135,6 @@ def rows_by_day(spec: TableSpec, batch: pa.RecordBatch) -> Counter[date]:
     """How many rows of the batch each day has."""
     entries = pc.value_counts(batch.column(spec.partition_column)).to_pylist()
     return Counter({entry["values"]: entry["counts"] for entry in entries})
-
-
-@contextmanager
-def read_ahead(chunks: Iterator[Item]) -> Iterator[Iterator[Item]]:
-    """Makes the next chunks while the server takes the earlier chunks.
-
-    A thread makes the chunks. Nobody waits for that thread, because an interrupt must not wait for the source.
-    """
-    ready: Queue[Item | BaseException | None] = Queue(CHUNKS_AHEAD)
-    wanted = True
-
-    def make() -> None:
-        try:
-            for chunk in chunks:
-                ready.put(chunk)
-                if not wanted:
-                    return
-            ready.put(None)
-        except BaseException as error:
-            ready.put(error)
-
-    def take() -> Iterator[Item]:
-        while (chunk := ready.get()) is not None:
-            if isinstance(chunk, BaseException):
-                raise chunk
-            yield chunk
-
-    Thread(target=make, daemon=True).start()
-    try:
-        yield take()
-    finally:
-        wanted = False
-        # The thread may wait for room in the queue. It gets room here, and ends.
-        with suppress(Empty):
-            while True:
-                ready.get_nowait()
 
 
 def _chunks(encoder: ArrowToPostgresBinaryEncoder, batch: pa.RecordBatch) -> Iterator[bytes]:

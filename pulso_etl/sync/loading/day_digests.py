@@ -59,6 +59,14 @@ def maker(fitted: Fitted, table: Table) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def places_of_days(batch: pa.RecordBatch, column: str, window: DayRange) -> Codes:
+    """The place in the window of the day of each row; no day is null."""
+    days = batch.column(column)
+    first = np.datetime64(window.start, "D").astype(np.int32)
+    places: Codes = np.frombuffer(days.buffers()[1], "<i4")[days.offset : days.offset + len(days)] - first
+    return places
+
+
 class DayDigests:
     """Takes the rows of a load, batch by batch, and gives the digest of each day of its window."""
 
@@ -66,7 +74,6 @@ class DayDigests:
         stamp = spec.version_column if spec.version_column in spec.stamp_columns else None
         self._columns = (*spec.primary_key, *spec.compared_columns, *filter(None, [stamp]))
         self._partition, self._window = spec.partition_column, window
-        self._first_day = int(np.datetime64(window.start, "D").astype(np.int64))
         self.rows = np.zeros(window.days, np.int64)
         """How many rows of each day have come so far."""
         self._totals = np.zeros((2, window.days), np.uint64)
@@ -92,8 +99,7 @@ class DayDigests:
 
     def codes(self, batch: pa.RecordBatch) -> Codes:
         """The place in the window of the day of each row."""
-        days = batch.column(self._partition)
-        return np.frombuffer(days.buffers()[1], "<i4")[days.offset : days.offset + len(days)] - np.int32(self._first_day)
+        return places_of_days(batch, self._partition, self._window)
 
     def by_day(self) -> dict[date, Digest]:
         """The digest of each day of the window, days without rows included."""

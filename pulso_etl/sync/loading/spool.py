@@ -46,7 +46,7 @@ class Spool:
                 self._writer = pa.ipc.new_stream(self._file, self._schema, options=options)
             self._writer.write_batch(batch)
         except OSError as error:
-            raise self._refusal(error) from error
+            raise no_room(self._name, error) from error
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Every batch, in order. No batch is added afterwards. Raises LoadFailed if the disk has no room."""
@@ -56,14 +56,16 @@ class Spool:
             self._writer.close()
             self._file.seek(0)
         except OSError as error:
-            raise self._refusal(error) from error
+            raise no_room(self._name, error) from error
         yield from pa.ipc.open_stream(
             self._file, options=pa.ipc.IpcReadOptions(use_threads=False), memory_pool=pa.system_memory_pool()
         )
 
-    def _refusal(self, error: OSError) -> LoadFailed:
-        return LoadFailed(
-            f"{self._name}: rows could not be set aside in the folder for temporary files, {tempfile.gettempdir()}: "
-            f"{error.strerror or error}. Nothing was loaded. Make room there, or set TMPDIR to a folder that has room (some "
-            "150 MB for a million rows). A refresh with --force sets no rows aside"
-        )
+
+def no_room(name: str, error: OSError) -> LoadFailed:
+    """The error of a load, by its name, whose rows the disk did not take."""
+    return LoadFailed(
+        f"{name}: rows could not be set aside in the folder for temporary files, {tempfile.gettempdir()}: "
+        f"{error.strerror or error}. Nothing was loaded. Make room there, or set TMPDIR to a folder that has room (some 150 MB for "
+        "a million rows)"
+    )
