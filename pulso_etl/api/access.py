@@ -9,14 +9,12 @@ import re
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import Annotated
 
-from fastapi import HTTPException, Request, Security
-from fastapi.security import HTTPBearer
 from limits import RateLimitItem, parse
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pulso_etl.access.tokens import Caller, Role, Token, find_caller
@@ -189,25 +187,3 @@ def demand(caller: Caller, role: Role) -> None:
     """Raises HTTPException 403 if the caller's role is lower than `role`."""
     if caller.role < role:
         raise HTTPException(403, f"{caller.name} has the role {caller.role.name.lower()}; {role.name.lower()} is needed")
-
-
-class Needs(HTTPBearer):
-    """A dependency that demands a role and returns the caller. It also describes tokens in the OpenAPI document."""
-
-    def __init__(self, role: Role) -> None:
-        super().__init__(scheme_name="token", auto_error=False, description="A token that `pulso-etl token NAME ROLE` made.")
-        self.role = role
-
-    # The base class returns the header's content. The routes need its owner.
-    async def __call__(self, request: Request) -> Caller:  # type: ignore[override]
-        """Raises HTTPException 401 and 403."""
-        given = await super().__call__(request)
-        gatekeeper: Gatekeeper = request.app.state.gatekeeper
-        caller = gatekeeper.caller(given.credentials if given else None, request.client.host if request.client else "")
-        demand(caller, self.role)
-        return caller
-
-
-Reader = Annotated[Caller, Security(Needs(Role.READ))]
-Refresher = Annotated[Caller, Security(Needs(Role.REFRESH))]
-Admin = Annotated[Caller, Security(Needs(Role.ADMIN))]

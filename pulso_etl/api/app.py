@@ -25,17 +25,18 @@ from starlette.types import Receive, Scope, Send
 
 from pulso_etl.access.tokens import opening
 from pulso_etl.api import metrics
-from pulso_etl.api.access import Admin, Gatekeeper, Guard, Reader, Refresher
-from pulso_etl.api.bodies import StrictRequest, StrictRoute
+from pulso_etl.api.access import Gatekeeper, Guard
+from pulso_etl.api.bodies import StrictRequest
 from pulso_etl.api.changes import Asked, read_changes, undoing
 from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable
 from pulso_etl.api.database import Database, DatabaseUnavailable
 from pulso_etl.api.doctor import checkup
 from pulso_etl.api.downloads import MOST_DAYS, Download, Downloads
-from pulso_etl.api.faults import HANDLERS, PROBLEM, fault_of, invalid, table_of
+from pulso_etl.api.faults import PROBLEM, fault_of
 from pulso_etl.api.figures import FiguresReader
 from pulso_etl.api.gateway import Gateway
 from pulso_etl.api.habits import Habits, tag_of, unchanged, until_stop
+from pulso_etl.api.handlers import HANDLERS, invalid, table_of
 from pulso_etl.api.health import HealthProbe
 from pulso_etl.api.models import (
     TABLE_EXAMPLE,
@@ -65,6 +66,7 @@ from pulso_etl.api.models import (
 )
 from pulso_etl.api.outages import OutageWatch
 from pulso_etl.api.refreshes import Refreshes
+from pulso_etl.api.routes import Admin, Reader, Refresher, StrictRoute
 from pulso_etl.api.sizes import Sizes
 from pulso_etl.api.status import CALENDAR_DAYS, SHOWN, StatusFeed, StatusReader, versions_of
 from pulso_etl.automation.preview_shapes import Preview

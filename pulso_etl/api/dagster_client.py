@@ -14,7 +14,7 @@ import httpx
 from pydantic import SecretStr
 
 from pulso_etl.access.permits import PARTITION_SET_SUFFIX, WHOLE_GRAPH
-from pulso_etl.api.models import Progress
+from pulso_etl.api.shapes import Progress
 from pulso_etl.refreshing.runs import REFRESH_SENSOR, EndedRun, table_job
 from pulso_etl.sync.errors import LauncherUnavailable, RequestRefused
 from pulso_etl.sync.spec import TableSpec

@@ -22,8 +22,8 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import httpx
 import uvicorn
-from fastapi import HTTPException
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import HTTPException, Response
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
 
 from pulso_etl.access import permits
 from pulso_etl.access.tokens import Caller, Role

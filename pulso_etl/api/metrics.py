@@ -13,7 +13,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from psycopg import sql
 
 from pulso_etl.api.database import Database
-from pulso_etl.api.models import LastStatus, Progress, TableStatus
+from pulso_etl.api.models import LastStatus, TableStatus
+from pulso_etl.api.shapes import Progress
 from pulso_etl.api.sizes import Sizes
 from pulso_etl.api.status import Snapshot
 from pulso_etl.refreshing.freshness import Condition, FreshnessState

@@ -7,21 +7,17 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer
 from pydantic.config import JsonDict
 
+from pulso_etl.api.shapes import RUN_EXAMPLE, Failure, Progress, Shape, Told
 from pulso_etl.automation.preview_shapes import DaysToRead
 from pulso_etl.refreshing.freshness import Condition, FreshnessState
 from pulso_etl.refreshing.request import Mode
 from pulso_etl.sync.errors import Cause
-from pulso_etl.sync.redaction import scrub
 from pulso_etl.sync.spec import Unit
-from pulso_etl.words import title_of
 
 TABLE_EXAMPLE = "dashboard_data"
-RUN_EXAMPLE = "0b9c1f2e-6a35-4a53-9a06-5f5f0c9f1d11"
-Told = Annotated[str, AfterValidator(scrub)]
-"""A text that describes a fault. It may quote older text, so secrets of today's settings are removed from it."""
 
 
 def _plain(number: Decimal) -> str:
@@ -30,17 +26,6 @@ def _plain(number: Decimal) -> str:
 
 Exact = Annotated[Decimal, PlainSerializer(_plain, return_type=str)]
 """A number as text, so that no program makes a float of it: all its digits, without zeros at the end."""
-
-
-class Progress(StrEnum):
-    """The progress of one table in a refresh."""
-
-    SKIPPED = "skipped"
-    QUEUED = "queued"
-    RUNNING = "running"
-    SUCCESS = "success"
-    FAILED = "failed"
-    CANCELED = "canceled"
 
 
 class RefreshState(StrEnum):
@@ -67,45 +52,6 @@ class LastStatus(StrEnum):
     RUNNING = "running"
     SUCCESS = "success"
     FAILED = "failed"
-
-
-class Shape(BaseModel):
-    """Base of all answers."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
-
-
-class Failure(Shape):
-    """Why something failed. A program decides by the `cause`, never by a text."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "cause": "source_unavailable",
-                    "title": "BigQuery no responde",
-                    "message": "dashboard_data 2026-11-19..2026-11-25: BigQuery is failing for now, a later attempt may pass.",
-                    "retryable": True,
-                    "run_url": f"http://127.0.0.1:3000/runs/{RUN_EXAMPLE}",
-                }
-            ]
-        }
-    )
-
-    cause: Cause
-    title: str
-    """A few words for the people who read it, in Spanish."""
-    message: Told
-    """What exactly went wrong, for engineers."""
-    retryable: bool
-    """Whether the same attempt may succeed later without any change."""
-    run_url: str | None = None
-    """The run in Dagster's UI."""
-
-    @classmethod
-    def of(cls, cause: Cause, message: str, run_url: str | None = None) -> Failure:
-        """A failure with the title of its cause."""
-        return cls(cause=cause, title=title_of(cause), message=message, retryable=cause.retryable, run_url=run_url)
 
 
 class DashboardRequest(BaseModel):

@@ -22,7 +22,8 @@ from psycopg.types.json import Jsonb
 
 from pulso_etl.api.dagster_client import DagsterClient, DagsterUnavailable, LaunchRefused, Run, RunStatus
 from pulso_etl.api.database import Database
-from pulso_etl.api.models import Failure, Progress, Refresh, RefreshState, RefreshSummary, TableRun
+from pulso_etl.api.models import Refresh, RefreshState, RefreshSummary, TableRun
+from pulso_etl.api.shapes import Failure, Progress
 from pulso_etl.api.status import StatusReader
 from pulso_etl.automation.preview_shapes import DaysToRead
 from pulso_etl.refreshing.launch import Launch, in_slots, launches

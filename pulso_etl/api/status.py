@@ -26,18 +26,17 @@ from pulso_etl.api.models import (
     DayCheck,
     DayState,
     Extraction,
-    Failure,
     Fault,
     LastStatus,
     Overall,
     PartitionStatus,
-    Progress,
     RunUnderWay,
     SourceToFresh,
     Status,
     TableDetail,
     TableStatus,
 )
+from pulso_etl.api.shapes import Failure, Progress
 from pulso_etl.api.spending import Spendings
 from pulso_etl.api.waits import Waits
 from pulso_etl.automation.preview_shapes import DaysToRead

@@ -17,13 +17,14 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp
 
 from pulso_etl.access.tokens import Role, opening
-from pulso_etl.api.access import Admin, Gatekeeper, Needs
+from pulso_etl.api.access import Gatekeeper
 from pulso_etl.api.app import create_app, gateway, guard, serving
 from pulso_etl.api.dagster_client import DagsterClient
 from pulso_etl.api.database import Database
 from pulso_etl.api.habits import Habits
 from pulso_etl.api.health import HealthProbe
 from pulso_etl.api.models import Health
+from pulso_etl.api.routes import Admin, Needs
 from pulso_etl.settings import Settings
 from pulso_etl.sync.spec import TableSpec
 from pulso_etl.tables import TABLES

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from pulso_etl.api.app import ANSWERS
 from pulso_etl.api.dagster_client import DagsterUnavailable
 from pulso_etl.api.database import DatabaseUnavailable
-from pulso_etl.api.faults import HANDLERS
+from pulso_etl.api.handlers import HANDLERS
 from pulso_etl.api.metrics import _failures
 from pulso_etl.settings import Settings
 from pulso_etl.sync.errors import BudgetExceeded, Cause, PlanError

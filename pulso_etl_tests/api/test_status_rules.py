@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pulso_etl.api.dagster_client import HEARTBEAT, UNDER_WAY, Daemon, Run, RunStatus
 from pulso_etl.api.holdings import Holding
-from pulso_etl.api.models import DayCheck, DayState, Failure, LastStatus, Overall, Progress
+from pulso_etl.api.models import DayCheck, DayState, LastStatus, Overall
 from pulso_etl.api.refreshes import (
     Launched,
     LaunchedPart,
@@ -23,6 +23,7 @@ from pulso_etl.api.refreshes import (
     newest_runs,
     progress,
 )
+from pulso_etl.api.shapes import Failure, Progress
 from pulso_etl.api.status import (
     CALENDAR_DAYS,
     NOTHING,

@@ -12,8 +12,8 @@ HEAVY = {"pandas", "pyarrow", "numpy", *CLIENTS}
 """Packages that only runs, sensors and some commands need. Together they take 130 MB."""
 DEFINITIONS = {"pulso_etl.definitions", "pulso_etl.assets", "pulso_etl.checks.asset_checks"}
 """The code server has them. The others ask it over gRPC."""
-OURS = {"psycopg", "pulso_etl.sync.ledger", "pulso_etl.sync.loading"}
-"""What the tables need in PostgreSQL. Dagster's servers have a client of PostgreSQL of their own."""
+OURS = {"psycopg", "pulso_etl.sync.ledger", "pulso_etl.sync.loading", "fastapi", "pulso_etl.api.models"}
+"""What the tables and the HTTP API need. Dagster's servers have a client of PostgreSQL of their own."""
 DAGSTERS = {"dagster", "sqlalchemy", "alembic", "grpc", "google.auth", "google.api_core", "requests"}
 """Packages of Dagster and of Google that the HTTP API does without, unless somebody asks for what needs them: 50 MB."""
 API = """
