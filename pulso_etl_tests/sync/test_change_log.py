@@ -21,6 +21,7 @@ from pulso_etl.sync.ledger.changes import Change, Changes, DayChange, Kept
 from pulso_etl.sync.ledger.migrations import migrate
 from pulso_etl.sync.ledger.traces import Traces
 from pulso_etl.sync.ledger.undoings import Wish
+from pulso_etl.sync.loading.imprints import imprints
 from pulso_etl.sync.loading.load import load, translated
 from pulso_etl.sync.loading.result import LoadResult
 from pulso_etl.sync.loading.undo import Undone
@@ -384,6 +385,27 @@ def test_figures_are_exact_and_stand_what_other_programs_write(place: Place) -> 
         place.undo(spec)
         assert place.run("SELECT money::text FROM things WHERE name = 'a'") == [(strange,)]
         assert [one.after for one in movements(spec, place.log()[0]) if one.figure is not number] == [None, None]
+
+
+@pytest.mark.parametrize("before", [[], SOURCE])
+def test_the_rows_that_a_load_left_are_read_once_for_figures_and_verification(before: list[dict[str, Any]], place: Place) -> None:
+    spec, target = things(figures=FIGURES), Target(place.conn, things(figures=FIGURES), place.schema)
+    place.load(before or CHANGED, spec)
+    if not before:
+        place.run("DELETE FROM things")
+    scans = "SELECT seq_scan + coalesce(idx_scan, 0) FROM pg_stat_xact_user_tables WHERE relid = to_regclass(%s)"
+    asked = request(WINDOW, lambda: nullcontext(table(CHANGED).to_reader()), run_id="r", changes=Changes(place.schema))
+    with place.conn.transaction():
+        result = load(target, asked)
+        loaded = place.conn.execute(scans, (target.quoted_name,)).fetchone()
+        verified = verify(target, asked, result)
+        assert place.conn.execute(scans, (target.quoted_name,)).fetchone() == loaded
+        assert result.digested is not None
+        known = imprints(target, WINDOW, result.digested.since)
+    assert verified.rows == {D1: 1, D2: 2, D3: 1}
+    assert {day: trace.imprint for day, trace in verified.traces.items() if day in known} == {
+        day: str(imprint) for day, imprint in known.items()
+    }
 
 
 def test_values_of_all_types_come_back(place: Place) -> None:

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from psycopg import sql
 
 from pulso_etl.sync.figures import EXACT, Part, parts
 from pulso_etl.sync.ledger.changes import Changes, DayChange, Entry, Kept
-from pulso_etl.sync.loading.result import Counts
+from pulso_etl.sync.loading.imprints import Imprint, imprints
+from pulso_etl.sync.loading.result import Counts, Digested
 from pulso_etl.sync.loading.strategies import Write
 from pulso_etl.sync.loading.under_way import Load
 from pulso_etl.sync.schema.statements import Statements
@@ -27,14 +28,25 @@ Sums = dict[date, list[Decimal]]
 """Of each day, a number for each part of the table's figures."""
 
 
+class Entered(NamedTuple):
+    """The number of a load in the change log, if it is there, and the imprints of the days that the load compared, as it left them,
+    if the log has read them."""
+
+    load_id: int | None
+    left: Mapping[date, Imprint] | None
+
+
+NOT_LOGGED = Entered(None, None)
+
+
 class Log(Protocol):
     """Runs the statements of a load, and records what they do."""
 
     def run(self, write: Write) -> int:
         """Runs a statement. Returns how many rows it wrote."""
 
-    def end(self, by_day: Mapping[date, Counts]) -> int | None:
-        """Ends the entry. Returns its number; None if there is no entry."""
+    def end(self, by_day: Mapping[date, Counts], digested: Digested | None) -> Entered:
+        """Ends the entry."""
 
 
 @dataclass
@@ -47,8 +59,8 @@ class Unlogged:
     def run(self, write: Write) -> int:
         return self.load.conn.execute(write.statement(self.statements), self.load.bounds).rowcount
 
-    def end(self, by_day: Mapping[date, Counts]) -> int | None:
-        return None
+    def end(self, by_day: Mapping[date, Counts], digested: Digested | None) -> Entered:
+        return NOT_LOGGED
 
 
 @dataclass
@@ -74,14 +86,15 @@ class Logged:
             self.moved[day] = [EXACT.add(before, more) for before, more in zip(known, sums, strict=True)]
         return written
 
-    def end(self, by_day: Mapping[date, Counts]) -> int | None:
-        after = sums_by_day(self.load.target, self.parts, [day for day, counts in by_day.items() if counts.written])
+    def end(self, by_day: Mapping[date, Counts], digested: Digested | None) -> Entered:
+        after, left = _left(self.load, by_day, digested)
         none = [Decimal(0)] * len(self.parts)
         before = {
             day: [EXACT.subtract(left, more) for left, more in zip(after.get(day, none), self.moved.get(day, none), strict=True)]
             for day in by_day
         }
-        return end_entry(self.load, self.changes, self.load_id, by_day, (before, after))
+        self.changes.end(self.load.conn, self.load_id, day_changes(self.load.spec, by_day, (before, after)))
+        return Entered(self.load_id, left)
 
     def _returning(self, write: Write) -> sql.Composed:
         """The statement, which also writes the rows to the log, and gives per day how many they are and how the parts rose."""
@@ -138,17 +151,27 @@ def log_of(load: Load, statements: Statements, total: Counts) -> Log:
     return Logged(load, statements, changes, load_id, kept, summed_parts(spec))
 
 
-def log_first(load: Load, by_day: Mapping[date, Counts]) -> int | None:
+def log_first(load: Load, by_day: Mapping[date, Counts], digested: Digested | None) -> Entered:
     """Records a load into empty days. It keeps no rows, because the stamp of the rows that it wrote tells them."""
     changes, spec = load.request.writer.changes, load.spec
     if changes is None or not any(counts.written for counts in by_day.values()):
-        return None
-    days = [day for day, counts in by_day.items() if counts.written]
-    written_by = _writer(load, days)
+        return NOT_LOGGED
+    written_by = _writer(load, [day for day, counts in by_day.items() if counts.written])
     entry = Entry(table=spec.name, run_id=load.request.writer.run_id, kept=Kept.STAMP, written_by=written_by)
     load_id = changes.begin(load.conn, entry)
-    after = sums_by_day(load.target, summed_parts(spec), days)
-    return end_entry(load, changes, load_id, by_day, ({}, after))
+    after, left = _left(load, by_day, digested)
+    changes.end(load.conn, load_id, day_changes(spec, by_day, ({}, after)))
+    return Entered(load_id, left)
+
+
+def _left(load: Load, by_day: Mapping[date, Counts], digested: Digested | None) -> tuple[Sums, Mapping[date, Imprint] | None]:
+    """The parts of the days that the load changed, as it left them. The scan that reads them also gives the imprints of the days
+    that it compared, if it leaves traces."""
+    summed = summed_parts(load.spec)
+    if digested is None:
+        return sums_by_day(load.target, summed, [day for day, counts in by_day.items() if counts.written]), None
+    left = imprints(load.target, load.window, digested.since, digested.compared(), summed)
+    return {day: list(imprint.sums) for day, imprint in left.items()}, left
 
 
 def _writer(load: Load, days: list[date]) -> int | None:
@@ -158,12 +181,6 @@ def _writer(load: Load, days: list[date]) -> int | None:
     )
     row = load.conn.execute(query, (days,)).fetchone()
     return None if row is None else int(row[0])
-
-
-def end_entry(load: Load, changes: Changes, load_id: int, by_day: Mapping[date, Counts], sums: tuple[Sums, Sums]) -> int:
-    """Writes the days of an entry; `sums` before and after the load."""
-    changes.end(load.conn, load_id, day_changes(load.spec, by_day, sums))
-    return load_id
 
 
 def day_changes(spec: TableSpec, by_day: Mapping[date, Counts], sums: tuple[Sums, Sums]) -> list[DayChange]:

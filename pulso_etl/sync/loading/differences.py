@@ -11,7 +11,7 @@ from functools import cached_property
 from psycopg import errors as pg
 
 from pulso_etl.sync.errors import TableBusy
-from pulso_etl.sync.loading.change_log import Log, log_of
+from pulso_etl.sync.loading.change_log import NOT_LOGGED, Entered, Log, log_of
 from pulso_etl.sync.loading.duplicates import are_counted, refuse_duplicates
 from pulso_etl.sync.loading.request import PlanName
 from pulso_etl.sync.loading.result import Counts, LoadResult, every_day
@@ -26,14 +26,14 @@ from pulso_etl.sync.schema.schema import migrate_table
 class Differences:
     """What a load is about to do to the table: the counts of each day, and the differences themselves in PostgreSQL.
 
-    `load_id`: the number of the load in the change log, once the differences are written.
+    `logged`: what the change log has of the load, once the differences are written.
     """
 
     load: Load
     staged: Staged
     by_day: dict[date, Counts]
     migration: list[str]
-    load_id: int | None = None
+    logged: Entered = NOT_LOGGED
 
     @property
     def strategy(self) -> WriteStrategy:
@@ -74,7 +74,8 @@ class Differences:
             reasons,
             expected,
             self.staged.digested,
-            load_id=self.load_id,
+            load_id=self.logged.load_id,
+            left=self.logged.left,
         )
 
 
@@ -98,10 +99,10 @@ def unchanged(load: Load, staged: Staged, read: Mapping[date, Counts]) -> Differ
     return Differences(load, staged, every_day(load.window, read), migration)
 
 
-def write(differences: Differences) -> int | None:
+def write(differences: Differences) -> Entered:
     """Makes the table equal to the stage, by the statements of its strategy that have rows to write.
 
-    Returns the number of its entry in the change log, if it has one. Raises DuplicateKeyError, and TableBusy if another program
+    Returns what the change log has of it. Raises DuplicateKeyError, and TableBusy if another program
     changed these rows during the load.
     """
     with differences.load.clock("write"):
@@ -109,7 +110,7 @@ def write(differences: Differences) -> int | None:
         for statement in differences.strategy.writes:
             if differences.rows_of(statement):
                 _run(differences, statement, log)
-        return log.end(differences.by_day)
+        return log.end(differences.by_day, differences.staged.digested)
 
 
 def _run(differences: Differences, statement: Write, log: Log) -> None:

@@ -8,11 +8,13 @@ compares them with the source.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from decimal import Decimal
 
 from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.figures import Part
 from pulso_etl.sync.ledger.traces import Trace
 from pulso_etl.sync.loading.result import Counts, Digested
 from pulso_etl.sync.schema.statements import Statements
@@ -22,11 +24,12 @@ from pulso_etl.sync.target import Target
 @dataclass(frozen=True)
 class Imprint:
     """The rows of a day in the table: how many, the sum of their places and transactions, and how many are `young`: written by the
-    transaction that was asked for, or by a later one."""
+    transaction that was asked for, or by a later one. `sums`: the parts of figures that were asked for."""
 
     rows: int = 0
     total: int = 0
     young: int = 0
+    sums: tuple[Decimal, ...] = ()
 
     def __str__(self) -> str:
         """The imprint as a trace keeps it."""
@@ -36,11 +39,13 @@ class Imprint:
 NO_ROWS = Imprint()
 
 
-def imprints(target: Target, window: DayRange, since: str, days: list[date] | None = None) -> dict[date, Imprint]:
-    """The imprints of the days of the window, or of some of its days; days without rows left out."""
-    query = Statements(target.spec, target.schema, days=days).imprint_by_day()
+def imprints(
+    target: Target, window: DayRange, since: str, days: list[date] | None = None, summed: Sequence[Part] = ()
+) -> dict[date, Imprint]:
+    """The imprints of the days of the window, or of some of its days; days without rows left out. `summed`: parts that add up."""
+    query = Statements(target.spec, target.schema, days=days).imprint_by_day([part.aggregate for part in summed])
     found = target.conn.execute(query, {"start": window.start, "end": window.end, "since": since})
-    return {day: Imprint(rows, int(total), young) for day, rows, total, young in found}
+    return {day: Imprint(rows, int(total), young, tuple(map(Decimal, sums))) for day, rows, total, young, *sums in found}
 
 
 def oldest_transaction(target: Target) -> str:

@@ -7,12 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import date
+from typing import TYPE_CHECKING
 
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.traces import Digest
 from pulso_etl.sync.loading.contract import Drift
 from pulso_etl.sync.loading.request import PlanName
 from pulso_etl.sync.movements import Implausible
+
+if TYPE_CHECKING:
+    from pulso_etl.sync.loading.imprints import Imprint
 
 
 @dataclass
@@ -89,7 +93,8 @@ class LoadResult:
     `expected` says how many rows each day should hold now; None means as many as were read. In a table with `snapshot_of` it
     counts the rows of the values that the load settled, on all days. `digested` is set if the load digested its rows. `missed`:
     days in which the load changed rows although the source had reported no change. `load_id`: the number of the load in the change
-    log; None if it is not there, because it changed nothing. `implausible`: movements of figures that raise an alert.
+    log; None if it is not there, because it changed nothing. `implausible`: movements of figures that raise an alert. `left`: the
+    imprints of the days that the load compared, as it left them, if they have been read already.
     """
 
     plan: PlanName
@@ -103,6 +108,7 @@ class LoadResult:
     missed: list[date] = field(default_factory=list)
     load_id: int | None = None
     implausible: Sequence[Implausible] = ()
+    left: Mapping[date, Imprint] | None = None
 
     @property
     def quarantined_share(self) -> float:

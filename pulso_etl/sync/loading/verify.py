@@ -58,7 +58,7 @@ def _look(target: Target, request: LoadRequest, result: LoadResult) -> Verified:
     if digested is None:
         query = Statements(target.spec, target.schema).rows_by_day()
         return Verified(dict(target.conn.execute(query, request.bounds).fetchall()), {})
-    now = imprints(target, request.window, digested.since, digested.compared())
+    now = imprints(target, request.window, digested.since, digested.compared()) if result.left is None else result.left
     left = {day: rows for day, rows in digested.held.items() if day in digested.unchanged}
     return Verified(left | {day: imprint.rows for day, imprint in now.items()}, traces(digested, result.by_day, now))
 

@@ -83,20 +83,25 @@ class Statements:
             self.partition, self.target, self.current
         )
 
-    def imprint_by_day(self) -> sql.Composed:
-        """Of each day: the number of rows, a sum that tells where each row lies and which transaction wrote it, and how many rows
-        were written by the transaction %(since)s and later ones.
+    def imprint_by_day(self, sums: Sequence[sql.Composable] = ()) -> sql.Composed:
+        """Of each day: the number of rows, a sum that tells where each row lies and which transaction wrote it, how many rows were
+        written by the transaction %(since)s and later ones, and `sums`: aggregates over the rows that add up.
 
         The number of a transaction has to become text before it becomes a number. Few transactions write the rows of a day, so this
         happens once for each of them, and not for each row. Numbers of transactions begin anew after 2^32: of two numbers, the one
         is younger that is less than half of that ahead. The function `age` says the same, but keeps parallel workers out.
         """
+        names = [sql.Identifier(f"pulso_sum{place}") for place in range(len(sums))]
         return sql.SQL(
             "SELECT {0}, sum(pulso_rows)::bigint, sum(hash_numeric_extended(pulso_places, xmin::text::bigint)), "
             "coalesce(sum(pulso_rows) FILTER (WHERE (xmin::text::bigint - %(since)s::bigint) & 4294967295 < 2147483648), 0)::bigint"
-            " FROM (SELECT {0}, xmin, count(*) AS pulso_rows, sum(hashtidextended(ctid, 0)) AS pulso_places "
+            "{4} FROM (SELECT {0}, xmin, count(*) AS pulso_rows, sum(hashtidextended(ctid, 0)) AS pulso_places{5} "
             "FROM {1} WHERE {2} AND {3} GROUP BY 1, 2) AS pulso_written GROUP BY 1"
-        ).format(self.partition, self.target, self.staged_days, self.current)
+        ).format(
+            *(self.partition, self.target, self.staged_days, self.current),
+            sql.Composed([sql.SQL(", sum({})").format(name) for name in names]),
+            sql.Composed([sql.SQL(", {} AS {}").format(one, name) for one, name in zip(sums, names, strict=True)]),
+        )
 
     def holds_rows(self) -> sql.Composed:
         """Whether the table has rows, history included, that can conflict with rows of the range."""

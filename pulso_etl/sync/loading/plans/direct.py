@@ -57,6 +57,7 @@ class Direct:
     def write(self, load: Load, staged: Staged) -> LoadResult:
         """Counts the rows; they are in the table already."""
         by_day = every_day(load.window, {day: Counts(read=n, inserted=n) for day, n in staged.read.items()})
+        logged = log_first(load, by_day, staged.digested)
         return LoadResult(
             self.name,
             by_day,
@@ -64,7 +65,8 @@ class Direct:
             staged.drift,
             staged.migration,
             digested=staged.digested,
-            load_id=log_first(load, by_day),
+            load_id=logged.load_id,
+            left=logged.left,
         )
 
 

@@ -24,4 +24,4 @@ def make_equal(load: Load, staged: Staged, read: Mapping[date, Counts]) -> Diffe
     differences = compare(load, staged, read)
     for stops in guards.ON_DIFFERENCES:
         stops(differences)
-    return replace(differences, load_id=write(differences))
+    return replace(differences, logged=write(differences))
