@@ -14,7 +14,7 @@ from dagster._core.definitions.backfill_policy import BackfillPolicyType
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.refreshing.admission import AdmittedStream
 from pulso_etl.refreshing.budget import QueryBudget
-from pulso_etl.refreshing.keys import source_key
+from pulso_etl.refreshing.keys import asset_key, source_key
 from pulso_etl.refreshing.plan import Calendar, RefreshPlan, held, plan_refresh
 from pulso_etl.refreshing.ranges import is_automatic, launched_range, names_days, range_tags
 from pulso_etl.refreshing.request import Grants, RefreshRequest
@@ -24,6 +24,7 @@ from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl.sync.ledger.watermarks import Watermarks
 from pulso_etl.sync.loading.load import translated
 from pulso_etl.sync.redaction import clean_errors
+from pulso_etl.sync.shared_reads import SharedRead
 from pulso_etl.sync.spec import TableSpec, qualified
 from pulso_etl.sync.tags import AVOIDED_TAG, REASONS_TAG, SKIPPED_TAG, SPEC_KEY, TENANT_TAG
 from pulso_etl.sync.zone import DEFAULT, Zone
@@ -142,11 +143,13 @@ def build_asset(
     retries: dg.RetryPolicy = RETRIES,
     *,
     page_url: str | None = None,
+    tables: Mapping[str, TableSpec] | None = None,
 ) -> dg.AssetsDefinition:
     """The asset of a table: it yields the query's stream, and the IO manager loads it.
 
     A run without named days plans its days here, and yields nothing if the table is fresh. `initial_days` is the number of days of
-    the first such run. `page_url`: the address of the status page, to which the asset links.
+    the first such run. `page_url`: the address of the status page, to which the asset links. `tables`: those of the deployment, of
+    which one may share a read with this one.
     """
     calendar = Calendar(partitions.start.date(), initial_days)
 
@@ -188,7 +191,9 @@ def build_asset(
             _take_days(context, plan)
         bigquery: BigQuerySource = resource(context, spec, "bigquery")
         budget: QueryBudget = resource(context, spec, "budget")
-        stream = bigquery.stream(spec, plan.window, context.run.run_id, int(context.run.tags.get(AVOIDED_TAG, 0)))
+        avoided = int(context.run.tags.get(AVOIDED_TAG, 0))
+        shared = _shared_read(context, spec, plan.window, tables or {})
+        stream = bigquery.stream(spec, plan.window, context.run.run_id, avoided, shared)
         yield dg.Output(AdmittedStream(stream, budget, Grants.of(context.run.tags)))
 
     return table
@@ -225,6 +230,19 @@ def plan_of_run(context: dg.AssetExecutionContext, spec: TableSpec, calendar: Ca
     if named is not None:
         return replace(named, window=None, reason=held(watermark)) if watermark and watermark.is_held(now) else named
     return plan_refresh(spec, watermark, RefreshRequest((spec.name,), grants=Grants.of(tags)), now, calendar)
+
+
+def _shared_read(
+    context: dg.AssetExecutionContext, spec: TableSpec, window: DayRange, tables: Mapping[str, TableSpec]
+) -> SharedRead | None:
+    """The read that the run shares with other runs, by its tags; or with other tables of this run, if its tags name their days."""
+    tags, run = context.run.tags, context.run
+    shared = SharedRead.of(tags, tables)
+    if shared is None and names_days(tags):
+        selected = context.job_def.asset_layer.selected_asset_keys
+        others = [one for one in tables.values() if one.name != spec.name and asset_key(one) in selected]
+        shared = SharedRead.of_run(spec, window, run.run_id, others)
+    return shared if shared is not None and shared.serves(spec, window) else None
 
 
 def _take_days(context: dg.AssetExecutionContext, plan: RefreshPlan) -> None:

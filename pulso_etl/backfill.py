@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -25,7 +25,7 @@ from pulso_etl import logs
 from pulso_etl.definitions import build_defs
 from pulso_etl.instance.preload import MODULE_VARIABLE
 from pulso_etl.refreshing.execution import Outcome, run_plan
-from pulso_etl.refreshing.plan import RefreshPlan, chunks
+from pulso_etl.refreshing.plan import RefreshPlan, pieces
 from pulso_etl.refreshing.presence import present
 from pulso_etl.settings import Settings
 from pulso_etl.sync.spec import TableSpec
@@ -53,10 +53,18 @@ class Chain:
 def chains(specs: Mapping[str, TableSpec], plans: Sequence[RefreshPlan]) -> list[Chain]:
     """The chains that may go on at the same time. Each chunk is its own chain. The exception is a table whose keys live in several
     partitions: it has one chain, because it needs one writer at a time."""
+    parts: dict[str, list[RefreshPlan]] = defaultdict(list)
+    for piece in pieces(specs, plans):
+        parts[piece.table].append(piece)
     found = []
     for plan in plans:
-        spec, parts = specs[plan.table], chunks(specs[plan.table], plan)
-        found += [Chain(spec, (part,)) for part in parts] if spec.partition_in_key else [Chain(spec, tuple(parts))]
+        spec = specs[plan.table]
+        if plan.window is None:
+            found.append(Chain(spec, (plan,)))
+        elif spec.partition_in_key:
+            found += [Chain(spec, (part,)) for part in parts[plan.table]]
+        else:
+            found.append(Chain(spec, tuple(parts[plan.table])))
     return found
 
 

@@ -24,9 +24,10 @@ from pulso_etl.refreshing.runs import table_job
 from pulso_etl.settings import Settings, load_settings
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager
 from pulso_etl.sync.resources import fixed
+from pulso_etl.sync.shared_reads import check_hosts
 from pulso_etl.sync.spec import TableSpec, qualified
 from pulso_etl.tables import TABLES
-from pulso_etl.tenancy.tenants import deployed
+from pulso_etl.tenancy.tenants import Deployed, deployed
 
 # Definitions are many objects that stay for ever. Python's default collects garbage after every 700 new objects, which took a
 # fifth of a code server's start with 1,000 tables.
@@ -81,7 +82,7 @@ def build_defs(
         assets=[
             *build_sources(tables.values(), settings.sources(), linked=settings.bigquery_emulator_host is None),
             *(
-                build_asset(spec, partitions, settings.initial_window_days, retries, page_url=settings.page_url)
+                build_asset(spec, partitions, settings.initial_window_days, retries, page_url=settings.page_url, tables=tables)
                 for spec in tables.values()
             ),
         ],
@@ -102,14 +103,17 @@ def build_table(spec: TableSpec) -> dg.Definitions:
 
     Jobs, automation and the status page know only the tables of `pulso_etl/tables`. Raises SettingsError.
     """
-    parts = deployed(load_settings(), TABLES | {spec.name: spec})
-    return dg.Definitions.merge(*(_only(part.settings, own) for part in parts if (own := part.tables.get(spec.name))))
+    known = TABLES | {spec.name: spec}
+    check_hosts(known)
+    parts = deployed(load_settings(), known)
+    return dg.Definitions.merge(*(_only(part, own) for part in parts if (own := part.tables.get(spec.name))))
 
 
-def _only(settings: Settings, spec: TableSpec) -> dg.Definitions:
+def _only(part: Deployed, spec: TableSpec) -> dg.Definitions:
+    settings = part.settings
     partitions = daily_partitions(settings.partitions_start, settings.zone)
     return dg.Definitions(
-        assets=[build_asset(spec, partitions, settings.initial_window_days, page_url=settings.page_url)],
+        assets=[build_asset(spec, partitions, settings.initial_window_days, page_url=settings.page_url, tables=part.tables)],
         asset_checks=[build_checks(spec)],
         resources=_shared_resources(settings.owner.tenant),
     )

@@ -232,7 +232,7 @@ class Refreshes:
                 parts[plan.table] = LaunchedPart(run.run_id, "a run of this table was already going on", joined=True)
             else:
                 to_launch[plan.table] = plan
-        wanted = [launch for plan in to_launch.values() for launch in launches(self.tables[plan.table], plan)]
+        wanted = launches(self.tables, to_launch.values())
         runs: dict[str, list[Launch]] = defaultdict(list)
         for launch in in_slots(wanted, pipeline_id, asked.max_concurrent):
             runs[launch.spec.name].append(launch)

@@ -43,13 +43,17 @@ class Schedules:
         request = RefreshRequest(mode=Mode.SLIDING_WINDOW, grants=Grants(compare=True))
 
         def asked(found: Mapping[str, Watermark]) -> Iterator[dg.RunRequest]:
-            for plan in self.planner.plans(request, found, now):
-                if plan.table in found and found[plan.table].is_held(now):
-                    continue
-                told = replace(plan, reason=f"nightly re-check, {plan.reason}")
-                key = f"nightly/{self.planner.tables[plan.table].zone.day(now)}/{plan.table}"
-                for place, launch in enumerate(launches(self.planner.tables[plan.table], told)):
-                    yield run_request(launch, f"{key}/{launch.window}" if place else key)
+            plans = [
+                replace(plan, reason=f"nightly re-check, {plan.reason}")
+                for plan in self.planner.plans(request, found, now)
+                if plan.table not in found or not found[plan.table].is_held(now)
+            ]
+            begun = set()
+            for launch in launches(self.planner.tables, plans):
+                spec = launch.spec
+                key = f"nightly/{spec.zone.day(now)}/{spec.name}"
+                yield run_request(launch, f"{key}/{launch.window}" if spec.name in begun else key)
+                begun.add(spec.name)
 
         yield from self._within_budget(request, asked)
 

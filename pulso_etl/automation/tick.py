@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -15,7 +15,7 @@ from pulso_etl.refreshing.due import Decision, Standing
 from pulso_etl.refreshing.keys import asset_key
 from pulso_etl.refreshing.launch import Launch, launches
 from pulso_etl.refreshing.on_change import ANNOUNCED, decide_change, is_unheeded, why_no_look
-from pulso_etl.refreshing.plan import known_at
+from pulso_etl.refreshing.plan import RefreshPlan, known_at
 from pulso_etl.refreshing.planner import Planner
 from pulso_etl.refreshing.request import Grants, RefreshRequest
 from pulso_etl.settings import Settings
@@ -38,6 +38,16 @@ class Ticked:
     cursor: str
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A refresh of a table that a tick asks for: a plan for each range of its days. `cause` is part of the run keys: it says which
+    refresh it is, and which change is read. `bytes_avoided`: what all of its runs together avoid."""
+
+    plans: Sequence[RefreshPlan]
+    cause: Sequence[str]
+    bytes_avoided: int
+
+
 @dataclass
 class Tick:
     """A tick at the instant `now` (the server's clock). It reads and writes the ledger over `conn`, and tells Dagster of ranges
@@ -51,7 +61,7 @@ class Tick:
     memory: Memory
     now: datetime
     as_run: Callable[[Launch, str], dg.RunRequest]
-    requests: list[dg.RunRequest] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
     verified: list[str] = field(default_factory=list)
@@ -142,19 +152,27 @@ class Tick:
         known = known_at(spec, standing.watermark, self.now, self.planner.calendar, seen.look.changed if seen.look else {})
         # After a failure, only the rows of the source count.
         grants = Grants(capture=self.looks.captures(spec) and not decision.failures)
-        # The first run tells what all of them together avoid.
-        more = {AVOIDED_TAG: str(seen.bytes_avoided)} if seen.bytes_avoided else {}
+        plans = []
         for unread in contiguous(seen.days):
             asked = RefreshRequest((spec.name,), start=unread.start, end=unread.end, grants=grants)
             asked = replace(asked, announced_at=word.updated_at if word else None)
-            for plan in self.planner.plans(asked, {}, self.now):
-                # The days stand in the request, so only this place knows why they are read.
-                plan = replace(plan, reason=why, known=known)
-                for launch in launches(spec, plan):
-                    # Dagster launches each run only once per key.
-                    key = "/".join(filter(None, [spec.name, str(launch.window), decision.slot, cause]))
-                    self.requests.append(self.as_run(replace(launch, tags={**launch.tags, **more}), key))
-                    more = {}
+            # The days stand in the request, so only this place knows why they are read.
+            plans += [replace(plan, reason=why, known=known) for plan in self.planner.plans(asked, {}, self.now)]
+        self.asked.append(Asked(plans, (decision.slot, cause), seen.bytes_avoided))
+
+    @property
+    def requests(self) -> list[dg.RunRequest]:
+        """The runs of everything that the tick asks for, launched together."""
+        requests, asked = [], {plan.table: one for one in self.asked for plan in one.plans}
+        avoided = {table: one.bytes_avoided for table, one in asked.items()}
+        for launch in launches(self.planner.tables, (plan for one in self.asked for plan in one.plans)):
+            name = launch.spec.name
+            # Dagster launches each run only once per key.
+            key = "/".join(filter(None, [name, str(launch.window), *asked[name].cause]))
+            # The first run tells what all of them together avoid.
+            more = {AVOIDED_TAG: str(size)} if (size := avoided.pop(name, 0)) else {}
+            requests.append(self.as_run(replace(launch, tags={**launch.tags, **more}), key))
+        return requests
 
     def _keep(self, spec: TableSpec, window: DayRange, seen: Seen) -> None:
         """Writes to the ledger what the look told: the days that need not be read, and the states that the next look compares."""

@@ -112,6 +112,11 @@ def state_of(look: Look, spec: TableSpec) -> SourceState | str:
     )
 
 
+def source_digest(look: Look, state: SourceState) -> str:
+    """A text that is equal for two statements that read the same base tables through the same views in the same state. Pure."""
+    return sha256(repr((sorted(state.facts["tables"].items()), sorted(look.texts.items()))).encode()).hexdigest()[:32]
+
+
 def _milliseconds(at: datetime | None) -> int:
     return round(at.timestamp() * 1000) if at is not None else 0
 

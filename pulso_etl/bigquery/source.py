@@ -11,12 +11,14 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import chain, islice
 from math import ceil
 from typing import Any, Literal, TypeVar
+from uuid import uuid4
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from google.api_core import exceptions as api
 from google.api_core.retry import Retry
 from google.auth.credentials import AnonymousCredentials
@@ -27,9 +29,21 @@ from requests import RequestException
 
 from pulso_etl.bigquery.capture import Interval, capture_refusal, captured_sql, interval
 from pulso_etl.bigquery.credentials import naming_credentials, one_line
-from pulso_etl.bigquery.look import LOOK_SECONDS, Look, Partitions, Size, dry_run, is_daily, partitions_of, state_of, take
+from pulso_etl.bigquery.look import (
+    LOOK_SECONDS,
+    Look,
+    Partitions,
+    Size,
+    dry_run,
+    is_daily,
+    partitions_of,
+    source_digest,
+    state_of,
+    take,
+)
 from pulso_etl.bigquery.pricing import Pricing, question_pays
 from pulso_etl.bigquery.resource import BigQueryResource
+from pulso_etl.bigquery.shared import ALONE, READING, SOURCE, Joined, avoided, job_id, why_not_attach
 from pulso_etl.bigquery.storage_read import Compression, ReadClient, plaintext_transport
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
@@ -45,6 +59,7 @@ from pulso_etl.sync.errors import (
 from pulso_etl.sync.ledger.queries import Usage
 from pulso_etl.sync.owed import Watermark
 from pulso_etl.sync.patience import within
+from pulso_etl.sync.shared_reads import SharedRead
 from pulso_etl.sync.source_state import PartitionStates, SourceState
 from pulso_etl.sync.spec import TableSpec, fill
 
@@ -59,6 +74,8 @@ RUN_LOOK_SECONDS = 20.0
 QUEUED_BATCHES = 4
 """The most batches to read ahead of the load. BigQuery sends batches of at most 10 MiB."""
 
+STOPPED = "stopped"
+"""BigQuery's reason for the end of a job that was cancelled or ran too long."""
 TRANSIENT_REASONS = {
     "rateLimitExceeded",
     "backendError",
@@ -165,12 +182,15 @@ class BigQuerySource(BigQueryResource):
         """Full names of the source tables that the spec's query reads, by placeholder. Raises SourceError for an unknown one."""
         return spec.source_tables(self.sources)
 
-    def stream(self, spec: TableSpec, window: DayRange, run_id: str, bytes_avoided: int = 0) -> BigQueryStream:
+    def stream(
+        self, spec: TableSpec, window: DayRange, run_id: str, bytes_avoided: int = 0, shared: SharedRead | None = None
+    ) -> BigQueryStream:
         """The stream of the table's rows of the window. It runs no query yet: see `BigQueryStream.open`.
 
-        `bytes_avoided`: what is not billed because the window has only the days that have changed.
+        `bytes_avoided`: what is not billed because the window has only the days that have changed. `shared`: a read that has these
+        rows and that other runs use too.
         """
-        return BigQueryStream(self, spec, window, run_id, bytes_avoided)
+        return BigQueryStream(self, spec, window, run_id, bytes_avoided, shared)
 
     def look(self, spec: TableSpec, window: DayRange, seconds: float = LOOK_SECONDS) -> Look:
         """What BigQuery tells of the table's statement over the window, for free and before it runs.
@@ -250,14 +270,21 @@ class BigQueryStream:
     run_id: str
     bytes_avoided: int = 0
     """What is not billed because the window has only the days that have changed."""
+    shared: SharedRead | None = None
+    """The read of several runs that has these rows. Without a look that found a state of the source, the stream reads alone."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """After `open`: transport, job id, cache hit; bytes processed, bytes billed and their estimated on-demand price in US dollars,
-    if the job's statistics have them; bytes avoided: those of a narrower window, and after a look those that BigQuery's cache
-    saved. After `look`: what the source tells of changes. After `capture`: the changes, or why the whole window."""
+    if the job's statistics have them; bytes avoided: those of a narrower window, and after a look those that BigQuery's cache or a
+    shared read saved; how the read was shared, or why not. After `look`: what the source tells of changes. After `capture`: the
+    changes, or why the whole window."""
     _changes: Interval | None = field(default=None, repr=False)
     _done: Any = field(default=None, repr=False)
+    _joined: Joined | None = field(default=None, repr=False)
+    """How the stream takes part in a shared job; None if the job is its own."""
     _size: int = field(default=0, repr=False)
     """How many bytes BigQuery would bill for the statement, by the look."""
+    _source: str = field(default="", repr=False)
+    """What the source was like at the look; empty if there is no signal."""
     _others: dict[str, Any] = field(default_factory=dict, repr=False)
     """Other jobs that were billed, by their id: changes that were not loaded, days before the window."""
 
@@ -280,6 +307,7 @@ class BigQueryStream:
             self.metadata["change_signal"] = f"none: {state}"
             return None
         self.metadata["change_signal"] = f"state of {', '.join(sorted(look.tables))}"
+        self._source = source_digest(look, state)
         return replace(state, partitions=self._partitions(look, kept))
 
     def _partitions(self, look: Look, kept: Collection[str]) -> PartitionStates:
@@ -344,11 +372,11 @@ class BigQueryStream:
 
         Raises the errors of `open`.
         """
-        other = replace(self, window=days, metadata={}, _changes=None, _done=None, _others={})
+        other = replace(self, window=days, shared=None, metadata={}, _changes=None, _done=None, _joined=None, _others={})
         with other.open() as reader:
             self._others[other._done.job_id] = other._done
             if self._done is not None:
-                self.metadata.update(statistics(self._done, self.source.pricing, self._others.values()))
+                self.metadata.update(self._statistics())
             yield reader
 
     def _refusal(self, client: bigquery.Client, changes: Interval) -> str | None:
@@ -367,61 +395,156 @@ class BigQueryStream:
             with raising_source_errors(self.spec, self.window):
                 client = stack.enter_context(self.source.get_client())
                 self._done = job = self._finished(client)
-                self.metadata.update(statistics(job, self.source.pricing, self._others.values()))
-                if avoided := self.bytes_avoided + (self._size if job.cache_hit else 0):
-                    self.metadata["bytes_avoided"] = avoided
-                batches, transport = self._batches(job, stack)
+                self.metadata.update(self._statistics())
+                batches, transport = self._batches(client, job, stack)
             self.metadata["transport"] = transport
             first = next(batches)
             yield pa.RecordBatchReader.from_batches(first.schema, chain([first], batches))
+
+    def _statistics(self) -> dict[str, Any]:
+        """What the metadata tell of the job that gives the rows. A job that another run sent is billed to that run."""
+        job, joined = self._done, self._joined
+        attached = joined is not None and not joined.sent
+        told = statistics(job, self.source.pricing, [*self._others.values(), *([] if attached else [job])])
+        saved = joined.bytes_avoided if joined is not None and attached else self._size if job.cache_hit else 0
+        if self.bytes_avoided + saved:
+            told["bytes_avoided"] = self.bytes_avoided + saved
+        return told
 
     def _finished(self, client: bigquery.Client) -> Any:
         """The job with its result. If it does not get there, for whatever reason, the job is cancelled."""
         if self._done is not None:
             return client.get_job(self._done.job_id, location=self._done.location, retry=self.source.retry)
-        retry, timeout = self.source.retry, self.spec.loading.timeout.total_seconds()
-        at_once = min(timeout, self.source.request_timeout_seconds)
+        if self.shared is not None and self._changes is None and (job := self._share(client, self.shared)) is not None:
+            return job
         parameters = days_of(self.window)
         if self._changes:
             parameters += [
                 bigquery.ScalarQueryParameter("since", "TIMESTAMP", self._changes.start),
                 bigquery.ScalarQueryParameter("until", "TIMESTAMP", self._changes.end),
             ]
-        config = bigquery.QueryJobConfig(
-            query_parameters=parameters,
-            labels={"app": "pulso-etl", "table": self.spec.name, "run_id": label(self.run_id)},
-            maximum_bytes_billed=self.source.maximum_bytes_billed,
-            use_query_cache=True,
-            job_timeout_ms=int(timeout * 1000),
-        )
         # Failed jobs are retried below. A retry of jobs here would only multiply the retries of requests.
-        job = client.query(self.sql(), job_config=config, retry=retry, job_retry=None, timeout=at_once)
+        job = client.query(
+            self.sql(), job_config=self._config(parameters), retry=self.source.retry, job_retry=None, timeout=self._at_once
+        )
         try:
-            # Each wait is limited to the time of one request. Otherwise a dead connection would be noticed only at the very end.
-            for _ in range(ceil(timeout / at_once)):
-                with suppress(TimeoutError):
-                    job.result(retry=retry, job_retry=self.source.job_retry(timeout), timeout=at_once)
-                    return job
-            raise TimeoutError(f"no result after {self.spec.loading.timeout}")
+            return self._result(job, self.source.job_retry(self._timeout))
         except BaseException:
-            if job.state != "DONE":
-                with suppress(Exception):
-                    job.cancel(retry=None, timeout=10)
+            cancel(job)
             raise
 
-    def _batches(self, job: bigquery.QueryJob, stack: ExitStack) -> tuple[Iterator[pa.RecordBatch], Transport]:
+    @property
+    def _timeout(self) -> float:
+        return self.spec.loading.timeout.total_seconds()
+
+    @property
+    def _at_once(self) -> float:
+        """Each wait is limited to the time of one request. Otherwise a dead connection would be noticed only at the very end."""
+        return min(self._timeout, self.source.request_timeout_seconds)
+
+    def _config(self, parameters: list[bigquery.ScalarQueryParameter], **labels: str) -> bigquery.QueryJobConfig:
+        return bigquery.QueryJobConfig(
+            query_parameters=parameters,
+            labels={"app": "pulso-etl", "table": self.spec.name, "run_id": label(self.run_id), **labels},
+            maximum_bytes_billed=self.source.maximum_bytes_billed,
+            use_query_cache=True,
+            job_timeout_ms=int(self._timeout * 1000),
+        )
+
+    def _result(self, job: Any, job_retry: Retry | None) -> Any:
+        """The job once it has its result."""
+        for _ in range(ceil(self._timeout / self._at_once)):
+            with suppress(TimeoutError):
+                job.result(retry=self.source.retry, job_retry=job_retry, timeout=self._at_once)
+                return job
+        raise TimeoutError(f"no result after {self.spec.loading.timeout}")
+
+    def _share(self, client: bigquery.Client, read: SharedRead) -> Any | None:
+        """The job of the shared read with its result; None if this run has to read alone, and the metadata say why.
+
+        Whoever sent the job cancels it if it ends early, so the others then read alone. A fault of the host's statement is none of
+        this table's.
+        """
+        if not self._source:
+            self._read_alone("the source gives no signal of changes, so nobody knows how old the rows may be")
+            return None
+        statement = fill(read.host.source.query, self.source.tables(read.host), read.host.timezone)
+        mine = {READING: uuid4().hex, SOURCE: self._source, ALONE: str(self._size)}
+        config, name = self._config(days_of(read.window), **mine), job_id(read, statement)
+        try:
+            job: Any = self._sent(client, statement, config, name)
+        except api.ClientError as error:
+            self._read_alone(one_line(error))
+            return None
+        sent = job.labels.get(READING) == mine[READING]
+        why_not = "" if sent else why_not_attach(job.labels, self._source, job.created, datetime.now(UTC))
+        if why_not:
+            self._read_alone(why_not)
+            return None
+        try:
+            self._result(job, None)
+        except BaseException as error:
+            if sent:
+                cancel(job)
+                self._others[job.job_id] = job
+            if not isinstance(error, api.GoogleAPIError) or (sent and reason_of(error) == STOPPED):
+                raise
+            self._read_alone(one_line(error))
+            return None
+        saved = avoided(self._size, job.labels, job.total_bytes_billed or 0, cached=bool(job.cache_hit))
+        self._joined = Joined(read, sent, saved)
+        self.metadata["shared_read"] = self._joined.told
+        return job
+
+    def _sent(self, client: bigquery.Client, statement: str, config: bigquery.QueryJobConfig, name: str) -> Any:
+        """The job of that id, which this run or another one has sent."""
+        retry, timeout = self.source.retry, self._at_once
+        try:
+            return client.query(statement, job_config=config, job_id=name, retry=retry, job_retry=None, timeout=timeout)
+        except api.Conflict:
+            return client.get_job(name, retry=retry, timeout=timeout)
+
+    def _read_alone(self, why: str) -> None:
+        self.metadata["shared_read"] = f"none: {why}"
+
+    def _batches(
+        self, client: bigquery.Client, job: bigquery.QueryJob, stack: ExitStack
+    ) -> tuple[Iterator[pa.RecordBatch], Transport]:
         """The result's batches, at least one. `stack` closes everything after the last batch."""
         # Without page_size no first page is in memory. With one, the client would choose the transport itself.
         rows = job.result(retry=self.source.retry)
-        batches = self._storage_batches(rows, stack) if rows.total_rows > self.spec.source.batch_rows else None
+        found = self._own_columns(client, job, rows) or rows
+        batches = self._storage_batches(found, stack) if rows.total_rows > self.spec.source.batch_rows else None
         transport: Transport = "rest" if batches is None else "storage"
         if batches is None:
-            pages = job.result(
-                page_size=self.spec.source.batch_rows, retry=self.source.retry, timeout=self.source.request_timeout_seconds
-            )
+            paged: dict[str, Any] = {
+                "page_size": self.spec.source.batch_rows,
+                "retry": self.source.retry,
+                "timeout": self.source.request_timeout_seconds,
+            }
+            pages = self._own_columns(client, job, rows, **paged) or job.result(**paged)
             batches = pages.to_arrow_iterable()
         log.info("%s %s: %d rows over %s", self.spec.name, self.window, rows.total_rows, transport)
-        return self._counted(batches, rows.total_rows), transport
+        return self._own_days(self._counted(batches, rows.total_rows)), transport
+
+    def _own_columns(self, client: bigquery.Client, job: bigquery.QueryJob, rows: Any, **paged: Any) -> Any | None:
+        """The rows of a shared result with the columns of this table alone; None if the result has no others."""
+        if self._joined is None or self._joined.read.host.name == self.spec.name:
+            return None
+        own = {column.name for column in self.spec.query_columns}
+        return client.list_rows(job.destination, selected_fields=[field for field in rows.schema if field.name in own], **paged)
+
+    def _own_days(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """The same batches with the rows of the window alone."""
+        if self._joined is None or self._joined.read.window == self.window:
+            return batches
+        first, last = pa.scalar(self.window.start), pa.scalar(self.window.end)
+
+        def within(batch: pa.RecordBatch) -> pa.RecordBatch:
+            days = batch.column(self.spec.partition_column)
+            return batch.filter(pc.and_(pc.greater_equal(days, first), pc.less_equal(days, last)))
+
+        return map(within, batches)
 
     def _storage_batches(self, rows: Any, stack: ExitStack) -> Iterator[pa.RecordBatch] | None:
         """The batches over the Storage Read API, with the first one fetched. None if the API is turned off or does not answer."""
@@ -471,15 +594,20 @@ def raising_source_errors(spec: TableSpec, window: DayRange) -> Iterator[None]:
         raise source_error(spec, window, error) from error
 
 
+def reason_of(error: Exception) -> str:
+    """BigQuery's reason for an error of the client; empty if there is none."""
+    return next((e.get("reason", "") for e in getattr(error, "errors", []) if isinstance(e, dict)), "")
+
+
 def source_error(spec: TableSpec, window: DayRange, error: Exception) -> SourceError:
     """Our error for an error of the client. It names table and range, whether the fault passes, and what to do about it."""
     where, text = f"{spec.name} {window}: BigQuery", one_line(error)
-    reason = next((e.get("reason", "") for e in getattr(error, "errors", []) if isinstance(e, dict)), "")
+    reason = reason_of(error)
     if reason == "bytesBilledLimitExceeded":
         return CostCapExceeded(
             f"{where} would bill more than the cap; narrow the range or raise BIGQUERY_MAXIMUM_BYTES_BILLED. {text}"
         )
-    if reason == "stopped" or isinstance(error, TimeoutError):
+    if reason == STOPPED or isinstance(error, TimeoutError):
         return QueryTimedOut(
             f"{where} had its query stopped: it ran longer than {spec.loading.timeout}, or someone cancelled it. A later attempt "
             f"may pass; if none does, narrow the range or give the table a longer time-out. {text}"
@@ -498,21 +626,28 @@ def source_error(spec: TableSpec, window: DayRange, error: Exception) -> SourceE
     return becomes(f"{where} {advice}. {text}")
 
 
-def statistics(job: bigquery.QueryJob, pricing: Pricing, others: Collection[bigquery.QueryJob] = ()) -> dict[str, Any]:
-    """A finished job's identity and cost, as far as its statistics have them.
+def statistics(job: bigquery.QueryJob, pricing: Pricing, billed: Collection[bigquery.QueryJob]) -> dict[str, Any]:
+    """A finished job's identity, and the cost of the `billed` jobs, as far as its statistics have them.
 
-    The cost is US dollars, before the month's free volume. It includes the `others`.
+    The cost is US dollars, before the month's free volume.
     """
     told: dict[str, Any] = {"bigquery_job_id": job.job_id, "cache_hit": job.cache_hit}
     if job.total_bytes_processed is not None:
-        told["bytes_processed"] = job.total_bytes_processed + sum(other.total_bytes_processed or 0 for other in others)
+        told["bytes_processed"] = sum(one.total_bytes_processed or 0 for one in billed)
     if job.total_bytes_billed is not None:
-        told["bytes_billed"] = job.total_bytes_billed + sum(other.total_bytes_billed or 0 for other in others)
+        told["bytes_billed"] = sum(one.total_bytes_billed or 0 for one in billed)
     if job.slot_millis is not None:
-        told["slot_millis"] = job.slot_millis + sum(other.slot_millis or 0 for other in others)
+        told["slot_millis"] = sum(one.slot_millis or 0 for one in billed)
     if told.keys() & {"bytes_billed", "slot_millis"}:
         told["estimated_cost_usd"] = round(pricing.cost(Usage.of(told)), 6)
     return {name: value for name, value in told.items() if value is not None}
+
+
+def cancel(job: bigquery.QueryJob) -> None:
+    """Cancels the job if it has not ended."""
+    if job.state != "DONE":
+        with suppress(Exception):
+            job.cancel(retry=None, timeout=10)
 
 
 def days_of(window: DayRange) -> list[bigquery.ScalarQueryParameter]:

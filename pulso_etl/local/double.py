@@ -6,16 +6,18 @@ here is a sentence of BigQuery's documentation; docs/source-changes.md lists the
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache, lru_cache
 from typing import Any
+from urllib.parse import parse_qs
 from uuid import uuid4
 
 import sqlglot
@@ -51,7 +53,11 @@ LONGEST_KEPT = 50_000
 """Characters of the longest text whose tree is kept: rows that a statement inserts come once."""
 JOBS = re.compile(r"^/bigquery/v2/projects/([^/]+)/(?:jobs|queries)(?:/([^/]+))?$")
 UPLOADS = re.compile(r"^/upload/bigquery/v2/projects/([^/]+)/jobs$")
+RESULTS = re.compile(r"^(/bigquery/v2/projects/[^/]+)/datasets/_bqemu_anonymous/tables/([^/]+)/data$")
 TABLES = re.compile(r"^/bigquery/v2/projects/([^/]+)/datasets/([^/]+)/tables(?:/([^/]+))?(/insertAll)?$")
+
+Response = tuple[int, list[tuple[bytes, bytes]], bytes]
+"""Status, headers and body."""
 
 
 @dataclass
@@ -158,6 +164,11 @@ class Books:
         self.cache: dict[tuple[Any, ...], float] = {}
         self.jobs: dict[str, dict[str, Any]] = {}
         self.failed: dict[str, dict[str, Any]] = {}
+        self.begun: dict[str, asyncio.Event] = {}
+        """The jobs that were sent by their ids. The event says that the emulator has run the job."""
+        self.configurations: dict[str, dict[str, Any]] = {}
+        self.results: dict[str, str] = {}
+        """The jobs by the ids of the tables with their results."""
         self.row_weight = int(os.environ.get(ROW_WEIGHT, "1"))
         self._last = 0
 
@@ -453,6 +464,9 @@ class Double:
             await self.app(scope, receive, send)
             return
         method, path = scope["method"], scope["path"]
+        if method == "GET" and (found := RESULTS.match(path)) and (job := self.books.results.get(found[2])):
+            await self._send(send, *self._columns(scope, *await self._answer(_at(scope, f"{found[1]}/queries/{job}"), b"")))
+            return
         edit = self._edit_of(method, path)
         if edit is None:
             await self.app(scope, receive, send)
@@ -460,7 +474,31 @@ class Double:
         asked = await _body(receive)
         if method == "DELETE" and (found := TABLES.match(path)) and found[3]:
             self.books.drop_view(".".join(found.groups()[:3]))
-        refused = self._refused(method, path, asked)
+        if (found := JOBS.match(path)) and method == "GET" and (running := self.books.begun.get(found[2] or "")):
+            await running.wait()
+        await self._send(send, *await self._once(method, path, asked, lambda: self._edited(scope, asked, edit)))
+
+    async def _once(self, method: str, path: str, asked: bytes, run: Callable[[], Awaitable[Response]]) -> Response:
+        """What `run` answers. A job that is sent with an id must have a new one."""
+        sent = json.loads(asked) if method == "POST" and path.endswith("/jobs") and JOBS.match(path) else {}
+        job = (sent.get("jobReference") or {}).get("jobId")
+        if job is None or (sent.get("configuration") or {}).get("dryRun"):
+            return await run()
+        if job in self.books.begun:
+            return _json(409, _error(409, "duplicate", "ALREADY_EXISTS", f"Already Exists: Job {job}"))
+        ended = self.books.begun[job] = asyncio.Event()
+        try:
+            answer = await run()
+        finally:
+            ended.set()
+        if answer[0] >= 300:
+            # There is no such job then.
+            del self.books.begun[job]
+        return answer
+
+    async def _edited(self, scope: Any, asked: bytes, edit: Callable[[bytes, dict[str, Any]], None]) -> Response:
+        """The emulator's answer with what the double adds, or a refusal."""
+        refused = self._refused(scope["method"], scope["path"], asked)
         status, headers, answer = refused or await self._answer(scope, asked)
         if status < 300 and refused is None:
             try:
@@ -470,20 +508,35 @@ class Double:
             if isinstance(given, dict):
                 edit(asked, given)
                 answer = json.dumps(given).encode() if answer else answer
+        return status, headers, answer
+
+    async def _send(self, send: Any, status: int, headers: list[tuple[bytes, bytes]], answer: bytes) -> None:
         headers = [(name, value) for name, value in headers if name.lower() != b"content-length"]
         if status != 204:
             headers.append((b"content-length", str(len(answer)).encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
 
-    def _refused(self, method: str, path: str, asked: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes] | None:
+    def _columns(self, scope: Any, status: int, headers: list[tuple[bytes, bytes]], answer: bytes) -> Response:
+        """The emulator's answer with the rows of a job, as tabledata.list gives them: with the selected columns, in the table's
+        order."""
+        if status >= 300:
+            return status, headers, answer
+        given = json.loads(answer)
+        chosen = parse_qs(scope["query_string"].decode()).get("selectedFields", [""])[0].split(",")
+        places = [place for place, one in enumerate(given["schema"]["fields"]) if one["name"] in chosen or chosen == [""]]
+        rows = [{"f": [row["f"][place] for place in places]} for row in given["rows"]]
+        told = {"kind": "bigquery#tableDataList", "totalRows": given["totalRows"], "rows": rows}
+        return _json(status, told | ({"pageToken": given["pageToken"]} if "pageToken" in given else {}))
+
+    def _refused(self, method: str, path: str, asked: bytes) -> Response | None:
         """The answer to a query that would bill more than its limit: a job that failed, or an error. It does not run."""
         found = JOBS.match(path)
         if not found:
             return None
         project, job = found.groups()
         if method == "GET" and job and (failed := self.books.failed.get(job)):
-            return _json(200, failed) if "/jobs/" in path else _json(400, _error(failed["status"]["errorResult"]["message"]))
+            return _json(200, failed) if "/jobs/" in path else _json(400, _limit(failed["status"]["errorResult"]["message"]))
         if method != "POST" or job:
             return None
         body = json.loads(asked)
@@ -493,7 +546,7 @@ class Double:
         if why is None:
             return None
         if configuration is None:
-            return _json(400, _error(why))
+            return _json(400, _limit(why))
         reference = {"projectId": project, "jobId": uuid4().hex, **(body.get("jobReference") or {})}
         now, fault = str(int(time.time() * 1000)), {"reason": "bytesBilledLimitExceeded", "message": why}
         self.books.failed[reference["jobId"]] = {
@@ -506,7 +559,7 @@ class Double:
         }
         return _json(200, self.books.failed[reference["jobId"]])
 
-    async def _answer(self, scope: Any, asked: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    async def _answer(self, scope: Any, asked: bytes) -> Response:
         """The emulator's own answer."""
         sent: list[Any] = []
         once = iter([{"type": "http.request", "body": asked, "more_body": False}])
@@ -571,21 +624,38 @@ class Double:
         job = (given.get("jobReference") or {}).get("jobId")
         if job:
             self.books.jobs[job] = told
+        if job and configuration is not None:
+            kept = self.books.configurations[job] = given["configuration"]
+            if table := (kept["query"].get("destinationTable") or {}).get("tableId"):
+                self.books.results[table] = job
         _tell(told, given)
 
     def _told_again(self, job: str, given: dict[str, Any]) -> None:
         if (told := self.books.jobs.get(job)) is not None:
             _tell(told, given)
+        if given.get("kind") == "bigquery#job" and job in self.books.configurations:
+            # The emulator forgets labels.
+            given["configuration"] = self.books.configurations[job]
 
 
-def _json(status: int, body: Mapping[str, Any]) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+def _at(scope: Any, path: str) -> Any:
+    """The request at another path."""
+    return {**scope, "path": path, "raw_path": path.encode()}
+
+
+def _json(status: int, body: Mapping[str, Any]) -> Response:
     return status, [(b"content-type", b"application/json")], json.dumps(body).encode()
 
 
-def _error(message: str) -> dict[str, Any]:
-    """An error of the API, as BigQuery writes it for a query above its limit of bytes."""
-    one = {"message": message, "domain": "global", "reason": "bytesBilledLimitExceeded"}
-    return {"error": {"code": 400, "message": message, "errors": [one], "status": "INVALID_ARGUMENT"}}
+def _limit(message: str) -> dict[str, Any]:
+    """BigQuery's error for a query above its limit of bytes."""
+    return _error(400, "bytesBilledLimitExceeded", "INVALID_ARGUMENT", message)
+
+
+def _error(code: int, reason: str, status: str, message: str) -> dict[str, Any]:
+    """An error of the API, as BigQuery writes it."""
+    one = {"message": message, "domain": "global", "reason": reason}
+    return {"error": {"code": code, "message": message, "errors": [one], "status": status}}
 
 
 def _tell(told: Mapping[str, Any], given: dict[str, Any]) -> None:

@@ -5,11 +5,11 @@ The API launches over HTTP, so this module does not import Dagster. `keys` says 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
 
-from pulso_etl.refreshing.plan import RefreshPlan, chunks
+from pulso_etl.refreshing.plan import RefreshPlan, pieces
 from pulso_etl.refreshing.ranges import range_tags
 from pulso_etl.refreshing.request import NO_GRANTS, Grants
 from pulso_etl.sync.days import DayRange
@@ -78,7 +78,8 @@ class Launch:
         asked_by = {CALLER_TAG: plan.asked_by} if plan.asked_by else {}
         announced = {ANNOUNCED_TAG: plan.announced_at.isoformat()} if plan.announced_at else {}
         why = {REASONS_TAG: plan.reasons.as_tag()} if plan.reasons else {}
-        tags = run_tags(spec, plan.window, plan.grants) | asked_by | announced | why | dict(more or {})
+        shared = plan.shared.tags if plan.shared else {}
+        tags = run_tags(spec, plan.window, plan.grants) | asked_by | announced | why | shared | dict(more or {})
         return cls(spec, plan.window, tags, (spec.asset_path,), checks_of_refresh(spec))
 
     @classmethod
@@ -88,9 +89,9 @@ class Launch:
         return cls(spec, window, tags, (), (Check.RECONCILIATION,))
 
 
-def launches(spec: TableSpec, plan: RefreshPlan) -> list[Launch]:
-    """The runs that refresh the plan's window, the newest days first: one for each piece of `chunk_days`."""
-    return [Launch.of(spec, piece) for piece in chunks(spec, plan)] if plan.window else []
+def launches(tables: Mapping[str, TableSpec], plans: Iterable[RefreshPlan]) -> list[Launch]:
+    """The runs that refresh the windows of the plans, which are launched together: one for each of their `pieces`."""
+    return [Launch.of(tables[piece.table], piece) for piece in pieces(tables, plans)]
 
 
 def in_slots(wanted: Sequence[Launch], pipeline_id: str, max_concurrent: int) -> list[Launch]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
+from uuid import uuid4
 
 from pulso_etl.refreshing.freshness import freshness
 from pulso_etl.refreshing.grounds import Known, reasons_of
@@ -14,6 +15,7 @@ from pulso_etl.sync.days import DayRange, first_kept_day
 from pulso_etl.sync.errors import PlanError
 from pulso_etl.sync.owed import Horizon, Watermark, owed_days
 from pulso_etl.sync.reasons import Reasons
+from pulso_etl.sync.shared_reads import SharedRead
 from pulso_etl.sync.spec import TableSpec
 
 NOTHING_LOADED = Watermark(None, None)
@@ -37,7 +39,7 @@ class RefreshPlan:
     """What to do about one table: the `window` to refresh, or None if the table is fresh. `reason` tells people why.
 
     `grants`, `asked_by` and `announced_at` are those of the request. `known`: what the reasons of its days follow from; None if
-    nobody planned the days.
+    nobody planned the days. `shared`: the read that it shares with another plan of the same launch (see `pieces`).
     """
 
     table: str
@@ -47,6 +49,7 @@ class RefreshPlan:
     asked_by: str = ""
     announced_at: datetime | None = None
     known: Known | None = field(default=None, compare=False, repr=False)
+    shared: SharedRead | None = None
 
     @property
     def reasons(self) -> Reasons | None:
@@ -157,6 +160,30 @@ def held(watermark: Watermark) -> str:
     return f"a load was undone: only people refresh the table until {watermark.held_until:%Y-%m-%d %H:%M:%S %Z}"
 
 
-def chunks(spec: TableSpec, plan: RefreshPlan) -> list[RefreshPlan]:
-    """The plan in pieces of the table's `chunk_days` at most, the newest days first."""
-    return [plan] if plan.window is None else [replace(plan, window=part) for part in plan.window.chunks(spec.loading.chunk_days)]
+def pieces(tables: Mapping[str, TableSpec], plans: Iterable[RefreshPlan]) -> list[RefreshPlan]:
+    """The plans of one launch as its runs: in pieces of the table's `chunk_days` at most, the newest days first.
+
+    A piece of a table that reads with another one shares the read of a piece of that one if it covers its days. The key of the read
+    is new each time. Plans without days have no pieces.
+    """
+    found = [
+        replace(plan, window=part)
+        for plan in plans
+        if plan.window is not None
+        for part in plan.window.chunks(tables[plan.table].loading.chunk_days)
+    ]
+    reads = {place: host for place, piece in enumerate(found) if (host := _host_of(piece, tables, found)) is not None}
+    shared = {host: SharedRead(uuid4().hex, tables[found[host].table], _days(found[host])) for host in reads.values()}
+    return [replace(piece, shared=shared.get(reads.get(place, place))) for place, piece in enumerate(found)]
+
+
+def _host_of(guest: RefreshPlan, tables: Mapping[str, TableSpec], among: Sequence[RefreshPlan]) -> int | None:
+    """The place of the piece whose read has the guest's rows; None if there is none."""
+    host = tables[guest.table].source.reads_with
+    covering = (place for place, one in enumerate(among) if one.table == host and _days(one).covers(_days(guest)))
+    return next(covering, None)
+
+
+def _days(piece: RefreshPlan) -> DayRange:
+    assert piece.window is not None
+    return piece.window

@@ -34,6 +34,10 @@ class DayRange:
         """Whether the ranges have a day in common."""
         return self.start <= other.end and other.start <= self.end
 
+    def covers(self, other: DayRange) -> bool:
+        """Whether every day of the other range is in this one."""
+        return self.start <= other.start and other.end <= self.end
+
     def chunks(self, days: int) -> list[DayRange]:
         """The range in pieces of at most so many days, the newest first."""
         ends = range(0, self.days, days)

@@ -278,11 +278,15 @@ class Source(Part):
     `batch_rows`: rows per batch that is read.
     `change_capture`: the function of BigQuery by which the refresh sensor's runs read only the rows that changed, if they can (see
     `bigquery.capture`). The query then makes each of its rows from one row of one base table.
+    `reads_with`: a table, the host, whose query gives this table's rows among its own columns, over the same days. If one launch
+    refreshes both and the host's days cover those of this table, one read serves both (see `shared_reads`). Otherwise this table
+    reads with its own query.
     """
 
     query: str = ""
     batch_rows: int = Field(default=10_000, ge=1)
     change_capture: ChangeCapture | None = None
+    reads_with: str | None = Field(default=None, pattern=IDENTIFIER)
 
 
 class Loading(Part):

@@ -37,6 +37,8 @@ CALLER_TAG = "pulso_etl/requested_by"
 """Who asked for the run: the name of the token, or the command line."""
 REASONS_TAG = "pulso_etl/reasons"
 """Why the run reads its days; see `reasons`."""
+SHARED_READ_TAG = "pulso_etl/shared_read"
+"""The read that runs of one launch share: its key, the table whose statement runs, and the days; see `shared_reads`."""
 SKIPPED_TAG = "pulso_etl/skipped"
 """Why the run loaded nothing: it named no days, and its table was fresh."""
 

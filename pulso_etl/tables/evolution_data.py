@@ -39,7 +39,7 @@ EVOLUTION_DATA = TableSpec(
     group="dashboard",
     tags={"domain": "collections", "cadence": "6h"},
     stamp_columns=("fecha_procesamiento",),
-    source=Source(query=query("evolution_data"), batch_rows=50_000),
+    source=Source(query=query("evolution_data"), batch_rows=50_000, reads_with="dashboard_data"),
     loading=Loading(timeout=timedelta(minutes=30)),
     change_log=ChangeLog(changes_counted_by="archivo"),
     schedule=Schedule(priority=10, lookback_days=3, refresh_every=timedelta(hours=6)),

@@ -82,6 +82,8 @@ class StorageServer:
         if self.refusal is not None:
             context.abort(self.refusal, "injected")
         table = self.result(request.read_session.table.split("/")[-1]).slice(self.lost)
+        if chosen := set(request.read_session.read_options.selected_fields):
+            table = table.select([name for name in table.column_names if name in chosen])
         name = f"{request.parent}/locations/us/sessions/{len(self.sessions)}"
         count = min(self.streams, request.max_stream_count or self.streams)
         size = -(-table.num_rows // count)

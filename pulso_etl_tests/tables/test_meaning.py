@@ -169,6 +169,18 @@ def same(left: Any, right: Any) -> bool:
     return bool(left == right)
 
 
+GUESTS = [spec for spec in TABLES.values() if spec.source.reads_with]
+
+
+@pytest.mark.parametrize("guest", GUESTS, ids=[spec.name for spec in GUESTS])
+def test_the_query_of_a_host_gives_the_rows_of_its_guest(guest: TableSpec, sources: dict[str, list[Row]]) -> None:
+    host = TABLES[guest.source.reads_with or ""]
+    own, wider = (asked(spec, spec.source.query, sources) for spec in (guest, host))
+    projected = [{column.name: row[column.name] for column in guest.query_columns} for row in wider]
+    assert sorted(map(repr, own)) == sorted(map(repr, projected))
+    assert len(own) > len(FILES)
+
+
 @pytest.mark.parametrize("spec", TABLES.values(), ids=TABLES)
 def test_googlesql_and_the_pipeline_give_the_same_rows(
     spec: TableSpec,
