@@ -29,7 +29,7 @@ from pulso_etl.bigquery.source import BigQuerySource, days_of
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import DEFAULT_ROWS, PARTITIONED, SampleData, base_of
 from pulso_etl.refreshing.due import BackOff, Rhythm, Standing, decide_due
-from pulso_etl.refreshing.plan import Calendar, plan_refresh
+from pulso_etl.refreshing.plan import Calendar, RefreshPlan, pieces, plan_refresh
 from pulso_etl.refreshing.request import Mode, RefreshRequest
 from pulso_etl.sync.days import DayRange, contiguous
 from pulso_etl.sync.ledger.ledger import Day
@@ -66,8 +66,8 @@ class Bill:
     runs: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     between: dict[date, int] = field(default_factory=lambda: defaultdict(int))
     tables: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    sharable: int = 0
-    """What evolution_data billed where dashboard_data read the same days at the same instant."""
+    shared: int = 0
+    """What reads would have billed that attached to the query of another table."""
 
     @property
     def total(self) -> int:
@@ -82,6 +82,28 @@ class Known:
     kept: dict[str, KeptPartitions] = field(default_factory=dict)
 
 
+@dataclass
+class Found:
+    """What the loads of a launch leave of a table: its days, and what the source was like."""
+
+    held: dict[date, Day]
+    source: SourceState | None
+
+    def add(self, spec: TableSpec, days: DayRange, state: SourceState | None, now: datetime) -> None:
+        digest = state.digest if state else None
+        self.held |= {day: Day(now, day + timedelta(spec.schedule.lookback_days), now, rows=1, source=digest) for day in days}
+        self.source = state or self.source
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a read billed, the source's state before it, and what it would have billed if it had not shared another one's query."""
+
+    billed: int
+    state: SourceState | None = None
+    shared: int = 0
+
+
 class Way(Protocol):
     """A way to refresh: which days it reads, and what a read bills."""
 
@@ -89,7 +111,13 @@ class Way(Protocol):
 
     def days(self, spec: TableSpec, window: DayRange, known: Known, now: datetime) -> Collection[date]: ...
 
-    def read(self, spec: TableSpec, window: DayRange, known: Known, now: datetime) -> tuple[int, SourceState | None]: ...
+    def read(self, spec: TableSpec, plan: RefreshPlan, known: Known, now: datetime) -> Reading: ...
+
+
+def days_to_read(plan: RefreshPlan) -> DayRange:
+    """The days of a plan that is launched."""
+    assert plan.window is not None
+    return plan.window
 
 
 @dataclass
@@ -103,12 +131,13 @@ class EveryWindow:
     def days(self, spec: TableSpec, window: DayRange, known: Known, now: datetime) -> Collection[date]:
         return list(window)
 
-    def read(self, spec: TableSpec, window: DayRange, known: Known, now: datetime) -> tuple[int, SourceState | None]:
+    def read(self, spec: TableSpec, plan: RefreshPlan, known: Known, now: datetime) -> Reading:
+        window = days_to_read(plan)
         config = bigquery.QueryJobConfig(query_parameters=days_of(window), use_query_cache=spec.name not in self.uncached)
         with self.source.get_client() as client:
             job = client.query(self.source.stream(spec, window, "cost").sql(), job_config=config)
             job.result()
-            return int(job.total_bytes_billed or 0), None
+            return Reading(int(job.total_bytes_billed or 0))
 
 
 @dataclass
@@ -129,7 +158,7 @@ class DirectSources(EveryWindow):
 
 @dataclass
 class ThroughViews:
-    """The look of the product."""
+    """The look of the product, and reads that tables share."""
 
     source: BigQuerySource
     bill: Bill
@@ -149,15 +178,17 @@ class ThroughViews:
             known.kept |= seen.state.kept_partitions(now)
         return seen.days
 
-    def read(self, spec: TableSpec, window: DayRange, known: Known, now: datetime) -> tuple[int, SourceState | None]:
-        stream = self.source.stream(spec, window, "cost")
+    def read(self, spec: TableSpec, plan: RefreshPlan, known: Known, now: datetime) -> Reading:
+        stream = self.source.stream(spec, days_to_read(plan), "cost", shared=plan.shared)
         state = stream.look(known.kept)
         if state is not None:
             known.kept |= state.kept_partitions(now)
         with stream.open() as reader:
             for _ in reader:
                 pass
-        return int(stream.metadata["bytes_billed"]), state
+        told = stream.metadata
+        attached = plan.shared is not None and not told["bytes_billed"] and not told["cache_hit"]
+        return Reading(int(told["bytes_billed"]), state, int(told["bytes_avoided"]) if attached else 0)
 
 
 @dataclass
@@ -197,22 +228,19 @@ class Month:
         self._sample(FIRST - timedelta(days=1), 31).seed_into(self.client)
         known = {name: Known() for name in self.tables}
         start = LIMA.begin(FIRST) + RECHECKED
-        for spec in self.tables.values():
-            self._refresh(way, Bill(), spec, known[spec.name], start, self._whole(spec, known[spec.name], start), "first load")
+        everything = list(self.tables)
+        self._refresh(way, Bill(), known, start, {name: self._whole(name, known, start) for name in everything}, "first load")
         rhythm = Rhythm(CALENDAR, BackOff())
         now = start
         while now < LIMA.begin(self.last + timedelta(days=1)) + RECHECKED:
             now += STEP
             self._happen(now)
-            asked: list[tuple[str, DayRange, int]] = []
-            for name, spec in self.tables.items():
-                if self._clock(now) == RECHECKED:
-                    asked += self._refresh(way, bill, spec, known[name], now, self._whole(spec, known[name], now), "re-checks")
-                    continue
-                decision = decide_due(spec, known[name].standing, now, rhythm)
-                if decision.window is not None:
-                    asked += self._refresh(way, bill, spec, known[name], now, decision.window, "refreshes")
-            bill.sharable += _sharable(asked)
+            if self._clock(now) == RECHECKED:
+                self._refresh(way, bill, known, now, {name: self._whole(name, known, now) for name in everything}, "re-checks")
+                continue
+            decided = {name: decide_due(spec, known[name].standing, now, rhythm) for name, spec in self.tables.items()}
+            due = {name: decision.window for name, decision in decided.items() if decision.window is not None}
+            self._refresh(way, bill, known, now, due, "refreshes")
         return bill
 
     @property
@@ -222,11 +250,10 @@ class Month:
     def _sample(self, today: date, days: int) -> SampleData:
         return SampleData(dict(self.names), today, days, self.rows_per_day)
 
-    def _whole(self, spec: TableSpec, known: Known, now: datetime) -> DayRange:
+    def _whole(self, table: str, known: Mapping[str, Known], now: datetime) -> DayRange:
         """The window of the nightly re-check."""
-        plan = plan_refresh(spec, known.standing.watermark, RefreshRequest(mode=Mode.SLIDING_WINDOW), now, CALENDAR)
-        assert plan.window is not None
-        return plan.window
+        mark = known[table].standing.watermark
+        return days_to_read(plan_refresh(self.tables[table], mark, RefreshRequest(mode=Mode.SLIDING_WINDOW), now, CALENDAR))
 
     def _clock(self, now: datetime) -> timedelta:
         return now - LIMA.begin(LIMA.day(now))
@@ -248,41 +275,36 @@ class Month:
                 self.client.query_and_wait(f"UPDATE `{base_of(self.names, name)}` SET {change} WHERE {where}")
 
     def _refresh(
-        self, way: Way, bill: Bill, spec: TableSpec, known: Known, now: datetime, window: DayRange, kind: str
-    ) -> list[tuple[str, DayRange, int]]:
-        """One refresh of the window. Re-checks read it whatever the source says. Returns what was read and billed."""
-        read: list[tuple[str, DayRange, int]] = []
+        self, way: Way, bill: Bill, known: Mapping[str, Known], now: datetime, windows: Mapping[str, DayRange], kind: str
+    ) -> None:
+        """One launch of the tables over their windows. Re-checks read them whatever the source says."""
         ordinary = kind == "refreshes"
-        days = way.days(spec, window, known, now) if ordinary else list(window)
-        held, source = dict(known.standing.days), known.standing.source
-        for part in contiguous(days):
-            size, state = way.read(spec, part, known, now)
-            read.append((spec.name, part, size))
-            bill.bytes[kind] += size
+        days = {
+            name: way.days(self.tables[name], window, known[name], now) if ordinary else list(window)
+            for name, window in windows.items()
+        }
+        found = {name: Found(dict(known[name].standing.days), known[name].standing.source) for name in windows}
+        plans = [RefreshPlan(name, part, kind) for name, some in days.items() for part in contiguous(some)]
+        for plan in pieces(self.tables, plans):
+            spec, one = self.tables[plan.table], found[plan.table]
+            read = way.read(spec, plan, known[plan.table], now)
+            bill.bytes[kind] += read.billed
+            bill.shared += read.shared
             bill.runs[kind] += 1
-            bill.tables[spec.name] += size
+            bill.tables[plan.table] += read.billed
             if ordinary:
-                bill.between[LIMA.day(now - RECHECKED)] += size
-            digest = state.digest if state else None
-            held |= {day: Day(now, day + timedelta(spec.schedule.lookback_days), now, rows=1, source=digest) for day in part}
-            source = state or source
-        horizon = Horizon.of(spec, CALENDAR.first_day, LIMA.day(now))
-        last = known.standing.watermark
-        if not days:
-            held |= {day: replace(held[day], at=now) for day in window if day in held}
-        mark = Watermark(last.last_extracted_at if last else None, last.last_partition if last else None, held)
-        settled = settle(horizon, mark, now).watermark
-        known.standing = Standing(settled, days=held, source=source)
-        return read
+                bill.between[LIMA.day(now - RECHECKED)] += read.billed
+            one.add(spec, days_to_read(plan), read.state, now)
+        for name, window in windows.items():
+            if not days[name]:
+                found[name].held |= {day: replace(found[name].held[day], at=now) for day in window if day in found[name].held}
+            self._settle(self.tables[name], known[name], found[name], now)
 
-
-def _sharable(asked: Sequence[tuple[str, DayRange, int]]) -> int:
-    whole = [days for table, days, _ in asked if table == "dashboard_data"]
-    return sum(
-        size
-        for table, days, size in asked
-        if table == "evolution_data" and any(one.start <= days.start and days.end <= one.end for one in whole)
-    )
+    def _settle(self, spec: TableSpec, known: Known, found: Found, now: datetime) -> None:
+        """Moves the watermark, as the ledger does after a load."""
+        horizon, last = Horizon.of(spec, CALENDAR.first_day, LIMA.day(now)), known.standing.watermark
+        mark = Watermark(last.last_extracted_at if last else None, last.last_partition if last else None, found.held)
+        known.standing = Standing(settle(horizon, mark, now).watermark, days=found.held, source=found.source)
 
 
 def _append(client: bigquery.Client, name: str, table: pa.Table) -> None:
@@ -366,8 +388,8 @@ def as_markdown(outcome: Outcome) -> str:
                 ("billed for", *bills),
                 [(f"`{name}`", *(_mib(bill.tables[name]) for bill in bills.values())) for name in TABLES if first.tables[name]],
             ),
-            f"One read for `dashboard_data` and `evolution_data` would have saved {_mib(this.sharable)} of {_mib(this.total)} "
-            f"({this.sharable / this.total:.0%}).",
+            f"One read for `dashboard_data` and `evolution_data` saved {_mib(this.shared)} in this version, which would else have "
+            f"billed {_mib(this.total + this.shared)} ({(this.total + this.shared) / first.total:.1%} of the first way).",
         )
     )
 
