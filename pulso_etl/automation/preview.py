@@ -5,6 +5,7 @@ It launches nothing and bills nothing, except what the look at changed partition
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from time import monotonic
@@ -14,20 +15,21 @@ import psycopg
 
 from pulso_etl.automation.looks import LedgerNotes, Looks, Seen
 from pulso_etl.automation.preview_shapes import DaysToRead, Limited, Preview, RefreshOnChange, TablePreview
-from pulso_etl.bigquery.look import LOOK_SECONDS, Look
+from pulso_etl.bigquery.look import LOOK_SECONDS, Look, state_of
 from pulso_etl.bigquery.source import BigQuerySource
 from pulso_etl.refreshing.budget import Budget
 from pulso_etl.refreshing.due import MEMORY, Rhythm, Standing, decide_due
 from pulso_etl.refreshing.grounds import CLOCK, reasons_of
 from pulso_etl.refreshing.on_change import Foreseen, foresee
-from pulso_etl.refreshing.plan import RefreshPlan, known_at
+from pulso_etl.refreshing.plan import RefreshPlan, known_at, pieces
 from pulso_etl.refreshing.planner import Planner, watermarks_of
 from pulso_etl.refreshing.request import RefreshRequest
 from pulso_etl.settings import Settings
-from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.days import DayRange, contiguous
 from pulso_etl.sync.errors import PulsoError, SourceError
 from pulso_etl.sync.ledger.queries import Usage
 from pulso_etl.sync.ledger.watermarks import TableState, Watermarks
+from pulso_etl.sync.source_state import SourceState
 from pulso_etl.sync.spec import TableSpec
 
 
@@ -52,7 +54,7 @@ class Previews:
         plans = self.planner.plans(request, watermarks_of(states), now)
         until = monotonic() + LOOK_SECONDS * max(1, len(plans))
         looks = Looks(self.source, LedgerNotes(marks, conn), until, self.settings.change_aware)
-        tables = [self._of_table(request, plan, states.get(plan.table), looks, now) for plan in plans]
+        tables = self._once([self._of_table(request, plan, states.get(plan.table), looks, now) for plan in plans])
         costs = [table.cost_usd for table in tables]
         return Preview(
             at=now,
@@ -71,6 +73,26 @@ class Previews:
         seen = looks.seen(spec, plan.window, standing, now) if request.is_plain else Seen(list(plan.window), "the whole range")
         read = self._read(spec, standing, plan.window, seen, now)
         return TablePreview(table=plan.table, reason=f"{plan.reason}; {seen.note}", **read)
+
+    def _once(self, tables: Sequence[TablePreview]) -> list[TablePreview]:
+        """The same, with the bytes of a read that tables share counted for its host alone."""
+        plans = [
+            RefreshPlan(one.table, part, one.reason)
+            for one in tables
+            for part in contiguous(day for days in one.days for day in DayRange(days.start, days.end))
+        ]
+        alone = {piece.table for piece in pieces(self.planner.tables, plans) if piece.shared is None}
+
+        def told(one: TablePreview) -> TablePreview:
+            if one.reads_with is None:
+                return one
+            if not one.days or one.table in alone:
+                return one.model_copy(update={"reads_with": None})
+            cost = None if one.cost_usd is None else 0.0
+            reason = f"{one.reason}; shares the query of {one.reads_with}"
+            return one.model_copy(update={"bytes_read": 0, "bytes_billed": 0, "cost_usd": cost, "reason": reason})
+
+        return [told(one) for one in tables]
 
     def _not_due(self, spec: TableSpec, reason: str, standing: Standing, looks: Looks, now: datetime) -> TablePreview:
         """What becomes of a table that is not due: its source may have changed, and then the sensor refreshes it."""
@@ -92,7 +114,7 @@ class Previews:
             settles_at=foreseen.settles_at,
             least_interval_until=foreseen.rests_until,
             why=f"{_why(foreseen, spec, now)}; {seen.note}",
-            **self._read(spec, standing, window, seen, now),
+            **self._read(spec, standing, window, seen, now) | {"reads_with": None},
         )
         return TablePreview(table=spec.name, reason=f"{reason}; {on_change.why}", on_change=on_change)
 
@@ -105,7 +127,11 @@ class Previews:
         look, fault = (seen.look, None) if seen.look and days == window else self._look(spec, days, seen.look)
         known = known_at(spec, standing.watermark, now, self.planner.calendar, look.changed if look else {})
         told |= {"days": [DaysToRead.of(one) for one in reasons_of(known, seen.days)], "fault": fault}
-        return told if look is None else told | self._costs(look)
+        if look is not None:
+            # Without a signal of changes, each run reads alone.
+            signal = self.settings.change_aware and isinstance(state_of(look, spec), SourceState)
+            told |= self._costs(look) | {"reads_with": spec.source.reads_with if signal else None}
+        return told
 
     def _look(self, spec: TableSpec, days: DayRange, whole: Look | None) -> tuple[Look | None, str | None]:
         """A look at these days. What the look over the whole window told of the tables is not asked for again."""

@@ -43,6 +43,8 @@ class WhatIsRead(BaseModel):
     """By the price on demand; null for an account that pays for slots, whose cost is known afterwards only."""
     fault: str | None = None
     """Why the load would fail, or why BigQuery told no size."""
+    reads_with: str | None = None
+    """The table whose query gives these rows too, because one launch reads both. The bytes are counted there, and are 0 here."""
 
 
 class RefreshOnChange(WhatIsRead):

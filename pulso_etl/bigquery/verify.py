@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from google.api_core.exceptions import GoogleAPICallError
+from google.api_core.exceptions import Conflict, GoogleAPICallError
 from google.cloud import bigquery
 
 from pulso_etl.bigquery.pricing import LEAST_BYTES, TIB
@@ -172,6 +172,24 @@ def _limit(made: Scratch) -> str:
     return "it ran"
 
 
+def _twice(made: Scratch) -> str:
+    """What becomes of a second job with the id of another one. Neither reads a table, so neither bills."""
+    job = f"pulso_verify_{uuid4().hex}"
+    made.client.query("SELECT 1 AS n", job_id=job, job_retry=None, timeout=SECONDS).result(timeout=SECONDS)
+    try:
+        made.client.query("SELECT 1 AS n", job_id=job, job_retry=None, timeout=SECONDS)
+    except Conflict as error:
+        return next((str(one.get("reason")) for one in error.errors if isinstance(one, dict)), "")
+    return "it ran"
+
+
+def _columns(made: Scratch) -> list[str]:
+    """The columns that come of a result, if one of them is asked for."""
+    job = made.read()
+    fields = [field for field in job.result(timeout=SECONDS).schema if field.name == "n"]
+    return sorted({name for row in made.client.list_rows(job.destination, fields, timeout=SECONDS) for name in dict(row)})
+
+
 def _buffer(made: Scratch) -> bool:
     """Whether tables.get tells of rows that were streamed."""
     made.client.insert_rows_json(made.names["base"], [{"d": "2026-07-15", "n": "3"}], timeout=SECONDS)
@@ -215,6 +233,8 @@ POINTS = (
         lambda made: _second(made, use_query_cache=True) and bool(made.read(LAST, LAST).cache_hit),
         False,
     ),
+    Point("job_id_twice", "which reason has a second job with the id of another one?", _twice, "duplicate"),
+    Point("columns_of_a_result", "which columns of a result come, if one is asked for?", _columns, ["n"]),
     Point(
         "rows_add_up",
         "do the rows of the partitions add up to those of the table?",

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from pulso_etl.automation.preview import Previews
-from pulso_etl.automation.preview_shapes import TablePreview
+from pulso_etl.automation.preview_shapes import Preview, TablePreview
 from pulso_etl.bigquery.source import BigQuerySource, build_source
 from pulso_etl.cli.plan import tell
 from pulso_etl.definitions import build_defs
@@ -130,6 +130,26 @@ def test_the_preview_is_what_a_refresh_then_does_and_changes_nothing(
     assert re.search("^fresh: .*; its source was not looked at: BigQuery did not answer$", told.reason)
     with pytest.raises(PlanError, match="unknown table nothing"):
         previews.of(conn, RefreshRequest(("nothing",)), datetime.now(UTC))
+
+
+def test_bytes_of_a_read_that_two_tables_share_are_counted_once(
+    settings: Settings, emulator: BigQueryEmulator, conn: psycopg.Connection
+) -> None:
+    seed(settings, emulator)
+
+    def preview(*tables: str, **changed: object) -> Preview:
+        here = settings.model_copy(update=changed)
+        previews = Previews(here, Planner.of(here, TABLES), build_source(here))
+        return previews.of(conn, RefreshRequest(tables, grants=Grants(force=True)), datetime.now(UTC))
+
+    both = preview("evolution_data", "dashboard_data")
+    guest, host = both.tables
+    assert (guest.reads_with, guest.bytes_read, guest.bytes_billed, guest.cost_usd) == ("dashboard_data", 0, 0, 0)
+    assert guest.reason.endswith("; shares the query of dashboard_data")
+    assert guest.days_to_read > 0
+    assert (host.reads_with, host.bytes_billed, both.bytes_billed) == (None, 10 * MIB, 10 * MIB)
+    for alone in (preview("evolution_data"), preview("evolution_data", "dashboard_data", change_aware=False)):
+        assert (alone.tables[0].reads_with, alone.tables[0].bytes_billed) == (None, 10 * MIB)
 
 
 def test_a_table_that_is_not_due_shows_the_refresh_that_its_changed_source_will_lead_to(

@@ -53,7 +53,7 @@ def test_the_command_says_what_it_costs_and_asks_first(monkeypatch: pytest.Monke
     monkeypatch.setenv("DATABASE_URL", "postgresql://u@127.0.0.1:9/d")
     refused = CliRunner().invoke(app, ["verify-source"], input="n\n")
     assert refused.exit_code == 1
-    assert "21 points are asked for in the emulator" in refused.output
+    assert "23 points are asked for in the emulator" in refused.output
     assert "Go on?" in refused.output
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "verify-source.json").touch()
