@@ -1468,6 +1468,8 @@ export interface components {
             cost_usd?: number | null;
             /** Fault */
             fault?: string | null;
+            /** Reads With */
+            reads_with?: string | null;
             /**
              * At
              * Format: date-time
@@ -2149,6 +2151,8 @@ export interface components {
             cost_usd?: number | null;
             /** Fault */
             fault?: string | null;
+            /** Reads With */
+            reads_with?: string | null;
             /** Table */
             table: string;
             /** Reason */
