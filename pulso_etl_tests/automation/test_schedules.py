@@ -16,6 +16,7 @@ from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.ledger import Loaded
 from pulso_etl.sync.ledger.watermarks import RunningAttempt, Watermarks
 from pulso_etl.sync.owed import Horizon
+from pulso_etl.sync.shared_reads import SharedRead
 from pulso_etl.sync.tags import COMPARE_TAG, TABLE_TAG
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.refreshing.test_budget import billed
@@ -55,6 +56,10 @@ def test_every_night_each_table_s_whole_window_is_asked_for(deployment: Settings
         names = {key.name for key in request.asset_check_keys or []}
         assert "primary_key" in names
         assert "reconciliation" not in names
+    reads = {request.tags[TABLE_TAG]: SharedRead.of(request.tags, TABLES) for request in requests}
+    assert reads["dashboard_data"] is not None
+    assert reads["dashboard_data"] == reads["evolution_data"]
+    assert [name for name, read in reads.items() if read] == ["dashboard_data", "evolution_data"]
 
 
 def test_at_night_what_is_owed_is_asked_for_however_old_and_in_chunks(

@@ -18,6 +18,7 @@ from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.refreshing.keys import up_to_date_key
 from pulso_etl.settings import Settings
 from pulso_etl.sync.ledger.watermarks import Watermarks
+from pulso_etl.sync.shared_reads import SharedRead
 from pulso_etl.sync.spec import TableSpec
 from pulso_etl.sync.tags import AVOIDED_TAG
 from pulso_etl.sync.zone import DEFAULT as LIMA
@@ -113,6 +114,16 @@ def test_due_tables_are_asked_for_once_and_then_are_fresh(deployment: Deployment
     assert "operation_data: fresh" in why
     states = Watermarks(deployment.settings.database_schema).read(conn)
     assert {state.last_partition for state in states.values()} == {today}
+
+
+def test_tables_that_are_due_in_one_tick_share_a_read(deployment: Deployment) -> None:
+    automation = Automation(deployment.settings, TABLES, [])
+    found = automation.tick(deployment.instance, deployment.source, datetime.now(UTC)).requests
+    reads = {request.tags["pulso_etl/table"]: SharedRead.of(request.tags, TABLES) for request in found}
+    host = reads["dashboard_data"]
+    assert host is not None
+    assert (host.host.name, host.window.end, host) == ("dashboard_data", TODAY, reads["evolution_data"])
+    assert [name for name, read in reads.items() if read] == ["dashboard_data", "evolution_data"]
 
 
 def test_nothing_changed_is_verified_without_a_run(deployment: Deployment, conn: psycopg.Connection, now: datetime) -> None:
