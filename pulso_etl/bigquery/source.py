@@ -428,7 +428,7 @@ class BigQueryStream:
             self.sql(), job_config=self._config(parameters), retry=self.source.retry, job_retry=None, timeout=self._at_once
         )
         try:
-            return self._result(job, self.source.job_retry(self._timeout))
+            return self._result(job, self.source.job_retry(self._timeout), self._timeout)
         except BaseException:
             cancel(job)
             raise
@@ -451,19 +451,20 @@ class BigQueryStream:
             job_timeout_ms=int(self._timeout * 1000),
         )
 
-    def _result(self, job: Any, job_retry: Retry | None) -> Any:
-        """The job once it has its result."""
-        for _ in range(ceil(self._timeout / self._at_once)):
+    def _result(self, job: Any, job_retry: Retry | None, seconds: float) -> Any:
+        """The job once it has its result. Raises TimeoutError if it has none after so many seconds."""
+        at_once = min(seconds, self._at_once)
+        for _ in range(ceil(seconds / at_once)):
             with suppress(TimeoutError):
-                job.result(retry=self.source.retry, job_retry=job_retry, timeout=self._at_once)
+                job.result(retry=self.source.retry, job_retry=job_retry, timeout=at_once)
                 return job
-        raise TimeoutError(f"no result after {self.spec.loading.timeout}")
+        raise TimeoutError(f"no result after {timedelta(seconds=seconds)}")
 
     def _share(self, client: bigquery.Client, read: SharedRead) -> Any | None:
         """The job of the shared read with its result; None if this run has to read alone, and the metadata say why.
 
         Whoever sent the job cancels it if it ends early, so the others then read alone. A fault of the host's statement is none of
-        this table's.
+        this table's. A run that waits for another one's job keeps half of its time for a read of its own.
         """
         if not self._source:
             self._read_alone("the source gives no signal of changes, so nobody knows how old the rows may be")
@@ -482,12 +483,13 @@ class BigQueryStream:
             self._read_alone(why_not)
             return None
         try:
-            self._result(job, None)
+            self._result(job, None, self._timeout if sent else self._timeout / 2)
         except BaseException as error:
             if sent:
                 cancel(job)
                 self._others[job.job_id] = job
-            if not isinstance(error, api.GoogleAPIError) or (sent and reason_of(error) == STOPPED):
+            else_alone = api.GoogleAPIError if sent else (api.GoogleAPIError, TimeoutError)
+            if not isinstance(error, else_alone) or (sent and reason_of(error) == STOPPED):
                 raise
             self._read_alone(one_line(error))
             return None

@@ -21,13 +21,14 @@ from pulso_etl.bigquery.source import BigQuerySource, BigQueryStream
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import SCHEMAS, SampleData, base_of
 from pulso_etl.sync.days import DayRange
+from pulso_etl.sync.errors import SourceUnavailable
 from pulso_etl.sync.shared_reads import SharedRead
 from pulso_etl.sync.spec import TableSpec
 from pulso_etl.tables import TABLES
 from pulso_etl_tests.bigquery.conftest import MakeSource
 from pulso_etl_tests.bigquery.storage_server import StorageServer
 from pulso_etl_tests.declarations import altered
-from pulso_etl_tests.faulty_proxy import FaultyProxy, edited, error, job_failed
+from pulso_etl_tests.faulty_proxy import FaultyProxy, edited, error, job_failed, job_running
 
 HOST, GUEST = TABLES["dashboard_data"], TABLES["evolution_data"]
 WINDOW, DAYS = DayRange(date(2026, 7, 9), date(2026, 7, 15)), DayRange(date(2026, 7, 13), date(2026, 7, 15))
@@ -35,7 +36,7 @@ LEAST = 10 * MEBIBYTE
 NOW = datetime(2026, 7, 15, 12, tzinfo=UTC)
 NAMES = {name: f"mibot-222814.SHARED_TESTS.{name}" for name in SCHEMAS}
 BASE = base_of(NAMES, "dashboard_cobranzas")
-SENT = r"^POST \S+/jobs\b"
+SENT = r"^POST \S+/jobs\?"
 Change = Callable[[], object]
 GOT = r"^GET \S+/jobs/pulso_etl_"
 
@@ -76,6 +77,11 @@ def rows(of: BigQueryStream) -> list[dict[str, Any]]:
         return in_order(reader.read_all())
 
 
+def separately(source: BigQuerySource, spec: TableSpec) -> list[dict[str, Any]]:
+    """The rows by the table's own query."""
+    return rows(source.stream(spec, WINDOW if spec.name == HOST.name else DAYS, "alone"))
+
+
 def in_order(table: pa.Table) -> list[dict[str, Any]]:
     return table.sort_by([(key, "ascending") for key in HOST.primary_key]).to_pylist()
 
@@ -92,7 +98,7 @@ def test_one_job_gives_the_rows_of_both_tables_in_either_order(
     change()
     streams = [stream(source, spec, read) for spec in order]
     found = [rows(one) for one in streams]
-    assert found == [rows(stream(source, spec, None)) for spec in order]
+    assert found == [separately(source, spec) for spec in order]
     first, second = (one.metadata for one in streams)
     assert first["bigquery_job_id"] == second["bigquery_job_id"] == job_id(read, streams[order.index(HOST)].sql())
     assert (first["bytes_billed"], second["bytes_billed"]) == (LEAST, 0)
@@ -110,7 +116,7 @@ def test_runs_at_the_same_time_send_one_job(source: BigQuerySource, read: Shared
     streams = [stream(source, spec, read) for spec in (HOST, GUEST)]
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(rows, streams))
-    assert found == [rows(stream(source, spec, None)) for spec in (HOST, GUEST)]
+    assert found == [separately(source, spec) for spec in (HOST, GUEST)]
     assert sorted(one.metadata["bytes_billed"] for one in streams) == [0, LEAST]
 
 
@@ -153,7 +159,7 @@ def test_a_change_between_the_job_and_the_look_is_read(source: BigQuerySource, r
     rows(host)
     change()
     guest = stream(source, GUEST, read)
-    assert rows(guest) == rows(stream(source, GUEST, None))
+    assert rows(guest) == separately(source, GUEST)
     assert guest.metadata["shared_read"] == "none: the source has changed since the other run looked at it"
     assert guest.metadata["bytes_billed"] == LEAST
     assert guest.metadata["bigquery_job_id"] != host.metadata["bigquery_job_id"]
@@ -166,14 +172,14 @@ def test_a_run_that_looked_before_a_change_and_another_one_after_it_share_nothin
     change()
     late = stream(source, HOST, read)
     rows(early)
-    assert rows(late) == rows(stream(source, HOST, None))
+    assert rows(late) == separately(source, HOST)
     assert late.metadata["shared_read"].startswith("none: ")
 
 
 def test_without_a_signal_of_changes_a_run_reads_alone(source: BigQuerySource, read: SharedRead) -> None:
     blind = source.model_copy(update={"change_aware": False}).stream(GUEST, DAYS, "run", shared=read)
     assert blind.look() is None
-    assert rows(blind) == rows(stream(source, GUEST, None))
+    assert rows(blind) == separately(source, GUEST)
     assert blind.metadata["shared_read"].startswith("none: the source gives no signal of changes")
 
 
@@ -184,7 +190,7 @@ def test_an_old_job_is_left_and_the_run_reads_alone(source: BigQuerySource, bigq
     rows(stream(source, HOST, read))
     bigquery_proxy.inject(GOT, edited(aged))
     guest = stream(source, GUEST, read)
-    assert rows(guest) == rows(stream(source, GUEST, None))
+    assert rows(guest) == separately(source, GUEST)
     assert guest.metadata["shared_read"] == "none: it is older than 15 minutes"
 
 
@@ -201,7 +207,7 @@ def test_a_job_without_a_result_is_left_and_the_run_reads_alone(
     rows(stream(source, HOST, read))
     bigquery_proxy.inject(GOT, fault)
     guest = stream(source, GUEST, read)
-    assert rows(guest) == rows(stream(source, GUEST, None))
+    assert rows(guest) == separately(source, GUEST)
     assert guest.metadata["shared_read"].startswith("none: ")
     assert told in guest.metadata["shared_read"]
     assert [one["labels"]["table"] for one in sent(bigquery_proxy)] == [HOST.name, *[GUEST.name] * 3]
@@ -211,8 +217,21 @@ def test_a_job_without_a_result_is_left_and_the_run_reads_alone(
 def test_a_fault_of_the_host_s_statement_is_none_of_the_guest_s(source: BigQuerySource, read: SharedRead) -> None:
     broken = SharedRead(read.key, altered(HOST, query="SELECT nothing FROM `{dashboard_cobranzas}` WHERE @start <= @end"), WINDOW)
     guest = stream(source, GUEST, broken)
-    assert rows(guest) == rows(stream(source, GUEST, None))
+    assert rows(guest) == separately(source, GUEST)
     assert "nothing" in guest.metadata["shared_read"]
+
+
+def test_only_the_run_that_sent_a_job_cancels_it(source: BigQuerySource, bigquery_proxy: FaultyProxy, read: SharedRead) -> None:
+    host = stream(source, altered(HOST, timeout=timedelta(seconds=0.2)), read)
+    guest = stream(source, altered(GUEST, timeout=timedelta(seconds=0.4)), read)
+    bigquery_proxy.inject(rf"{SENT}|^GET ", edited(job_running), times=None)
+    for one in (host, guest):
+        with pytest.raises(SourceUnavailable, match="it ran longer than"):
+            rows(one)
+    assert "no result after 0:00:00.2" in guest.metadata["shared_read"]
+    cancelled = [one.line for one in bigquery_proxy.seen(r"^POST \S+/cancel\b")]
+    (shared, _, alone) = [one.json["jobReference"]["jobId"] for one in bigquery_proxy.seen(SENT) if "jobReference" in one.json][-3:]
+    assert [job in line for job, line in zip((shared, alone), cancelled, strict=True)] == [True, True]
 
 
 def test_a_job_whose_answer_was_lost_is_known_again_by_its_sender(
