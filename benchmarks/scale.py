@@ -17,6 +17,7 @@ from statistics import median
 from typing import Any
 
 import psycopg
+from psycopg import sql
 
 from benchmarks.launch import OWN, dagster_servers, refresh_by_command, without_variables
 from benchmarks.loads import ROOT, Say
@@ -39,6 +40,13 @@ FROM unnest(%s::text[]) AS name, generate_series(4 * 365 * %s, 1, -1) AS n,
     LATERAL (SELECT now() - n * interval '6 hours' AS at) AS t
 """
 """Four extractions a day of each table, for the given number of years."""
+DAYS = """
+INSERT INTO etl_days (table_name, day, read_at, loaded_at, rows, extraction_id, open_until)
+SELECT name, at::date, at, at, 1000, 'past-' || n, at::date
+FROM unnest(%s::text[]) AS name, generate_series(365 * %s, 31, -1) AS n, LATERAL (SELECT now() - n * interval '1 day' AS at) AS t
+ON CONFLICT DO NOTHING
+"""
+"""The days of these years in the ledger."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +113,10 @@ def measure_years(home: Path, *, timeout: float, say: Say) -> list[Past]:
             psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as conn,
         ):
             for years in YEARS:
-                conn.execute("DELETE FROM etl_extractions WHERE extraction_id LIKE 'past-%%'", ())
-                conn.execute(HISTORY, (list(TABLES), years))
-                conn.execute("VACUUM (ANALYZE) etl_extractions")
+                for table, past in (("etl_extractions", HISTORY), ("etl_days", DAYS)):
+                    conn.execute(sql.SQL("DELETE FROM {} WHERE extraction_id LIKE 'past-%%'").format(sql.Identifier(table)), ())
+                    conn.execute(past, (list(TABLES), years))
+                    conn.execute(sql.SQL("VACUUM (ANALYZE) {}").format(sql.Identifier(table)))
                 held = conn.execute("SELECT count(*) FROM etl_extractions").fetchone()
                 assert held is not None
                 asyncio.run(read_answers(port, 2, 1.0, DETAIL))

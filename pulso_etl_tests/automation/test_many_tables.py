@@ -1,7 +1,9 @@
-"""What a look of the sensors costs does not grow with the number of tables: statements are counted, nothing is timed."""
+"""What a look of the sensors, or of the API, costs does not grow with the number of tables: statements are counted, nothing is
+timed."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -17,6 +19,9 @@ from sqlalchemy.engine import Engine
 
 from benchmarks.many import HISTORY, MARKS
 from benchmarks.specs import many
+from pulso_etl.api.dagster_client import DagsterClient
+from pulso_etl.api.database import Database
+from pulso_etl.api.status import StatusReader
 from pulso_etl.automation.announcements import announce, listen
 from pulso_etl.automation.jobs import build_jobs
 from pulso_etl.automation.memory import Memory
@@ -160,6 +165,33 @@ def test_sources_without_an_announcement_are_asked_about_together(statements: St
 
     announce(instance, "source_1", datetime.now(UTC), "dbt")
     assert spent(2) == spent(20)
+
+
+def test_the_api_reads_the_state_of_many_tables_by_as_many_statements_as_of_few(
+    server_url: str, schema: str, statements: Statements, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute = psycopg.AsyncCursor.execute
+
+    def counted(cursor: psycopg.AsyncCursor, *args: Any, **options: Any) -> Any:
+        statements.sent += 1
+        return execute(cursor, *args, **options)
+
+    async def read(looks: Looks) -> int:
+        database, dagster = Database(looks.settings), DagsterClient("http://127.0.0.1:9")
+        reader = StatusReader(looks.settings, database, dagster, looks.specs)
+        await database.open()
+        try:
+            await reader.snapshot()
+            before = statements.sent
+            assert len((await reader.snapshot()).status.tables) == len(looks.specs)
+            return statements.sent - before
+        finally:
+            await dagster.close()
+            await database.close()
+
+    monkeypatch.setattr(psycopg.AsyncCursor, "execute", counted)
+    few, more = (asyncio.run(read(Looks(many(tables), server_url, schema, instance, statements))) for tables in (DUE, FEW))
+    assert few == more > 0
 
 
 def test_what_a_look_at_many_tables_says_is_short(
