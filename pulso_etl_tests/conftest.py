@@ -30,7 +30,7 @@ from pulso_etl.sync.zone import DEFAULT_ZONE
 from pulso_etl_tests.alerts.receivers import inbox, make_settings, receiver  # noqa: F401
 from pulso_etl_tests.clock import TODAY, ZONE
 from pulso_etl_tests.dagster_stack import CHECKOUT, DagsterStack
-from pulso_etl_tests.databases import postgres
+from pulso_etl_tests.databases import postgres, quick_folder
 from pulso_etl_tests.faulty_proxy import FaultyProxy
 from pulso_etl_tests.holding_proxy import HoldingProxy
 
@@ -163,8 +163,33 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if given:
         yield given
         return
-    with postgres(tmp_path_factory.mktemp("postgres") / "data") as server:
+    with quick_folder(tmp_path_factory.mktemp("postgres")) as folder, postgres(folder / "data") as server:
         yield server.create_database("pulso")
+
+
+class Admin:
+    """A session that creates and drops what tests need. It opens anew if a test has ended it."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.conn = psycopg.connect(url, autocommit=True)
+
+    def execute(self, statement: str) -> None:
+        try:
+            self.conn.execute(statement)  # type: ignore[call-overload]
+        except psycopg.OperationalError:
+            if not self.conn.closed:
+                raise
+            self.conn = psycopg.connect(self.url, autocommit=True)
+            self.conn.execute(statement)  # type: ignore[call-overload]
+
+
+@pytest.fixture(scope="session")
+def admin(server_url: str) -> Iterator[Admin]:
+    """All tests share it, because a session takes the processor for 3 milliseconds."""
+    admin = Admin(server_url)
+    yield admin
+    admin.conn.close()
 
 
 @pytest.fixture(scope="session")
@@ -181,13 +206,12 @@ def bigquery_proxy(emulator: BigQueryEmulator) -> Iterator[FaultyProxy]:
 
 
 @pytest.fixture
-def schema(server_url: str) -> Iterator[str]:
+def schema(admin: Admin) -> Iterator[str]:
     """A schema of the test's own, dropped at its end."""
     name = f"t_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(server_url, autocommit=True) as conn:
-        conn.execute(f"CREATE SCHEMA {name}")
-        yield name
-        conn.execute(f"DROP SCHEMA {name} CASCADE")
+    admin.execute(f"CREATE SCHEMA {name}")
+    yield name
+    admin.execute(f"DROP SCHEMA {name} CASCADE")
 
 
 @pytest.fixture

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import mkdtemp
 
 import psycopg
 from psycopg import sql
 from sqlalchemy import make_url
 
+from pulso_etl.local.child import Afterwards
 from pulso_etl.local.postgres import EmbeddedPostgres
 
+MEMORY = Path("/dev/shm")
+"""The folder that Linux keeps in memory."""
+ROOM = 2 * 2**30
+"""Free bytes in memory for the servers of all workers."""
 OTHERWISE = {
     "bytea_output": "escape",
     "client_encoding": "LATIN1",
@@ -39,12 +46,31 @@ ENVIRONMENT = {"PGCLIENTENCODING": "LATIN1", "PGDATESTYLE": "SQL, DMY", "PGTZ": 
 
 
 @contextmanager
+def quick_folder(otherwise: Path) -> Iterator[Path]:
+    """A folder in memory, where a server of tests takes a fifth less processor time, or `otherwise` if there is no room for it.
+
+    It is removed at the end of the block, and also if this process is killed.
+    """
+    if not MEMORY.is_dir() or shutil.disk_usage(MEMORY).free < ROOM:
+        yield otherwise
+        return
+    folder = Path(mkdtemp(prefix="pulso-etl-tests-", dir=MEMORY))
+    folder.chmod(0o755)  # PostgreSQL runs as another user, if this process is root's
+    afterwards = Afterwards('sleep 5; rm -rf "$1"', str(folder))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        afterwards.call_off()
+
+
+@contextmanager
 def postgres(data_dir: Path) -> Iterator[EmbeddedPostgres]:
     """A server that does not wait for the disk, because its rows need not outlive a crash of the machine."""
     with EmbeddedPostgres(data_dir) as server:
         with psycopg.connect(server.url(), autocommit=True) as admin:
-            for name in ("fsync", "full_page_writes"):
-                admin.execute(sql.SQL("ALTER SYSTEM SET {} = off").format(sql.Identifier(name)))
+            for name, value in (("fsync", "off"), ("full_page_writes", "off"), ("max_wal_size", "128MB")):
+                admin.execute(sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), sql.Literal(value)))
             admin.execute("SELECT pg_reload_conf()")
         yield server
 
