@@ -20,11 +20,16 @@ NO_THREADS = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "OPENBLAS_NUM_T
 """Environment of the imports. It stops libraries from starting threads at import, because a thread does not survive a fork."""
 RUNS_NEED = (
     "dagster._core.execution.api",
+    "dagster._core.instance.factory",
     "dagster._grpc.impl",
     "dagster_postgres",
     "google.cloud.bigquery",
     "google.cloud.bigquery_storage",
     "psycopg",
+    "psycopg2.extras",
+    "pulso_etl.instance.coordinator",
+    "sqlglot.dialects.bigquery",
+    "upath.implementations.local",
     # A process of multiprocessing imports its parent's main program.
     "pulso_etl.__main__",
 )
