@@ -14,6 +14,7 @@ import {
   placeOf,
   writeTimesIn,
 } from "../page/src/format";
+import { reasonsOf } from "../page/src/History";
 import { KEPT_DAYS, keeping } from "../page/src/keeping";
 import { progressOf } from "../page/src/live";
 import {
@@ -266,4 +267,16 @@ describe("the progress of a table", () => {
     expect(progressOf(tableStatus({ last_extracted_at: "2026-11-25T14:00:00Z" }), failed)?.state).toBe("failed");
     expect(progressOf(tableStatus({ last_extracted_at: "2026-11-25T16:00:00Z" }), failed)).toBeNull();
   });
+});
+
+it("the history tells why days were read: once for all, or for each range", () => {
+  const owed = { start: "2026-11-19", end: "2026-11-21", ground: "owed", why: "owed" } as const;
+  const asked = { start: "2026-11-25", end: "2026-11-25", ground: "asked", why: "asked for" } as const;
+  expect(reasonsOf({ reasons: [owed, { ...owed, start: "2026-11-23", end: "2026-11-23" }] })).toBe(
+    "todavía podía cambiar después de la última lectura",
+  );
+  expect(reasonsOf({ reasons: [owed, asked] })).toBe(
+    "del 19 nov. al 21 nov.: todavía podía cambiar después de la última lectura; 25 nov.: alguien lo pidió",
+  );
+  expect([reasonsOf({ reasons: null }), reasonsOf({ reasons: [] })]).toEqual(["—", "—"]);
 });

@@ -486,3 +486,47 @@ def test_stale_rows_are_told_as_such(stack: DagsterStack, schema: str, open_page
         expect(page.locator(".overall--warn, .overall--bad")).to_have_count(1)
         picture(page, "stale")
         page.close()
+
+
+@pytest.mark.parametrize("part", ["App", "Below"])
+def test_a_page_whose_code_was_replaced_says_so_and_offers_to_load_it_again(api: ApiServer, browser: Browser, part: str) -> None:
+    page = browser.new_page()
+    page.route(f"**/assets/{part}-*.js", lambda route: route.fulfill(status=404))
+    page.goto(api.url)
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("No se pudo cargar una parte de esta página. Quizá hay una versión nueva de Pulso.")
+    if part == "Below":
+        expect(refresh_button(page)).to_have_attribute("aria-disabled", "false")
+    check_accessibility(page)
+    page.unroute_all()
+    page.get_by_role("button", name="Volver a cargar la página").click()
+    expect(page.get_by_role("row", name=TITLE)).to_be_visible()
+    expect(alert).to_have_count(0)
+    page.close()
+
+
+def test_a_page_whose_first_code_does_not_come_says_what_to_do(api: ApiServer, browser: Browser) -> None:
+    page = browser.new_page()
+    page.route("**/assets/index-*.js", lambda route: route.fulfill(status=404))
+    page.goto(api.url)
+    patience = page.get_by_text("Si esto no cambia, vuelva a cargar la página.")
+    expect(patience).to_be_hidden()
+    page.evaluate("document.getAnimations().forEach(waiting => waiting.finish())")
+    expect(patience).to_be_visible()
+    page.close()
+
+
+def test_nothing_moves_while_the_parts_of_the_page_arrive(api: ApiServer, browser: Browser) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 1200}, reduced_motion="reduce")
+    page.add_init_script(
+        "moved = 0; new PerformanceObserver(seen => seen.getEntries().forEach(shift => moved += shift.value))"
+        ".observe({type: 'layout-shift', buffered: true})"
+    )
+    page.goto(api.url)
+    expect(page.get_by_text("En vivo")).to_be_visible()
+    expect(page.get_by_text("Costos estimados por Pulso")).to_be_visible()
+    # Two frames: the browser has drawn what is there, and has told of it.
+    page.evaluate("new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
+    # The word for the connection grows.
+    assert page.evaluate("moved") < 0.005
+    page.close()

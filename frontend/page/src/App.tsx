@@ -1,26 +1,15 @@
-import { queryOptions, useQuery, useQueryClient } from "@tanstack/react-query";
+import { QueryClient, QueryClientProvider, queryOptions, useQuery, useQueryClient } from "@tanstack/react-query";
 import { useCallback, useEffect, useMemo, useState } from "react";
+import { createRoot } from "react-dom/client";
 import { type Contact, createClient, type ETLClient, type ETLError, etlKeys, type Session } from "../../src";
 import { ContactContext } from "./contact";
 import { Dashboard } from "./Dashboard";
 import { Explained } from "./Explained";
-import { keeping } from "./keeping";
-import { isToken, TokenForm } from "./TokenForm";
+import { HERE, KEEPING, takeToken } from "./here";
+import { TokenForm } from "./TokenForm";
 import { explainNothing } from "./words";
 
-/** The path of the page, which is also the path of the API. Each tenant has its own path and its own token. */
-const HERE = new URL(".", document.baseURI);
-const KEEPING = keeping(HERE.pathname, sessionStorage, localStorage);
 const RETRY_MS = 5000;
-
-/** The token of a link, `#token=…`. This tab keeps it, and the address bar no longer shows it. */
-function takeToken(): string | null {
-  const given = new URLSearchParams(location.hash.slice(1)).get("token");
-  if (!given || !isToken(given)) return null;
-  history.replaceState(history.state, "", location.pathname + location.search);
-  KEEPING.keep(given, false);
-  return given;
-}
 
 /** Who the user is, and the state of the tables, which the events then keep. While nobody answers, it is asked for again. */
 function sessionQueryOptions(client: ETLClient) {
@@ -38,10 +27,25 @@ function sessionQueryOptions(client: ETLClient) {
   });
 }
 
+interface Props {
+  /** The token at the start; null without one. */
+  known: string | null;
+  request: typeof fetch;
+}
+
+/** Shows the page in `root`. */
+export function start(root: HTMLElement, known: string | null, request: typeof fetch): void {
+  createRoot(root).render(
+    <QueryClientProvider client={new QueryClient()}>
+      <App known={known} request={request} />
+    </QueryClientProvider>,
+  );
+}
+
 /** Finds out who the user is, asks for a token if one is needed, and shows the tables. */
-export function App() {
-  const [token, setToken] = useState(() => takeToken() ?? KEEPING.find());
-  const client = useMemo(() => createClient({ baseUrl: HERE.href, token }), [token]);
+function App({ known, request }: Props) {
+  const [token, setToken] = useState(known);
+  const client = useMemo(() => createClient({ baseUrl: HERE.href, token, fetch: request }), [token, request]);
   const queries = useQueryClient();
   const session = useQuery(sessionQueryOptions(client));
   const [signedOut, setSignedOut] = useState<ETLError | null>(null);

@@ -1,23 +1,31 @@
-import { type KeyboardEvent, useEffect, useRef, useState } from "react";
-import type { ETLClient, TableDetail } from "../../src";
+import { type KeyboardEvent, memo, useEffect, useRef, useState } from "react";
+import type { ETLClient, Status } from "../../src";
 import type { PartitionStatus } from "../../src/types";
 import { count, day, instant, month } from "./format";
+import { useDetails } from "./live";
 import { CHECKS, DAYS, type Titles } from "./words";
 
 type Pages = Record<string, PartitionStatus[]>;
+const NONE: PartitionStatus[] = [];
+
+interface Chosen {
+  table: string;
+  day: string;
+}
 
 interface Props {
   client: ETLClient;
+  status: Status;
   titles: Titles;
-  details: Record<string, TableDetail>;
 }
 
 /** The partitions of each table, a row for each: the last 30 days, and older ones by paging. */
-export function Calendar({ client, titles, details }: Props) {
+export function Calendar({ client, status, titles }: Props) {
+  const details = useDetails(client, status.tables);
   const tables = Object.keys(titles);
-  const newest: Pages = Object.fromEntries(tables.map((table) => [table, details[table]?.partitions ?? []]));
+  const newest: Pages = Object.fromEntries(tables.map((table) => [table, details[table]?.partitions ?? NONE]));
   const { pages, older, newer, trouble } = usePages(client, tables, newest);
-  const [chosen, setChosen] = useState<{ table: string; day: string } | null>(null);
+  const [chosen, setChosen] = useState<Chosen | null>(null);
   const scrolled = useRef<HTMLElement>(null);
   const days = tables.map((table) => pages[table] ?? []).find((found) => found.length > 0) ?? [];
   const loaded = days.length > 0;
@@ -57,17 +65,14 @@ export function Calendar({ client, titles, details }: Props) {
             </thead>
             <tbody>
               {tables.map((table) => (
-                <tr key={table} onKeyDown={walk}>
-                  <th scope="row">{titles[table]}</th>
-                  {(pages[table] ?? []).map((partition, place, all) => (
-                    <Day
-                      key={partition.day}
-                      partition={partition}
-                      reachable={chosen?.table === table ? chosen.day === partition.day : place === all.length - 1}
-                      onChoose={() => setChosen({ table, day: partition.day })}
-                    />
-                  ))}
-                </tr>
+                <Days
+                  key={table}
+                  {...{ table }}
+                  title={titles[table] ?? table}
+                  partitions={pages[table] ?? NONE}
+                  chosen={chosen?.table === table ? chosen.day : null}
+                  onChoose={setChosen}
+                />
               ))}
             </tbody>
           </table>
@@ -121,6 +126,32 @@ function walk(event: KeyboardEvent<HTMLTableRowElement>): void {
   event.preventDefault();
   cells[to]?.focus();
 }
+
+interface DaysProps {
+  table: string;
+  title: string;
+  partitions: PartitionStatus[];
+  /** The chosen day, if it is one of this table. */
+  chosen: string | null;
+  onChoose: (chosen: Chosen) => void;
+}
+
+/** The days of a table. It is a row that does not change as long as they do not. */
+const Days = memo(function Days({ table, title, partitions, chosen, onChoose }: DaysProps) {
+  return (
+    <tr onKeyDown={walk}>
+      <th scope="row">{title}</th>
+      {partitions.map((partition, place, all) => (
+        <Day
+          key={partition.day}
+          partition={partition}
+          reachable={chosen === null ? place === all.length - 1 : chosen === partition.day}
+          onChoose={() => onChoose({ table, day: partition.day })}
+        />
+      ))}
+    </tr>
+  );
+});
 
 interface DayProps {
   partition: PartitionStatus;

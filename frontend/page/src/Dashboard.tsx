@@ -1,4 +1,4 @@
-import { memo, useDeferredValue, useEffect, useMemo, useState } from "react";
+import { useCallback, useEffect, useMemo, useState } from "react";
 import {
   type Connection,
   type ETLClient,
@@ -10,15 +10,11 @@ import {
   useETLEvents,
   useETLRefresh,
 } from "../../src";
-import { Activity } from "./Activity";
-import { Calendar } from "./Calendar";
-import { Changes } from "./Changes";
-import { Engineers } from "./Details";
 import { Explained } from "./Explained";
-import { Figures } from "./Figures";
 import { clockTime, count, instant, placeOf, writeTimesIn } from "./format";
 import { Icon } from "./Icon";
-import { progressOf, useAnnouncement, useDetails, useOutlook } from "./live";
+import { Coming, Missing, useModule } from "./later";
+import { progressOf, useAnnouncement, useOutlook } from "./live";
 import { Row, whyNot } from "./Strip";
 import { type Banner, bannerOf, type Outlook, stateOf, titleOf, worstFirst } from "./state";
 import { CONDITIONS, explain, explainRefusal, type Titles, titlesOf } from "./words";
@@ -30,6 +26,8 @@ const CONNECTIONS: Record<Connection, { text: string; tone: string }> = {
   polling: { text: "Sin conexión directa; se consulta cada tanto", tone: "warn" },
   closed: { text: "Sin conexión", tone: "bad" },
 };
+
+const loadBelow = () => import("./Below");
 
 interface Props {
   client: ETLClient;
@@ -54,12 +52,12 @@ function Watched({ client, session, onForget, onSignedOut }: Props) {
   const outlook = useOutlook(status, events);
   const banner = bannerOf(status, outlook);
   const titles = useMemo(() => titlesOf(status.tables), [status.tables]);
-  const details = useDetails(client, status.tables);
   const together = useETLRefresh();
   const [force, setForce] = useState(false);
   // The strip comes first; what stands below it follows as there is time.
-  const told = useMemo(() => ({ status, titles, details, outlook }), [status, titles, details, outlook]);
-  const later = useDeferredValue(told, null);
+  const below = useModule(loadBelow);
+  const [isWhole, setWhole] = useState(false);
+  const whole = useCallback(() => setWhole(true), []);
   const mayRefresh = session.role !== "read";
   const shown = CONNECTIONS[outlook.offline ? "closed" : connection];
   const link = outlook.databaseAway && !outlook.offline ? { text: "Sin datos nuevos", tone: "warn" } : shown;
@@ -88,9 +86,13 @@ function Watched({ client, session, onForget, onSignedOut }: Props) {
         <Tables {...{ status, titles, outlook, mayRefresh, force, together }} />
         <Actions {...{ status, outlook, mayRefresh, force, ...together }} onForce={setForce} />
         <Problems tables={banner.troubled} />
-        {later && <Below client={client} isAdmin={session.role === "admin"} {...later} />}
+        {below === null && <Coming />}
+        {below === "missing" && <Missing />}
+        {below && below !== "missing" && (
+          <below.Below {...{ client, status, titles, outlook }} isAdmin={session.role === "admin"} onEnd={whole} />
+        )}
       </main>
-      {later && (
+      {(isWhole || below === "missing") && (
         <footer>
           <p>Horas {placeOf(status.timezone)}. Costos estimados por Pulso a partir de los bytes que BigQuery cobra.</p>
           {onForget && (
@@ -103,28 +105,6 @@ function Watched({ client, session, onForget, onSignedOut }: Props) {
     </>
   );
 }
-
-interface BelowProps {
-  client: ETLClient;
-  isAdmin: boolean;
-  status: Status;
-  titles: Titles;
-  details: ReturnType<typeof useDetails>;
-  outlook: Outlook;
-}
-
-/** What stands below the strip and its buttons. */
-const Below = memo(function Below({ client, isAdmin, status, titles, details, outlook }: BelowProps) {
-  return (
-    <>
-      <Figures client={client} status={status} outlook={outlook} />
-      <Changes client={client} status={status} titles={titles} now={outlook.now} />
-      <Calendar client={client} titles={titles} details={details} />
-      <Activity extractions={status.recent_activity} titles={titles} now={outlook.now} />
-      <Engineers {...{ client, status, details, isAdmin }} now={outlook.now} />
-    </>
-  );
-});
 
 function Summary({ banner, status, now }: { banner: Banner; status: Status; now: number }) {
   const { text, why, tone, icon, troubled, outage } = banner;

@@ -1,21 +1,22 @@
+import { useQuery } from "@tanstack/react-query";
 import { useId } from "react";
-import type { ETLClient, SourceToFresh, Status, TableDetail, TableStatus } from "../../src";
+import { type ETLClient, type SourceToFresh, type Status, type TableStatus, tableQueryOptions } from "../../src";
 import { ChangeLog } from "./Changes";
 import { amount, Costs } from "./Costs";
 import { bytes, cost, count, days, distance, duration, instant } from "./format";
 import { History } from "./History";
+import { OneByOne } from "./later";
 import { changeOf } from "./state";
 
 interface Props {
   client: ETLClient;
   status: Status;
-  details: Record<string, TableDetail>;
   now: number;
   isAdmin: boolean;
 }
 
 /** Costs, versions, durations and histories: what engineers ask. */
-export function Engineers({ client, status, details, now, isAdmin }: Props) {
+export function Engineers({ client, status, now, isAdmin }: Props) {
   return (
     <details className="engineers">
       <summary>Para ingenieros: filas, costos, versiones, duraciones, historial y cambios</summary>
@@ -27,15 +28,11 @@ export function Engineers({ client, status, details, now, isAdmin }: Props) {
       </p>
       {status.costs && <Costs costs={status.costs} />}
       <div className="cards">
-        {status.tables.map((table) => (
-          <Details
-            key={table.table}
-            client={client}
-            table={table}
-            detail={details[table.table]}
-            {...{ now, isAdmin }}
-          />
-        ))}
+        <OneByOne>
+          {status.tables.map((table) => (
+            <Details key={table.table} {...{ client, table, now, isAdmin }} />
+          ))}
+        </OneByOne>
       </div>
     </details>
   );
@@ -44,12 +41,12 @@ export function Engineers({ client, status, details, now, isAdmin }: Props) {
 interface DetailsProps {
   client: ETLClient;
   table: TableStatus;
-  detail: TableDetail | undefined;
   now: number;
   isAdmin: boolean;
 }
 
-function Details({ client, table, detail, now, isAdmin }: DetailsProps) {
+function Details({ client, table, now, isAdmin }: DetailsProps) {
+  const { data: detail } = useQuery(tableQueryOptions(client, table.table));
   const id = useId();
   const { title, subtitle } = table;
   const load = table.last_load;

@@ -1,8 +1,8 @@
 import { useId, useState } from "react";
 import type { ETLClient, Extraction } from "../../src";
-import { bytes, cost, count, days, duration, instant } from "./format";
+import { bytes, cost, count, days, duration, instant, UNKNOWN } from "./format";
 import { changeOf } from "./state";
-import { EXTRACTION } from "./words";
+import { EXTRACTION, GROUNDS } from "./words";
 
 const [SHOWN, HEIGHT, STEP, BAR] = [20, 64, 16, 11];
 
@@ -55,6 +55,7 @@ export function History({ client, table, extractions, title }: Props) {
               <th scope="col">Costo</th>
               <th scope="col">Evitado</th>
               <th scope="col">Días</th>
+              <th scope="col">Por qué se leyeron</th>
             </tr>
           </thead>
           <tbody>
@@ -76,6 +77,7 @@ export function History({ client, table, extractions, title }: Props) {
                 <td>{cost(one.estimated_cost_usd)}</td>
                 <td>{bytes(one.bytes_avoided)}</td>
                 <td>{days(one.partitions)}</td>
+                <td>{reasonsOf(one)}</td>
               </tr>
             ))}
           </tbody>
@@ -89,6 +91,16 @@ export function History({ client, table, extractions, title }: Props) {
       </p>
     </>
   );
+}
+
+/** Why the days of an attempt were read: one reason for all, or one for each range; a dash if that is not known. */
+export function reasonsOf({ reasons }: Pick<Extraction, "reasons">): string {
+  if (!reasons?.length) return UNKNOWN;
+  const grounds = new Set(reasons.map(({ ground }) => GROUNDS[ground]));
+  if (grounds.size === 1) return [...grounds].join();
+  return reasons
+    .map(({ start, end, ground }) => `${days(start === end ? start : `${start}..${end}`)}: ${GROUNDS[ground]}`)
+    .join("; ");
 }
 
 interface BarsProps {

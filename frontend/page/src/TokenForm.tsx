@@ -1,8 +1,5 @@
 import { type FormEvent, useEffect, useId, useRef, useState } from "react";
-import { KEPT_DAYS } from "./keeping";
-
-/** Whether the text can be a token: a header must be able to hold it. */
-export const isToken = (text: string): boolean => /^[\x21-\x7e]+$/.test(text);
+import { isToken, KEPT_DAYS } from "./keeping";
 
 /** Asks for the token that the API needs. `refused`: the API has refused the last one. */
 export function TokenForm({
@@ -36,7 +33,7 @@ export function TokenForm({
           id={id}
           type="password"
           autoComplete="off"
-          spellCheck={false}
+          spellCheck="false"
           aria-describedby={`${id}-help ${id}-problem`}
           aria-invalid={problem !== ""}
         />

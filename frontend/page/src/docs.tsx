@@ -1,7 +1,6 @@
 import { StrictMode, useEffect, useState } from "react";
 import { createRoot } from "react-dom/client";
 import { keeping } from "./keeping";
-import "./style.css";
 import { TokenForm } from "./TokenForm";
 
 /** As much of an OpenAPI document as is shown. */

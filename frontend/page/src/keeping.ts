@@ -4,6 +4,9 @@
 export const KEPT_DAYS = 30;
 const DAY_MS = 86_400_000;
 
+/** Whether the text can be a token: a header must be able to hold it. */
+export const isToken = (text: string): boolean => /^[\x21-\x7e]+$/.test(text);
+
 export interface Keeping {
   /** The token of this tab, else the one of this device; null without one. */
   find(): string | null;

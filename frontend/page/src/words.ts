@@ -1,7 +1,7 @@
 /** What the API tells, in the words of the people who read it. */
 import words from "../../../pulso_etl/words/words.json";
 import type { Condition, ETLError, Extraction, Failure, TableRun, TableStatus } from "../../src";
-import type { Cause, DayCheck, DayState } from "../../src/schema";
+import type { Cause, DayCheck, DayState, Ground } from "../../src/schema";
 import { clockTime } from "./format";
 import type { IconName } from "./Icon";
 
@@ -58,6 +58,9 @@ export const CHECKS: Record<DayCheck, string> = {
   failed: "la última revisión falló",
   unverified: "sin revisar desde entonces",
 };
+
+/** Why a day was read. */
+export const GROUNDS: Record<Ground, string> = words.grounds;
 
 /** What went wrong, in plain words: what happened, what happens next by itself, and what to do. */
 export interface Explanation {
