@@ -114,6 +114,18 @@ def test_a_fault_names_file_and_line(
     assert told in str(refused.value)
 
 
+def test_a_table_reads_with_a_table_that_can_have_its_rows(table: Path) -> None:
+    file = table / "defs.yaml"
+    plain = file.read_text(encoding="utf-8")
+    for host, why in (
+        ("nowhere", "there is no such table"),
+        ("operation_data", "its primary key is fecha_foto, hora, canal, archivo"),
+    ):
+        file.write_text(plain.replace("  group:", f"  source: {{reads_with: {host}}}\n  group:"), encoding="utf-8")
+        with pytest.raises(SettingsError, match=f"channel_data: reads_with {host}: .*({why})"):
+            find_tables([str(table.parent)])
+
+
 def test_every_fault_of_a_file_is_told_at_once(table: Path) -> None:
     file = table / "defs.yaml"
     file.write_text(file.read_text(encoding="utf-8").replace("type: date,", "type: day,").replace("days: 2", "days: 0"))

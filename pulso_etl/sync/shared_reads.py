@@ -68,6 +68,7 @@ def _faults(guest: TableSpec, host: TableSpec) -> list[str]:
         (host.source.reads_with, f"it reads with {host.source.reads_with} itself"),
         (guest.sources != host.sources, f"it reads {', '.join(host.sources)}, and this table {', '.join(guest.sources)}"),
         (guest.timezone != host.timezone, f"its days are those of {host.timezone}"),
+        (guest.primary_key != host.primary_key, f"its primary key is {', '.join(host.primary_key)}"),
         (guest.partition_column != host.partition_column, f"its partition column is {host.partition_column}"),
         (lacking, f"its query has no {', '.join(lacking)}"),
         (other, f"its {', '.join(other)} has another type"),

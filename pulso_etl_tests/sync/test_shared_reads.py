@@ -28,6 +28,7 @@ TEXT = Column(name="cuentas", type=ColumnType.TEXT)
         (HOST.with_query("SELECT 1 FROM `{other}`"), GUEST, "it reads other, and this table dashboard_cobranzas"),
         (HOST.in_zone("Asia/Tokyo"), GUEST, "its days are those of Asia/Tokyo"),
         (altered(HOST, partition_column="day"), GUEST, "its partition column is day"),
+        (altered(HOST, primary_key=("fecha_foto", "archivo")), GUEST, "its primary key is fecha_foto, archivo"),
         (HOST.without(HOST.column("cuentas")), GUEST, "its query has no cuentas"),
         (HOST.without(HOST.column("cuentas")).with_columns((TEXT,)), GUEST, "its cuentas has another type"),
         (altered(HOST, reading_stamps=("fecha_procesamiento",)), GUEST, "its query has no fecha_procesamiento"),
