@@ -55,7 +55,7 @@ def _fields(kind: type[BaseModel], *left_out: str, **instead: Any) -> type[BaseM
         for name, field in kind.model_fields.items()
         if name not in left_out
     }
-    config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    config = ConfigDict(extra="forbid")
     return create_model(kind.__name__, __config__=config, __doc__=kind.__doc__, **(fields | instead))
 
 
