@@ -95,7 +95,16 @@ class DagsterStack:
         with patch.dict(os.environ, self.env), dg.DagsterInstance.from_config(str(self.home)):
             pass
         self.start_code_server()
-        self._start("webserver", "dagster_webserver", "-h", "127.0.0.1", "-p", self.url.rpartition(":")[2], "-w", "workspace.yaml")
+        self._start(
+            "webserver",
+            "pulso_etl_tests.quick_webserver",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            self.url.rpartition(":")[2],
+            "-w",
+            "workspace.yaml",
+        )
         self.start_daemon()
         deadline = time.monotonic() + 90
         while not self._ready():
