@@ -463,8 +463,9 @@ class BigQueryStream:
     def _share(self, client: bigquery.Client, read: SharedRead) -> Any | None:
         """The job of the shared read with its result; None if this run has to read alone, and the metadata say why.
 
-        Whoever sent the job cancels it if it ends early, so the others then read alone. A fault of the host's statement is none of
-        this table's. A run that waits for another one's job keeps half of its time for a read of its own.
+        Whoever sent the job cancels it if it ends early, so the others then read alone. The host's statement may be at fault, or
+        slow, and that concerns the host alone: every other run, and every run that did not send the job, keeps half of its time for
+        a read of its own.
         """
         if not self._source:
             self._read_alone("the source gives no signal of changes, so nobody knows how old the rows may be")
@@ -482,14 +483,15 @@ class BigQueryStream:
         if why_not:
             self._read_alone(why_not)
             return None
+        own = sent and read.host.name == self.spec.name
         try:
-            self._result(job, None, self._timeout if sent else self._timeout / 2)
+            self._result(job, None, self._timeout if own else self._timeout / 2)
         except BaseException as error:
             if sent:
                 cancel(job)
                 self._others[job.job_id] = job
-            else_alone = api.GoogleAPIError if sent else (api.GoogleAPIError, TimeoutError)
-            if not isinstance(error, else_alone) or (sent and reason_of(error) == STOPPED):
+            passes_over = api.GoogleAPIError if own else (api.GoogleAPIError, TimeoutError)
+            if not isinstance(error, passes_over) or (own and reason_of(error) == STOPPED):
                 raise
             self._read_alone(one_line(error))
             return None

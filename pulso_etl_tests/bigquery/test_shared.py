@@ -234,6 +234,19 @@ def test_only_the_run_that_sent_a_job_cancels_it(source: BigQuerySource, bigquer
     assert [job in line for job, line in zip((shared, alone), cancelled, strict=True)] == [True, True]
 
 
+def test_a_slow_statement_of_the_host_does_not_stop_the_guest_that_sent_it(
+    source: BigQuerySource, bigquery_proxy: FaultyProxy, read: SharedRead, change: Change
+) -> None:
+    change()
+    guest = stream(source, altered(GUEST, timeout=timedelta(seconds=2)), read)
+    bigquery_proxy.inject(SENT, edited(job_running))
+    bigquery_proxy.inject(r"^GET \S+/(jobs|queries)/pulso_etl_", edited(job_running), times=None)
+    assert rows(guest) == separately(source, GUEST)
+    assert "no result after 0:00:01" in guest.metadata["shared_read"]
+    assert not guest.metadata["bigquery_job_id"].startswith("pulso_etl_")
+    assert len(bigquery_proxy.seen(r"^POST \S+/cancel\b")) == 1
+
+
 def test_a_job_whose_answer_was_lost_is_known_again_by_its_sender(
     source: BigQuerySource, bigquery_proxy: FaultyProxy, read: SharedRead, change: Change
 ) -> None:
