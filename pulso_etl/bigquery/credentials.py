@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import google.auth
 import requests
-from dagster import DagsterInvalidDefinitionError
 from google.api_core.exceptions import from_http_response
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
 from google.auth.transport.requests import AuthorizedSession
@@ -48,10 +47,6 @@ def naming_credentials() -> Iterator[None]:
         raise SourceAccessRefused(f"BigQuery: no usable credentials; {fix}. {one_line(error)}") from None
     except (ValueError, TypeError, AttributeError, KeyError, GoogleAuthError) as error:
         raise SourceAccessRefused(f"BigQuery: the credentials are malformed ({type(error).__name__}); {fix}") from None
-    except DagsterInvalidDefinitionError:
-        raise SourceAccessRefused(
-            "BigQuery: both gcp_credentials and GOOGLE_APPLICATION_CREDENTIALS are set; keep one of them"
-        ) from None
 
 
 def one_line(error: Exception) -> str:

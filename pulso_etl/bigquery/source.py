@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import chain, islice
@@ -19,6 +19,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from dagster import DagsterInvalidDefinitionError
 from google.api_core import exceptions as api
 from google.api_core.retry import Retry
 from google.auth.credentials import AnonymousCredentials
@@ -149,7 +150,7 @@ class BigQuerySource(BigQueryResource):
                         client_options={"api_endpoint": self.emulator_host},
                     )
                 else:
-                    client = stack.enter_context(super().get_client())
+                    client = stack.enter_context(_one_key(super().get_client()))
             stack.callback(client.close)
             yield client
 
@@ -587,6 +588,19 @@ class BigQueryStream:
             raise SourceUnavailable(
                 f"{self.spec.name} {self.window}: BigQuery gave {read} of the result's {rows} rows; a later attempt may pass"
             )
+
+
+@contextmanager
+def _one_key(client: AbstractContextManager[bigquery.Client]) -> Iterator[bigquery.Client]:
+    """The client of dagster-gcp's resource. Raises SourceAccessRefused if two keys are given."""
+    with ExitStack() as stack:
+        try:
+            found = stack.enter_context(client)
+        except DagsterInvalidDefinitionError:
+            raise SourceAccessRefused(
+                "BigQuery: both gcp_credentials and GOOGLE_APPLICATION_CREDENTIALS are set; keep one of them"
+            ) from None
+        yield found
 
 
 @contextmanager
