@@ -584,9 +584,11 @@ def _naming_database() -> Iterator[None]:
 
 
 def _undo(here: Deployment, spec: TableSpec, wish: Wish, *, dry_run: bool) -> Report:
-    from pulso_etl.api.instance import undo
+    from dagster import DagsterInstance
 
-    return undo(here.settings, spec, wish, dry_run=dry_run)
+    from pulso_etl.refreshing.undoing import undo
+
+    return undo(here.settings, spec, wish, None if dry_run else DagsterInstance.get)
 
 
 def _recover(here: Deployment) -> list[EndedAttempt]:
