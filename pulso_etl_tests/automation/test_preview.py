@@ -148,8 +148,8 @@ def test_bytes_of_a_read_that_two_tables_share_are_counted_once(
     assert guest.reason.endswith("; shares the query of dashboard_data")
     assert guest.days_to_read > 0
     assert (host.reads_with, host.bytes_billed, both.bytes_billed) == (None, 10 * MIB, 10 * MIB)
-    for alone in (preview("evolution_data"), preview("evolution_data", "dashboard_data", change_aware=False)):
-        assert (alone.tables[0].reads_with, alone.tables[0].bytes_billed) == (None, 10 * MIB)
+    blind = preview("evolution_data", "dashboard_data", change_aware=False).tables[0]
+    assert (blind.reads_with, blind.bytes_billed) == (None, 10 * MIB)
 
 
 def test_a_table_that_is_not_due_shows_the_refresh_that_its_changed_source_will_lead_to(
