@@ -22,9 +22,9 @@ from pulso_etl.sync.loading.read_ahead import ITEMS_AHEAD, read_ahead
 from pulso_etl.sync.loading.request import PlanName
 from pulso_etl.sync.loading.result import LoadResult
 from pulso_etl.sync.schema.statements import Statements
-from pulso_etl.sync.spec import TableSpec
+from pulso_etl.sync.spec import Column, ColumnType, TableSpec
 from pulso_etl.sync.target import Target
-from pulso_etl_tests.sync.samples import D1, D2, D3, NOON, SCHEMA, WINDOW, Loads, monthly, request, row, things
+from pulso_etl_tests.sync.samples import D1, D2, D3, NOON, SCHEMA, WINDOW, Loads, monthly, request, row, things, wider
 
 SPEC = things()
 MONTHLY = monthly(name="monthly")
@@ -323,3 +323,25 @@ def test_a_fault_of_what_is_read_ahead_comes_after_what_was_there() -> None:
         assert next(given) == b"chunk"
         with pytest.raises(ConnectionError, match="gone"):
             next(given)
+
+
+def test_a_few_changed_rows_are_reached_by_their_addresses(conn: psycopg.Connection, schema: str) -> None:
+    spec = things(Column(name="note", type=ColumnType.TEXT))
+    target, scans = Target(conn, spec, schema), "SELECT seq_tup_read FROM pg_stat_xact_user_tables WHERE relid = to_regclass(%s)"
+    notes = pa.array(["x" * 1_500] * 12_000)
+
+    def scanned(every: int) -> int:
+        """Loads rows of which one in so many has another value. Returns how many rows the server read in scans of the table."""
+        rows = wider([row(D1, f"n{n}", "1" if n % every else "2") for n in range(len(notes))], note=notes)
+        with conn.transaction():
+            conn.execute(
+                "SELECT set_config('enable_' || one, 'off', true) FROM unnest('{indexscan,indexonlyscan,bitmapscan}'::text[]) one"
+            )
+            load(target, request(DayRange(D1, D1), lambda: nullcontext(rows.to_reader()), plan="merge"))
+            (found,) = conn.execute(scans, (target.quoted_name,)).fetchone() or (0,)
+        conn.execute(f"VACUUM (ANALYZE) {target.quoted_name}".encode())
+        return int(found)
+
+    scanned(every=len(notes))
+    # To count the rows, and to compare them.
+    assert scanned(every=100) == 2 * len(notes)

@@ -106,6 +106,8 @@ def write(differences: Differences) -> Entered:
     changed these rows during the load.
     """
     with differences.load.clock("write"):
+        # The statements reach rows by their addresses, and the comparison has just read the pages of these rows into memory.
+        differences.load.conn.execute("SELECT set_config('random_page_cost', '1.1', true)")
         log = log_of(differences.load, differences.staged.statements, differences.total)
         for statement in differences.strategy.writes:
             if differences.rows_of(statement):
