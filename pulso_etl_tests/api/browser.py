@@ -25,7 +25,7 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 PICTURES: dict[str, dict[str, Any]] = {
-    "page": {"viewport": {"width": 1280, "height": 1330}, "color_scheme": "light", "device_scale_factor": 0.75},
+    "page": {"viewport": {"width": 1280, "height": 1640}, "color_scheme": "light", "device_scale_factor": 0.75},
     "page-dark-phone": {"viewport": {"width": 360, "height": 780}, "color_scheme": "dark"},
 }
 
