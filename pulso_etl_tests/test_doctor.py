@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from dagster._daemon.types import DaemonHeartbeat
 from google.cloud import bigquery
+from pydantic import SecretStr
 from sqlalchemy import make_url
 from typer.testing import CliRunner
 
@@ -64,18 +65,35 @@ def dagster_url(server_url: str) -> str:
     return url.render_as_string(hide_password=False)
 
 
+def sources(emulator: BigQueryEmulator) -> str:
+    """A new dataset with a few rows in every source."""
+    name = f"d_{uuid.uuid4().hex[:8]}"
+    names = Settings(database_url=SecretStr("postgresql://nowhere"), bigquery_dataset=name).sources()
+    SampleData(names, date(2026, 7, 15), days=1, dashboard_rows_per_day=2).seed_into(emulator.client())
+    return name
+
+
+@pytest.fixture(scope="module")
+def dataset(emulator: BigQueryEmulator) -> str:
+    """The dataset of all tests that change nothing in it."""
+    return sources(emulator)
+
+
 @pytest.fixture
-def deployment(
-    settings: Settings, emulator: BigQueryEmulator, dagster_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Settings:
-    """A deployment in good order, as the environment describes it, with a dataset of its own."""
-    monkeypatch.setenv("BIGQUERY_DATASET", f"d_{uuid.uuid4().hex[:8]}")
+def deployment(settings: Settings, dataset: str, dagster_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """A deployment in good order, as the environment describes it."""
+    monkeypatch.setenv("BIGQUERY_DATASET", dataset)
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", dagster_url)
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     (tmp_path / "dagster.yaml").write_text(configuration("dagster.yaml"), encoding="utf-8")
-    deployment = load_settings()
-    SampleData(deployment.sources(), date(2026, 7, 15), days=1, dashboard_rows_per_day=2).seed_into(emulator.client())
-    return deployment
+    return load_settings()
+
+
+@pytest.fixture
+def changing(deployment: Settings, emulator: BigQueryEmulator, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The deployment with a dataset of its own, whose sources the test changes."""
+    monkeypatch.setenv("BIGQUERY_DATASET", sources(emulator))
+    return load_settings()
 
 
 @pytest.fixture
@@ -213,8 +231,8 @@ def test_a_wrong_port_of_bigquery_fails_at_once_and_leaves_the_sources_out(
     assert "Connection refused" in text
 
 
-def test_a_missing_view_is_named(deployment: Settings, emulator: BigQueryEmulator) -> None:
-    emulator.client().delete_table(deployment.sources()["asignaciones_clean"])
+def test_a_missing_view_is_named(changing: Settings, emulator: BigQueryEmulator) -> None:
+    emulator.client().delete_table(changing.sources()["asignaciones_clean"])
     text = failed("source of assignment_data")
     assert "check dataset, prefix and location" in text
     assert "asignaciones_clean" in text
@@ -229,9 +247,9 @@ def test_a_missing_view_is_named(deployment: Settings, emulator: BigQueryEmulato
     ],
 )
 def test_a_missing_or_changed_column_is_named(
-    deployment: Settings, emulator: BigQueryEmulator, view: str, column: str, new_type: str | None, words: str
+    changing: Settings, emulator: BigQueryEmulator, view: str, column: str, new_type: str | None, words: str
 ) -> None:
-    client, name = emulator.client(), deployment.sources()[view]
+    client, name = emulator.client(), changing.sources()[view]
     fields = [field for field in client.get_table(name).schema if field.name != column]
     client.delete_table(name)
     client.create_table(bigquery.Table(name, [*fields, *([bigquery.SchemaField(column, new_type)] if new_type else [])]))
@@ -241,8 +259,8 @@ def test_a_missing_or_changed_column_is_named(
     assert all(words in finding.text for finding in broken), broken
 
 
-def test_a_new_column_of_a_source_is_no_fault(deployment: Settings, emulator: BigQueryEmulator) -> None:
-    client, name = emulator.client(), deployment.sources()["dashboard_cobranzas"]
+def test_a_new_column_of_a_source_is_no_fault(changing: Settings, emulator: BigQueryEmulator) -> None:
+    client, name = emulator.client(), changing.sources()["dashboard_cobranzas"]
     fields = [*client.get_table(name).schema, bigquery.SchemaField("nueva", "JSON")]
     # The source is a view, which the emulator does not change.
     client.delete_table(name)
