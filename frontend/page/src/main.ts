@@ -10,6 +10,7 @@ const request = askFirst(
   token === null ? {} : { Authorization: `Bearer ${token}` },
 );
 import("./App").then(
-  ({ start }) => start(root, token, request),
+  // To read that code and to run it are two tasks, so that a press in between is answered.
+  ({ start }) => setTimeout(() => start(root, token, request)),
   () => sayMissing(root),
 );
