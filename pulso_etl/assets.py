@@ -3,7 +3,7 @@
 import hashlib
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from typing import Any
@@ -192,7 +192,8 @@ def build_asset(
         bigquery: BigQuerySource = resource(context, spec, "bigquery")
         budget: QueryBudget = resource(context, spec, "budget")
         avoided = int(context.run.tags.get(AVOIDED_TAG, 0))
-        shared = _shared_read(context, spec, plan.window, tables or {})
+        selected = context.job_def.asset_layer.selected_asset_keys
+        shared = shared_read(context.run, selected, spec, plan.window, tables or {})
         stream = bigquery.stream(spec, plan.window, context.run.run_id, avoided, shared)
         yield dg.Output(AdmittedStream(stream, budget, Grants.of(context.run.tags)))
 
@@ -232,14 +233,15 @@ def plan_of_run(context: dg.AssetExecutionContext, spec: TableSpec, calendar: Ca
     return plan_refresh(spec, watermark, RefreshRequest((spec.name,), grants=Grants.of(tags)), now, calendar)
 
 
-def _shared_read(
-    context: dg.AssetExecutionContext, spec: TableSpec, window: DayRange, tables: Mapping[str, TableSpec]
+def shared_read(
+    run: dg.DagsterRun, selected: Collection[dg.AssetKey], spec: TableSpec, window: DayRange, tables: Mapping[str, TableSpec]
 ) -> SharedRead | None:
-    """The read that the run shares with other runs, by its tags; or with other tables of this run, if its tags name their days."""
-    tags, run = context.run.tags, context.run
-    shared = SharedRead.of(tags, tables)
-    if shared is None and names_days(tags):
-        selected = context.job_def.asset_layer.selected_asset_keys
+    """The read that the run shares with other runs, by its tags; or with other tables of this run, if its tags name their days.
+
+    A run that repeats another one has its tags, but is no part of that launch. `selected` are the assets of the run.
+    """
+    shared = SharedRead.of(run.tags, tables) if run.parent_run_id is None else None
+    if shared is None and names_days(run.tags):
         others = [one for one in tables.values() if one.name != spec.name and asset_key(one) in selected]
         shared = SharedRead.of_run(spec, window, run.run_id, others)
     return shared if shared is not None and shared.serves(spec, window) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import dagster as dg
 import pytest
@@ -12,12 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from pulso_etl.assets import RETRIES, build_asset, daily_partitions
+from pulso_etl.assets import RETRIES, build_asset, daily_partitions, shared_read
 from pulso_etl.definitions import build_defs
 from pulso_etl.refreshing.execution import failure_reason
-from pulso_etl.refreshing.ranges import launched_range
+from pulso_etl.refreshing.ranges import launched_range, range_tags
 from pulso_etl.settings import Settings
+from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import PlanError
+from pulso_etl.sync.shared_reads import SharedRead
 from pulso_etl.sync.tags import SPEC_KEY
 from pulso_etl.tables import TABLES, TableSpec
 from pulso_etl_tests.declarations import altered
@@ -281,3 +284,17 @@ def test_a_launch_over_other_days_ends_at_once(settings: Settings) -> None:
     assert not result.success
     assert "is not within the partitions" in failure_reason(result)
     assert not [event for event in result.all_events if event.event_type_value == "STEP_UP_FOR_RETRY"]
+
+
+def test_a_run_that_repeats_another_one_is_no_part_of_its_launch() -> None:
+    host, guest = TABLES["dashboard_data"], TABLES["evolution_data"]
+    window = DayRange(date(2026, 7, 13), date(2026, 7, 15))
+    read, this = SharedRead("key", host, window), str(uuid4())
+
+    def of(parent: str | None, *selected: str) -> SharedRead | None:
+        run = dg.DagsterRun("refresh", run_id=this, tags=range_tags(window) | read.tags, parent_run_id=parent)
+        return shared_read(run, [dg.AssetKey(name) for name in selected], guest, window, TABLES)
+
+    assert of(None, guest.name) == read
+    assert of(str(uuid4()), guest.name) is None
+    assert of(str(uuid4()), guest.name, host.name) == SharedRead(this, host, window)

@@ -84,6 +84,11 @@ class Look:
         return Size(self.bytes_processed, len(self.tables))
 
     @property
+    def location(self) -> str | None:
+        """Where the base tables are, and so the jobs that read them; None if it is not told."""
+        return next((table.location for table in self.tables.values()), None)
+
+    @property
     def changed(self) -> dict[str, datetime]:
         """When each base table last changed, by its full name."""
         return {name: table.modified for name, table in self.tables.items() if table.modified}

@@ -8,13 +8,16 @@ in either order, or at the same time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
 
+from google.cloud import bigquery
+
 from pulso_etl.sync.shared_reads import SharedRead
 
+REPEATED = "REPEATED"
 LONGEST_AGE = timedelta(minutes=15)
 """A job that is older than this is left alone: a run that is repeated hours later reads anew."""
 READING, SOURCE, ALONE = "reading", "source", "alone_bytes"
@@ -24,7 +27,7 @@ before; and what the run that sent it would have been billed for its own stateme
 
 def job_id(read: SharedRead, statement: str) -> str:
     """The id of the job of the read: only letters, digits and underscores."""
-    told = (read.key, statement, str(read.window.start), str(read.window.end))
+    told = (read.key, read.host.tenant, statement, str(read.window.start), str(read.window.end))
     return f"pulso_etl_{sha256(repr(told).encode()).hexdigest()[:40]}"
 
 
@@ -62,13 +65,25 @@ class Joined:
         )
 
 
-def avoided(own: int, labels: Mapping[str, str], billed: int, *, cached: bool) -> int:
-    """How many bytes fewer are billed because a run attached to a job. `own`: what its own statement bills.
+def why_not_read(own: Sequence[tuple[str, str, str]], result: Sequence[bigquery.SchemaField]) -> str:
+    """Why a result does not have the columns of a table; empty if it has. Pure.
 
-    The sum over both runs is right, also if the run of the smaller statement has sent the greater one. Pure.
+    `own` are the columns (name, type, mode) of the table's own statement, by its dry run.
     """
-    if cached:
-        # The sender tells what the cache has saved.
+    has = {field.name: (field.field_type, field.mode == REPEATED) for field in result}
+    lacking = [name for name, kind, mode in own if has.get(name) != (kind, mode == REPEATED)]
+    return f"the query of the host does not give these columns as this table reads them: {', '.join(lacking)}" if lacking else ""
+
+
+def avoided(own: int, labels: Mapping[str, str], *, is_host: bool, cached: bool) -> int:
+    """How many bytes fewer are billed because a run attached to a job. `own`: what its own statement would bill, by a dry run.
+
+    The shared job bills what the host's own read would, and the guests' reads fall away. So a guest avoids its own read, and the
+    host avoids the read of the guest that has sent the job. What a dry run promised for the host does not count: for clustered
+    tables it is a limit, far above what is billed. Pure.
+    """
+    if cached or not is_host:
+        # If the job was cached, the sender tells what the cache has saved of its own statement.
         return own
     alone = labels.get(ALONE, "")
-    return max(0, own + (int(alone) if alone.isdigit() else billed) - billed)
+    return int(alone) if alone.isdigit() else 0

@@ -44,7 +44,7 @@ from pulso_etl.bigquery.look import (
 )
 from pulso_etl.bigquery.pricing import Pricing, question_pays
 from pulso_etl.bigquery.resource import BigQueryResource
-from pulso_etl.bigquery.shared import ALONE, READING, SOURCE, Joined, avoided, job_id, why_not_attach
+from pulso_etl.bigquery.shared import ALONE, READING, SOURCE, Joined, avoided, job_id, why_not_attach, why_not_read
 from pulso_etl.bigquery.storage_read import Compression, ReadClient, plaintext_transport
 from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
@@ -282,10 +282,10 @@ class BigQueryStream:
     _done: Any = field(default=None, repr=False)
     _joined: Joined | None = field(default=None, repr=False)
     """How the stream takes part in a shared job; None if the job is its own."""
-    _size: int = field(default=0, repr=False)
-    """How many bytes BigQuery would bill for the statement, by the look."""
+    _looked: Look | None = field(default=None, repr=False)
+    """What BigQuery told of the statement; None before the look, or if it did not answer."""
     _source: str = field(default="", repr=False)
-    """What the source was like at the look; empty if there is no signal."""
+    """What the source was like after all that is stored of its state; empty if there is no signal."""
     _others: dict[str, Any] = field(default_factory=dict, repr=False)
     """Other jobs that were billed, by their id: changes that were not loaded, days before the window."""
 
@@ -297,19 +297,34 @@ class BigQueryStream:
         """
         if not self.source.change_aware:
             return None
+        seen = self._seen()
+        if isinstance(seen, str):
+            self.metadata["change_signal"] = f"none: {seen}"
+            return None
+        look, state = seen
+        self.metadata["change_signal"] = f"state of {', '.join(sorted(look.tables))}"
+        partitions = self._partitions(look, kept)
+        if partitions and self.shared is not None:
+            # The job of another run may be older than this answer. So only the source as it was after it tells whether the rows
+            # are as new as these states.
+            seen = self._seen()
+        self._source = "" if isinstance(seen, str) else source_digest(*seen)
+        return replace(state, partitions=partitions)
+
+    def _seen(self) -> tuple[Look, SourceState] | str:
+        """What BigQuery tells of the statement now, and the source's state; or why there is no signal of changes."""
         try:
-            look = self.source.look(self.spec, self.window, RUN_LOOK_SECONDS)
+            self._looked = look = self.source.look(self.spec, self.window, RUN_LOOK_SECONDS)
         except SourceError as error:
             # The query itself will report what is wrong with the source.
-            self.metadata["change_signal"] = f"none: the look at the source failed ({one_line(error)})"
-            return None
-        self._size, state = look.size.bytes_billed, state_of(look, self.spec)
-        if isinstance(state, str):
-            self.metadata["change_signal"] = f"none: {state}"
-            return None
-        self.metadata["change_signal"] = f"state of {', '.join(sorted(look.tables))}"
-        self._source = source_digest(look, state)
-        return replace(state, partitions=self._partitions(look, kept))
+            return f"the look at the source failed ({one_line(error)})"
+        state = state_of(look, self.spec)
+        return state if isinstance(state, str) else (look, state)
+
+    @property
+    def _size(self) -> int:
+        """How many bytes BigQuery would bill for the statement, by the look."""
+        return self._looked.size.bytes_billed if self._looked is not None else 0
 
     def _partitions(self, look: Look, kept: Collection[str]) -> PartitionStates:
         """The states of the partitions of base tables of which each makes one day, without those of `kept`."""
@@ -429,10 +444,11 @@ class BigQueryStream:
             self.sql(), job_config=self._config(parameters), retry=self.source.retry, job_retry=None, timeout=self._at_once
         )
         try:
-            return self._result(job, self.source.job_retry(self._timeout), self._timeout)
+            self._result(job, self.source.job_retry(self._timeout), self._timeout)
         except BaseException:
             cancel(job)
             raise
+        return job
 
     @property
     def _timeout(self) -> float:
@@ -453,12 +469,11 @@ class BigQueryStream:
         )
 
     def _result(self, job: Any, job_retry: Retry | None, seconds: float) -> Any:
-        """The job once it has its result. Raises TimeoutError if it has none after so many seconds."""
+        """The job's result. Raises TimeoutError if it has none after so many seconds."""
         at_once = min(seconds, self._at_once)
         for _ in range(ceil(seconds / at_once)):
             with suppress(TimeoutError):
-                job.result(retry=self.source.retry, job_retry=job_retry, timeout=at_once)
-                return job
+                return job.result(retry=self.source.retry, job_retry=job_retry, timeout=at_once)
         raise TimeoutError(f"no result after {timedelta(seconds=seconds)}")
 
     def _share(self, client: bigquery.Client, read: SharedRead) -> Any | None:
@@ -468,7 +483,7 @@ class BigQueryStream:
         slow, and that concerns the host alone: every other run, and every run that did not send the job, keeps half of its time for
         a read of its own.
         """
-        if not self._source:
+        if not self._source or self._looked is None:
             self._read_alone("the source gives no signal of changes, so nobody knows how old the rows may be")
             return None
         statement = fill(read.host.source.query, self.source.tables(read.host), read.host.timezone)
@@ -486,7 +501,7 @@ class BigQueryStream:
             return None
         own = sent and read.host.name == self.spec.name
         try:
-            self._result(job, None, self._timeout if own else self._timeout / 2)
+            rows = self._result(job, None, self._timeout if own else self._timeout / 2)
         except BaseException as error:
             if sent:
                 cancel(job)
@@ -496,7 +511,13 @@ class BigQueryStream:
                 raise
             self._read_alone(one_line(error))
             return None
-        saved = avoided(self._size, job.labels, job.total_bytes_billed or 0, cached=bool(job.cache_hit))
+        is_host = read.host.name == self.spec.name
+        if not is_host and (why_not := why_not_read(self._looked.schema, rows.schema)):
+            if sent:
+                self._others[job.job_id] = job
+            self._read_alone(why_not)
+            return None
+        saved = avoided(self._size, job.labels, is_host=is_host, cached=bool(job.cache_hit))
         self._joined = Joined(read, sent, saved)
         self.metadata["shared_read"] = self._joined.told
         return job
@@ -507,7 +528,9 @@ class BigQueryStream:
         try:
             return client.query(statement, job_config=config, job_id=name, retry=retry, job_retry=None, timeout=timeout)
         except api.Conflict:
-            return client.get_job(name, retry=retry, timeout=timeout)
+            # BigQuery finds a job outside of the US and the EU by its location only.
+            location = client.location or (self._looked.location if self._looked is not None else None)
+            return client.get_job(name, location=location, retry=retry, timeout=timeout)
 
     def _read_alone(self, why: str) -> None:
         self.metadata["shared_read"] = f"none: {why}"
@@ -536,7 +559,8 @@ class BigQueryStream:
         """The rows of a shared result with the columns of this table alone; None if the result has no others."""
         if self._joined is None or self._joined.read.host.name == self.spec.name:
             return None
-        own = {column.name for column in self.spec.query_columns}
+        assert self._looked is not None
+        own = {name for name, *_ in self._looked.schema}
         return client.list_rows(job.destination, selected_fields=[field for field in rows.schema if field.name in own], **paged)
 
     def _own_days(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

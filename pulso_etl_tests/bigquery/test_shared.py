@@ -291,10 +291,81 @@ def test_the_rows_that_a_run_attaches_to_are_never_older_than_the_state_that_it_
 @pytest.mark.parametrize(
     ("host", "guest", "guest_sends"), [(100, 30, False), (100, 30, True), (LEAST, LEAST, True), (LEAST, LEAST, False)]
 )
-def test_bytes_avoided_are_what_two_reads_would_have_billed_beyond_one(host: int, guest: int, guest_sends: bool) -> None:
+@pytest.mark.parametrize("billed", [1.0, 0.1], ids=["as promised", "clustered"])
+def test_bytes_avoided_are_what_two_reads_would_have_billed_beyond_one(
+    host: int, guest: int, guest_sends: bool, billed: float
+) -> None:
     own, other = (host, guest) if guest_sends else (guest, host)
-    assert host + avoided(own, {ALONE: str(other)}, host, cached=False) == host + guest
-    assert avoided(own, {ALONE: str(other)}, 0, cached=True) == own
+    assert host * billed + avoided(own, {ALONE: str(other)}, is_host=guest_sends, cached=False) == host * billed + guest
+    assert avoided(own, {ALONE: str(other)}, is_host=guest_sends, cached=True) == own
+
+
+def test_two_guests_and_a_host_tell_what_the_guests_would_have_billed() -> None:
+    labels = {ALONE: "30"}
+    assert avoided(20, labels, is_host=False, cached=False) + avoided(100, labels, is_host=True, cached=False) == 30 + 20
+
+
+@pytest.mark.parametrize(("form", "host_first"), [("CAST(cuentas AS STRING) AS cuentas", True), ("cuentas AS other", False)])
+def test_a_guest_reads_alone_if_the_query_of_the_host_gives_its_columns_otherwise(
+    source: BigQuerySource, read: SharedRead, change: Change, form: str, host_first: bool
+) -> None:
+    change()
+    drifted = altered(HOST, query=HOST.source.query.replace("cuentas,", f"{form},", 1))
+    shared = SharedRead(read.key, drifted, WINDOW)
+    if host_first:
+        with stream(source, drifted, shared).open():
+            pass
+    guest = stream(source, GUEST, shared)
+    assert rows(guest) == separately(source, GUEST)
+    assert guest.metadata["shared_read"].endswith("does not give these columns as this table reads them: cuentas")
+    assert guest.metadata["bytes_billed"] == (LEAST if host_first else 2 * LEAST)
+
+
+def test_the_job_of_another_run_is_found_where_the_tables_are(
+    source: BigQuerySource, bigquery_proxy: FaultyProxy, read: SharedRead
+) -> None:
+    def placed(table: Any) -> None:
+        table["location"] = "southamerica-east1"
+
+    rows(stream(source, HOST, read))
+    bigquery_proxy.inject(r"^GET \S+/tables/", edited(placed), times=None)
+    guest = stream(source, GUEST, read)
+    rows(guest)
+    assert guest.metadata["bytes_billed"] == 0
+    (asked, *_) = bigquery_proxy.seen(GOT)
+    assert "location=southamerica-east1" in asked.line
+
+
+def test_rows_are_not_older_than_the_states_of_partitions_that_are_stored_with_them(
+    source: BigQuerySource, read: SharedRead, change: Change, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows(stream(source, HOST, read))
+    ask = BigQuerySource.partitions
+
+    def changed_meanwhile(*given: Any) -> Any:
+        change()
+        return ask(*given)
+
+    monkeypatch.setattr("pulso_etl.bigquery.source.question_pays", lambda *given: True)
+    monkeypatch.setattr(BigQuerySource, "partitions", changed_meanwhile)
+    guest = source.stream(GUEST, DAYS, "run of the guest", shared=read)
+    state = guest.look()
+    assert state
+    assert state.partitions
+    assert rows(guest) == separately(source, GUEST)
+    assert guest.metadata["shared_read"] == "none: the source has changed since the other run looked at it"
+
+
+def test_a_window_without_any_rows_is_shared(source: BigQuerySource, read: SharedRead) -> None:
+    day = DayRange(date(2026, 7, 16), date(2026, 7, 16))
+    guest, alone = (stream(source, GUEST, one, day) for one in (SharedRead(read.key, HOST, day), None))
+    with guest.open() as found, alone.open() as expected:
+        assert found.read_all().num_rows == expected.read_all().num_rows == 0
+
+
+def test_tenants_share_no_read_with_each_other(read: SharedRead) -> None:
+    other = SharedRead(read.key, HOST.model_copy(update={"tenant": "other"}), WINDOW)
+    assert job_id(read, "SELECT 1") != job_id(other, "SELECT 1")
 
 
 def test_the_double_refuses_a_second_job_of_an_id_and_shows_the_first_to_others(emulator: BigQueryEmulator) -> None:
