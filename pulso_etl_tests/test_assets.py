@@ -292,7 +292,7 @@ def test_a_run_that_repeats_another_one_is_no_part_of_its_launch() -> None:
     read, this = SharedRead("key", host, window), str(uuid4())
 
     def of(parent: str | None, *selected: str) -> SharedRead | None:
-        run = dg.DagsterRun("refresh", run_id=this, tags=range_tags(window) | read.tags, parent_run_id=parent)
+        run = dg.DagsterRun("refresh", run_id=this, tags=range_tags(window) | read.tags, root_run_id=parent, parent_run_id=parent)
         return shared_read(run, [dg.AssetKey(name) for name in selected], guest, window, TABLES)
 
     assert of(None, guest.name) == read
