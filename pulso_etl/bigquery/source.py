@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from dagster import DagsterInvalidDefinitionError
 from google.api_core import exceptions as api
-from google.api_core.retry import Retry
+from google.api_core.retry import Retry, if_exception_type
 from google.auth.credentials import AnonymousCredentials
 from google.auth.exceptions import GoogleAuthError, TransportError
 from google.cloud import bigquery
@@ -70,6 +70,8 @@ Transport = Literal["storage", "rest"]
 Found = TypeVar("Found")
 
 READ_STREAMS = 2
+FOUND_SECONDS = 10.0
+"""BigQuery may say for some seconds that there is no job of an id which it has just refused as taken."""
 RUN_LOOK_SECONDS = 20.0
 """Limit of a run's own look at the source. Without an answer the run reads all the same."""
 QUEUED_BATCHES = 4
@@ -530,7 +532,11 @@ class BigQueryStream:
         except api.Conflict:
             # BigQuery finds a job outside of the US and the EU by its location only.
             location = client.location or (self._looked.location if self._looked is not None else None)
-            return client.get_job(name, location=location, retry=retry, timeout=timeout)
+            shown = Retry(if_exception_type(api.NotFound), self.source.retry_initial_seconds, timeout=FOUND_SECONDS)
+            try:
+                return shown(client.get_job)(name, location=location, retry=retry, timeout=timeout)
+            except api.RetryError as error:
+                raise error.cause from None
 
     def _read_alone(self, why: str) -> None:
         self.metadata["shared_read"] = f"none: {why}"

@@ -201,10 +201,16 @@ def test_an_old_job_is_left_and_the_run_reads_alone(source: BigQuerySource, bigq
     ],
 )
 def test_a_job_without_a_result_is_left_and_the_run_reads_alone(
-    source: BigQuerySource, bigquery_proxy: FaultyProxy, read: SharedRead, fault: Any, told: str
+    source: BigQuerySource,
+    bigquery_proxy: FaultyProxy,
+    read: SharedRead,
+    fault: Any,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("pulso_etl.bigquery.source.FOUND_SECONDS", 0.05)
     rows(stream(source, HOST, read))
-    bigquery_proxy.inject(GOT, fault)
+    bigquery_proxy.inject(GOT, fault, times=None)
     guest = stream(source, GUEST, read)
     assert rows(guest) == separately(source, GUEST)
     assert guest.metadata["shared_read"].startswith("none: ")
@@ -262,6 +268,16 @@ def test_a_job_whose_answer_was_lost_is_known_again_by_its_sender(
     assert len(lost) == 1
     assert host.metadata["bytes_billed"] == LEAST
     assert host.metadata["shared_read"].startswith("this run sent")
+
+
+def test_a_job_that_bigquery_does_not_show_at_once_is_asked_for_again(
+    source: BigQuerySource, bigquery_proxy: FaultyProxy, read: SharedRead
+) -> None:
+    rows(stream(source, HOST, read))
+    bigquery_proxy.inject(GOT, error(404, "notFound"), times=2)
+    guest = stream(source, GUEST, read)
+    rows(guest)
+    assert guest.metadata["bytes_billed"] == 0
 
 
 @given(
