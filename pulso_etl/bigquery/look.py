@@ -143,12 +143,17 @@ def _fault(look: Look, spec: TableSpec) -> str:
         if view.view_use_legacy_sql:
             return f"{name} is in legacy SQL"
     for name, text in {"the statement": look.statement, **look.texts}.items():
-        try:
-            if why := unsteady(text, spec.stamp_columns):
-                return f"{name}: {why}"
-        except NotUnderstood as error:
-            return f"{name}: {error}"
+        if why := text_fault(text, spec):
+            return f"{name}: {why}"
     return ""
+
+
+def text_fault(text: str, spec: TableSpec) -> str:
+    """Why the text of a statement or view gives no signal of changes; empty if it does. Pure."""
+    try:
+        return unsteady(text, spec.stamp_columns) or ""
+    except NotUnderstood as error:
+        return str(error)
 
 
 def changed_tables(before: SourceState, now: SourceState) -> set[str] | None:

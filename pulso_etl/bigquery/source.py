@@ -41,6 +41,7 @@ from pulso_etl.bigquery.look import (
     source_digest,
     state_of,
     take,
+    text_fault,
 )
 from pulso_etl.bigquery.pricing import Pricing, question_pays
 from pulso_etl.bigquery.resource import BigQueryResource
@@ -489,6 +490,10 @@ class BigQueryStream:
             self._read_alone("the source gives no signal of changes, so nobody knows how old the rows may be")
             return None
         statement = fill(read.host.source.query, self.source.tables(read.host), read.host.timezone)
+        if fault := text_fault(statement, read.host):
+            # The host itself never shares, so its query would only cost more.
+            self._read_alone(f"the query of {read.host.name} gives no signal of changes: {fault}")
+            return None
         mine = {READING: uuid4().hex, SOURCE: self._source, ALONE: str(self._size)}
         config, name = self._config(days_of(read.window), **mine), job_id(read, statement)
         try:

@@ -226,6 +226,17 @@ def test_a_fault_of_the_host_s_statement_is_none_of_the_guest_s(source: BigQuery
     assert "nothing" in guest.metadata["shared_read"]
 
 
+def test_a_guest_sends_no_query_of_a_host_that_gives_no_signal(
+    source: BigQuerySource, bigquery_proxy: FaultyProxy, read: SharedRead
+) -> None:
+    by_clock = "IF(fecha_foto < CURRENT_DATE(), cuentas, 0) AS cuentas,"
+    host = altered(HOST, query=HOST.source.query.replace("cuentas,", by_clock, 1))
+    guest = stream(source, GUEST, SharedRead(read.key, host, WINDOW))
+    rows(guest)
+    assert guest.metadata["shared_read"].startswith("none: the query of dashboard_data gives no signal of changes: ")
+    assert [one["labels"]["table"] for one in sent(bigquery_proxy)] == [GUEST.name]
+
+
 def test_only_the_run_that_sent_a_job_cancels_it(source: BigQuerySource, bigquery_proxy: FaultyProxy, read: SharedRead) -> None:
     host = stream(source, altered(HOST, timeout=timedelta(seconds=0.2)), read)
     guest = stream(source, altered(GUEST, timeout=timedelta(seconds=0.4)), read)
