@@ -413,12 +413,23 @@ class BigQueryStream:
         with ExitStack() as stack:
             with raising_source_errors(self.spec, self.window):
                 client = stack.enter_context(self.source.get_client())
-                self._done = job = self._finished(client)
-                self.metadata.update(self._statistics())
-                batches, transport = self._batches(client, job, stack)
-            self.metadata["transport"] = transport
-            first = next(batches)
+            try:
+                first, batches = self._begun(client, stack)
+            except SourceError as error:
+                if self._joined is None or error.retryable:
+                    raise
+                self._leave(self._joined, str(error))
+                first, batches = self._begun(client, stack)
             yield pa.RecordBatchReader.from_batches(first.schema, chain([first], batches))
+
+    def _begun(self, client: bigquery.Client, stack: ExitStack) -> tuple[pa.RecordBatch, Iterator[pa.RecordBatch]]:
+        """The first batch of the rows, and the others. `stack` closes everything after the last batch. Raises as `open` does."""
+        with raising_source_errors(self.spec, self.window):
+            self._done = job = self._finished(client)
+            self.metadata.update(self._statistics())
+            batches, transport = self._batches(client, job, stack)
+        self.metadata["transport"] = transport
+        return next(batches), batches
 
     def _statistics(self) -> dict[str, Any]:
         """What the metadata tell of the job that gives the rows. A job that another run sent is billed to that run."""
@@ -542,6 +553,14 @@ class BigQueryStream:
                 return shown(client.get_job)(name, location=location, retry=retry, timeout=timeout)
             except api.RetryError as error:
                 raise error.cause from None
+
+    def _leave(self, joined: Joined, why: str) -> None:
+        """From now on the stream reads alone: it has no use of the result that it has joined."""
+        if joined.sent:
+            self._others[self._done.job_id] = self._done
+        self.shared, self._joined, self._done = None, None, None
+        self.metadata.pop("bytes_avoided", None)
+        self._read_alone(why)
 
     def _read_alone(self, why: str) -> None:
         self.metadata["shared_read"] = f"none: {why}"

@@ -281,6 +281,17 @@ def test_a_job_whose_answer_was_lost_is_known_again_by_its_sender(
     assert host.metadata["shared_read"].startswith("this run sent")
 
 
+def test_a_result_that_the_account_may_not_read_is_left_and_the_run_reads_alone(
+    source: BigQuerySource, bigquery_proxy: FaultyProxy, read: SharedRead, change: Change
+) -> None:
+    change()
+    bigquery_proxy.inject(r"^GET \S+/data\?", error(403, "accessDenied"), times=None)
+    guest = stream(source, GUEST, read)
+    assert rows(guest) == separately(source, GUEST)
+    assert guest.metadata["shared_read"].startswith("none: ")
+    assert guest.metadata["bytes_billed"] == 2 * LEAST
+
+
 def test_a_job_that_bigquery_does_not_show_at_once_is_asked_for_again(
     source: BigQuerySource, bigquery_proxy: FaultyProxy, read: SharedRead
 ) -> None:
