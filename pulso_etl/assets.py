@@ -189,15 +189,21 @@ def build_asset(
             return
         if not names_days(context.run.tags):
             _take_days(context, plan)
-        bigquery: BigQuerySource = resource(context, spec, "bigquery")
-        budget: QueryBudget = resource(context, spec, "budget")
-        avoided = int(context.run.tags.get(AVOIDED_TAG, 0))
-        selected = context.job_def.asset_layer.selected_asset_keys
-        shared = shared_read(context.run, selected, spec, plan.window, tables or {})
-        stream = bigquery.stream(spec, plan.window, context.run.run_id, avoided, shared)
-        yield dg.Output(AdmittedStream(stream, budget, Grants.of(context.run.tags)))
+        yield dg.Output(_stream(context, spec, plan.window, tables or {}))
 
     return table
+
+
+def _stream(
+    context: dg.AssetExecutionContext, spec: TableSpec, window: DayRange, tables: Mapping[str, TableSpec]
+) -> AdmittedStream:
+    """The stream of the table's rows over the days of the window, which the budget admits."""
+    bigquery: BigQuerySource = resource(context, spec, "bigquery")
+    budget: QueryBudget = resource(context, spec, "budget")
+    run, selected = context.run, context.job_def.asset_layer.selected_asset_keys
+    shared = shared_read(run, selected, spec, window, tables)
+    stream = bigquery.stream(spec, window, run.run_id, int(run.tags.get(AVOIDED_TAG, 0)), shared)
+    return AdmittedStream(stream, budget, Grants.of(run.tags))
 
 
 def plan_of_run(context: dg.AssetExecutionContext, spec: TableSpec, calendar: Calendar) -> RefreshPlan:

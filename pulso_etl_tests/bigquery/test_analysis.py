@@ -196,12 +196,13 @@ def calls_of_the_client() -> set[str]:
 
 
 def test_no_statement_is_sent_but_by_the_functions_that_are_recorded_here() -> None:
-    """Whoever adds such a function adds it to the recording below. `source.query` sends the statement of its caller."""
+    """Whoever adds such a function adds it to the recording below. `source.query` sends the statement of its caller, and
+    `source._sent` that of a table's host."""
     assert calls_of_the_client() == {
-        *("bigquery.source._finished", "bigquery.look.dry_run", "bigquery.look._partitions"),
+        *("bigquery.source._finished", "bigquery.source._sent", "bigquery.look.dry_run", "bigquery.look._partitions"),
         *("bigquery.source.query", "doctor._bigquery", "doctor._source"),
-        # It sends the points of `pulso-etl verify-source`, which `test_verify.py` runs.
-        "bigquery.verify.run",
+        # They send the points of `pulso-etl verify-source`, which `test_verify.py` runs.
+        *("bigquery.verify.run", "bigquery.verify._twice"),
     }
 
 

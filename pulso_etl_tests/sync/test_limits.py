@@ -63,7 +63,7 @@ def slow_to_read(conn: psycopg.Connection, pause: Pause) -> Iterator[pa.RecordBa
 @pytest.mark.parametrize(
     ("limits", "source", "pause", "told"),
     [
-        (Limits(idle_in_transaction=SHORT), slow_to_open, sleep, "ended the session, which had waited too long"),
+        (Limits(idle_in_transaction=LONGER), slow_to_open, sleep_longer, "ended the session, which had waited too long"),
         (Limits(transaction=LONGER), slow_to_open, sleep_longer, "ended the load, which took too long"),
         (Limits(transaction=LONGER), slow_to_read, sleep_longer, "ended the load, which took too long"),
         (Limits(statement=SHORT), slow_to_read, sleep, "the statement was ended: .*statement timeout"),
