@@ -20,11 +20,11 @@ def belonging_to(home: Path) -> list[str]:
         try:
             if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
                 continue
-            words = [*process.cmdline(), *process.environ().values()]
+            command, settings = process.cmdline(), process.environ().values()
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-        if any(str(home) in word for word in words):
-            found.append(f"{process.pid} {' '.join(process.cmdline())[:200]}")
+        if any(str(home) in word for word in [*command, *settings]):
+            found.append(f"{process.pid} {' '.join(command)[:200]}")
     return found
 
 

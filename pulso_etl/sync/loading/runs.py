@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from functools import partial
 from itertools import pairwise
 
@@ -43,20 +44,25 @@ def in_runs(spec: TableSpec, window: DayRange, batches: Batches) -> Batches:
     if spec.primary_key[0] != spec.partition_column or window.days == 1:
         yield from map(in_order, batches)
         return
-    with in_turns((_shelved(spec, window, batch) for batch in batches), RUN_BATCHES, RUN_BATCHES) as runs:
+    with (
+        closing(Shelves()) as shelves,
+        in_turns((shelves.keep(_shelved(spec, window, one)) for one in batches), RUN_BATCHES, RUN_BATCHES) as runs,
+    ):
         for run in runs:
             for group in range(min(GROUPS, window.days)):
                 yield from map(in_order, _pieces(run, group))
+            shelves.clear(run)
 
 
 class Shelf:
-    """The rows of a batch in a file without a name, by groups of days. The file ends with the object."""
+    """The rows of a batch in a file without a name, by groups of days."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self._schema, self._ends = schema, [0]
-        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by __del__
+        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - `close` closes it
 
-    def __del__(self) -> None:
+    def close(self) -> None:
+        """Ends the file."""
         self._file.close()
 
     def add(self, rows: pa.RecordBatch) -> None:
@@ -74,6 +80,35 @@ class Shelf:
         return pa.ipc.read_record_batch(pa.py_buffer(os.pread(self._file.fileno(), end - start, start)), self._schema)
 
 
+class Shelves:
+    """The shelves of a load that are full and not yet read. One thread keeps them, another one clears them.
+
+    Whoever holds an error of the load also holds its shelves, so their files do not end with the objects.
+    """
+
+    def __init__(self) -> None:
+        self._kept: set[Shelf] = set()
+        self._closed = False
+
+    def keep(self, shelf: Shelf) -> Shelf:
+        """Keeps the shelf. A thread may fill its last one after the load has ended."""
+        self._kept.add(shelf)
+        if self._closed:
+            self.clear([shelf])
+        return shelf
+
+    def clear(self, shelves: Iterable[Shelf]) -> None:
+        """Ends the files of these shelves."""
+        for shelf in shelves:
+            shelf.close()
+            self._kept.discard(shelf)
+
+    def close(self) -> None:
+        """Ends the files of all shelves."""
+        self._closed = True
+        self.clear(list(self._kept))
+
+
 def _shelved(spec: TableSpec, window: DayRange, batch: pa.RecordBatch) -> Shelf:
     """Puts the rows of a batch in a file. Raises LoadFailed if the disk has no room."""
     groups = min(GROUPS, window.days)
@@ -81,9 +116,12 @@ def _shelved(spec: TableSpec, window: DayRange, batch: pa.RecordBatch) -> Shelf:
     order = pa.array(np.argsort(of_row, kind="stable"))
     ends = np.searchsorted(np.sort(of_row), np.arange(groups + 1))
     try:
-        shelf = Shelf(batch.schema)
-        for start, end in pairwise(ends):
-            shelf.add(batch.take(order[start:end]))
+        with ExitStack() as broken_off:
+            shelf = Shelf(batch.schema)
+            broken_off.callback(shelf.close)
+            for start, end in pairwise(ends):
+                shelf.add(batch.take(order[start:end]))
+            broken_off.pop_all()
     except OSError as error:
         raise no_room(f"{spec.name} {window}", error) from error
     return shelf
