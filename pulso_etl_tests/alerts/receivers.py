@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -19,6 +18,7 @@ from aiosmtpd.controller import Controller
 from pydantic import SecretStr
 
 from pulso_etl.settings import Settings
+from pulso_etl_tests.serving import serving
 
 
 @dataclass
@@ -89,10 +89,8 @@ def receiver() -> Iterator[Receiver]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     receiver.port = server.server_port
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield receiver
-    server.shutdown()
-    server.server_close()
+    with serving(server):
+        yield receiver
 
 
 MakeSettings = Callable[..., Settings]

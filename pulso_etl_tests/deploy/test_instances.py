@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,6 +23,7 @@ from dagster_postgres import DagsterPostgresStorage
 from pulso_etl.instance.celery_launcher import CancelingCeleryRunLauncher
 from pulso_etl.instance.coordinator import PulsoRunCoordinator
 from pulso_etl_tests.deploy.files import ROOT, load
+from pulso_etl_tests.serving import serving
 
 Config = dict[str, Any]
 TOP: Config = yaml.safe_load((ROOT / "dagster.yaml").read_text(encoding="utf-8"))
@@ -158,8 +158,8 @@ def kubernetes_api(home: Path) -> Iterator[tuple[Path, list[Config]]]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    with serving(server):
         config = {
             "apiVersion": "v1",
             "kind": "Config",
@@ -171,7 +171,6 @@ def kubernetes_api(home: Path) -> Iterator[tuple[Path, list[Config]]]:
         file = home / "kubeconfig"
         file.write_text(yaml.safe_dump(config), encoding="utf-8")
         yield file, given
-        server.shutdown()
 
 
 def launch(name: str, home: Path, tags: dict[str, str]) -> list[Config]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
@@ -31,6 +30,7 @@ from pulso_etl.sync.errors import SourceError, first_line
 from pulso_etl.sync.redaction import BLANK, clean, clean_errors, scrub, scrub_logs, scrubbed
 from pulso_etl_tests.api.server import ApiServer
 from pulso_etl_tests.clock import TABLES, TODAY
+from pulso_etl_tests.serving import serving
 
 PASSWORD, OTHER = "pl4nted-DB-p@ss", "pl4nted-dagster-pass"
 KEY = "-----BEGIN PRIVATE KEY-----\\nMIIEpl4ntedKeyMaterialThatNobodyMaySeeAnywhere0123456789\\n-----END PRIVATE KEY-----\\n"
@@ -163,10 +163,9 @@ def telling_source() -> Iterator[str]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    with serving(server):
         yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
 
 
 def test_a_run_that_fails_records_no_secret(
