@@ -257,7 +257,7 @@ class Automation:
         for table in tick.verified:
             instance.report_runless_asset_event(currency(self.tables[table], states[table].watermark, now))
         memory.pace = looks.pace
-        return Ticked(tick.requests, tick.reasons + tick.waiting, memory.cursor(now))
+        return Ticked(tick.run_requests(), tick.reasons + tick.waiting, memory.cursor(now))
 
     def _as_run(self, launch: Launch, run_key: str) -> dg.RunRequest:
         return run_request(launch, run_key, table_job(launch.spec) if self.jobs else WHOLE_GRAPH)

@@ -160,9 +160,8 @@ class Tick:
             plans += [replace(plan, reason=why, known=known) for plan in self.planner.plans(asked, {}, self.now)]
         self.asked.append(Asked(plans, (decision.slot, cause), seen.bytes_avoided))
 
-    @property
-    def requests(self) -> list[dg.RunRequest]:
-        """The runs of everything that the tick asks for, launched together."""
+    def run_requests(self) -> list[dg.RunRequest]:
+        """The runs of everything that the tick asks for, launched together: reads that they share have a new key each time."""
         requests, asked = [], {plan.table: one for one in self.asked for plan in one.plans}
         avoided = {table: one.bytes_avoided for table, one in asked.items()}
         for launch in launches(self.planner.tables, (plan for one in self.asked for plan in one.plans)):

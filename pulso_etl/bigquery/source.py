@@ -517,7 +517,8 @@ class BigQueryStream:
         if why_not:
             self._read_alone(why_not)
             return None
-        own = sent and read.host.name == self.spec.name
+        is_host = read.host.name == self.spec.name
+        own = sent and is_host
         try:
             rows = self._result(job, None, self._timeout if own else self._timeout / 2)
         except BaseException as error:
@@ -529,7 +530,6 @@ class BigQueryStream:
                 raise
             self._read_alone(one_line(error))
             return None
-        is_host = read.host.name == self.spec.name
         if not is_host and (why_not := why_not_read(self._looked.schema, rows.schema)):
             if sent:
                 self._others[job.job_id] = job
