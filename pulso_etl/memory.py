@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 
-LARGE_BYTES = 512 * 1024
+LARGE_BYTES = 1024 * 1024
 """A block of this size or more comes from the system and returns to it. With less, the system is asked too often."""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 

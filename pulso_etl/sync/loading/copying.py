@@ -38,7 +38,7 @@ class Copy:
     """Copies batches into the relation `into`, the table itself or the stage.
 
     The columns are those of the target's declaration; `wire` is the schema in which they travel. `through` may keep rows back.
-    `begin` is called before the first row goes to the server.
+    `meanwhile` is called while the first rows are made, and `begin` before a row goes to the server; both may use the connection.
     """
 
     target: Target
@@ -46,6 +46,7 @@ class Copy:
     into: sql.Identifier
     through: Through = iter
     begin: Callable[[], None] = lambda: None
+    meanwhile: Callable[[], object] = lambda: None
 
     def send(self, reader: pa.RecordBatchReader, days: DayRange) -> dict[date, int]:
         """Sends the rows in one COPY; returns how many of each day were sent. Raises RejectedRows, see `conform`."""
@@ -62,6 +63,7 @@ class Copy:
                 rows.update(rows_by_day(spec, batch))
 
         with read_ahead(encoded()) as chunks:
+            self.meanwhile()
             first = next(chunks, None)
             if first is None:
                 return {}
@@ -101,6 +103,7 @@ class Copy:
         spec, reject, encoding = self.target.spec, quarantine.take, quarantine.encoding
         batches = (conform(spec, batch, self.wire, days, reject, encoding) for batch in reader if batch.num_rows)
         with read_ahead(self.through(batches)) as conformed:
+            self.meanwhile()
             for batch in conformed:
                 if batch.num_rows:
                     self.begin()

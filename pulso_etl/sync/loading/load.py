@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date
 
 import psycopg
 
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.locks import table_lock
-from pulso_etl.sync.ledger.traces import Trace
 from pulso_etl.sync.loading import guards
+from pulso_etl.sync.loading.before import Before, Days
 from pulso_etl.sync.loading.imprints import NO_ROWS, imprints, oldest_transaction
 from pulso_etl.sync.loading.months import create_months
 from pulso_etl.sync.loading.plans.plan import plans_for
@@ -40,11 +39,13 @@ def load(target: Target, request: LoadRequest) -> LoadResult:
     for stops_load in guards.BEFORE_STAGING:
         stops_load(under_way)
     staged, plan = next((staged, plan) for plan in plans_for(under_way) if (staged := plan.stage(under_way)) is not None)
+    # A load that digests no rows has not asked yet, and now the table changes.
+    under_way.before.days()
     return plan.write(under_way, staged)
 
 
 def _begin(target: Target, request: LoadRequest) -> Load:
-    """Locks the table, creates it if it is missing, and counts its rows."""
+    """Locks the table, and creates it if it is missing."""
     conn, clock = target.conn, Clock()
     statements = Statements(target.spec, target.schema)
     with clock("lock"):
@@ -55,18 +56,18 @@ def _begin(target: Target, request: LoadRequest) -> Load:
         # The joins need the size of the stage. A small sample is enough to estimate it.
         conn.execute("SELECT set_config('default_statistics_target', '10', true)")
         since = oldest_transaction(target)
-        held, intact = _held(target, request, statements, since)
-        is_empty = not held and conn.execute(statements.holds_rows(), request.bounds).fetchone() is None
-    return Load(target, request, table, held, is_empty, clock, intact, since)
+        is_empty = conn.execute(statements.holds_rows(), request.bounds).fetchone() is None
+    return Load(target, request, table, Before(lambda: _days(target, request, since, is_empty)), is_empty, clock, since)
 
 
-def _held(target: Target, request: LoadRequest, statements: Statements, since: str) -> tuple[dict[date, int], dict[date, Trace]]:
-    """How many rows the table holds of each day, and the traces of the days whose rows are as their last load left them."""
-    if not request.last:
-        return dict(target.conn.execute(statements.rows_by_day(), request.bounds).fetchall()), {}
-    found = imprints(target, request.window, since)
+def _days(target: Target, request: LoadRequest, since: str, is_empty: bool) -> Days:
+    """What the table holds of the days. Without traces of earlier loads, their rows are only counted."""
+    if not (request.last or is_empty):
+        query = Statements(target.spec, target.schema).rows_by_day()
+        return Days(dict(target.conn.execute(query, request.bounds).fetchall()))
+    found = {} if is_empty else imprints(target, request.window, since)
     intact = {day: trace for day, trace in request.last.items() if trace.imprint == str(found.get(day, NO_ROWS))}
-    return {day: imprint.rows for day, imprint in found.items()}, intact
+    return Days({day: imprint.rows for day, imprint in found.items()}, intact)
 
 
 def _lock(target: Target, request: LoadRequest, statements: Statements) -> Table:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.traces import Trace
+from pulso_etl.sync.loading.before import Before
 from pulso_etl.sync.loading.contract import Fitted
 from pulso_etl.sync.loading.day_digests import DayDigests, Samples, maker
 from pulso_etl.sync.loading.result import Digested
@@ -33,14 +34,14 @@ Batches = Iterator[pa.RecordBatch]
 
 @dataclass(frozen=True)
 class Known:
-    """What a load knows of its days before it reads the rows: the `table` as PostgreSQL has it, and how many rows it holds of each
-    day. `since`: the oldest transaction that goes on. `intact`: the traces of days whose rows are as their last load left them."""
+    """What a load knows of its days: the `table` as PostgreSQL has it, the traces that the `last` loads of the days have left, and
+    what the table holds of the days `before` the load. `since`: the oldest transaction that goes on."""
 
     table: Table
     window: DayRange
-    held: Mapping[date, int]
+    last: Mapping[date, Trace]
+    before: Before
     since: str
-    intact: Mapping[date, Trace]
 
 
 class Sieve:
@@ -53,13 +54,17 @@ class Sieve:
     def __init__(self, fitted: Fitted, known: Known, spoilt: Callable[[], Collection[date]] = tuple) -> None:
         self._fitted, self._known, self._window, self._spoilt = fitted, known, known.window, spoilt
         self._made_by = maker(fitted, known.table)
-        self._last = {day: trace.digest for day, trace in known.intact.items() if trace.made_by == self._made_by}
+        self._last = {day: trace.digest for day, trace in known.last.items() if trace.made_by == self._made_by}
         self._digests = DayDigests(fitted.spec, known.window)
         self._unchanged: frozenset[date] = frozenset()
 
+    def ask(self) -> None:
+        """Asks the server what the table holds of the days; `rest` waits for it in another thread."""
+        self._known.before.days()
+
     def digested(self) -> Digested:
         """What the stream has shown; call it at its end."""
-        return Digested(self._made_by, self._digests.by_day(), self._unchanged, self._known.held, self._known.since)
+        return Digested(self._made_by, self._digests.by_day(), self._unchanged, self._known.before.days().held, self._known.since)
 
     def rest(self, batches: Batches) -> Batches:
         """The rows of days that differ. The batches have the wire schema."""
@@ -83,13 +88,18 @@ class Sieve:
                 changed[samples.new(codes, marks)] = True
                 changed |= (self._digests.rows > most) | spool.is_full
                 changed |= int((changed & known).sum()) > max(FEW_DAYS, int(known.sum()) // 4)
+                if changed.all():
+                    yield batch
+                    break
                 goes = changed[codes]
                 waiting[codes[~goes]] = True
                 for part in _parts(batch, ~goes):
                     spool.put(part)
                 yield from _parts(batch, goes)
-            digests, spoilt = self._digests.by_day(), self._spoilt()
-            differs = (day in spoilt or digests[day] != self._last.get(day) for day in self._window)
+            # If every day has changed, the loop ends before the stream.
+            yield from map(self._counted, batches)
+            digests, spoilt, intact = self._digests.by_day(), self._spoilt(), self._known.before.wait().intact
+            differs = (day in spoilt or day not in intact or digests[day] != self._last.get(day) for day in self._window)
             changed |= np.fromiter(differs, bool, len(most))
             self._unchanged = frozenset(day for day, differs in zip(self._window, changed, strict=True) if not differs)
             if (changed & waiting).any():

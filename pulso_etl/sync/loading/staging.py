@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 
 import pyarrow as pa
@@ -65,7 +65,9 @@ class _Stage:
 
     def fill(self, reader: pa.RecordBatchReader, days: DayRange) -> dict[date, int]:
         """Stages the reader's rows over those days. Returns the number of rows per day."""
-        copy = Copy(self.target, self.fitted.wire, STAGE, self.sieve.rest if self.sieve else iter, self.ensure)
+        copy = Copy(self.target, self.fitted.wire, STAGE, begin=self.ensure)
+        if self.sieve:
+            copy = replace(copy, through=self.sieve.rest, meanwhile=self.sieve.ask)
         return copy.send_what_fits(reader, days, self.quarantine) if self.quarantine else copy.send(reader, days)
 
 

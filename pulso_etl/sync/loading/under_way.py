@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
 
 import psycopg
 
 from pulso_etl.sync.days import DayRange
-from pulso_etl.sync.ledger.traces import Trace
+from pulso_etl.sync.loading.before import Before
 from pulso_etl.sync.loading.day_digests import can_be_skipped
 from pulso_etl.sync.loading.request import LoadRequest, Source
 from pulso_etl.sync.loading.result import Clock
@@ -23,19 +23,17 @@ from pulso_etl.sync.target import Target
 class Load:
     """What every plan knows about a load.
 
-    `table`: the table as PostgreSQL has it. `held`: how many rows it holds of each day of the window, days without rows left out.
-    `is_empty`: it holds no row that rows of the window can clash with. `intact`: the traces of days whose rows are as the load of
-    the trace left them. `since`: the oldest transaction that went on when the load began.
+    `table`: the table as PostgreSQL has it. `before`: what it holds of the days. `is_empty`: it holds no row that rows of the
+    window can clash with. `since`: the oldest transaction that went on when the load began.
     """
 
     target: Target
     request: LoadRequest
     table: Table
-    held: Mapping[date, int]
+    before: Before
     is_empty: bool
     clock: Clock
-    intact: Mapping[date, Trace] = field(default_factory=dict)
-    since: str = ""
+    since: str
 
     @property
     def conn(self) -> psycopg.Connection:
@@ -50,6 +48,11 @@ class Load:
         return self.request.window
 
     @property
+    def held(self) -> Mapping[date, int]:
+        """How many rows the table held of each day of the window before the load, days without rows left out."""
+        return self.before.days().held
+
+    @property
     def source(self) -> Source:
         return self.request.source
 
@@ -62,7 +65,7 @@ class Load:
         """What digests need; None if the load has to compare every day with the table."""
         if not can_be_skipped(self.spec) or self.source.captured:
             return None
-        return Known(self.table, self.window, self.held, self.since, self.intact)
+        return Known(self.table, self.window, self.request.last, self.before, self.since)
 
     def __str__(self) -> str:
         """How errors name the load: by table and days."""

@@ -77,7 +77,7 @@ def _copied(load: Load, reader: pa.RecordBatchReader) -> Staged | None:
     target = load.target.declared_as(fitted.spec)
     migration = migrate_table(target, load.table)
     # No row is in the table, so none can be as it was: the sieve only digests the rows.
-    sieve = Sieve(fitted, replace(load.known, intact={})) if load.known else None
+    sieve = Sieve(fitted, replace(load.known, last={})) if load.known else None
     with load.clock("copy"):
         rows = Copy(target, fitted.wire, target.identifier, sieve.rest if sieve else iter).send(reader, load.window)
     return Staged(
