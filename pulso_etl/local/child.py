@@ -19,6 +19,8 @@ import psutil
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE = 10.0
 """Seconds for a child to end by itself, before it is killed."""
+AGAIN_SECONDS = 0.05
+"""Seconds until an interrupt that Python has dropped comes again, as SIGALRM."""
 END_GROUP = """
 kill -TERM "-$1"
 n=0
@@ -173,28 +175,49 @@ def _group(number: int) -> list[int]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM and a closed terminal (SIGHUP) raise KeyboardInterrupt, as Ctrl-C does."""
-    with _handlers(signal.default_int_handler):
-        yield
+    """SIGTERM and a closed terminal (SIGHUP) raise KeyboardInterrupt, as Ctrl-C does.
+
+    Python drops an exception that is raised in a destructor or in a callback, and imports have such callbacks. A dropped
+    KeyboardInterrupt is raised again a moment later.
+    """
+    before = sys.unraisablehook
+    alarms: list[Any] = []
+
+    def look(dropped: Any) -> None:
+        if issubclass(dropped.exc_type, KeyboardInterrupt):
+            alarms.append(signal.signal(signal.SIGALRM, signal.default_int_handler))
+            signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
+        else:
+            before(dropped)
+
+    with _handlers(SIGNALS, signal.default_int_handler):
+        sys.unraisablehook = look
+        try:
+            yield
+        finally:
+            sys.unraisablehook = before
+            if alarms:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, alarms[0])
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Holds back SIGINT, SIGTERM and SIGHUP until the end of the block, so servers start and stop completely."""
+    """Holds back the signals that interrupt until the end of the block, so servers start and stop completely."""
     held: list[int] = []
-    with _handlers(lambda number, frame: held.append(number)):
+    with _handlers((*SIGNALS, signal.SIGALRM), lambda number, frame: held.append(number)):
         yield
     if held:
         signal.raise_signal(held[0])
 
 
 @contextmanager
-def _handlers(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+def _handlers(numbers: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     # Ignored signals (nohup) stay ignored.
-    caught = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    caught = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, handler) for number in caught}
     try:
         yield

@@ -77,6 +77,33 @@ def test_a_signal_is_held_until_the_block_is_over() -> None:
     assert done == ["block"]
 
 
+DROPPED = """
+import signal, time
+from pulso_etl.local.child import interruptible, uninterrupted
+
+class Held:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+try:
+    with interruptible():
+        held = Held()
+        del held
+        print("dropped", flush=True)
+        with uninterrupted():
+            time.sleep(0.3)
+            print("whole", flush=True)
+        time.sleep(30)
+except KeyboardInterrupt:
+    print("interrupted", signal.getsignal(signal.SIGALRM) is signal.SIG_DFL, flush=True)
+"""
+
+
+def test_an_interrupt_that_python_drops_comes_again() -> None:
+    ended = subprocess.run([sys.executable, "-c", DROPPED], capture_output=True, text=True, timeout=60)
+    assert (ended.stdout.splitlines(), ended.stderr) == (["dropped", "whole", "interrupted True"], "")
+
+
 def test_what_is_ignored_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
