@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import sys
 import time
 import uuid
@@ -33,6 +34,9 @@ from pulso_etl_tests.dagster_stack import CHECKOUT, DagsterStack
 from pulso_etl_tests.databases import postgres, quick_folder
 from pulso_etl_tests.faulty_proxy import FaultyProxy
 from pulso_etl_tests.holding_proxy import HoldingProxy
+
+# A shell makes a background job ignore SIGINT. Then Dagster makes the process ignore SIGTERM, too, and children inherit both.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 gc.disable()  # until all modules are imported, whose objects stay
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -43,8 +42,6 @@ class Command:
     """`pulso-etl ARGS` in a new session, whose output is read line by line. A terminal would send signals to its process group."""
 
     def __init__(self, args: Sequence[str], env: dict[str, str] | None = None, cwd: Path | None = None) -> None:
-        # A shell makes a background job ignore SIGINT, and its children would inherit that.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pulso_etl", *args],
             stdin=subprocess.DEVNULL,
