@@ -468,13 +468,18 @@ def _log(
     context.log.info(f"{spec.name} {window}: {result.plan}, {result.total.as_dict()}, seconds {result.seconds}")
 
 
+def _days_left_alone(result: LoadResult) -> dict[str, int]:
+    digested = result.digested
+    return {"days_unchanged": len(digested.unchanged), "days_in_buckets": len(digested.in_buckets)} if digested else {}
+
+
 def _details(result: LoadResult, metadata: Mapping[str, Any]) -> dict[str, Any]:
     told = {
         **result.total.as_dict(),
         **metadata,
         "load_plan": result.plan,
         "quarantined_share": result.quarantined_share,
-        **({"days_unchanged": len(result.digested.unchanged)} if result.digested else {}),
+        **_days_left_alone(result),
         **({"quarantine_reasons": result.quarantine_reasons} if result.quarantine_reasons else {}),
         **({"changes_missed": len(result.missed)} if result.missed else {}),
         **({"load_id": result.load_id} if result.load_id is not None else {}),

@@ -9,7 +9,9 @@ import psycopg
 import pytest
 
 from pulso_etl.sync.io_manager import PostgresUpsertIOManager
+from pulso_etl.sync.ledger.migrations import migrate
 from pulso_etl.sync.loading.request import PlanName
+from pulso_etl_tests.sync.places import Place
 from pulso_etl_tests.sync.samples import Loads
 
 
@@ -32,3 +34,18 @@ def manager(server_url: str, schema: str) -> PostgresUpsertIOManager:
 def instance() -> Iterator[dg.DagsterInstance]:
     with dg.DagsterInstance.ephemeral() as instance:
         yield instance
+
+
+@pytest.fixture
+def place(conn: psycopg.Connection, schema: str) -> Place:
+    migrate(conn, schema)
+    return Place(conn, schema)
+
+
+@pytest.fixture
+def plain(place: Place) -> Iterator[Place]:
+    """A second schema. Its loads compare every day with the table."""
+    schema = f"{place.schema}_plain"
+    migrate(place.conn, schema)
+    yield Place(place.conn, schema, skips=False)
+    place.conn.execute(f"DROP SCHEMA {schema} CASCADE".encode())

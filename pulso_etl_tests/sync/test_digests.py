@@ -41,7 +41,8 @@ def batch(**columns: pa.Array) -> pa.RecordBatch:
 
 
 def hashes(given: pa.RecordBatch) -> list[tuple[int, int]]:
-    return list(zip(*(lane.tolist() for lane in row_hashes(given, given.schema.names)), strict=True))
+    found = row_hashes(given, given.schema.names, [])
+    return list(zip(found.left.tolist(), found.right.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("kind", TYPES, ids=str)
@@ -102,11 +103,16 @@ def test_a_sample_shows_a_new_row_and_never_takes_an_old_row_for_new() -> None:
     known = digested(many, 1000).by_day()
     samples = Samples(WINDOW, {D1: known[D1], D2: known[D2]})
     asked = DayDigests(things(), WINDOW)
-    assert not len(samples.new(*asked.add(table(many).to_batches()[0])))
+
+    def new(rows: list[dict[str, Any]]) -> list[int]:
+        found = asked.add(table(rows).to_batches()[0])
+        return samples.ask(found.codes, found.marks)[1].tolist()
+
+    assert new(many) == []
     changed = [one | {"money": Decimal(7777)} if n % 20 == 0 else one for n, one in enumerate(many)]
-    assert set(samples.new(*asked.add(table(changed).to_batches()[0])).tolist()) == {0, 1}
+    assert set(new(changed)) == {0, 1}
     # The ledger knows nothing about the other days. So none of their rows is surely new.
-    assert not len(samples.new(*asked.add(table([row(D3, "a")]).to_batches()[0])))
+    assert new([row(D3, "a")]) == []
     sample = known[D1].sample
     assert len(sample) == 4 * SAMPLED_ROWS
     assert sample == np.sort(np.frombuffer(sample, "<u4")).tobytes()
@@ -116,11 +122,12 @@ def test_rows_wait_in_memory_or_in_a_file_without_a_name(tmp_path: Path, monkeyp
     monkeypatch.setattr(spool.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(spool, "IN_MEMORY_BYTES", 2000)
     given = table([row(D1, f"n{n}") for n in range(300)]).to_batches(max_chunksize=100)
-    with Spool(given[0].schema, "things") as waiting:
+    with Spool("things") as waiting:
         assert list(waiting.batches()) == []
         for one in given:
             waiting.put(one)
         assert list(tmp_path.iterdir()) == []
+        assert list(waiting.batches()) == given
         assert list(waiting.batches()) == given
 
 
@@ -131,5 +138,5 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(spool.tempfile, "SpooledTemporaryFile", lambda max_size: full.open("r+b", buffering=0))
     given = table([row(D1, "a")]).to_batches()[0]
     told = f"things 2026-02-27: .*{os.strerror(errno.ENOSPC)}.*TMPDIR"
-    with Spool(given.schema, "things 2026-02-27") as waiting, pytest.raises(LoadFailed, match=told):
+    with Spool("things 2026-02-27") as waiting, pytest.raises(LoadFailed, match=told):
         waiting.put(given)

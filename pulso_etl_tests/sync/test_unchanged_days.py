@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -16,80 +14,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pulso_etl.sync.days import DayRange
-from pulso_etl.sync.errors import PulsoError
-from pulso_etl.sync.ledger.migrations import migrate
 from pulso_etl.sync.ledger.traces import Traces
-from pulso_etl.sync.loading.load import load, translated
-from pulso_etl.sync.loading.result import LoadResult
+from pulso_etl.sync.loading.load import load
 from pulso_etl.sync.loading.verify import verify
 from pulso_etl.sync.spec import Column, ColumnType, TableSpec
 from pulso_etl.sync.target import Target
+from pulso_etl_tests.sync.places import Place
 from pulso_etl_tests.sync.samples import D1, D2, D3, NOON, WINDOW, by_month, monthly, request, row, table, things, wider
 
 NAN = float("nan")
-
-
-@dataclass
-class Place:
-    """A schema with the ledger and the table `things`. If `skips` is set, loads use the digests of earlier loads."""
-
-    conn: psycopg.Connection
-    schema: str
-    skips: bool = True
-
-    def load(
-        self, source: Sequence[dict[str, Any]] | pa.Table, spec: TableSpec, window: DayRange = WINDOW, **options: Any
-    ) -> LoadResult:
-        """Loads, verifies and records as the IO manager does, in one transaction."""
-        given, target = source if isinstance(source, pa.Table) else table(source), Target(self.conn, spec, self.schema)
-        traces = Traces(self.schema)
-        last = traces.read(self.conn, spec.name, window) if self.skips else {}
-        asked = request(window, lambda: nullcontext(given.to_reader(max_chunksize=2)), last=last, **{"run_id": "r"} | options)
-        with translated(spec, window), self.conn.transaction():
-            result = load(target, asked)
-            traces.write(self.conn, spec.name, verify(target, asked, result).traces)
-        return result
-
-    def staged(self, *args: Any, **options: Any) -> set[date]:
-        """The days that the load compares with the table."""
-        digested = self.load(*args, **options).digested
-        assert digested is not None
-        return set(digested.digests) - digested.unchanged
-
-    def run(self, statement: str) -> list[tuple[Any, ...]]:
-        """Runs a statement on the schema's tables."""
-        with self.conn.transaction():
-            self.conn.execute(f"SET LOCAL search_path = {self.schema}")
-            cursor = self.conn.execute(statement.encode())
-            return cursor.fetchall() if cursor.description else []
-
-    def empty(self) -> None:
-        self.run("DROP TABLE IF EXISTS things; DELETE FROM etl_digests; DELETE FROM etl_quarantine")
-
-    def contents(self) -> list[tuple[Any, ...]]:
-        """The rows of the table and of the quarantine, without the times of writing."""
-        if self.run(f"SELECT to_regclass('{self.schema}.things')") == [(None,)]:
-            return []
-        rows = (
-            "SELECT (to_jsonb(t) - '{created_at,updated_at,valid_from,valid_to}'::text[])::text, to_jsonb(t)->'valid_to' = 'null' "
-        )
-        kept = "SELECT partition, column_name, reason, source_row::text, copy FROM etl_quarantine ORDER BY 1, 2, 3, 4, 5"
-        return [*self.run(f"{rows} FROM things t ORDER BY 1, 2"), *self.run(kept)]
-
-
-@pytest.fixture
-def place(conn: psycopg.Connection, schema: str) -> Place:
-    migrate(conn, schema)
-    return Place(conn, schema)
-
-
-@pytest.fixture
-def plain(place: Place) -> Iterator[Place]:
-    """A second schema. Its loads compare every day with the table."""
-    schema = f"{place.schema}_plain"
-    migrate(place.conn, schema)
-    yield Place(place.conn, schema, skips=False)
-    place.conn.execute(f"DROP SCHEMA {schema} CASCADE".encode())
 
 
 ROWS = [row(D1, "a"), row(D1, "b", "2"), row(D2, "a", None), row(D3, "ñ", "3")]
@@ -194,13 +127,14 @@ def test_another_declaration_or_other_types_of_the_source_are_compared(place: Pl
 
 @pytest.mark.parametrize(("changed", "compared"), [(10, 10), (11, 40)])
 def test_if_many_days_have_changed_all_are_compared(place: Place, changed: int, compared: int) -> None:
-    window = DayRange(D1, D1 + timedelta(days=39))
+    """Days whose rows can't be compared in buckets."""
+    window, spec = DayRange(D1, D1 + timedelta(days=39)), things(version_column="hour")
     rows = [row(day, name) for name in "ab" for day in window]
-    place.load(rows, things(), window)
+    place.load(rows, spec, window)
     rows = [one | {"money": Decimal(7)} if number < changed else one for number, one in enumerate(rows)]
-    assert len(place.staged(rows, things(), window)) == compared
+    assert len(place.staged(rows, spec, window)) == compared
     assert place.run("SELECT count(*) FROM things WHERE money = 7") == [(changed,)]
-    assert place.staged(rows, things(), window) == set()
+    assert place.staged(rows, spec, window) == set()
 
 
 def test_a_day_with_quarantined_rows_is_always_compared(place: Place) -> None:
@@ -276,14 +210,6 @@ def test_loads_that_skip_days_equal_loads_that_compare_them(place: Place, plain:
         else:
             window, shrink = step
             rows = [one | {"stamp": NOON + timedelta(hours=number)} for one in source if one["day"] in window]
-            told = [outcome(one, rows, spec, window, shrink) for one in places]
+            told = [one.outcome(rows, spec, window, shrink) for one in places]
             assert told[0] == told[1]
             assert place.contents() == plain.contents()
-
-
-def outcome(place: Place, rows: list[dict[str, Any]], spec: TableSpec, window: DayRange, shrink: bool) -> Any:
-    try:
-        result = place.load(rows, spec, window, allow_shrink=shrink)
-    except PulsoError as error:
-        return type(error), str(error)
-    return result.by_day, result.plan, result.quarantine_reasons, result.drift, result.migration

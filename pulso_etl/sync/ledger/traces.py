@@ -8,7 +8,7 @@ longer the one of the trace. So a trace needs no clean-up, and an old trace does
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 
 import psycopg
@@ -21,12 +21,14 @@ from pulso_etl.sync.days import DayRange
 class Digest:
     """Of the source's rows of a day: how many `rows` there are, and the sum of their hashes (16 bytes), in any order of the rows.
 
-    `sample` has the smallest hashes: 4 bytes each, the smallest first (see `day_digests`).
+    Digests are equal if rows and sum are. `sample` has the smallest hashes: 4 bytes each, the smallest first (see `day_digests`).
+    `buckets` has the sums of parts of the day, 8 bytes each (see `buckets`); it is empty if the day has none.
     """
 
     rows: int
     total: bytes
-    sample: bytes
+    sample: bytes = field(compare=False)
+    buckets: bytes = field(default=b"", compare=False)
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,10 @@ class Traces:
     def read(self, conn: psycopg.Connection, table: str, window: DayRange) -> dict[date, Trace]:
         """The traces of the days of the window."""
         query = sql.SQL(
-            "SELECT day, made_by, rows, digest, sample, imprint FROM {} WHERE table_name = %s AND day BETWEEN %s AND %s"
+            "SELECT day, made_by, imprint, rows, digest, sample, buckets FROM {} WHERE table_name = %s AND day BETWEEN %s AND %s"
         ).format(self.table)
-        return {
-            day: Trace(made_by, Digest(rows, digest, sample), imprint)
-            for day, made_by, rows, digest, sample, imprint in conn.execute(query, (table, window.start, window.end))
-        }
+        found = conn.execute(query, (table, window.start, window.end), binary=True)
+        return {day: Trace(made_by, Digest(*digest), imprint) for day, made_by, imprint, *digest in found}
 
     def write(self, conn: psycopg.Connection, table: str, traces: Mapping[date, Trace]) -> None:
         """Writes the traces of days, in the transaction of the data."""
@@ -65,10 +65,10 @@ class Traces:
         found = traces.values()
         conn.execute(
             sql.SQL(
-                "INSERT INTO {} (table_name, day, made_by, rows, digest, sample, imprint) "
-                "SELECT %s, * FROM unnest(%s::date[], %s::text[], %s::bigint[], %s::bytea[], %s::bytea[], %s::text[]) "
+                "INSERT INTO {} (table_name, day, made_by, rows, digest, sample, buckets, imprint) SELECT %s, * "
+                "FROM unnest(%s::date[], %s::text[], %s::bigint[], %s::bytea[], %s::bytea[], %s::bytea[], %s::text[]) "
                 "ON CONFLICT (table_name, day) DO UPDATE SET made_by = excluded.made_by, rows = excluded.rows, "
-                "digest = excluded.digest, sample = excluded.sample, imprint = excluded.imprint"
+                "digest = excluded.digest, sample = excluded.sample, buckets = excluded.buckets, imprint = excluded.imprint"
             ).format(self.table),
             (
                 table,
@@ -77,6 +77,7 @@ class Traces:
                 [trace.digest.rows for trace in found],
                 [trace.digest.total for trace in found],
                 [trace.digest.sample for trace in found],
+                [trace.digest.buckets for trace in found],
                 [trace.imprint for trace in found],
             ),
         )

@@ -19,7 +19,7 @@ class Days:
     """`held`: how many rows the table holds of each day of the window, days without rows left out. `intact`: the traces of the days
     whose rows are as the load of the trace left them."""
 
-    held: Mapping[date, int] = field(default_factory=dict)
+    held: Mapping[date, int]
     intact: Mapping[date, Trace] = field(default_factory=dict)
 
 

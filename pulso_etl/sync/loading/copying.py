@@ -37,8 +37,9 @@ CHUNK_ROWS = 600
 class Copy:
     """Copies batches into the relation `into`, the table itself or the stage.
 
-    The columns are those of the target's declaration; `wire` is the schema in which they travel. `through` may keep rows back.
-    `meanwhile` is called while the first rows are made, and `begin` before a row goes to the server; both may use the connection.
+    The columns are those of `wire`, the schema in which they travel; the target's declaration has them. `through` may keep rows
+    back. `meanwhile` is called while the first rows are made, and `begin` before a row goes to the server; both may use the
+    connection.
     """
 
     target: Target
@@ -50,15 +51,20 @@ class Copy:
 
     def send(self, reader: pa.RecordBatchReader, days: DayRange) -> dict[date, int]:
         """Sends the rows in one COPY; returns how many of each day were sent. Raises RejectedRows, see `conform`."""
-        spec, encoder, encoding = self.target.spec, self._encoder(), Encoding.of(self.target.conn)
+        spec, encoding = self.target.spec, Encoding.of(self.target.conn)
+        # No loop or generator keeps a batch that the next step has replaced: memory holds one of each.
+        given = (one for one in reader if one.num_rows)
+        batches = self.through(map(lambda one: conform(spec, one, self.wire, days, encoding=encoding), given))
+        return self.send_conformed(batches if self.into == STAGE else in_runs(spec, days, batches))
+
+    def send_conformed(self, batches: Iterator[pa.RecordBatch]) -> dict[date, int]:
+        """Sends batches of the wire schema in one COPY; returns how many rows of each day were sent."""
+        spec, encoder = self.target.spec, self._encoder()
         rows: Counter[date] = Counter()
         header = encoder.write_header()
 
         def encoded() -> Iterator[bytes]:
-            # No loop or generator keeps a batch that the next step has replaced: memory holds one of each.
-            given = (one for one in reader if one.num_rows)
-            batches = self.through(map(lambda one: conform(spec, one, self.wire, days, encoding=encoding), given))
-            for batch in batches if self.into == STAGE else in_runs(spec, days, batches):
+            for batch in batches:
                 yield from _chunks(encoder, batch)
                 rows.update(rows_by_day(spec, batch))
 
@@ -123,13 +129,13 @@ class Copy:
 
     @property
     def _statement(self) -> sql.Composed:
-        return Statements(self.target.spec, self.target.schema).copy(self.into)
+        return Statements(self.target.spec, self.target.schema).copy(self.into, self.wire.names)
 
     def _encoder(self) -> ArrowToPostgresBinaryEncoder:
         """An encoder for one COPY."""
         builders = {field.name: ArrowToPostgresBinaryEncoder.infer_encoder(field) for field in self.wire}
         for column in self.target.spec.columns:
-            if column.type is ColumnType.JSON:
+            if column.type is ColumnType.JSON and column.name in builders:
                 builders[column.name] = StringEncoderBuilder.new_with_output(self.wire.field(column.name), Jsonb())
         return ArrowToPostgresBinaryEncoder.new_with_encoders(self.wire, builders)
 

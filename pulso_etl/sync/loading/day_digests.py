@@ -7,8 +7,9 @@ version is hashed even if it is a stamp, because it chooses among rows.
 A digest may differ where the table would not: between 0.0 and -0.0, or between two spellings of one JSON value. Then the day is
 compared with the table, as without digests.
 
-The sample of a day has its smallest hashes. It shows early in the stream that a day has changed: a row whose hash should be in the
-sample of the last load, and is not there, is new.
+The sample of a day has its smallest hashes. It shows early in the stream that a day has changed, and how much of it: a row whose
+hash should be in the sample of the last load, and is not there, is new. The `buckets` of a day show at the end of the stream which
+of its rows may have changed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from datetime import date
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,7 @@ import pyarrow as pa
 
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.traces import Digest
+from pulso_etl.sync.loading.buckets import Buckets, Codes, Places
 from pulso_etl.sync.loading.contract import Fitted
 from pulso_etl.sync.loading.row_hashes import SCHEME, row_hashes
 from pulso_etl.sync.postgres.catalog import Table
@@ -38,8 +41,6 @@ _CANDIDATES = 20_000
 _HALF = np.uint64(32)
 _LOWER = np.uint64(_TOP)
 
-Codes = npt.NDArray[np.int32]
-"""The place in the window of each row's day: 0 is the first day."""
 Marks = npt.NDArray[np.uint64]
 """A row in a sample: the place of its day in the upper half, and in the lower half the upper half of its hash's first number."""
 
@@ -67,49 +68,54 @@ def places_of_days(batch: pa.RecordBatch, column: str, window: DayRange) -> Code
     return places
 
 
+class Found(NamedTuple):
+    """The day, the mark and the bucket of each row of a batch."""
+
+    codes: Codes
+    marks: Marks
+    places: Places
+
+
 class DayDigests:
     """Takes the rows of a load, batch by batch, and gives the digest of each day of its window."""
 
-    def __init__(self, spec: TableSpec, window: DayRange) -> None:
+    def __init__(self, spec: TableSpec, window: DayRange, buckets_of_day: int = 1) -> None:
         stamp = spec.version_column if spec.version_column in spec.stamp_columns else None
-        self._columns = (*spec.primary_key, *spec.compared_columns, *filter(None, [stamp]))
+        self._key, self._others = spec.primary_key, (*spec.compared_columns, *filter(None, [stamp]))
         self._partition, self._window = spec.partition_column, window
+        self.buckets = Buckets(window.days, buckets_of_day)
         self.rows = np.zeros(window.days, np.int64)
         """How many rows of each day have come so far."""
-        self._totals = np.zeros((2, window.days), np.uint64)
+        self._right = np.zeros(window.days, np.uint64)
         self._limits = np.full(window.days, _TOP, np.uint64)
         self._sampled = np.zeros(0, np.uint64)
         self._candidates: list[Marks] = []
 
-    def add(self, batch: pa.RecordBatch) -> tuple[Codes, Marks]:
-        """Takes the rows of a batch of the wire schema, all of days of the window. Returns the day and the mark of each row."""
-        hashes = row_hashes(batch, self._columns)
-        codes = self.codes(batch)
-        order = np.argsort(codes.astype(np.uint16), kind="stable")
-        starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
-        found = codes[order[starts]]
-        self.rows[found] += np.diff(starts, append=len(codes))
-        for total, numbers in zip(self._totals, hashes, strict=True):
-            total[found] += np.add.reduceat(numbers[order], starts)
-        marks = (hashes[0] >> _HALF) | (codes.astype(np.uint64) << _HALF)
+    def add(self, batch: pa.RecordBatch) -> Found:
+        """Takes the rows of a batch of the wire schema, all of days of the window."""
+        hashes = row_hashes(batch, self._key, self._others)
+        codes = places_of_days(batch, self._partition, self._window)
+        places = self.buckets.places(codes, hashes.key)
+        self.rows += np.bincount(codes, minlength=self._window.days)
+        np.add.at(self._right, codes, hashes.right)
+        self.buckets.add(places, hashes.left)
+        marks = (hashes.left >> _HALF) | (codes.astype(np.uint64) << _HALF)
         self._candidates.append(marks[(marks & _LOWER) <= self._limits[codes]])
         if sum(map(len, self._candidates)) > _CANDIDATES:
             self._drop_large()
-        return codes, marks
-
-    def codes(self, batch: pa.RecordBatch) -> Codes:
-        """The place in the window of the day of each row."""
-        return places_of_days(batch, self._partition, self._window)
+        return Found(codes, marks, places)
 
     def by_day(self) -> dict[date, Digest]:
         """The digest of each day of the window, days without rows included."""
         self._drop_large()
+        totals = np.stack([self.buckets.by_day(), self._right], axis=1).astype("<u8")
         ends = np.searchsorted(self._sampled, np.arange(self._window.days + 1, dtype=np.uint64) << _HALF)
         return {
             day: Digest(
                 int(self.rows[place]),
-                self._totals[:, place].astype("<u8").tobytes(),
+                totals[place].tobytes(),
                 self._sampled[ends[place] : ends[place + 1]].astype("<u4").tobytes(),
+                self.buckets.told(place, int(self.rows[place])),
             )
             for place, day in enumerate(self._window)
         }
@@ -138,10 +144,9 @@ class Samples:
                 known.append(tops | np.uint64(place) << _HALF)
         self._known = np.concatenate([*known, [np.uint64(2**64 - 1)]])
 
-    def new(self, codes: Codes, marks: Marks) -> Codes:
-        """The days of rows that are surely new; a day may be named more than once."""
+    def ask(self, codes: Codes, marks: Marks) -> tuple[Codes, Codes]:
+        """The days of the rows that a sample tells about, and the days of those of them that are surely new; one for each row."""
         asked = np.flatnonzero((marks & _LOWER).astype(np.int64) <= self._limits[codes])
         # The marks of the samples are in order, and the greatest number stands behind them.
         found = self._known[np.searchsorted(self._known, marks[asked])] == marks[asked]
-        new: Codes = codes[asked[~found]]
-        return new
+        return codes[asked], codes[asked[~found]]

@@ -19,6 +19,7 @@ from pulso_etl.sync.loading.snapshots import rows_by_value
 from pulso_etl.sync.loading.staging import Staged
 from pulso_etl.sync.loading.strategies import STRATEGIES, Write, WriteStrategy
 from pulso_etl.sync.loading.under_way import Load
+from pulso_etl.sync.loading.vanished import days_with_vanished_rows, find_vanished
 from pulso_etl.sync.schema.schema import migrate_table
 
 
@@ -87,10 +88,18 @@ def compare(load: Load, staged: Staged, read: Mapping[date, Counts]) -> Differen
         conn.execute(STRATEGIES[staged.spec.loading.strategy].create_diff(statements), load.bounds)
         if staged.quarantine:
             staged.quarantine.spare(conn, statements)
-        for day, inserted, updated, deleted in conn.execute(statements.count_diff()):
-            counts = by_day.setdefault(day, Counts())
-            counts.inserted, counts.updated, counts.deleted = inserted, updated, deleted
+        _count(load, staged, by_day)
+        if days := days_with_vanished_rows(load, staged, by_day):
+            find_vanished(load, staged, days)
+            _count(load, staged, by_day)
     return Differences(load, staged, by_day, migration)
+
+
+def _count(load: Load, staged: Staged, by_day: dict[date, Counts]) -> None:
+    """Puts the counts of the differences into those of each day."""
+    for day, inserted, updated, deleted in load.conn.execute(staged.statements.count_diff()):
+        counts = by_day.setdefault(day, Counts())
+        counts.inserted, counts.updated, counts.deleted = inserted, updated, deleted
 
 
 def unchanged(load: Load, staged: Staged, read: Mapping[date, Counts]) -> Differences:

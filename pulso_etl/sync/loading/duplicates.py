@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import date
+
 from pulso_etl.sync.errors import DuplicateKeyError
 from pulso_etl.sync.loading.staging import Staged
 from pulso_etl.sync.loading.strategies import STRATEGIES
@@ -15,9 +18,12 @@ def are_counted(load: Load, staged: Staged) -> bool:
     return STRATEGIES[spec.loading.strategy].counts_duplicates and not compared_otherwise
 
 
-def refuse_duplicates(load: Load, staged: Staged) -> None:
-    """Raises DuplicateKeyError if the stage has a key more than once. Groups the stage by its key."""
-    row = load.conn.execute(staged.statements.duplicates()).fetchone()
+def refuse_duplicates(load: Load, staged: Staged, days: Sequence[date] | None = None) -> None:
+    """Raises DuplicateKeyError if the stage has a key more than once, on `days` if these are given. Groups the stage by its key."""
+    statements = staged.statements
+    if days is not None and load.conn.execute(statements.duplicates(days)).fetchone() is None:
+        return
+    row = load.conn.execute(statements.duplicates()).fetchone()
     if row is None:
         return
     spec = staged.spec

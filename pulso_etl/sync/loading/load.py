@@ -16,6 +16,7 @@ from pulso_etl.sync.loading.months import create_months
 from pulso_etl.sync.loading.plans.plan import plans_for
 from pulso_etl.sync.loading.request import LoadRequest
 from pulso_etl.sync.loading.result import Clock, LoadResult
+from pulso_etl.sync.loading.spool import Spool
 from pulso_etl.sync.loading.under_way import Load
 from pulso_etl.sync.postgres.catalog import Table
 from pulso_etl.sync.postgres.server_errors import meaning
@@ -35,16 +36,17 @@ def load(target: Target, request: LoadRequest) -> LoadResult:
     """
     for stops_request in guards.ON_REQUEST:
         stops_request(target, request)
-    under_way = _begin(target, request)
-    for stops_load in guards.BEFORE_STAGING:
-        stops_load(under_way)
-    staged, plan = next((staged, plan) for plan in plans_for(under_way) if (staged := plan.stage(under_way)) is not None)
-    # A load that digests no rows has not asked yet, and now the table changes.
-    under_way.before.days()
-    return plan.write(under_way, staged)
+    with Spool(f"{target.spec.name} {request.window}") as aside:
+        under_way = _begin(target, request, aside)
+        for stops_load in guards.BEFORE_STAGING:
+            stops_load(under_way)
+        staged, plan = next((staged, plan) for plan in plans_for(under_way) if (staged := plan.stage(under_way)) is not None)
+        # A load that digests no rows has not asked yet, and now the table changes.
+        under_way.before.days()
+        return plan.write(under_way, staged)
 
 
-def _begin(target: Target, request: LoadRequest) -> Load:
+def _begin(target: Target, request: LoadRequest, aside: Spool) -> Load:
     """Locks the table, and creates it if it is missing."""
     conn, clock = target.conn, Clock()
     statements = Statements(target.spec, target.schema)
@@ -57,7 +59,7 @@ def _begin(target: Target, request: LoadRequest) -> Load:
         conn.execute("SELECT set_config('default_statistics_target', '10', true)")
         since = oldest_transaction(target)
         is_empty = conn.execute(statements.holds_rows(), request.bounds).fetchone() is None
-    return Load(target, request, table, Before(lambda: _days(target, request, since, is_empty)), is_empty, clock, since)
+    return Load(target, request, table, Before(lambda: _days(target, request, since, is_empty)), is_empty, clock, since, aside)
 
 
 def _days(target: Target, request: LoadRequest, since: str, is_empty: bool) -> Days:

@@ -61,23 +61,29 @@ class Counts:
 class Digested:
     """What a load learns about the days whose rows it digests.
 
-    `digests`: of each day of the window; `made_by`: see `Trace`. `unchanged`: the days that it left as they are. `held`: how many
-    rows the table had of each day before the load. `since`: the oldest transaction that went on when the load began.
+    `digests`: of each day of the window; `made_by`: see `Trace`. `unchanged`: the days that it left as they are. `in_buckets`: the
+    days of which it compares only the rows of buckets that differ. `held`: how many rows the table had of each day before the load.
+    `since`: the oldest transaction that went on when the load began.
     """
 
     made_by: str
     digests: Mapping[date, Digest]
     unchanged: frozenset[date]
+    in_buckets: frozenset[date]
     held: Mapping[date, int]
     since: str
 
-    def unchanged_rows(self) -> dict[date, int]:
-        """How many rows were read of each day that the load left as it is; days without rows left out."""
-        return {day: rows for day in self.unchanged if (rows := self.digests[day].rows)}
+    def rows_read(self) -> dict[date, int]:
+        """How many rows were read of each day that did not come as a whole; days without rows left out."""
+        return {day: rows for day in self.unchanged | self.in_buckets if (rows := self.digests[day].rows)}
 
     def compared(self) -> list[date] | None:
         """The days that the load compared with the table; None if these are all."""
         return [day for day in self.digests if day not in self.unchanged] if self.unchanged else None
+
+    def in_full(self) -> list[date] | None:
+        """The days of which the load compares all rows; None if these are all the days that it compares."""
+        return [day for day in self.digests if day not in self.unchanged | self.in_buckets] if self.in_buckets else None
 
     @property
     def nothing_differs(self) -> bool:

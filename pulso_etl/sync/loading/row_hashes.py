@@ -1,5 +1,7 @@
 """A hash of 128 bits for each row of a batch: two numbers of 64 bits, computed apart, column by column.
 
+The key's columns come first. What they alone give is the key's hash, one number more.
+
 A row's hash depends on its own values alone, whatever batch it comes in. Values that differ in a single column never have the same
 hash, up to the length from which texts are hashed by BLAKE2. The hash finds changes that happen by themselves. It is no protection
 from somebody who makes rows with equal hashes.
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,26 +34,40 @@ _NULL = _U(0xA4093822299F31D0)
 _WORD = 8
 
 
-def row_hashes(batch: pa.RecordBatch, columns: Sequence[str]) -> tuple[Words, Words]:
-    """The two numbers of each row over these columns. The batch has the types of `arrow_types.wire_type`, and at least one row."""
-    return _both(batch.num_rows, [batch.column(name) for name in columns])
+class RowHashes(NamedTuple):
+    """The two numbers of each row, and the number of its key."""
+
+    left: Words
+    right: Words
+    key: Words
 
 
-def _both(rows: int, arrays: Sequence[pa.Array]) -> tuple[Words, Words]:
-    """The two numbers of each row of columns of equal length."""
-    hashes = [np.full(rows, seed, _U) for seed in _SEEDS]
+def row_hashes(batch: pa.RecordBatch, key: Sequence[str], others: Sequence[str]) -> RowHashes:
+    """The hashes of each row over the columns of its key and these other columns. The batch has the types of
+    `arrow_types.wire_type`, and at least one row."""
+    of_key = _folded(_begun(batch.num_rows), [batch.column(name) for name in key])
+    left, right = _folded(of_key, [batch.column(name) for name in others])
+    return RowHashes(_mixed(left), _mixed(right), _mixed(of_key[0]))
+
+
+def _begun(rows: int) -> list[Words]:
+    return [np.full(rows, seed, _U) for seed in _SEEDS]
+
+
+def _folded(states: Sequence[Words], arrays: Sequence[pa.Array]) -> list[Words]:
+    """The two states of each row after its values in these columns. The given states stay as they are."""
+    hashes = list(states)
     for array in arrays:
         words = _words(array)
         nulls = np.flatnonzero(np.asarray(array.is_null())) if array.null_count else None
-        for lane, fold in enumerate((_fold_left, _fold_right)):
-            before = hashes[lane]
+        for lane, (before, fold) in enumerate(zip(hashes, (_fold_left, _fold_right), strict=True)):
             after = before
             for word in words:
                 after = fold(after, word)
             if nulls is not None:
                 after[nulls] = fold(fold(before[nulls], _NULL), _NULL)
             hashes[lane] = after
-    return _mixed(hashes[0]), _mixed(hashes[1])
+    return hashes
 
 
 def _fold_left(state: Words, word: Words | np.uint64) -> Words:
@@ -69,7 +86,7 @@ def _fold_right(state: Words, word: Words | np.uint64) -> Words:
 
 def _mixed(state: Words) -> Words:
     """The state with each of its bits spread over all bits: sums of such numbers keep what they know of their terms."""
-    state ^= state >> _U(30)
+    state = state ^ (state >> _U(30))
     state *= _MIXERS[0]
     state ^= state >> _U(27)
     state *= _MIXERS[1]
@@ -133,5 +150,6 @@ def _list_words(array: pa.Array) -> list[Words]:
     lengths = np.asarray(pc.fill_null(pc.list_value_length(array), 0)).astype(np.int64)
     ends = np.concatenate([[0], np.cumsum(lengths)])
     places = pa.array(np.arange(len(items)) - np.repeat(ends[:-1], lengths))
-    summed = [np.concatenate([[_U(0)], np.cumsum(hashes, dtype=_U)]) for hashes in _both(len(items), [items, places])]
+    of_items = map(_mixed, _folded(_begun(len(items)), [items, places]))
+    summed = [np.concatenate([[_U(0)], np.cumsum(hashes, dtype=_U)]) for hashes in of_items]
     return [total[ends[1:]] - total[ends[:-1]] for total in summed] + [lengths.astype(_U)]

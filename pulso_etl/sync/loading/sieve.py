@@ -1,7 +1,8 @@
-"""Which days of a load are as the last load left them: their rows do not go to the server.
+"""Which rows of a load are as the last load left them: they do not go to the server.
 
-Only the end of the stream shows that a day has not changed. Until then the rows of a day wait in a temporary file. If the day's
-sample shows a new row, the day has changed, and its later rows go on at once. If many days show new rows, all rows go on.
+Only the end of the stream shows which days have not changed, and which buckets of the other days. Until then the rows of a day wait
+in a temporary file. If the day's sample shows that much of it has changed, its later rows go on at once, and the whole day is
+compared. If many days are like that, all rows go on.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import pyarrow.compute as pc
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.traces import Trace
 from pulso_etl.sync.loading.before import Before
+from pulso_etl.sync.loading.buckets import buckets_of_day
 from pulso_etl.sync.loading.contract import Fitted
 from pulso_etl.sync.loading.day_digests import DayDigests, Samples, maker
 from pulso_etl.sync.loading.result import Digested
@@ -25,27 +27,36 @@ from pulso_etl.sync.loading.spool import Spool
 from pulso_etl.sync.postgres.catalog import Table
 
 PART_ROWS = 2_500
-"""How many rows of a batch are looked through at once."""
+"""How many rows of a batch are copied at once, so that memory holds few copies."""
+PLACE = "pulso_place"
+"""The column of a waiting row's bucket, see `Places`."""
 FEW_DAYS = 10
-"""If more days than these, and more than a quarter of the known days, have changed, no row waits any longer: most days may have
-changed, and the server would wait too."""
+"""If more days than these, and more than a quarter of the known days, are compared as a whole, no row waits any longer: most days
+may have changed, and the server would wait too."""
+MUCH = 1 / 8
+"""If more than this share of a day's rows is new, the day is compared as a whole."""
+SURE_ROWS = 8
+"""So many new rows in the sample of a day tell how much of it has changed."""
+MOST_BUCKETS = 1 / 2
+"""If more than this share of the buckets of a day differs, the day is compared as a whole."""
 Batches = Iterator[pa.RecordBatch]
 
 
 @dataclass(frozen=True)
 class Known:
     """What a load knows of its days: the `table` as PostgreSQL has it, the traces that the `last` loads of the days have left, and
-    what the table holds of the days `before` the load. `since`: the oldest transaction that goes on."""
+    what the table holds of the days `before` the load. `since`: the oldest transaction that goes on. `aside`: where rows wait."""
 
     table: Table
     window: DayRange
     last: Mapping[date, Trace]
     before: Before
     since: str
+    aside: Spool
 
 
 class Sieve:
-    """Lets the rows through whose days differ from the last load of them.
+    """Lets the rows through that may differ from the last load of their days: whole days, or the buckets of them that differ.
 
     `spoilt` names, at the end of the stream, days with rows that did not come here (they are quarantined): such a day never counts
     as unchanged.
@@ -55,8 +66,9 @@ class Sieve:
         self._fitted, self._known, self._window, self._spoilt = fitted, known, known.window, spoilt
         self._made_by = maker(fitted, known.table)
         self._last = {day: trace.digest for day, trace in known.last.items() if trace.made_by == self._made_by}
-        self._digests = DayDigests(fitted.spec, known.window)
-        self._unchanged: frozenset[date] = frozenset()
+        self._digests = DayDigests(fitted.spec, known.window, buckets_of_day(fitted, known.window.days))
+        self._unchanged: set[date] = set()
+        self._in_buckets: set[date] = set()
 
     def ask(self) -> None:
         """Asks the server what the table holds of the days; `rest` waits for it in another thread."""
@@ -64,10 +76,17 @@ class Sieve:
 
     def digested(self) -> Digested:
         """What the stream has shown; call it at its end."""
-        return Digested(self._made_by, self._digests.by_day(), self._unchanged, self._known.before.days().held, self._known.since)
+        return Digested(
+            self._made_by,
+            self._digests.by_day(),
+            frozenset(self._unchanged),
+            frozenset(self._in_buckets),
+            self._known.before.days().held,
+            self._known.since,
+        )
 
     def rest(self, batches: Batches) -> Batches:
-        """The rows of days that differ. The batches have the wire schema."""
+        """The rows that may differ. The batches have the wire schema."""
         return self._sifted(batches) if self._last else map(self._counted, batches)
 
     def _counted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -79,40 +98,57 @@ class Sieve:
         samples = Samples(self._window, self._last)
         most = np.array([one.rows if (one := self._last.get(day)) else -1 for day in self._window])
         known = most >= 0
-        changed, waiting = ~known, np.zeros(len(most), bool)
-        with Spool(self._fitted.wire, f"{self._fitted.spec.name} {self._window}") as spool:
-            for batch in batches:
-                if not batch.num_rows:
-                    continue
-                codes, marks = self._digests.add(batch)
-                changed[samples.new(codes, marks)] = True
-                changed |= (self._digests.rows > most) | spool.is_full
-                changed |= int((changed & known).sum()) > max(FEW_DAYS, int(known.sum()) // 4)
-                if changed.all():
-                    yield batch
-                    break
-                goes = changed[codes]
-                waiting[codes[~goes]] = True
-                for part in _parts(batch, ~goes):
-                    spool.put(part)
-                yield from _parts(batch, goes)
-            # If every day has changed, the loop ends before the stream.
-            yield from map(self._counted, batches)
-            digests, spoilt, intact = self._digests.by_day(), self._spoilt(), self._known.before.wait().intact
-            differs = (day in spoilt or day not in intact or digests[day] != self._last.get(day) for day in self._window)
-            changed |= np.fromiter(differs, bool, len(most))
-            self._unchanged = frozenset(day for day, differs in zip(self._window, changed, strict=True) if not differs)
-            if (changed & waiting).any():
-                for batch in spool.batches():
-                    yield from _parts(batch, changed[self._digests.codes(batch)])
+        goes, waiting, aside = ~known, np.zeros(len(most), bool), self._known.aside
+        share, sure = (MUCH, SURE_ROWS) if self._digests.buckets.of_day > 1 else (0, 1)
+        asked, new = np.zeros((2, len(most)), np.int64)
+        for batch in batches:
+            if not batch.num_rows:
+                continue
+            found = self._digests.add(batch)
+            for counted, days in zip((asked, new), samples.ask(found.codes, found.marks), strict=True):
+                counted += np.bincount(days, minlength=len(most))
+            goes |= (new >= sure) & (new > share * asked)
+            goes |= (self._digests.rows > most * (1 + share)) | aside.is_full
+            goes |= int((goes & known).sum()) > max(FEW_DAYS, int(known.sum()) // 4)
+            if goes.all():
+                yield batch
+                break
+            goes_now = goes[found.codes]
+            waiting[found.codes[~goes_now]] = True
+            for part in _parts(batch.append_column(PLACE, pa.array(found.places)), ~goes_now):
+                aside.put(part)
+            yield from _parts(batch, goes_now)
+        # If every day goes, the loop ends before the stream.
+        yield from map(self._counted, batches)
+        differs = self._differing(goes)
+        if (differs.any(axis=1) & waiting).any():
+            for batch in aside.batches():
+                chosen = differs.ravel()[batch.column(PLACE).to_numpy()]
+                yield from _parts(batch.select(self._fitted.wire.names), chosen)
+
+    def _differing(self, whole: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Of each bucket of each day, whether its rows are compared. `whole`: days that are compared as a whole in any case."""
+        digests, spoilt, intact = self._digests.by_day(), self._spoilt(), self._known.before.wait().intact
+        differs = np.ones((self._window.days, self._digests.buckets.of_day), bool)
+        for place, day in enumerate(self._window):
+            last = self._last.get(day)
+            if whole[place] or last is None or day in spoilt or day not in intact:
+                continue
+            if digests[day] == last:
+                self._unchanged.add(day)
+                differs[place] = False
+            elif (found := self._digests.buckets.differing(place, last)) is not None and 0 < found.mean() <= MOST_BUCKETS:
+                self._in_buckets.add(day)
+                differs[place] = found
+        return differs
 
 
 def _parts(batch: pa.RecordBatch, rows: npt.NDArray[np.bool_]) -> Batches:
-    """The rows of the batch that are true: the batch itself if all are, else a part at a time, so that memory holds few copies."""
-    if rows.all():
+    """The rows of the batch that are true: the batch itself if all are."""
+    chosen = int(rows.sum())
+    if chosen == len(rows):
         yield batch
         return
-    for start in range(0, len(rows), PART_ROWS):
-        chosen = rows[start : start + PART_ROWS]
-        if chosen.any():
-            yield pc.filter(batch.slice(start, PART_ROWS), pa.array(chosen), memory_pool=pa.system_memory_pool())
+    step = PART_ROWS if chosen > PART_ROWS else len(rows)
+    for start in range(0, len(rows) if chosen else 0, step):
+        yield pc.filter(batch.slice(start, step), pa.array(rows[start : start + step]), memory_pool=pa.system_memory_pool())

@@ -22,8 +22,8 @@ class Spool:
     `name` is how errors name the load. Use it as a context manager.
     """
 
-    def __init__(self, schema: pa.Schema, name: str) -> None:
-        self._schema, self._name = schema, name
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES)  # noqa: SIM115 - closed by __exit__
         self._writer: pa.RecordBatchStreamWriter | None = None
 
@@ -43,13 +43,14 @@ class Spool:
         try:
             if self._writer is None:
                 options = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
-                self._writer = pa.ipc.new_stream(self._file, self._schema, options=options)
+                self._writer = pa.ipc.new_stream(self._file, batch.schema, options=options)
             self._writer.write_batch(batch)
         except OSError as error:
             raise no_room(self._name, error) from error
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Every batch, in order. No batch is added afterwards. Raises LoadFailed if the disk has no room."""
+        """Every batch, in order, each time that somebody asks. No batch is added afterwards. Raises LoadFailed if the disk has no
+        room."""
         if self._writer is None:
             return
         try:

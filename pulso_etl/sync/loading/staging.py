@@ -27,12 +27,14 @@ class Staged:
     """Rows that a plan has brought to PostgreSQL.
 
     `spec` is the declaration with the source's new columns, where the contract takes them; `statements` are the statements for
-    it. `read`: how many rows the source gave of each day. `quarantine` holds those of them that were set aside. `migration` lists
-    the statements that changed the table's columns before the rows came. `digested` is set if the rows were digested: rows of its
-    unchanged days did not come to PostgreSQL. If all days are unchanged, there is no stage.
+    it, and `wire` is the schema in which rows travel. `read`: how many rows the source gave of each day. `quarantine` holds those
+    of them that were set aside. `migration` lists the statements that changed the table's columns before the rows came. `digested`
+    is set if the rows were digested: rows of its unchanged days and of unchanged buckets did not come to PostgreSQL. If all days
+    are unchanged, there is no stage.
     """
 
     spec: TableSpec
+    wire: pa.Schema
     statements: Statements
     read: dict[date, int]
     drift: Drift
@@ -87,7 +89,7 @@ def stage_rows(target: Target, table: Table, window: DayRange, source: Source, c
         with clock("copy"):
             rows = stage.fill(reader, window)
     digested = sieve.digested() if sieve else None
-    rows |= digested.unchanged_rows() if digested else {}
+    rows |= digested.rows_read() if digested else {}
     if not (digested and digested.nothing_differs):
         stage.ensure()
     statements = Statements(
@@ -96,6 +98,7 @@ def stage_rows(target: Target, table: Table, window: DayRange, source: Source, c
         captured=source.captured,
         carried=tuple(fitted.drift.vanished),
         days=digested.compared() if digested else None,
+        in_full=digested.in_full() if digested else None,
     )
     if spec.snapshot_of:
         with clock("snapshots"):
@@ -110,4 +113,4 @@ def stage_rows(target: Target, table: Table, window: DayRange, source: Source, c
             if stage.is_there:
                 quarantine.settle(conn, rows)
         rows = dict(quarantine.source_rows(rows))
-    return Staged(spec, statements, rows, fitted.drift, quarantine, digested=digested)
+    return Staged(spec, fitted.wire, statements, rows, fitted.drift, quarantine, digested=digested)

@@ -14,6 +14,7 @@ from pulso_etl.sync.loading.day_digests import can_be_skipped
 from pulso_etl.sync.loading.request import LoadRequest, Source
 from pulso_etl.sync.loading.result import Clock
 from pulso_etl.sync.loading.sieve import Known
+from pulso_etl.sync.loading.spool import Spool
 from pulso_etl.sync.postgres.catalog import Table
 from pulso_etl.sync.spec import TableSpec
 from pulso_etl.sync.target import Target
@@ -24,7 +25,8 @@ class Load:
     """What every plan knows about a load.
 
     `table`: the table as PostgreSQL has it. `before`: what it holds of the days. `is_empty`: it holds no row that rows of the
-    window can clash with. `since`: the oldest transaction that went on when the load began.
+    window can clash with. `since`: the oldest transaction that went on when the load began. `aside`: the source's rows that wait
+    until the load knows whether the server needs them.
     """
 
     target: Target
@@ -34,6 +36,7 @@ class Load:
     is_empty: bool
     clock: Clock
     since: str
+    aside: Spool
 
     @property
     def conn(self) -> psycopg.Connection:
@@ -65,7 +68,7 @@ class Load:
         """What digests need; None if the load has to compare every day with the table."""
         if not can_be_skipped(self.spec) or self.source.captured:
             return None
-        return Known(self.table, self.window, self.request.last, self.before, self.since)
+        return Known(self.table, self.window, self.request.last, self.before, self.since, self.aside)
 
     def __str__(self) -> str:
         """How errors name the load: by table and days."""

@@ -14,6 +14,10 @@ from pulso_etl.sync.spec import DELETED, Column, Strategy, TableSpec
 
 STAGE = sql.Identifier("pulso_stage")
 DIFF = sql.Identifier("pulso_diff")
+KEYS = sql.Identifier("pulso_keys")
+"""The keys of all of the source's rows of some days, in a load that stages only some of these rows."""
+MOST_COUNTED = 8
+"""PostgreSQL counts the values of so many columns together, at most."""
 VALUES = sql.Identifier("pulso_values")
 """The values that a load settles, in a table with `snapshot_of`; see `snapshots`."""
 
@@ -23,7 +27,8 @@ class Statements:
 
     `captured`: the stage holds only changed rows, with a mark on those that the source has deleted. The differences then look at
     the table's rows of these keys only. `carried` names the columns whose values a new version takes from the version before.
-    `days`: the only days that the stage has; None if it has all days of the window.
+    `days`: the only days that the stage has; None if it has all days of the window. `in_full`: the only days
+    of which it has all rows; None if these are all its days. Of the other days, a row of the table that it lacks has not vanished.
     """
 
     def __init__(
@@ -34,6 +39,7 @@ class Statements:
         captured: bool = False,
         carried: tuple[str, ...] = (),
         days: Sequence[date] | None = None,
+        in_full: Sequence[date] | None = None,
     ) -> None:
         self.spec = spec
         self.schema = schema
@@ -52,10 +58,9 @@ class Statements:
         self.in_window = sql.SQL(" AND t.{} BETWEEN %(start)s AND %(end)s" if partitioned else "").format(self.partition)
         self.same_row = self._has_address("t")
         self.staged_days = (
-            sql.SQL("{} BETWEEN %(start)s AND %(end)s").format(self.partition)
-            if days is None
-            else sql.SQL("{} = ANY ({}::date[])").format(self.partition, sql.Literal(list(days)))
+            sql.SQL("{} BETWEEN %(start)s AND %(end)s").format(self.partition) if days is None else self._one_of(days)
         )
+        self.in_full = in_full
         # Closed versions are history: a load never compares, counts or closes them again.
         self.current = sql.SQL("valid_to IS NULL" if spec.loading.strategy is Strategy.SCD2 else "true")
         self.kept = sql.SQL("WHERE NOT {}").format(sql.Identifier(DELETED.name)) if captured else sql.SQL("")
@@ -111,8 +116,10 @@ class Statements:
         )
         return sql.SQL("SELECT FROM {} WHERE {} LIMIT 1").format(self.target, where)
 
-    def copy(self, into: sql.Identifier) -> sql.Composed:
-        return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(into, self.columns)
+    def copy(self, into: sql.Identifier, columns: Sequence[str] | None = None) -> sql.Composed:
+        """`columns`: the columns that come; all of them unless they are given."""
+        named = self.columns if columns is None else listed(columns)
+        return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(into, named)
 
     def create_stage(self, text_columns: frozenset[str]) -> sql.Composed:
         """`text_columns` are the columns whose values arrive as text and have another type."""
@@ -134,7 +141,28 @@ class Statements:
 
     def analyze_stage(self) -> sql.Composed:
         """Collects statistics of the columns by which the stage is joined. The planner needs no other statistics."""
-        return sql.SQL("ANALYZE {} ({})").format(STAGE, self.keys)
+        return (
+            sql.SQL("ANALYZE {} ({})").format(STAGE, self.keys)
+            if self.in_full is None
+            else self._analyze_by_key(STAGE, "pulso_stage_by_key")
+        )
+
+    def analyze_keys(self) -> sql.Composed:
+        """Collects statistics of KEYS, as of the stage."""
+        return self._analyze_by_key(KEYS, "pulso_keys_by_key")
+
+    def _analyze_by_key(self, staged: sql.Identifier, counted: str) -> sql.Composed:
+        """Collects statistics of the keys of a temporary table that has each key once, or nearly so.
+
+        From the columns one by one, the planner takes each key for many rows, and looks rows up from the wrong side, or sorts both
+        sides. PostgreSQL 18 and later versions use how many keys there are.
+        """
+        analyze = sql.SQL("ANALYZE {} ({})").format(staged, self.keys)
+        if not 1 < len(self.spec.primary_key) <= MOST_COUNTED:
+            return analyze
+        return sql.SQL("CREATE STATISTICS {} (ndistinct) ON {} FROM {}; {}").format(
+            *(sql.Identifier("pg_temp", counted), self.keys, staged, analyze)
+        )
 
     def deletions_by_day(self) -> sql.Composed:
         """How many staged rows of each day the source has deleted."""
@@ -142,14 +170,15 @@ class Statements:
             self.partition, STAGE, sql.Identifier(DELETED.name)
         )
 
-    def duplicates(self) -> sql.Composed:
-        """Keys that occur more than once (with a version column: more than once with the same version), and their number."""
+    def duplicates(self, days: Sequence[date] | None = None) -> sql.Composed:
+        """Keys that occur more than once (with a version column: more than once with the same version), and their number. If `days`
+        are given, only keys of these."""
         version = self.spec.version_column
         by = self.keys if version is None else sql.SQL("{}, {}").format(self.keys, sql.Identifier(version))
         return sql.SQL(
-            "SELECT {keys}, count(*) AS pulso_copies, count(*) OVER () AS pulso_duplicated FROM {stage} "
+            "SELECT {keys}, count(*) AS pulso_copies, count(*) OVER () AS pulso_duplicated FROM {stage} WHERE {those} "
             "GROUP BY {by} HAVING count(*) > 1 LIMIT 1"
-        ).format(keys=self.keys, stage=STAGE, by=by)
+        ).format(keys=self.keys, stage=STAGE, those=sql.SQL("true") if days is None else self._one_of(days), by=by)
 
     def keys_by_day(self) -> sql.Composed:
         """The number of keys of each day in the stage, for tables whose days own their rows."""
@@ -166,7 +195,7 @@ class Statements:
             if self.spec.compared_columns
             else sql.SQL("false")
         )
-        stage = self.newest_staged()
+        stage, looked_at = self.newest_staged(), sql.SQL("true").format()
         target = sql.SQL("(SELECT ctid AS pulso_tid, * FROM {} WHERE {})").format(self.target, self.current)
         join, day = sql.SQL("LEFT JOIN"), sql.SQL("s.{}").format(self.partition)
         if self.spec.version_column is not None and not self.spec.partition_in_key:
@@ -184,11 +213,44 @@ class Statements:
                 self.part, self.target, self.staged_days, self.current, self.told
             )
             join, day = sql.SQL("FULL JOIN"), sql.SQL("coalesce(s.{0}, t.{0})").format(self.partition)
+        if self.in_full:
+            looked_at = sql.SQL("(pulso_sid IS NOT NULL OR {})").format(self._one_of(self.in_full, "t"))
+        elif self.in_full is not None:
+            join, day = sql.SQL("LEFT JOIN"), sql.SQL("s.{}").format(self.partition)
         return sql.SQL(
             "CREATE TEMP TABLE {diff} ON COMMIT DROP AS SELECT pulso_sid, pulso_tid{part}, {day} AS pulso_day "
-            "FROM {stage} s {join} {target} t ON {same} WHERE pulso_sid IS NULL OR pulso_tid IS NULL OR ({changed})"
+            "FROM {stage} s {join} {target} t ON {same} "
+            "WHERE {looked_at} AND (pulso_sid IS NULL OR pulso_tid IS NULL OR ({changed}))"
         ).format(
-            diff=DIFF, part=self.diff_part, day=day, stage=stage, join=join, target=target, same=self.same_key, changed=changed
+            diff=DIFF,
+            part=self.diff_part,
+            day=day,
+            stage=stage,
+            join=join,
+            target=target,
+            same=self.same_key,
+            looked_at=looked_at,
+            changed=changed,
+        )
+
+    def create_keys(self) -> sql.Composed:
+        """An empty table for the keys of rows, in the types of the stage."""
+        return sql.SQL("CREATE TEMP TABLE {} ON COMMIT DROP AS SELECT {} FROM {} WITH NO DATA").format(KEYS, self.keys, STAGE)
+
+    def add_vanished(self, days: Sequence[date]) -> sql.Composed:
+        """Adds the rows of these days to the differences that the source no longer has. KEYS has the keys of those that it has."""
+        return sql.SQL(
+            "INSERT INTO {diff} SELECT NULL, ctid{part}, {day} FROM {target} t "
+            "WHERE {those} AND {current} AND NOT EXISTS (SELECT FROM {keys} s WHERE {same})"
+        ).format(
+            diff=DIFF,
+            part=sql.SQL(", tableoid" if self.spec.retention.partition_by else ""),
+            day=self.partition,
+            target=self.target,
+            those=self._one_of(days, "t"),
+            current=self.current,
+            keys=KEYS,
+            same=self.same_key,
         )
 
     def newest_staged(self) -> sql.Composed:
@@ -304,6 +366,10 @@ class Statements:
         return sql.SQL("SELECT {} FROM {} WHERE {} BETWEEN %(start)s AND %(end)s AND {} ORDER BY {}").format(
             listed(names), self.target, self.partition, self.current, self.keys
         )
+
+    def _one_of(self, days: Sequence[date], alias: str | None = None) -> sql.Composed:
+        """The condition that a row is of one of these days."""
+        return sql.SQL("{} = ANY ({}::date[])").format(listed([self.spec.partition_column], alias), sql.Literal(list(days)))
 
     def _has_address(self, alias: str) -> sql.Composed:
         """The condition that a row of the table is the one of the row `d` of DIFF."""

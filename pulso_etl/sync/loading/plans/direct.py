@@ -82,6 +82,7 @@ def _copied(load: Load, reader: pa.RecordBatchReader) -> Staged | None:
         rows = Copy(target, fitted.wire, target.identifier, sieve.rest if sieve else iter).send(reader, load.window)
     return Staged(
         fitted.spec,
+        fitted.wire,
         Statements(fitted.spec, target.schema),
         rows,
         fitted.drift,

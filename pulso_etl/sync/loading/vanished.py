@@ -1,0 +1,36 @@
+"""Rows that the source no longer has, on days of which only some rows are staged.
+
+The comparison shows which staged rows are new in the table. So the counts show how many of the table's rows have vanished. If there
+are some, the server gets the keys of all of the day's rows, and finds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import date
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pulso_etl.sync.loading.copying import Copy
+from pulso_etl.sync.loading.result import Counts
+from pulso_etl.sync.loading.staging import Staged
+from pulso_etl.sync.loading.under_way import Load
+from pulso_etl.sync.schema.statements import KEYS
+
+
+def days_with_vanished_rows(load: Load, staged: Staged, by_day: Mapping[date, Counts]) -> list[date]:
+    """The days of which only some rows are staged, and of which the table holds more rows than were read and are not new."""
+    in_buckets = staged.digested.in_buckets if staged.digested else ()
+    return [day for day in sorted(in_buckets) if load.held.get(day, 0) != by_day[day].read - by_day[day].inserted]
+
+
+def find_vanished(load: Load, staged: Staged, days: Sequence[date]) -> None:
+    """Adds the vanished rows of these days to the differences."""
+    spec, statements, those = staged.spec, staged.statements, pa.array(days, pa.date32())
+    wire = pa.schema([staged.wire.field(name) for name in spec.primary_key])
+    kept = (batch.select(wire.names).filter(pc.is_in(batch.column(spec.partition_column), those)) for batch in load.aside.batches())
+    load.conn.execute(statements.create_keys())
+    Copy(load.target.declared_as(spec), wire, KEYS).send_conformed(kept)
+    load.conn.execute(statements.analyze_keys())
+    load.conn.execute(statements.add_vanished(days))
