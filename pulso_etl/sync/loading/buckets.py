@@ -23,6 +23,10 @@ MOST_OF_DAY = 2_048
 """The most buckets of a day: 16 KiB of its trace."""
 MOST_OF_LOAD = 2**18
 """The most buckets of all days of a load: 2 MiB of memory."""
+MOST_DIFFERING = 1 / 2
+"""If more than this share of the buckets of a day differs, the day is compared as a whole."""
+CHANCE = 3
+"""Up to so many standard deviations, a difference may be chance."""
 
 Codes = npt.NDArray[np.int32]
 """The place in the window of each row's day: 0 is the first day."""
@@ -73,7 +77,8 @@ class Buckets:
         return _halved(self._of(day), count).astype("<u8").tobytes() if count > 1 else b""
 
     def differing(self, day: int, last: Digest) -> npt.NDArray[np.bool_] | None:
-        """Of each bucket of a day, whether its rows differ from those of the last load. None if the trace does not tell it.
+        """Of each bucket of a day, whether its rows differ from those of the last load. None if the trace does not tell it, or if
+        too many of them differ.
 
         Versions of Pulso ETL that know no buckets leave those of an earlier load in the trace: they do not add up to the digest.
         """
@@ -82,10 +87,22 @@ class Buckets:
             return None
         count = min(len(then), self.of_day)
         differs = _halved(self._of(day), count) != _halved(then, count)
-        return np.tile(differs, self.of_day // count)
+        # The digests of the day differ, so a bucket does, unless the sums of the day are equal by chance.
+        return np.tile(differs, self.of_day // count) if 0 < differs.mean() <= MOST_DIFFERING else None
+
+    def bearable_share(self, last: Digest | None) -> float:
+        """The share of a day's rows that may be new: with more of them, more than MOST_DIFFERING of its buckets would differ."""
+        count = min(self.of_day, len(last.buckets) // 8) if last else 0
+        return 1 - (1 - MOST_DIFFERING) ** (count / last.rows) if last and count > 1 else 0
 
     def _of(self, day: int) -> Words:
         return self._sums[day * self.of_day : (day + 1) * self.of_day]
+
+
+def surely_more(found: npt.NDArray[np.int64], expected: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Of each day, whether more rows were found than expected, and by more than chance. If none is expected, one is more."""
+    most: npt.NDArray[np.float64] = np.where(expected > 0, expected + CHANCE * np.sqrt(expected + 1), 0)
+    return found > most
 
 
 def _halved(sums: Words, count: int) -> Words:

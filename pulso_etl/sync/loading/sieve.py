@@ -1,8 +1,8 @@
 """Which rows of a load are as the last load left them: they do not go to the server.
 
 Only the end of the stream shows which days have not changed, and which buckets of the other days. Until then the rows of a day wait
-in a temporary file. If the day's sample shows that much of it has changed, its later rows go on at once, and the whole day is
-compared. If many days are like that, all rows go on.
+in a temporary file. If the day's sample shows that most buckets of the day will differ, its later rows go on at once, and the whole
+day is compared. If many days are like that, all rows go on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.traces import Trace
 from pulso_etl.sync.loading.before import Before
-from pulso_etl.sync.loading.buckets import buckets_of_day
+from pulso_etl.sync.loading.buckets import buckets_of_day, surely_more
 from pulso_etl.sync.loading.contract import Fitted
 from pulso_etl.sync.loading.day_digests import DayDigests, Samples, maker
 from pulso_etl.sync.loading.result import Digested
@@ -33,12 +33,6 @@ PLACE = "pulso_place"
 FEW_DAYS = 10
 """If more days than these, and more than a quarter of the known days, are compared as a whole, no row waits any longer: most days
 may have changed, and the server would wait too."""
-MUCH = 1 / 8
-"""If more than this share of a day's rows is new, the day is compared as a whole."""
-SURE_ROWS = 8
-"""So many new rows in the sample of a day tell how much of it has changed."""
-MOST_BUCKETS = 1 / 2
-"""If more than this share of the buckets of a day differs, the day is compared as a whole."""
 Batches = Iterator[pa.RecordBatch]
 
 
@@ -99,7 +93,7 @@ class Sieve:
         most = np.array([one.rows if (one := self._last.get(day)) else -1 for day in self._window])
         known = most >= 0
         goes, waiting, aside = ~known, np.zeros(len(most), bool), self._known.aside
-        share, sure = (MUCH, SURE_ROWS) if self._digests.buckets.of_day > 1 else (0, 1)
+        shares = np.array([self._digests.buckets.bearable_share(self._last.get(day)) for day in self._window])
         asked, new = np.zeros((2, len(most)), np.int64)
         for batch in batches:
             if not batch.num_rows:
@@ -107,8 +101,8 @@ class Sieve:
             found = self._digests.add(batch)
             for counted, days in zip((asked, new), samples.ask(found.codes, found.marks), strict=True):
                 counted += np.bincount(days, minlength=len(most))
-            goes |= (new >= sure) & (new > share * asked)
-            goes |= (self._digests.rows > most * (1 + share)) | aside.is_full
+            goes |= surely_more(new, shares * asked)
+            goes |= (self._digests.rows > most * (1 + shares)) | aside.is_full
             goes |= int((goes & known).sum()) > max(FEW_DAYS, int(known.sum()) // 4)
             if goes.all():
                 yield batch
@@ -137,7 +131,7 @@ class Sieve:
             if digests[day] == last:
                 self._unchanged.add(day)
                 differs[place] = False
-            elif (found := self._digests.buckets.differing(place, last)) is not None and 0 < found.mean() <= MOST_BUCKETS:
+            elif (found := self._digests.buckets.differing(place, last)) is not None:
                 self._in_buckets.add(day)
                 differs[place] = found
         return differs
