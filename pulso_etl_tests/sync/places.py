@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import date
@@ -35,13 +35,19 @@ class Place:
     sent: int = 0
 
     def load(
-        self, source: Sequence[dict[str, Any]] | pa.Table, spec: TableSpec, window: DayRange = WINDOW, **options: Any
+        self,
+        source: Sequence[dict[str, Any]] | pa.Table | Callable[[], pa.RecordBatchReader],
+        spec: TableSpec,
+        window: DayRange = WINDOW,
+        **options: Any,
     ) -> LoadResult:
-        """Loads, verifies and records as the IO manager does, in one transaction."""
-        given, target = source if isinstance(source, pa.Table) else table(source), Target(self.conn, spec, self.schema)
+        """Loads, verifies and records as the IO manager does, in one transaction. The source is rows, or opens their stream."""
+        target = Target(self.conn, spec, self.schema)
+        given = source if isinstance(source, pa.Table) or callable(source) else table(source)
+        opened = given if callable(given) else lambda: given.to_reader(max_chunksize=2)
         traces = Traces(self.schema)
         last = traces.read(self.conn, spec.name, window) if self.skips else {}
-        asked = request(window, lambda: nullcontext(given.to_reader(max_chunksize=2)), last=last, **{"run_id": "r"} | options)
+        asked = request(window, lambda: nullcontext(opened()), last=last, **{"run_id": "r"} | options)
         with translated(spec, window), self.conn.transaction():
             result = load(target, asked)
             (staged,) = self.conn.execute("SELECT to_regclass('pg_temp.pulso_stage')").fetchone() or (None,)
@@ -75,7 +81,7 @@ class Place:
         kept = "SELECT partition, column_name, reason, source_row::text, copy FROM etl_quarantine ORDER BY 1, 2, 3, 4, 5"
         return [*self.run(f"{rows} FROM things t ORDER BY 1, 2"), *self.run(kept)]
 
-    def outcome(self, rows: list[dict[str, Any]], spec: TableSpec, window: DayRange, shrink: bool) -> Any:
+    def outcome(self, rows: list[dict[str, Any]] | pa.Table, spec: TableSpec, window: DayRange, shrink: bool) -> Any:
         """What a load tells: its result, or its error."""
         try:
             result = self.load(rows, spec, window, allow_shrink=shrink)

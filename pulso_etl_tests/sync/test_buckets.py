@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import DuplicateKeyError, ShrinkRefused
+from pulso_etl.sync.ledger.changes import Changes
 from pulso_etl.sync.ledger.traces import Digest
 from pulso_etl.sync.loading import buckets, spool
 from pulso_etl.sync.loading.buckets import Buckets, surely_more
 from pulso_etl.sync.spec import Column, ColumnType
 from pulso_etl_tests.sync.places import Place
-from pulso_etl_tests.sync.samples import D1, D2, D3, NOON, WINDOW, by_month, row, things, wider
+from pulso_etl_tests.sync.samples import D1, D2, D3, NOON, WINDOW, by_month, row, table, things, wider
 
 MANY = [row(day, f"n{number}") for number in range(400) for day in WINDOW]
 """400 rows of each day: 64 buckets of 6 rows."""
@@ -76,6 +79,86 @@ def test_rows_that_come_go_and_change_in_one_load(place: Place, plain: Place, na
     assert told[0] == told[1]
     assert place.contents() == plain.contents()
     assert place.staged(given, spec) == set()
+
+
+KEYS: dict[str, tuple[dict[str, ColumnType], Any]] = {
+    "ten columns": ({f"k{number}": ColumnType.TEXT for number in range(8)}, lambda number: f"n{number}"),
+    "text": ({"k": ColumnType.TEXT}, lambda number: ["", " ", "a ", "\u00e1", "a\u0301", "ñ" * 300][number % 6] + str(number // 6)),
+    "numeric": ({"k": ColumnType.NUMERIC}, lambda number: Decimal(number) / 1000),
+    "timestamp": ({"k": ColumnType.TIMESTAMP}, lambda number: NOON + timedelta(microseconds=number)),
+    "integer": ({"k": ColumnType.INTEGER}, lambda number: number - 200),
+    "bytes": ({"k": ColumnType.BYTES}, lambda number: number.to_bytes(2, "little")),
+}
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_keys_of_every_type(place: Place, plain: Place, kind: str) -> None:
+    columns, value = KEYS[kind]
+    types = {ColumnType.NUMERIC: pa.decimal128(38, 9), ColumnType.TIMESTAMP: pa.timestamp("us", "UTC")}
+    key = [Column(name=name, type=column) for name, column in columns.items()]
+    spec = things(*key, primary_key=("day", "name", *columns) if kind == "ten columns" else ("day", *columns))
+
+    def given(rows: list[dict[str, Any]]) -> pa.Table:
+        values = [value(int(one["name"][1:])) for one in rows]
+        return wider(rows, **{one.name: pa.array(values, types.get(one.type)) for one in key})
+
+    told = []
+    for one in (place, plain):
+        one.load(given(MANY), spec)
+        told.append(one.outcome(given(changed(without(MANY, "n3", "n50", days=(D1,)), "n7", "n8")), spec, WINDOW, shrink=False))
+    assert 0 < place.sent < 200
+    assert told[0] == told[1]
+    assert place.contents() == plain.contents()
+
+
+@pytest.mark.parametrize("strategy", ["upsert", "scd2"])
+def test_a_column_that_goes_and_comes_again_with_changes(place: Place, plain: Place, strategy: str) -> None:
+    spec = things(contract="evolve", strategy=strategy)
+    fewer = changed(without(MANY, "n3"), "n7")
+    told = []
+    for one in (place, plain):
+        one.load(wider(MANY, extra=["x"] * len(MANY)), spec)
+        one.load(wider(MANY, extra=["x"] * len(MANY)), spec)
+        sources = [fewer, *(wider(rows, extra=["y"] * len(fewer)) for rows in (fewer, changed(fewer, "n9")))]
+        told.append([one.outcome(rows, spec, WINDOW, shrink=False) for rows in sources])
+    assert 0 < place.sent < 100
+    assert told[0] == told[1]
+    assert place.contents() == plain.contents()
+
+
+def test_the_change_log_has_the_same_rows(place: Place, plain: Place) -> None:
+    given = [*changed(without(MANY, "n3"), "n5", "n6"), row(D2, "new")]
+    for one in (place, plain):
+        for rows in (MANY, given):
+            one.load(rows, things(), changes=Changes(one.schema))
+    assert place.sent < 100
+    logged, of_days = (
+        [one.run(f"SELECT {columns} FROM {table} ORDER BY 1, 2, 3") for one in (place, plain)]
+        for columns, table in (
+            ("day, key, old[1:4], new[1:4]", "etl_changed_rows"),
+            ("load_id, day, rows_new, rows_changed, rows_gone", "etl_changed_days"),
+        )
+    )
+    assert logged[0] == logged[1]
+    assert of_days[0] == of_days[1]
+    assert len(logged[0]) == 10
+
+
+def test_a_load_whose_source_breaks_leaves_everything_as_it_was(place: Place) -> None:
+    place.load(MANY, things())
+    before, given = place.contents(), changed(without(MANY, "n3"), "n7")
+    batches = table(given).to_batches(max_chunksize=100)
+
+    def broken() -> Iterator[pa.RecordBatch]:
+        yield from batches[:5]
+        raise OSError("the source is gone")
+
+    with pytest.raises(OSError, match="gone"):
+        place.load(lambda: pa.RecordBatchReader.from_batches(batches[0].schema, broken()), things())
+    assert place.contents() == before
+    place.load(given, things())
+    assert 0 < place.sent < 100
+    assert money(place) == [(day, "n7") for day in WINDOW]
 
 
 def test_a_day_that_only_loses_rows(place: Place) -> None:
