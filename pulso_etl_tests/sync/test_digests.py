@@ -74,7 +74,7 @@ def test_the_hashes_of_known_rows_stay_the_same() -> None:
 
 
 def digested(rows: list[dict[str, Any]], size: int = 2) -> DayDigests:
-    digests = DayDigests(things(), WINDOW)
+    digests = DayDigests(things(), WINDOW, 1)
     for one in table(rows).to_batches(max_chunksize=size):
         digests.add(one)
     return digests
@@ -102,7 +102,7 @@ def test_a_sample_shows_a_new_row_and_never_takes_an_old_row_for_new() -> None:
     many = [row(D1, f"n{n}", str(n)) for n in range(5 * SAMPLED_ROWS)] + [row(D2, f"n{n}") for n in range(10)]
     known = digested(many, 1000).by_day()
     samples = Samples(WINDOW, {D1: known[D1], D2: known[D2]})
-    asked = DayDigests(things(), WINDOW)
+    asked = DayDigests(things(), WINDOW, 1)
 
     def new(rows: list[dict[str, Any]]) -> list[int]:
         found = asked.add(table(rows).to_batches()[0])

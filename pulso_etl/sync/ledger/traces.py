@@ -28,7 +28,7 @@ class Digest:
     rows: int
     total: bytes
     sample: bytes = field(compare=False)
-    buckets: bytes = field(default=b"", compare=False)
+    buckets: bytes = field(compare=False)
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class Found(NamedTuple):
 class DayDigests:
     """Takes the rows of a load, batch by batch, and gives the digest of each day of its window."""
 
-    def __init__(self, spec: TableSpec, window: DayRange, buckets_of_day: int = 1) -> None:
+    def __init__(self, spec: TableSpec, window: DayRange, buckets_of_day: int) -> None:
         stamp = spec.version_column if spec.version_column in spec.stamp_columns else None
         self._key, self._others = spec.primary_key, (*spec.compared_columns, *filter(None, [stamp]))
         self._partition, self._window = spec.partition_column, window

@@ -1,7 +1,7 @@
 """Rows that the source no longer has, on days of which only some rows are staged.
 
-The comparison shows which staged rows are new in the table. So the counts show how many of the table's rows have vanished. If there
-are some, the server gets the keys of all of the day's rows, and finds them.
+The comparison shows which staged rows are new. All other rows that were read are in the table. If the table holds more rows than
+these, some have vanished. Then the server gets the keys of all of the day's rows, and finds the table's rows of other keys.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from pulso_etl.sync.schema.statements import KEYS
 
 
 def days_with_vanished_rows(load: Load, staged: Staged, by_day: Mapping[date, Counts]) -> list[date]:
-    """The days of which only some rows are staged, and of which the table holds more rows than were read and are not new."""
+    """The days of which only some rows are staged, and of which the table does not hold just the rows that were read and are not
+    new."""
     in_buckets = staged.digested.in_buckets if staged.digested else ()
     return [day for day in sorted(in_buckets) if load.held.get(day, 0) != by_day[day].read - by_day[day].inserted]
 

@@ -27,8 +27,8 @@ class Statements:
 
     `captured`: the stage holds only changed rows, with a mark on those that the source has deleted. The differences then look at
     the table's rows of these keys only. `carried` names the columns whose values a new version takes from the version before.
-    `days`: the only days that the stage has; None if it has all days of the window. `in_full`: the only days
-    of which it has all rows; None if these are all its days. Of the other days, a row of the table that it lacks has not vanished.
+    `days`: the only days that the stage has; None if it has all days of the window. `in_full`: the days of which it has all rows;
+    None if these are all its days. If the stage lacks a row of the table of another day, that row has not vanished.
     """
 
     def __init__(
