@@ -187,6 +187,33 @@ def test_a_repeated_key_is_refused_also_if_as_many_rows_vanish(place: Place) -> 
     assert place.contents() == before
 
 
+@pytest.mark.parametrize("again", ["n5", "new"])
+def test_a_repeated_key_and_rows_that_vanish_are_refused_in_the_same_order(place: Place, plain: Place, again: str) -> None:
+    """Of D2 too many rows vanish, and D1 has a key twice: one that the table knows, or a new one."""
+    given = [*without(MANY, *(f"n{number}" for number in range(31, 400)), days=(D2,)), row(D1, again)]
+    given += [row(D1, again)] if again == "new" else []
+    for shrink, error in ((False, ShrinkRefused), (True, DuplicateKeyError)):
+        told = []
+        for one in (place, plain):
+            one.load(MANY, things())
+            told.append(one.outcome(given, things(), WINDOW, shrink))
+        assert told[0] == told[1]
+        assert told[0][0] is error
+
+
+def test_rows_that_vanish_beside_a_repeated_key_are_seen(place: Place, plain: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that comes as often again as rows vanish does not hide that too many vanish."""
+    monkeypatch.setattr(buckets, "MOST_DIFFERING", 1)
+    given = without(MANY, *(f"n{number}" for number in range(250)), days=(D2,))
+    given += [row(D2, "n399")] * 250
+    told = []
+    for one in (place, plain):
+        one.load(MANY, things())
+        told.append(one.outcome(given, things(), WINDOW, shrink=False))
+    assert told[0] == told[1]
+    assert told[0][0] is ShrinkRefused
+
+
 def test_the_guard_sees_rows_that_vanish_from_a_part_of_a_day(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buckets, "MOST_DIFFERING", 1)
     place.load(MANY, things())

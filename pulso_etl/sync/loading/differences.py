@@ -19,7 +19,7 @@ from pulso_etl.sync.loading.snapshots import rows_by_value
 from pulso_etl.sync.loading.staging import Staged
 from pulso_etl.sync.loading.strategies import STRATEGIES, Write, WriteStrategy
 from pulso_etl.sync.loading.under_way import Load
-from pulso_etl.sync.loading.vanished import days_with_vanished_rows, find_vanished
+from pulso_etl.sync.loading.vanished import days_to_look_at, find_vanished
 from pulso_etl.sync.schema.schema import migrate_table
 
 
@@ -89,7 +89,7 @@ def compare(load: Load, staged: Staged, read: Mapping[date, Counts]) -> Differen
         if staged.quarantine:
             staged.quarantine.spare(conn, statements)
         _count(load, staged, by_day)
-        if days := days_with_vanished_rows(load, staged, by_day):
+        if days := days_to_look_at(load, staged, by_day):
             find_vanished(load, staged, days)
             _count(load, staged, by_day)
     return Differences(load, staged, by_day, migration)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from datetime import date
 
 from pulso_etl.sync.errors import DuplicateKeyError
@@ -18,12 +18,14 @@ def are_counted(load: Load, staged: Staged) -> bool:
     return STRATEGIES[spec.loading.strategy].counts_duplicates and not compared_otherwise
 
 
-def refuse_duplicates(load: Load, staged: Staged, days: Sequence[date] | None = None) -> None:
-    """Raises DuplicateKeyError if the stage has a key more than once, on `days` if these are given. Groups the stage by its key."""
-    statements = staged.statements
-    if days is not None and load.conn.execute(statements.duplicates(days)).fetchone() is None:
-        return
-    row = load.conn.execute(statements.duplicates()).fetchone()
+def days_with_duplicates(load: Load, staged: Staged, days: Collection[date]) -> set[date]:
+    """Those of these days of which the stage has a key more than once. Groups the stage by its key."""
+    return {day for (day,) in load.conn.execute(staged.statements.days_with_duplicates(sorted(days)))}
+
+
+def refuse_duplicates(load: Load, staged: Staged) -> None:
+    """Raises DuplicateKeyError if the stage has a key more than once. Groups the stage by its key."""
+    row = load.conn.execute(staged.statements.duplicates()).fetchone()
     if row is None:
         return
     spec = staged.spec

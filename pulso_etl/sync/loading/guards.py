@@ -55,9 +55,6 @@ def repeated_keys(load: Load, staged: Staged) -> None:
     """The source gives a key more than once."""
     if STRATEGIES[staged.spec.loading.strategy].unique and not staged.quarantine and not are_counted(load, staged):
         refuse_duplicates(load, staged)
-    elif staged.digested and staged.digested.in_buckets:
-        # Of these days, rows that vanished are found by counts, and so can't show a repeated key.
-        refuse_duplicates(load, staged, sorted(staged.digested.in_buckets))
 
 
 def repeated_keys_by_count(differences: Differences) -> None:

@@ -13,17 +13,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pulso_etl.sync.loading.copying import Copy
+from pulso_etl.sync.loading.duplicates import are_counted, days_with_duplicates
 from pulso_etl.sync.loading.result import Counts
 from pulso_etl.sync.loading.staging import Staged
 from pulso_etl.sync.loading.under_way import Load
 from pulso_etl.sync.schema.statements import KEYS
 
 
-def days_with_vanished_rows(load: Load, staged: Staged, by_day: Mapping[date, Counts]) -> list[date]:
-    """The days of which only some rows are staged, and of which the table does not hold just the rows that were read and are not
-    new."""
-    in_buckets = staged.digested.in_buckets if staged.digested else ()
-    return [day for day in sorted(in_buckets) if load.held.get(day, 0) != by_day[day].read - by_day[day].inserted]
+def days_to_look_at(load: Load, staged: Staged, by_day: Mapping[date, Counts]) -> list[date]:
+    """The days of which only some rows are staged, and of which rows may have vanished.
+
+    These are the days of which the table does not hold just the rows that were read and are not new. A repeated key counts twice
+    among the rows that were read, and may hide a vanished row. So days with repeated keys are looked at, too.
+    """
+    in_buckets = staged.digested.in_buckets if staged.digested else frozenset()
+    if not in_buckets:
+        return []
+    repeated = days_with_duplicates(load, staged, in_buckets) if are_counted(load, staged) else set()
+    by_count = {day for day in in_buckets if load.held.get(day, 0) != by_day[day].read - by_day[day].inserted}
+    return sorted(by_count | repeated)
 
 
 def find_vanished(load: Load, staged: Staged, days: Sequence[date]) -> None:

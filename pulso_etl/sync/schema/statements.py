@@ -170,15 +170,20 @@ class Statements:
             self.partition, STAGE, sql.Identifier(DELETED.name)
         )
 
-    def duplicates(self, days: Sequence[date] | None = None) -> sql.Composed:
-        """Keys that occur more than once (with a version column: more than once with the same version), and their number. If `days`
-        are given, only keys of these."""
+    def duplicates(self) -> sql.Composed:
+        """Keys that occur more than once (with a version column: more than once with the same version), and their number."""
         version = self.spec.version_column
         by = self.keys if version is None else sql.SQL("{}, {}").format(self.keys, sql.Identifier(version))
         return sql.SQL(
-            "SELECT {keys}, count(*) AS pulso_copies, count(*) OVER () AS pulso_duplicated FROM {stage} WHERE {those} "
+            "SELECT {keys}, count(*) AS pulso_copies, count(*) OVER () AS pulso_duplicated FROM {stage} "
             "GROUP BY {by} HAVING count(*) > 1 LIMIT 1"
-        ).format(keys=self.keys, stage=STAGE, those=sql.SQL("true") if days is None else self._one_of(days), by=by)
+        ).format(keys=self.keys, stage=STAGE, by=by)
+
+    def days_with_duplicates(self, days: Sequence[date]) -> sql.Composed:
+        """Those of these days of which the stage has a key more than once."""
+        return sql.SQL("SELECT DISTINCT {} FROM {} WHERE {} GROUP BY {} HAVING count(*) > 1").format(
+            self.partition, STAGE, self._one_of(days), self.keys
+        )
 
     def keys_by_day(self) -> sql.Composed:
         """The number of keys of each day in the stage, for tables whose days own their rows."""
