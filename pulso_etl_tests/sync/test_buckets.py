@@ -6,19 +6,22 @@ import re
 from collections.abc import Iterator
 from datetime import date, timedelta
 from decimal import Decimal
+from threading import Event
 from typing import Any
 
 import numpy as np
+import psycopg
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pulso_etl.sync.days import DayRange
-from pulso_etl.sync.errors import DuplicateKeyError, ShrinkRefused
+from pulso_etl.sync.errors import DuplicateKeyError, ShrinkRefused, TableBusy, VerificationFailed
 from pulso_etl.sync.ledger.changes import Changes
 from pulso_etl.sync.ledger.traces import Digest
 from pulso_etl.sync.loading import buckets, spool
+from pulso_etl.sync.loading.before import Before, Days
 from pulso_etl.sync.loading.buckets import Buckets, surely_more
 from pulso_etl.sync.spec import Column, ColumnType
 from pulso_etl_tests.sync.places import Place
@@ -159,6 +162,60 @@ def test_a_load_whose_source_breaks_leaves_everything_as_it_was(place: Place) ->
     place.load(given, things())
     assert 0 < place.sent < 100
     assert money(place) == [(day, "n7") for day in WINDOW]
+
+
+INSERTED = "INSERT INTO things (day, name) VALUES ('2026-02-27', '{}')"
+
+
+@pytest.mark.parametrize(
+    ("gone", "meddle"),
+    [
+        ("", INSERTED.format("x")),
+        ("n3", INSERTED.format("new")),
+        ("n3", "DELETE FROM things WHERE day = '2026-02-27' AND name = 'n9'"),
+    ],
+)
+def test_rows_that_another_program_adds_or_takes_away_during_a_load(
+    place: Place, plain: Place, server_url: str, monkeypatch: pytest.MonkeyPatch, gone: str, meddle: str
+) -> None:
+    """The load has counted the day's rows before, and does not look at all of them again. Its next attempt does."""
+    given = [*changed(without(MANY, gone), "n7"), row(D1, "new")]
+    batches, counted, count = table(given).to_batches(max_chunksize=100), Event(), Before.days
+
+    def days(before: Before) -> Days:
+        found = count(before)
+        counted.set()
+        return found
+
+    def meddled() -> Iterator[pa.RecordBatch]:
+        yield from batches[:-1]
+        assert counted.wait(10)
+        with psycopg.connect(server_url, autocommit=True) as other:
+            other.execute(f"SET search_path = {place.schema}".encode())
+            other.execute(meddle.encode())
+        yield batches[-1]
+
+    for one in (place, plain):
+        one.load(MANY, things())
+    monkeypatch.setattr(Before, "days", days)
+    with pytest.raises(TableBusy, match="another program changed rows") as caught:
+        place.load(lambda: pa.RecordBatchReader.from_batches(batches[0].schema, meddled()), things(), sole=False)
+    assert caught.value.retryable
+    for one in (place, plain):
+        one.load(given, things(), sole=False)
+    assert place.contents() == plain.contents()
+    assert 800 > place.sent > 400
+
+
+@pytest.mark.parametrize("sole", [True, False])
+def test_a_row_that_does_not_arrive_is_no_change_of_another_program(place: Place, sole: bool) -> None:
+    place.load(MANY, things())
+    place.run(
+        "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;"
+        "CREATE TRIGGER swallows BEFORE INSERT ON things FOR EACH ROW WHEN (NEW.name = 'lost') EXECUTE FUNCTION swallow()"
+    )
+    with pytest.raises(VerificationFailed, match=r"2026-02-27: 401 rows read, 400 in PostgreSQL.*triggers"):
+        place.load([*MANY, row(D1, "lost")], things(), sole=sole)
 
 
 def test_a_day_that_only_loses_rows(place: Place) -> None:

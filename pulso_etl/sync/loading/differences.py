@@ -136,6 +136,11 @@ def _run(differences: Differences, statement: Write, log: Log) -> None:
         raise
     # The differences have addresses of rows, and other programs can still change these rows.
     if not load.request.writer.sole and statement.by_address and written != differences.rows_of(statement):
-        raise TableBusy(
-            f"{load}: another program changed rows of these days during the load; nothing was loaded, a later attempt may pass"
-        )
+        raise changed_meanwhile(load)
+
+
+def changed_meanwhile(load: object) -> TableBusy:
+    """The error of a load that met changes of another program; the text of `load` names table and days."""
+    return TableBusy(
+        f"{load}: another program changed rows of these days during the load; nothing was loaded, a later attempt may pass"
+    )

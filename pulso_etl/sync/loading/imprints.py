@@ -72,3 +72,15 @@ def traces(digested: Digested, counts: Mapping[date, Counts], now: Mapping[date,
         for day, digest in digested.digests.items()
         if day not in digested.unchanged and is_ours(day)
     }
+
+
+def changed_by_others(digested: Digested, counts: Mapping[date, Counts], now: Mapping[date, Imprint]) -> set[date]:
+    """The days of which the load compared only some rows, and to which another program has added rows, or taken rows away, during
+    the load: all rows that the load has written are there, and the number of the other rows is another one."""
+
+    def is_changed(day: date) -> bool:
+        did, found = counts[day], now.get(day, NO_ROWS)
+        wrote = did.inserted + did.updated
+        return found.young >= wrote and found.rows != digested.held.get(day, 0) + did.inserted - did.deleted
+
+    return {day for day in digested.in_buckets if is_changed(day)}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import date
 from typing import NamedTuple
 
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import VerificationFailed
 from pulso_etl.sync.ledger.traces import Trace
-from pulso_etl.sync.loading.imprints import imprints, traces
+from pulso_etl.sync.loading.differences import changed_meanwhile
+from pulso_etl.sync.loading.imprints import changed_by_others, imprints, traces
 from pulso_etl.sync.loading.request import LoadRequest
 from pulso_etl.sync.loading.result import LoadResult
 from pulso_etl.sync.schema.statements import Statements
@@ -38,33 +39,40 @@ def verify(target: Target, request: LoadRequest, result: LoadResult) -> Verified
     dashboard shows. Days that never held so many (a new deployment, a holiday, sample data) are loaded, and the check
     `minimum_records` warns.
     Returns how many rows each day of the window holds now, and the traces that the load leaves.
-    Raises VerificationFailed; the caller rolls back. The request's `allow_shrink` is for rows that are really gone.
+    Raises VerificationFailed, and TableBusy if another program changed the number of a day's rows during the load; the caller rolls
+    back. The request's `allow_shrink` is for rows that are really gone.
     """
     spec, statements = target.spec, Statements(target.spec, target.schema)
-    verified = _look(target, request, result)
+    verified, others = _look(target, request, result)
     if not (spec.partition_in_key or spec.snapshot_of) or spec.loading.strategy in (Strategy.APPEND, Strategy.SCD2):
         return verified
     held = verified.rows
     found = dict(target.conn.execute(statements.settled_by_day()).fetchall()) if spec.snapshot_of else held
-    _refuse_differing(target, request.window, result, found)
+    _refuse_differing(target, request.window, result, found, others)
     if not (spec.snapshot_of or request.window.days < spec.schedule.lookback_days or request.allow_shrink):
         _refuse_too_few(target, result, held)
     return verified
 
 
-def _look(target: Target, request: LoadRequest, result: LoadResult) -> Verified:
-    """Counts the rows. Nobody has looked at the days that the load left as they are since it counted them."""
+def _look(target: Target, request: LoadRequest, result: LoadResult) -> tuple[Verified, Collection[date]]:
+    """Counts the rows. Nobody has looked at the days that the load left as they are since it counted them.
+
+    The second value: the days to which another program has added rows, or from which it has taken rows, see `changed_by_others`.
+    """
     digested = result.digested
     if digested is None:
         query = Statements(target.spec, target.schema).rows_by_day()
-        return Verified(dict(target.conn.execute(query, request.bounds).fetchall()), {})
+        return Verified(dict(target.conn.execute(query, request.bounds).fetchall()), {}), ()
     now = imprints(target, request.window, digested.since, digested.compared()) if result.left is None else result.left
     left = {day: rows for day, rows in digested.held.items() if day in digested.unchanged}
-    return Verified(left | {day: imprint.rows for day, imprint in now.items()}, traces(digested, result.by_day, now))
+    others = () if request.writer.sole else changed_by_others(digested, result.by_day, now)
+    return Verified(left | {day: imprint.rows for day, imprint in now.items()}, traces(digested, result.by_day, now)), others
 
 
-def _refuse_differing(target: Target, window: DayRange, result: LoadResult, found: Mapping[date, int]) -> None:
-    """Raises VerificationFailed if a day does not have the rows that it should have."""
+def _refuse_differing(
+    target: Target, window: DayRange, result: LoadResult, found: Mapping[date, int], others: Collection[date]
+) -> None:
+    """Raises VerificationFailed if a day does not have the rows that it should have; TableBusy if all such days are in `others`."""
     read = {day: counts.read - counts.quarantined for day, counts in result.by_day.items()}
     should = read if result.expected is None else result.expected
     # The table keeps its row of a quarantined key.
@@ -75,6 +83,8 @@ def _refuse_differing(target: Target, window: DayRange, result: LoadResult, foun
         return rows != wanted and not (spared and rows > wanted)
 
     if differing := [day for day in sorted({*found, *should}) if differs(day)]:
+        if set(differing) <= set(others):
+            raise changed_meanwhile(f"{target.spec.name} {window}")
         due = "read" if result.expected is None else "expected"
         days = "; ".join(
             f"partition {day}: {should.get(day, 0)} rows {due}, {found.get(day, 0)} in PostgreSQL" for day in differing[:5]
