@@ -20,10 +20,11 @@ from pulso_etl.sync.target import Target
 
 class Verified(NamedTuple):
     """How many rows each day of the window holds after a load, days without rows left out, and the traces of days that the load
-    leaves for the next one."""
+    leaves for the next one. `by_others`: the days that another program has changed, see `changed_by_others`."""
 
     rows: Mapping[date, int]
     traces: Mapping[date, Trace]
+    by_others: Collection[date]
 
 
 def verify(target: Target, request: LoadRequest, result: LoadResult) -> Verified:
@@ -43,36 +44,36 @@ def verify(target: Target, request: LoadRequest, result: LoadResult) -> Verified
     back. The request's `allow_shrink` is for rows that are really gone.
     """
     spec, statements = target.spec, Statements(target.spec, target.schema)
-    verified, others = _look(target, request, result)
+    verified = _look(target, request, result)
     if not (spec.partition_in_key or spec.snapshot_of) or spec.loading.strategy in (Strategy.APPEND, Strategy.SCD2):
         return verified
     held = verified.rows
     found = dict(target.conn.execute(statements.settled_by_day()).fetchall()) if spec.snapshot_of else held
-    _refuse_differing(target, request.window, result, found, others)
+    _refuse_differing(target, request.window, result, found, verified.by_others)
     if not (spec.snapshot_of or request.window.days < spec.schedule.lookback_days or request.allow_shrink):
         _refuse_too_few(target, result, held)
     return verified
 
 
-def _look(target: Target, request: LoadRequest, result: LoadResult) -> tuple[Verified, Collection[date]]:
-    """Counts the rows. Nobody has looked at the days that the load left as they are since it counted them.
-
-    The second value: the days to which another program has added rows, or from which it has taken rows, see `changed_by_others`.
-    """
+def _look(target: Target, request: LoadRequest, result: LoadResult) -> Verified:
+    """Counts the rows. Nobody has looked at the days that the load left as they are since it counted them."""
     digested = result.digested
     if digested is None:
         query = Statements(target.spec, target.schema).rows_by_day()
-        return Verified(dict(target.conn.execute(query, request.bounds).fetchall()), {}), ()
+        return Verified(dict(target.conn.execute(query, request.bounds).fetchall()), {}, ())
     now = imprints(target, request.window, digested.since, digested.compared()) if result.left is None else result.left
     left = {day: rows for day, rows in digested.held.items() if day in digested.unchanged}
-    others = () if request.writer.sole else changed_by_others(digested, result.by_day, now)
-    return Verified(left | {day: imprint.rows for day, imprint in now.items()}, traces(digested, result.by_day, now)), others
+    return Verified(
+        left | {day: imprint.rows for day, imprint in now.items()},
+        traces(digested, result.by_day, now),
+        () if request.writer.sole else changed_by_others(digested, result.by_day, now),
+    )
 
 
 def _refuse_differing(
-    target: Target, window: DayRange, result: LoadResult, found: Mapping[date, int], others: Collection[date]
+    target: Target, window: DayRange, result: LoadResult, found: Mapping[date, int], by_others: Collection[date]
 ) -> None:
-    """Raises VerificationFailed if a day does not have the rows that it should have; TableBusy if all such days are in `others`."""
+    """Raises VerificationFailed if a day does not have the rows that it should have; TableBusy if all of them are in `by_others`."""
     read = {day: counts.read - counts.quarantined for day, counts in result.by_day.items()}
     should = read if result.expected is None else result.expected
     # The table keeps its row of a quarantined key.
@@ -83,7 +84,7 @@ def _refuse_differing(
         return rows != wanted and not (spared and rows > wanted)
 
     if differing := [day for day in sorted({*found, *should}) if differs(day)]:
-        if set(differing) <= set(others):
+        if set(differing) <= set(by_others):
             raise changed_meanwhile(f"{target.spec.name} {window}")
         due = "read" if result.expected is None else "expected"
         days = "; ".join(
