@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,8 @@ from pulso_etl.sync.ledger.traces import Trace
 from pulso_etl.sync.loading.before import Before
 from pulso_etl.sync.loading.buckets import buckets_of_day, surely_more
 from pulso_etl.sync.loading.contract import Fitted
-from pulso_etl.sync.loading.day_digests import DayDigests, Samples, maker
+from pulso_etl.sync.loading.day_digests import DayDigests, Found, Samples, maker
+from pulso_etl.sync.loading.read_ahead import in_turns
 from pulso_etl.sync.loading.result import Digested
 from pulso_etl.sync.loading.spool import Spool
 from pulso_etl.sync.postgres.catalog import Table
@@ -30,6 +32,8 @@ PART_ROWS = 2_500
 """How many rows of a batch are copied at once, so that memory holds few copies."""
 PLACE = "pulso_place"
 """The column of a waiting row's bucket, see `Places`."""
+BATCHES_AHEAD = 1
+"""How many batches are digested while the one before them is set aside."""
 FEW_DAYS = 10
 """If more days than these, and more than a quarter of the known days, are compared as a whole, no row waits any longer: most days
 may have changed, and the server would wait too."""
@@ -88,6 +92,12 @@ class Sieve:
             self._digests.add(batch)
         return batch
 
+    def _found(self, batches: Batches) -> Iterator[tuple[pa.RecordBatch, Found]]:
+        """The batches that have rows, digested."""
+        for batch in batches:
+            if batch.num_rows:
+                yield batch, self._digests.add(batch)
+
     def _sifted(self, batches: Batches) -> Batches:
         samples = Samples(self._window, self._last)
         most = np.array([one.rows if (one := self._last.get(day)) else -1 for day in self._window])
@@ -95,25 +105,18 @@ class Sieve:
         goes, waiting, aside = ~known, np.zeros(len(most), bool), self._known.aside
         shares = np.array([self._digests.buckets.bearable_share(self._last.get(day)) for day in self._window])
         asked, new = np.zeros((2, len(most)), np.int64)
-        for batch in batches:
-            if not batch.num_rows:
-                continue
-            found = self._digests.add(batch)
-            for counted, days in zip((asked, new), samples.ask(found.codes, found.marks), strict=True):
-                counted += np.bincount(days, minlength=len(most))
-            goes |= surely_more(new, shares * asked)
-            goes |= (self._digests.rows > most * (1 + shares)) | aside.is_full
-            goes |= int((goes & known).sum()) > max(FEW_DAYS, int(known.sum()) // 4)
-            if goes.all():
-                yield batch
-                break
-            goes_now = goes[found.codes]
-            waiting[found.codes[~goes_now]] = True
-            for part in _parts(batch.append_column(PLACE, pa.array(found.places)), ~goes_now):
-                aside.put(part)
-            yield from _parts(batch, goes_now)
-        # If every day goes, the loop ends before the stream.
-        yield from map(self._counted, batches)
+        with in_turns(self._found(batches), BATCHES_AHEAD, 1) as turns:
+            for batch, found in chain.from_iterable(turns):
+                for counted, days in zip((asked, new), samples.ask(found.codes, found.marks), strict=True):
+                    counted += np.bincount(days, minlength=len(most))
+                goes |= surely_more(new, shares * asked)
+                goes |= (self._digests.rows > most * (1 + shares)) | aside.is_full
+                goes |= int((goes & known).sum()) > max(FEW_DAYS, int(known.sum()) // 4)
+                goes_now = goes[found.codes]
+                waiting[found.codes[~goes_now]] = True
+                for part in _parts(batch.append_column(PLACE, pa.array(found.places)), ~goes_now):
+                    aside.put(part)
+                yield from _parts(batch, goes_now)
         differs = self._differing(goes)
         if (differs.any(axis=1) & waiting).any():
             for batch in aside.batches():
