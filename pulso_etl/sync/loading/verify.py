@@ -73,7 +73,10 @@ def _look(target: Target, request: LoadRequest, result: LoadResult) -> Verified:
 def _refuse_differing(
     target: Target, window: DayRange, result: LoadResult, found: Mapping[date, int], by_others: Collection[date]
 ) -> None:
-    """Raises VerificationFailed if a day does not have the rows that it should have; TableBusy if all of them are in `by_others`."""
+    """Raises VerificationFailed if a day does not have the rows that it should have.
+
+    Raises TableBusy if all such days are in `by_others`.
+    """
     read = {day: counts.read - counts.quarantined for day, counts in result.by_day.items()}
     should = read if result.expected is None else result.expected
     # The table keeps its row of a quarantined key.
