@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import ContractError, DuplicateKeyError, PulsoError, ShrinkRefused
 from pulso_etl.sync.loading.load import load
-from pulso_etl.sync.loading.read_ahead import ITEMS_AHEAD, read_ahead
+from pulso_etl.sync.loading.read_ahead import read_ahead
 from pulso_etl.sync.loading.request import PlanName
 from pulso_etl.sync.loading.result import LoadResult
 from pulso_etl.sync.schema.statements import Statements
@@ -305,13 +305,13 @@ def test_what_is_read_ahead_has_an_end_where_its_reader_ends() -> None:
             made.append(n)
             yield b"chunk"
 
-    with read_ahead(chunks()) as given:
+    with read_ahead(chunks(), 6) as given:
         assert next(given)
     (maker,) = makers
     assert maker is not threading.current_thread()
     maker.join(10)
     assert not maker.is_alive()
-    assert len(made) <= 2 * (ITEMS_AHEAD + 2)
+    assert len(made) <= 2 * (6 + 2)
 
 
 def test_a_fault_of_what_is_read_ahead_comes_after_what_was_there() -> None:
@@ -319,7 +319,7 @@ def test_a_fault_of_what_is_read_ahead_comes_after_what_was_there() -> None:
         yield b"chunk"
         raise ConnectionError("the source is gone")
 
-    with read_ahead(chunks()) as given:
+    with read_ahead(chunks(), 6) as given:
         assert next(given) == b"chunk"
         with pytest.raises(ConnectionError, match="gone"):
             next(given)

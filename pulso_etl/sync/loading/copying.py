@@ -31,6 +31,8 @@ Through = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 
 CHUNK_ROWS = 600
 """How many rows are encoded at once, so that memory does not grow with the source's batches."""
+ITEMS_AHEAD = 6
+"""The most encoded chunks, or batches, that wait for the server. So encoding goes on while the source sends its next batch."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,7 @@ class Copy:
         """Sends the rows in one COPY; returns how many of each day were sent. Raises RejectedRows, see `conform`."""
         spec, encoding = self.target.spec, Encoding.of(self.target.conn)
         # No loop or generator keeps a batch that the next step has replaced: memory holds one of each.
-        given = (one for one in reader if one.num_rows)
-        batches = self.through(map(lambda one: conform(spec, one, self.wire, days, encoding=encoding), given))
+        batches = self.through(map(lambda one: conform(spec, one, self.wire, days, encoding=encoding), filter(len, reader)))
         return self.send_conformed(batches if self.into == STAGE else in_runs(spec, days, batches))
 
     def send_conformed(self, batches: Iterator[pa.RecordBatch]) -> dict[date, int]:
@@ -67,8 +68,9 @@ class Copy:
             for batch in batches:
                 yield from _chunks(encoder, batch)
                 rows.update(rows_by_day(spec, batch))
+                del batch
 
-        with read_ahead(encoded()) as chunks:
+        with read_ahead(encoded(), ITEMS_AHEAD) as chunks:
             self.meanwhile()
             first = next(chunks, None)
             if first is None:
@@ -107,8 +109,8 @@ class Copy:
                 rows.update(rows_by_day(self.target.spec, batch))
 
         spec, reject, encoding = self.target.spec, quarantine.take, quarantine.encoding
-        batches = (conform(spec, batch, self.wire, days, reject, encoding) for batch in reader if batch.num_rows)
-        with read_ahead(self.through(batches)) as conformed:
+        batches = map(lambda one: conform(spec, one, self.wire, days, reject, encoding), filter(len, reader))
+        with read_ahead(self.through(batches), ITEMS_AHEAD) as conformed:
             self.meanwhile()
             for batch in conformed:
                 if batch.num_rows:

@@ -12,9 +12,6 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
-ITEMS_AHEAD = 6
-"""The most items that wait. So encoding goes on while the source sends its next batch."""
-
 
 @dataclass(frozen=True)
 class _End:
@@ -22,9 +19,9 @@ class _End:
 
 
 @contextmanager
-def read_ahead(items: Iterator[Item]) -> Iterator[Iterator[Item]]:
-    """Makes the next items while the server takes the earlier ones."""
-    with in_turns(items, ITEMS_AHEAD, 1) as turns:
+def read_ahead(items: Iterator[Item], ahead: int) -> Iterator[Iterator[Item]]:
+    """Makes the next items while others take the earlier ones. At most `ahead` items wait."""
+    with in_turns(items, ahead, 1) as turns:
         yield chain.from_iterable(turns)
 
 

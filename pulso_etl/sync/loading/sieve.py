@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
-from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +22,7 @@ from pulso_etl.sync.loading.before import Before
 from pulso_etl.sync.loading.buckets import buckets_of_day, surely_more
 from pulso_etl.sync.loading.contract import Fitted
 from pulso_etl.sync.loading.day_digests import DayDigests, Found, Samples, maker
-from pulso_etl.sync.loading.read_ahead import in_turns
+from pulso_etl.sync.loading.read_ahead import read_ahead
 from pulso_etl.sync.loading.result import Digested
 from pulso_etl.sync.loading.spool import Spool
 from pulso_etl.sync.postgres.catalog import Table
@@ -92,11 +91,8 @@ class Sieve:
             self._digests.add(batch)
         return batch
 
-    def _found(self, batches: Batches) -> Iterator[tuple[pa.RecordBatch, Found]]:
-        """The batches that have rows, digested."""
-        for batch in batches:
-            if batch.num_rows:
-                yield batch, self._digests.add(batch)
+    def _found(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, Found]:
+        return batch, self._digests.add(batch)
 
     def _sifted(self, batches: Batches) -> Batches:
         samples = Samples(self._window, self._last)
@@ -105,8 +101,8 @@ class Sieve:
         goes, waiting, aside = ~known, np.zeros(len(most), bool), self._known.aside
         shares = np.array([self._digests.buckets.bearable_share(self._last.get(day)) for day in self._window])
         asked, new = np.zeros((2, len(most)), np.int64)
-        with in_turns(self._found(batches), BATCHES_AHEAD, 1) as turns:
-            for batch, found in chain.from_iterable(turns):
+        with read_ahead(map(self._found, filter(len, batches)), BATCHES_AHEAD) as digested:
+            for batch, found in digested:
                 for counted, days in zip((asked, new), samples.ask(found.codes, found.marks), strict=True):
                     counted += np.bincount(days, minlength=len(most))
                 goes |= surely_more(new, shares * asked)
