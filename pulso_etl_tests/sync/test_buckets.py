@@ -23,6 +23,9 @@ from pulso_etl.sync.ledger.traces import Digest
 from pulso_etl.sync.loading import buckets, spool
 from pulso_etl.sync.loading.before import Before, Days
 from pulso_etl.sync.loading.buckets import Buckets, surely_more
+from pulso_etl.sync.loading.change_log import Entered
+from pulso_etl.sync.loading.differences import Differences, write
+from pulso_etl.sync.loading.plans import equalizing
 from pulso_etl.sync.spec import Column, ColumnType
 from pulso_etl_tests.sync.places import Place
 from pulso_etl_tests.sync.samples import D1, D2, D3, NOON, WINDOW, by_month, row, table, things, wider
@@ -46,6 +49,14 @@ def changed(rows: list[dict[str, Any]], *names: str, days: tuple[date, ...] = (D
 
 def without(rows: list[dict[str, Any]], *names: str, days: tuple[date, ...] = (D1, D2, D3)) -> list[dict[str, Any]]:
     return [one for one in rows if not (one["name"] in names and one["day"] in days)]
+
+
+def current(place: Place) -> list[tuple[Any, ...]]:
+    """The rows without the times of writing, and without closed versions."""
+    return place.run(
+        "SELECT to_jsonb(t) - '{created_at,updated_at,valid_from,valid_to}'::text[] FROM things t "
+        "WHERE to_jsonb(t)->>'valid_to' IS NULL ORDER BY day, name"
+    )
 
 
 def money(place: Place) -> list[tuple[Any, ...]]:
@@ -167,16 +178,20 @@ def test_a_load_whose_source_breaks_leaves_everything_as_it_was(place: Place) ->
 INSERTED = "INSERT INTO things (day, name) VALUES ('2026-02-27', '{}')"
 
 
+DELETED = "DELETE FROM things WHERE day = '2026-02-27' AND name = 'n9'"
+
+
 @pytest.mark.parametrize(
-    ("gone", "meddle"),
+    ("name", "gone", "meddle"),
     [
-        ("", INSERTED.format("x")),
-        ("n3", INSERTED.format("new")),
-        ("n3", "DELETE FROM things WHERE day = '2026-02-27' AND name = 'n9'"),
+        ("upsert", "", INSERTED.format("x")),
+        ("upsert", "n3", INSERTED.format("new")),
+        ("upsert", "n3", DELETED),
+        ("history", "n3", DELETED),
     ],
 )
 def test_rows_that_another_program_adds_or_takes_away_during_a_load(
-    place: Place, plain: Place, server_url: str, monkeypatch: pytest.MonkeyPatch, gone: str, meddle: str
+    place: Place, plain: Place, server_url: str, monkeypatch: pytest.MonkeyPatch, name: str, gone: str, meddle: str
 ) -> None:
     """The load has counted the day's rows before, and does not look at all of them again. Its next attempt does."""
     given = [*changed(without(MANY, gone), "n7"), row(D1, "new")]
@@ -195,16 +210,51 @@ def test_rows_that_another_program_adds_or_takes_away_during_a_load(
             other.execute(meddle.encode())
         yield batches[-1]
 
+    spec = SPECS[name]
     for one in (place, plain):
-        one.load(MANY, things())
+        one.load(MANY, spec)
     monkeypatch.setattr(Before, "days", days)
-    with pytest.raises(TableBusy, match="another program changed rows") as caught:
-        place.load(lambda: pa.RecordBatchReader.from_batches(batches[0].schema, meddled()), things(), sole=False)
+    with pytest.raises(TableBusy, match="another program, or a trigger of the table, changed rows") as caught:
+        place.load(lambda: pa.RecordBatchReader.from_batches(batches[0].schema, meddled()), spec, sole=False)
     assert caught.value.retryable
     for one in (place, plain):
-        one.load(given, things(), sole=False)
-    assert place.contents() == plain.contents()
+        one.load(given, spec, sole=False)
+    assert current(place) == current(plain)
     assert 800 > place.sent > 400
+
+
+def test_a_row_that_another_program_adds_between_the_comparison_and_the_end(
+    plain: Place, server_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the whole day was compared."""
+
+    def meddled(differences: Differences) -> Entered:
+        with psycopg.connect(server_url, autocommit=True) as other:
+            other.execute(f"SET search_path = {plain.schema}".encode())
+            other.execute(INSERTED.format("x").encode())
+        return write(differences)
+
+    plain.load(MANY, things())
+    monkeypatch.setattr(equalizing, "write", meddled)
+    with pytest.raises(TableBusy, match="another program, or a trigger of the table, changed rows"):
+        plain.load(changed(MANY, "n7"), things(), sole=False)
+    monkeypatch.undo()
+    plain.load(changed(MANY, "n7"), things(), sole=False)
+    assert money(plain) == [(day, "n7") for day in WINDOW]
+    assert plain.run("SELECT count(*) FROM things") == [(1200,)]
+
+
+@pytest.mark.parametrize(("sole", "error"), [(True, VerificationFailed), (False, TableBusy)])
+def test_a_trigger_that_adds_rows_is_named(place: Place, sole: bool, error: type[Exception]) -> None:
+    """Beside other writers, nobody knows who has added the rows."""
+    place.load(MANY, things())
+    place.run(
+        "CREATE FUNCTION doubled() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "INSERT INTO things (day, name) VALUES (NEW.day, NEW.name || '2'); RETURN NULL; END $$;"
+        "CREATE TRIGGER doubles AFTER INSERT ON things FOR EACH ROW WHEN (NEW.name = 'new') EXECUTE FUNCTION doubled()"
+    )
+    with pytest.raises(error, match="triggers"):
+        place.load([*MANY, row(D1, "new")], things(), sole=sole)
 
 
 @pytest.mark.parametrize("sole", [True, False])

@@ -42,7 +42,7 @@ def batch(**columns: pa.Array) -> pa.RecordBatch:
 
 def hashes(given: pa.RecordBatch) -> list[tuple[int, int]]:
     found = row_hashes(given, given.schema.names, [])
-    return list(zip(found.left.tolist(), found.right.tolist(), strict=True))
+    return list(zip(found.first.tolist(), found.second.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("kind", TYPES, ids=str)

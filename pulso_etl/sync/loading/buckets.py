@@ -28,9 +28,9 @@ MOST_DIFFERING = 1 / 2
 CHANCE = 3
 """Up to so many standard deviations, a difference may be chance."""
 
-Codes = npt.NDArray[np.int32]
+DayPlaces = npt.NDArray[np.int32]
 """The place in the window of each row's day: 0 is the first day."""
-Places = npt.NDArray[np.int32]
+BucketPlaces = npt.NDArray[np.int32]
 """The place of each row's bucket among the buckets of all days of the window."""
 
 
@@ -42,8 +42,8 @@ def buckets_of_day(fitted: Fitted, days: int) -> int:
 def _keys_stand_alone(fitted: Fitted) -> bool:
     """Whether the rows of a key can be compared without the other rows of the day.
 
-    Not if the rows that were read are more than those that the table should have: versions of a key, and quarantined rows. And not
-    if only the server knows which keys are equal: a number with two zeros, and a text that the server converts.
+    They need them in two cases. The source may give more rows than the table should have: versions of a key, and quarantined
+    rows. Or only the server may know which keys are equal: a number has two zeros, and the server converts a text.
     """
     spec, loading = fitted.spec, fitted.spec.loading
     one_row_each = loading.strategy in (Strategy.UPSERT, Strategy.SCD2) and spec.version_column is None
@@ -58,11 +58,11 @@ class Buckets:
         self.days, self.of_day = days, of_day
         self._sums = np.zeros(days * of_day, np.uint64)
 
-    def places(self, codes: Codes, keys: Words) -> Places:
+    def places(self, days: DayPlaces, keys: Words) -> BucketPlaces:
         """The bucket of each row, by the number of its key."""
-        return codes * np.int32(self.of_day) + (keys & np.uint64(self.of_day - 1)).astype(np.int32)
+        return days * np.int32(self.of_day) + (keys & np.uint64(self.of_day - 1)).astype(np.int32)
 
-    def add(self, places: Places, numbers: Words) -> None:
+    def add(self, places: BucketPlaces, numbers: Words) -> None:
         """Adds the rows' numbers to the sums of their buckets."""
         np.add.at(self._sums, places, numbers)
 
@@ -106,7 +106,7 @@ def surely_more(found: npt.NDArray[np.int64], expected: npt.NDArray[np.float64])
 
 
 def _halved(sums: Words, count: int) -> Words:
-    """The sums of `count` buckets; there are as many or more."""
+    """Adds buckets up until `count` of them are left. `count` divides their number."""
     halved: Words = sums.reshape(-1, count).sum(axis=0, dtype=np.uint64)
     return halved
 

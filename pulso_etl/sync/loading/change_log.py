@@ -90,7 +90,7 @@ class Logged:
         after, left = _left(self.load, by_day, digested)
         none = [Decimal(0)] * len(self.parts)
         before = {
-            day: [EXACT.subtract(left, more) for left, more in zip(after.get(day, none), self.moved.get(day, none), strict=True)]
+            day: [EXACT.subtract(end, more) for end, more in zip(after.get(day, none), self.moved.get(day, none), strict=True)]
             for day in by_day
         }
         self.changes.end(self.load.conn, self.load_id, day_changes(self.load.spec, by_day, (before, after)))

@@ -32,7 +32,7 @@ Through = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 CHUNK_ROWS = 600
 """How many rows are encoded at once, so that memory does not grow with the source's batches."""
 ITEMS_AHEAD = 6
-"""The most encoded chunks, or batches, that wait for the server. So encoding goes on while the source sends its next batch."""
+"""How many encoded chunks, or batches, wait for the server at most. So it has work while the source is slow."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Copy:
     def send(self, reader: pa.RecordBatchReader, days: DayRange) -> dict[date, int]:
         """Sends the rows in one COPY; returns how many of each day were sent. Raises RejectedRows, see `conform`."""
         spec, encoding = self.target.spec, Encoding.of(self.target.conn)
-        # No loop or generator keeps a batch that the next step has replaced: memory holds one of each.
+        # `map` and `filter` keep no batch that the next step has replaced.
         batches = self.through(map(lambda one: conform(spec, one, self.wire, days, encoding=encoding), filter(len, reader)))
         return self.send_conformed(batches if self.into == STAGE else in_runs(spec, days, batches))
 

@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.traces import Digest
-from pulso_etl.sync.loading.buckets import Buckets, Codes, Places
+from pulso_etl.sync.loading.buckets import BucketPlaces, Buckets, DayPlaces
 from pulso_etl.sync.loading.contract import Fitted
 from pulso_etl.sync.loading.row_hashes import SCHEME, row_hashes
 from pulso_etl.sync.postgres.catalog import Table
@@ -60,20 +60,20 @@ def maker(fitted: Fitted, table: Table) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def places_of_days(batch: pa.RecordBatch, column: str, window: DayRange) -> Codes:
+def places_of_days(batch: pa.RecordBatch, column: str, window: DayRange) -> DayPlaces:
     """The place in the window of the day of each row; no day is null."""
     days = batch.column(column)
     first = np.datetime64(window.start, "D").astype(np.int32)
-    places: Codes = np.frombuffer(days.buffers()[1], "<i4")[days.offset : days.offset + len(days)] - first
+    places: DayPlaces = np.frombuffer(days.buffers()[1], "<i4")[days.offset : days.offset + len(days)] - first
     return places
 
 
 class Found(NamedTuple):
     """The day, the mark and the bucket of each row of a batch."""
 
-    codes: Codes
+    days: DayPlaces
     marks: Marks
-    places: Places
+    buckets: BucketPlaces
 
 
 class DayDigests:
@@ -84,9 +84,8 @@ class DayDigests:
         self._key, self._others = spec.primary_key, (*spec.compared_columns, *filter(None, [stamp]))
         self._partition, self._window = spec.partition_column, window
         self.buckets = Buckets(window.days, buckets_of_day)
-        self.rows = np.zeros(window.days, np.int64)
-        """How many rows of each day have come so far."""
-        self._right = np.zeros(window.days, np.uint64)
+        self._rows = np.zeros(window.days, np.int64)
+        self._second = np.zeros(window.days, np.uint64)
         self._limits = np.full(window.days, _TOP, np.uint64)
         self._sampled = np.zeros(0, np.uint64)
         self._candidates: list[Marks] = []
@@ -94,28 +93,28 @@ class DayDigests:
     def add(self, batch: pa.RecordBatch) -> Found:
         """Takes the rows of a batch of the wire schema, all of days of the window."""
         hashes = row_hashes(batch, self._key, self._others)
-        codes = places_of_days(batch, self._partition, self._window)
-        places = self.buckets.places(codes, hashes.key)
-        self.rows += np.bincount(codes, minlength=self._window.days)
-        np.add.at(self._right, codes, hashes.right)
-        self.buckets.add(places, hashes.left)
-        marks = (hashes.left >> _HALF) | (codes.astype(np.uint64) << _HALF)
-        self._candidates.append(marks[(marks & _LOWER) <= self._limits[codes]])
+        days = places_of_days(batch, self._partition, self._window)
+        buckets = self.buckets.places(days, hashes.key)
+        self._rows += np.bincount(days, minlength=self._window.days)
+        np.add.at(self._second, days, hashes.second)
+        self.buckets.add(buckets, hashes.first)
+        marks = (hashes.first >> _HALF) | (days.astype(np.uint64) << _HALF)
+        self._candidates.append(marks[(marks & _LOWER) <= self._limits[days]])
         if sum(map(len, self._candidates)) > _CANDIDATES:
             self._drop_large()
-        return Found(codes, marks, places)
+        return Found(days, marks, buckets)
 
     def by_day(self) -> dict[date, Digest]:
         """The digest of each day of the window, days without rows included."""
         self._drop_large()
-        totals = np.stack([self.buckets.by_day(), self._right], axis=1).astype("<u8")
+        totals = np.stack([self.buckets.by_day(), self._second], axis=1).astype("<u8")
         ends = np.searchsorted(self._sampled, np.arange(self._window.days + 1, dtype=np.uint64) << _HALF)
         return {
             day: Digest(
-                int(self.rows[place]),
+                int(self._rows[place]),
                 totals[place].tobytes(),
                 self._sampled[ends[place] : ends[place + 1]].astype("<u4").tobytes(),
-                self.buckets.told(place, int(self.rows[place])),
+                self.buckets.told(place, int(self._rows[place])),
             )
             for place, day in enumerate(self._window)
         }
@@ -144,9 +143,9 @@ class Samples:
                 known.append(tops | np.uint64(place) << _HALF)
         self._known = np.concatenate([*known, [np.uint64(2**64 - 1)]])
 
-    def ask(self, codes: Codes, marks: Marks) -> tuple[Codes, Codes]:
+    def ask(self, days: DayPlaces, marks: Marks) -> tuple[DayPlaces, DayPlaces]:
         """The days of the rows that a sample tells about, and the days of those of them that are surely new; one for each row."""
-        asked = np.flatnonzero((marks & _LOWER).astype(np.int64) <= self._limits[codes])
+        asked = np.flatnonzero((marks & _LOWER).astype(np.int64) <= self._limits[days])
         # The marks of the samples are in order, and the greatest number stands behind them.
         found = self._known[np.searchsorted(self._known, marks[asked])] == marks[asked]
-        return codes[asked], codes[asked[~found]]
+        return days[asked], days[asked[~found]]

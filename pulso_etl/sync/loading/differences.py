@@ -47,7 +47,7 @@ class Differences:
     @property
     def left_by_day(self) -> dict[date, int]:
         """How many rows the table will hold of each day."""
-        return {day: self.load.held.get(day, 0) + counts.inserted - counts.deleted for day, counts in self.by_day.items()}
+        return {day: counts.left(self.load.held.get(day, 0)) for day, counts in self.by_day.items()}
 
     def held_and_left(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
         """How many rows each part of the table holds, and how many it will hold.
@@ -136,11 +136,12 @@ def _run(differences: Differences, statement: Write, log: Log) -> None:
         raise
     # The differences have addresses of rows, and other programs can still change these rows.
     if not load.request.writer.sole and statement.by_address and written != differences.rows_of(statement):
-        raise changed_meanwhile(load)
+        raise changed_meanwhile(str(load))
 
 
-def changed_meanwhile(load: object) -> TableBusy:
-    """The error of a load that met changes of another program; the text of `load` names table and days."""
+def changed_meanwhile(name: str) -> TableBusy:
+    """The error of a load that met changes of another program. `name`: how errors name the load."""
     return TableBusy(
-        f"{load}: another program changed rows of these days during the load; nothing was loaded, a later attempt may pass"
+        f"{name}: another program, or a trigger of the table, changed rows of these days during the load; nothing was loaded, a "
+        "later attempt may pass. If this comes again, look for triggers and rules on the table"
     )

@@ -60,8 +60,8 @@ def repeated_keys(load: Load, staged: Staged) -> None:
 def repeated_keys_by_count(differences: Differences) -> None:
     """The source gives a key more than once, and the counts show it.
 
-    Each staged row that is not inserted matches a row that stays in the table. If there are more such staged rows than rows that
-    stay, two staged rows match the same row. The counts are known already, but grouping by the key takes time.
+    Each row that was read and is not inserted matches a row that stays in the table. If there are more such rows than rows that
+    stay, two of them match the same row. The counts are known already, but grouping by the key takes time.
     """
     load, total = differences.load, differences.total
     too_many = total.read - total.inserted > sum(load.held.values()) - total.deleted

@@ -64,7 +64,10 @@ def traces(digested: Digested, counts: Mapping[date, Counts], now: Mapping[date,
 
     def is_ours(day: date) -> bool:
         did, found = counts[day], now.get(day, NO_ROWS)
-        return not did.quarantined and (found.rows, found.young) == (_left(digested, did, day), did.inserted + did.updated)
+        return not did.quarantined and (found.rows, found.young) == (
+            did.left(digested.held.get(day, 0)),
+            did.inserted + did.updated,
+        )
 
     return {
         day: Trace(digested.made_by, digest, str(now.get(day, NO_ROWS)))
@@ -74,16 +77,11 @@ def traces(digested: Digested, counts: Mapping[date, Counts], now: Mapping[date,
 
 
 def changed_by_others(digested: Digested, counts: Mapping[date, Counts], now: Mapping[date, Imprint]) -> set[date]:
-    """The days of which the load compared only some rows, and to which another program has added rows, or from which it has taken
-    rows, during the load: the table has all rows that the load wrote, and not as many rows as the load left."""
+    """The days to which another program has added rows, or from which it has taken rows, during the load: the table has all rows
+    that the load wrote, and not as many rows as the load left."""
 
     def is_changed(day: date) -> bool:
         did, found = counts[day], now.get(day, NO_ROWS)
-        return found.young >= did.inserted + did.updated and found.rows != _left(digested, did, day)
+        return found.young >= did.inserted + did.updated and found.rows != did.left(digested.held.get(day, 0))
 
-    return {day for day in digested.in_buckets if is_changed(day)}
-
-
-def _left(digested: Digested, did: Counts, day: date) -> int:
-    """How many rows of the day the load left, if no other program changed them."""
-    return digested.held.get(day, 0) + did.inserted - did.deleted
+    return {day for day in digested.digests if day not in digested.unchanged and is_changed(day)}

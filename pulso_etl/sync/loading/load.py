@@ -41,7 +41,7 @@ def load(target: Target, request: LoadRequest) -> LoadResult:
         for stops_load in guards.BEFORE_STAGING:
             stops_load(under_way)
         staged, plan = next((staged, plan) for plan in plans_for(under_way) if (staged := plan.stage(under_way)) is not None)
-        # A load that digests no rows has not asked yet, and now the table changes.
+        # A merge that digests no rows has not asked yet, and now it changes the table. For empty days, nothing is asked.
         under_way.before.days()
         return plan.write(under_way, staged)
 
@@ -63,7 +63,7 @@ def _begin(target: Target, request: LoadRequest, aside: Spool) -> Load:
 
 
 def _days(target: Target, request: LoadRequest, since: str, is_empty: bool) -> Days:
-    """What the table holds of the days. Without traces of earlier loads, their rows are only counted."""
+    """What the table holds of the days. If no earlier load has left a trace of them, it only counts their rows."""
     if not (request.last or is_empty):
         query = Statements(target.spec, target.schema).rows_by_day()
         return Days(dict(target.conn.execute(query, request.bounds).fetchall()))

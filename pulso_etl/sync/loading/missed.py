@@ -25,7 +25,7 @@ def missed_days(
 
     def is_missed(day: date) -> bool:
         counts, known = result.by_day[day], before.get(day)
-        held_before = held.get(day, 0) - counts.inserted + counts.deleted
+        held_before = counts.held(held.get(day, 0))
         return bool(counts.written and known and known.source == state.digest and known.rows == held_before)
 
     return [day for day in sorted(result.by_day) if is_missed(day)]

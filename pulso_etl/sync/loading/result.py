@@ -46,6 +46,14 @@ class Counts:
         """Rows of the table that the load changed."""
         return self.inserted + self.updated + self.deleted
 
+    def left(self, held: int) -> int:
+        """How many rows the load leaves, if the table held so many before it."""
+        return held + self.inserted - self.deleted
+
+    def held(self, left: int) -> int:
+        """How many rows the table held before the load, if it holds so many after it."""
+        return left - self.inserted + self.deleted
+
     def as_dict(self) -> dict[str, int]:
         return {
             "rows_read": self.read,

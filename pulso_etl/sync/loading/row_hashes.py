@@ -37,8 +37,8 @@ _WORD = 8
 class RowHashes(NamedTuple):
     """The two numbers of each row, and the number of its key."""
 
-    left: Words
-    right: Words
+    first: Words
+    second: Words
     key: Words
 
 
@@ -46,8 +46,8 @@ def row_hashes(batch: pa.RecordBatch, key: Sequence[str], others: Sequence[str])
     """The hashes of each row over the columns of its key and these other columns. The batch has the types of
     `arrow_types.wire_type`, and at least one row."""
     of_key = _folded(_begun(batch.num_rows), [batch.column(name) for name in key])
-    left, right = _folded(of_key, [batch.column(name) for name in others])
-    return RowHashes(_mixed(left), _mixed(right), _mixed(of_key[0]))
+    first, second = _folded(of_key, [batch.column(name) for name in others])
+    return RowHashes(_mixed(first), _mixed(second), _mixed(of_key[0]))
 
 
 def _begun(rows: int) -> list[Words]:
@@ -60,7 +60,7 @@ def _folded(states: Sequence[Words], arrays: Sequence[pa.Array]) -> list[Words]:
     for array in arrays:
         words = _words(array)
         nulls = np.flatnonzero(np.asarray(array.is_null())) if array.null_count else None
-        for lane, (before, fold) in enumerate(zip(hashes, (_fold_left, _fold_right), strict=True)):
+        for lane, (before, fold) in enumerate(zip(hashes, (_fold_first, _fold_second), strict=True)):
             after = before
             for word in words:
                 after = fold(after, word)
@@ -70,15 +70,15 @@ def _folded(states: Sequence[Words], arrays: Sequence[pa.Array]) -> list[Words]:
     return hashes
 
 
-def _fold_left(state: Words, word: Words | np.uint64) -> Words:
+def _fold_first(state: Words, word: Words | np.uint64) -> Words:
     """Takes a word into a state. Different words give different states."""
     state = (state ^ word) * _ODD[0]
     state ^= state >> _U(32)
     return state
 
 
-def _fold_right(state: Words, word: Words | np.uint64) -> Words:
-    """Like `_fold_left`, in another way: two states that agree in one of the ways do not agree in the other."""
+def _fold_second(state: Words, word: Words | np.uint64) -> Words:
+    """Like `_fold_first`, in another way: two states that agree in one of the ways do not agree in the other."""
     state = (state + word) * _ODD[1]
     state ^= state >> _U(29)
     return state
@@ -128,7 +128,7 @@ def _value_hashes(values: pa.Array) -> tuple[Words, Words]:
         room[:-_WORD] = np.frombuffer(data, np.uint8)[ends[0] : ends[-1]]
     # The word that begins at each byte.
     words = np.ndarray((len(room) - _WORD + 1,), "<u8", room, strides=(1,))
-    hashes = [_fold_left(np.full(len(values), seed, _U), lengths.astype(_U)) for seed in _SEEDS]
+    hashes = [_fold_first(np.full(len(values), seed, _U), lengths.astype(_U)) for seed in _SEEDS]
     short = np.flatnonzero(lengths < LONG)
     longest = int(lengths[short].max(initial=0))
     for begin in range(0, longest, _WORD):
@@ -136,7 +136,7 @@ def _value_hashes(values: pa.Array) -> tuple[Words, Words]:
         # A word that ends behind its text has bytes of the next text: these are shifted out.
         beyond = np.maximum(begin + _WORD - lengths[short], 0).astype(_U) * _U(8)
         word = (words[starts[short] + begin] << beyond) >> beyond
-        for lane, fold in enumerate((_fold_left, _fold_right)):
+        for lane, fold in enumerate((_fold_first, _fold_second)):
             hashes[lane][short] = fold(hashes[lane][short], word)
     for place in np.flatnonzero(lengths >= LONG):
         told = hashlib.blake2b(room[starts[place] : starts[place] + lengths[place]].tobytes(), digest_size=2 * _WORD).digest()

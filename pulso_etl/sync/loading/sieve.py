@@ -1,8 +1,8 @@
 """Which rows of a load are as the last load left them: they do not go to the server.
 
-Only the end of the stream shows which days have not changed, and which buckets of the other days. Until then the rows of a day wait
-in a temporary file. If the day's sample shows that most buckets of the day will differ, its later rows go on at once, and the whole
-day is compared. If many days are like that, all rows go on.
+Which days have not changed shows only at the end of the stream. The same holds for the buckets of the other days. Until then the
+rows of a day wait in a temporary file. If the day's sample shows that most buckets of the day will differ, its later rows go on at
+once, and the whole day is compared. If many days are like that, all rows go on.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pulso_etl.sync.days import DayRange
-from pulso_etl.sync.ledger.traces import Trace
+from pulso_etl.sync.ledger.traces import Digest, Trace
 from pulso_etl.sync.loading.before import Before
-from pulso_etl.sync.loading.buckets import buckets_of_day, surely_more
+from pulso_etl.sync.loading.buckets import Buckets, buckets_of_day, surely_more
 from pulso_etl.sync.loading.contract import Fitted
 from pulso_etl.sync.loading.day_digests import DayDigests, Found, Samples, maker
 from pulso_etl.sync.loading.read_ahead import read_ahead
@@ -29,13 +29,13 @@ from pulso_etl.sync.postgres.catalog import Table
 
 PART_ROWS = 2_500
 """How many rows of a batch are copied at once, so that memory holds few copies."""
-PLACE = "pulso_place"
-"""The column of a waiting row's bucket, see `Places`."""
+BUCKET = "pulso_bucket"
+"""The column of a waiting row's bucket, see `BucketPlaces`."""
 BATCHES_AHEAD = 1
-"""How many batches are digested while the one before them is set aside."""
+"""How many digested batches wait at most. The thread that digests holds one more."""
 FEW_DAYS = 10
-"""If more days than these, and more than a quarter of the known days, are compared as a whole, no row waits any longer: most days
-may have changed, and the server would wait too."""
+"""If more days than these, and more than a quarter of the known days, are compared as a whole, all other days are, too. Most days
+have probably changed, and the server would have nothing to do until the stream ends."""
 Batches = Iterator[pa.RecordBatch]
 
 
@@ -55,6 +55,8 @@ class Known:
 class Sieve:
     """Lets the rows through that may differ from the last load of their days: whole days, or the buckets of them that differ.
 
+    Three threads work at once. One checks and digests a batch (`_digested`). Another one decides about the batch before it, sets
+    rows aside and encodes the others (`_sifted`). The third one has the connection: it asks the server (`ask`), and sends.
     `spoilt` names, at the end of the stream, days with rows that did not come here (they are quarantined): such a day never counts
     as unchanged.
     """
@@ -91,32 +93,25 @@ class Sieve:
             self._digests.add(batch)
         return batch
 
-    def _found(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, Found]:
+    def _digested(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, Found]:
         return batch, self._digests.add(batch)
 
     def _sifted(self, batches: Batches) -> Batches:
-        samples = Samples(self._window, self._last)
-        most = np.array([one.rows if (one := self._last.get(day)) else -1 for day in self._window])
-        known = most >= 0
-        goes, waiting, aside = ~known, np.zeros(len(most), bool), self._known.aside
-        shares = np.array([self._digests.buckets.bearable_share(self._last.get(day)) for day in self._window])
-        asked, new = np.zeros((2, len(most)), np.int64)
-        with read_ahead(map(self._found, filter(len, batches)), BATCHES_AHEAD) as digested:
+        whole = _WholeDays(self._window, self._last, self._digests.buckets)
+        waiting, aside = np.zeros(self._window.days, bool), self._known.aside
+        with read_ahead(map(self._digested, filter(len, batches)), BATCHES_AHEAD) as digested:
             for batch, found in digested:
-                for counted, days in zip((asked, new), samples.ask(found.codes, found.marks), strict=True):
-                    counted += np.bincount(days, minlength=len(most))
-                goes |= surely_more(new, shares * asked)
-                goes |= (self._digests.rows > most * (1 + shares)) | aside.is_full
-                goes |= int((goes & known).sum()) > max(FEW_DAYS, int(known.sum()) // 4)
-                goes_now = goes[found.codes]
-                waiting[found.codes[~goes_now]] = True
-                for part in _parts(batch.append_column(PLACE, pa.array(found.places)), ~goes_now):
+                whole.take(found, aside.is_full)
+                goes = whole.so_far[found.days]
+                waiting[found.days[~goes]] = True
+                for part in _parts(batch.append_column(BUCKET, pa.array(found.buckets)), ~goes):
                     aside.put(part)
-                yield from _parts(batch, goes_now)
-        differs = self._differing(goes)
+                yield from _parts(batch, goes)
+                del batch
+        differs = self._differing(whole.so_far)
         if (differs.any(axis=1) & waiting).any():
             for batch in aside.batches():
-                chosen = differs.ravel()[batch.column(PLACE).to_numpy()]
+                chosen = differs.ravel()[batch.column(BUCKET).to_numpy()]
                 yield from _parts(batch.select(self._fitted.wire.names), chosen)
 
     def _differing(self, whole: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
@@ -134,6 +129,30 @@ class Sieve:
                 self._in_buckets.add(day)
                 differs[place] = found
         return differs
+
+
+class _WholeDays:
+    """Decides, while the rows stream, which days are compared as a whole.
+
+    These are days without a usable trace, and days in whose samples too many rows are new. A day that has become one stays one.
+    """
+
+    def __init__(self, window: DayRange, last: Mapping[date, Digest], buckets: Buckets) -> None:
+        self._samples = Samples(window, last)
+        self._last_rows = np.array([last[day].rows if day in last else -1 for day in window])
+        self._bearable = np.array([buckets.bearable_share(last.get(day)) for day in window])
+        self._rows, self._asked, self._new = np.zeros((3, window.days), np.int64)
+        self._known = self._last_rows >= 0
+        self.so_far = ~self._known
+
+    def take(self, found: Found, is_full: bool) -> None:
+        """Learns from the rows of a batch. `is_full`: no more rows can wait."""
+        asked, new = self._samples.ask(found.days, found.marks)
+        for counted, days in ((self._rows, found.days), (self._asked, asked), (self._new, new)):
+            counted += np.bincount(days, minlength=len(counted))
+        self.so_far |= surely_more(self._new, self._bearable * self._asked) | is_full
+        self.so_far |= self._rows > self._last_rows * (1 + self._bearable)
+        self.so_far |= int((self.so_far & self._known).sum()) > max(FEW_DAYS, int(self._known.sum()) // 4)
 
 
 def _parts(batch: pa.RecordBatch, rows: npt.NDArray[np.bool_]) -> Batches:

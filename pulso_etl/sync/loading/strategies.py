@@ -157,7 +157,7 @@ STRATEGIES: dict[Strategy, WriteStrategy] = {
 
 
 def statements_in_order(s: Statements) -> list[sql.Composed]:
-    """Every statement of a load whose range already holds rows, for people to read."""
+    """The main statements of a load that compares whole days which hold rows, for people to read."""
     strategy = STRATEGIES[s.spec.loading.strategy]
     return [
         *s.create_table(),

@@ -32,9 +32,10 @@ def verify(target: Target, request: LoadRequest, result: LoadResult) -> Verified
 
     Where a partition owns its rows, each day holds exactly as many rows as were read, and a window as long as the table's
     lookback does not fall below `minimum_records`. In a table with `snapshot_of`, the values that the load settled hold exactly
-    the newest snapshots that were read. Nothing is compared in two kinds of tables. One keeps a single row of many that were read,
-    because its key lives in several partitions (a version column). The other keeps rows that the source no longer has (append,
-    scd2). Quarantined rows are not counted. The table may keep its own rows of their keys, so it may hold more rows than were read.
+    the newest snapshots that were read. In a table that keeps history (scd2), the current versions are the rows. Nothing is
+    compared in two kinds of tables. One keeps a single row of many that were read, because its key lives in several partitions (a
+    version column). The other keeps rows that the source no longer has (append). Quarantined rows are not counted. The table may
+    keep its own rows of their keys, so it may hold more rows than were read.
 
     Too few rows stop the load only if the same days held enough rows before it, because the load would take away rows that the
     dashboard shows. Days that never held so many (a new deployment, a holiday, sample data) are loaded, and the check
@@ -45,7 +46,7 @@ def verify(target: Target, request: LoadRequest, result: LoadResult) -> Verified
     """
     spec, statements = target.spec, Statements(target.spec, target.schema)
     verified = _look(target, request, result)
-    if not (spec.partition_in_key or spec.snapshot_of) or spec.loading.strategy in (Strategy.APPEND, Strategy.SCD2):
+    if not (spec.partition_in_key or spec.snapshot_of) or spec.loading.strategy is Strategy.APPEND:
         return verified
     held = verified.rows
     found = dict(target.conn.execute(statements.settled_by_day()).fetchall()) if spec.snapshot_of else held
@@ -105,7 +106,7 @@ def _refuse_too_few(target: Target, result: LoadResult, held: Mapping[date, int]
     spec = target.spec
     last = sorted(result.by_day)[-spec.schedule.lookback_days :]
     after = sum(held.get(day, 0) for day in last)
-    before = after + sum(result.by_day[day].deleted - result.by_day[day].inserted for day in last)
+    before = sum(result.by_day[day].held(held.get(day, 0)) for day in last)
     if after < spec.quality.minimum_records <= before:
         raise VerificationFailed(
             f"{spec.name} {DayRange(last[0], last[-1])}: only {after} of {before} rows would be left, and the table should have "

@@ -140,7 +140,10 @@ class Statements:
         return sql.SQL("ALTER TABLE {} {}").format(STAGE, sql.SQL(", ").join(changes))
 
     def analyze_stage(self) -> sql.Composed:
-        """Collects statistics of the columns by which the stage is joined. The planner needs no other statistics."""
+        """Collects statistics of the columns by which the stage is joined. The planner needs no other statistics.
+
+        If the stage has only a part of a day's rows, a wrong plan costs most: the server would read the whole table.
+        """
         return (
             sql.SQL("ANALYZE {} ({})").format(STAGE, self.keys)
             if self.in_full is None
@@ -221,6 +224,7 @@ class Statements:
         if self.in_full:
             looked_at = sql.SQL("(pulso_sid IS NOT NULL OR {})").format(self._one_of(self.in_full, "t"))
         elif self.in_full is not None:
+            # No day is staged as a whole, so the stage does not show which rows have vanished.
             join, day = sql.SQL("LEFT JOIN"), sql.SQL("s.{}").format(self.partition)
         return sql.SQL(
             "CREATE TEMP TABLE {diff} ON COMMIT DROP AS SELECT pulso_sid, pulso_tid{part}, {day} AS pulso_day "
