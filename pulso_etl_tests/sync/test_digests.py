@@ -106,7 +106,7 @@ def test_a_sample_shows_a_new_row_and_never_takes_an_old_row_for_new() -> None:
 
     def new(rows: list[dict[str, Any]]) -> list[int]:
         found = asked.add(table(rows).to_batches()[0])
-        return samples.ask(found.codes, found.marks)[1].tolist()
+        return samples.ask(found.days, found.marks)[1].tolist()
 
     assert new(many) == []
     changed = [one | {"money": Decimal(7777)} if n % 20 == 0 else one for n, one in enumerate(many)]
