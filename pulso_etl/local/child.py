@@ -21,6 +21,8 @@ GRACE = 10.0
 """Seconds for a child to end by itself, before it is killed."""
 AGAIN_SECONDS = 0.05
 """Seconds until an interrupt that Python has dropped comes again, as SIGALRM."""
+REACHABLE = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+"""A shell makes the background jobs of a script ignore SIGINT, and children inherit that. Then Dagster ignores SIGTERM, too."""
 END_GROUP = """
 kill -TERM "-$1"
 n=0
@@ -76,7 +78,7 @@ class Child:
     ) -> None:
         self.name = name
         self.log_file = log_file
-        self._command = [sys.executable, "-c", code, *args]
+        self._command = [sys.executable, "-c", REACHABLE + code, *args]
         self._env = env or {}
         self._cwd = cwd
         self._process: subprocess.Popen[bytes] | None = None

@@ -62,6 +62,28 @@ def test_a_killed_parent_takes_even_stubborn_offspring_along(tmp_path: Path) -> 
     assert nothing_left(tmp_path, seconds=30)
 
 
+OF_DAGSTER = """
+import time
+from dagster._utils.interrupts import setup_interrupt_handlers
+setup_interrupt_handlers()
+print("grandchild", flush=True)
+try:
+    time.sleep(600)
+except KeyboardInterrupt:
+    print("asked to end", flush=True)
+"""
+
+
+def test_a_child_of_a_background_job_ends_when_it_is_asked_to(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Child("dagster", OF_DAGSTER, [], tmp_path / "log"):
+            wait_for_grandchild(tmp_path / "log")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "asked to end" in (tmp_path / "log").read_text()
+
+
 def test_a_signal_is_held_until_the_block_is_over() -> None:
     done = []
 
