@@ -66,9 +66,9 @@ class SmallDisk:
         space.mkdir()
         owner = Path(conn.execute("SHOW data_directory").fetchone()[0]).stat()  # type: ignore[index]
         os.chown(space, owner.st_uid, owner.st_gid)
-        conn.execute(f"CREATE TABLESPACE small LOCATION '{space}'")  # type: ignore[call-overload]
+        conn.execute(f"CREATE TABLESPACE small LOCATION '{space}'")
         for setting in ("default_tablespace", "temp_tablespaces"):
-            conn.execute(f"ALTER DATABASE {conn.info.dbname} SET {setting} = small")  # type: ignore[call-overload]
+            conn.execute(f"ALTER DATABASE {conn.info.dbname} SET {setting} = small")
 
     def fill(self, pages: int) -> None:
         """Leaves this many pages of 8 KiB free."""

@@ -207,7 +207,7 @@ class Deployment:
         self.today = DEFAULT.day(datetime.now(UTC))
         self.names = {
             name: full.replace(".BI_USA.", ".SOAK.")
-            for name, full in Settings(database_url="postgresql://none/none").sources().items()  # type: ignore[arg-type]
+            for name, full in Settings(database_url="postgresql://none/none").sources().items()
         }
         self.source: bigquery.Client = self.emulator.client()
         self.revision = 0
@@ -579,7 +579,7 @@ def _judge_rows(deployment: Deployment, found: Findings, runs: dict[str, str]) -
         conn.execute("SET TIME ZONE 'UTC'")
         for table, spec in TABLES.items():
             columns, keys = (*spec.primary_key, *spec.compared_columns), len(spec.primary_key)
-            there = conn.execute(f"SELECT {', '.join(columns)} FROM {table}").fetchall()  # type: ignore[call-overload]
+            there = conn.execute(f"SELECT {', '.join(columns)} FROM {table}").fetchall()
             held, source = {row[:keys]: row[keys:] for row in there}, wanted(deployment, table)
             found.rows += len(source)
             if held != source:
@@ -596,7 +596,7 @@ def _judge_rows(deployment: Deployment, found: Findings, runs: dict[str, str]) -
         wrong = [run_id for run_id, status in runs.items() if status == "SUCCESS" and last.get(run_id) == "failed"]
         found.broken += [f"run {run_id} is told as a success, its last attempt as a failure" for run_id in wrong]
         for what, query in LEFT.items():
-            if (left := conn.execute(query).fetchone()) != (0,):  # type: ignore[call-overload]
+            if (left := conn.execute(query).fetchone()) != (0,):
                 found.broken.append(f"{left} {what} are left")
 
 

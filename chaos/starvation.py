@@ -56,7 +56,7 @@ def seconds_to_the_row(deployment: Deployment, callers: Callers, random: Random)
             for table in WATCHED:
                 spec = TABLES[table]
                 columns, keys = (*spec.primary_key, *spec.compared_columns), len(spec.primary_key)
-                there = conn.execute(f"SELECT {', '.join(columns)} FROM {table}").fetchall()  # type: ignore[call-overload]
+                there = conn.execute(f"SELECT {', '.join(columns)} FROM {table}").fetchall()
                 if table not in found and {row[:keys]: row[keys:] for row in there} == rows[table]:
                     found[table] = time.monotonic() - began
         time.sleep(1)

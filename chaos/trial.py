@@ -95,7 +95,7 @@ class World:
         """The rows in PostgreSQL."""
         spec = self.tables[table]
         columns = (*spec.primary_key, *spec.compared_columns)
-        found = self.conn.execute(f"SELECT {', '.join(columns)} FROM {table}").fetchall()  # type: ignore[call-overload]
+        found = self.conn.execute(f"SELECT {', '.join(columns)} FROM {table}").fetchall()
         keys = len(spec.primary_key)
         return {row[:keys]: row[keys:] for row in found}
 

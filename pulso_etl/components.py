@@ -64,10 +64,10 @@ Attributes = _fields(TableSpec, *ELSEWHERE, **{name: (kind, kind()) for name, ki
 """What `attributes` of a table's file can have. The declaration itself says what fits together (see `read_table`)."""
 
 
-class SyncedTableScaffolder(Scaffolder):  # type: ignore[type-arg]
+class SyncedTableScaffolder(Scaffolder):
     """Writes `defs.yaml` and the `.sql` file of a new table."""
 
-    def scaffold(self, request: ScaffoldRequest) -> None:  # type: ignore[type-arg]
+    def scaffold(self, request: ScaffoldRequest) -> None:
         """Raises ValueError if the table is to be declared in another way."""
         if request.append or request.scaffold_format != "yaml":
             raise ValueError("a table has a folder of its own with defs.yaml; in Python it is a module: see README.md")

@@ -180,12 +180,12 @@ class Admin:
 
     def execute(self, statement: str) -> None:
         try:
-            self.conn.execute(statement)  # type: ignore[call-overload]
+            self.conn.execute(statement)
         except psycopg.OperationalError:
             if not self.conn.closed:
                 raise
             self.conn = psycopg.connect(self.url, autocommit=True)
-            self.conn.execute(statement)  # type: ignore[call-overload]
+            self.conn.execute(statement)
 
 
 @pytest.fixture(scope="session")

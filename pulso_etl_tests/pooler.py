@@ -32,7 +32,7 @@ def pooler(server_url: str, mode: str, **settings: object) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    host, user, name = server["host"], server.get("user") or "postgres", server["dbname"]
+    host, user, name = server["host"], str(server.get("user") or "postgres"), server["dbname"]
     password = f" password={server['password']}" if server.get("password") else ""
     lines = [
         "[databases]",

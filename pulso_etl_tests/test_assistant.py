@@ -13,11 +13,12 @@ from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from pulso_etl.access.tokens import Role
-from pulso_etl.api.models import Condition, Status
+from pulso_etl.api.models import Status
 from pulso_etl.assistant import Api, build_server
 from pulso_etl.automation.preview_shapes import Preview
 from pulso_etl.cli.main import app
 from pulso_etl.local.emulator import BigQueryEmulator
+from pulso_etl.refreshing.freshness import Condition
 from pulso_etl.settings import Settings
 from pulso_etl_tests.clock import TABLES, TODAY
 from pulso_etl_tests.conftest import seed

@@ -43,7 +43,7 @@ def test_a_lost_row_is_found_out(found: World, monkeypatch: pytest.MonkeyPatch) 
 
     def losing(table: str, window: DayRange, kind: Kind, retries: int) -> Outcome:
         outcome = refresh(table, window, kind, retries)
-        found.conn.execute(f"DELETE FROM {table} WHERE ctid = (SELECT min(ctid) FROM {table})")  # type: ignore[call-overload]
+        found.conn.execute(f"DELETE FROM {table} WHERE ctid = (SELECT min(ctid) FROM {table})")
         return outcome
 
     monkeypatch.setattr(found, "_refresh", losing)

@@ -222,7 +222,7 @@ def test_what_the_docs_type_launches_a_job_and_watches_it(dagster_stack: Dagster
         here = text.replace("http://127.0.0.1:8000", api.url).replace("refresh_dashboard", "refresh_productivity_data")
         return json.loads(subprocess.run(["sh", "-c", here], cwd=tmp_path, capture_output=True, check=True, timeout=60).stdout)[
             "data"
-        ]  # type: ignore[no-any-return]
+        ]
 
     with ApiServer(settings_of(dagster_stack, api_tokens=SecretStr(str(token)))) as api:
         answer = typed(api, launch)["launchRun"]

@@ -15,7 +15,7 @@ import pytest
 
 from pulso_etl.sync.schema.statements import Statements
 from pulso_etl.tables import TABLES
-from pulso_etl_tests.conftest import CHECKOUT
+from pulso_etl_tests.dagster_stack import CHECKOUT
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ def proxy(emulator: BigQueryEmulator, seeded: SampleData) -> Iterator[HoldingPro
 def behind_proxy(settings: Settings, proxy: HoldingProxy, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """The test's settings, here and in the environment, with BigQuery behind the proxy."""
     monkeypatch.setenv("BIGQUERY_EMULATOR_HOST", proxy.url)
-    return Settings()  # type: ignore[call-arg]
+    return Settings()
 
 
 def refresh_process(*options: str) -> subprocess.Popen[str]:
@@ -89,7 +89,7 @@ def rows(conn: psycopg.Connection) -> int:
     """The number of committed rows of the table. It is 0 if the table does not exist yet."""
     if conn.execute("SELECT to_regclass('dashboard_data')").fetchone() == (None,):
         return 0
-    return conn.execute("SELECT count(*) FROM dashboard_data").fetchone()[0]  # type: ignore[index,no-any-return]
+    return conn.execute("SELECT count(*) FROM dashboard_data").fetchone()[0]  # type: ignore[index]
 
 
 def lock_is_free(conn: psycopg.Connection, schema: str) -> bool:
@@ -234,7 +234,7 @@ def on_own_server(
     url = own_server.create_database(tmp_path.name)
     monkeypatch.setenv("DATABASE_URL", url)
     monkeypatch.setenv("DATABASE_SCHEMA", "public")
-    return Settings()  # type: ignore[call-arg]
+    return Settings()
 
 
 def test_a_server_that_restarts_in_the_middle_is_loaded_by_the_retry(

@@ -17,7 +17,7 @@ from pulso_etl.settings import Settings
 
 def graph() -> dict[str, Any]:
     """The definitions as people and programs see them, without the texts that are only for reading."""
-    settings = Settings(_env_file=None, database_url=SecretStr("postgresql://nowhere/none"))  # type: ignore[call-arg]
+    settings = Settings(_env_file=None, database_url=SecretStr("postgresql://nowhere/none"))
     repository = build_defs(settings).get_repository_def()
     assets = repository.asset_graph
     return {
@@ -60,7 +60,8 @@ def asset(node: Any) -> dict[str, Any]:
     definition: dg.AssetsDefinition = node.assets_def
     spec = definition.get_asset_spec(node.key)
     partitions = node.partitions_def
-    policy, retries = spec.freshness_policy, definition.op.retry_policy if definition.is_executable else None
+    policy: Any = spec.freshness_policy
+    retries = definition.op.retry_policy if definition.is_executable else None
     return {
         "group": node.group_name,
         "kinds": sorted(node.kinds),

@@ -167,7 +167,7 @@ def test_a_backfill_of_several_partitions_is_one_run(
 ) -> None:
     def runs() -> list[dict[str, Any]]:
         found = dagster_stack.graphql(RUNS, tag={"key": "dagster/backfill", "value": backfill})
-        return found["runsOrError"]["results"]  # type: ignore[no-any-return]
+        return found["runsOrError"]["results"]
 
     wait_until(lambda: bool(runs()), seconds=60)
     (run,) = runs()

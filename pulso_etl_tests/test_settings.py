@@ -128,7 +128,7 @@ def test_a_malformed_setting_is_one_line_that_names_it_and_shows_no_value(
     assert value not in text
     assert PASSWORD not in "".join(traceback.format_exception(caught.value))
     with pytest.raises(ValidationError) as raw:
-        Settings()  # type: ignore[call-arg]
+        Settings()
     assert PASSWORD not in "".join(traceback.format_exception(raw.value)) + repr(raw.value)
 
 

@@ -31,7 +31,8 @@ from pulso_etl.sync.spec import Schedule, Source, TableSpec
 from pulso_etl.table_files import NAMES, read_table
 from pulso_etl.tables import TABLES, find_tables
 from pulso_etl.tables.columns import FECHA_FOTO, count, text
-from pulso_etl_tests.conftest import CHECKOUT, seed
+from pulso_etl_tests.conftest import seed
+from pulso_etl_tests.dagster_stack import CHECKOUT
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from collections import Counter
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pyarrow as pa
@@ -137,7 +138,8 @@ def test_each_tenant_may_have_a_zone_of_its_own(tmp_path: Path, monkeypatch: pyt
     found = {part.tenant: (part.settings.timezone, {spec.timezone for spec in part.tables.values()}) for part in deployed(shared)}
     assert found == {"acme": (ZONE, {ZONE}), "globex": ("America/Bogota", {"America/Bogota"})}
     for part in deployed(shared):
-        zones = {schedule.execution_timezone for schedule in build_defs(part.settings, tables=part.tables).schedules or []}
+        schedules: Any = build_defs(part.settings, tables=part.tables).schedules
+        zones = {schedule.execution_timezone for schedule in schedules or []}
         assert zones == {part.settings.timezone}
     file.write_text("tenants: [{name: acme, database_schema: acme, timezone: Chile}]\n")
     with pytest.raises(SettingsError, match="tenant acme: timezone: unknown time zone 'Chile'"):

@@ -34,7 +34,7 @@ def _session(emulator: str | None) -> tuple[requests.Session, str]:
         return requests.Session(), emulator
     credentials, _ = google.auth.default(scopes=[SCOPE])
     domain = getattr(credentials, "universe_domain", "googleapis.com")
-    return AuthorizedSession(credentials), f"https://bigquery.{domain}"  # type: ignore[no-untyped-call]
+    return AuthorizedSession(credentials), f"https://bigquery.{domain}"
 
 
 @contextmanager

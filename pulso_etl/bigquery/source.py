@@ -149,7 +149,7 @@ class BigQuerySource(BigQueryResource):
                     client = bigquery.Client(
                         project=self.project,
                         location=self.location,
-                        credentials=AnonymousCredentials(),  # type: ignore[no-untyped-call]
+                        credentials=AnonymousCredentials(),
                         client_options={"api_endpoint": self.emulator_host},
                     )
                 else:

@@ -149,7 +149,7 @@ def _text_in_bigquery(column: Column) -> str:
 
 
 def _text_in_postgres(column: Column) -> sql.Composed:
-    form, name = sql.SQL(TEXTS[column.type][1]), sql.Identifier(column.name)  # type: ignore[arg-type]
+    form, name = sql.SQL(TEXTS[column.type][1]), sql.Identifier(column.name)
     if not column.repeated:
         return form.format(name)
     return sql.SQL(

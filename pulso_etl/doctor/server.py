@@ -86,7 +86,7 @@ class ServerSettings:
 def server_settings(settings: Settings) -> str:
     """Whether the server lets a deployment work for years."""
     with _session(settings) as conn:
-        found = ServerSettings(*conn.execute(ASKED).fetchone())  # type: ignore[misc]
+        found = ServerSettings(*conn.execute(ASKED).fetchone())
         encoding = Encoding.of(conn)
     if found.faults:
         raise RuntimeError("; ".join(found.faults))

@@ -115,8 +115,8 @@ def _count_what_may_go() -> None:
                 counting.places.uncount(run)
             return bool(blocked)
 
-    queue.TagConcurrencyLimitsCounter = OurPlaces  # type: ignore[attr-defined,misc,assignment]
-    queue.GlobalOpConcurrencyLimitsCounter = OurPools  # type: ignore[attr-defined,misc,assignment]
+    queue.TagConcurrencyLimitsCounter = OurPlaces  # type: ignore[attr-defined,assignment]
+    queue.GlobalOpConcurrencyLimitsCounter = OurPools  # type: ignore[attr-defined]
 
 
 def _let_runs_wait() -> None:
@@ -128,7 +128,7 @@ def _let_runs_wait() -> None:
     """
     from dagster._daemon.run_coordinator import queued_run_coordinator_daemon as queue
 
-    queue.DagsterCodeLocationLoadError = Exception  # type: ignore[attr-defined,misc,assignment]
+    queue.DagsterCodeLocationLoadError = Exception  # type: ignore[attr-defined,assignment]
 
 
 def _let_retries_wait() -> None:

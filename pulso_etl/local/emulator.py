@@ -96,7 +96,7 @@ class BigQueryEmulator:
         """A client of this emulator."""
         return bigquery.Client(
             project=self.project,
-            credentials=AnonymousCredentials(),  # type: ignore[no-untyped-call]
+            credentials=AnonymousCredentials(),
             client_options={"api_endpoint": self.rest_url},
         )
 

@@ -67,9 +67,9 @@ def test_five_tables_failing_again_and_again_are_one_message_and_one_when_the_fi
     assert told == [f"opened source_unavailable {TABLES[0]}"]
     assert {s.table for s in book.incidents[0].failing} == set(TABLES)
     end = START + 350 * MINUTE
-    told = [book.flush(end + n * MINUTE, succeeded(table, end + n * MINUTE)) for n, table in enumerate(TABLES)]
-    assert [line.split()[:2] for lines in told for line in lines] == [["recovered", "source_unavailable"]]
-    assert told[1] != []
+    by_table = [book.flush(end + n * MINUTE, succeeded(table, end + n * MINUTE)) for n, table in enumerate(TABLES)]
+    assert [line.split()[:2] for lines in by_table for line in lines] == [["recovered", "source_unavailable"]]
+    assert by_table[1] != []
     assert book.incidents[0].closed_at == end
 
 
@@ -319,7 +319,7 @@ def test_every_told_incident_that_recovers_is_told_so_exactly_once_and_last(
 def test_nothing_that_still_fails_is_untold(given_steps: list[tuple[int, list[tuple[str, Cause, str]]]]) -> None:
     past = history(given_steps)
     book = played(past)
-    failing: set[tuple[Cause, str]] = set()
+    failing: set[tuple[Cause | State, str]] = set()
     for _, events in past:
         for event in events:
             if isinstance(event, Recovered):

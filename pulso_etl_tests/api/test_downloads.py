@@ -93,7 +93,7 @@ def test_values_are_exact_and_instants_have_their_zone(conn: psycopg.Connection,
 
     async def read() -> str:
         async with opened(server_url, schema) as downloads:
-            return "".join([part async for part in (await downloads.begin(spec, WINDOW)).body_iterator])  # type: ignore[misc]
+            return "".join([part async for part in (await downloads.begin(spec, WINDOW)).body_iterator])
 
     assert asyncio.run(read()).split("\r\n") == [
         "\ufeffday,name,hour,money,rate,stamp,tags",

@@ -35,7 +35,7 @@ def finished(api: ApiServer, refresh: dict[str, Any], seconds: float = 90) -> di
     while (told := api.call("GET", refresh["status_url"]).json())["status"] == "running":
         assert time.monotonic() < deadline, told
         time.sleep(0.2)
-    return told  # type: ignore[no-any-return]
+    return told
 
 
 def make_due(target: Target) -> None:
@@ -52,7 +52,7 @@ def test_the_dashboard_is_refreshed_watched_and_asked_for_once(
 ) -> None:
     caplog.set_level(logging.INFO, "pulso_etl.audit")
     make_due(target)
-    body = {"tables": ["dashboard_data", "evolution_data"], "max_concurrent": 1}
+    body: dict[str, Any] = {"tables": ["dashboard_data", "evolution_data"], "max_concurrent": 1}
     stack.proxy.hold_page(1)
     try:
         with ThreadPoolExecutor(4) as pool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 
 import pytest
 from dagster import DagsterRunStatus
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from pulso_etl.api.dagster_client import HEARTBEAT, UNDER_WAY, Daemon, Run, RunStatus
 from pulso_etl.api.holdings import Holding
-from pulso_etl.api.models import DayCheck, DayState, LastStatus, Overall
+from pulso_etl.api.models import DayCheck, DayState, LastStatus, Overall, TableStatus
 from pulso_etl.api.refreshes import (
     Launched,
     LaunchedPart,
@@ -65,8 +66,8 @@ RUN = Run("r1", RunStatus.STARTED, "refresh_dashboard_data", {"pulso_etl/table":
 UI = "http://127.0.0.1:3000"
 
 
-def state(age: timedelta, status: str = "success", **more: object) -> TableState:
-    fields = {
+def state(age: timedelta, status: str = "success", **more: Any) -> TableState:
+    fields: dict[str, Any] = {
         "table_name": DASHBOARD.name,
         "last_extracted_at": NOW - age,
         "last_partition": TODAY,
@@ -79,10 +80,10 @@ def state(age: timedelta, status: str = "success", **more: object) -> TableState
         "metadata": {"bytes_billed": 10, "estimated_cost_usd": 0.5},
         "updated_at": NOW,
     }
-    return TableState(**(fields | more))  # type: ignore[arg-type]
+    return TableState(**(fields | more))
 
 
-def told(found: TableState | None, run: Run | None = None, rows: int | None = None, beside: Beside = NOTHING) -> object:
+def told(found: TableState | None, run: Run | None = None, rows: int | None = None, beside: Beside = NOTHING) -> TableStatus:
     return status_of(DASHBOARD, found, run, rows, Look(NOW, Rhythm(Calendar(date(2024, 1, 1), 30), BackOff()), UI), beside)
 
 
@@ -121,7 +122,7 @@ def test_a_failure_is_told_with_its_cause_title_and_run(cause: Cause) -> None:
 
 
 def test_an_attempt_of_the_history_is_told_with_its_cause() -> None:
-    row = ("dashboard_data", "r1", 1, "failed", TODAY, TODAY, NOW, NOW, 1.0, None, {}, "why")
+    row: tuple[Any, ...] = ("dashboard_data", "r1", 1, "failed", TODAY, TODAY, NOW, NOW, 1.0, None, {}, "why")
     failure = extraction((*row, "duplicate_key"), UI).failure
     assert failure is not None
     assert (failure.cause, failure.retryable, failure.run_url) == (Cause.DUPLICATE_KEY, False, f"{UI}/runs/r1")
@@ -144,6 +145,7 @@ def test_rows_that_have_gone_are_told_and_the_table_is_stale() -> None:
 def test_a_run_under_way_is_told_with_its_range_and_the_rows_so_far() -> None:
     tags = {"dagster/asset_partition_range_start": "2026-11-19", "dagster/asset_partition_range_end": "2026-11-25"}
     found = told(state(timedelta(hours=7)), replace(RUN, tags=tags), 420)
+    assert found.run_under_way is not None
     assert (found.run_under_way.state, found.run_under_way.partitions) == (Progress.RUNNING, "2026-11-19..2026-11-25")
     assert found.run_under_way.rows == 420
 
@@ -151,6 +153,7 @@ def test_a_run_under_way_is_told_with_its_range_and_the_rows_so_far() -> None:
 def test_a_load_is_told_as_running_where_dagster_does_not_answer() -> None:
     load = RunningAttempt("dashboard_data", DayRange(TODAY - timedelta(days=6), TODAY), "r5", 1, NOW)
     found = told(replace(state(timedelta(hours=7), "running"), running=(load,)))
+    assert found.run_under_way is not None
     assert (found.run_under_way.run_id, found.run_under_way.started_at) == ("r5", NOW)
     assert found.run_under_way.partitions == str(load.window)
 
@@ -282,6 +285,7 @@ def test_a_run_that_died_before_its_load_is_the_last_attempt_until_something_els
     for known in (before, None):
         found = told(known, beside=Beside([LOST]))
         assert (found.state, found.status, found.run_id) == (Condition.FAILED, LastStatus.FAILED, "r7")
+        assert found.failure is not None
         assert (found.failure.cause, found.error) == (Cause.ABANDONED, "the queue dropped it")
     loaded = Attempt("r8", DayRange(TODAY - timedelta(days=30), TODAY), True, NOW, NOW + timedelta(seconds=1))
     since = state(timedelta(0), updated_at=NOW + timedelta(seconds=1), attempts=(loaded,))
@@ -316,6 +320,7 @@ def test_the_rows_of_the_table_and_of_its_last_load_are_told_apart_from_what_the
     load = ("dashboard_data", "r0", 1, "success", TODAY, TODAY, NOW, NOW, 1.0, 1190, {"rows_inserted": 12}, None, None)
     reaches = NOW - timedelta(hours=4)
     found = told(state(timedelta(hours=1), "failed", records=None), beside=Beside(holding=Holding(5100, load, reaches)))
+    assert found.last_load is not None
     assert (found.rows, found.records, found.last_load.inserted) == (5100, None, 12)
     assert (found.data_until, told(state(timedelta(hours=1))).data_until) == (reaches, NOW - timedelta(hours=1))
     ahead = Holding(5100, load, NOW + timedelta(hours=4))
@@ -418,7 +423,7 @@ def test_a_run_that_dagster_does_not_know_any_more_is_over() -> None:
 )
 def test_only_a_run_up_to_the_same_day_is_joined(first: str, last: str, joins: bool) -> None:
     tags = {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
-    run = replace(RUN, tags=RUN.tags | tags)
+    run = replace(RUN, tags={**RUN.tags, **tags})
     plan = RefreshPlan("dashboard_data", DayRange(TODAY - timedelta(days=6), TODAY), "due")
     assert (joinable(plan, [run], TABLES) is run) is joins
     assert joinable(replace(plan, table="evolution_data"), [run], TABLES) is None

@@ -11,7 +11,7 @@ import dagster as dg
 import psycopg
 import pytest
 from dagster._core.events import EngineEventData
-from dagster._utils.error import SerializableErrorInfo
+from dagster_shared.error import SerializableErrorInfo
 from pydantic import SecretStr
 
 from pulso_etl.alerts.incidents import Event, Failed, State, Topic

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import psycopg
@@ -58,7 +59,7 @@ class World:
                 self.automation.planner, self.automation.watermarks, with_jobs=True, running=True
             )
             context = dg.build_schedule_context(instance=self.instance, scheduled_execution_time=datetime.now(UTC))
-            told = list(nightly(context))  # type: ignore[call-overload]
+            told: list[Any] = list(nightly(context))  # type: ignore[arg-type]
             return [one for one in told if isinstance(one, dg.RunRequest)], ""
         sensor = next(sensor for sensor in self.automation.sensors() if sensor.name == name)
         resources = {"bigquery": build_resources(self.automation.settings)["bigquery"]} if name == "refresh_sensor" else {}
@@ -198,4 +199,4 @@ def test_work_is_waited_for_so_long_and_no_longer() -> None:
     with pytest.raises(TimeoutError):
         patience.within(0.05, work(1))
     with pytest.raises(ZeroDivisionError):
-        patience.within(5, lambda: 1 / 0)  # type: ignore[arg-type,return-value]
+        patience.within(5, lambda: 1 / 0)

@@ -53,7 +53,7 @@ class Deployment:
     def query(self, text: str, *values: Any) -> list[Any]:
         with psycopg.connect(self.url, autocommit=True) as conn:
             conn.execute("SET search_path = target")
-            answer = conn.execute(text, values)  # type: ignore[arg-type]
+            answer = conn.execute(text, values)
             return answer.fetchall() if answer.description else []
 
     def successes(self, table: str) -> int:
@@ -272,5 +272,5 @@ def test_a_table_that_can_not_be_refreshed_nears_its_limit_and_turns_stale(
     with dg.DagsterInstance.from_config(str(deployment.stack.home)) as instance:
         changes = dg.EventRecordsFilter(dg.DagsterEventType.FRESHNESS_STATE_CHANGE, asset_key=dg.AssetKey(PRODUCTIVITY))
         records = instance.get_event_records(changes, ascending=True)
-    states = [record.event_log_entry.get_dagster_event().event_specific_data.new_state.value for record in records]  # type: ignore[union-attr]
-    assert states[-2:] == ["WARN", "FAIL"]
+    passed = [record.event_log_entry.get_dagster_event().event_specific_data.new_state.value for record in records]  # type: ignore[union-attr]
+    assert passed[-2:] == ["WARN", "FAIL"]

@@ -51,7 +51,7 @@ class Statements:
         counter = self
 
         class Counting(psycopg.Cursor):
-            def execute(self, query: Any, *args: Any, **options: Any) -> psycopg.Cursor:
+            def execute(self, query: Any, *args: Any, **options: Any) -> Any:
                 counter.sent += 1
                 counter.ours.append(query if isinstance(query, str) else query.as_string(self))
                 return super().execute(query, *args, **options)

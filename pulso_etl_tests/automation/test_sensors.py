@@ -92,7 +92,7 @@ def of_size(size: int) -> Callable[[Any], Any]:
 def ranges(requests: list[dg.RunRequest]) -> list[tuple[str, str, str]]:
     tags = [request.tags for request in requests]
     keys = ("pulso_etl/table", *RANGE_TAGS)
-    return [tuple(tag[key] for key in keys) for tag in tags]  # type: ignore[misc]
+    return [tuple(tag[key] for key in keys) for tag in tags]
 
 
 def test_due_tables_are_asked_for_once_and_then_are_fresh(deployment: Deployment, conn: psycopg.Connection) -> None:
@@ -308,6 +308,7 @@ def test_of_very_many_tables_one_is_launched_out_of_dagster_s_job_of_all_assets(
     requests = automation.tick(instance, deployment.source, datetime.now(UTC)).requests
     assert {request.job_name for request in requests} == {"__ASSET_JOB"}
     request = next(request for request in requests if request.tags["pulso_etl/table"] == "dashboard_data_7")
+    assert request.job_name
     assert request.asset_selection == [dg.AssetKey("dashboard_data_7")]
     assert request.asset_check_keys
     job = repository.get_maybe_subset_job_def(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import date
+from typing import Any
 
 import pytest
 
@@ -30,8 +31,8 @@ def data(emulator: BigQueryEmulator) -> SampleData:
 def make_source(emulator: BigQueryEmulator, data: SampleData) -> MakeSource:
     """Sources of the emulator with the sample data. The keywords are fields of BigQuerySource. Retries do not wait."""
 
-    def make(**fields: object) -> BigQuerySource:
-        given = {
+    def make(**fields: Any) -> BigQuerySource:
+        given: dict[str, Any] = {
             "project": "mibot-222814",
             "sources": data.names,
             "emulator_host": emulator.rest_url,

@@ -6,6 +6,7 @@ import base64
 import json
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -86,7 +87,8 @@ def test_the_storage_client_finds_the_same_key(source: BigQuerySource, key: dict
     with given.get_client():
         client = given.read_client(stream_seconds=1)
         assert client is not None
-        assert client.transport._credentials.service_account_email == key["client_email"]
+        credentials: Any = client.transport._credentials
+        assert credentials.service_account_email == key["client_email"]
         client.transport.close()
 
 

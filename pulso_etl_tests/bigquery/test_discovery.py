@@ -32,11 +32,14 @@ def rest(emulator: BigQueryEmulator) -> Iterator[str]:
 
 
 def asked(rest: str, dry: bool) -> dict[str, Any]:
-    query = {"query": f"SELECT d, n FROM `{PROJECT}.{DATASET}.top` WHERE d BETWEEN @start AND @end", "useLegacySql": False}
+    query: dict[str, Any] = {
+        "query": f"SELECT d, n FROM `{PROJECT}.{DATASET}.top` WHERE d BETWEEN @start AND @end",
+        "useLegacySql": False,
+    }
     day = {"parameterType": {"type": "DATE"}, "parameterValue": {"value": "2026-07-15"}}
     query |= {"queryParameters": [{"name": name, **day} for name in ("start", "end")], "maximumBytesBilled": str(2**30)}
-    body = {"configuration": {"query": query, "dryRun": dry, "labels": {"app": "pulso-etl"}}}
-    return requests.post(f"{rest}/jobs", json=body, timeout=30).json()  # type: ignore[no-any-return]
+    body: dict[str, Any] = {"configuration": {"query": query, "dryRun": dry, "labels": {"app": "pulso-etl"}}}
+    return requests.post(f"{rest}/jobs", json=body, timeout=30).json()
 
 
 def test_the_answers_of_the_double_have_the_published_shapes(rest: str) -> None:
@@ -80,7 +83,11 @@ def test_another_shape_is_told(value: dict[str, Any], fault: str) -> None:
 
 
 def test_a_query_above_its_limit_of_bytes_is_refused_as_bigquery_documents(rest: str, emulator: BigQueryEmulator) -> None:
-    body = {"query": f"SELECT n FROM `{PROJECT}.{DATASET}.top`", "useLegacySql": False, "maximumBytesBilled": "1000"}
+    body: dict[str, Any] = {
+        "query": f"SELECT n FROM `{PROJECT}.{DATASET}.top`",
+        "useLegacySql": False,
+        "maximumBytesBilled": "1000",
+    }
     answer = requests.post(f"{rest}/queries", json=body, timeout=30)
     assert answer.status_code == 400
     assert answer.json()["error"]["errors"][0] == {

@@ -271,7 +271,8 @@ def test_any_difference_is_another_state(other: Look) -> None:
 def test_only_a_partition_by_the_day_that_becomes_the_table_s_day_is_a_day_of_the_table(
     partitioning: dict[str, str] | None, daily: bool
 ) -> None:
-    found = table(**({"timePartitioning": partitioning} if partitioning else {}))
+    options: dict[str, Any] = {"timePartitioning": partitioning} if partitioning else {}
+    found = table(**options)
     assert is_daily(look_at(found), GESTIONES, "p.d.t") is daily
     assert not is_daily(look_at(found, text="SELECT x AS fecha_foto FROM `p.d.t`"), GESTIONES, "p.d.t")
     assert not is_daily(look_at(found, text="SELECT FROM"), GESTIONES, "p.d.t")

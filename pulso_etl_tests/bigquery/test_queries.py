@@ -29,13 +29,13 @@ def test_every_scan_of_a_partitioned_source_is_pruned_by_its_partition_column(ma
                 continue
             full = ".".join(part.name for part in table.parts)
             scanned.append(full)
-            if columns[full] is None:
+            if (column := columns[full]) is None:
                 continue
             where = scope.expression.args["where"].this
             # A bare column between the two parameters, joined with AND. BigQuery can prune by that.
             conditions = list(where.flatten()) if isinstance(where, exp.And) else [where]
-            pruning = [c for c in conditions if isinstance(c, exp.Between) and c.this == exp.column(columns[full])]
-            assert [c.sql(dialect="bigquery") for c in pruning] == [f"{columns[full]} BETWEEN @start AND @end"]
+            pruning = [c for c in conditions if isinstance(c, exp.Between) and c.this == exp.column(column)]
+            assert [c.sql(dialect="bigquery") for c in pruning] == [f"{column} BETWEEN @start AND @end"]
     assert sorted(scanned) == sorted(columns)
 
 

@@ -413,6 +413,7 @@ def test_the_double_refuses_a_second_job_of_an_id_and_shows_the_first_to_others(
         emulator.client().query("SELECT 3", job_id=name, job_retry=None)
     other = emulator.client()
     job = other.get_job(name)
+    assert isinstance(job, bigquery.QueryJob)
     assert (job.labels, job.query) == ({"who": "first"}, "SELECT 1 AS a, 2 AS b")
     fields = [field for field in job.result().schema if field.name == "b"]
     assert [dict(row) for row in other.list_rows(job.destination, selected_fields=fields)] == [{"b": 2}]

@@ -27,9 +27,7 @@ from psycopg import sql
 from pulso_etl.checks.asset_checks import (
     findings,
     reconciled,
-    reconciliation_key,
     reconciliation_selection,
-    refresh_check_keys,
     refresh_selection,
     unusual_days,
 )
@@ -38,6 +36,7 @@ from pulso_etl.definitions import build_defs
 from pulso_etl.local.emulator import BigQueryEmulator
 from pulso_etl.local.sample_data import SampleData, base_of, load_table
 from pulso_etl.refreshing.execution import Comparison, run_plan, run_reconciliation
+from pulso_etl.refreshing.keys import reconciliation_key, refresh_check_keys
 from pulso_etl.refreshing.launch import run_tags
 from pulso_etl.refreshing.plan import RefreshPlan
 from pulso_etl.refreshing.ranges import tagged_range
@@ -60,7 +59,7 @@ QUIET_LOGGER = QUIET["loggers"]["console"]["config"]
 @pytest.fixture(scope="module")
 def sample(emulator: BigQueryEmulator) -> SampleData:
     """Sample data of the last 10 days in a dataset of this module's own."""
-    settings = Settings(database_url="postgresql://", bigquery_dataset="CHECKS")  # type: ignore[arg-type]
+    settings = Settings(database_url="postgresql://", bigquery_dataset="CHECKS")
     data = SampleData(settings.sources(), TODAY, days=10, dashboard_rows_per_day=40)
     data.seed_into(emulator.client())
     return data

@@ -67,7 +67,7 @@ def window(data: SampleData) -> DayRange:
 @pytest.fixture
 def here(settings: Settings, data: SampleData, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setenv("BIGQUERY_DATASET", DATASET)
-    return Settings()  # type: ignore[call-arg]
+    return Settings()
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def rows(conn: psycopg.Connection, table: str, schema: str) -> list[tuple[Any, .
     """Every row of the table, without the stamps of queries and loads."""
     spec = TABLES[table]
     names, keys = ", ".join((*spec.primary_key, *spec.compared_columns)), ", ".join(spec.primary_key)
-    return conn.execute(f"SELECT {names} FROM {schema}.{table} ORDER BY {keys}").fetchall()  # type: ignore[call-overload,no-any-return]
+    return conn.execute(f"SELECT {names} FROM {schema}.{table} ORDER BY {keys}").fetchall()
 
 
 def history(conn: psycopg.Connection, table: str) -> list[tuple[date, date, str]]:
@@ -103,7 +103,7 @@ def running(conn: psycopg.Connection, table: str) -> int:
     """The number of attempts of the table that run now."""
     if conn.execute("SELECT to_regclass('etl_running')").fetchone() == (None,):
         return 0
-    return conn.execute("SELECT count(*) FROM etl_running WHERE table_name = %s", (table,)).fetchone()[0]  # type: ignore[index,no-any-return]
+    return conn.execute("SELECT count(*) FROM etl_running WHERE table_name = %s", (table,)).fetchone()[0]  # type: ignore[index]
 
 
 def at_once(conn: psycopg.Connection, table: str) -> int:
@@ -112,7 +112,7 @@ def at_once(conn: psycopg.Connection, table: str) -> int:
         "SELECT max((SELECT count(*) FROM etl_extractions b WHERE b.table_name = a.table_name "
         "AND b.started_at <= a.started_at AND a.started_at < b.finished_at)) FROM etl_extractions a WHERE table_name = %s"
     )
-    return conn.execute(query, (table,)).fetchone()[0]  # type: ignore[index,no-any-return]
+    return conn.execute(query, (table,)).fetchone()[0]  # type: ignore[index]
 
 
 @given(st.dates(date(2024, 1, 1), date(2026, 12, 31)), st.integers(1, 900), st.integers(1, 366))
@@ -135,7 +135,7 @@ def test_without_a_fork_server_each_process_starts_a_python_of_its_own(monkeypat
         raise OSError("AF_UNIX path too long")
 
     monkeypatch.setenv(MODULE_VARIABLE, "")
-    monkeypatch.setattr(forkserver._forkserver, "_preload_modules", [])  # type: ignore[attr-defined]
+    monkeypatch.setattr(forkserver._forkserver, "_preload_modules", [])
     monkeypatch.setattr(backfill, "ensure_running", refuse)
     assert backfill._warm().get_start_method() == "spawn"
 
@@ -187,7 +187,7 @@ def test_a_chunk_that_fails_stops_no_other_and_is_loaded_again_alone(
     assert first.code == 0, first.out
     columns = ", ".join(spec.column_names)
     conn.execute(
-        f"INSERT INTO {PARALLEL} ({columns}) SELECT {columns.replace('archivo', 'archivo || n', 1)} FROM {PARALLEL}, "  # type: ignore[call-overload]
+        f"INSERT INTO {PARALLEL} ({columns}) SELECT {columns.replace('archivo', 'archivo || n', 1)} FROM {PARALLEL}, "
         "generate_series(1, 30) n WHERE fecha_foto = %s",
         (bad.start,),
     )

@@ -72,7 +72,7 @@ def windows(conn: psycopg.Connection) -> list[tuple[Any, ...]]:
 
 
 def count(conn: psycopg.Connection, table: str) -> int:
-    return conn.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # type: ignore[index,no-any-return]
+    return conn.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # type: ignore[index]
 
 
 @pytest.fixture
@@ -474,8 +474,8 @@ def test_a_table_in_months_is_refreshed_reconciled_and_looked_at_as_any_other(
         assert str(kept) in text
     assert "success" in pulso("status").out
     assert "FAIL source of dashboard_data" not in pulso("doctor").out
-    told = {finding["part"]: finding["ok"] for finding in json.loads(pulso("doctor", "--json").out)}
-    assert told["source of dashboard_data"] is True
+    parts = {finding["part"]: finding["ok"] for finding in json.loads(pulso("doctor", "--json").out)}
+    assert parts["source of dashboard_data"] is True
 
 
 def test_the_version_and_the_short_help_need_nothing(pulso: Pulso, monkeypatch: pytest.MonkeyPatch) -> None:

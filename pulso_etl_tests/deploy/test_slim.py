@@ -126,7 +126,7 @@ def test_what_stays_is_enough_to_find_the_definitions_and_to_load(
     kept = Path(pyarrow.__file__).with_name("libarrow_python.so")
     assert remove(image) > 20e6
     assert kept.exists(), "the environment that runs the tests lost a file"
-    command = [image / "bin" / "python", "-c", LOAD, str(TODAY)]
+    command = [str(image / "bin" / "python"), "-c", LOAD, str(TODAY)]
     ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""})
     assert (ended.returncode, ended.stdout) == (0, "40\n"), ended.stderr[-3000:]
 

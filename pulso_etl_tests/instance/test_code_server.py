@@ -12,6 +12,7 @@ import sys
 import threading
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -54,7 +55,7 @@ def test_without_a_fork_server_the_code_is_served_all_the_same_and_the_log_says_
     try:
         wait_until(lambda: "the fork server does not work" in log.read_text(), 90)
         client = DagsterGrpcClient(port=int(port))
-        wait_until(lambda: client.health_check_query() == "SERVING", 60)  # type: ignore[no-untyped-call]
+        wait_until(lambda: client.health_check_query() == "SERVING", 60)
     finally:
         server.terminate()
         server.wait(30)
@@ -100,7 +101,7 @@ def test_the_end_of_a_run_is_told_once_the_storage_is_there_again(tmp_path: Path
     with dg.DagsterInstance.from_config(str(home)) as instance:
         run = create_run_for_test(instance, status=dg.DagsterRunStatus.STARTED)
         ref = instance.get_ref()
-    process = multiprocessing.get_context("spawn").Process(target=sys.exit, args=(3,))
+    process: Any = multiprocessing.get_context("spawn").Process(target=sys.exit, args=(3,))
     process.start()
     process.join(30)
 

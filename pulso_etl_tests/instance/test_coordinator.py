@@ -15,7 +15,7 @@ from dagster._core.definitions.selector import JobSubsetSelector
 from dagster._core.errors import DagsterLaunchFailedError
 from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from dagster._core.launcher.base import LaunchRunContext, RunLauncher
-from dagster._core.remote_origin import CodeLocationOrigin, InProcessCodeLocationOrigin
+from dagster._core.remote_origin import InProcessCodeLocationOrigin
 from dagster._core.storage.dagster_run import RunOpConcurrency
 from dagster._core.storage.tags import PRIORITY_TAG, RETRY_STRATEGY_TAG, SENSOR_NAME_TAG, WILL_RETRY_TAG
 from dagster._core.test_utils import create_run_for_test
@@ -70,7 +70,7 @@ defs = dg.Definitions(assets=[loaded])
 
 
 def location(module: str) -> InProcessWorkspaceLoadTarget:
-    origin: CodeLocationOrigin = InProcessCodeLocationOrigin(
+    origin = InProcessCodeLocationOrigin(
         LoadableTargetOrigin(executable_path=None, module_name=module, attribute=None), location_name="here"
     )
     return InProcessWorkspaceLoadTarget(origin)

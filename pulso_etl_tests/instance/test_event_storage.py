@@ -191,10 +191,11 @@ def test_nothing_depends_on_the_settings_of_the_server_or_the_shell(
         with opened(url, tmp_path, monkeypatch) as instance:
             _keeps_what_it_is_given(instance)
             # The webserver does the same with other connections.
-            for part in (instance.run_storage, instance.event_log_storage, instance.schedule_storage):
+            parts: list[Any] = [instance.run_storage, instance.event_log_storage, instance.schedule_storage]
+            for part in parts:
                 part.optimize_for_webserver(statement_timeout=5000, pool_recycle=60, max_overflow=2)
             _keeps_what_it_is_given(instance)
-            assert instance.schedule_storage.alembic_version() == instance.run_storage.alembic_version()
+            assert parts[2].alembic_version() == instance.run_storage.alembic_version()
 
 
 def _keeps_what_it_is_given(instance: dg.DagsterInstance) -> None:
@@ -212,7 +213,8 @@ def _keeps_what_it_is_given(instance: dg.DagsterInstance) -> None:
 def test_each_storage_keeps_one_session_and_takes_another_after_its_end_or_a_fork(
     instance: dg.DagsterInstance, server_url: str
 ) -> None:
-    for storage in (instance.run_storage, instance.event_log_storage, instance.schedule_storage):
+    storages: list[Any] = [instance.run_storage, instance.event_log_storage, instance.schedule_storage]
+    for storage in storages:
 
         def session(storage: Any = storage) -> int:
             opened = getattr(storage, "index_connection", None) or storage.connect
@@ -263,7 +265,7 @@ def test_a_schema_for_dagster_is_used_through_a_pooler_that_refuses_options(
         given = f"{url}?options=-csearch_path%3D{schema}"
         with pytest.raises(psycopg.OperationalError, match="options"):
             psycopg.connect(given)
-        storage = BatchingPostgresStorage(given)
+        storage: Any = BatchingPostgresStorage(given)
         try:
             assert storage.run_storage.get_runs() == []
             # The webserver's sessions have options of their own.

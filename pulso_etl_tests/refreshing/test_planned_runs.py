@@ -12,7 +12,6 @@ from dagster._core.storage.tags import SCHEDULE_NAME_TAG, SENSOR_NAME_TAG
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
-from pulso_etl.checks.asset_checks import Check
 from pulso_etl.cli.main import app
 from pulso_etl.definitions import build_defs
 from pulso_etl.local.emulator import BigQueryEmulator
@@ -22,6 +21,7 @@ from pulso_etl.settings import Settings
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.ledger.undoings import Wish
 from pulso_etl.sync.ledger.watermarks import Watermarks
+from pulso_etl.sync.loading.rules import Check
 from pulso_etl.sync.reasons import Ground, Reason, Reasons
 from pulso_etl.sync.tags import FORCE_TAG, SKIPPED_TAG
 from pulso_etl.sync.target import Target

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import dagster as dg
 import psycopg
@@ -29,7 +30,7 @@ def plan(table: str, days: int) -> RefreshPlan:
     return RefreshPlan(table, DayRange(TODAY - timedelta(days=days - 1), TODAY), "a test", Grants(compare=True))
 
 
-def read(conn: psycopg.Connection) -> dict[str, tuple[object, ...]]:
+def read(conn: psycopg.Connection) -> dict[str, list[Any]]:
     """What the ledger has of the last load of each table: bytes billed and avoided, and how the read was shared."""
     found = conn.execute(
         "SELECT DISTINCT ON (table_name) table_name, (metadata ->> 'bytes_billed')::bigint, "

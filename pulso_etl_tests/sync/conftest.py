@@ -22,7 +22,7 @@ def loads(conn: psycopg.Connection, schema: str) -> Loads:
 
 @pytest.fixture(params=["direct", "merge"])
 def plan(request: pytest.FixtureRequest) -> PlanName:
-    return request.param  # type: ignore[no-any-return]
+    return request.param
 
 
 @pytest.fixture

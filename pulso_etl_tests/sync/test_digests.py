@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -119,7 +120,7 @@ def test_a_sample_shows_a_new_row_and_never_takes_an_old_row_for_new() -> None:
 
 
 def test_rows_wait_in_memory_or_in_a_file_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spool.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(spool, "IN_MEMORY_BYTES", 2000)
     given = table([row(D1, f"n{n}") for n in range(300)]).to_batches(max_chunksize=100)
     with Spool("things") as waiting:
@@ -135,7 +136,7 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("this system has no /dev/full")
-    monkeypatch.setattr(spool.tempfile, "SpooledTemporaryFile", lambda max_size: full.open("r+b", buffering=0))
+    monkeypatch.setattr(tempfile, "SpooledTemporaryFile", lambda max_size: full.open("r+b", buffering=0))
     given = table([row(D1, "a")]).to_batches()[0]
     told = f"things 2026-02-27: .*{os.strerror(errno.ENOSPC)}.*TMPDIR"
     with Spool("things 2026-02-27") as waiting, pytest.raises(LoadFailed, match=told):

@@ -62,7 +62,7 @@ class Source:
     def __init__(self, yielded: Yielded) -> None:
         self.amount = 0
         self.yielded = yielded
-        self.meanwhile: Callable[[], None] | None = None
+        self.meanwhile: Callable[[], object] | None = None
 
     def read(self, _: pa.Table) -> Any:
         self.amount += 1
@@ -98,7 +98,7 @@ def test_what_is_told_of_an_older_reading_names_the_day_and_a_run_without_retrie
     manager: PostgresUpsertIOManager, instance: dg.DagsterInstance, conn: psycopg.Connection
 ) -> None:
     source = Source(EAGER["table"])
-    source.meanwhile = lambda: materialize(manager, instance, visits(source.read), start="2026-02-27", end=None) and None
+    source.meanwhile = lambda: materialize(manager, instance, visits(source.read), start="2026-02-27", end=None)
     assert not materialize(manager, instance, visits(source.read, retry_policy=None)).success
     assert amounts(conn) == [2]
     error = conn.execute("SELECT error_message FROM etl_extractions WHERE status = 'failed'").fetchone()
@@ -112,7 +112,7 @@ def test_other_days_that_were_read_later_keep_no_load_out(
 ) -> None:
     source = Source(EAGER["table"])
     later = visits(lambda _: table([(D3, "a", "9")]))
-    source.meanwhile = lambda: materialize(manager, instance, later, start="2026-03-01", end=None) and None
+    source.meanwhile = lambda: materialize(manager, instance, later, start="2026-03-01", end=None)
     assert materialize(manager, instance, visits(source.read, retry_policy=None), end="2026-02-28").success
     assert amounts(conn) == [1]
 

@@ -8,7 +8,7 @@ import sys
 
 import psycopg
 
-from pulso_etl_tests.conftest import CHECKOUT
+from pulso_etl_tests.dagster_stack import CHECKOUT
 
 ALONE = """
 import sys

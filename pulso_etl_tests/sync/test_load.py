@@ -54,7 +54,7 @@ def rows_of(conn: psycopg.Connection, table: str = "things") -> list[tuple[Any, 
 
 def addresses(conn: psycopg.Connection, table: str = "things") -> dict[str, tuple[Any, ...]]:
     query = f"SELECT name, xmin::text, tableoid, ctid::text, updated_at FROM {table}"
-    return {name: rest for name, *rest in conn.execute(query)}  # type: ignore[misc]
+    return {name: rest for name, *rest in conn.execute(query)}
 
 
 def test_both_plans_give_the_same_rows_and_counts(loader: Loader, conn: psycopg.Connection, plan: PlanName) -> None:

@@ -78,7 +78,7 @@ def test_a_missing_table_is_for_one_writer_and_who_waited_for_it_shares(
             pool.submit(locks.hold, Target(other, SPEC, schema), window) for other, window in ((second, FEBRUARY), (third, TURN))
         ]
         for other in (second, third):
-            wait_until(lambda pid=other.info.backend_pid: waits(conn, pid))  # type: ignore[misc]
+            wait_until(lambda pid=other.info.backend_pid: waits(conn, pid))
         create(conn, schema, SPEC)
         first.close()
         done = [future for future in waiting if future.exception(10) is None]
@@ -93,7 +93,7 @@ def waits(conn: psycopg.Connection, pid: int) -> bool:
 
 def test_a_declaration_that_changed_is_for_one_writer(conn: psycopg.Connection, schema: str, session: Session) -> None:
     create(conn, schema, SPEC)
-    conn.execute(f"ALTER TABLE {SPEC.name} DROP COLUMN inten")  # type: ignore[call-overload]
+    conn.execute(f"ALTER TABLE {SPEC.name} DROP COLUMN inten")
     assert locks.hold(Target(session(), SPEC, schema), JANUARY) is True
 
 

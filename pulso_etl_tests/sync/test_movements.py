@@ -26,9 +26,16 @@ def parts(money: int, managed: int, accounts: int) -> dict[str, Decimal]:
 
 def change(*days: DayChange, **more: Any) -> Change:
     now = datetime.now(UTC)
-    return Change(
-        **{"table": SPEC.name, "run_id": "r", "kept": Kept.ROWS, "load_id": 1, "at": now, "stamp": now, "days": days} | more
-    )
+    given: dict[str, Any] = {
+        "table": SPEC.name,
+        "run_id": "r",
+        "kept": Kept.ROWS,
+        "load_id": 1,
+        "at": now,
+        "stamp": now,
+        "days": days,
+    }
+    return Change(**(given | more))
 
 
 def test_money_comes_first_then_the_biggest_movement_and_what_did_not_move_is_left_out() -> None:

@@ -334,7 +334,7 @@ def test_loaded_and_quarantined_rows_are_the_rows_of_the_source(
             seen |= Counter(text for (text,) in written) if counted else Counter()
             assert loads.rows("SELECT count(*) FROM etl_quarantine") == [(seen.total(),)]
         known = {key(r) for r in source} - {None}
-        held = {k: money for k, money in held.items() if k in known} | good  # type: ignore[operator]
+        held = {k: money for k, money in held.items() if k in known} | good  # type: ignore[assignment]
         assert {(day, name): money for day, name, money in loads.rows(f"SELECT day, name, money FROM things {current}")} == held
 
 

@@ -21,7 +21,7 @@ from pulso_etl_tests.sync.test_io_manager import failure, stored, wanted
 from pulso_etl_tests.sync.visits import ALL, D1, D2, D3, DAYS, SCHEMA, SPEC, materialize, table, visits
 
 Run = Callable[..., dg.ExecuteInProcessResult]
-RANGES = {"partitions_def": DAYS, "backfill_policy": dg.BackfillPolicy.single_run()}
+RANGES: dict[str, Any] = {"partitions_def": DAYS, "backfill_policy": dg.BackfillPolicy.single_run()}
 
 
 @pytest.fixture

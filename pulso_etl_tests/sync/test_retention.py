@@ -68,11 +68,11 @@ def ledger(conn: psycopg.Connection, schema: str) -> psycopg.Connection:
 
 def run(conn: psycopg.Connection, script: str, **values: Any) -> None:
     for statement in script.split(";\n")[:-1]:
-        conn.execute(statement, values)  # type: ignore[arg-type]
+        conn.execute(statement, values)
 
 
 def rows(conn: psycopg.Connection, table: str) -> int:
-    return conn.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table))).fetchone()[0]  # type: ignore[index,no-any-return]
+    return conn.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table))).fetchone()[0]  # type: ignore[index]
 
 
 def counted(conn: psycopg.Connection, schema: str) -> list[Any]:

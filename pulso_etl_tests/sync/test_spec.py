@@ -34,15 +34,15 @@ def test_only_numbers_take_limits(kind: ColumnType, limit: str) -> None:
 def test_a_limit_that_the_type_can_not_hold_is_refused(kind: ColumnType, greatest: int) -> None:
     for limit in LIMITS:
         for sign in (1, -1):
-            assert Column(name="x", type=kind, **{limit: sign * greatest})  # type: ignore[arg-type]
+            assert Column(name="x", type=kind, **{limit: sign * greatest})
             with pytest.raises(ValidationError, match=f"column x: {limit} beyond ±{greatest}, which {kind} can't hold"):
-                Column(name="x", type=kind, **{limit: sign * (greatest + 1)})  # type: ignore[arg-type]
+                Column(name="x", type=kind, **{limit: sign * (greatest + 1)})
 
 
 @pytest.mark.parametrize("prefix", ["", "expected_"])
 def test_limits_between_which_no_value_lies_are_refused(prefix: str) -> None:
     with pytest.raises(ValidationError, match=f"column x: {prefix}minimum 2 is above {prefix}maximum 1: no value fits"):
-        Column(name="x", type=ColumnType.INTEGER, **{f"{prefix}minimum": 2, f"{prefix}maximum": 1})  # type: ignore[arg-type]
+        Column(name="x", type=ColumnType.INTEGER, **{f"{prefix}minimum": 2, f"{prefix}maximum": 1})
 
 
 def test_names_of_ours_and_of_the_server_are_refused() -> None:

@@ -50,7 +50,7 @@ def test_the_smallest_change_is_seen(place: Place) -> None:
     at = pa.array([3], pa.time64("us"))
     place.load(wider([row(D1, "a")], **base | {"at": at}), things(*more))
     assert place.staged(wider([row(D1, "a")], **base | {"at": at}), things(*more)) == set()
-    for changed in (
+    changes: list[dict[str, Any]] = [
         {"flag": [None]},
         {"flag": [False]},
         {"raw": [b"\1\0"]},
@@ -61,7 +61,8 @@ def test_the_smallest_change_is_seen(place: Place) -> None:
         {"texts": [None]},
         {"doc": ['{"a": 2}']},
         {"at": pa.array([4], pa.time64("us"))},
-    ):
+    ]
+    for changed in changes:
         given = wider([row(D1, "a")], **base | {"at": at} | changed)
         assert place.staged(given, things(*more)) == {D1}, changed
         assert place.staged(given, things(*more)) == set(), changed

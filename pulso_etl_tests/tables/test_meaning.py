@@ -77,7 +77,9 @@ def agents() -> Iterator[Row]:
 
 
 def assignments(random: Random) -> Iterator[Row]:
-    rows = [(file, Decimal(random.choice(AMOUNTS)), f"c{random.randrange(7)}") for file in FILES for _ in range(9)]
+    rows: list[tuple[str, Decimal | None, str | None]] = [
+        (file, Decimal(random.choice(AMOUNTS)), f"c{random.randrange(7)}") for file in FILES for _ in range(9)
+    ]
     # One cent over two accounts is half a cent, over three a periodic fraction. Over no account there is no quotient.
     rows += [("half", Decimal("0.01"), "c1"), ("half", Decimal("0"), "c2"), ("none", Decimal("5"), None)]
     rows += [("third", Decimal("0.01"), "c1"), ("third", Decimal("0.01"), "c2"), ("third", Decimal("0"), "c3")]

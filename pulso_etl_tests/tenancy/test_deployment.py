@@ -88,7 +88,7 @@ def told(api: ApiServer, tenant: str, token: str, path: str = STATUS) -> Any:
 def refresh(api: ApiServer, tenant: str, token: str, table: str) -> dict[str, Any]:
     answer = api.call("POST", f"/tenants/{tenant}/{TABLE}/{table}", token, params={"force": True})
     assert answer.status_code == 202, answer.text
-    return answer.json()  # type: ignore[no-any-return]
+    return answer.json()
 
 
 def finished(api: ApiServer, token: str, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,12 +96,12 @@ def finished(api: ApiServer, token: str, asked: Mapping[str, Any]) -> dict[str, 
     while (found := api.call("GET", asked["status_url"], token).json())["status"] == "running":
         assert time.monotonic() < deadline, found
         time.sleep(0.2)
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def launch_assets(stack: DagsterStack, *paths: list[str], tags: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Launches the assets as Dagster's UI does, without a tag of ours."""
-    given = range_tags(WINDOW) | (tags or {})
+    given = {**range_tags(WINDOW), **(tags or {})}
     params = {
         "selector": stack.repository | {"jobName": "__ASSET_JOB", "assetSelection": [{"path": path} for path in paths]},
         "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in given.items()]},
@@ -109,7 +109,7 @@ def launch_assets(stack: DagsterStack, *paths: list[str], tags: Mapping[str, str
     }
     # Dagster's webserver answers 500 where it tells of an error that it met.
     answer = httpx.post(f"{stack.url}/graphql", json={"query": LAUNCH, "variables": {"params": params}}, timeout=30)
-    return answer.json()["data"]["launchPipelineExecution"]  # type: ignore[no-any-return]
+    return answer.json()["data"]["launchPipelineExecution"]
 
 
 def test_a_tenant_that_takes_its_whole_share_leaves_the_other_s_refresh_alone(

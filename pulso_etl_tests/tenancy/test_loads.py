@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import dagster as dg
 import psycopg
@@ -89,7 +90,7 @@ def test_a_source_that_is_broken_is_its_tenant_s_trouble_alone(environment: Tena
     # One table is fresh, one waits for its next try, and the others were never loaded.
     assert all(f"{tenant}__refresh_operation_data" not in jobs for tenant, jobs in told.items())
     assert {f"{tenant}__refresh_assignment_data" for tenant in told} == {
-        job for jobs in told.values() for job in jobs if "assig" in job
+        job for jobs in told.values() for job in jobs if job and "assig" in job
     }
     with psycopg.connect(environment.admin_url) as conn:
         messages = "SELECT title FROM {}.etl_alert_messages"
@@ -179,7 +180,8 @@ def test_names_are_each_tenant_s_own_and_show_no_secret(environment: Tenancy) ->
         assert {parent.path[0] for parent in node.parent_keys} == {tenant}
         assert node.group_name == f"{tenant}__{TABLES[table].group}"
     named = [*(job.name for job in repository.get_all_jobs()), *repository.get_top_level_resources()]
-    named += [one.name for one in (*repository.sensor_defs, *repository.schedule_defs)]
+    automatic: list[Any] = [*repository.sensor_defs, *repository.schedule_defs]
+    named += [one.name for one in automatic]
     # Dagster's records of all tenants are kept for the same time.
     owned = {name for name in named if not name.startswith("__")} - UNUSED.keys() - {"retention_sensor"}
     assert {name.partition("__")[0] for name in owned} == {"acme", "globex"}

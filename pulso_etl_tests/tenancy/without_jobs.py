@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from pulso_etl import definitions
 
-definitions.MOST_TABLES_WITH_JOBS = 0  # type: ignore[misc]
+definitions.MOST_TABLES_WITH_JOBS = 0  # type: ignore[attr-defined]
 defs = definitions.defs

@@ -140,10 +140,10 @@ def _is_there(conn: psycopg.Connection, schema: str) -> bool:
 
 def _filled(text: str, schema: str, **more: sql.Composed) -> sql.Composed:
     def numbers(expression: str) -> sql.Composed:
-        return sql.SQL(", ").join(sql.SQL("{0}, " + expression).format(sql.Literal(name)) for name in SUMMED)  # type: ignore[arg-type]
+        return sql.SQL(", ").join(sql.SQL("{0}, " + expression).format(sql.Literal(name)) for name in SUMMED)
 
     both = "coalesce((t.metadata->>{0})::numeric, 0) + coalesce((excluded.metadata->>{0})::numeric, 0)"
-    return sql.SQL(text).format(  # type: ignore[arg-type]
+    return sql.SQL(text).format(
         schema=sql.Identifier(schema),
         sums=sql.SQL("jsonb_build_object({})").format(numbers("coalesce(sum((metadata->>{0})::numeric), 0)")),
         added=sql.SQL("jsonb_build_object({})").format(numbers(both)),

@@ -259,7 +259,7 @@ class _Rows:
         return sql.SQL("({}[{}])::{}").format(texts, sql.Literal(names.index(name) + 1), self._type(name))
 
     def _type(self, name: str) -> sql.SQL:
-        return sql.SQL(self.table.columns[name].type)  # type: ignore[arg-type]
+        return sql.SQL(self.table.columns[name].type)
 
 
 def _delete_stamped(target: Target, change: Change, days: list[date]) -> None:

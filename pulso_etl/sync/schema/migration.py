@@ -115,7 +115,7 @@ def _rebuild(spec: TableSpec, schema: str, table: Table, aside: str) -> list[Cha
     statements = [copy_aside(spec, schema, aside)] if table.holds_rows else []
     statements += [sql.SQL("DROP TABLE {}").format(target), create]
     statements += [
-        sql.SQL("ALTER TABLE {} ADD COLUMN {} {}").format(target, sql.Identifier(column.name), sql.SQL(column.type))  # type: ignore[arg-type]
+        sql.SQL("ALTER TABLE {} ADD COLUMN {} {}").format(target, sql.Identifier(column.name), sql.SQL(column.type))
         for column in more
     ]
     if table.holds_rows:
@@ -237,7 +237,7 @@ def _secured(spec: TableSpec, schema: str, table: Table) -> Iterator[Change]:
 
 def _altered(spec: TableSpec, schema: str, action: str, *values: sql.Composable, refusal: str | None = None) -> Change:
     target = sql.Identifier(schema, spec.name)
-    return Change(sql.SQL("ALTER TABLE {} ").format(target) + sql.SQL(action).format(*values), refusal)  # type: ignore[arg-type]
+    return Change(sql.SQL("ALTER TABLE {} ").format(target) + sql.SQL(action).format(*values), refusal)
 
 
 def _history_begins(spec: TableSpec, table: Table) -> bool:

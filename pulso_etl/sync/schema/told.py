@@ -102,7 +102,7 @@ def look(target: Target, table: Table) -> Rows:
         return Rows(replace(table, holds_rows=False))
     with conn.transaction(force_rollback=True):
         for setting in SESSION:
-            conn.execute(setting)  # type: ignore[call-overload]
+            conn.execute(setting)
         rows = _Rows(target, table)
         obstacles = (*rows.without_value(), *rows.without_cast())
         repeated = False
@@ -150,7 +150,7 @@ class _Rows:
             if found is None or found.type == column.sql_type:
                 continue
             change = f"{column.name}: from {found.type} to {column.sql_type}"
-            name, there, back = sql.Identifier(column.name), cast(column, self.table), sql.SQL(found.type)  # type: ignore[arg-type]
+            name, there, back = sql.Identifier(column.name), cast(column, self.table), sql.SQL(found.type)
             try:
                 with self.conn.transaction():
                     if self._any(sql.SQL("({})::{} IS DISTINCT FROM {}").format(there, back, name)):

@@ -61,7 +61,7 @@ class Migration:
 
     def statements(self, schema: str) -> sql.Composed:
         """The file's statements for that schema."""
-        return sql.SQL(self.text).format(schema=sql.Identifier(schema))  # type: ignore[arg-type]
+        return sql.SQL(self.text).format(schema=sql.Identifier(schema))
 
 
 @cache
