@@ -6,26 +6,20 @@ import re
 from collections.abc import Iterator
 from datetime import date, timedelta
 from decimal import Decimal
-from threading import Event
 from typing import Any
 
 import numpy as np
-import psycopg
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pulso_etl.sync.days import DayRange
-from pulso_etl.sync.errors import DuplicateKeyError, ShrinkRefused, TableBusy, VerificationFailed
+from pulso_etl.sync.errors import DuplicateKeyError, ShrinkRefused
 from pulso_etl.sync.ledger.changes import Changes
 from pulso_etl.sync.ledger.traces import Digest
 from pulso_etl.sync.loading import buckets, spool
-from pulso_etl.sync.loading.before import Before, Days
 from pulso_etl.sync.loading.buckets import Buckets, surely_more
-from pulso_etl.sync.loading.change_log import Entered
-from pulso_etl.sync.loading.differences import Differences, write
-from pulso_etl.sync.loading.plans import equalizing
 from pulso_etl.sync.spec import Column, ColumnType
 from pulso_etl_tests.sync.places import Place
 from pulso_etl_tests.sync.samples import D1, D2, D3, NOON, WINDOW, by_month, row, table, things, wider
@@ -49,14 +43,6 @@ def changed(rows: list[dict[str, Any]], *names: str, days: tuple[date, ...] = (D
 
 def without(rows: list[dict[str, Any]], *names: str, days: tuple[date, ...] = (D1, D2, D3)) -> list[dict[str, Any]]:
     return [one for one in rows if not (one["name"] in names and one["day"] in days)]
-
-
-def current(place: Place) -> list[tuple[Any, ...]]:
-    """The rows without the times of writing, and without closed versions."""
-    return place.run(
-        "SELECT to_jsonb(t) - '{created_at,updated_at,valid_from,valid_to}'::text[] FROM things t "
-        "WHERE to_jsonb(t)->>'valid_to' IS NULL ORDER BY day, name"
-    )
 
 
 def money(place: Place) -> list[tuple[Any, ...]]:
@@ -175,99 +161,6 @@ def test_a_load_whose_source_breaks_leaves_everything_as_it_was(place: Place) ->
     assert money(place) == [(day, "n7") for day in WINDOW]
 
 
-INSERTED = "INSERT INTO things (day, name) VALUES ('2026-02-27', '{}')"
-
-
-DELETED = "DELETE FROM things WHERE day = '2026-02-27' AND name = 'n9'"
-
-
-@pytest.mark.parametrize(
-    ("name", "gone", "meddle"),
-    [
-        ("upsert", "", INSERTED.format("x")),
-        ("upsert", "n3", INSERTED.format("new")),
-        ("upsert", "n3", DELETED),
-        ("history", "n3", DELETED),
-    ],
-)
-def test_rows_that_another_program_adds_or_takes_away_during_a_load(
-    place: Place, plain: Place, server_url: str, monkeypatch: pytest.MonkeyPatch, name: str, gone: str, meddle: str
-) -> None:
-    """The load has counted the day's rows before, and does not look at all of them again. Its next attempt does."""
-    given = [*changed(without(MANY, gone), "n7"), row(D1, "new")]
-    batches, counted, count = table(given).to_batches(max_chunksize=100), Event(), Before.days
-
-    def days(before: Before) -> Days:
-        found = count(before)
-        counted.set()
-        return found
-
-    def meddled() -> Iterator[pa.RecordBatch]:
-        yield from batches[:-1]
-        assert counted.wait(10)
-        with psycopg.connect(server_url, autocommit=True) as other:
-            other.execute(f"SET search_path = {place.schema}".encode())
-            other.execute(meddle.encode())
-        yield batches[-1]
-
-    spec = SPECS[name]
-    for one in (place, plain):
-        one.load(MANY, spec)
-    monkeypatch.setattr(Before, "days", days)
-    with pytest.raises(TableBusy, match="another program, or a trigger of the table, changed rows") as caught:
-        place.load(lambda: pa.RecordBatchReader.from_batches(batches[0].schema, meddled()), spec, sole=False)
-    assert caught.value.retryable
-    for one in (place, plain):
-        one.load(given, spec, sole=False)
-    assert current(place) == current(plain)
-    assert 800 > place.sent > 400
-
-
-def test_a_row_that_another_program_adds_between_the_comparison_and_the_end(
-    plain: Place, server_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also if the whole day was compared."""
-
-    def meddled(differences: Differences) -> Entered:
-        with psycopg.connect(server_url, autocommit=True) as other:
-            other.execute(f"SET search_path = {plain.schema}".encode())
-            other.execute(INSERTED.format("x").encode())
-        return write(differences)
-
-    plain.load(MANY, things())
-    monkeypatch.setattr(equalizing, "write", meddled)
-    with pytest.raises(TableBusy, match="another program, or a trigger of the table, changed rows"):
-        plain.load(changed(MANY, "n7"), things(), sole=False)
-    monkeypatch.undo()
-    plain.load(changed(MANY, "n7"), things(), sole=False)
-    assert money(plain) == [(day, "n7") for day in WINDOW]
-    assert plain.run("SELECT count(*) FROM things") == [(1200,)]
-
-
-@pytest.mark.parametrize(("sole", "error"), [(True, VerificationFailed), (False, TableBusy)])
-def test_a_trigger_that_adds_rows_is_named(place: Place, sole: bool, error: type[Exception]) -> None:
-    """Beside other writers, nobody knows who has added the rows."""
-    place.load(MANY, things())
-    place.run(
-        "CREATE FUNCTION doubled() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-        "INSERT INTO things (day, name) VALUES (NEW.day, NEW.name || '2'); RETURN NULL; END $$;"
-        "CREATE TRIGGER doubles AFTER INSERT ON things FOR EACH ROW WHEN (NEW.name = 'new') EXECUTE FUNCTION doubled()"
-    )
-    with pytest.raises(error, match="triggers"):
-        place.load([*MANY, row(D1, "new")], things(), sole=sole)
-
-
-@pytest.mark.parametrize("sole", [True, False])
-def test_a_row_that_does_not_arrive_is_no_change_of_another_program(place: Place, sole: bool) -> None:
-    place.load(MANY, things())
-    place.run(
-        "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;"
-        "CREATE TRIGGER swallows BEFORE INSERT ON things FOR EACH ROW WHEN (NEW.name = 'lost') EXECUTE FUNCTION swallow()"
-    )
-    with pytest.raises(VerificationFailed, match=r"2026-02-27: 401 rows read, 400 in PostgreSQL.*triggers"):
-        place.load([*MANY, row(D1, "lost")], things(), sole=sole)
-
-
 def test_a_day_that_only_loses_rows(place: Place) -> None:
     """All rows of a bucket may vanish, so that no row of the day is sent."""
     place.load(MANY, things())
@@ -366,6 +259,18 @@ def test_buckets_of_another_load_are_not_believed(place: Place) -> None:
     place.run("UPDATE etl_digests d SET buckets = e.buckets FROM earlier e WHERE e.day = d.day")
     place.load(changed(MANY, "n8"), things())
     assert place.sent == 1200
+    assert money(place) == [(day, "n8") for day in WINDOW]
+
+
+def test_buckets_of_a_day_that_is_empty_now_are_not_believed(place: Place) -> None:
+    """The same, and the day has lost its rows since."""
+    fewer = [one for one in MANY if one["day"] != D2]
+    place.load(MANY, things())
+    place.run("CREATE TABLE earlier AS SELECT day, buckets FROM etl_digests")
+    place.load(fewer, things(), allow_shrink=True)
+    place.run("UPDATE etl_digests d SET buckets = e.buckets FROM earlier e WHERE e.day = d.day")
+    assert place.staged(fewer, things()) == set()
+    place.load(changed(MANY, "n8"), things())
     assert money(place) == [(day, "n8") for day in WINDOW]
 
 

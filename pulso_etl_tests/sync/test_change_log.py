@@ -401,7 +401,7 @@ def test_the_rows_that_a_load_left_are_read_once_for_figures_and_verification(be
         verified = verify(target, asked, result)
         assert place.conn.execute(scans, (target.quoted_name,)).fetchone() == loaded
         assert result.digested is not None
-        known = imprints(target, WINDOW, result.digested.since)
+        known = imprints(target, WINDOW, result.held.since)
     assert verified.rows == {D1: 1, D2: 2, D3: 1}
     assert {day: trace.imprint for day, trace in verified.traces.items() if day in known} == {
         day: str(imprint) for day, imprint in known.items()

@@ -20,7 +20,7 @@ from psycopg.conninfo import make_conninfo
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.io_manager import Committed, PostgresUpsertIOManager
 from pulso_etl.sync.ledger.watermarks import Watermarks
-from pulso_etl.sync.loading.result import LoadResult
+from pulso_etl.sync.loading.result import Held, LoadResult
 from pulso_etl.sync.owed import Settlement, Watermark
 from pulso_etl.sync.source_state import SourceState
 from pulso_etl.sync.tags import ALLOW_SHRINK_TAG, COMPARE_TAG, FORCE_TAG, SPEC_KEY
@@ -138,7 +138,7 @@ def test_each_partition_has_its_own_counts_and_the_load_its_plan_and_seconds(run
 )
 def test_the_age_that_is_told_is_the_time_since_the_table_was_read(age: timedelta | None, told: dict[str, float]) -> None:
     settlement = Settlement(Watermark(None, None, {}), True)
-    done = Committed(LoadResult("merge", {}), settlement, {D1: 2, D2: 1}, rows=40, age=age)
+    done = Committed(LoadResult("merge", {}, Held({}, "0")), settlement, {D1: 2, D2: 1}, rows=40, age=age)
     assert done.of_table(1.25) == {"dagster/row_count": 40, "seconds": 1.25} | told
     assert done.of_partition(DayRange(D1, D3))["dagster/partition_row_count"] == 3
 

@@ -9,7 +9,7 @@ import pytest
 
 from pulso_etl.sync.ledger.ledger import Day
 from pulso_etl.sync.loading.missed import missed_days
-from pulso_etl.sync.loading.result import Counts, LoadResult
+from pulso_etl.sync.loading.result import Counts, Held, LoadResult
 from pulso_etl.sync.source_state import SourceState
 from pulso_etl_tests.sync.samples import D1, D2, D3, things
 
@@ -22,7 +22,7 @@ def known(rows: int, state: SourceState | None = STATE) -> Day:
 
 
 def missed(counts: Counts, before: dict[date, Day], held: int, state: SourceState | None = STATE, **spec: Any) -> list[date]:
-    result = LoadResult("merge", {D1: counts, D2: Counts(read=4)})
+    result = LoadResult("merge", {D1: counts, D2: Counts(read=4)}, Held({}, "0"))
     return missed_days(things(**spec), before, state, result, {D1: held, D2: 4})
 
 

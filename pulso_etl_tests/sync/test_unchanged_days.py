@@ -68,6 +68,19 @@ def test_the_smallest_change_is_seen(place: Place) -> None:
         assert place.staged(given, things(*more)) == set(), changed
 
 
+@pytest.mark.parametrize("contract", ["evolve", "freeze"])
+def test_a_column_that_a_load_added_and_somebody_dropped_gets_its_values_again(place: Place, contract: str) -> None:
+    """The load that added the column left a trace of a table without the column. Now the table is without it again."""
+    rows = [row(day, "a") for day in WINDOW]
+    place.load(rows, things(contract=contract))
+    more = [Column(name="extra", type=ColumnType.TEXT)] if contract == "freeze" else []
+    spec, given = things(*more, contract=contract), wider(rows, extra=["x"] * len(rows))
+    place.load(given, spec)
+    place.run("ALTER TABLE things DROP COLUMN extra")
+    place.load(given, spec)
+    assert place.run("SELECT extra, count(*) FROM things GROUP BY 1") == [("x", 3)]
+
+
 @pytest.mark.parametrize(
     "meddle",
     [

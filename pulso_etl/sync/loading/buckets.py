@@ -93,7 +93,7 @@ class Buckets:
     def bearable_share(self, last: Digest | None) -> float:
         """The share of a day's rows that may be new: with more of them, more than MOST_DIFFERING of its buckets would differ."""
         count = min(self.of_day, len(last.buckets) // 8) if last else 0
-        return 1 - (1 - MOST_DIFFERING) ** (count / last.rows) if last and count > 1 else 0
+        return 1 - (1 - MOST_DIFFERING) ** (count / last.rows) if last and last.rows and count > 1 else 0
 
     def _of(self, day: int) -> Words:
         return self._sums[day * self.of_day : (day + 1) * self.of_day]

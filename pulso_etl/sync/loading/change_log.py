@@ -170,7 +170,7 @@ def _left(load: Load, by_day: Mapping[date, Counts], digested: Digested | None) 
     summed = summed_parts(load.spec)
     if digested is None:
         return sums_by_day(load.target, summed, [day for day, counts in by_day.items() if counts.written]), None
-    left = imprints(load.target, load.window, digested.since, digested.compared(), summed)
+    left = imprints(load.target, load.window, load.since, digested.compared(), summed)
     return {day: list(imprint.sums) for day, imprint in left.items()}, left
 
 

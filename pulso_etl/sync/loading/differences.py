@@ -10,9 +10,9 @@ from functools import cached_property
 
 from psycopg import errors as pg
 
-from pulso_etl.sync.errors import TableBusy
 from pulso_etl.sync.loading.change_log import NOT_LOGGED, Entered, Log, log_of
 from pulso_etl.sync.loading.duplicates import are_counted, refuse_duplicates
+from pulso_etl.sync.loading.meanwhile import changed_meanwhile, refuse_rows_of_others
 from pulso_etl.sync.loading.request import PlanName
 from pulso_etl.sync.loading.result import Counts, LoadResult, every_day
 from pulso_etl.sync.loading.snapshots import rows_by_value
@@ -47,7 +47,7 @@ class Differences:
     @property
     def left_by_day(self) -> dict[date, int]:
         """How many rows the table will hold of each day."""
-        return {day: counts.left(self.load.held.get(day, 0)) for day, counts in self.by_day.items()}
+        return {day: self.load.held.left(day, counts) for day, counts in self.by_day.items()}
 
     def held_and_left(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
         """How many rows each part of the table holds, and how many it will hold.
@@ -56,7 +56,7 @@ class Differences:
         """
         if self.staged.spec.snapshot_of:
             return rows_by_value(self.load.conn, self.staged.statements)
-        held = {f"partition {day}": rows for day, rows in self.load.held.items()}
+        held = {f"partition {day}": rows for day, rows in self.load.held.rows.items()}
         return held, {f"partition {day}": rows for day, rows in self.left_by_day.items()}
 
     def rows_of(self, write: Write) -> int:
@@ -69,6 +69,7 @@ class Differences:
         return LoadResult(
             plan,
             self.by_day,
+            self.load.held,
             self.load.clock.seconds,
             self.staged.drift,
             self.migration,
@@ -126,22 +127,17 @@ def write(differences: Differences) -> Entered:
 
 def _run(differences: Differences, statement: Write, log: Log) -> None:
     load, staged = differences.load, differences.staged
-    may_repeat = "inserted" in statement.counts and are_counted(load, staged)
+    may_repeat, sole = are_counted(load, staged), load.request.writer.sole
+    may_clash = "inserted" in statement.counts and (may_repeat or not sole)
     try:
-        with load.conn.transaction() if may_repeat else nullcontext():
+        with load.conn.transaction() if may_clash else nullcontext():
             written = log.run(statement)
     except pg.UniqueViolation:
-        if may_repeat:
+        if may_clash and may_repeat:
             refuse_duplicates(load, staged)
+        if may_clash:
+            refuse_rows_of_others(load, staged.statements.taken_keys())
         raise
     # The differences have addresses of rows, and other programs can still change these rows.
-    if not load.request.writer.sole and statement.by_address and written != differences.rows_of(statement):
+    if not sole and statement.by_address and written != differences.rows_of(statement):
         raise changed_meanwhile(str(load))
-
-
-def changed_meanwhile(name: str) -> TableBusy:
-    """The error of a load that met changes of another program. `name`: how errors name the load."""
-    return TableBusy(
-        f"{name}: another program, or a trigger of the table, changed rows of these days during the load; nothing was loaded, a "
-        "later attempt may pass. If this comes again, look for triggers and rules on the table"
-    )

@@ -45,7 +45,7 @@ def newer_reading(target: Target, request: LoadRequest) -> None:
 
 def changes_of_nothing(load: Load) -> None:
     """The stream has only the changed rows, and the table has lost the unchanged rows."""
-    if load.source.captured and not load.held:
+    if load.source.captured and not load.held.rows:
         raise VerificationFailed(
             f"{load}: PostgreSQL holds no row of these days. The source gave only changed rows, and these can't restore the others"
         )
@@ -64,7 +64,7 @@ def repeated_keys_by_count(differences: Differences) -> None:
     stay, two of them match the same row. The counts are known already, but grouping by the key takes time.
     """
     load, total = differences.load, differences.total
-    too_many = total.read - total.inserted > sum(load.held.values()) - total.deleted
+    too_many = total.read - total.inserted > sum(load.held.rows.values()) - total.deleted
     if too_many and are_counted(load, differences.staged):
         refuse_duplicates(load, differences.staged)
 

@@ -16,7 +16,7 @@ from decimal import Decimal
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.figures import Part
 from pulso_etl.sync.ledger.traces import Trace
-from pulso_etl.sync.loading.result import Counts, Digested
+from pulso_etl.sync.loading.result import Counts, Digested, Held
 from pulso_etl.sync.schema.statements import Statements
 from pulso_etl.sync.target import Target
 
@@ -55,7 +55,7 @@ def oldest_transaction(target: Target) -> str:
     return str(row[0])
 
 
-def traces(digested: Digested, counts: Mapping[date, Counts], now: Mapping[date, Imprint]) -> dict[date, Trace]:
+def traces(digested: Digested, held: Held, counts: Mapping[date, Counts], now: Mapping[date, Imprint]) -> dict[date, Trace]:
     """The traces that a load leaves, by the imprints of the days that it compared.
 
     A day has none if some of its rows are quarantined: the next load has to see these again. It has none either if another program
@@ -65,7 +65,7 @@ def traces(digested: Digested, counts: Mapping[date, Counts], now: Mapping[date,
     def is_ours(day: date) -> bool:
         did, found = counts[day], now.get(day, NO_ROWS)
         return not did.quarantined and (found.rows, found.young) == (
-            did.left(digested.held.get(day, 0)),
+            held.left(day, did),
             did.inserted + did.updated,
         )
 
@@ -74,14 +74,3 @@ def traces(digested: Digested, counts: Mapping[date, Counts], now: Mapping[date,
         for day, digest in digested.digests.items()
         if day not in digested.unchanged and is_ours(day)
     }
-
-
-def changed_by_others(digested: Digested, counts: Mapping[date, Counts], now: Mapping[date, Imprint]) -> set[date]:
-    """The days to which another program has added rows, or from which it has taken rows, during the load: the table has all rows
-    that the load wrote, and not as many rows as the load left."""
-
-    def is_changed(day: date) -> bool:
-        did, found = counts[day], now.get(day, NO_ROWS)
-        return found.young >= did.inserted + did.updated and found.rows != did.left(digested.held.get(day, 0))
-
-    return {day for day in digested.digests if day not in digested.unchanged and is_changed(day)}

@@ -66,20 +66,30 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class Held:
+    """What the table held before the load: how many `rows` of each day, days without rows left out. `since`: the oldest transaction
+    that went on then."""
+
+    rows: Mapping[date, int]
+    since: str
+
+    def left(self, day: date, did: Counts) -> int:
+        """How many rows of the day the load leaves."""
+        return did.left(self.rows.get(day, 0))
+
+
+@dataclass(frozen=True)
 class Digested:
     """What a load learns about the days whose rows it digests.
 
     `digests`: of each day of the window; `made_by`: see `Trace`. `unchanged`: the days that it left as they are. `in_buckets`: the
-    days of which it compares only the rows of buckets that differ. `held`: how many rows the table had of each day before the load.
-    `since`: the oldest transaction that went on when the load began.
+    days of which it compares only the rows of buckets that differ.
     """
 
     made_by: str
     digests: Mapping[date, Digest]
     unchanged: frozenset[date]
     in_buckets: frozenset[date]
-    held: Mapping[date, int]
-    since: str
 
     def rows_read(self) -> dict[date, int]:
         """How many rows were read of each day that did not come as a whole; days without rows left out."""
@@ -113,6 +123,7 @@ class LoadResult:
 
     plan: PlanName
     by_day: dict[date, Counts]
+    held: Held
     seconds: dict[str, float] = field(default_factory=dict)
     drift: Drift = field(default_factory=Drift)
     migration: list[str] = field(default_factory=list)

@@ -42,13 +42,12 @@ Batches = Iterator[pa.RecordBatch]
 @dataclass(frozen=True)
 class Known:
     """What a load knows of its days: the `table` as PostgreSQL has it, the traces that the `last` loads of the days have left, and
-    what the table holds of the days `before` the load. `since`: the oldest transaction that goes on. `aside`: where rows wait."""
+    what the table holds of the days `before` the load. `aside`: where rows wait."""
 
     table: Table
     window: DayRange
     last: Mapping[date, Trace]
     before: Before
-    since: str
     aside: Spool
 
 
@@ -64,7 +63,10 @@ class Sieve:
     def __init__(self, fitted: Fitted, known: Known, spoilt: Callable[[], Collection[date]] = tuple) -> None:
         self._fitted, self._known, self._window, self._spoilt = fitted, known, known.window, spoilt
         self._made_by = maker(fitted, known.table)
-        self._last = {day: trace.digest for day, trace in known.last.items() if trace.made_by == self._made_by}
+        # A column that the load adds has no values yet. No trace knows that.
+        adds = not set(fitted.spec.column_names) <= known.table.columns.keys()
+        usable = {} if adds else known.last
+        self._last = {day: trace.digest for day, trace in usable.items() if trace.made_by == self._made_by}
         self._digests = DayDigests(fitted.spec, known.window, buckets_of_day(fitted, known.window.days))
         self._unchanged: set[date] = set()
         self._in_buckets: set[date] = set()
@@ -80,8 +82,6 @@ class Sieve:
             self._digests.by_day(),
             frozenset(self._unchanged),
             frozenset(self._in_buckets),
-            self._known.before.days().held,
-            self._known.since,
         )
 
     def rest(self, batches: Batches) -> Batches:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 
@@ -12,7 +11,7 @@ from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.loading.before import Before
 from pulso_etl.sync.loading.day_digests import can_be_skipped
 from pulso_etl.sync.loading.request import LoadRequest, Source
-from pulso_etl.sync.loading.result import Clock
+from pulso_etl.sync.loading.result import Clock, Held
 from pulso_etl.sync.loading.sieve import Known
 from pulso_etl.sync.loading.spool import Spool
 from pulso_etl.sync.postgres.catalog import Table
@@ -51,9 +50,9 @@ class Load:
         return self.request.window
 
     @property
-    def held(self) -> Mapping[date, int]:
-        """How many rows the table held of each day of the window before the load, days without rows left out."""
-        return self.before.days().held
+    def held(self) -> Held:
+        """What the table held of the days of the window before the load."""
+        return Held(self.before.days().held, self.since)
 
     @property
     def source(self) -> Source:
@@ -68,7 +67,7 @@ class Load:
         """What digests need; None if the load has to compare every day with the table."""
         if not can_be_skipped(self.spec) or self.source.captured:
             return None
-        return Known(self.table, self.window, self.request.last, self.before, self.since, self.aside)
+        return Known(self.table, self.window, self.request.last, self.before, self.aside)
 
     def __str__(self) -> str:
         """How errors name the load: by table and days."""

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from pulso_etl.sync.days import DayRange
 from pulso_etl.sync.errors import VerificationFailed
 from pulso_etl.sync.ledger.traces import Trace
-from pulso_etl.sync.loading.differences import changed_meanwhile
-from pulso_etl.sync.loading.imprints import changed_by_others, imprints, traces
+from pulso_etl.sync.loading.imprints import imprints, traces
+from pulso_etl.sync.loading.meanwhile import changed_by_others, changed_meanwhile
 from pulso_etl.sync.loading.request import LoadRequest
 from pulso_etl.sync.loading.result import LoadResult
 from pulso_etl.sync.schema.statements import Statements
@@ -57,17 +57,19 @@ def verify(target: Target, request: LoadRequest, result: LoadResult) -> Verified
 
 
 def _look(target: Target, request: LoadRequest, result: LoadResult) -> Verified:
-    """Counts the rows. Nobody has looked at the days that the load left as they are since it counted them."""
-    digested = result.digested
-    if digested is None:
+    """Counts the rows. Of days that the load left as they are, it takes the count from before the load."""
+    digested, held = result.digested, result.held
+    if digested is None and request.writer.sole:
         query = Statements(target.spec, target.schema).rows_by_day()
         return Verified(dict(target.conn.execute(query, request.bounds).fetchall()), {}, ())
-    now = imprints(target, request.window, digested.since, digested.compared()) if result.left is None else result.left
-    left = {day: rows for day, rows in digested.held.items() if day in digested.unchanged}
+    days = digested.compared() if digested else None
+    now = imprints(target, request.window, held.since, days) if result.left is None else result.left
+    left = {day: rows for day, rows in held.rows.items() if digested and day in digested.unchanged}
+    by_day = result.by_day
     return Verified(
         left | {day: imprint.rows for day, imprint in now.items()},
-        traces(digested, result.by_day, now),
-        () if request.writer.sole else changed_by_others(digested, result.by_day, now),
+        traces(digested, held, by_day, now) if digested else {},
+        () if request.writer.sole else changed_by_others(by_day if days is None else days, held, by_day, now),
     )
 
 

@@ -188,6 +188,12 @@ class Statements:
             self.partition, STAGE, self._one_of(days), self.keys
         )
 
+    def taken_keys(self) -> sql.Composed:
+        """Whether the table has rows of keys that are new by the differences."""
+        return sql.SQL(
+            "SELECT FROM {} d JOIN {} s ON s.ctid = d.pulso_sid JOIN {} t ON {} WHERE d.pulso_tid IS NULL AND {} LIMIT 1"
+        ).format(DIFF, STAGE, self.target, self.same_key, self.current)
+
     def keys_by_day(self) -> sql.Composed:
         """The number of keys of each day in the stage, for tables whose days own their rows."""
         return sql.SQL("SELECT {}, count(*) FROM (SELECT DISTINCT {} FROM {}) k GROUP BY 1").format(

@@ -12,6 +12,7 @@ from pulso_etl.sync.errors import DuplicateKeyError, RejectedRows
 from pulso_etl.sync.loading.change_log import log_first
 from pulso_etl.sync.loading.contract import fit
 from pulso_etl.sync.loading.copying import Copy
+from pulso_etl.sync.loading.meanwhile import refuse_rows_of_others
 from pulso_etl.sync.loading.request import PlanName
 from pulso_etl.sync.loading.result import Counts, LoadResult, every_day
 from pulso_etl.sync.loading.sieve import Sieve
@@ -46,6 +47,7 @@ class Direct:
                 raise
         except pg.UniqueViolation as error:
             if not repeatable:
+                refuse_rows_of_others(load, Statements(load.spec, load.target.schema).holds_rows())
                 raise DuplicateKeyError(
                     f"{load}: the source holds 2 or more rows with the same primary key: {error.diag.message_detail}"
                 ) from error
@@ -61,6 +63,7 @@ class Direct:
         return LoadResult(
             self.name,
             by_day,
+            load.held,
             load.clock.seconds,
             staged.drift,
             staged.migration,

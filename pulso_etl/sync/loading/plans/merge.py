@@ -38,7 +38,7 @@ def _expected(load: Load, staged: Staged) -> dict[date, int] | None:
         return dict(load.conn.execute(staged.statements.staged_by_day()).fetchall())
     if staged.spec.version_column is not None and staged.spec.partition_in_key:
         if staged.nothing_differs:
-            return dict(load.held)
-        left = {day: load.held.get(day, 0) for day in staged.digested.unchanged} if staged.digested else {}
+            return dict(load.held.rows)
+        left = {day: load.held.rows.get(day, 0) for day in staged.digested.unchanged} if staged.digested else {}
         return left | dict(load.conn.execute(staged.statements.keys_by_day()).fetchall())
     return None
