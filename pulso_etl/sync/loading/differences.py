@@ -126,18 +126,22 @@ def write(differences: Differences) -> Entered:
 
 
 def _run(differences: Differences, statement: Write, log: Log) -> None:
-    load, staged = differences.load, differences.staged
-    may_repeat, sole = are_counted(load, staged), load.request.writer.sole
-    may_clash = "inserted" in statement.counts and (may_repeat or not sole)
+    load, staged, sole = differences.load, differences.staged, differences.load.request.writer.sole
+    may_clash = "inserted" in statement.counts and (are_counted(load, staged) or not sole)
     try:
         with load.conn.transaction() if may_clash else nullcontext():
             written = log.run(statement)
     except pg.UniqueViolation:
-        if may_clash and may_repeat:
-            refuse_duplicates(load, staged)
         if may_clash:
-            refuse_rows_of_others(load, staged.statements.taken_keys())
+            _explain_clash(load, staged)
         raise
     # The differences have addresses of rows, and other programs can still change these rows.
     if not sole and statement.by_address and written != differences.rows_of(statement):
         raise changed_meanwhile(str(load))
+
+
+def _explain_clash(load: Load, staged: Staged) -> None:
+    """Raises DuplicateKeyError if the source gives a key twice, and TableBusy if another program has inserted a key of the load."""
+    if are_counted(load, staged):
+        refuse_duplicates(load, staged)
+    refuse_rows_of_others(load, staged.statements.taken_keys())
