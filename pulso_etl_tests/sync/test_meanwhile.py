@@ -168,7 +168,7 @@ def test_a_key_that_another_program_inserts_into_an_empty_day(
     ],
 )
 def test_rows_that_another_program_adds_or_takes_away_during_a_load(
-    place: Place, plain: Place, server_url: str, monkeypatch: pytest.MonkeyPatch, name: str, gone: str, meddle: str
+    place: Place, plain: Place, other: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, name: str, gone: str, meddle: str
 ) -> None:
     """The load has counted the day's rows before, and does not look at all of them again. Its next attempt does."""
     given = [*changed(without(MANY, gone), "n7"), row(D1, "new")]
@@ -182,9 +182,7 @@ def test_rows_that_another_program_adds_or_takes_away_during_a_load(
     def meddled() -> Iterator[pa.RecordBatch]:
         yield from batches[:-1]
         assert counted.wait(10)
-        with psycopg.connect(server_url, autocommit=True) as other:
-            other.execute(f"SET search_path = {place.schema}".encode())
-            other.execute(meddle.encode())
+        other(meddle)
         yield batches[-1]
 
     spec = SPECS[name]
@@ -201,24 +199,23 @@ def test_rows_that_another_program_adds_or_takes_away_during_a_load(
 
 
 def test_a_row_that_another_program_adds_between_the_comparison_and_the_end(
-    plain: Place, server_url: str, monkeypatch: pytest.MonkeyPatch
+    place: Place, other: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also if the whole day was compared."""
 
     def meddled(differences: Differences) -> Entered:
-        with psycopg.connect(server_url, autocommit=True) as other:
-            other.execute(f"SET search_path = {plain.schema}".encode())
-            other.execute(INSERTED.format("x").encode())
+        other(INSERTED.format("x"))
         return write(differences)
 
-    plain.load(MANY, things())
+    place.skips = False
+    place.load(MANY, things())
     monkeypatch.setattr(equalizing, "write", meddled)
     with pytest.raises(TableBusy, match=BUSY):
-        plain.load(changed(MANY, "n7"), things(), sole=False)
+        place.load(changed(MANY, "n7"), things(), sole=False)
     monkeypatch.undo()
-    plain.load(changed(MANY, "n7"), things(), sole=False)
-    assert money(plain) == [(day, "n7") for day in WINDOW]
-    assert plain.run("SELECT count(*) FROM things") == [(1200,)]
+    place.load(changed(MANY, "n7"), things(), sole=False)
+    assert money(place) == [(day, "n7") for day in WINDOW]
+    assert place.run("SELECT count(*) FROM things") == [(1200,)]
 
 
 @pytest.mark.parametrize(("sole", "error"), [(True, VerificationFailed), (False, TableBusy)])

@@ -64,10 +64,7 @@ def traces(digested: Digested, held: Held, counts: Mapping[date, Counts], now: M
 
     def is_ours(day: date) -> bool:
         did, found = counts[day], now.get(day, NO_ROWS)
-        return not did.quarantined and (found.rows, found.young) == (
-            held.left(day, did),
-            did.inserted + did.updated,
-        )
+        return not did.quarantined and (found.rows, found.young) == (held.left(day, did), did.inserted + did.updated)
 
     return {
         day: Trace(digested.made_by, digest, str(now.get(day, NO_ROWS)))

@@ -86,11 +86,11 @@ class Sieve:
 
     def rest(self, batches: Batches) -> Batches:
         """The rows that may differ. The batches have the wire schema."""
-        return self._sifted(batches) if self._last else map(self._counted, batches)
+        given = filter(len, batches)
+        return self._sifted(given) if self._last else map(self._counted, given)
 
     def _counted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        if batch.num_rows:
-            self._digests.add(batch)
+        self._digests.add(batch)
         return batch
 
     def _digested(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, Found]:
@@ -99,7 +99,7 @@ class Sieve:
     def _sifted(self, batches: Batches) -> Batches:
         whole = _WholeDays(self._window, self._last, self._digests.buckets)
         waiting, aside = np.zeros(self._window.days, bool), self._known.aside
-        with read_ahead(map(self._digested, filter(len, batches)), BATCHES_AHEAD) as digested:
+        with read_ahead(map(self._digested, batches), BATCHES_AHEAD) as digested:
             for batch, found in digested:
                 whole.take(found, aside.is_full)
                 goes = whole.so_far[found.days]

@@ -30,7 +30,8 @@ def days_to_look_at(load: Load, staged: Staged, by_day: Mapping[date, Counts]) -
     if not in_buckets:
         return []
     repeated = days_with_duplicates(load, staged, in_buckets) if are_counted(load, staged) else set()
-    by_count = {day for day in in_buckets if load.held.rows.get(day, 0) != by_day[day].read - by_day[day].inserted}
+    held = load.held.rows
+    by_count = {day for day in in_buckets if held.get(day, 0) != by_day[day].read - by_day[day].inserted}
     return sorted(by_count | repeated)
 
 
