@@ -22,8 +22,7 @@ from pulso_etl_tests.sync.samples import D1, WINDOW, Loads, request, row, table,
 
 SHORT = timedelta(milliseconds=60)
 LONGER = timedelta(milliseconds=500)
-"""Long enough for a busy machine to reach the copy. If the server ends a session before it has read what the client wrote, the
-client learns no reason."""
+"""Long enough for a busy machine to reach the copy."""
 ROWS = table([row(D1, "a"), row(D1, "b")])
 Pause = Callable[[psycopg.Connection], None]
 

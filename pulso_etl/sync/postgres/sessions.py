@@ -19,6 +19,7 @@ from psycopg import errors as pg
 from psycopg import sql
 
 from pulso_etl.sync.errors import DestinationError
+from pulso_etl.sync.postgres.connection import Connection
 from pulso_etl.sync.postgres.encoding import Encoding
 from pulso_etl.sync.postgres.roles import split_role
 from pulso_etl.sync.postgres.server_errors import naming_refusals
@@ -88,7 +89,7 @@ class Session:
         """A connection in autocommit mode, which a `with` closes. `more` are parameters of libpq. Raises psycopg.Error."""
         start = self.start()
         with naming_refusals(start["conninfo"]):
-            conn = psycopg.connect(**start, **more)
+            conn = Connection.connect(**start, **more)
         try:
             conn.execute(self.statement())
             Encoding.learnt(conn).adapt(conn)
