@@ -20,11 +20,10 @@ from pulso_etl.sync.target import Target
 
 class Verified(NamedTuple):
     """How many rows each day of the window holds after a load, days without rows left out, and the traces of days that the load
-    leaves for the next one. `by_others`: the days that another program has changed, see `changed_by_others`."""
+    leaves for the next one."""
 
     rows: Mapping[date, int]
     traces: Mapping[date, Trace]
-    by_others: Collection[date]
 
 
 def verify(target: Target, request: LoadRequest, result: LoadResult) -> Verified:
@@ -45,32 +44,35 @@ def verify(target: Target, request: LoadRequest, result: LoadResult) -> Verified
     back. The request's `allow_shrink` is for rows that are really gone.
     """
     spec, statements = target.spec, Statements(target.spec, target.schema)
-    verified = _look(target, request, result)
+    verified, by_others = _look(target, request, result)
     if not (spec.partition_in_key or spec.snapshot_of) or spec.loading.strategy is Strategy.APPEND:
         return verified
     held = verified.rows
     found = dict(target.conn.execute(statements.settled_by_day()).fetchall()) if spec.snapshot_of else held
-    _refuse_differing(target, request.window, result, found, verified.by_others)
+    _refuse_differing(target, request.window, result, found, by_others)
     if not (spec.snapshot_of or request.window.days < spec.schedule.lookback_days or request.allow_shrink):
         _refuse_too_few(target, result, held)
     return verified
 
 
-def _look(target: Target, request: LoadRequest, result: LoadResult) -> Verified:
-    """Counts the rows. Of days that the load left as they are, it takes the count from before the load."""
+def _look(target: Target, request: LoadRequest, result: LoadResult) -> tuple[Verified, Collection[date]]:
+    """Counts the rows. Of days that the load left as they are, it takes the count from before the load.
+
+    Also returns the days that another program has changed, see `changed_by_others`.
+    """
     digested, held = result.digested, result.held
     if digested is None and request.writer.sole:
         query = Statements(target.spec, target.schema).rows_by_day()
-        return Verified(dict(target.conn.execute(query, request.bounds).fetchall()), {}, ())
+        return Verified(dict(target.conn.execute(query, request.bounds).fetchall()), {}), ()
     days = digested.compared() if digested else None
     now = imprints(target, request.window, held.since, days) if result.left is None else result.left
     left = {day: rows for day, rows in held.rows.items() if digested and day in digested.unchanged}
     by_day = result.by_day
-    return Verified(
-        left | {day: imprint.rows for day, imprint in now.items()},
-        traces(digested, held, by_day, now) if digested else {},
-        () if request.writer.sole else changed_by_others(by_day if days is None else days, held, by_day, now),
+    verified = Verified(
+        left | {day: imprint.rows for day, imprint in now.items()}, traces(digested, held, by_day, now) if digested else {}
     )
+    compared = by_day if days is None else days
+    return verified, () if request.writer.sole else changed_by_others(compared, held, by_day, now)
 
 
 def _refuse_differing(
