@@ -146,4 +146,4 @@ def test_nobody_else_opens_a_session() -> None:
                 if name.endswith(("psycopg.connect", "Connection.connect", "create_engine", "ConnectionPool")):
                     found.add((path.relative_to(top).as_posix(), name))
     # The API's pool opens its sessions with what a Session gives it.
-    assert found == {("sync/postgres/sessions.py", "psycopg.connect"), ("api/database.py", "AsyncConnectionPool")}
+    assert found == {("sync/postgres/sessions.py", "Connection.connect"), ("api/database.py", "AsyncConnectionPool")}

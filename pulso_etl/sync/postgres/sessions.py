@@ -114,7 +114,7 @@ class Session:
         # A pooler invents its own process numbers. If the numbers agree, there is no pooler.
         if conn.info.backend_pid == (mine := _server_process(conn)):
             return
-        with closing(psycopg.connect(**self.start())) as other:
+        with closing(Connection.connect(**self.start())) as other:
             for _ in range(PROBES):
                 theirs = _process_within(other, PROBE_SECONDS)
                 if theirs is None:
