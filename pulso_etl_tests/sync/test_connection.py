@@ -5,29 +5,30 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from pulso_etl.sync.postgres.server_errors import meaning
-from pulso_etl.sync.postgres.session_settings import Limits
 from pulso_etl.sync.postgres.sessions import Session
 from pulso_etl_tests.conftest import wait_until
 from pulso_etl_tests.databases import postgres, quick_folder
-from pulso_etl_tests.sync.test_limits import SHORT
 
 
-def answer(conn: psycopg.Connection, server_url: str, end: str) -> None:
-    """Takes the answer of a statement, as psycopg does, after the server has ended the session, which `end` makes it do."""
-    conn.pgconn.send_query(b"SELECT 1")
+@contextmanager
+def answered_late(conn: psycopg.Connection, server_url: str, statement: str) -> Iterator[tuple[psycopg.Connection, int]]:
+    """Sends the statement, and takes its answer, as psycopg does, after the block and after the end of the server's session.
+
+    Gives the block another connection, and the process of the session.
+    """
+    conn.pgconn.send_query(statement.encode())
+    pid = conn.info.backend_pid
     with psycopg.connect(server_url, autocommit=True) as admin:
-        pid = (conn.info.backend_pid,)
-        waits = "SELECT FROM pg_stat_activity WHERE pid = %s AND wait_event = 'ClientRead' AND query = 'SELECT 1'"
-        wait_until(lambda: admin.execute(waits, pid).fetchone() is not None)
-        admin.execute(end.encode(), pid)
-        wait_until(lambda: admin.execute("SELECT FROM pg_stat_activity WHERE pid = %s", pid).fetchone() is None)
+        yield admin, pid
+        wait_until(lambda: admin.execute("SELECT FROM pg_stat_activity WHERE pid = %s", (pid,)).fetchone() is None)
     while conn.pgconn.is_busy():
         conn.pgconn.consume_input()
     while conn.pgconn.get_result() is not None:
@@ -56,16 +57,20 @@ def copy_one(conn: psycopg.Connection) -> None:
 def test_a_reason_that_arrives_with_the_answer_before(server_url: str, following: Callable[[psycopg.Connection], None]) -> None:
     with Session(server_url, "test").open() as conn:
         conn.execute("CREATE TEMPORARY TABLE things (name text)")
-        answer(conn, server_url, "SELECT pg_terminate_backend(%s)")
+        with answered_late(conn, server_url, "SELECT 1") as (admin, pid):
+            answers = "SELECT FROM pg_stat_activity WHERE pid = %s AND wait_event = 'ClientRead' AND query = 'SELECT 1'"
+            wait_until(lambda: admin.execute(answers, (pid,)).fetchone() is not None)
+            admin.execute("SELECT pg_terminate_backend(%s)", (pid,))
         with pytest.raises(psycopg.errors.AdminShutdown, match="administrator") as caught:
             following(conn)
         assert str(meaning(caught.value).tell(caught.value)).startswith("PostgreSQL ended the session: terminating")
 
 
 def test_a_limit_that_passes_with_the_answer_before(server_url: str) -> None:
-    with Session(server_url, "test", Limits(idle_in_transaction=SHORT)).open() as conn:
+    with Session(server_url, "test").open() as conn:
         conn.execute("BEGIN")
-        answer(conn, server_url, "SELECT %s")
+        with answered_late(conn, server_url, "SET idle_in_transaction_session_timeout = 1"):
+            pass  # The limit begins with this statement.
         with pytest.raises(psycopg.errors.IdleInTransactionSessionTimeout) as caught:
             conn.execute("SELECT 2")
         assert "had waited too long" in str(meaning(caught.value).tell(caught.value))
