@@ -225,8 +225,10 @@ class PostgresUpsertIOManager(ConfigurableIOManager):
             cause = cause_of(error)
             if cause is Cause.CANCELLED:
                 cause = interrupted(timedelta(seconds=attempt.seconds), attempt.timeout)
-            usable = conn is not None and conn.info.transaction_status is TransactionStatus.IDLE
-            session = nullcontext(conn) if conn is not None and usable else self.connect(context.run_id, attempt.timeout)
+            if conn is not None and conn.info.transaction_status is not TransactionStatus.IDLE:
+                # An interrupt that comes just before a commit ends the block, but not the transaction, which holds rows locked.
+                conn.close()
+            session = self.connect(context.run_id, attempt.timeout) if conn is None or conn.closed else nullcontext(conn)
             try:
                 with session as recorder:
                     marks.create(recorder)

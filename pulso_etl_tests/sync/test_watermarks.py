@@ -320,6 +320,36 @@ def test_whatever_went_wrong_is_recorded_after_the_rows_were_rolled_back(
     assert history(conn) == [(result.run_id, 1, "failed", state.error)]
 
 
+def test_an_interrupt_just_before_the_commit_is_recorded(
+    server_url: str,
+    instance: dg.DagsterInstance,
+    schema: str,
+    conn: psycopg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    manager = PostgresUpsertIOManager(database_url=server_url, database_schema=schema, lock_timeout_seconds=2)
+    assert materialize(manager, instance, visits(lambda found: found.slice(1))).success
+    before, leave = state_of(conn, schema), psycopg.Transaction.__exit__
+
+    def interrupted(block: psycopg.Transaction, *error: Any) -> bool:
+        successes = f"SELECT FROM {schema}.etl_extractions WHERE status = 'success'"
+        if error[0] is None and block.connection.execute(successes).rowcount == 2:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        return leave(block, *error)
+
+    monkeypatch.setattr(psycopg.Transaction, "__exit__", interrupted)
+    result = materialize(manager, instance, visits(lambda found: found, retry_policy=None))
+    assert not result.success
+    assert rows(conn) == len(ALL) - 1
+    state = state_of(conn, schema)
+    assert (state.status, state.last_extracted_at) == ("failed", before.last_extracted_at)
+    assert "interrupted" in str(state.error)
+    assert [status for _, _, status, _ in history(conn)] == ["success", "failed"]
+    assert materialize(manager, instance, visits(lambda found: found)).success
+    assert rows(conn) == len(ALL)
+
+
 def test_an_error_of_the_server_is_recorded_as_we_tell_it(
     manager: PostgresUpsertIOManager, instance: dg.DagsterInstance, schema: str, conn: psycopg.Connection
 ) -> None:
