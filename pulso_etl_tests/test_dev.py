@@ -241,7 +241,8 @@ def a_server_that_dies_is_reported_with_its_log_and_ends_the_rest(dev: Dev) -> N
     assert dev.command.end() == 2, dev.command.output
     assert f"pulso-etl: the Dagster daemon has ended; the end of {dev.home / 'daemon.log'}:\n" in dev.command.output
     assert "dagster.daemon" in dev.command.output
-    assert "Traceback" not in dev.command.output
+    # A record of the daemon's log may hold one, for example if a run was killed after its last step.
+    assert "\nTraceback" not in dev.command.output
     assert nothing_left(dev.home)
 
 
