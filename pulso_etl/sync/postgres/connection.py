@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import psycopg
-from psycopg import errors as pg
 from psycopg.errors import Diagnostic
 from psycopg.rows import TupleRow
+
+from pulso_etl.sync.postgres.server_errors import with_code
 
 OPERATOR = "57"
 """The class of the codes with which a server ends sessions that did nothing wrong."""
@@ -23,8 +24,14 @@ class Connection(psycopg.Connection[TupleRow]):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._reasons = reasons = list[psycopg.Error]()
-        # The handler does not hold the connection, so that Python closes a forgotten connection at once.
-        self.add_notice_handler(lambda notice: reasons.extend(_reasons(notice)))
+
+        # The handler does not hold the connection, so that Python closes a forgotten connection at once. It reads the notice at
+        # once, because libpq keeps a notice only during the call.
+        def hear(notice: Diagnostic) -> None:
+            if _ends_the_session(notice) and (reason := with_code(notice.sqlstate, notice.message_primary or str(notice.sqlstate))):
+                reasons.append(reason)
+
+        self.add_notice_handler(hear)
 
     def wait(self, *args: Any, **kwargs: Any) -> Any:
         """Every statement runs in here. Raises psycopg.Error."""
@@ -36,12 +43,5 @@ class Connection(psycopg.Connection[TupleRow]):
             raise
 
 
-def _reasons(notice: Diagnostic) -> list[psycopg.Error]:
-    """The notice as an error, if it ends the session. It is read at once, because libpq keeps a notice only during the call."""
-    code = notice.sqlstate or ""
-    if notice.severity_nonlocalized not in ("FATAL", "PANIC") and not code.startswith(OPERATOR):
-        return []
-    try:
-        return [pg.lookup(code)(notice.message_primary or code)]
-    except KeyError:
-        return []
+def _ends_the_session(notice: Diagnostic) -> bool:
+    return notice.severity_nonlocalized in ("FATAL", "PANIC") or (notice.sqlstate or "").startswith(OPERATOR)

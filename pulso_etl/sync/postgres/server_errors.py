@@ -183,14 +183,18 @@ def naming_refusals(conninfo: str) -> Iterator[None]:
     except psycopg.OperationalError as error:
         if error.sqlstate is not None or error.pgconn is None or isinstance(error, pg.ConnectionTimeout):
             raise
-        code = refusal_code(conninfo)
-        try:
-            named = pg.lookup(code) if code else None
-        except KeyError:
-            named = None
+        named = with_code(refusal_code(conninfo), first_line(error))
         if named is None:
             raise
-        raise named(first_line(error)) from None
+        raise named from None
+
+
+def with_code(code: str | None, text: str) -> psycopg.Error | None:
+    """psycopg's error for the code, with this text. None if there is no code, or psycopg does not know it."""
+    try:
+        return pg.lookup(code)(text) if code else None
+    except KeyError:
+        return None
 
 
 def refusal_code(conninfo: str, seconds: float = ASK_SECONDS) -> str | None:
